@@ -1,0 +1,1 @@
+"""From files to batches: sources, prompts, the token cache, packing, batches."""

@@ -1,0 +1,50 @@
+"""What a row of a data file becomes: an Example, or a Fault that says why it can't be one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["instruction", "messages", "prompt", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, told apart by its keys.
+
+    Attributes:
+        kind: instruction (instruction, input, output); messages (a chat, also made from
+            `conversations`); prompt (prompt and completion, both raw text); text (raw text).
+        file: the file as the user named it.
+        line: physical line from 1 (Parquet: row from 1; a row over several lines: its first line).
+        messages: for kind messages, the turns; else empty.
+        instruction, input, output: for kind instruction; `input` is "" where the row has none.
+            For kind prompt, `instruction` is the prompt and `output` the completion.
+            For kind text, `output` is the text.
+    """
+
+    kind: Kind
+    file: str
+    line: int
+    messages: tuple[Message, ...] = ()
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A wrong row, or with `line` None a wrong file."""
+
+    file: str
+    line: int | None
+    reason: str
+    remedy: str = ""

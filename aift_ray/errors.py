@@ -1,0 +1,100 @@
+"""The errors of the package: what is wrong, where, what was expected, and the remedy.
+
+Every error that a user can cause carries a list of problems, gathered first and raised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        where: the setting, or the file and line.
+        what: what was found there and what is allowed, one sentence.
+        remedy: what to do about it; may be empty.
+    """
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n      {self.remedy}" if self.remedy else text
+
+
+class AiftError(Exception):
+    """Base of all errors of this package. `exit_status` is what the command line returns for it."""
+
+    exit_status = 1
+
+
+class UserError(AiftError):
+    """The input or the configuration is wrong; nothing was started.
+
+    Args:
+        problems: everything that is wrong, in the order in which it was found.
+        hidden: number of further problems that were counted but not kept.
+    """
+
+    exit_status = 2
+    title = "the input is wrong"
+
+    def __init__(self, problems: Iterable[Problem], hidden: int = 0) -> None:
+        self.problems = list(problems)
+        self.hidden = hidden
+        super().__init__(self._message())
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[list[Problem], int]]:
+        return type(self), (self.problems, self.hidden)
+
+    def _message(self) -> str:
+        number = len(self.problems) + self.hidden
+        lines = [f"{self.title} ({number} problem{'s' if number != 1 else ''})"]
+        lines += [f"  - {problem}" for problem in self.problems]
+        if self.hidden:
+            lines.append(f"  ... and {self.hidden} more")
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+    title = "the configuration is wrong"
+
+
+class DataError(UserError):
+    """A data file or a row of it is wrong."""
+
+    title = "the data is wrong"
+
+
+class ModelError(UserError):
+    """A model folder can't be used."""
+
+    title = "the model can't be used"
+
+
+class TrainingError(AiftError):
+    """A run failed after it had started; the message says what is left of it."""
+
+
+class Interrupted(AiftError):
+    """A run stopped on request, with a checkpoint.
+
+    Args:
+        message: what happened and how to go on.
+        exit_status: 130 after Ctrl-C, 75 after SIGTERM or a time limit.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        return type(self), (str(self), self.exit_status)
