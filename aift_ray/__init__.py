@@ -1,0 +1,34 @@
+"""Fine-tune Japanese language models on a Ray cluster and serve the result.
+
+The public names load on first use: `import aift_ray` imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AiftError": "aift_ray.errors",
+    "ConfigError": "aift_ray.errors",
+    "DataError": "aift_ray.errors",
+    "LoRAConfig": "aift_ray.config",
+    "ModelError": "aift_ray.errors",
+    "RunConfig": "aift_ray.config",
+    "TrainingConfig": "aift_ray.config",
+    "TrainingError": "aift_ray.errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aift_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

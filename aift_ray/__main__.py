@@ -1,0 +1,30 @@
+"""The command `aift-ray VERB`."""
+
+from __future__ import annotations
+
+import sys
+
+from aift_ray import __version__, train
+
+VERBS = {"train": train.run}
+USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
+
+  train    fine-tune a model on Ray Train workers
+
+aift-ray {__version__}"""
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help", "--version"):
+        print(f"aift-ray {__version__}" if name == "--version" else USAGE)
+        sys.exit(0)
+    if name not in VERBS:
+        print(f"error: there is no verb '{name}'\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(train.guarded(VERBS[name], sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Every setting of a training run, declared once: name, type, range, default, unit, meaning.
+
+The same models are the YAML file, the command line and the Python API. An unknown or
+out-of-range value is a ConfigError that names every wrong field at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SHIPPED_MODEL = "hina-4m"
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field with its meaning, which `--help` shows."""
+    if isinstance(default, (list, dict, BaseModel)):
+        return Field(default_factory=type(default), description=meaning, **limits)
+    return Field(default, description=meaning, **limits)
+
+
+class Section(BaseModel):
+    """A group of settings; takes its fields by position too, in the order of declaration."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        names = list(type(self).model_fields)
+        if len(args) > len(names):
+            raise TypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
+        for name, value in zip(names, args, strict=False):
+            if name in kwargs:
+                raise TypeError(f"{type(self).__name__} got two values for '{name}'")
+            kwargs[name] = value
+        super().__init__(**kwargs)
+
+
+class TrainingConfig(Section):
+    """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
+
+    learning_rate: float = setting(
+        2e-5, "peak learning rate; LoRA usually wants 1e-4 to 3e-4", gt=0, le=10
+    )
+    batch_size: Positive = setting(4, "examples a worker and micro-step (fill: packed rows)")
+    gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
+    num_epochs: Positive = setting(3, "passes over the training rows")
+    warmup_steps: NotNegative = setting(100, "steps in which the learning rate rises from 0")
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
+    eval_steps: Positive = setting(100, "steps between evaluations (with evaluation data)")
+    save_steps: Positive = setting(500, "steps between checkpoints")
+    logging_steps: Positive = setting(10, "steps between lines of metrics.jsonl")
+    output_dir: str = setting(
+        "./outputs", "Python API: parent of a numbered folder a run; commands use --output-dir"
+    )
+    fp16: bool = setting(True, "mixed precision: bf16 or fp16 on a GPU, always fp32 on a CPU")
+    gradient_checkpointing: bool = setting(
+        True, "recompute activations in the backward pass: less memory, about a fifth slower"
+    )
+    ddp: bool = setting(False, "world_size data-parallel workers (same as --num-workers)")
+    local_rank: int = setting(-1, "0 or more: this process is that worker of a torchrun group")
+    world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
+    max_steps: Positive | None = setting(None, "total steps; overrides num_epochs")
+    seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
+    lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
+        "cosine", "learning rate after the warm-up: to 0 along a line or a cosine, or constant"
+    )
+    weight_decay: float = setting(0.01, "AdamW's decay; never on norms and biases", ge=0, le=1)
+    adam_beta1: Fraction = setting(0.9, "AdamW's decay rate of the first moment")
+    adam_beta2: Fraction = setting(0.999, "AdamW's decay rate of the second moment")
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", gt=0, le=1)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "dtype of the computation; auto follows fp16; fp16 needs a GPU"
+    )
+    early_stopping_patience: NotNegative = setting(
+        0, "stop after this many evaluations without a better loss; 0: never"
+    )
+    load_best: bool = setting(False, "the final model is that of the best evaluation loss")
+    keep_checkpoints: Positive = setting(3, "number of newest checkpoints kept, beside the best")
+    exact_match_rows: NotNegative = setting(
+        0, "held-out rows answered greedily and compared, before and after; 0: none"
+    )
+    exact_match_batch_size: Positive = setting(32, "held-out rows answered at once")
+    exact_match_max_tokens: Positive = setting(128, "tokens of an answer at most")
+    trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
+
+
+class LoRAConfig(Section):
+    """Which low-rank adapters are trained; the names are PEFT's."""
+
+    r: Positive = setting(16, "rank of the adapters")
+    lora_alpha: Positive = setting(32, "scale: the adapter's output is multiplied by alpha / r")
+    target_modules: list[str] | None = setting(
+        None, "names of the adapted layers; default: every linear layer of the decoder blocks"
+    )
+    lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
+    bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
+    task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
+    use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
+    qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
+
+
+class ParallelConfig(Section):
+    """How the model is spread over workers."""
+
+    strategy: Literal["ddp"] = setting("ddp", "ddp: a whole model on each worker")
+    max_memory_per_gpu: dict[int, str] | None = setting(
+        None, "memory a device for strategy model_parallel, {0: 22GB}; not with ddp"
+    )
+    pipeline_parallel_size: Positive = setting(1, "stages of strategy pipeline; 1 with ddp")
+    tensor_parallel_size: Positive = setting(1, "shards of strategy tensor; 1 with ddp")
+
+
+class DataConfig(Section):
+    """Which rows are read, and how they become token ids."""
+
+    train_files: list[str] = setting(
+        [], "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz)"
+    )
+    eval_files: list[str] = setting([], "evaluation files, folders or globs")
+    validation_fraction: Fraction = setting(
+        0.0, "share of the training rows held out for evaluation; not with eval files"
+    )
+    packing: Literal["concat", "fill", "false"] = setting(
+        "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
+    )
+    sequence_length: Annotated[int, Field(ge=8)] = setting(
+        2048, "tokens a row at most; at most what the model takes"
+    )
+    on_bad_row: Literal["error", "skip"] = setting("error", "a wrong row stops, or is counted")
+    on_long_row: Literal["truncate", "error"] = setting(
+        "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
+    )
+    text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
+    system_prompt: str | None = setting(None, "system message put before rows without one")
+    cache_dir: str | None = setting(
+        None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
+    )
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _packing_as_word(cls, value: Any) -> Any:
+        words = {"true": "concat", "false": "false", "none": "false"}
+        return words.get(str(value).lower(), value)
+
+
+class RayConfig(Section):
+    """Where the workers run and what Ray does for them."""
+
+    num_workers: int | str | None = setting(
+        None, "workers, or MIN:MAX for an elastic group; default: one a GPU, or one CPU worker"
+    )
+    cpus_per_worker: float = setting(1.0, "CPUs, and threads of computation, a worker", gt=0)
+    use_gpu: bool | None = setting(None, "workers on GPUs; default: where there are any")
+    resources_per_worker: dict[str, float] = setting(
+        {}, "further Ray resources a worker asks for, {name: amount}"
+    )
+    storage_path: str | None = setting(
+        None, "folder or URI to which checkpoints are copied as well (local, NFS, s3://...)"
+    )
+    max_failures: Annotated[int, Field(ge=-1)] = setting(
+        3, "restarts of the group of workers after a lost one; -1: without limit"
+    )
+
+    @field_validator("num_workers")
+    @classmethod
+    def _workers(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str):
+            parts = value.split(":")
+            if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+                raise ValueError("give a number or MIN:MAX, for example 2 or 1:4")
+            least, most = int(parts[0]), int(parts[-1])
+            if not 1 <= least <= most:
+                raise ValueError("give 1 or more, and MIN not above MAX")
+            return least if len(parts) == 1 else value
+        if value is not None and value < 1:
+            raise ValueError("give 1 or more")
+        return value
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
+    method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
+    overwrite: bool = setting(False, "empty an output folder that is not empty")
+    resume: str | None = setting(None, "'latest' or a checkpoint folder to go on from")
+    training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
+    lora: LoRAConfig = setting(LoRAConfig(), "adapters")
+    parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
+    data: DataConfig = setting(DataConfig(), "rows and tokens")
+    ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        # an empty section in a YAML file is null
+        if isinstance(value, dict):
+            return {k: v for k, v in value.items() if v is not None or k not in _SECTIONS}
+        return value
+
+    def worker_range(self, devices: int) -> tuple[int, int]:
+        """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
+        if self.training.ddp and self.ray.num_workers is None:
+            return self.training.world_size, self.training.world_size
+        wanted = self.ray.num_workers
+        if wanted is None:
+            return max(devices, 1), max(devices, 1)
+        if isinstance(wanted, int):
+            return wanted, wanted
+        least, most = wanted.split(":")
+        return int(least), int(most)
+
+
+_SECTIONS = ("training", "lora", "parallel", "data", "ray")

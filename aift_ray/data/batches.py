@@ -1,0 +1,166 @@
+"""Which rows make which step, and the tensors of a micro-batch.
+
+The order of the rows is a function of seed and epoch, and the global batch a function of the
+step alone: however it is spread over workers and micro-steps, and wherever a run is resumed, the
+same rows make the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from aift_ray.data.cache import TokenRows
+from aift_ray.data.packing import best_fit
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch.
+
+    Laid end to end: `ids` (1, tokens), `positions` (1, tokens) restart at each document and
+    `borders` (documents + 1,) are their cumulative lengths. Padded: `ids` and `mask`
+    (rows, longest), and no borders.
+
+    Attributes:
+        sources: (targets,), flat positions in `ids` whose next token is a target.
+        targets: (targets,), the token ids to predict there.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+    borders: torch.Tensor | None
+    sources: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True) if value is not None else None
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        if self.borders is None:
+            return self.ids.shape[1]
+        return int((self.borders[1:] - self.borders[:-1]).max())
+
+
+def collate(rows: TokenRows, indices: Sequence[int], padded: bool, pad_id: int = 0) -> Batch:
+    """Tensors of the rows `indices`; padding, where asked for, is on the right and masked."""
+    parts = [rows.row(index) for index in indices]
+    lengths = [len(ids) for ids, _ in parts]
+    width = max(lengths)
+    starts = (
+        [i * width for i in range(len(parts))] if padded else [0, *np.cumsum(lengths)[:-1].tolist()]
+    )
+    sources = np.concatenate(
+        [np.flatnonzero(flags[1:]) + start for (_, flags), start in zip(parts, starts, strict=True)]
+    )
+    targets = np.concatenate([ids[1:][flags[1:] != 0] for ids, flags in parts])
+    flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+    if not padded:
+        ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
+        return Batch(ids[None], positions[None], None, borders, *flat)
+    table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(table)
+    for row, (ids, _) in enumerate(parts):
+        table[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        mask[row, : len(ids)] = 1
+    positions = torch.arange(width).expand(len(parts), width)
+    return Batch(table, positions, mask, None, *flat)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The steps of a run.
+
+    Attributes:
+        lengths, targets: of the rows that are trained, shape (rows,).
+        indices: their indices in the token rows, shape (rows,).
+        batch_size: units (examples, or filled rows) a micro-step and worker.
+        global_batch: units a step.
+        capacity: tokens of a filled row; None where a unit is one example.
+    """
+
+    lengths: np.ndarray
+    targets: np.ndarray
+    indices: np.ndarray
+    batch_size: int
+    global_batch: int
+    seed: int
+    capacity: int | None = None
+
+    @cached_property
+    def units(self) -> list[list[int]]:
+        """Positions in `indices` that go together, in the order before shuffling."""
+        if self.capacity is None:
+            return [[row] for row in range(len(self.indices))]
+        order = np.random.default_rng([self.seed, 0]).permutation(len(self.indices))
+        return best_fit(self.lengths.tolist(), order.tolist(), self.capacity)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass; the last one may be smaller than the others."""
+        return -(-len(self.units) // self.global_batch)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data that are behind after `step` steps."""
+        whole, rest = divmod(step, self.steps_per_epoch)
+        return whole + rest / self.steps_per_epoch
+
+    def global_units(self, step: int) -> list[list[int]]:
+        """Units of the step with index `step` (from 0), longest first."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = self._shuffled(epoch)[number * self.global_batch : (number + 1) * self.global_batch]
+        units = [self.units[int(u)] for u in order]
+        return sorted(units, key=lambda unit: -int(self.lengths[unit].sum()))
+
+    def step_targets(self, step: int) -> int:
+        """Supervised tokens of the whole global batch."""
+        return sum(int(self.targets[unit].sum()) for unit in self.global_units(step))
+
+    def share(self, step: int, rank: int, world: int) -> list[list[int]]:
+        """Micro-batches of one worker: token-row indices; an empty one where no unit is left.
+
+        Units are dealt longest first, back and forth over the slots (micro-steps x workers), so
+        that no worker waits long for another.
+        """
+        units = self.global_units(step)
+        micro_steps = -(-len(units) // (self.batch_size * world))
+        slots: list[list[int]] = [[] for _ in range(micro_steps * world)]
+        for number, unit in enumerate(units):
+            round_, at = divmod(number, len(slots))
+            slot = slots[at if round_ % 2 == 0 else len(slots) - 1 - at]
+            slot += unit
+        return [
+            [int(self.indices[row]) for row in sorted(slots[micro * world + rank])]
+            for micro in range(micro_steps)
+        ]
+
+    def longest_micro_batch(self) -> list[int]:
+        """Token-row indices of a micro-batch at least as long as any that will come."""
+        units = sorted(self.units, key=lambda unit: -int(self.lengths[unit].sum()))
+        return [int(self.indices[row]) for unit in units[: self.batch_size] for row in unit]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        # one epoch is kept: permuting a million units a step would cost more than the step
+        if self._kept.get("epoch") != epoch:
+            rng = np.random.default_rng([self.seed, 1 + epoch])
+            self._kept.update(epoch=epoch, order=rng.permutation(len(self.units)))
+        order: np.ndarray = self._kept["order"]
+        return order
+
+    @cached_property
+    def _kept(self) -> dict[str, object]:
+        return {}

@@ -1,0 +1,300 @@
+"""Token ids on disk: made once from the data files, memory-mapped by every worker.
+
+A cache folder is named by the content that went into it (files, tokenizer, template, settings),
+written beside its final name and renamed, so that two runs may make the same one at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from aift_ray.config import DataConfig
+from aift_ray.data.duplicates import DuplicateCounter
+from aift_ray.data.encoded import Encoded
+from aift_ray.data.examples import Example, Fault
+from aift_ray.data.prompts import PromptEncoder, RowError, fit, split_text
+from aift_ray.data.sources import expand_files, read_examples
+from aift_ray.errors import DataError, Problem
+
+Ids = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.uint8]
+
+VERSION = 1
+SHOWN_FAULTS = 20
+_BATCH_ROWS = 2048
+_SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.uint8())),
+        ("targets", pa.int32()),
+        ("file", pa.string()),
+        ("line", pa.int32()),
+    ]
+)
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a set; tokens are counted as they are trained."""
+
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated_rows: int = 0
+    dropped_rows: int = 0
+    skipped_rows: int = 0
+    split_documents: int = 0
+    longest: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class TokenRows:
+    """The rows of one set, read from a memory-mapped Arrow file.
+
+    Attributes:
+        lengths: tokens a row, shape (rows,).
+        targets: supervised tokens a row that have a token before them, shape (rows,).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        lengths, targets = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        for number in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(number)
+            lengths.append(batch.column("ids").value_lengths().to_numpy())
+            targets.append(batch.column("targets").to_numpy())
+        self.lengths: Ids = np.concatenate(lengths)
+        self.targets: Ids = np.concatenate(targets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> tuple[Ids, Flags]:
+        """Token ids and supervision flags of a row, each of shape (length,)."""
+        batch, row = self._locate(index)
+        ids: Ids = batch.column("ids")[row].values.to_numpy()
+        flags: Flags = batch.column("supervised")[row].values.to_numpy()
+        return ids, flags
+
+    def place(self, index: int) -> str:
+        """Where a row came from, as file:line."""
+        batch, row = self._locate(index)
+        return f"{batch.column('file')[row].as_py()}:{batch.column('line')[row].as_py()}"
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cache folder: `train` and `eval` rows with their counts; `eval` may hold no row."""
+
+    folder: Path
+    train: Counts
+    eval: Counts
+    warnings: list[str]
+
+    def rows(self, name: str) -> TokenRows:
+        """The rows of set `name`, train or eval."""
+        return TokenRows(self.folder / f"{name}.arrow")
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where token caches lie."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "aift_ray" / "tokens"
+
+
+def prepare(config: DataConfig, encoder: PromptEncoder, sequence_length: int) -> Prepared:
+    """Tokenize the files of `config`, or find them tokenized.
+
+    Raises:
+        DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
+            that are too long where that is an error, or no supervised token at all.
+    """
+    train, evaluation = expand_files(config.train_files), expand_files(config.eval_files)
+    folder = cache_folder(config) / _key(config, encoder, sequence_length, train, evaluation)
+    if not folder.is_dir():
+        _build(folder, config, encoder, sequence_length, train, evaluation)
+    return load(folder)
+
+
+def load(folder: Path) -> Prepared:
+    """Open a cache folder that `prepare` made."""
+    stored = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    return Prepared(
+        folder, Counts(**stored["train"]), Counts(**stored["eval"]), stored["warnings"]
+    )
+
+
+def _key(
+    config: DataConfig,
+    encoder: PromptEncoder,
+    sequence_length: int,
+    train: Sequence[Path],
+    evaluation: Sequence[Path],
+) -> str:
+    parts: list[Any] = [VERSION, encoder.digest(), sequence_length]
+    parts += [config.on_bad_row, config.on_long_row, config.text_unit]
+    for files in (train, evaluation):
+        parts.append([[str(path), _file_digest(path)] for path in files])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(
+    folder: Path,
+    config: DataConfig,
+    encoder: PromptEncoder,
+    sequence_length: int,
+    train: Sequence[Path],
+    evaluation: Sequence[Path],
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        duplicates = DuplicateCounter()
+        faults: list[Fault] = []
+        sets = {}
+        for name, files in (("train", train), ("eval", evaluation)):
+            note = duplicates.add_train if name == "train" else duplicates.add_eval
+            encoding = _Encoding(config, encoder, sequence_length, note)
+            _write(scratch / f"{name}.arrow", encoding.rows(files))
+            faults += encoding.faults if config.on_bad_row == "error" else []
+            faults += [f for f in encoding.faults if f.line is None and f not in faults]
+            sets[name] = encoding.counts
+        _raise_for(faults)
+        if not sets["train"].supervised_tokens:
+            raise DataError([_nothing_supervised(sets["train"])])
+        stored = {name: asdict(counts) for name, counts in sets.items()}
+        stored["warnings"] = duplicates.warnings()
+        (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
+        _publish(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    try:
+        scratch.rename(folder)
+    except OSError:
+        # another run made the same content first
+        if not folder.is_dir():
+            raise
+
+
+def _raise_for(faults: list[Fault]) -> None:
+    if faults:
+        problems = [
+            Problem(f.file if f.line is None else f"{f.file}:{f.line}", f.reason, f.remedy)
+            for f in faults[:SHOWN_FAULTS]
+        ]
+        raise DataError(problems, hidden=len(faults) - len(problems))
+
+
+def _nothing_supervised(counts: Counts) -> Problem:
+    return Problem(
+        "training data",
+        f"none of its {counts.rows} usable rows has a token to train on "
+        f"({counts.dropped_rows} rows were dropped because the answer does not fit)",
+        "raise --data.sequence_length, or check the rows with --dry-run",
+    )
+
+
+class _Encoding:
+    """Examples to token rows, counting what happens to them."""
+
+    def __init__(
+        self, config: DataConfig, encoder: PromptEncoder, sequence_length: int, note: Any
+    ) -> None:
+        self.config, self.encoder, self.length, self.note = config, encoder, sequence_length, note
+        self.counts, self.faults = Counts(), list[Fault]()
+
+    def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
+        for item in read_examples(files, self.config.text_unit):
+            if isinstance(item, Fault):
+                self._fault(item)
+                continue
+            try:
+                encoded = self.encoder.encode(item)
+            except RowError as error:
+                self._fault(Fault(item.file, item.line, str(error)))
+                continue
+            self.note(item)
+            for piece in self._pieces(encoded, item):
+                self._count(piece)
+                yield piece, item
+
+    def _pieces(self, encoded: Encoded, example: Example) -> list[Encoded]:
+        if len(encoded) <= self.length:
+            return [encoded]
+        if self.config.on_long_row == "error":
+            reason = f"{len(encoded)} tokens, at most {self.length} are allowed"
+            self.faults.append(
+                Fault(example.file, example.line, reason, "raise --data.sequence_length")
+            )
+            return []
+        if example.kind == "text":
+            self.counts.split_documents += 1
+            return split_text(encoded, self.length)
+        fitted = fit(encoded, self.length)
+        if fitted is None:
+            self.counts.dropped_rows += 1
+            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
+            return []
+        self.counts.truncated_rows += 1
+        return [fitted]
+
+    def _fault(self, fault: Fault) -> None:
+        self.faults.append(fault)
+        self.counts.skipped_rows += 1
+        self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+
+    def _note(self, text: str) -> None:
+        if len(self.counts.notes) < SHOWN_FAULTS:
+            self.counts.notes.append(text)
+
+    def _count(self, encoded: Encoded) -> None:
+        self.counts.rows += 1
+        self.counts.tokens += len(encoded)
+        self.counts.supervised_tokens += sum(encoded.supervised[1:])
+        self.counts.longest = max(self.counts.longest, len(encoded))
+
+
+def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        columns: list[list[Any]] = [[] for _ in _SCHEMA]
+        for encoded, example in rows:
+            flags = [int(flag) for flag in encoded.supervised]
+            values = (encoded.ids, flags, sum(flags[1:]), example.file, example.line)
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+            if len(columns[0]) == _BATCH_ROWS:
+                writer.write_batch(_batch(columns))
+                columns = [[] for _ in _SCHEMA]
+        if columns[0]:
+            writer.write_batch(_batch(columns))
+
+
+def _batch(columns: list[list[Any]]) -> Any:
+    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=_SCHEMA)

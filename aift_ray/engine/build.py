@@ -1,0 +1,171 @@
+"""Everything one worker needs for the loop, built in one place and one order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.config import RunConfig
+from aift_ray.data import cache
+from aift_ray.data.batches import BatchPlan
+from aift_ray.data.cache import TokenRows
+from aift_ray.engine import checkpoint, optimizer
+from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.job import Job
+from aift_ray.engine.loss import LossModule
+from aift_ray.engine.precision import Precision
+from aift_ray.models import attention, loading
+from aift_ray.models.adapters import add_adapters, reload_adapters
+from aift_ray.parallel import wrap
+from aift_ray.parallel.group import Group
+
+
+@dataclass
+class Run:
+    """One worker's share of a run.
+
+    Attributes:
+        module: gives the loss of a batch, alone.
+        spread: the same, wrapped by the strategy; its backward joins the workers.
+        plan: which rows make which step.
+        state: where the run is.
+        resumed_from: step of the checkpoint it started from.
+    """
+
+    job: Job
+    group: Group
+    precision: Precision
+    tokenizer: PreTrainedTokenizerBase
+    module: LossModule
+    spread: torch.nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    rows: TokenRows
+    plan: BatchPlan
+    evaluator: Evaluator | None
+    state: checkpoint.State
+    total_steps: int
+    resumed_from: int | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the run."""
+        return self.job.config
+
+
+def split(config: RunConfig, rows: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the rows to train on, and of those of the same set to evaluate on.
+
+    Args:
+        rows: number of training rows.
+        held_out: number of rows of the evaluation files; with any, nothing is split off.
+    """
+    everything = np.arange(rows)
+    if held_out or not config.data.validation_fraction:
+        return everything, everything[:0]
+    order = np.random.default_rng([config.training.seed, 2**31]).permutation(rows)
+    number = min(rows - 1, max(1, round(rows * config.data.validation_fraction)))
+    return np.sort(order[number:]), np.sort(order[:number])
+
+
+def plan_batches(
+    config: RunConfig, rows: TokenRows, indices: np.ndarray, global_batch: int, longest: int
+) -> BatchPlan:
+    """The steps over `indices` of `rows`; `longest` is the capacity of a filled row."""
+    return BatchPlan(
+        rows.lengths[indices],
+        rows.targets[indices],
+        indices,
+        config.training.batch_size,
+        global_batch,
+        config.training.seed,
+        longest if config.data.packing == "fill" else None,
+    )
+
+
+def total_steps(config: RunConfig, plan: BatchPlan) -> int:
+    """Steps of the whole run."""
+    return config.training.max_steps or config.training.num_epochs * plan.steps_per_epoch
+
+
+def build(job: Job, group: Group, resume: Path | None = None) -> Run:
+    """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given."""
+    config = job.config
+    precision = Precision.resolve(config, group.device)
+    state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
+    state.global_batch = state.global_batch or job.global_batch
+    state.data = job.cache.name
+    prepared = cache.load(job.cache)
+    rows, held_out = prepared.rows("train"), prepared.rows("eval")
+    indices, own = split(config, len(rows), len(held_out))
+    plan = plan_batches(config, rows, indices, state.global_batch, prepared.train.longest)
+    tokenizer = loading.load_tokenizer(job.location)
+    tokenizer.chat_template = job.chat_template
+    model = _model(job, group, precision, str(resume) if resume else None)
+    module = LossModule(model).to(group.device)
+    module.train()
+    moved = optimizer.build(module, config.training)
+    scaler = precision.scaler(group.device)
+    if tensors:
+        moved.load_state_dict(tensors["optimizer"])
+        scaler.load_state_dict(tensors["scaler"])
+    answers = (
+        config.training.exact_match_rows,
+        config.training.exact_match_batch_size,
+        config.training.exact_match_max_tokens,
+    )
+    evaluated = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    evaluator = Evaluator(
+        *evaluated,
+        config.training.batch_size,
+        answers,
+        tokenizer,
+        job.stop_ids,
+        precision,
+        group,
+    )
+    return Run(
+        job=job,
+        group=group,
+        precision=precision,
+        tokenizer=tokenizer,
+        module=module,
+        spread=wrap(config.parallel.strategy, module, group),
+        optimizer=moved,
+        scaler=scaler,
+        rows=rows,
+        plan=plan,
+        evaluator=evaluator if len(evaluated[1]) else None,
+        state=state,
+        total_steps=total_steps(config, plan),
+        resumed_from=state.step if resume else None,
+    )
+
+
+def _model(
+    job: Job, group: Group, precision: Precision, resume: str | None
+) -> torch.nn.Module:
+    config, full = job.config, job.config.method == "full"
+    source = resume if resume and full else job.location
+    # the same new weights on every worker, and after every restart
+    torch.manual_seed(config.training.seed)
+    kind = attention.choose(group.device)
+    base = loading.load_model(source, precision.frozen, kind)
+    if config.training.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    if full:
+        return base
+    if resume:
+        return reload_adapters(base, resume)
+    return add_adapters(base, config.lora)
+
+
+def rebuild(run: Run, folder: Path) -> None:
+    """Put the model of a checkpoint in place of the run's; it is not trained further."""
+    model = _model(run.job, run.group, run.precision, str(folder))
+    run.module = LossModule(model).to(run.group.device)
+    run.spread = run.module

@@ -1,0 +1,139 @@
+"""Checkpoints: whole or absent, in Hugging Face layout, with what an exact resume needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass
+class State:
+    """Where a run is. The data position and the random numbers are functions of `step`.
+
+    Attributes:
+        step: optimizer steps done.
+        global_batch: units a step, kept whatever number of workers comes back.
+        best_loss, best_step: of the best evaluation so far.
+        bad_evaluations: evaluations since then.
+        first_loss, eval_loss_before, exact_match_before: for the summary.
+        data: name of the token cache that the run trains on.
+    """
+
+    step: int = 0
+    global_batch: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    first_loss: float | None = None
+    eval_loss_before: float | None = None
+    exact_match_before: float | None = None
+    data: str = ""
+
+
+def save(
+    folder: Path, state: State, tensors: dict[str, Any], save_model: Callable[[str], None]
+) -> Path:
+    """Write checkpoint `folder`/step-N beside its name, sync it, and rename it.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        tensors: optimizer and scaler state, for torch.save.
+        save_model: writes model or adapter, and tokenizer, into a folder.
+
+    Raises:
+        OSError: the disk is full, say; nothing is left under the final name.
+    """
+    final = folder / f"step-{state.step}"
+    scratch = folder / f".step-{state.step}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        save_model(str(scratch))
+        torch.save(tensors, scratch / "trainer_state.pt")
+        (scratch / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        _write_manifest(scratch)
+        if final.exists():
+            shutil.rmtree(final)
+        scratch.rename(final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return final
+
+
+def load(folder: Path) -> tuple[State, dict[str, Any]]:
+    """State and tensors of a checkpoint."""
+    state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    tensors = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
+    return state, tensors
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None where nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"no readable {MANIFEST}"
+    for name, entry in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, {entry['bytes']} expected"
+        if _digest(path) != entry["sha256"]:
+            return f"{name} has changed"
+    return None
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints and the best one."""
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            # renamed first, so that a half-removed one never bears a checkpoint's name
+            doomed = folder / f".step-{step}.removed"
+            (folder / f"step-{step}").rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (*files, folder / MANIFEST, folder):
+        _sync(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

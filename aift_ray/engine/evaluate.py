@@ -1,0 +1,109 @@
+"""Evaluation: token-weighted loss, and answers compared with the expected ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.data.batches import collate
+from aift_ray.data.cache import TokenRows
+from aift_ray.engine.loss import LossModule
+from aift_ray.engine.precision import Precision
+from aift_ray.parallel.group import Group
+
+
+@dataclass
+class Evaluator:
+    """Evaluates one model on held-out rows; each worker takes its share of them.
+
+    Attributes:
+        indices: the held-out rows in `rows`.
+        batch_size: rows whose loss is computed at once.
+        answers: how many rows are answered by generation, how many of them at once, and how many
+            tokens an answer may have.
+    """
+
+    rows: TokenRows
+    indices: np.ndarray
+    batch_size: int
+    answers: tuple[int, int, int]
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: list[int]
+    precision: Precision
+    group: Group
+
+    def loss(self, module: LossModule) -> float | None:
+        """Loss per supervised token over all held-out rows; None where there is none."""
+        total, count = 0.0, 0
+        mine = self._share(self.indices)
+        module.eval()
+        with torch.no_grad(), self.precision.autocast(self.group.device):
+            for start in range(0, len(mine), self.batch_size):
+                batch = collate(self.rows, mine[start : start + self.batch_size], padded=False)
+                count += len(batch.targets)
+                if len(batch.targets):
+                    total += module(batch.to(self.group.device)).item()
+        module.train()
+        total, tokens = self.group.sum(total, count)
+        return total / tokens if tokens else None
+
+    def exact_match(self, module: LossModule) -> float | None:
+        """Share of held-out rows whose greedy answer is the expected one, character by character."""
+        number, at_once, _ = self.answers
+        asked = [i for i in self.indices[:number].tolist() if self._question(i) is not None]
+        mine = self._share(np.asarray(asked, dtype=np.int64))
+        # rows of like length are answered together, so that little is padded
+        mine = sorted(mine, key=lambda i: int(self.rows.lengths[i]))
+        right = 0
+        module.eval()
+        for start in range(0, len(mine), at_once):
+            right += self._right(module, mine[start : start + at_once])
+        module.train()
+        hits, asked_of_all = self.group.sum(right, len(mine))
+        return hits / asked_of_all if asked_of_all else None
+
+    def _share(self, indices: np.ndarray) -> list[int]:
+        return [int(i) for i in indices[self.group.rank :: self.group.world]]
+
+    def _question(self, index: int) -> tuple[list[int], list[int]] | None:
+        """Prompt and expected answer of a row: its last supervised run and all before it."""
+        ids, flags = self.rows.row(index)
+        starts = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0) == 1)
+        if len(starts) == 0 or starts[-1] == 0:
+            return None
+        begin = int(starts[-1])
+        stop = begin + int(np.argmin(np.append(flags[begin:], 0)))
+        return ids[:begin].tolist(), ids[begin:stop].tolist()
+
+    def _right(self, module: LossModule, indices: Sequence[int]) -> int:
+        pairs = [pair for pair in map(self._question, indices) if pair is not None]
+        answers = self.answer(module, [prompt for prompt, _ in pairs])
+        expected = [self._text(answer) for _, answer in pairs]
+        return sum(a == b for a, b in zip(answers, expected, strict=True))
+
+    def answer(self, module: LossModule, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Greedy answers to prompts given as token ids, without their end-of-turn token."""
+        width = max(len(prompt) for prompt in prompts)
+        pad = self.stop_ids[0]
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        with torch.no_grad(), self.precision.autocast(self.group.device):
+            output = module.model.generate(
+                input_ids=ids.to(self.group.device),
+                attention_mask=mask.to(self.group.device),
+                do_sample=False,
+                max_new_tokens=self.answers[2],
+                eos_token_id=self.stop_ids,
+                pad_token_id=pad,
+                use_cache=True,
+            )
+        return [self._text(row) for row in output[:, width:].tolist()]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        end = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        text: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
+        return text

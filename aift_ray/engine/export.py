@@ -1,0 +1,39 @@
+"""Writing a model folder that plain transformers and peft open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.models.adapters import causal_model
+
+
+def write_model(
+    folder: str,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: list[int],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Save model or adapter with tokenizer, chat template and the tokens that end a turn.
+
+    Args:
+        dtype: of the stored weights of a full model; None: as they are.
+    """
+    inner: Any = causal_model(model)
+    if isinstance(model, PeftModel):
+        # "auto" would ask the Hub whether the base model's vocabulary was resized
+        model.save_pretrained(folder, save_embedding_layers=False)
+        # PEFT's model card is a form with nothing filled in
+        (Path(folder) / "README.md").unlink(missing_ok=True)
+    else:
+        state = {k: v.to(dtype) for k, v in model.state_dict().items()} if dtype else None
+        inner.config.dtype = dtype or inner.dtype
+        inner.save_pretrained(folder, state_dict=state)
+    inner.generation_config.eos_token_id = list(stop_ids)
+    inner.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

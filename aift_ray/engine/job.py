@@ -1,0 +1,40 @@
+"""What a worker is told: plain data that travels to another machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aift_ray.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, as its workers see it.
+
+    Attributes:
+        config: the resolved configuration.
+        location: folder or Hub id of the model.
+        output: the run's folder, seen by rank 0 and by whoever started the run.
+        cache: the token cache, seen by all workers.
+        stop_ids: tokens that end an answer.
+        chat_template: the template that made the rows; saved with the model.
+        global_batch: units a step.
+        started: time.time() of the command's start.
+        resume: checkpoint folder to start from, if no newer one of this run is there.
+    """
+
+    config: RunConfig
+    location: str
+    output: Path
+    cache: Path
+    stop_ids: list[int]
+    chat_template: str | None
+    global_batch: int
+    started: float
+    resume: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this run's checkpoints lie."""
+        return self.output / "checkpoints"

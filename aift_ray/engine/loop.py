@@ -1,0 +1,152 @@
+"""The training loop. It knows nothing of methods, strategies or Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from aift_ray.data.batches import Batch, collate
+from aift_ray.engine.build import Run
+from aift_ray.engine.optimizer import learning_rate
+from aift_ray.errors import TrainingError
+
+
+class Watch:
+    """What the loop tells the world, and asks it; every worker calls each method alike."""
+
+    def __init__(
+        self,
+        logged: Callable[[dict[str, Any]], None],
+        stop_asked: Callable[[], bool],
+        save: Callable[[], None],
+        evaluate: Callable[[], bool],
+    ) -> None:
+        self.logged, self.stop_asked, self.save, self.evaluate = logged, stop_asked, save, evaluate
+
+
+def train(run: Run, watch: Watch) -> str:
+    """Step until the end; returns done, stopped early or interrupted, as `status`."""
+    training, state = run.config.training, run.state
+    while state.step < run.total_steps:
+        line, stop = train_step(run, watch.stop_asked())
+        state.step += 1
+        watch.logged(line)
+        last = state.step == run.total_steps
+        ended_early = False
+        if run.evaluator and (last or state.step % training.eval_steps == 0):
+            ended_early = watch.evaluate()
+        if last or stop or ended_early or state.step % training.save_steps == 0:
+            watch.save()
+        if ended_early:
+            return "stopped early"
+        if stop and not last:
+            return "interrupted"
+    return "done"
+
+
+def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool]:
+    """One optimizer step; its line for the metrics, and whether any worker was asked to stop.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; the weights are untouched.
+    """
+    began, step, group = time.perf_counter(), run.state.step, run.group
+    shares = run.plan.share(step, group.rank, group.world)
+    targets = run.plan.step_targets(step)
+    rate = learning_rate(run.config.training, step, run.total_steps)
+    for settings in run.optimizer.param_groups:
+        settings["lr"] = rate
+    loss, tokens = accumulate(run, shares, targets)
+    loss, stop, tokens = group.sum(loss, float(stop_asked), tokens)
+    run.scaler.unscale_(run.optimizer)
+    limit = run.config.training.max_grad_norm or math.inf
+    norm = float(clip_grad_norm_(run.module.parameters(), limit))
+    if not math.isfinite(loss) or (not math.isfinite(norm) and not run.scaler.is_enabled()):
+        raise TrainingError(_not_finite(run, loss, norm))
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - began
+    return {
+        "step": step + 1,
+        "epoch": round(run.plan.epoch(step + 1), 6),
+        "loss": loss,
+        "learning_rate": rate,
+        "grad_norm": norm,
+        "tokens": int(tokens),
+        "supervised_tokens": targets,
+        "tokens_per_second": tokens / seconds,
+        "world_size": group.world,
+        "time": time.time(),
+    }, stop > 0
+
+
+def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, int]:
+    """Gradients of this worker's micro-batches; its share of the loss, and its tokens.
+
+    The loss of the step is the sum over supervised tokens divided by `targets`, their number in
+    the whole global batch. Strategies average gradients over workers, so each multiplies its
+    part by their number.
+    """
+    total, tokens = torch.zeros((), device=run.group.device), 0
+    for micro, indices in enumerate(shares):
+        seed_step(run, micro)
+        batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
+        if not indices:
+            batch = without_targets(batch)
+        with _joined(run, micro == len(shares) - 1), run.precision.autocast(run.group.device):
+            loss = run.spread(batch)
+            run.scaler.scale(loss * (run.group.world / max(targets, 1))).backward()
+        total += loss.detach()
+        tokens += int(run.rows.lengths[indices].sum()) if indices else 0
+    return total.item() / max(targets, 1), tokens
+
+
+def micro_batch(run: Run, indices: list[int]) -> Batch:
+    """The tensors of some rows, on this worker's device."""
+    padded = run.config.data.packing == "false"
+    batch = collate(run.rows, indices, padded, run.job.stop_ids[0])
+    return batch.to(run.group.device)
+
+
+def without_targets(batch: Batch) -> Batch:
+    """A batch that trains nothing: a worker without rows still joins the reduction."""
+    return Batch(
+        batch.ids, batch.positions, batch.mask, batch.borders, batch.sources[:0], batch.targets[:0]
+    )
+
+
+def trial(run: Run) -> None:
+    """Forward and backward of the longest micro-batch that can come, without a step."""
+    batch = micro_batch(run, run.plan.longest_micro_batch())
+    with run.precision.autocast(run.group.device):
+        run.module(batch).backward()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def seed_step(run: Run, micro: int) -> None:
+    """Make the random numbers of a micro-step a function of seed, step, worker and micro-step."""
+    numbers = (run.config.training.seed, run.state.step, run.group.rank, micro)
+    torch.manual_seed(hash(numbers) & (2**63 - 1))
+
+
+def _joined(run: Run, last: bool) -> AbstractContextManager[Any]:
+    """Workers join once a step, in the last micro-step's backward pass."""
+    no_sync = getattr(run.spread, "no_sync", None)
+    return nullcontext() if last or no_sync is None else no_sync()
+
+
+def _not_finite(run: Run, loss: float, norm: float) -> str:
+    rows = [i for part in run.plan.share(run.state.step, 0, 1) for i in part]
+    places = ", ".join(run.rows.place(i) for i in rows[:8])
+    return (
+        f"step {run.state.step + 1}: loss {loss}, gradient norm {norm}; the weights were not "
+        f"changed by it. Rows of the batch: {places}{' ...' if len(rows) > 8 else ''}. "
+        "Lower the learning rate, or look at these rows."
+    )

@@ -1,0 +1,132 @@
+"""The loss of a micro-batch: the sum over its supervised tokens, logits made only for them.
+
+The logits of a large vocabulary are the largest tensor of a step. They are made a few hundred
+positions at a time, and each piece's gradient is taken at once, so that no two pieces are ever
+in memory together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from aift_ray.data.batches import Batch
+from aift_ray.models.adapters import causal_model
+
+# positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
+CHUNK = 256
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+class LossModule(nn.Module):
+    """A causal language model whose forward gives a summed loss.
+
+    Args:
+        model: a transformers model, with or without PEFT's adapters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        inner = causal_model(model)
+        softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+        # the body alone, so that no logits are made for positions that are not trained
+        self._body = [inner.get_decoder()]
+        self._head = [_Head(inner.get_output_embeddings(), softcap)]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy summed over the targets of `batch`; a scalar in fp32."""
+        hidden = self._body[0](**model_inputs(batch)).last_hidden_state
+        chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
+        return summed_cross_entropy(self._head[0], chosen, batch.targets)
+
+    def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
+        """The same loss from the model's own forward and all logits; slow, to compare with."""
+        logits = causal_model(self.model)(**model_inputs(batch)).logits
+        chosen = logits.flatten(0, 1).index_select(0, batch.sources)
+        return cross_entropy(chosen.float(), batch.targets, reduction="sum")
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Keyword arguments of a transformers forward for `batch`."""
+    inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+    if batch.borders is None:
+        return inputs | {"attention_mask": batch.mask}
+    longest = batch.longest
+    return inputs | {
+        "position_ids": batch.positions,
+        "cu_seq_lens_q": batch.borders,
+        "cu_seq_lens_k": batch.borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+class _Head:
+    """The output layer with what models do to its logits."""
+
+    def __init__(self, layer: nn.Module, softcap: float | None) -> None:
+        self.layer, self.softcap = layer, softcap
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(hidden).float()
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def trained(self) -> list[torch.Tensor]:
+        return [p for p in self.layer.parameters() if p.requires_grad]
+
+
+def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `head(hidden)`, summed.
+
+    Args:
+        head: hidden states (n, width) to logits (n, vocabulary).
+        hidden: (targets, width).
+        targets: (targets,), token ids.
+    """
+    if not torch.is_grad_enabled():
+        pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for states, ids in pieces:
+            total = total + cross_entropy(head(states), ids, reduction="sum")
+        return total
+    loss: torch.Tensor = _ChunkedLoss.apply(head, hidden, targets, *head.trained())
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Takes the gradient of each piece in the forward pass and keeps only that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grads = [torch.zeros_like(weight) for weight in weights]
+        for start in range(0, len(targets), CHUNK):
+            piece = slice(start, start + CHUNK)
+            with torch.enable_grad():
+                states = hidden[piece].detach().requires_grad_()
+                loss = cross_entropy(head(states), targets[piece], reduction="sum")
+            grad_states, *grad_weights = torch.autograd.grad(loss, [states, *weights])
+            grad_hidden[piece] = grad_states
+            for grad, part in zip(grads, grad_weights, strict=True):
+                grad += part
+            total += loss.detach()
+        ctx.save_for_backward(grad_hidden, *grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        (scale,) = outputs
+        grad_hidden, *grads = ctx.saved_tensors
+        # in place: the tensors belong to this function alone
+        return None, grad_hidden.mul_(scale), None, *[grad.mul_(scale) for grad in grads]

@@ -1,0 +1,104 @@
+"""What a run leaves for people and scripts: metrics.jsonl, TensorBoard files, loss.png, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+METRICS, PROGRESS, STOP = "metrics.jsonl", ".progress.json", ".stop"
+_BOARD = {"loss": "train/loss", "learning_rate": "train/learning_rate"}
+_BOARD |= {"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"}
+_BOARD |= {"eval_loss": "eval/loss", "exact_match": "eval/exact_match"}
+
+
+class Metrics:
+    """Writes a line a logged step; goes on after `step`, dropping later lines of a killed run."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._file = folder / METRICS
+        self._progress = folder / PROGRESS
+        self._shown = 0.0
+        keep_until(self._file, step)
+        self._lines = self._file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line; it is on its way to the disk when this returns."""
+        self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        for name, tag in _BOARD.items():
+            if line.get(name) is not None:
+                self._board.add_scalar(tag, line[name], line["step"])
+
+    def show(self, progress: dict[str, Any], now: bool = False) -> None:
+        """Tell whoever watches how far the run is, twice a second at most."""
+        if not now and time.monotonic() - self._shown < 0.5:
+            return
+        self._shown = time.monotonic()
+        write_json(self._progress, progress)
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._lines.close()
+        self._board.close()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file that lie after `step`, and a half-written last one."""
+    if path.is_file():
+        kept = [line for line in read(path) if line["step"] <= step]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        replace(path, text)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a half-written last one is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file in one go."""
+    replace(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a text file in one go: a reader sees the old or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def plot(folder: Path) -> None:
+    """Draw loss.png from metrics.jsonl: training and evaluation loss by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read(folder / METRICS)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, label, style in (
+        ("loss", "training loss", {"color": "#7aa6d8", "linewidth": 1.2}),
+        ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o", "markersize": 4}),
+    ):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per supervised token (nats)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(folder / "loss.png", dpi=120)

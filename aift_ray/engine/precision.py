@@ -1,0 +1,61 @@
+"""The dtypes of a run: of the stored weights, of the computation, of the result."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from aift_ray.config import RunConfig
+from aift_ray.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Resolved dtypes.
+
+    Attributes:
+        name: bf16, fp16 or fp32.
+        compute: dtype of matrix products.
+        frozen: dtype of weights that are not trained; trained ones are always fp32.
+    """
+
+    name: str
+    compute: torch.dtype
+    frozen: torch.dtype
+
+    @classmethod
+    def resolve(cls, config: RunConfig, device: torch.device) -> Precision:
+        """The dtypes that `config` asks for on `device`.
+
+        Raises:
+            ConfigError: fp16 on a CPU, which has no loss scaling worth its name.
+        """
+        name = config.training.precision
+        if name == "auto":
+            name = _automatic(config.training.fp16, device)
+        if name == "fp16" and device.type != "cuda":
+            problem = Problem("training.precision", "fp16 needs a GPU", "use bf16, fp32 or auto")
+            raise ConfigError([problem])
+        dtype = _DTYPES[name]
+        return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Computes in `compute`; does nothing in fp32."""
+        if self.compute is torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scales the loss in fp16; passes everything through otherwise."""
+        return torch.amp.GradScaler(device.type, enabled=self.compute is torch.float16)
+
+
+def _automatic(mixed: bool, device: torch.device) -> str:
+    if not mixed or device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

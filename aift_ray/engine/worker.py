@@ -1,0 +1,209 @@
+"""One worker's run from start to end: resume, evaluate, loop, save, summarize."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aift_ray.engine import checkpoint, loop
+from aift_ray.engine.build import Run, build, rebuild
+from aift_ray.engine.export import write_model
+from aift_ray.engine.job import Job
+from aift_ray.engine.metrics import STOP, Metrics, plot, write_json
+from aift_ray.parallel.group import Group
+
+Report = Callable[[dict[str, Any], Path | None], None]
+
+
+def work(job: Job, group: Group, report: Report = lambda metrics, folder: None) -> Run:
+    """Do this worker's share of `job`, from its newest checkpoint if it has one.
+
+    Args:
+        report: called on every worker at each checkpoint, with metrics and, on the worker that
+            wrote it, the checkpoint's folder.
+
+    Returns:
+        the run, whose `module.model` is the trained model.
+    """
+    run = build(job, group, group.agree(newest_checkpoint(job)))
+    if job.config.training.trial_batch:
+        loop.trial(run)
+    metrics = Metrics(job.output, run.state.step) if group.leads else None
+    session = _Session(run, metrics, report)
+    if run.state.step == 0:
+        session.evaluate_before()
+    watch = loop.Watch(session.logged, session.stop_asked, session.save, session.evaluate)
+    session.finish(loop.train(run, watch))
+    group.barrier()
+    return run
+
+
+def newest_checkpoint(job: Job) -> Path | None:
+    """The newest whole checkpoint of the run, else the one it was told to start from."""
+    for step in reversed(checkpoint.steps(job.checkpoints)):
+        folder = job.checkpoints / f"step-{step}"
+        if checkpoint.damage(folder) is None:
+            return folder
+    return job.resume
+
+
+@dataclass
+class _Session:
+    """What happens around the steps: lines, evaluations, checkpoints, the summary."""
+
+    run: Run
+    metrics: Metrics | None
+    report: Report
+    tokens: float = 0.0
+    seconds: float = 0.0
+    start_s: float | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+    eval_loss: float | None = None
+    exact_match: float | None = None
+
+    def logged(self, line: dict[str, Any]) -> None:
+        """After each step: keep the line, write it where one is due."""
+        state, every = self.run.state, self.run.config.training.logging_steps
+        if self.start_s is None:
+            self.start_s = time.time() - self.run.job.started
+        else:
+            # the first step pays for warming up
+            self.tokens += line["tokens"]
+            self.seconds += line["tokens"] / line["tokens_per_second"]
+        state.first_loss = line["loss"] if state.first_loss is None else state.first_loss
+        self.last = line
+        if self.metrics:
+            if state.step % every == 0 or state.step in (1, self.run.total_steps):
+                self.metrics.write(line)
+            self.metrics.show(line | {"total_steps": self.run.total_steps})
+
+    def stop_asked(self) -> bool:
+        """Whether somebody asked the run to stop; rank 0 looks for all."""
+        return self.run.group.leads and (self.run.job.output / STOP).exists()
+
+    def evaluate_before(self) -> None:
+        """Loss and exact match of the untrained model."""
+        run = self.run
+        if run.evaluator is None:
+            return
+        run.state.eval_loss_before = run.evaluator.loss(run.module)
+        run.state.exact_match_before = self._exact_match()
+        self._evaluated(0, run.state.eval_loss_before, run.state.exact_match_before)
+
+    def evaluate(self) -> bool:
+        """Evaluate; whether training should stop because it no longer gets better."""
+        run, state, training = self.run, self.run.state, self.run.config.training
+        assert run.evaluator is not None
+        self.eval_loss = run.evaluator.loss(run.module)
+        self._evaluated(state.step, self.eval_loss, None)
+        if self.eval_loss is None:
+            return False
+        if state.best_loss is None or self.eval_loss < state.best_loss:
+            state.best_loss, state.best_step = self.eval_loss, state.step
+            state.bad_evaluations = 0
+            if training.load_best and state.step != run.total_steps:
+                self.save()
+        else:
+            state.bad_evaluations += 1
+        patience = training.early_stopping_patience
+        return 0 < patience <= state.bad_evaluations
+
+    def save(self) -> None:
+        """Write a checkpoint, drop old ones, and report on every worker."""
+        run, folder = self.run, None
+        if run.group.leads:
+            tensors = {
+                "optimizer": run.optimizer.state_dict(),
+                "scaler": run.scaler.state_dict(),
+            }
+            folder = checkpoint.save(run.job.checkpoints, run.state, tensors, self._write_model)
+            keep = run.config.training.keep_checkpoints
+            best = run.state.best_step if run.config.training.load_best else None
+            checkpoint.prune(run.job.checkpoints, keep, best)
+        self.report({"step": run.state.step, **self.last}, folder)
+
+    def finish(self, status: str) -> None:
+        """Write the final model and the summary."""
+        run, interrupted = self.run, status == "interrupted"
+        if not interrupted:
+            best = run.state.best_step if run.config.training.load_best else None
+            if best not in (None, run.state.step):
+                rebuild(run, run.job.checkpoints / f"step-{best}")
+                self.eval_loss = run.state.best_loss
+            self.exact_match = self._exact_match()
+            if self.exact_match is not None:
+                self._evaluated(run.state.step, None, self.exact_match)
+        summary = self._summary(status)
+        if self.metrics is None:
+            return
+        if not interrupted:
+            self._write_final(run.job.output / "model")
+        self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
+        self.metrics.close()
+        plot(run.job.output)
+        write_json(run.job.output / "summary.json", summary)
+
+    def _exact_match(self) -> float | None:
+        run = self.run
+        if run.evaluator is None or not run.config.training.exact_match_rows:
+            return None
+        return run.evaluator.exact_match(run.module)
+
+    def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
+        found = {"eval_loss": loss, "exact_match": exact_match}
+        line = {name: value for name, value in found.items() if value is not None}
+        if self.metrics and line:
+            epoch = round(self.run.plan.epoch(step), 6)
+            self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
+
+    def _write_model(self, folder: str) -> None:
+        write_model(folder, self.run.module.model, self.run.tokenizer, self.run.job.stop_ids)
+
+    def _write_final(self, folder: Path) -> None:
+        run, scratch = self.run, folder.with_name(".model.partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        dtype = run.precision.compute if run.config.method == "full" else None
+        write_model(str(scratch), run.module.model, run.tokenizer, run.job.stop_ids, dtype)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        run, state = self.run, self.run.state
+        mine = [0.0] * run.group.world
+        mine[run.group.rank] = peak_memory_gb(run.group.device)
+        return {
+            "status": "done" if status == "stopped early" else status,
+            "steps": state.step,
+            "first_loss": state.first_loss,
+            "last_loss": self.last.get("loss"),
+            "eval_loss_before": state.eval_loss_before,
+            "eval_loss": self.eval_loss,
+            "exact_match_before": state.exact_match_before,
+            "exact_match": self.exact_match,
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
+            "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
+            "strategy": run.config.parallel.strategy,
+            "method": run.config.method,
+            "precision": run.precision.name,
+            "world_size": run.group.world,
+            "start_s": self.start_s,
+            "resumed_from": run.resumed_from,
+            "stopped_early": status == "stopped early",
+            "best_step": state.best_step,
+        }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GiB: allocated on its GPU, else resident in the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,1 @@
+"""Runs on Ray: preparation, workers, display. The only folder that imports ray."""

@@ -1,0 +1,191 @@
+"""What a user sees: the plan first, progress, a summary table last."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from aift_ray.data.cache import Counts
+from aift_ray.engine.metrics import PROGRESS
+from aift_ray.launch.prepare import Preparation
+
+console = Console(highlight=False, soft_wrap=True)
+_PREVIEW_TOKENS = 400
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column()
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    console.print(grid)
+
+
+def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
+    """Print what is going to happen."""
+    config, plan = run.job.config, run.plan
+    least, most = workers
+    training = config.training
+    kind = "GPU" if gpu else "CPU"
+    rows = [
+        ("model", f"{config.model}, {run.parameters:,} parameters (computed)"),
+        ("method", f"{config.method}, {run.trained_parameters:,} trained parameters (computed)"),
+        ("workers", f"{most if least == most else f'{least} to {most}'} ({kind}, {config.parallel.strategy})"),
+        ("training rows", _counts(run.prepared.train)),
+    ]
+    if run.prepared.eval.rows:
+        rows.append(("evaluation rows", _counts(run.prepared.eval)))
+    elif run.held_out:
+        rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
+    unit = "rows filled" if config.data.packing == "fill" else "examples"
+    rows += [
+        ("step", f"{plan.global_batch} {unit} = {training.batch_size} a micro-step x accumulation x workers"),
+        ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("packing", _packing(run)),
+    ]
+    if run.memory:
+        parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in vars(run.memory).items())
+        rows.append(("memory a worker", f"{run.memory.total / 2**30:.2f} GiB (computed: {parts})"))
+    rows.append(("output", str(run.job.output)))
+    table("plan", rows)
+    for warning in run.warnings:
+        console.print(f"note: {warning}", style="yellow", markup=False)
+
+
+def _packing(run: Preparation) -> str:
+    packing = run.job.config.data.packing
+    if packing != "fill":
+        return packing
+    examples = len(run.plan.indices) / max(1, len(run.plan.units))
+    return f"fill, {examples:.1f} examples a row"
+
+
+def _counts(counts: Counts) -> str:
+    text = (
+        f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.supervised_tokens:,} supervised; "
+        f"{counts.truncated_rows} truncated, {counts.dropped_rows} dropped"
+    )
+    if counts.skipped_rows:
+        text += f", {counts.skipped_rows} skipped"
+    return text + (f", {counts.split_documents} split" if counts.split_documents else "")
+
+
+def show_preview(run: Preparation, number: int = 3) -> None:
+    """Print the first rows, supervised tokens marked."""
+    rows = run.prepared.rows("train")
+    tokenizer = run.encoder.tokenizer
+    console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
+    for index in run.plan.indices[:number].tolist():
+        ids, flags = rows.row(index)
+        line, inside = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim"), False
+        start = 0
+        for at in range(1, min(len(ids), _PREVIEW_TOKENS) + 1):
+            if at == min(len(ids), _PREVIEW_TOKENS) or flags[at] != flags[start]:
+                inside = bool(flags[start])
+                piece = tokenizer.decode(ids[start:at].tolist())
+                line.append(f"⟦{piece}⟧" if inside else piece, "bold green" if inside else "")
+                start = at
+        console.print(line)
+    for note in run.prepared.train.notes + run.prepared.eval.notes:
+        console.print(note, style="yellow", markup=False)
+
+
+class Follower:
+    """Shows the progress that rank 0 writes: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, output: Path) -> None:
+        self._path = output / PROGRESS
+        self._seen = -1
+        self._printed = 0.0
+        self._task: Any = None
+        self._bar = (
+            Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            if sys.stdout.isatty()
+            else None
+        )
+
+    def __enter__(self) -> Follower:
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task("starting the workers", total=None)
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.poll(last=True)
+        if self._bar:
+            self._bar.stop()
+
+    def poll(self, last: bool = False) -> None:
+        """Show what is new."""
+        try:
+            line = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if line.get("step", -1) == self._seen:
+            return
+        if self._bar:
+            self._bar.update(
+                self._task,
+                completed=line["step"],
+                total=line["total_steps"],
+                description=_line(line),
+            )
+        elif last or self._seen < 0 or time.monotonic() - self._printed > 5:
+            self._printed = time.monotonic()
+            print(f"step {line['step']}/{line['total_steps']} {_line(line)}", flush=True)
+        else:
+            return
+        self._seen = line["step"]
+
+
+def _line(line: dict[str, Any]) -> str:
+    return (
+        f"epoch {line['epoch']:.2f}, loss {line['loss']:.4f}, "
+        f"{line['tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def show_summary(summary: dict[str, Any], output: Path) -> None:
+    """Print how the run ended and where everything lies."""
+    rows = [("status", str(summary.get("status")))]
+    pairs = (
+        ("steps", "steps", "{}"),
+        ("loss, first step", "first_loss", "{:.4f}"),
+        ("loss, last step", "last_loss", "{:.4f}"),
+        ("held-out loss before", "eval_loss_before", "{:.4f}"),
+        ("held-out loss after", "eval_loss", "{:.4f}"),
+        ("exact match before", "exact_match_before", "{:.1%}"),
+        ("exact match after", "exact_match", "{:.1%}"),
+        ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("restarts", "restarts", "{}"),
+        ("seconds to first step", "start_s", "{:.1f}"),
+        ("seconds in all", "wall_s", "{:.1f}"),
+    )
+    for label, name, form in pairs:
+        if summary.get(name) is not None:
+            rows.append((label, form.format(summary[name])))
+    memory = summary.get("peak_memory_gb")
+    if memory:
+        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+    for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
+        if (output / name).exists():
+            rows.append((label, str(output / name)))
+    table("summary", rows)

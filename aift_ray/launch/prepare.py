@@ -1,0 +1,173 @@
+"""Everything that is settled before a worker starts: model, rows, steps, memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aift_ray.config import RunConfig
+from aift_ray.data import cache
+from aift_ray.data.batches import BatchPlan
+from aift_ray.data.prompts import PromptEncoder
+from aift_ray.engine.build import plan_batches, split, total_steps
+from aift_ray.engine.checkpoint import State, load
+from aift_ray.engine.job import Job
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models import loading
+from aift_ray.planning.memory import Memory, Shape, memory
+
+
+@dataclass
+class Preparation:
+    """A run that could start.
+
+    Attributes:
+        job: what the workers are told.
+        prepared: the token cache with its counts.
+        plan: which rows make which step.
+        steps: of the whole run.
+        held_out: rows to evaluate on.
+        memory: computed need of a worker; None for an architecture of another kind.
+        checkpoint_bytes: computed size of a checkpoint.
+        warnings: what the user should know and can act on.
+    """
+
+    job: Job
+    prepared: cache.Prepared
+    encoder: PromptEncoder
+    plan: BatchPlan
+    steps: int
+    held_out: int
+    memory: Memory | None
+    parameters: int
+    trained_parameters: int
+    checkpoint_bytes: int
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(config: RunConfig, output: Path, workers: int, gpu: bool, resume: Path | None) -> Preparation:
+    """Resolve the model, tokenize the data, and lay out the steps.
+
+    Args:
+        workers: the largest number of workers; fixes the global batch of a new run.
+        gpu: whether the workers have one each.
+
+    Raises:
+        ModelError, DataError, ConfigError: what is wrong, before anything has started.
+    """
+    if not config.data.train_files:
+        remedy = "name some with --train-file"
+        raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    location = loading.resolve(config.model)
+    tokenizer = loading.load_tokenizer(location)
+    model_config = loading.load_config(location)
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    length = _sequence_length(config, limit)
+    encoder = PromptEncoder(
+        tokenizer, config.data.system_prompt, extra_stop_ids=loading.stop_ids(location)
+    )
+    prepared = cache.prepare(config.data, encoder, length)
+    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
+    indices, own = split(config, len(rows), len(evaluation))
+    training = config.training
+    batch = training.batch_size * training.gradient_accumulation_steps * workers
+    if resume:
+        batch = load_state(resume).global_batch
+    plan = plan_batches(config, rows, indices, batch, prepared.train.longest)
+    job = Job(
+        config=config,
+        location=location,
+        output=output,
+        cache=prepared.folder.absolute(),
+        stop_ids=encoder.stop_ids,
+        chat_template=tokenizer.chat_template,
+        global_batch=batch,
+        started=_process_start(),
+        resume=resume,
+    )
+    sizes = _sizes(config, model_config.to_dict(), plan, gpu)
+    result = Preparation(
+        job,
+        prepared,
+        encoder,
+        plan,
+        total_steps(config, plan),
+        len(evaluation) or len(own),
+        *sizes,
+    )
+    result.warnings = _warnings(config, result)
+    return result
+
+
+def load_state(folder: Path) -> State:
+    """The state in a checkpoint."""
+    return load(folder)[0]
+
+
+def _sequence_length(config: RunConfig, limit: int | None) -> int:
+    length = config.data.sequence_length
+    if limit is None or length <= limit:
+        return length
+    if "sequence_length" not in config.data.model_fields_set:
+        return limit
+    what = f"{length} is not allowed: the model takes at most {limit} tokens"
+    raise ConfigError([Problem("data.sequence_length", what)])
+
+
+def _sizes(
+    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool
+) -> tuple[Memory | None, int, int, int]:
+    try:
+        shape = Shape.of(numbers.get("text_config") or numbers)
+    except KeyError:
+        return None, 0, 0, 0
+    longest = sorted((int(plan.lengths[u].sum()) for u in plan.units), reverse=True)
+    tokens = sum(longest[: plan.batch_size])
+    full = config.method == "full"
+    narrow = gpu if config.training.precision == "auto" else config.training.precision != "fp32"
+    need = memory(
+        shape,
+        config.method,
+        config.lora.r,
+        tokens,
+        2 if narrow else 4,
+        config.training.gradient_checkpointing,
+    )
+    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
+    # trained weights and two moments in fp32
+    return need, shape.parameters, trained, trained * 12
+
+
+def _process_start() -> float:
+    started: float = psutil.Process().create_time()
+    return started if started < time.time() else time.time()
+
+
+def _warnings(config: RunConfig, run: Preparation) -> list[str]:
+    found = list(run.prepared.warnings)
+    training = config.training
+    if training.warmup_steps >= run.steps:
+        found.append(
+            f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
+            f"learning rate never reaches {training.learning_rate:g}"
+        )
+    if config.method == "lora" and training.learning_rate <= 3e-5:
+        found.append(
+            f"training.learning_rate {training.learning_rate:g} is usual for full fine-tuning; "
+            "LoRA usually wants about ten times as much"
+        )
+    if run.held_out == 0:
+        for name in ("exact_match_rows", "early_stopping_patience", "load_best"):
+            if getattr(training, name):
+                found.append(f"training.{name} does nothing without evaluation data")
+    if run.encoder.used_fallback:
+        found.append("the tokenizer has no chat template: the Alpaca form (### 指示:) is used")
+    if run.encoder.generation_gap:
+        found.append(
+            "the template's generation prompt differs from what the rows hold at the same place"
+        )
+    return found

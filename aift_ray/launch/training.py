@@ -1,0 +1,132 @@
+"""A training run from its configuration to its summary."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aift_ray.config import RunConfig
+from aift_ray.engine.metrics import STOP
+from aift_ray.errors import ConfigError, Interrupted, TrainingError
+from aift_ray.launch import display, output, workers
+from aift_ray.launch.prepare import Preparation, prepare
+
+
+def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
+    """Train as `config` says; returns the summary.
+
+    Raises:
+        UserError: the input is wrong; nothing was started.
+        Interrupted: stopped on request, with a checkpoint.
+        TrainingError: failed after the start.
+    """
+    folder = output.output_folder(config)
+    if config.resume == "latest" and output.finished(folder):
+        display.console.print(f"the run in {folder} is done: nothing to do")
+        return output.summary(folder)
+    problems = output.check(config, folder)
+    if problems:
+        raise ConfigError(problems)
+    resume, notes = output.resume_point(config, folder)
+    for note in notes:
+        display.console.print(note, markup=False)
+    gpus = _gpus(config)
+    group = config.worker_range(gpus)
+    prepared = prepare(config, folder, group[1], gpus > 0, resume)
+    keep = config.training.keep_checkpoints + 1
+    problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
+    if problems:
+        raise ConfigError(problems)
+    display.show_plan(prepared, group, gpus > 0)
+    if dry_run:
+        _show_dry_run(config, prepared, group[0], gpus)
+        return {}
+    return _train(config, folder, prepared, group, gpus > 0)
+
+
+def _gpus(config: RunConfig) -> int:
+    """GPUs in reach without starting Ray; the workers' own number is checked against the cluster."""
+    if config.ray.use_gpu is False:
+        return 0
+    import torch
+
+    there = torch.cuda.device_count()
+    return max(there, 1) if config.ray.use_gpu else there
+
+
+def _show_dry_run(config: RunConfig, prepared: Preparation, least: int, gpus: int) -> None:
+    import yaml
+
+    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
+    if "RAY_ADDRESS" not in os.environ:
+        workers.check_resources(config.ray, least, local)
+    display.show_preview(prepared)
+    display.console.print("configuration:", style="bold")
+    text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    display.console.print(text, markup=False)
+
+
+def _train(
+    config: RunConfig, folder: Path, prepared: Preparation, group: tuple[int, int], gpu: bool
+) -> dict[str, Any]:
+    began = prepared.job.started
+    with workers.cluster(config.ray, group[0]):
+        output.start(config, folder)
+        status = "failed"
+        try:
+            with _stop_signals(folder) as asked, display.Follower(folder) as follower:
+                workers.train(prepared.job, group, gpu, follower.poll)
+            status = output.summary(folder).get("status", "failed")
+        except OSError as error:
+            raise TrainingError(f"{error}; {_left(folder)}") from error
+        finally:
+            causes = workers.causes(folder)
+            failed_at_last = 1 if status == "failed" and causes else 0
+            values = {"causes": causes, "restarts": len(causes) - failed_at_last}
+            if status == "failed":
+                values["status"] = status
+            summary = output.finish(folder, **values, wall_s=time.time() - began)
+    display.show_summary(summary, folder)
+    if summary["status"] == "interrupted":
+        code = 130 if asked[:1] == [signal.SIGINT] else 75
+        raise Interrupted(
+            f"stopped after step {summary['steps']} with a checkpoint; "
+            f"go on with --output-dir {folder} --resume latest",
+            code,
+        )
+    return summary
+
+
+def _left(folder: Path) -> str:
+    from aift_ray.engine import checkpoint
+
+    steps = checkpoint.steps(folder / "checkpoints")
+    return f"the last good checkpoint is checkpoints/step-{steps[-1]}" if steps else (
+        "there is no checkpoint yet"
+    )
+
+
+@contextmanager
+def _stop_signals(folder: Path) -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop with a checkpoint; a second one is final."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            sys.exit(130)
+        (folder / STOP).touch()
+        display.console.print("stopping at the end of this step, with a checkpoint")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,217 @@
+"""Training on Ray Train workers: start or join a cluster, run the job, tell how it ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, FailureConfig, ScalingConfig, UserCallback
+
+from aift_ray.config import RayConfig
+from aift_ray.engine.job import Job
+from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
+
+FAILURES = ".failures.jsonl"
+# what a worker may need of the driver's environment, by name; never the whole of it
+_PASSED_ON = (
+    "HF_TOKEN",
+    "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_CACHE",
+    "TRANSFORMERS_OFFLINE",
+    "XDG_CACHE_HOME",
+    "NCCL_SOCKET_IFNAME",
+    "NCCL_P2P_DISABLE",
+    "GLOO_SOCKET_IFNAME",
+    "PYTHONPATH",
+)
+
+
+@contextmanager
+def cluster(config: RayConfig, least: int) -> Iterator[dict[str, float]]:
+    """A cluster to run on: that of RAY_ADDRESS, else one of this machine; gives its resources.
+
+    Args:
+        least: workers that must fit.
+
+    Raises:
+        ConfigError: more workers are asked for than there are CPUs or GPUs.
+    """
+    started_here = not ray.is_initialized()
+    if started_here:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            )
+    try:
+        resources: dict[str, float] = ray.cluster_resources()
+        check_resources(config, least, resources)
+        yield resources
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def check_resources(config: RayConfig, workers: int, resources: dict[str, float]) -> None:
+    """Refuse what the cluster can never give.
+
+    Raises:
+        ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
+    """
+    asked = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    if config.use_gpu:
+        asked["GPU"] = 1.0
+    problems = []
+    for name, amount in asked.items():
+        needed, there = amount * workers, resources.get(name, 0.0)
+        if needed > there:
+            what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
+            setting = "ray.cpus_per_worker" if name == "CPU" else "ray.resources_per_worker"
+            remedy = f"lower --num-workers{'' if name == 'GPU' else f' or --{setting}'}"
+            problems.append(Problem("ray.num_workers", what, remedy))
+    if problems:
+        raise ConfigError(problems)
+
+
+def train(job: Job, workers: tuple[int, int], gpu: bool, wait: Callable[[], None]) -> None:
+    """Run `job` on Ray Train workers; `wait` is called again and again in this thread meanwhile.
+
+    Raises:
+        AiftError: what stopped the workers.
+    """
+    box: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            box["result"] = _trainer(job, workers, gpu).fit()
+        except BaseException as error:
+            box["error"] = error
+
+    # in a thread of its own: the main thread keeps the signals and the display
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        wait()
+        thread.join(0.2)
+    if "error" in box:
+        raise _explained(box["error"], job)
+    failure = box["result"].return_value
+    if failure is not None:
+        raise failure
+
+
+def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.TorchTrainer:
+    config = job.config.ray
+    least, most = workers
+    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    if gpu:
+        resources["GPU"] = 1
+    threads = str(max(1, int(config.cpus_per_worker)))
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "threads": int(threads)},
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=gpu,
+            resources_per_worker=resources,
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=job.output.name,
+            storage_path=config.storage_path or str(job.output / ".ray"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=[_Failures(job.output / FAILURES)],
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+class _Failures(UserCallback):
+    """Writes down why a group of workers had to be restarted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = [f"worker {rank}: {_short(e)}" for rank, e in sorted(worker_exceptions.items())]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(causes, ensure_ascii=False) + "\n")
+
+
+def causes(output: Path) -> list[str]:
+    """Why the group of workers failed, an entry a failure."""
+    path = output / FAILURES
+    if not path.is_file():
+        return []
+    return ["; ".join(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+
+
+def _work(settings: dict[str, Any]) -> AiftError | None:
+    """Runs in each worker; a mistake of the user's is returned, so that it is not retried."""
+    import torch
+
+    from aift_ray.engine.worker import work
+    from aift_ray.parallel.group import Group
+
+    torch.set_num_threads(settings["threads"])
+    quiet()
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    group = Group(context.get_world_rank(), context.get_world_size(), device)
+    job: Job = settings["job"]
+    try:
+        work(job, group, _reporter(job))
+    except AiftError as error:
+        return error
+    return None
+
+
+def quiet() -> None:
+    """Silence what libraries say that a user can't act on."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _reporter(job: Job) -> Callable[[dict[str, Any], Path | None], None]:
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        copied = Checkpoint.from_directory(str(folder)) if folder else None
+        # without storage_path the output folder is the one place for checkpoints
+        ray.train.report(metrics, checkpoint=copied if job.config.ray.storage_path else None)
+
+    return report
+
+
+def _explained(error: BaseException, job: Job) -> AiftError:
+    failures = getattr(error, "worker_failures", {})
+    causes_ = [f"worker {rank}: {_short(e)}" for rank, e in sorted(failures.items())]
+    text = "; ".join(causes_) or _short(error)
+    log = job.output / "error.log"
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return TrainingError(f"training failed: {text}\n  the whole of it is in {log}")
+
+
+def _short(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

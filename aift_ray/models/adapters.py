@@ -1,0 +1,66 @@
+"""LoRA adapters on a model, and what of a model is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from aift_ray.config import LoRAConfig
+from aift_ray.errors import ConfigError, Problem
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Last names of all linear layers of the decoder blocks, sorted."""
+    head = model.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return sorted(names)
+
+
+def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
+    """Put fresh adapters on `model`; its own weights are frozen.
+
+    Raises:
+        ConfigError: a target module that the model does not have.
+    """
+    known = linear_layers(model)
+    targets = config.target_modules or known
+    names = [name for name, _ in model.named_modules()]
+    missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if missing:
+        has = ", ".join(known)
+        raise ConfigError(
+            [Problem("lora.target_modules", f"no layer is called '{m}'; it has {has}") for m in missing]
+        )
+    return get_peft_model(model, _peft_config(config, targets))
+
+
+def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        lora_dropout=config.lora_dropout,
+        bias=config.bias,
+        task_type=config.task_type,
+    )
+
+
+def reload_adapters(model: PreTrainedModel, folder: str) -> PeftModel:
+    """Put saved adapters on `model`, to be trained further."""
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def causal_model(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`, adapters left in place."""
+    if isinstance(model, PeftModel):
+        inner: PreTrainedModel = model.get_base_model()
+        return inner
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,114 @@
+"""Attention over documents that lie end to end in one row, without a mask.
+
+transformers builds a (tokens x tokens) mask for such a row: time and memory grow with the square
+of the row. Here each document is attended by itself, so they grow with the square of a document.
+The borders arrive as `cu_seq_lens_q`, the keyword that FlashAttention uses in transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+NAME = "documents"
+
+
+def choose(device: torch.device) -> str:
+    """The attention that trains: FlashAttention 2 where there is one, else documents."""
+    if device.type == "cuda" and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return NAME
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document.
+
+    Args:
+        query: (1, heads, tokens, size).
+        key, value: (1, kv heads, tokens, size).
+        cu_seq_lens_q: (documents + 1,), cumulative lengths; None: an ordinary batch.
+
+    Returns:
+        (1, tokens, heads, size), and None for the weights.
+    """
+    if cu_seq_lens_q is None and attention_mask is None and query.shape[2] == key.shape[2]:
+        whole = _attend(query, key, value, scaling, dropout, sliding_window)
+        return whole.transpose(1, 2).contiguous(), None
+    if cu_seq_lens_q is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output
+    lengths = torch.diff(cu_seq_lens_q).tolist()
+    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    outputs = [_attend(*part, scaling, dropout, sliding_window) for part in parts]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    length = query.shape[2]
+    mask = None
+    if window is not None and length > window:
+        at = torch.arange(length, device=query.device)
+        distance = at[:, None] - at[None, :]
+        mask = (distance >= 0) & (distance < window)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def document_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    attention_mask: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """No mask where `document_attention` needs none; that of SDPA for padding and caches."""
+    if attention_mask is None and q_offset == 0 and q_length == kv_length:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        attention_mask=attention_mask,
+        **kwargs,
+    )
+    return mask
+
+
+AttentionInterface.register(NAME, document_attention)
+AttentionMaskInterface.register(NAME, document_mask)

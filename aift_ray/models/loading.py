@@ -1,0 +1,132 @@
+"""From a model's name to its folder, tokenizer and weights; every way it can fail, said plainly."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models.catalog import CATALOG
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def resolve(name: str) -> str:
+    """The folder, or the Hub id, that `name` stands for.
+
+    Raises:
+        ModelError: no such folder or catalog name and no Hub id either; or a folder that lacks
+            its config, its tokenizer or safetensors weights.
+    """
+    location = CATALOG[name].location if name in CATALOG else name
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        _check_folder(name, folder)
+        return str(folder.resolve())
+    if name in CATALOG and not _HUB_ID.fullmatch(location):
+        raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
+    if not _HUB_ID.fullmatch(location):
+        known = ", ".join(CATALOG)
+        raise ModelError(
+            [Problem(f"model {name}", "no such folder or catalog name", f"the catalog has: {known}")]
+        )
+    return location
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    problems = []
+    if (folder / "adapter_config.json").is_file():
+        remedy = "give the base model as --model; merge the adapter first to train on top of it"
+        problems.append(Problem(f"model {name}", "the folder holds an adapter, no model", remedy))
+    elif not (folder / "config.json").is_file():
+        problems.append(Problem(f"model {name}", "the folder has no config.json"))
+    elif not list(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
+        problems.append(_no_weights(name, pickled))
+    if not problems and not any((folder / file).is_file() for file in _TOKENIZERS):
+        remedy = "copy tokenizer.json and tokenizer_config.json of the model into it"
+        problems.append(Problem(f"model {name}", "the folder has no tokenizer", remedy))
+    if problems:
+        raise ModelError(problems)
+
+
+def _no_weights(name: str, pickled: list[str]) -> Problem:
+    if not pickled:
+        return Problem(f"model {name}", "the folder has no weights (*.safetensors)")
+    return Problem(
+        f"model {name}",
+        f"its weights are pickles only ({', '.join(pickled)}), which can run code when opened",
+        "convert them with save_pretrained(..., safe_serialization=True) where you trust them",
+    )
+
+
+def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved location."""
+    with _explained(location):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+        return tokenizer
+
+
+def load_config(location: str) -> Any:
+    """The transformers configuration of a resolved location."""
+    with _explained(location):
+        return AutoConfig.from_pretrained(location)
+
+
+def stop_ids(location: str) -> list[int]:
+    """End-of-turn ids that generation_config.json names; empty for a Hub id not on disk."""
+    file = Path(location) / "generation_config.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+def load_model(location: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The causal language model of a resolved location, on the CPU.
+
+    Raises:
+        ModelError: weights missing, unused or corrupt, or an architecture that is not known.
+    """
+    with _explained(location):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
+    found: PreTrainedModel = model
+    return found
+
+
+class _explained:
+    """Turns what transformers raises for a wrong model into a ModelError."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, (ModelError, MemoryError)):
+            return
+        if isinstance(error, torch.OutOfMemoryError):
+            return
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[0] if lines else type(error).__name__
+        remedy = ""
+        if not Path(self.location).is_dir():
+            remedy = "check the name, the network and your Hub token, or give a local folder"
+        raise ModelError([Problem(f"model {self.location}", text, remedy)]) from error

@@ -1,0 +1,56 @@
+"""The workers of a run, as one of them sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rank, number of workers and device of this process."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls) -> Group:
+        """One worker on the first GPU, or the CPU."""
+        return cls(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else _CPU)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker writes files and talks."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all workers, in double precision."""
+        if self.world == 1:
+            return list(values)
+        # MPS aside, every backend reduces float64; gloo does so on the CPU
+        device = self.device if dist.get_backend() == "nccl" else _CPU
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def agree(self, value: T) -> T:
+        """The value that rank 0 gives, on every worker."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.world > 1:
+            dist.barrier()
+

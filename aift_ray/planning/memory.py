@@ -1,0 +1,105 @@
+"""How much memory a worker needs, part by part. Every figure is computed, none measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 2**30
+_FLOAT32 = 4
+# positions whose logits are in memory at once, in fp32: the logits and their gradient
+_LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of a decoder-only architecture, as its config.json names them."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+    experts: int = 1
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """Read the numbers from a configuration; KeyError where it is of another kind."""
+        heads = config["num_attention_heads"]
+        experts = config.get("num_experts") or config.get("num_local_experts") or 1
+        return cls(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or config["hidden_size"] // heads,
+            feed_forward=config.get("moe_intermediate_size") or config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings")),
+            experts=experts,
+        )
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of each linear layer of one block."""
+        query, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = [(self.hidden, query), (self.hidden, kv), (self.hidden, kv)]
+        feed_forward = [(self.hidden, self.feed_forward)] * 2 + [(self.feed_forward, self.hidden)]
+        return [*attention, (query, self.hidden), *feed_forward * self.experts]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model, but for biases."""
+        block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * block + tables + self.hidden
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of LoRA adapters on every linear layer of the blocks."""
+        return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker by part, computed for data parallel training with AdamW."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts; the device's own overhead comes on top."""
+        return sum(vars(self).values())
+
+
+def memory(
+    shape: Shape, method: str, rank: int, tokens: int, frozen_bytes: int, checkpointing: bool
+) -> Memory:
+    """Memory of a worker whose micro-batch holds `tokens` tokens.
+
+    Args:
+        rank: LoRA rank; unused for method full.
+        frozen_bytes: bytes of a weight that is not trained (2 in bf16, 4 in fp32); activations
+            have the same width.
+        checkpointing: whether activations are recomputed block by block.
+    """
+    full = method == "full"
+    trained = shape.parameters if full else shape.adapter_parameters(rank)
+    frozen = 0 if full else shape.parameters
+    width = frozen_bytes if not full else 2
+    block = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward)
+    kept = shape.layers * tokens * width * shape.hidden
+    return Memory(
+        weights=frozen * frozen_bytes + trained * _FLOAT32,
+        gradients=trained * _FLOAT32,
+        optimizer=trained * 2 * _FLOAT32,
+        activations=kept + block if checkpointing else shape.layers * block,
+        logits=min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES,
+    )
