@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if value is not None else None
             for name, value in vars(self).items()
         }
@@ -74,9 +75,9 @@ def collate(rows: TokenRows, indices: Sequence[int], padded: bool, pad_id: int =
         return Batch(ids[None], positions[None], None, borders, *flat)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
-    for row, (ids, _) in enumerate(parts):
-        table[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        mask[row, : len(ids)] = 1
+    for row, (tokens, _) in enumerate(parts):
+        table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
     return Batch(table, positions, mask, None, *flat)
 
@@ -162,5 +163,5 @@ class BatchPlan:
         return order
 
     @cached_property
-    def _kept(self) -> dict[str, object]:
+    def _kept(self) -> dict[str, Any]:
         return {}

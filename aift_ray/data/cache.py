@@ -136,9 +136,7 @@ def prepare(config: DataConfig, encoder: PromptEncoder, sequence_length: int) ->
 def load(folder: Path) -> Prepared:
     """Open a cache folder that `prepare` made."""
     stored = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return Prepared(
-        folder, Counts(**stored["train"]), Counts(**stored["eval"]), stored["warnings"]
-    )
+    return Prepared(folder, Counts(**stored["train"]), Counts(**stored["eval"]), stored["warnings"])
 
 
 def _key(

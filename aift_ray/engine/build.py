@@ -118,9 +118,10 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         config.training.exact_match_batch_size,
         config.training.exact_match_max_tokens,
     )
-    evaluated = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    tested, numbers = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     evaluator = Evaluator(
-        *evaluated,
+        tested,
+        numbers,
         config.training.batch_size,
         answers,
         tokenizer,
@@ -139,16 +140,14 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         scaler=scaler,
         rows=rows,
         plan=plan,
-        evaluator=evaluator if len(evaluated[1]) else None,
+        evaluator=evaluator if len(numbers) else None,
         state=state,
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
     )
 
 
-def _model(
-    job: Job, group: Group, precision: Precision, resume: str | None
-) -> torch.nn.Module:
+def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full = job.config, job.config.method == "full"
     source = resume if resume and full else job.location
     # the same new weights on every worker, and after every restart

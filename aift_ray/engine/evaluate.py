@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Evaluator:
         return total / tokens if tokens else None
 
     def exact_match(self, module: LossModule) -> float | None:
-        """Share of held-out rows whose greedy answer is the expected one, character by character."""
+        """Share of held-out rows whose greedy answer is exactly the expected one."""
         number, at_once, _ = self.answers
         asked = [i for i in self.indices[:number].tolist() if self._question(i) is not None]
         mine = self._share(np.asarray(asked, dtype=np.int64))
@@ -92,7 +93,8 @@ class Evaluator:
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            output = module.model.generate(
+            model: Any = module.model
+            output = model.generate(
                 input_ids=ids.to(self.group.device),
                 attention_mask=mask.to(self.group.device),
                 do_sample=False,
@@ -105,5 +107,4 @@ class Evaluator:
 
     def _text(self, ids: Sequence[int]) -> str:
         end = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))
-        text: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True))

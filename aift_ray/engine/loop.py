@@ -63,7 +63,7 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
     for settings in run.optimizer.param_groups:
         settings["lr"] = rate
     loss, tokens = accumulate(run, shares, targets)
-    loss, stop, tokens = group.sum(loss, float(stop_asked), tokens)
+    loss, stop, all_tokens = group.sum(loss, float(stop_asked), tokens)
     run.scaler.unscale_(run.optimizer)
     limit = run.config.training.max_grad_norm or math.inf
     norm = float(clip_grad_norm_(run.module.parameters(), limit))
@@ -79,9 +79,9 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
         "loss": loss,
         "learning_rate": rate,
         "grad_norm": norm,
-        "tokens": int(tokens),
+        "tokens": int(all_tokens),
         "supervised_tokens": targets,
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": all_tokens / seconds,
         "world_size": group.world,
         "time": time.time(),
     }, stop > 0

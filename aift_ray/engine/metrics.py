@@ -1,4 +1,4 @@
-"""What a run leaves for people and scripts: metrics.jsonl, TensorBoard files, loss.png, progress."""
+"""What a run leaves for people and scripts: metrics, TensorBoard files, a plot, progress."""
 
 from __future__ import annotations
 
@@ -88,10 +88,11 @@ def plot(folder: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, label, style in (
+    curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("loss", "training loss", {"color": "#7aa6d8", "linewidth": 1.2}),
         ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o", "markersize": 4}),
-    ):
+    )
+    for name, label, style in curves:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)

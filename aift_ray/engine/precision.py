@@ -32,7 +32,7 @@ class Precision:
         Raises:
             ConfigError: fp16 on a CPU, which has no loss scaling worth its name.
         """
-        name = config.training.precision
+        name: str = config.training.precision
         if name == "auto":
             name = _automatic(config.training.fp16, device)
         if name == "fp16" and device.type != "cuda":

@@ -37,10 +37,11 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     least, most = workers
     training = config.training
     kind = "GPU" if gpu else "CPU"
+    number = str(most) if least == most else f"{least} to {most}"
     rows = [
         ("model", f"{config.model}, {run.parameters:,} parameters (computed)"),
         ("method", f"{config.method}, {run.trained_parameters:,} trained parameters (computed)"),
-        ("workers", f"{most if least == most else f'{least} to {most}'} ({kind}, {config.parallel.strategy})"),
+        ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
         ("training rows", _counts(run.prepared.train)),
     ]
     if run.prepared.eval.rows:
@@ -49,7 +50,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
-        ("step", f"{plan.global_batch} {unit} = {training.batch_size} a micro-step x accumulation x workers"),
+        ("step", f"{plan.global_batch} {unit}, {training.batch_size} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("packing", _packing(run)),
     ]

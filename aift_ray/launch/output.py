@@ -88,7 +88,7 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
             remedy = "name a folder checkpoints/step-N, or 'latest'"
             raise ConfigError([Problem(f"resume {config.resume}", wrong, remedy)])
         return chosen, [f"resumed from {chosen}"]
-    notes = []
+    notes: list[str] = []
     for step in reversed(checkpoint.steps(folder / "checkpoints")):
         chosen = folder / "checkpoints" / f"step-{step}"
         wrong = checkpoint.damage(chosen)

@@ -49,7 +49,9 @@ class Preparation:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(config: RunConfig, output: Path, workers: int, gpu: bool, resume: Path | None) -> Preparation:
+def prepare(
+    config: RunConfig, output: Path, workers: int, gpu: bool, resume: Path | None
+) -> Preparation:
     """Resolve the model, tokenize the data, and lay out the steps.
 
     Args:

@@ -51,7 +51,7 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _gpus(config: RunConfig) -> int:
-    """GPUs in reach without starting Ray; the workers' own number is checked against the cluster."""
+    """GPUs in reach without starting Ray; the cluster's own are checked when it is there."""
     if config.ray.use_gpu is False:
         return 0
     import torch
@@ -107,8 +107,10 @@ def _left(folder: Path) -> str:
     from aift_ray.engine import checkpoint
 
     steps = checkpoint.steps(folder / "checkpoints")
-    return f"the last good checkpoint is checkpoints/step-{steps[-1]}" if steps else (
-        "there is no checkpoint yet"
+    return (
+        f"the last good checkpoint is checkpoints/step-{steps[-1]}"
+        if steps
+        else ("there is no checkpoint yet")
     )
 
 

@@ -145,7 +145,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     )
 
 
-class _Failures(UserCallback):
+class _Failures(UserCallback):  # type: ignore[misc]
     """Writes down why a group of workers had to be restarted."""
 
     def __init__(self, path: Path) -> None:

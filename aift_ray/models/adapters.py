@@ -36,9 +36,13 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
     if missing:
         has = ", ".join(known)
         raise ConfigError(
-            [Problem("lora.target_modules", f"no layer is called '{m}'; it has {has}") for m in missing]
+            [
+                Problem("lora.target_modules", f"no layer is called '{m}'; it has {has}")
+                for m in missing
+            ]
         )
-    return get_peft_model(model, _peft_config(config, targets))
+    adapted: PeftModel = get_peft_model(model, _peft_config(config, targets))
+    return adapted
 
 
 def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
@@ -54,7 +58,8 @@ def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
 
 def reload_adapters(model: PreTrainedModel, folder: str) -> PeftModel:
     """Put saved adapters on `model`, to be trained further."""
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    return adapted
 
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 NAME = "documents"
 
@@ -57,8 +57,11 @@ def document_attention(
         )
         return output
     lengths = torch.diff(cu_seq_lens_q).tolist()
-    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    outputs = [_attend(*part, scaling, dropout, sliding_window) for part in parts]
+    documents = (states.split(lengths, dim=2) for states in (query, key, value))
+    outputs = [
+        _attend(q, k, v, scaling, dropout, sliding_window)
+        for q, k, v in zip(*documents, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

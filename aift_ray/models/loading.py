@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG
@@ -35,7 +40,11 @@ def resolve(name: str) -> str:
     if not _HUB_ID.fullmatch(location):
         known = ", ".join(CATALOG)
         raise ModelError(
-            [Problem(f"model {name}", "no such folder or catalog name", f"the catalog has: {known}")]
+            [
+                Problem(
+                    f"model {name}", "no such folder or catalog name", f"the catalog has: {known}"
+                )
+            ]
         )
     return location
 
@@ -96,13 +105,14 @@ def load_model(location: str, dtype: torch.dtype, attention: str) -> PreTrainedM
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
     with _explained(location):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
         )
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])

@@ -53,4 +53,3 @@ class Group:
         """Wait for all workers."""
         if self.world > 1:
             dist.barrier()
-

@@ -70,7 +70,7 @@ def verb_bases(verb: str, kind: str) -> dict[str, str]:
     """
     if kind == "五":
         head, last = verb[:-1], verb[-1]
-        a, i, _, o = _ROWS[last]
+        a, i, _, o = list(_ROWS[last])
         te = "って" if verb.endswith("行く") else _TE[last]
         nai, stem, will, te = head + a, head + i, head + o + "う", head + te
     else:

@@ -73,9 +73,9 @@ ACTS = """
 借りる 一 study | 本を 辞書を 傘を 友達のノートを 鉛筆を 古い雑誌を
 返す 五 study | 本を 辞書を 雑誌を 友達のノートを 借りた傘を 古い地図を
 遊ぶ 五 out+e | 友達と 犬と 子どもたちと 弟と 日が暮れるまで 砂場で ボールで
-走る 五 out+e | 速く 犬と 川に沿って ゆっくり 一時間ほど いつもの道を
-歩く 五 out+e | 一人で 犬と 川に沿って ゆっくり 山道を 長い坂道を 静かな通りを
-散歩する サ out | 犬と 一人で 川沿いの道を 祖父と 海辺を 公園を 森の中を
+走る 五 walk+e | 速く 犬と 川に沿って ゆっくり 一時間ほど いつもの道を
+歩く 五 walk+e | 一人で 犬と 川に沿って ゆっくり 山道を 長い坂道を 静かな通りを
+散歩する サ walk | 犬と 一人で 川沿いの道を 祖父と 海辺を 公園を 森の中を
 泳ぐ 五 none+e | 海で 川で プールで 湖で 友達と 遠くまで
 写す 五 study | 黒板の字を 友達のノートを 古い地図を 詩を 手本の字を
 撮る 五 out+e | 写真を 花の写真を 鳥の写真を 夕日の写真を 家族の写真を 山の景色を
@@ -276,6 +276,7 @@ TE_CLAUSES = {
     "school": "学校に行って 友達と集まって 教室に入って",
     "work": "朝早く出勤して 会社に戻って 昼食を済ませて",
     "out": "朝早く起きて 弁当を持って 外に出て 宿題を済ませて",
+    "walk": "朝早く起きて 帽子をかぶって 外に出て 宿題を済ませて",
     "garden": "庭に出て 朝早く起きて 土を耕して",
     "move": "荷物を持って 朝早く起きて 上着を着て 家を出て",
 }
@@ -289,13 +290,14 @@ CAUSES = {
     "school": "授業が終わったので 文化祭が近いので",
     "work": "会議が終わったので 締め切りが近いので",
     "out": "天気がよかったので 雨がやんだので",
+    "walk": "天気がよかったので 雨がやんだので",
     "garden": "春になったので 天気がよかったので",
     "move": "天気がよかったので 用事があったので",
 }
 
 # `head word class`: clauses before 〜が、. They are whole statements, so that both predicates
 # change in polite style.
-CONTRASTED = ["town", "study", "home", "kitchen", "school", "work", "out", "garden", "move"]
+CONTRASTED = ["town", "study", "home", "kitchen", "school", "work", "out", "walk", "garden", "move"]
 CONTRASTS_PAST = """
 雨が 降る 五 progressive_past
 少し 疲れる 一 progressive_past

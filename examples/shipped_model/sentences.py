@@ -43,6 +43,7 @@ _FORM_WEIGHTS = {
     "state": "past 14 nonpast 18 negative 12 negative_past 10 conjecture 4 possibility 5 hearsay 3",
 }
 _OWN = {"volitional", "thought", "desire", "desire_negative", "desire_past"}
+_DELIBERATE = {"trial", "beginning", "completion"}
 _CONTRASTED = {"past", "obligation", "volitional", "intention"}
 _CONTINUES = {"past", "nonpast", "volitional", "desire", "completion", "obligation", "intention"}
 
@@ -131,6 +132,7 @@ class Grammar:
                 return made
 
     def __iter__(self) -> Iterator[Sentence]:
+        """Sentences without end."""
         while True:
             yield self.sentence()
 
@@ -160,7 +162,8 @@ class Grammar:
     def _act(self) -> Sentence:
         verb = self._random.choice(self._verbs["act"])
         form = self._form("act")
-        if form == "excess" and not verb.excess:
+        deliberate = verb.excess or verb.theme not in {"none", "move"}
+        if (form == "excess" and not verb.excess) or (form in _DELIBERATE and not deliberate):
             form = "past"
         complement = self._random.choice(verb.complements)
         pair = conjugate(verb.word, verb.kind, form)
@@ -170,6 +173,8 @@ class Grammar:
             place = time = ""
         else:
             time = self._time(form)
+            if form == "progressive" and verb.theme in {"move", "none"}:
+                time = time and "最近、"
             place = self._place(verb.theme, complement)
         subject_first = clause[0].endswith("て、")
         starts = [person + part if subject_first else part + person for part in clause]
@@ -249,11 +254,11 @@ class Grammar:
         kind = "い" if self._chance(60) else "な"
         word = self._random.choice(adjectives if kind == "い" else na_adjectives)
         form = self._statement_form("".join(flags))
-        positive = ["", "とても", "かなり", "少し", "本当に"]
+        positive = ["", "とても", "かなり", "本当に"]
         if form in {"conjecture", "possibility"}:
             positive = ["", "", "たぶん"] if form == "conjecture" else ["", "", "もっと"]
         if form == "change":
-            positive = ["", "前より", "だんだん", "少し"]
+            positive = ["", "前より", "だんだん"]
         choices = ["あまり", "それほど"] if form.startswith("negative") else positive
         return self._statement(
             self._random.choice(topics), self._random.choice(choices), word, kind, form

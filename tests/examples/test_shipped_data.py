@@ -23,13 +23,8 @@ import make_tokenizer  # noqa: E402
 import sentences  # noqa: E402
 
 POLITE_ENDINGS = (
-    "です。",
-    "ます。",
-    "ました。",
-    "ません。",
-    "でした。",
-    "ましょう。",
-    "でしょう。",
+    *("です。", "ます。", "ました。", "ません。"),
+    *("でした。", "ましょう。", "でしょう。"),
 )
 
 # word, class, form, plain, polite; written by hand.
@@ -130,7 +125,8 @@ def test_the_counts_are_those_of_the_readme() -> None:
 def test_every_output_is_polite_and_differs_from_its_input() -> None:
     for row in rows("train.jsonl") + rows("eval.jsonl"):
         assert row["output"].endswith(POLITE_ENDINGS), row
-        assert not row["input"].endswith(POLITE_ENDINGS), row
+        # 励ます。 and 励ました。 are plain.
+        assert not row["input"].replace("励ま", "").endswith(POLITE_ENDINGS), row
         assert row["input"] != row["output"]
         assert 8 <= len(row["input"]) <= 30
 
@@ -192,6 +188,8 @@ def test_the_tokenizer_keeps_every_string_and_splits_endings() -> None:
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("食べました。")]
     assert pieces[-2:] == ["ました", "。"]
+    adjective = tokenizer.encode("高い。")[:-1]
+    assert tokenizer.encode("高いです。")[: len(adjective)] == adjective
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.bos_token is None
     assert "12" not in [tokenizer.decode([i]) for i in tokenizer.encode("12")]

@@ -1,0 +1,46 @@
+# make demo, make test, make lint, make format, make lock, make clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# each worker computes on one thread, so that results don't depend on the machine
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint format lock clean
+
+# the stamp is newer than the lock file when the environment is what the lock file says
+$(VENV)/stamp: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/stamp
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -m "not real_model"
+
+lint: $(VENV)/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# resolves pyproject.toml anew in an environment of its own
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0
+	build/lock/bin/python -m pip install --quiet ".[dev]"
+	(echo "# made by 'make lock'"; build/lock/bin/python -m pip freeze --all --exclude aift-ray --exclude pip \
+	  | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' | grep -v ' @ ') > requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
