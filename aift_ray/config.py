@@ -55,7 +55,7 @@ class TrainingConfig(Section):
     save_steps: Positive = setting(500, "steps between checkpoints")
     logging_steps: Positive = setting(10, "steps between lines of metrics.jsonl")
     output_dir: str = setting(
-        "./outputs", "Python API: parent of a numbered folder a run; commands use --output-dir"
+        "./outputs", "parent of the folders of runs that --output-dir does not name"
     )
     fp16: bool = setting(True, "mixed precision: bf16 or fp16 on a GPU, always fp32 on a CPU")
     gradient_checkpointing: bool = setting(

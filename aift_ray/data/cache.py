@@ -99,12 +99,13 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cache folder: `train` and `eval` rows with their counts; `eval` may hold no row."""
+    """A cache folder: `train` and `eval` rows of at most `sequence_length` tokens, and counts."""
 
     folder: Path
     train: Counts
     eval: Counts
     warnings: list[str]
+    sequence_length: int
 
     def rows(self, name: str) -> TokenRows:
         """The rows of set `name`, train or eval."""
@@ -136,7 +137,8 @@ def prepare(config: DataConfig, encoder: PromptEncoder, sequence_length: int) ->
 def load(folder: Path) -> Prepared:
     """Open a cache folder that `prepare` made."""
     stored = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return Prepared(folder, Counts(**stored["train"]), Counts(**stored["eval"]), stored["warnings"])
+    train, held_out = (Counts(**stored[name]) for name in ("train", "eval"))
+    return Prepared(folder, train, held_out, stored["warnings"], stored["sequence_length"])
 
 
 def _key(
@@ -183,8 +185,8 @@ def _build(
         _raise_for(faults)
         if not sets["train"].supervised_tokens:
             raise DataError([_nothing_supervised(sets["train"])])
-        stored = {name: asdict(counts) for name, counts in sets.items()}
-        stored["warnings"] = duplicates.warnings()
+        stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}
+        stored |= {"warnings": duplicates.warnings(), "sequence_length": sequence_length}
         (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         _publish(scratch, folder)
     finally:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Message
+from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
 from aift_ray.data.templates import (
     FALLBACK_INPUT,
     FALLBACK_TEMPLATE,
     PINNED_DATE,
     ChatTemplate,
     Part,
-    RowError,
-    SafeTokenizer,
+    Prompt,
     is_fallback,
+    join,
 )
 from aift_ray.errors import ModelError, Problem
 
@@ -69,17 +70,15 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
+        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)
         self.used_fallback = is_fallback(self._template.source)
-        self.generation_gap = False
         self.piecewise_rows = 0
         self._compared = 0
         self._eos: int = tokenizer.eos_token_id
         self._prefix = _prefix(tokenizer)
         self._folds_system = not self._has_system_role()
-        self._header = self._find_header()
-        ends = [self._eos, *extra_stop_ids, self._find_turn_end()]
-        self.stop_ids = list(dict.fromkeys(ends))
+        self._header, turn_end, self.generation_gap = self._probe()
+        self.stop_ids = list(dict.fromkeys([self._eos, *extra_stop_ids, turn_end]))
 
     def encode(self, example: Example) -> Encoded:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.
@@ -87,26 +86,32 @@ class PromptEncoder:
         Raises:
             RowError: why the row can't be encoded.
         """
+        safe = self._safe
         if example.kind == "text":
-            ids, _ = self._safe.encode(_unmarked(example.output))
-            return self._raw(ids, 0)
+            return self._raw(safe.encode(safe.unmarked(example.output)), 0)
         if example.kind == "prompt":
-            text = _unmarked(example.instruction) + _unmarked(example.output)
-            ids, _, counts = self._grow(text, [len(example.instruction)], count=True)
-            return self._raw(ids, counts[0])
-        parts = self._parts(self._messages(example), generation=False)
-        text, spans = self._spans(parts)
-        ids, begins, counts = self._grow(text, [start for start, _ in spans], count=True)
-        supervised = [False] * len(ids)
-        for (_, end), first in zip(spans, counts, strict=True):
-            index = first
-            while index < len(ids) and begins[index] < end:
-                supervised[index] = True
-                index += 1
+            text = safe.unmarked(example.instruction + example.output)
+            grown = safe.grow(text, [len(example.instruction)])
+            self.piecewise_rows += grown.piecewise
+            return self._raw(grown.ids, grown.counts[0])
+        prompt = self._prompt(self._messages(example), generation=False)
+        if not prompt.spans:
+            raise RowError("the conversation has no answer")
+        grown = safe.grow(prompt.text, [span.start for span in prompt.spans])
+        supervised = [False] * len(grown.ids)
+        for span, first in zip(prompt.spans, grown.counts, strict=True):
+            # No content makes a control token, so the turn's end is found by counting.
+            after = first
+            for _ in range(span.times):
+                after = grown.ids.index(span.turn_end, after) + 1
+            supervised[first:after] = [True] * (after - first)
+        self.piecewise_rows += grown.piecewise
+        self.generation_gap |= prompt.gap
         if self._compared < _COMPARED_ROWS:
             self._compared += 1
-            self.generation_gap |= ids[: counts[-1]] != self.prompt_ids(example)
-        return Encoded(ids, supervised)
+            before = grown.ids[: grown.counts[-1]]
+            self.generation_gap |= before != self.prompt_ids(example)
+        return Encoded(grown.ids, supervised)
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The ids that serving feeds for the last answer of a row.
@@ -117,7 +122,7 @@ class PromptEncoder:
         if example.kind == "text":
             raise RowError("a plain text has no prompt")
         if example.kind == "prompt":
-            return self._prefix + self._safe.encode(_unmarked(example.instruction))[0]
+            return self._prefix + self._safe.encode(self._safe.unmarked(example.instruction))
         return self._chat_ids(self._messages(example)[:-1])
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -137,8 +142,8 @@ class PromptEncoder:
         return digest(self)
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        text, spans = self._spans(self._parts(messages, generation=True))
-        return self._grow(text, [start for start, _ in spans])[0]
+        prompt = self._prompt(messages, generation=True)
+        return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
 
     def _raw(self, ids: list[int], first: int) -> Encoded:
         """A row without template; supervised from ids[first] on."""
@@ -164,119 +169,35 @@ class PromptEncoder:
         return chat
 
     def _parts(self, messages: Sequence[Message], generation: bool) -> list[Part]:
-        """The rendering, with the template's control strings written as the safe tokenizer's."""
+        """The rendering, with the template's control strings under the safe tokenizer's names."""
         return [
             Part(self._safe.literal(part.text)) if part.content is None else part
             for part in self._template.parts(messages, generation, self._safe)
         ]
 
-    def _spans(self, parts: Sequence[Part]) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and start and end of what is trained in it, for each assistant turn."""
-        text = "".join(part.text for part in parts)
-        spans: list[tuple[int, int]] = []
-        position = said = 0  # said: where the last content of another turn ended
-        begin: int | None = None
-        for index, part in enumerate(parts):
-            content = part.content
-            if content is not None and content.assistant and begin is None:
-                begin = self._start(text, said, position)
-            position += len(part.text)
-            if content is not None and (content.answer or not content.assistant):
-                said = position
-            if content is None or not content.answer or begin is None:
-                continue
-            end = self._safe.first_control(text, position, position + len(parts[index + 1].text))
-            if end is None:
-                raise RowError("the chat template writes no end-of-turn token after an answer")
-            spans.append((begin, end[1]))
-            begin = None
-        return text, spans
-
-    def _start(self, text: str, said: int, content: int) -> int:
-        """Where an answer's span starts: after what serving writes itself.
-
-        The model writes the rest, such as Harmony's channel or Qwen3's empty think block. Where
-        the other contents weren't told apart, the template's header is the last one in the text.
-        """
-        header = self._header
-        if text.startswith(header, said):
-            return said + len(header)
-        found = text.rfind(header, said, content) if header else -1
-        if found >= 0:
-            return found + len(header)
-        self.generation_gap = True
-        header = header.partition("<think>")[0]
-        found = text.rfind(header, said, content) if header else -1
-        return found + len(header) if found >= 0 else content
-
-    def _grow(
-        self, text: str, borders: Sequence[int], count: bool = False
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Ids, where each begins in the text, and the number of ids before each border.
-
-        The text is encoded as a whole wherever the ids before a border stay what they are without
-        the rest; else it is cut at that border. What stands behind a border changes nothing
-        before it, so a prompt gets the same ids alone and inside a row.
-        """
-        ids: list[int] = []
-        begins: list[int] = []
-        counts: list[int] = []
-        cut = 0
-        stops = [*borders, len(text)]
-        last, places = self._safe.encode(text[: stops[0]])
-        for border, stop in pairwise(stops):
-            counts.append(len(ids) + len(last))
-            joint, joint_places = self._safe.encode(text[cut:stop])
-            if joint[: len(last)] == last:
-                last, places = joint, joint_places
-                continue
-            ids += last
-            begins += [cut + place for place in places]
-            last, places = self._continuation(text[border:stop])
-            cut = border
-        if count and cut:
-            self.piecewise_rows += 1
-        return ids + last, begins + [cut + place for place in places], counts
-
-    def _continuation(self, text: str) -> tuple[list[int], list[int]]:
-        if not self._safe.dummy_prefix:
-            return self._safe.encode(text)
-        # The start of a text gets a blank that doesn't belong here; behind a newline it does not.
-        newline = self._safe.encode("\n")[0]
-        ids, places = self._safe.encode("\n" + text)
-        if ids[: len(newline)] != newline:
-            raise RowError("the tokenizer can't keep the prompt apart from this answer")
-        return ids[len(newline) :], [max(0, place - 1) for place in places[len(newline) :]]
+    def _prompt(self, messages: Sequence[Message], generation: bool) -> Prompt:
+        return join(self._parts(messages, generation), self._header, self._safe)
 
     def _has_system_role(self) -> bool:
-        system, user = Message("system", "規則"), Message("user", "質問")
+        messages = [Message("system", "規則"), Message("user", "質問")]
         try:
-            parts = self._template.parts([system, user], True, self._safe)
+            return "規則" in self._template.render(messages, generation=True)
         except RowError:
             return False
-        return any(part.content is not None and part.content.turn == 0 for part in parts)
 
-    def _find_header(self) -> str:
-        """What the template writes between a user's turn and the answer, when it asks for one."""
+    def _probe(self) -> tuple[str, int, bool]:
+        """The header before an answer, the id that ends a turn, and whether there is a gap."""
+        question, answer = Message("user", "質問"), Message("assistant", "答え")
         try:
-            parts = self._parts([Message("user", "質問")], generation=True)
+            parts = self._parts([question], generation=True)
+            if len(parts) == 1:
+                raise RowError("it does not write what the user says")
+            header = parts[-1].text
+            prompt = join(self._parts([question, answer], False), header, self._safe)
         except RowError as error:
-            raise _unusable(str(error)) from None
-        if len(parts) == 1:
-            raise _unusable("it does not write what the user says")
-        return parts[-1].text
-
-    def _find_turn_end(self) -> int:
-        messages = [Message("user", "質問"), Message("assistant", "答え")]
-        try:
-            text, spans = self._spans(self._parts(messages, generation=False))
-        except RowError as error:
-            raise _unusable(str(error)) from None
-        (_, end), *_ = spans
-        start = text.rindex("答え", 0, end)
-        found = self._safe.first_control(text, start, end)
-        assert found is not None  # _spans has found it
-        return found[0]
+            remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
+            raise ModelError([Problem("chat_template", str(error), remedy)]) from None
+        return header, prompt.spans[-1].turn_end, prompt.gap
 
 
 def _check(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -291,18 +212,6 @@ def _check(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ModelError(problems)
 
 
-def _unusable(reason: str) -> ModelError:
-    remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
-    return ModelError([Problem("chat_template", reason, remedy)])
-
-
-def _unmarked(text: str) -> str:
-    """The text, if it can't be taken for one of the safe tokenizer's names."""
-    if MARK in text:
-        raise RowError("the text holds U+FDD0 'aift-', which is reserved")
-    return text
-
-
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer puts before a plain text, such as BOS."""
     plain = tokenizer.encode("a", add_special_tokens=False)
@@ -314,7 +223,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def digest(encoder: PromptEncoder) -> str:
     """sha256, in hex, of everything that changes ids: tokenizer, template, system prompt, us."""
     tokenizer = encoder.tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
     # Left over from earlier calls of the tokenizer; they change no ids of ours.
     state.update(truncation=None, padding=None)
     parts = [

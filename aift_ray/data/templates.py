@@ -2,32 +2,29 @@
 
 A conversation is rendered twice, once as it is and once with a sentinel in place of each content.
 What stands between the sentinels is the template's own, and only there a control string such as
-`<|im_end|>` may become its token. To encode both parts in one go, `SafeTokenizer` gives the control
-tokens other names, which no content holds, and the template's parts are written with these names.
+`<|im_end|>` may become its token.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from typing import Any
 
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Message
+from aift_ray.data.safe_tokenizer import MARK, RowError, SafeTokenizer
 from aift_ray.errors import ModelError, Problem
 
-# A noncharacter, so that no sane text holds the marker; a row that does is refused.
-MARK = "\ufdd0aift-"
 _PART = re.compile(f"{MARK}part-([0-9]+)\ufdd1")
 _THOUGHTS = re.compile(r"(\s*<think>)(.*?)(</think>)(.*)", re.DOTALL)
-_BLANK = " \t\r\n\u3000\u2581"
+# What clients send back of R1, whose prompt holds the opening tag.
+_RETURNED = re.compile(r"()(.*?)(</think>)(.*)", re.DOTALL)
 
 # Llama 3.1's own default. Any fixed day does: a moving one would change token caches and resumed
 # runs at midnight, and serving would see other prompts than training.
@@ -45,14 +42,6 @@ FALLBACK_TEMPLATE = (
     "{{ '\\n\\n### 応答:\\n' + message['content'] + eos_token }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '\\n\\n### 応答:\\n' }}{%- endif -%}"
 )
-
-
-class RowError(ValueError):
-    """Why one row can't be encoded; the caller adds file and line."""
-
-
-class _Unaligned(RowError):
-    """The two renderings of a conversation don't agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,31 +137,40 @@ class ChatTemplate:
         Raises:
             RowError: a content is not found where the template puts it, or holds our marker.
         """
-        if any(MARK in each.content for each in messages):
-            raise RowError("the text holds U+FDD0 'aift-', which is reserved")
+        for each in messages:
+            safe.unmarked(each.content)
         full = self.render(messages, generation)
         try:
-            return _align(full, *self._marked(messages, generation, all_roles=True))
-        except RowError:
-            others = (each.content for each in messages if each.role != "assistant")
-            if any(safe.has_control(text) for text in others):
-                raise
-        return _align(full, *self._marked(messages, generation, all_roles=False))
+            return self._aligned(full, messages, generation)
+        except RowError as error:
+            refusal = error
+        if generation:
+            with suppress(RowError):
+                return self._aligned(full, messages, generation, thoughts=_RETURNED)
+        others = (each.content for each in messages if each.role != "assistant")
+        if any(safe.has_control(text) for text in others):
+            raise refusal
+        return self._aligned(full, messages, generation, all_roles=False)
 
-    def _marked(
-        self, messages: Sequence[Message], generation: bool, all_roles: bool
-    ) -> tuple[str, list[Content]]:
+    def _aligned(
+        self,
+        full: str,
+        messages: Sequence[Message],
+        generation: bool,
+        all_roles: bool = True,
+        thoughts: re.Pattern[str] = _THOUGHTS,
+    ) -> list[Part]:
         contents: list[Content] = []
         marked = [
-            Message(each.role, _mark(each, turn, contents))
+            Message(each.role, _mark(each, turn, contents, thoughts))
             if all_roles or each.role == "assistant"
             else each
             for turn, each in enumerate(messages)
         ]
-        return self.render(marked, generation), contents
+        return _align(full, self.render(marked, generation), contents)
 
 
-def _mark(message: Message, turn: int, contents: list[Content]) -> str:
+def _mark(message: Message, turn: int, contents: list[Content], thoughts: re.Pattern[str]) -> str:
     def sentinel(text: str, answer: bool) -> str:
         contents.append(Content(turn, text, answer, message.role == "assistant"))
         return f"{MARK}part-{len(contents) - 1}\ufdd1"
@@ -180,10 +178,10 @@ def _mark(message: Message, turn: int, contents: list[Content]) -> str:
     if message.role != "assistant":
         return sentinel(message.content, False)
     # Qwen3 writes an empty think block around an answer without one, so the tags have to stay.
-    thoughts = _THOUGHTS.fullmatch(message.content)
-    if thoughts is None:
+    found = thoughts.fullmatch(message.content)
+    if found is None:
         return sentinel(message.content, True)
-    opening, inner, closing, answer = thoughts.groups()
+    opening, inner, closing, answer = found.groups()
     return opening + sentinel(inner, False) + closing + sentinel(answer, True)
 
 
@@ -192,9 +190,9 @@ def _align(full: str, marked: str, contents: list[Content]) -> list[Part]:
     pieces = _PART.split(marked)
     literals, order = pieces[::2], [contents[int(index)] for index in pieces[1::2]]
     if [each for each in order if each.answer] != [each for each in contents if each.answer]:
-        raise _Unaligned("the chat template drops or repeats an answer")
+        raise RowError("the chat template drops or repeats an answer")
     if not full.startswith(literals[0]):
-        raise _Unaligned("the chat template writes other text around this conversation")
+        raise RowError("the chat template writes other text around this conversation")
     parts, position = [Part(literals[0])], len(literals[0])
     for content, literal in zip(order, literals[1:], strict=True):
         form = next(
@@ -207,89 +205,94 @@ def _align(full: str, marked: str, contents: list[Content]) -> list[Part]:
             None,
         )
         if form is None:
-            raise _Unaligned(f"the chat template changes the text of turn {content.turn + 1}")
+            raise RowError(f"the chat template changes the text of turn {content.turn + 1}")
         parts += [Part(form, content), Part(literal)]
         position += len(form) + len(literal)
     if position != len(full):
-        raise _Unaligned("the chat template writes other text after this conversation")
+        raise RowError("the chat template writes other text after this conversation")
     return parts
 
 
 def _forms(text: str) -> tuple[str, ...]:
     """What templates make of a content, most complete first."""
-    return (
-        text,
-        text.strip("\n"),
-        text.lstrip("\n"),
-        text.rstrip("\n"),
-        text.lstrip(),
-        text.rstrip(),
-        text.strip(),
-    )
+    lines = (text, text.strip("\n"), text.lstrip("\n"), text.rstrip("\n"))
+    return (*lines, text.lstrip(), text.rstrip(), text.strip())
 
 
-class SafeTokenizer:
-    """A copy of a tokenizer in which control strings are ordinary text.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is trained of an assistant turn.
 
-    The tokens keep their ids and get names that `literal` writes, so one call encodes the
-    template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code).
-
-    Raises:
-        ModelError: the copy does not give the same ids.
+    Attributes:
+        start, end: where it stands in the text.
+        turn_end: id of the token that ends the turn.
+        times: how often that token stands in the span; the last one ends it.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
-        state: dict[str, Any] = json.loads(backend.to_str())
-        tokens = [each for each in state["added_tokens"] if each["content"].strip(_BLANK)]
-        self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
-        for each in tokens:
-            # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
-            each.update(content=self.names[each["content"]], normalized=False, single_word=False)
-        _rename(state["model"], self.names)
-        state.update(post_processor=None, truncation=None, padding=None)
-        self._tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(state))
-        self.control_ids = frozenset(each["id"] for each in tokens)
-        for content, name in self.names.items():
-            if self._tokenizer.token_to_id(name) != backend.token_to_id(content):
-                raise ModelError([Problem("tokenizer", f"{content!r} changes its id in a copy")])
-        longest_first = sorted(self.names, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._named = re.compile(f"{MARK}token-([0-9]+)\ufdd1")
-        self.literal = lru_cache(maxsize=4096)(self._literal)
-        # "\n" in front shows whether a piece is encoded otherwise at the start of a text.
-        alone = self.encode("あ")[0]
-        self.dummy_prefix = self.encode("\nあ")[0][-len(alone) :] != alone
-
-    def has_control(self, text: str) -> bool:
-        """Whether a plain tokenizer would find a control token in the text."""
-        return self._control.search(text) is not None
-
-    def _literal(self, text: str) -> str:
-        return self._control.sub(lambda match: self.names[match[0]], text)
-
-    def first_control(self, text: str, start: int, end: int) -> tuple[int, int] | None:
-        """Id and end of the first control token that `literal` wrote into text[start:end]."""
-        match = self._named.search(text, start, end)
-        return None if match is None else (int(match[1]), match.end())
-
-    def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and for each the code point of the text where it begins; nothing is added."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, [begin for begin, _ in encoding.offsets]
+    start: int
+    end: int
+    turn_end: int
+    times: int
 
 
-def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Rename vocabulary entries, so that no model finds them in text (Unigram finds any piece)."""
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, list):
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
-        return
-    model["vocab"] = {names.get(piece, piece): index for piece, index in vocabulary.items()}
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    if "merges" in model and not names.keys().isdisjoint(vocabulary):
-        pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
-        model["merges"] = [
-            pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))
-        ]
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendering that is ready to be encoded by the safe tokenizer.
+
+    Attributes:
+        text: with the template's control strings under the safe tokenizer's names.
+        spans: one for each assistant turn.
+        gap: an answer does not follow the header that serving writes.
+    """
+
+    text: str
+    spans: list[Span]
+    gap: bool
+
+
+def join(parts: Sequence[Part], header: str, safe: SafeTokenizer) -> Prompt:
+    """Put parts together and find what is trained.
+
+    Args:
+        parts: of `ChatTemplate.parts`, the literals rewritten by `SafeTokenizer.literal`.
+        header: what serving writes between a user's turn and the answer, rewritten too.
+
+    Raises:
+        RowError: an answer isn't followed by an end-of-turn token.
+    """
+    text = "".join(part.text for part in parts)
+    spans: list[Span] = []
+    position = said = 0  # said: where the last turn before this one ended
+    gap = False
+    begin: int | None = None
+    for part, following in zip(parts, [*parts[1:], Part("")], strict=True):
+        content = part.content
+        if content is not None and content.assistant and begin is None:
+            begin, missing = _start(text, said, position, header)
+            gap |= missing
+        position += len(part.text)
+        if content is not None and (content.answer or not content.assistant):
+            said = position
+        if content is not None and content.answer and begin is not None:
+            found = safe.first_control(text, position, position + len(following.text))
+            if found is None:
+                raise RowError("the chat template writes no end-of-turn token after an answer")
+            name, turn_end, end = found
+            spans.append(Span(begin, end, turn_end, text.count(name, begin, end)))
+            begin = None
+    return Prompt(text, spans, gap)
+
+
+def _start(text: str, said: int, content: int, header: str) -> tuple[int, bool]:
+    """Where an answer's span starts, and whether the header is not there in full.
+
+    The model writes all that follows the header, such as Harmony's channel or Qwen3's empty think
+    block. Where other contents weren't told apart, the header is the last one before the answer.
+    """
+    if text.startswith(header, said):
+        return said + len(header), False
+    for known, missing in ((header, False), (header.partition("<think>")[0], True)):
+        found = text.rfind(known, said, content) if known else -1
+        if found >= 0:
+            return found + len(known), missing
+    return content, True

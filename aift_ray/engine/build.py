@@ -73,9 +73,9 @@ def split(config: RunConfig, rows: int, held_out: int) -> tuple[np.ndarray, np.n
 
 
 def plan_batches(
-    config: RunConfig, rows: TokenRows, indices: np.ndarray, global_batch: int, longest: int
+    config: RunConfig, rows: TokenRows, indices: np.ndarray, global_batch: int, length: int
 ) -> BatchPlan:
-    """The steps over `indices` of `rows`; `longest` is the capacity of a filled row."""
+    """The steps over `indices` of `rows`; `length` is the capacity of a filled row."""
     return BatchPlan(
         rows.lengths[indices],
         rows.targets[indices],
@@ -83,7 +83,7 @@ def plan_batches(
         config.training.batch_size,
         global_batch,
         config.training.seed,
-        longest if config.data.packing == "fill" else None,
+        length if config.data.packing == "fill" else None,
     )
 
 
@@ -102,7 +102,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
-    plan = plan_batches(config, rows, indices, state.global_batch, prepared.train.longest)
+    plan = plan_batches(config, rows, indices, state.global_batch, prepared.sequence_length)
     tokenizer = loading.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
@@ -155,7 +155,7 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     kind = attention.choose(group.device)
     base = loading.load_model(source, precision.frozen, kind)
     if config.training.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     if full:
         return base
     if resume:

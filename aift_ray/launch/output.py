@@ -23,10 +23,11 @@ _OWN_HIDDEN = (PROGRESS, STOP, ".ray", ".failures.jsonl")
 
 
 def output_folder(config: RunConfig) -> Path:
-    """The run's folder, absolute; it need not exist yet."""
+    """The run's folder, absolute: --output-dir, else one named by the time under the parent."""
     if config.output_dir:
         return Path(config.output_dir).expanduser().absolute()
-    return Path("outputs", time.strftime("%Y%m%d-%H%M%S")).absolute()
+    parent = Path(config.training.output_dir).expanduser()
+    return (parent / time.strftime("%Y%m%d-%H%M%S")).absolute()
 
 
 def check(config: RunConfig, folder: Path) -> list[Problem]:

@@ -79,7 +79,7 @@ def prepare(
     batch = training.batch_size * training.gradient_accumulation_steps * workers
     if resume:
         batch = load_state(resume).global_batch
-    plan = plan_batches(config, rows, indices, batch, prepared.train.longest)
+    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
     job = Job(
         config=config,
         location=location,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import RunConfig
+from aift_ray.engine import standalone
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, Interrupted, TrainingError
 from aift_ray.launch import display, output, workers
@@ -26,28 +27,55 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
         Interrupted: stopped on request, with a checkpoint.
         TrainingError: failed after the start.
     """
+    if config.training.local_rank >= 0:
+        return _run_joined(config)
     folder = output.output_folder(config)
     if config.resume == "latest" and output.finished(folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
+    gpus = _gpus(config)
+    group = config.worker_range(gpus)
+    prepared = _checked(config, folder, group[1], gpus > 0)
+    display.show_plan(prepared, group, gpus > 0)
+    if dry_run:
+        _show_dry_run(config, prepared, group[0], gpus)
+        return {}
+    return _train(config, folder, prepared, group, gpus > 0)
+
+
+def _checked(config: RunConfig, folder: Path, workers_: int, gpu: bool) -> Preparation:
+    """The run, ready to start, or an error that says why it can't."""
     problems = output.check(config, folder)
     if problems:
         raise ConfigError(problems)
     resume, notes = output.resume_point(config, folder)
     for note in notes:
         display.console.print(note, markup=False)
-    gpus = _gpus(config)
-    group = config.worker_range(gpus)
-    prepared = prepare(config, folder, group[1], gpus > 0, resume)
+    prepared = prepare(config, folder, workers_, gpu, resume)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
         raise ConfigError(problems)
-    display.show_plan(prepared, group, gpus > 0)
-    if dry_run:
-        _show_dry_run(config, prepared, group[0], gpus)
+    return prepared
+
+
+def _run_joined(config: RunConfig) -> dict[str, Any]:
+    """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
+    world, gpu = standalone.world_size(), _gpus(config) > 0
+    folder = output.output_folder(config)
+    if standalone.leads():
+        prepared = _checked(config, folder, world, gpu)
+        display.show_plan(prepared, (world, world), gpu)
+        output.start(config, folder)
+    else:
+        prepared = prepare(config, folder, world, gpu, output.resume_point(config, folder)[0])
+    standalone.join_and_work(prepared.job)
+    if not standalone.leads():
         return {}
-    return _train(config, folder, prepared, group, gpus > 0)
+    seconds = time.time() - prepared.job.started
+    summary = output.finish(folder, causes=[], restarts=0, wall_s=seconds)
+    display.show_summary(summary, folder)
+    return summary
 
 
 def _gpus(config: RunConfig) -> int:

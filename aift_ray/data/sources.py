@@ -1,0 +1,186 @@
+"""Data files: which ones a pattern names, and the examples and faults that they hold."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import dropwhile, groupby
+from pathlib import Path
+from typing import Literal
+
+from aift_ray.data.columns import read_csv, read_parquet
+from aift_ray.data.examples import Example, Fault
+from aift_ray.data.json_rows import read_json, read_jsonl
+from aift_ray.data.lines import WrongFile, read_lines
+from aift_ray.data.rows import make_example
+from aift_ray.errors import DataError, Problem
+
+TextUnit = Literal["line", "paragraph", "file"]
+Reader = Callable[[Path], Iterator[Example | Fault]]
+
+_READERS: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+_ALLOWED = "allowed are .jsonl, .json, .csv, .txt (each also with .gz behind) and .parquet"
+
+
+def expand_files(patterns: Sequence[str]) -> list[Path]:
+    """The data files that `patterns` name: files, folders (those directly inside), globs.
+
+    Files come in the order of the patterns, those of one pattern sorted, each file once.
+
+    Raises:
+        DataError: patterns that match nothing, files that are missing or unreadable or have
+            an unknown suffix; all of them at once.
+    """
+    problems: list[Problem] = []
+    files: dict[str, Path] = {}
+    for pattern in patterns:
+        try:
+            for path in _matches(pattern):
+                problem = _problem(path)
+                if problem:
+                    problems.append(problem)
+                else:
+                    files.setdefault(os.path.realpath(path), path)
+        except WrongFile as wrong:
+            problems.append(Problem(pattern or '""', wrong.reason, wrong.remedy))
+    if problems:
+        raise DataError(dict.fromkeys(problems))
+    return list(files.values())
+
+
+def read_examples(files: Sequence[Path], text_unit: TextUnit = "line") -> Iterator[Example | Fault]:
+    """The rows of `files` in their order, each an Example or a Fault; no file is held in memory.
+
+    A Fault with line None is a wrong file: the rest of it is not read, the next files are.
+    """
+    for path in files:
+        rows = 0
+        try:
+            for item in _open(path, text_unit):
+                rows += 1
+                yield item
+            if not rows:
+                raise WrongFile("the file holds no row")
+        except WrongFile as wrong:
+            yield Fault(str(path), None, wrong.reason, wrong.remedy)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            reason = f"can't be unpacked as gzip: {error}"
+            yield Fault(str(path), None, reason, "pack the file again, or name it without .gz")
+        except OSError as error:
+            yield Fault(str(path), None, f"can't be read: {error.strerror or error}")
+
+
+def _open(path: Path, text_unit: TextUnit) -> Iterator[Example | Fault]:
+    suffix = _suffix(path)
+    if suffix == ".txt":
+        return _read_txt(path, text_unit)
+    if suffix not in _READERS:
+        raise WrongFile(f"unknown suffix {path.suffix!r}", _ALLOWED)
+    return _READERS[suffix](path)
+
+
+def _suffix(path: Path) -> str:
+    """The suffix in lower case that chooses the reader, "" where none does."""
+    name = path.name.lower()
+    packed = name.endswith(".gz")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix == ".txt" or suffix in _READERS:
+        return "" if packed and suffix == ".parquet" else suffix
+    return ""
+
+
+def _read_txt(path: Path, unit: TextUnit) -> Iterator[Example | Fault]:
+    for line, text in _documents(path, unit):
+        if "\0" in text:
+            yield Fault(str(path), line, "the text holds NUL bytes", "remove them")
+        else:
+            yield make_example({"text": text}, str(path), line)
+
+
+def _documents(path: Path, unit: TextUnit) -> Iterator[tuple[int, str]]:
+    ended = ((number, _without_end(text)) for number, text in read_lines(path))
+    if unit == "line":
+        yield from (line for line in ended if not _is_blank(line))
+    elif unit == "paragraph":
+        for blank, group in groupby(ended, _is_blank):
+            if not blank:
+                yield _joined(list(group))
+    else:
+        lines = list(dropwhile(_is_blank, ended))
+        while lines and _is_blank(lines[-1]):
+            lines.pop()
+        if lines:
+            yield _joined(lines)
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _is_blank(line: tuple[int, str]) -> bool:
+    return not line[1].strip()
+
+
+def _joined(lines: list[tuple[int, str]]) -> tuple[int, str]:
+    return lines[0][0], "\n".join(text for _, text in lines)
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files that a pattern names, good or not; WrongFile where it names none."""
+    if not pattern.strip():
+        raise WrongFile("the name is empty, expected a file, a folder or a glob")
+    name = os.path.expanduser(pattern)
+    if os.path.isdir(name):
+        return _folder(Path(name))
+    if os.path.lexists(name) or not glob.has_magic(name):
+        return [Path(name)]
+    found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    found = [path for path in found if not path.is_dir()]
+    if not found:
+        raise WrongFile("the pattern matches no file")
+    return found
+
+
+def _folder(folder: Path) -> list[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise WrongFile(f"the folder can't be read: {error.strerror}") from None
+    files = [
+        path
+        for path in inside
+        if _suffix(path) and not path.name.startswith(".") and not path.is_dir()
+    ]
+    if not files:
+        raise WrongFile("the folder holds no data file directly inside", _ALLOWED)
+    return files
+
+
+def _problem(path: Path) -> Problem | None:
+    where = str(path)
+    if not os.path.exists(path):
+        return Problem(where, "there is no such file", _near_name(path))
+    if not os.path.isfile(path):
+        return Problem(where, "not a regular file, expected a file, a folder or a glob")
+    if not _suffix(path):
+        return Problem(where, f"unknown suffix {path.suffix!r}", _ALLOWED)
+    if not os.access(path, os.R_OK):
+        return Problem(where, "the file may not be read", f"chmod +r {where}")
+    return None
+
+
+def _near_name(path: Path) -> str:
+    try:
+        near = get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except (OSError, ValueError):
+        return ""
+    return f"did you mean {path.with_name(near[0])}?" if near else ""

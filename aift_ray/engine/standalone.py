@@ -1,0 +1,49 @@
+"""A run without Ray: in this process alone, or as one worker of a torchrun group."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from aift_ray.engine.build import Run
+from aift_ray.engine.job import Job
+from aift_ray.engine.worker import work
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.parallel.group import Group
+
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def world_size() -> int:
+    """Workers of the torchrun group that this process belongs to.
+
+    Raises:
+        ConfigError: torchrun's environment is not there.
+    """
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        what = f"needs the environment that torchrun makes ({', '.join(missing)} missing)"
+        raise ConfigError(
+            [Problem("training.local_rank", what, "start with torchrun, or use --num-workers")]
+        )
+    return int(os.environ["WORLD_SIZE"])
+
+
+def leads() -> bool:
+    """Whether this process is worker 0 of the group."""
+    return os.environ["RANK"] == "0"
+
+
+def join_and_work(job: Job) -> Run:
+    """Do this process's share of `job` as a worker of torchrun's group."""
+    local, gpu = job.config.training.local_rank, torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        return work(job, Group(dist.get_rank(), dist.get_world_size(), device))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,50 @@
+"""Fine-tune the shipped model on the shipped instructions, and show what it learned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "aift_ray" / "data" / "assets" / "keitai"
+OUTPUT = ROOT / "outputs" / "demo"
+
+
+def main() -> None:
+    """Train as a user would, then ask the saved adapter with plain transformers and peft."""
+    command = [sys.executable, "-m", "aift_ray.train", "--config", str(ROOT / "examples/demo.yaml")]
+    command += ["--train-file", str(ROWS / "train.jsonl"), "--eval-file", str(ROWS / "eval.jsonl")]
+    command += ["--output-dir", str(OUTPUT), "--overwrite"]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(status)
+    row = json.loads((ROWS / "eval.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    print("\none held-out row, asked of the saved adapter with plain transformers and peft:")
+    print(f"  instruction  {row['instruction']}\n  input        {row['input']}")
+    print(f"  answer       {answer(row)}\n  expected     {row['output']}")
+    print(f"\neverything lies in {OUTPUT}")
+
+
+def answer(row: dict[str, str]) -> str:
+    """The model's greedy answer to an instruction row."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = OUTPUT / "model"
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    message = {"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}
+    inputs = tokenizer.apply_chat_template(
+        [message], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+    text: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
+KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Results depend on the number of threads; the workers compute on one."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token caches of the tests go to a folder of the session."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two small layers, with biases, and the shipped tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = AutoConfig.from_pretrained(SHIPPED)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
+    config.attention_bias = True
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, number: int = 24, offset: int = 0) -> Path:
+    """Instruction rows of uneven length."""
+    rows = [
+        {
+            "instruction": f"{i}番目の言葉を{'とても' * (i % 5)}大きな声で言ってください。",
+            "output": f"はい、{i}番目は「{'花鳥風月'[: 1 + i % 4]}」です。" + "以上。" * (i % 7),
+        }
+        for i in range(offset, offset + number)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """24 training rows."""
+    return write_rows(tmp_path / "train.jsonl")
+
+
+@pytest.fixture
+def configure(tiny_model: Path, rows_file: Path) -> Callable[..., Any]:
+    """A RunConfig on the tiny model and rows; dotted names override, '__' for the dot."""
+    from aift_ray.commandline import validated
+
+    def make(**values: Any) -> Any:
+        settings: dict[str, Any] = {
+            "model": str(tiny_model),
+            "method": "full",
+            "data": {"train_files": [str(rows_file)], "sequence_length": 128},
+            "training": {
+                "learning_rate": 1e-2,
+                "batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "num_epochs": 1,
+                "warmup_steps": 0,
+                "logging_steps": 1,
+                "gradient_checkpointing": False,
+            },
+        }
+        for name, value in values.items():
+            *sections, last = name.split("__")
+            place = settings
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        return validated(settings)
+
+    return make

@@ -1,0 +1,261 @@
+"""Rows to ids: what is trained, what serving feeds, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from aift_ray.data.examples import Example
+from aift_ray.data.prompts import PromptEncoder, RowError, digest
+from aift_ray.data.templates import FALLBACK_TEMPLATE
+from aift_ray.errors import ModelError
+from tests.data import chat_templates as families
+from tests.data.chat_templates import FAMILIES, wrap
+from tests.data.rows import (
+    CONVERSATIONS,
+    NAMES,
+    chat,
+    rendered,
+    runs,
+)
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+@pytest.mark.parametrize("name", NAMES)
+def test_each_answer_is_trained_with_one_turn_end(
+    encoder_of: Callable[[str], PromptEncoder], name: str, turns: list[tuple[str, str]]
+) -> None:
+    encoder, example = encoder_of(name), chat(turns)
+    encoded = encoder.encode(example)
+    trained = [encoder.tokenizer.decode(run) for run in runs(encoded)]
+    answers = [text for role, text in turns if role == "assistant"]
+    trims = name in ("llama3", "gemma2", "llama2")
+    for index, (text, answer) in enumerate(zip(trained, answers, strict=True)):
+        expected = answer.strip() if trims else answer
+        end = FAMILIES[name][3]
+        if name == "harmony":
+            expected = "<|channel|>final<|message|>" + expected
+            end = "<|return|>" if index == len(answers) - 1 else "<|end|>"
+        if name == "llama2":
+            expected = f" {expected} "
+        if name == "qwen3" and index == len(answers) - 1:
+            expected = "<think>\n\n</think>\n\n" + expected.lstrip("\n")
+        assert text == expected + end
+    assert encoder.tokenizer.decode(encoded.ids) == rendered(encoder, example)
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "r1"])
+def test_ids_before_the_last_answer_are_those_that_serving_feeds(
+    encoder_of: Callable[[str], PromptEncoder], name: str, turns: list[tuple[str, str]]
+) -> None:
+    encoder, example = encoder_of(name), chat(turns)
+    encoded = encoder.encode(example)
+    prompt = encoder.prompt_ids(example)
+    last = max(at for at in range(1, len(encoded)) if not encoded.supervised[at - 1]
+               and encoded.supervised[at])  # fmt: skip
+    assert encoded.ids[:last] == prompt
+    assert encoder.chat_ids(example.messages[:-1]) == prompt
+    assert not encoder.generation_gap
+    if len([role for role, _ in turns if role == "assistant"]) == 1:
+        text = encoder.tokenizer.decode(prompt)
+        assert encoder.tokenizer(text, add_special_tokens=False)["input_ids"] == prompt
+
+
+def test_rows_without_control_strings_get_the_plain_joint_ids(
+    encoder_of: Callable[[str], PromptEncoder],
+) -> None:
+    for name in NAMES:
+        encoder, example = encoder_of(name), chat(CONVERSATIONS["system"])
+        if name == "calm2":
+            continue  # its prompt ends in a blank, which may melt into the answer
+        ids = encoder.tokenizer(rendered(encoder, example), add_special_tokens=False)["input_ids"]
+        assert encoder.encode(example).ids == ids, name
+
+
+@pytest.mark.parametrize("name", ["chatml", "calm2"])
+def test_a_token_across_prompt_and_answer_makes_the_row_piecewise(
+    bpe: Tokenizer, name: str
+) -> None:
+    template, bos, eos, _ = FAMILIES[name]
+    encoder = PromptEncoder(wrap(bpe, template, bos, eos))
+    plain = chat([("user", "はい"), ("assistant", "hello" if name == "calm2" else "\nはい")])
+    encoder.encode(plain)
+    assert encoder.piecewise_rows == 1
+
+
+def test_thoughts_are_trained_where_the_template_keeps_them(bpe: Tokenizer) -> None:
+    turns = [
+        ("user", "1+1は？"),
+        ("assistant", "<think>\n足す\n</think>\n\n2です。"),
+        ("user", "2+2は？"),
+        ("assistant", "<think>\nまた足す\n</think>\n\n4です。"),
+    ]
+    qwen = PromptEncoder(wrap(bpe, families.QWEN3, None, "<|im_end|>"))
+    encoded = qwen.encode(chat(turns))
+    assert [qwen.tokenizer.decode(run) for run in runs(encoded)] == [
+        "2です。<|im_end|>",
+        "<think>\nまた足す\n</think>\n\n4です。<|im_end|>",
+    ]
+    assert qwen.tokenizer.decode(encoded.ids) == rendered(qwen, chat(turns))
+    assert encoded.ids[: len(qwen.prompt_ids(chat(turns)))] == qwen.prompt_ids(chat(turns))
+
+    _, bos, eos, _ = FAMILIES["r1"]
+    r1 = PromptEncoder(wrap(bpe, families.R1_TRAINING, bos, eos))
+    trained = [r1.tokenizer.decode(run) for run in runs(r1.encode(chat(turns[:2])))]
+    assert trained == ["足す\n</think>\n\n2です。" + eos]
+
+
+def test_r1_has_a_generation_gap_and_drops_thoughts(bpe: Tokenizer) -> None:
+    template, bos, eos, _ = FAMILIES["r1"]
+    encoder = PromptEncoder(wrap(bpe, template, bos, eos))
+    assert encoder.generation_gap
+    example = chat([("user", "問"), ("assistant", "<think>\n考え\n</think>\n\n答え")])
+    assert [encoder.tokenizer.decode(run) for run in runs(encoder.encode(example))] == [
+        "\n\n答え" + eos
+    ]
+
+
+def test_a_returned_answer_of_r1_loses_its_thoughts_in_the_history(bpe: Tokenizer) -> None:
+    template, bos, eos, _ = FAMILIES["r1"]
+    encoder = PromptEncoder(wrap(bpe, template, bos, eos))
+    history = chat([("user", "問"), ("assistant", "考え<s>\n</think>\n\n答え"), ("user", "次<s>")])
+    assert encoder.tokenizer.decode(encoder.chat_ids(history.messages)) == (
+        f"{bos}<｜User｜>問<｜Assistant｜>\n\n答え{eos}<｜User｜>次<s><｜Assistant｜><think>\n"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bos_stands_once(encoder_of: Callable[[str], PromptEncoder], name: str) -> None:
+    encoder = encoder_of(name)
+    bos = encoder.tokenizer.bos_token_id
+    if bos is None or bos == encoder.tokenizer.eos_token_id:
+        pytest.skip("no BOS of its own")
+    for example in (
+        chat(CONVERSATIONS["system"]),
+        Example("text", "f", 1, output="今日は晴れ"),
+        Example("prompt", "f", 1, instruction="今日は", output="晴れ"),
+    ):
+        encoded = encoder.encode(example)
+        if name == "harmony" and example.kind == "messages":
+            assert bos not in encoded.ids  # its template writes none
+            continue
+        assert encoded.ids[0] == bos
+        assert encoded.ids.count(bos) == 1
+        assert not encoded.supervised[0]
+
+
+def test_end_of_text_is_trained_where_it_is_also_the_padding(bpe: Tokenizer) -> None:
+    encoder = PromptEncoder(wrap(bpe, None, None, "</s>"))
+    tokenizer = encoder.tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    for kind in ("instruction", "prompt", "text"):
+        encoded = encoder.encode(Example(kind, "f", 1, (), "問い", "", "答え"))
+        assert encoded.ids[-1] == tokenizer.eos_token_id
+        assert encoded.supervised[-1]
+
+
+def test_prompt_and_completion(bpe: Tokenizer) -> None:
+    encoder = PromptEncoder(wrap(bpe, None, "<s>", "</s>", adds_bos=True))
+    row = Example("prompt", "f", 1, instruction="質問: 首都は？\n答え: ", output="東京\n")
+    encoded = encoder.encode(row)
+    prompt = encoder.prompt_ids(row)
+    assert encoded.ids[: len(prompt)] == prompt == encoder.tokenizer(row.instruction)["input_ids"]
+    assert encoded.supervised == [False] * len(prompt) + [True] * (len(encoded) - len(prompt))
+    assert encoder.tokenizer.decode(encoded.ids[len(prompt) :]) == "東京\n</s>"
+    assert encoder.answer_text(row) == "東京\n"
+
+
+def test_instruction_is_one_user_message(bpe: Tokenizer) -> None:
+    encoder = PromptEncoder(wrap(bpe, families.CHATML, None, "<|im_end|>"), "短く。")
+    row = Example("instruction", "f", 1, (), "要約して", "晴れ", "はい")
+    assert encoder.tokenizer.decode(encoder.prompt_ids(row)) == (
+        "<|im_start|>system\n短く。<|im_end|>\n<|im_start|>user\n要約して\n\n晴れ<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    own = chat(CONVERSATIONS["system"])
+    assert encoder.tokenizer.decode(encoder.prompt_ids(own)).count("短く。") == 1
+    assert encoder.answer_text(row) == "はい"
+
+
+def test_system_prompt_moves_into_the_user_turn_where_there_is_no_role(bpe: Tokenizer) -> None:
+    template, bos, eos, _ = FAMILIES["gemma2"]
+    encoder = PromptEncoder(wrap(bpe, template, bos, eos), "短く。")
+    row = Example("instruction", "f", 1, (), "首都は？", "", "東京")
+    text = encoder.tokenizer.decode(encoder.prompt_ids(row))
+    assert text == (
+        "<bos><start_of_turn>user\n短く。\n\n首都は？<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+def test_fallback_is_the_alpaca_form_and_is_saved(bpe: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = wrap(bpe, None, "<s>", "</s>")
+    encoder = PromptEncoder(tokenizer)
+    assert encoder.used_fallback
+    row = Example("instruction", "f", 1, (), "要約して", "晴れ", "はい")
+    text = tokenizer.decode(encoder.encode(row).ids)
+    assert text == (
+        "<s>以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
+        "\n\n### 指示:\n要約して\n\n### 入力:\n晴れ\n\n### 応答:\nはい</s>"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again.chat_template == FALLBACK_TEMPLATE
+    loaded = PromptEncoder(again)
+    assert loaded.encode(row) == encoder.encode(row)
+    assert loaded.used_fallback
+
+
+def test_stop_ids_hold_every_end_once(bpe: Tokenizer) -> None:
+    tokenizer = wrap(bpe, families.CHATML, None, "<|endoftext|>")
+    end, eos = (tokenizer.added_tokens_encoder[each] for each in ("<|im_end|>", "<|endoftext|>"))
+    encoder = PromptEncoder(tokenizer, extra_stop_ids=[eos, 7])
+    assert sorted(encoder.stop_ids) == sorted([eos, 7, end])
+
+
+def test_unusable_tokenizers_are_refused_with_a_remedy(bpe: Tokenizer) -> None:
+    with pytest.raises(ModelError, match="eos_token"):
+        PromptEncoder(wrap(bpe, families.CHATML, None, None))
+    slow = SimpleNamespace(is_fast=False, eos_token_id=1)
+    with pytest.raises(ModelError, match="slow"):
+        PromptEncoder(slow)  # type: ignore[arg-type]
+    endless = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    with pytest.raises(ModelError, match="end-of-turn"):
+        PromptEncoder(wrap(bpe, endless))
+    with pytest.raises(ModelError, match="what the user says"):
+        PromptEncoder(wrap(bpe, "こんにちは"))
+
+
+def test_rows_that_cannot_be_encoded_say_why(bpe: Tokenizer) -> None:
+    encoder = PromptEncoder(wrap(bpe, FAMILIES["gemma2"][0], "<bos>", "<eos>"))
+    with pytest.raises(RowError, match="alternate"):
+        encoder.encode(chat([("user", "a"), ("user", "b"), ("assistant", "c")]))
+    with pytest.raises(RowError, match="reserved"):
+        encoder.encode(Example("text", "f", 1, output="\ufdd0aift-token-4\ufdd1"))
+    with pytest.raises(RowError, match="no prompt"):
+        encoder.prompt_ids(Example("text", "f", 1, output="a"))
+
+
+def test_blank_runs_keep_their_tokens(bpe: Tokenizer) -> None:
+    tokenizer = wrap(bpe)
+    tokenizer.add_tokens([AddedToken("    ", special=False, normalized=True)])
+    encoder = PromptEncoder(tokenizer)
+    text = "if x:\n    y"
+    ids = encoder.encode(Example("text", "f", 1, output=text)).ids
+    assert ids == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+
+def test_digest_changes_with_all_that_changes_ids(bpe: Tokenizer) -> None:
+    def of(template: str | None = None, system: str | None = None, eos: str = "</s>") -> str:
+        return PromptEncoder(wrap(bpe, template, None, eos), system).digest()
+
+    assert of() == of()
+    used = PromptEncoder(wrap(bpe))
+    used.tokenizer("あ", padding="max_length", max_length=8, truncation=True)
+    assert digest(used) == of()
+    assert len({of(), of(families.CHATML), of(system="短く。"), of(eos="<eos>")}) == 4

@@ -1,0 +1,69 @@
+"""Runs the loop for tests, in this process or in several."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from aift_ray.config import RunConfig
+from aift_ray.engine import loop
+from aift_ray.engine.build import Run, build
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+
+CPU = torch.device("cpu")
+
+
+def started(config: RunConfig, output: Path, group: Group | None = None) -> Run:
+    """A run ready for its first step; the global batch counts the group's workers."""
+    group = group or Group(0, 1, CPU)
+    prepared = prepare(config, output, group.world, False, None)
+    return build(prepared.job, group)
+
+
+def stepped(run: Run, steps: int | None = None) -> list[dict[str, Any]]:
+    """Take some steps, all by default; the lines of their metrics."""
+    lines = []
+    for _ in range(steps or run.total_steps):
+        line, _ = loop.train_step(run)
+        run.state.step += 1
+        lines.append(line)
+    return lines
+
+
+def curve(config: RunConfig, output: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step in one process."""
+    return [(line["loss"], line["grad_norm"]) for line in stepped(started(config, output))]
+
+
+def main() -> None:
+    """A worker of a gloo group: argv holds rank, world, port and a JSON file of configurations."""
+    rank, world, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    found = {}
+    for name, values in json.loads(path.read_text("utf-8")).items():
+        run = started(RunConfig.model_validate(values), path.parent, Group(rank, world, CPU))
+        found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    path.with_name(f"rank{rank}.json").write_text(json.dumps(found), "utf-8")
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""A run from start to end in this process: what it leaves, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from aift_ray.data.batches import collate
+from aift_ray.engine import checkpoint
+from aift_ray.engine.build import Run
+from aift_ray.engine.loss import model_inputs
+from aift_ray.engine.metrics import STOP
+from aift_ray.engine.worker import newest_checkpoint, work
+from aift_ray.errors import TrainingError
+from aift_ray.launch import output
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+from tests.conftest import write_rows
+from tests.engine.runs import started, stepped
+
+Configure = Callable[..., Any]
+ALONE = Group(0, 1, torch.device("cpu"))
+
+
+class Killed(Exception):
+    """Stands for a process that dies right after a checkpoint."""
+
+
+def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
+    """A whole run in this process, or one that dies at a checkpoint."""
+
+    def report(metrics: dict[str, Any], written: Path | None) -> None:
+        if metrics["step"] == kill_at:
+            raise Killed
+
+    prepared = prepare(config, folder, 1, False, None)
+    if not folder.exists():
+        output.start(config, folder)
+    return work(prepared.job, ALONE, report)
+
+
+def losses(folder: Path) -> list[tuple[int, float, float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [
+        (line["step"], line["loss"], line["learning_rate"], line["grad_norm"])
+        for line in lines
+        if "loss" in line
+    ]
+
+
+CASES = {
+    "full, concat": {"method": "full"},
+    "lora with dropout": {"method": "lora", "lora__lora_dropout": 0.3},
+    "lora, filled rows": {
+        "method": "lora",
+        "data__packing": "fill",
+        "training__batch_size": 1,
+        "lora__lora_dropout": 0.1,
+    },
+    "full, accumulated and padded": {
+        "data__packing": "false",
+        "training__batch_size": 2,
+        "training__gradient_accumulation_steps": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
+    values = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
+    config = configure(**(values | CASES[name]))
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", kill_at=3)
+    resumed = run(config, tmp_path / "killed")
+    assert resumed.resumed_from == 3
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Path) -> None:
+    config = configure(training__save_steps=1)
+    folder = tmp_path / "run"
+    run(config, folder)
+    prepared = prepare(config, folder, 1, False, None)
+    assert newest_checkpoint(prepared.job) == folder / "checkpoints" / "step-3"
+    weights = folder / "checkpoints" / "step-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert checkpoint.damage(weights.parent) == "model.safetensors has changed"
+    assert newest_checkpoint(prepared.job) == folder / "checkpoints" / "step-2"
+    resuming = config.model_copy(update={"resume": "latest"})
+    chosen, notes = output.resume_point(resuming, folder)
+    assert chosen == folder / "checkpoints" / "step-2"
+    assert "step-3 is damaged" in notes[0]
+
+
+def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = configure(training__num_epochs=3)
+    output.start(config, folder)
+    (folder / STOP).touch()
+    run(config, folder)
+    assert output.summary(folder)["status"] == "interrupted"
+    assert checkpoint.steps(folder / "checkpoints") == [1]
+    assert not (folder / "model").exists()
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    values = iter([9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr("aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values))
+    config = configure(
+        training__batch_size=4,
+        training__save_steps=1,
+        training__eval_steps=1,
+        training__keep_checkpoints=2,
+        training__load_best=True,
+        data__eval_files=[str(held_out)],
+    )
+    done = run(config, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 5, 6]
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "step-2")
+    for a, b in zip(best.parameters(), done.module.parameters(), strict=True):
+        assert torch.equal(a, b), "the final model is the best one"
+    assert output.summary(tmp_path / "run")["eval_loss"] == 1.0
+
+
+def test_training_stops_early_when_nothing_gets_better(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    values = iter([9.0, 3.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr("aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values))
+    config = configure(
+        training__batch_size=2,
+        training__eval_steps=1,
+        training__early_stopping_patience=2,
+        data__eval_files=[str(held_out)],
+    )
+    run(config, tmp_path / "run")
+    summary = output.summary(tmp_path / "run")
+    assert (summary["status"], summary["stopped_early"], summary["steps"]) == ("done", True, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
+    configure: Configure, tmp_path: Path
+) -> None:
+    broken = started(configure(), tmp_path)
+    stepped(broken, 1)
+    with torch.no_grad():
+        next(broken.module.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 2: loss nan.*train\.jsonl:\d+"):
+        stepped(broken, 1)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_final_folder_gives_the_same_logits_in_plain_libraries(
+    method: str, configure: Configure, tmp_path: Path
+) -> None:
+    done = run(configure(method=method), tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    loader = AutoModelForCausalLM if method == "full" else AutoPeftModelForCausalLM
+    reloaded = loader.from_pretrained(folder, attn_implementation="documents")
+    batch = collate(done.rows, [0, 1, 2], padded=False)
+    with torch.no_grad():
+        mine = done.module.model.eval()(**model_inputs(batch)).logits
+        plain = reloaded.eval()(**model_inputs(batch)).logits
+    torch.testing.assert_close(mine, plain, rtol=0, atol=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == done.tokenizer.chat_template
+    wanted = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
+    assert (folder / wanted).is_file()
+    assert json.loads((folder / "generation_config.json").read_text("utf-8"))["eos_token_id"] == [
+        done.tokenizer.eos_token_id
+    ]
+
+
+def test_a_run_leaves_what_the_documentation_lists(configure: Configure, tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    config = configure(data__eval_files=[str(held_out)], training__exact_match_rows=2)
+    folder = tmp_path / "run"
+    run(config, folder)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "summary.json", "loss.png"),
+        *("checkpoints", "model", "tensorboard"),
+    }
+    summary = output.summary(folder)
+    assert summary["status"] == "done"
+    assert summary["steps"] == 3
+    for name in ("first_loss", "last_loss", "eval_loss_before", "eval_loss", "exact_match_before"):
+        assert summary[name] is not None
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        if "loss" in line:
+            assert set(line) == {
+                *("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "time"),
+                *("supervised_tokens", "tokens_per_second", "world_size"),
+            }
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 3]
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_two_runs_give_the_same_losses_to_the_bit(configure: Configure, tmp_path: Path) -> None:
+    config = configure(method="lora")
+    run(config, tmp_path / "a")
+    run(config, tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_full_disk_leaves_no_half_written_checkpoint(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(training__save_steps=1)
+    real = torch.save
+    written: list[int] = []
+
+    def full(*arguments: Any) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr("aift_ray.engine.checkpoint.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(config, tmp_path / "run")
+    left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert left == ["step-1"]
+    assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "step-1") is None

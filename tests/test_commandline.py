@@ -1,0 +1,132 @@
+"""Flags and YAML files make one configuration, or one message with every mistake in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aift_ray.commandline import leaves, parse
+from aift_ray.config import LoRAConfig, RunConfig, TrainingConfig
+from aift_ray.errors import ConfigError
+
+
+def read(*argv: str) -> RunConfig:
+    return parse(argv, "train", "description").config
+
+
+def complaint(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(*argv)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_short_flags_stand_for_settings() -> None:
+    config = read(
+        *("--model", "m", "--method", "full", "--strategy", "ddp", "--num-workers", "2"),
+        *("--train-file", "a", "--train-file=b,c", "--eval-file", "d", "--output-dir", "o"),
+        *("--max-steps", "7", "--resume", "latest", "--seed", "3"),
+    )
+    assert (config.model, config.method, config.parallel.strategy) == ("m", "full", "ddp")
+    assert config.worker_range(0) == (2, 2)
+    assert config.data.train_files == ["a", "b,c"]
+    assert config.data.eval_files == ["d"]
+    assert (config.output_dir, config.training.max_steps, config.resume) == ("o", 7, "latest")
+    assert config.training.seed == 3
+
+
+def test_flags_win_over_files_and_files_over_defaults(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("training: {learning_rate: 1e-3, batch_size: 2}\nlora:\n", "utf-8")
+    second.write_text("training: {batch_size: 3}\n", "utf-8")
+    files = ("--config", str(first), "--config", str(second))
+    config = read(*files, "--training.warmup_steps", "5")
+    assert config.training.learning_rate == 1e-3
+    assert config.training.batch_size == 3
+    assert config.training.warmup_steps == 5
+    assert config.training.num_epochs == TrainingConfig().num_epochs
+    assert read(*files, "--training.batch_size", "9").training.batch_size == 9
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("training: {batchsize: 4, learning_rate: -1}\n", "utf-8")
+    message = complaint(
+        *("--config", str(file), "--lora.rank", "8", "--method", "dora"),
+        *("--training.num_epochs", "many", "--strategy", "fsdp9"),
+    )
+    assert "6 problems" in message
+    for part in (
+        "training.batchsize: there is no such setting",
+        "did you mean 'training.batch_size'?",
+        "training.learning_rate: -1 is not allowed: input should be greater than 0",
+        "--lora.rank: there is no such flag",
+        "method: 'dora' is not allowed: input should be 'full', 'lora' or 'qlora'",
+        "training.num_epochs: 'many' is not allowed",
+        "parallel.strategy: 'fsdp9' is not allowed",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("- 1\n", "holds no settings"), ("a: [\n", "is not YAML"), (None, "can't be read")],
+)
+def test_a_wrong_file_of_settings_is_named(content: str | None, part: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_text(content, "utf-8")
+    message = complaint("--config", str(file))
+    assert str(file) in message
+    assert part in message
+
+
+def test_yes_no_flags_take_a_value_or_none() -> None:
+    assert read("--overwrite").overwrite
+    assert read("--overwrite", "--training.fp16", "false").training.fp16 is False
+    assert read("--training.load_best", "--model", "m").training.load_best
+
+
+@pytest.mark.parametrize("word", ["0", "2:1", "a", "1:2:3", "-1"])
+def test_a_wrong_number_of_workers_is_refused(word: str) -> None:
+    assert "num_workers" in complaint(f"--num-workers={word}")
+
+
+def test_elastic_workers_are_a_range() -> None:
+    assert read("--num-workers", "1:4").worker_range(0) == (1, 4)
+    assert read("--num-workers", "3").worker_range(8) == (3, 3)
+    assert read().worker_range(8) == (8, 8)
+    assert read().worker_range(0) == (1, 1)
+    assert read("--training.ddp", "true", "--training.world_size", "2").worker_range(0) == (2, 2)
+
+
+def test_help_shows_every_setting_with_its_default_and_meaning() -> None:
+    command = [sys.executable, "-m", "aift_ray.train", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    words = " ".join(shown.split())
+    for name, _ in leaves(RunConfig()):
+        assert f"--{name} " in words
+    for section in RunConfig.model_fields.values():
+        assert section.description
+    assert "default: 2e-05" in words
+    assert "hina-4m" in words
+
+
+def test_configurations_take_documented_arguments_by_position() -> None:
+    assert LoRAConfig(8, 16).lora_alpha == 16
+    assert TrainingConfig(3e-4, 2).batch_size == 2
+    with pytest.raises(TypeError, match="two values"):
+        LoRAConfig(8, r=4)
+    with pytest.raises(ValueError, match="extra"):
+        LoRAConfig(rank=4)
+
+
+def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, aift_ray, aift_ray.config, aift_ray.errors, aift_ray.planning.memory;"
+        "aift_ray.TrainingConfig; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

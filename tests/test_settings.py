@@ -1,0 +1,214 @@
+"""No dead settings: each one, changed, changes what a run does, or is an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aift_ray.commandline import leaves
+from aift_ray.config import RunConfig
+from aift_ray.engine import loop, standalone
+from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.precision import Precision
+from aift_ray.engine.worker import work
+from aift_ray.errors import UserError
+from aift_ray.launch import output, workers
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+from tests.conftest import write_rows
+
+CHANGED: dict[str, Any] = {
+    "model": "other",
+    "method": "full",
+    "output_dir": "elsewhere",
+    "overwrite": True,
+    "resume": "latest",
+    "training.learning_rate": 2e-3,
+    "training.batch_size": 3,
+    "training.gradient_accumulation_steps": 2,
+    "training.num_epochs": 2,
+    "training.warmup_steps": 3,
+    "training.max_grad_norm": 0.01,
+    "training.eval_steps": 1,
+    "training.save_steps": 1,
+    "training.logging_steps": 1,
+    "training.output_dir": "parent",
+    "training.fp16": False,
+    "training.gradient_checkpointing": True,
+    "training.ddp": True,
+    "training.local_rank": 0,
+    "training.world_size": 2,
+    "training.max_steps": 2,
+    "training.seed": 7,
+    "training.lr_scheduler": "linear",
+    "training.weight_decay": 0.5,
+    "training.adam_beta1": 0.5,
+    "training.adam_beta2": 0.5,
+    "training.adam_epsilon": 1e-2,
+    "training.precision": "bf16",
+    "training.early_stopping_patience": 1,
+    "training.load_best": True,
+    "training.keep_checkpoints": 1,
+    "training.exact_match_rows": 1,
+    "training.exact_match_batch_size": 1,
+    "training.exact_match_max_tokens": 2,
+    "training.trial_batch": False,
+    "lora.r": 2,
+    "lora.lora_alpha": 1,
+    "lora.target_modules": ["q_proj"],
+    "lora.lora_dropout": 0.5,
+    "lora.bias": "all",
+    "lora.task_type": "SEQ_CLS",
+    "lora.use_qlora": True,
+    "lora.qlora_4bit": False,
+    "parallel.strategy": "fsdp",
+    "parallel.max_memory_per_gpu": {0: "22GB"},
+    "parallel.pipeline_parallel_size": 2,
+    "parallel.tensor_parallel_size": 2,
+    "data.train_files": ["other.jsonl"],
+    "data.eval_files": [],
+    "data.validation_fraction": 0.5,
+    "data.packing": "false",
+    "data.sequence_length": 64,
+    "data.on_bad_row": "error",
+    "data.on_long_row": "error",
+    "data.text_unit": "paragraph",
+    "data.system_prompt": "あなたは親切です。",
+    "data.cache_dir": "tokens",
+    "ray.num_workers": 2,
+    "ray.cpus_per_worker": 2.0,
+    "ray.use_gpu": True,
+    "ray.resources_per_worker": {"disk": 1.0},
+    "ray.storage_path": "store",
+    "ray.max_failures": 0,
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a run in which every setting has something to act on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    rows = write_rows(tmp_path / "train.jsonl", 18)
+    with rows.open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "空の答え", "output": ""}\n')
+        long = {"instruction": "長い" * 300, "output": "はい。"}
+        file.write(json.dumps(long, ensure_ascii=False) + "\n")
+    (tmp_path / "poem.txt").write_text("古池や\n蛙飛びこむ\n水の音\n", "utf-8")
+    write_rows(tmp_path / "other.jsonl", 5, 50)
+    (tmp_path / "other").symlink_to(tiny_model)
+    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    training = {
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "warmup_steps": 1,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "logging_steps": 2,
+        "gradient_checkpointing": False,
+        "exact_match_rows": 3,
+        "exact_match_max_tokens": 4,
+    }
+    data = {
+        "train_files": [str(rows), str(tmp_path / "poem.txt")],
+        "eval_files": [str(held_out)],
+        "sequence_length": 128,
+        "on_bad_row": "skip",
+    }
+    lora = {"lora_dropout": 0.0}
+    return {"model": str(tiny_model), "training": training, "data": data, "lora": lora}
+
+
+def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Everything that a run does and leaves, but for times."""
+    seen: dict[str, Any] = {"trials": 0, "asked": [], "losses": []}
+    answer, loss = Evaluator.answer, Evaluator.loss
+
+    def ever_worse(self: Evaluator, module: Any) -> float:
+        # so that early stopping and the best checkpoint have something to do
+        seen["losses"].append(loss(self, module))
+        return float(len(seen["losses"]))
+
+    def trial(run: Any) -> None:
+        seen["trials"] += 1
+
+    def answered(self: Evaluator, module: Any, prompts: Any) -> list[str]:
+        seen["asked"].append((len(prompts), self.answers))
+        return answer(self, module, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "trial", trial)
+        patch.setattr(Evaluator, "answer", answered)
+        patch.setattr(Evaluator, "loss", ever_worse)
+        prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
+        output.start(config, folder)
+        run = work(prepared.job, Group(0, 1, torch.device("cpu")))
+    if config.training.local_rank >= 0:
+        standalone.world_size()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    unsteady = {"time", "tokens_per_second"}
+    trainer = workers._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
+    return seen | {
+        "lines": [{k: v for k, v in line.items() if k not in unsteady} for line in lines],
+        "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),
+        "trained": [n for n, p in run.module.named_parameters() if p.requires_grad],
+        "recomputes": getattr(run.module.model, "is_gradient_checkpointing", None),
+        "on_gpu": Precision.resolve(config, torch.device("cuda")).name,
+        "counts": vars(prepared.prepared.train),
+        "cache": str(prepared.job.cache.parent),
+        "best": run.state.best_step if config.training.load_best else None,
+        "location": config.model,
+        "folder": str(output.output_folder(config).parent),
+        "occupied": bool(output.check(config, folder)),
+        "resumes": output.resume_point(config, folder)[0] is not None,
+        "workers": str(trainer.scaling_config),
+        "threads": trainer.train_loop_config["threads"],
+        "storage": trainer.run_config.storage_path.replace(str(folder), ""),
+        "failures": trainer.run_config.failure_config.max_failures,
+    }
+
+
+# what makes sense only together with another setting
+TOGETHER = {"training.ddp": {"training.world_size": 2}}
+
+
+def changed(base: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """The settings with one of them changed."""
+    result: dict[str, Any] = json.loads(json.dumps(base))
+    for dotted, new in {name: value, **TOGETHER.get(name, {})}.items():
+        *sections, last = dotted.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = new
+    return result
+
+
+def test_the_table_names_every_setting() -> None:
+    assert set(CHANGED) == {name for name, _ in leaves(RunConfig())}
+
+
+def test_every_setting_has_an_effect_or_an_error(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aift_ray.commandline import validated
+
+    plain = observed(validated(base), tmp_path / "plain", monkeypatch)
+    again = observed(validated(base), tmp_path / "again", monkeypatch)
+    assert plain == again, "an observation repeats itself"
+    dead = []
+    for name, value in CHANGED.items():
+        try:
+            config = validated(changed(base, name, value))
+            if observed(config, tmp_path / name.replace(".", "-"), monkeypatch) == plain:
+                dead.append(name)
+        except UserError:
+            continue
+    assert dead == []
