@@ -21,6 +21,15 @@ _LINE_END = " \t\r\n"
 _MEND = "mend it there, or write one row a line in a .jsonl file, where other rows stay readable"
 
 
+_PLAIN = {
+    "Invalid control character at": "a string is not closed, or holds a raw tab or line end",
+    "Unterminated string starting at": "a string is not closed",
+    "Expecting property name enclosed in double quotes": (
+        "expected a key in double quotes (no single quotes, no comma before a closing brace)"
+    ),
+}
+
+
 class _Decoder:
     """Strict JSON: notes NaN and Infinity, which Python would take."""
 
@@ -79,13 +88,18 @@ def _only_value(decoder: _Decoder, text: str) -> object:
     except json.JSONDecodeError as error:
         listed = text.strip() in ("[", "]") or text.rstrip().endswith("},")
         remedy = "a list of rows belongs in a file named .json" if listed else ""
-        raise WrongRow(f"not JSON: {error.msg} (column {error.pos + 1})", remedy) from None
+        reason = f"not JSON: {_plain(error)} (column {error.pos + 1})"
+        raise WrongRow(reason, remedy) from None
     rest = text[end:].lstrip(_LINE_END)
     if rest:
         column = len(text) - len(rest) + 1
         reason = f"not JSON Lines: more text behind the row (column {column})"
         raise WrongRow(reason, "write one object a line, without commas between")
     return value
+
+
+def _plain(error: json.JSONDecodeError) -> str:
+    return _PLAIN.get(error.msg, error.msg)
 
 
 def read_json(path: Path) -> Iterator[Example | Fault]:
@@ -219,7 +233,7 @@ class _Window:
                     continue
                 line = self.line + self.text.count("\n", self.position, error.pos)
                 what = "the list is cut off here" if ends_here else "not JSON"
-                reason = f"line {line}: row {number} of the list: {what}: {error.msg}"
+                reason = f"line {line}: row {number} of the list: {what}: {_plain(error)}"
                 raise WrongFile(reason, _MEND) from None
             except WrongRow as wrong:
                 reason = f"line {self.line}: row {number} of the list: {wrong.reason}"

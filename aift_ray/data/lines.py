@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 _JAPANESE = re.compile("[\u3001\u3002\u3041-\u30ff\u4e00-\u9fff]")
-_BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _SAMPLE_BYTES = 400
 
 
@@ -57,7 +56,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, data.decode("utf-8")
             except UnicodeDecodeError as error:
                 start = error.start + len(raw) - len(data)
-                raise _not_utf8(path, raw, start, number, offset) from None
+                raise _not_utf8(path, raw, start, number, offset, error) from None
             offset += len(raw)
 
 
@@ -82,21 +81,24 @@ def read_pieces(path: Path, size: int) -> Iterator[str]:
                 # utf-8-sig counts from behind the byte order mark
                 start = error.start + len(whole) - len(error.object)
                 number = line + whole[:start].count(b"\n")
-                raise _not_utf8(path, whole, start, number, offset - len(kept)) from None
+                raise _not_utf8(path, whole, start, number, offset - len(kept), error) from None
             line, offset = line + text.count("\n"), offset + len(data)
             yield text
 
 
-def _not_utf8(path: Path, data: bytes, start: int, line: int, offset: int) -> WrongFile:
+def _not_utf8(
+    path: Path, data: bytes, start: int, line: int, offset: int, error: UnicodeDecodeError
+) -> WrongFile:
+    """What is wrong at data[start]; `offset` is that of data[0] in the file."""
     found = f"line {line}: byte 0x{data[start]:02x} at offset {offset + start} is not UTF-8"
     if not offset and data.startswith(b"\x1f\x8b"):
         return WrongFile(f"{found}; the file is packed with gzip", "end its name in .gz")
-    encoding = _guess(data, start)
+    if error.reason == "unexpected end of data":
+        return WrongFile(f"{found}; the file ends within a character", "copy or make it again")
+    encoding = _guess(data, start, offset)
     if encoding == "UTF-8":
-        return WrongFile(
-            f"{found}; the text around it is, so the file is damaged or cut off there",
-            "mend that place, or make the file again",
-        )
+        reason = f"{found}; the text around it is, so the file is damaged there"
+        return WrongFile(reason, "mend that place, or make the file again")
     source = shlex.quote(str(path))
     target = shlex.quote(f"utf8_{re.sub('(?i)[.]gz$', '', path.name)}")
     convert = f"iconv -f {encoding} -t UTF-8"
@@ -104,22 +106,20 @@ def _not_utf8(path: Path, data: bytes, start: int, line: int, offset: int) -> Wr
     return WrongFile(f"{found}; it looks like {encoding}", f"convert it: {command} > {target}")
 
 
-def _guess(data: bytes, start: int) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            return encoding
+def _guess(data: bytes, start: int, offset: int) -> str:
+    if not offset and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
     if data.count(0) * 5 > len(data):
-        return "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+        # the zero half of an ASCII letter comes first in big endian, at even offsets
+        even, odd = data[offset % 2 :: 2].count(0), data[1 - offset % 2 :: 2].count(0)
+        return "UTF-16BE" if even > odd else "UTF-16LE"
     sample = data[start : start + _SAMPLE_BYTES]
     scores = {name: _score(sample, name) for name in ("UTF-8", "CP932", "EUC-JP")}
     best = max(scores, key=scores.__getitem__)
-    # a sequence that the end of the file cuts is UTF-8 up to there
-    cut = start + len(sample) == len(data) and len(sample) < 4 and sample[0] >= 0xE0
-    if scores[best] <= 0:
-        return "UTF-8" if cut else "WINDOWS-1252"
-    return best
+    return best if scores[best] > 0 else "WINDOWS-1252"
 
 
 def _score(sample: bytes, encoding: str) -> int:
+    """How much like Japanese text the sample reads in that encoding."""
     text = sample.decode(encoding, errors="replace")
     return len(_JAPANESE.findall(text)) - 3 * text.count("\ufffd")
