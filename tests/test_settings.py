@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,9 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         run = work(prepared.job, Group(0, 1, torch.device("cpu")))
     if config.training.local_rank >= 0:
         standalone.world_size()
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
     unsteady = {"time", "tokens_per_second"}
     trainer = workers._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
     return seen | {

@@ -267,7 +267,8 @@ class _Encoding:
     def _fault(self, fault: Fault) -> None:
         self.faults.append(fault)
         self.counts.skipped_rows += 1
-        self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+        if fault.line is not None:
+            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
         if len(self.counts.notes) < SHOWN_FAULTS:

@@ -109,7 +109,7 @@ def _not_utf8(
 def _guess(data: bytes, start: int, offset: int) -> str:
     if not offset and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16"
-    if data.count(0) * 5 > len(data):
+    if data.count(0) * 20 > len(data):
         # the zero half of an ASCII letter comes first in big endian, at even offsets
         even, odd = data[offset % 2 :: 2].count(0), data[1 - offset % 2 :: 2].count(0)
         return "UTF-16BE" if even > odd else "UTF-16LE"

@@ -51,15 +51,7 @@ def cluster(config: RayConfig, least: int) -> Iterator[dict[str, float]]:
     """
     started_here = not ray.is_initialized()
     if started_here:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-            )
+        _connect(os.environ.get("RAY_ADDRESS"))
     try:
         resources: dict[str, float] = ray.cluster_resources()
         check_resources(config, least, resources)
@@ -67,6 +59,24 @@ def cluster(config: RayConfig, least: int) -> Iterator[dict[str, float]]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=None if address else False,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise TrainingError(f"Ray could not be started: {_short(error)}") from error
+        remedy = "check that the cluster runs, and that ~/.ray/auth_token is the cluster's"
+        problem = Problem(f"RAY_ADDRESS {address}", f"can't be reached: {_short(error)}", remedy)
+        raise ConfigError([problem]) from error
 
 
 def check_resources(config: RayConfig, workers: int, resources: dict[str, float]) -> None:

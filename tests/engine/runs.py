@@ -46,9 +46,7 @@ def main() -> None:
     """A worker of a gloo group: argv holds rank, world, port and a JSON file of configurations."""
     rank, world, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     found = {}
     for name, values in json.loads(path.read_text("utf-8")).items():
         run = started(RunConfig.model_validate(values), path.parent, Group(rank, world, CPU))

@@ -62,9 +62,9 @@ def test_two_workers_take_the_same_steps_as_one(configure: Configure, tmp_path: 
         "accumulated": configure(training__batch_size=1, **settings({"accumulation": 4})),
         # 24 rows, 7 a worker and step: the last step leaves workers unequal shares
         "uneven": configure(training__batch_size=7),
-        "one row left": configure(training__batch_size=1, training__num_epochs=1, **settings(
-            {"accumulation": 23}
-        )),
+        "one row left": configure(
+            training__batch_size=1, training__num_epochs=1, **settings({"accumulation": 23})
+        ),
     }
     path = tmp_path / "runs.json"
     path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in runs.items()}), "utf-8")
@@ -101,8 +101,12 @@ def test_filled_rows_train_every_example_once(configure: Configure, tmp_path: Pa
     run = started(
         configure(data__packing="fill", training__batch_size=2, data__sequence_length=256), tmp_path
     )
-    seen = [i for step in range(run.plan.steps_per_epoch) for part in run.plan.share(step, 0, 1)
-            for i in part]
+    seen = [
+        i
+        for step in range(run.plan.steps_per_epoch)
+        for part in run.plan.share(step, 0, 1)
+        for i in part
+    ]
     assert sorted(seen) == list(range(24))
     assert len(run.plan.units) < 24
     lines = stepped(run)
@@ -180,8 +184,12 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(
     plan = started(configure(training__num_epochs=2, training__batch_size=5), tmp_path).plan
     steps = plan.steps_per_epoch
     epochs = [
-        [row for step in range(e * steps, (e + 1) * steps) for unit in plan.global_units(step)
-         for row in unit]
+        [
+            row
+            for step in range(e * steps, (e + 1) * steps)
+            for unit in plan.global_units(step)
+            for row in unit
+        ]
         for e in range(2)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
@@ -191,7 +199,9 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(
 def test_shares_of_any_number_of_workers_are_the_global_batch(
     configure: Configure, tmp_path: Path
 ) -> None:
-    plan = started(configure(training__batch_size=2, **settings({"accumulation": 4})), tmp_path).plan
+    plan = started(
+        configure(training__batch_size=2, **settings({"accumulation": 4})), tmp_path
+    ).plan
     for step in range(plan.steps_per_epoch):
         wanted = sorted(i for unit in plan.global_units(step) for i in unit)
         for world in (1, 2, 3, 5):

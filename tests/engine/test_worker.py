@@ -47,7 +47,9 @@ def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
 
 
 def losses(folder: Path) -> list[tuple[int, float, float, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
     return [
         (line["step"], line["loss"], line["learning_rate"], line["grad_norm"])
         for line in lines
@@ -120,7 +122,9 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
 ) -> None:
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr("aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values))
+    monkeypatch.setattr(
+        "aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values)
+    )
     config = configure(
         training__batch_size=4,
         training__save_steps=1,
@@ -142,7 +146,9 @@ def test_training_stops_early_when_nothing_gets_better(
 ) -> None:
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr("aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values))
+    monkeypatch.setattr(
+        "aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values)
+    )
     config = configure(
         training__batch_size=2,
         training__eval_steps=1,
@@ -202,7 +208,9 @@ def test_a_run_leaves_what_the_documentation_lists(configure: Configure, tmp_pat
     assert summary["steps"] == 3
     for name in ("first_loss", "last_loss", "eval_loss_before", "eval_loss", "exact_match_before"):
         assert summary[name] is not None
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
     for line in lines:
         if "loss" in line:
             assert set(line) == {
