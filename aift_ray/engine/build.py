@@ -158,9 +158,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         base.activation_checkpointing_enable({"use_reentrant": False})
     if full:
         return base
-    if resume:
-        return reload_adapters(base, resume)
-    return add_adapters(base, config.lora)
+    adapted: torch.nn.Module
+    adapted = reload_adapters(base, resume) if resume else add_adapters(base, config.lora)
+    return adapted
 
 
 def rebuild(run: Run, folder: Path) -> None:

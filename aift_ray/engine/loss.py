@@ -97,7 +97,8 @@ def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor)
         for states, ids in pieces:
             total = total + cross_entropy(head(states), ids, reduction="sum")
         return total
-    loss: torch.Tensor = _ChunkedLoss.apply(head, hidden, targets, *head.trained())
+    apply: Any = _ChunkedLoss.apply
+    loss: torch.Tensor = apply(head, hidden, targets, *head.trained())
     return loss
 
 

@@ -93,7 +93,7 @@ def show_preview(run: Preparation, number: int = 3) -> None:
         for at in range(1, min(len(ids), _PREVIEW_TOKENS) + 1):
             if at == min(len(ids), _PREVIEW_TOKENS) or flags[at] != flags[start]:
                 inside = bool(flags[start])
-                piece = tokenizer.decode(ids[start:at].tolist())
+                piece = str(tokenizer.decode(ids[start:at].tolist()))
                 line.append(f"⟦{piece}⟧" if inside else piece, "bold green" if inside else "")
                 start = at
         console.print(line)

@@ -18,6 +18,7 @@ from aift_ray.engine.checkpoint import State, load
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models import loading
+from aift_ray.models.adapters import check_targets
 from aift_ray.planning.memory import Memory, Shape, memory
 
 
@@ -69,6 +70,8 @@ def prepare(
     model_config = loading.load_config(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
+    if config.method == "lora" and config.lora.target_modules:
+        check_targets(loading.skeleton(location), config.lora)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=loading.stop_ids(location)
     )

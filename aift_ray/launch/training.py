@@ -38,7 +38,7 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     prepared = _checked(config, folder, group[1], gpus > 0)
     display.show_plan(prepared, group, gpus > 0)
     if dry_run:
-        _show_dry_run(config, prepared, group[0], gpus)
+        _show_dry_run(config, prepared, group[0])
         return {}
     return _train(config, folder, prepared, group, gpus > 0)
 
@@ -88,10 +88,11 @@ def _gpus(config: RunConfig) -> int:
     return max(there, 1) if config.ray.use_gpu else there
 
 
-def _show_dry_run(config: RunConfig, prepared: Preparation, least: int, gpus: int) -> None:
+def _show_dry_run(config: RunConfig, prepared: Preparation, least: int) -> None:
+    import torch
     import yaml
 
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
+    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     if "RAY_ADDRESS" not in os.environ:
         workers.check_resources(config.ray, least, local)
     display.show_preview(prepared)

@@ -29,20 +29,25 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    known = linear_layers(model)
-    targets = config.target_modules or known
-    names = [name for name, _ in model.named_modules()]
-    missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if missing:
-        has = ", ".join(known)
-        raise ConfigError(
-            [
-                Problem("lora.target_modules", f"no layer is called '{m}'; it has {has}")
-                for m in missing
-            ]
-        )
+    check_targets(model, config)
+    targets = config.target_modules or linear_layers(model)
     adapted: PeftModel = get_peft_model(model, _peft_config(config, targets))
     return adapted
+
+
+def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
+    """Refuse target modules that `model` does not have, with a ConfigError."""
+    names = [name for name, _ in model.named_modules()]
+    missing = [
+        target
+        for target in config.target_modules or []
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if missing:
+        has = f"the model has {', '.join(linear_layers(model))}"
+        raise ConfigError(
+            [Problem("lora.target_modules", f"no layer is called '{m}'", has) for m in missing]
+        )
 
 
 def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:

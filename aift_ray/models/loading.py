@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -56,9 +57,8 @@ def _check_folder(name: str, folder: Path) -> None:
         problems.append(Problem(f"model {name}", "the folder holds an adapter, no model", remedy))
     elif not (folder / "config.json").is_file():
         problems.append(Problem(f"model {name}", "the folder has no config.json"))
-    elif not list(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
-        problems.append(_no_weights(name, pickled))
+    else:
+        problems += _check_weights(name, folder)
     if not problems and not any((folder / file).is_file() for file in _TOKENIZERS):
         remedy = "copy tokenizer.json and tokenizer_config.json of the model into it"
         problems.append(Problem(f"model {name}", "the folder has no tokenizer", remedy))
@@ -66,14 +66,26 @@ def _check_folder(name: str, folder: Path) -> None:
         raise ModelError(problems)
 
 
-def _no_weights(name: str, pickled: list[str]) -> Problem:
-    if not pickled:
-        return Problem(f"model {name}", "the folder has no weights (*.safetensors)")
-    return Problem(
-        f"model {name}",
-        f"its weights are pickles only ({', '.join(pickled)}), which can run code when opened",
-        "convert them with save_pretrained(..., safe_serialization=True) where you trust them",
-    )
+def _check_weights(name: str, folder: Path) -> list[Problem]:
+    where, files = f"model {name}", sorted(folder.glob("*.safetensors"))
+    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
+    if not files and pickled:
+        what = (
+            f"its weights are pickles only ({', '.join(pickled)}), which can run code when opened"
+        )
+        remedy = "convert them with save_pretrained(..., safe_serialization=True) if you trust them"
+        return [Problem(where, what, remedy)]
+    if not files:
+        return [Problem(where, "the folder has no weights (*.safetensors)")]
+    problems = []
+    for file in files:
+        try:
+            # compares the header with the size of the file
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            problems.append(Problem(where, f"{file.name} is damaged: {error}", "copy it anew"))
+    return problems
 
 
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
@@ -87,6 +99,13 @@ def load_config(location: str) -> Any:
     """The transformers configuration of a resolved location."""
     with _explained(location):
         return AutoConfig.from_pretrained(location)
+
+
+def skeleton(location: str) -> PreTrainedModel:
+    """The model of a resolved location without its weights, on the meta device."""
+    with _explained(location), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(location))
+        return model
 
 
 def stop_ids(location: str) -> list[int]:
