@@ -18,6 +18,7 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.metrics import STOP, Metrics, plot, write_json
+from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -117,17 +118,20 @@ class _Session:
         return 0 < patience <= state.bad_evaluations
 
     def save(self) -> None:
-        """Write a checkpoint, drop old ones, and report on every worker."""
-        run, folder = self.run, None
+        """Write a checkpoint, drop old ones, and report on every worker.
+
+        Raises:
+            TrainingError: it could not be written; on every worker, so that none waits.
+        """
+        run, folder, problem = self.run, None, None
         if run.group.leads:
-            tensors = {
-                "optimizer": run.optimizer.state_dict(),
-                "scaler": run.scaler.state_dict(),
-            }
-            folder = checkpoint.save(run.job.checkpoints, run.state, tensors, self._write_model)
-            keep = run.config.training.keep_checkpoints
-            best = run.state.best_step if run.config.training.load_best else None
-            checkpoint.prune(run.job.checkpoints, keep, best)
+            try:
+                folder = self._write_checkpoint()
+            except OSError as error:
+                problem = f"the checkpoint of step {run.state.step} could not be written: {error}"
+        problem = run.group.agree(problem)
+        if problem:
+            raise TrainingError(problem)
         self.report({"step": run.state.step, **self.last}, folder)
 
     def finish(self, status: str) -> None:
@@ -163,6 +167,14 @@ class _Session:
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
+
+    def _write_checkpoint(self) -> Path:
+        run = self.run
+        tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+        folder = checkpoint.save(run.job.checkpoints, run.state, tensors, self._write_model)
+        best = run.state.best_step if run.config.training.load_best else None
+        checkpoint.prune(run.job.checkpoints, run.config.training.keep_checkpoints, best)
+        return folder
 
     def _write_model(self, folder: str) -> None:
         write_model(folder, self.run.module.model, self.run.tokenizer, self.run.job.stop_ids)

@@ -112,8 +112,8 @@ def _train(
             with _stop_signals(folder) as asked, display.Follower(folder) as follower:
                 workers.train(prepared.job, group, gpu, follower.poll)
             status = output.summary(folder).get("status", "failed")
-        except OSError as error:
-            raise TrainingError(f"{error}; {_left(folder)}") from error
+        except (TrainingError, OSError) as error:
+            raise TrainingError(f"{error}\n  {_left(folder)}") from error
         finally:
             causes = workers.causes(folder)
             failed_at_last = 1 if status == "failed" and causes else 0

@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
         real(*arguments)
 
     monkeypatch.setattr("aift_ray.engine.checkpoint.torch.save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"step 2 could not be written.*No space left"):
         run(config, tmp_path / "run")
     left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert left == ["step-1"]
