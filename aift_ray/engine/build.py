@@ -17,8 +17,9 @@ from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
+from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
-from aift_ray.models import attention, loading
+from aift_ray.models import attention, folders, loading
 from aift_ray.models.adapters import add_adapters, reload_adapters
 from aift_ray.parallel import wrap
 from aift_ray.parallel.group import Group
@@ -57,41 +58,6 @@ class Run:
         return self.job.config
 
 
-def split(config: RunConfig, rows: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the rows to train on, and of those of the same set to evaluate on.
-
-    Args:
-        rows: number of training rows.
-        held_out: number of rows of the evaluation files; with any, nothing is split off.
-    """
-    everything = np.arange(rows)
-    if held_out or not config.data.validation_fraction:
-        return everything, everything[:0]
-    order = np.random.default_rng([config.training.seed, 2**31]).permutation(rows)
-    number = min(rows - 1, max(1, round(rows * config.data.validation_fraction)))
-    return np.sort(order[number:]), np.sort(order[:number])
-
-
-def plan_batches(
-    config: RunConfig, rows: TokenRows, indices: np.ndarray, global_batch: int, length: int
-) -> BatchPlan:
-    """The steps over `indices` of `rows`; `length` is the capacity of a filled row."""
-    return BatchPlan(
-        rows.lengths[indices],
-        rows.targets[indices],
-        indices,
-        config.training.batch_size,
-        global_batch,
-        config.training.seed,
-        length if config.data.packing == "fill" else None,
-    )
-
-
-def total_steps(config: RunConfig, plan: BatchPlan) -> int:
-    """Steps of the whole run."""
-    return config.training.max_steps or config.training.num_epochs * plan.steps_per_epoch
-
-
 def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given."""
     config = job.config
@@ -103,7 +69,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
     plan = plan_batches(config, rows, indices, state.global_batch, prepared.sequence_length)
-    tokenizer = loading.load_tokenizer(job.location)
+    tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
     module = LossModule(model).to(group.device)

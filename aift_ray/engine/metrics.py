@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS, PROGRESS, STOP = "metrics.jsonl", ".progress.json", ".stop"
 _BOARD = {"loss": "train/loss", "learning_rate": "train/learning_rate"}
@@ -25,7 +24,7 @@ class Metrics:
         self._shown = 0.0
         keep_until(self._file, step)
         self._lines = self._file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._folder, self._step = folder, step
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line; it is on its way to the disk when this returns."""
@@ -33,7 +32,14 @@ class Metrics:
         self._lines.flush()
         for name, tag in _BOARD.items():
             if line.get(name) is not None:
-                self._board.add_scalar(tag, line[name], line["step"])
+                self.board.add_scalar(tag, line[name], line["step"])
+
+    @cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer; its import takes a second that the first step need not wait for."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
 
     def show(self, progress: dict[str, Any], now: bool = False) -> None:
         """Tell whoever watches how far the run is, twice a second at most."""
@@ -45,7 +51,7 @@ class Metrics:
     def close(self) -> None:
         """Finish the files."""
         self._lines.close()
-        self._board.close()
+        self.board.close()
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -13,12 +13,11 @@ from aift_ray.config import RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.prompts import PromptEncoder
-from aift_ray.engine.build import plan_batches, split, total_steps
 from aift_ray.engine.checkpoint import State, load
 from aift_ray.engine.job import Job
+from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import loading
-from aift_ray.models.adapters import check_targets
+from aift_ray.models import folders
 from aift_ray.planning.memory import Memory, Shape, memory
 
 
@@ -65,15 +64,15 @@ def prepare(
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-    location = loading.resolve(config.model)
-    tokenizer = loading.load_tokenizer(location)
-    model_config = loading.load_config(location)
+    location = folders.resolve(config.model)
+    tokenizer = folders.load_tokenizer(location)
+    model_config = folders.load_config(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
     if config.method == "lora" and config.lora.target_modules:
-        check_targets(loading.skeleton(location), config.lora)
+        _check_targets(location, config)
     encoder = PromptEncoder(
-        tokenizer, config.data.system_prompt, extra_stop_ids=loading.stop_ids(location)
+        tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
     prepared = cache.prepare(config.data, encoder, length)
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
@@ -106,6 +105,13 @@ def prepare(
     )
     result.warnings = _warnings(config, result)
     return result
+
+
+def _check_targets(location: str, config: RunConfig) -> None:
+    from aift_ray.models.adapters import check_targets
+    from aift_ray.models.loading import skeleton
+
+    check_targets(skeleton(location), config.lora)
 
 
 def load_state(folder: Path) -> State:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import RunConfig
-from aift_ray.engine import standalone
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, Interrupted, TrainingError
 from aift_ray.launch import display, output, workers
@@ -33,39 +32,52 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     if config.resume == "latest" and output.finished(folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
+    resume = _resume_point(config, folder)
     gpus = _gpus(config)
     group = config.worker_range(gpus)
-    prepared = _checked(config, folder, group[1], gpus > 0)
-    display.show_plan(prepared, group, gpus > 0)
     if dry_run:
+        prepared = _prepared(config, folder, group, gpus > 0, resume)
         _show_dry_run(config, prepared, group[0])
         return {}
-    return _train(config, folder, prepared, group, gpus > 0)
+    with workers.cluster(config.ray) as ready:
+        prepared = _prepared(config, folder, group, gpus > 0, resume)
+        ready(group[0])
+        return _train(config, folder, prepared, group, gpus > 0)
 
 
-def _checked(config: RunConfig, folder: Path, workers_: int, gpu: bool) -> Preparation:
-    """The run, ready to start, or an error that says why it can't."""
+def _resume_point(config: RunConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from, where the output folder is fit to be used."""
     problems = output.check(config, folder)
     if problems:
         raise ConfigError(problems)
     resume, notes = output.resume_point(config, folder)
     for note in notes:
         display.console.print(note, markup=False)
-    prepared = prepare(config, folder, workers_, gpu, resume)
+    return resume
+
+
+def _prepared(
+    config: RunConfig, folder: Path, group: tuple[int, int], gpu: bool, resume: Path | None
+) -> Preparation:
+    """The run, ready to start, its plan shown; or an error that says why it can't."""
+    prepared = prepare(config, folder, group[1], gpu, resume)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
         raise ConfigError(problems)
+    display.show_plan(prepared, group, gpu)
     return prepared
 
 
 def _run_joined(config: RunConfig) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
+    from aift_ray.engine import standalone
+
     world, gpu = standalone.world_size(), _gpus(config) > 0
     folder = output.output_folder(config)
     if standalone.leads():
-        prepared = _checked(config, folder, world, gpu)
-        display.show_plan(prepared, (world, world), gpu)
+        resume = _resume_point(config, folder)
+        prepared = _prepared(config, folder, (world, world), gpu, resume)
         output.start(config, folder)
     else:
         prepared = prepare(config, folder, world, gpu, output.resume_point(config, folder)[0])
@@ -104,23 +116,22 @@ def _show_dry_run(config: RunConfig, prepared: Preparation, least: int) -> None:
 def _train(
     config: RunConfig, folder: Path, prepared: Preparation, group: tuple[int, int], gpu: bool
 ) -> dict[str, Any]:
-    began = prepared.job.started
-    with workers.cluster(config.ray, group[0]):
-        output.start(config, folder)
-        status = "failed"
-        try:
-            with _stop_signals(folder) as asked, display.Follower(folder) as follower:
-                workers.train(prepared.job, group, gpu, follower.poll)
-            status = output.summary(folder).get("status", "failed")
-        except (TrainingError, OSError) as error:
-            raise TrainingError(f"{error}\n  {_left(folder)}") from error
-        finally:
-            causes = workers.causes(folder)
-            failed_at_last = 1 if status == "failed" and causes else 0
-            values = {"causes": causes, "restarts": len(causes) - failed_at_last}
-            if status == "failed":
-                values["status"] = status
-            summary = output.finish(folder, **values, wall_s=time.time() - began)
+    output.start(config, folder)
+    status = "failed"
+    try:
+        with _stop_signals(folder) as asked, display.Follower(folder) as follower:
+            workers.train(prepared.job, group, gpu, follower.poll)
+        status = output.summary(folder).get("status", "failed")
+    except (TrainingError, OSError) as error:
+        raise TrainingError(f"{error}\n  {_left(folder)}") from error
+    finally:
+        causes = workers.causes(folder)
+        failed_at_last = 1 if status == "failed" and causes else 0
+        values = {"causes": causes, "restarts": len(causes) - failed_at_last}
+        if status == "failed":
+            values["status"] = status
+        seconds = time.time() - prepared.job.started
+        summary = output.finish(folder, **values, wall_s=seconds)
     display.show_summary(summary, folder)
     if summary["status"] == "interrupted":
         code = 130 if asked[:1] == [signal.SIGINT] else 75

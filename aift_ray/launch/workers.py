@@ -9,6 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,25 +41,26 @@ _PASSED_ON = (
 
 
 @contextmanager
-def cluster(config: RayConfig, least: int) -> Iterator[dict[str, float]]:
-    """A cluster to run on: that of RAY_ADDRESS, else one of this machine; gives its resources.
+def cluster(config: RayConfig) -> Iterator[Callable[[int], None]]:
+    """A cluster to run on: that of RAY_ADDRESS, else one of this machine.
 
-    Args:
-        least: workers that must fit.
-
-    Raises:
-        ConfigError: more workers are asked for than there are CPUs or GPUs.
+    It starts while the caller goes on; the function it gives waits for it, and refuses with a
+    ConfigError a number of workers that the cluster can never give.
     """
     started_here = not ray.is_initialized()
-    if started_here:
-        _connect(os.environ.get("RAY_ADDRESS"))
-    try:
-        resources: dict[str, float] = ray.cluster_resources()
-        check_resources(config, least, resources)
-        yield resources
-    finally:
-        if started_here:
-            ray.shutdown()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(_connect, os.environ.get("RAY_ADDRESS")) if started_here else None
+
+        def ready(workers: int) -> None:
+            if starting:
+                starting.result()
+            check_resources(config, workers, ray.cluster_resources())
+
+        try:
+            yield ready
+        finally:
+            if starting and starting.exception() is None:
+                ray.shutdown()
 
 
 def _connect(address: str | None) -> None:
