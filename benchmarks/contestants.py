@@ -1,0 +1,251 @@
+"""One contestant of a benchmark in a process of its own: `contestants.py FUNCTION SPEC`.
+
+SPEC is JSON; the last line printed is the result, as JSON. All contestants get the same token
+ids: those that this project makes of the rows, already cut to length, with the same labels.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, list[int]]
+IGNORED = -100
+
+
+def prepare(spec: dict[str, Any]) -> dict[str, Any]:
+    """Tokenize once, as the launcher does before the workers start.
+
+    Writes a job for each of `variants` (settings and a number of workers), and the rows as ids
+    and labels for the others.
+    """
+    from aift_ray.commandline import validated
+    from aift_ray.launch import prepare as launch
+
+    folder, found = Path(spec["folder"]), None
+    for name, variant in spec["variants"].items():
+        config = validated(variant["settings"])
+        found = launch.prepare(config, folder / name, variant["workers"], False, None)
+        (folder / f"{name}.job").write_bytes(pickle.dumps(found.job))
+    assert found is not None
+    found.encoder.tokenizer.save_pretrained(folder / "tokenizer")
+    counts = {}
+    for part in ("train", "eval"):
+        rows = found.prepared.rows(part)
+        listed = [_labelled(*rows.row(index)) for index in range(len(rows))]
+        (folder / f"{part}.json").write_text(json.dumps(listed), "utf-8")
+        counts[part] = {
+            "rows": len(rows),
+            "tokens": int(rows.lengths.sum()),
+            "supervised_tokens": int(rows.targets.sum()),
+            "longest": int(rows.lengths.max(initial=0)),
+        }
+    return counts
+
+
+def _labelled(ids: Any, flags: Any) -> Row:
+    labels = [int(i) if flag else IGNORED for i, flag in zip(ids, flags, strict=True)]
+    return {"input_ids": ids.tolist(), "labels": labels}
+
+
+def aift(spec: dict[str, Any]) -> dict[str, Any]:
+    """This project's loop over one pass, alone or as one of a gloo group."""
+    import torch.distributed as dist
+
+    from aift_ray.engine import loop
+    from aift_ray.engine.build import build
+    from aift_ray.parallel.group import Group
+
+    rank, world = spec.get("rank", 0), spec.get("world", 1)
+    if world > 1:
+        address = f"tcp://127.0.0.1:{spec['port']}"
+        dist.init_process_group("gloo", address, rank=rank, world_size=world)
+    job = pickle.loads(Path(spec["job"]).read_bytes())
+    run = build(job, Group(rank, world, torch.device("cpu")))
+    ends, tokens, supervised = [time.perf_counter()], [], []
+    for _ in range(run.total_steps):
+        line, _ = loop.train_step(run)
+        run.state.step += 1
+        ends.append(time.perf_counter())
+        tokens.append(line["tokens"])
+        supervised.append(line["supervised_tokens"])
+    if world > 1:
+        dist.destroy_process_group()
+    return _result(spec, run.module.model, ends, tokens, supervised)
+
+
+def peer(spec: dict[str, Any]) -> dict[str, Any]:
+    """TRL's SFTTrainer, or transformers' Trainer with PEFT, over one pass.
+
+    `spec["trainer"]` is "trl" or "transformers"; `spec["arguments"]` go to its configuration.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = torch.bfloat16 if spec["bf16"] else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(spec["tokenizer"])
+    rows = Dataset.from_list(json.loads(Path(spec["rows"]).read_text("utf-8")))
+    common = {
+        "output_dir": str(Path(spec["rows"]).parent / "peer"),
+        "per_device_train_batch_size": spec["batch"],
+        "learning_rate": spec["learning_rate"],
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "gradient_checkpointing": False,
+        "bf16": spec["bf16"],
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    make = _trl if spec["trainer"] == "trl" else _transformers
+    trainer = make(model, tokenizer, rows, common | spec["arguments"], _lora(spec.get("lora")))
+    counting = _Counting(trainer.data_collator)
+    trainer.data_collator = counting
+    watch = _watch()
+    trainer.add_callback(watch)
+    trainer.train()
+    return _result(spec, trainer.model, watch.ends, counting.tokens, counting.supervised)
+
+
+def _lora(rank: int | None) -> Any:
+    from peft import LoraConfig
+
+    if rank is None:
+        return None
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _trl(model: Any, tokenizer: Any, rows: Any, arguments: dict[str, Any], lora: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+
+
+def _transformers(
+    model: Any, tokenizer: Any, rows: Any, arguments: dict[str, Any], lora: Any
+) -> Any:
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    return Trainer(
+        model=get_peft_model(model, lora) if lora else model,
+        args=TrainingArguments(**arguments),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )
+
+
+class _Counting:
+    """A collator that counts what it hands out, a batch a step, in the order of the steps."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+        self.tokens: list[int] = []
+        self.supervised: list[int] = []
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        mask = batch.get("attention_mask")
+        self.tokens.append(int(mask.sum()) if mask is not None else batch["input_ids"].numel())
+        self.supervised.append(int((batch["labels"][:, 1:] != IGNORED).sum()))
+        return batch
+
+
+def _watch() -> Any:
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Notes when training began and each step ended."""
+
+        ends: list[float]
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.ends = [time.perf_counter()]
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    return Watch()
+
+
+def _result(
+    spec: dict[str, Any], model: Any, ends: list[float], tokens: list[int], supervised: list[int]
+) -> dict[str, Any]:
+    """Rates over the steps after the warm-up, and sums over all steps."""
+    assert len(ends) - 1 == len(tokens) == len(supervised), "a batch is a step"
+    skipped = spec["warmup"]
+    seconds = ends[-1] - ends[skipped]
+    found = {
+        "supervised_per_s": sum(supervised[skipped:]) / seconds,
+        "tokens_per_s": sum(tokens[skipped:]) / seconds,
+        "seconds": seconds,
+        "steps": len(tokens),
+        "timed_steps": len(tokens) - skipped,
+        "tokens": sum(tokens),
+        "supervised_tokens": sum(supervised),
+        "peak_gib": peak_gib(),
+        "threads": torch.get_num_threads(),
+    }
+    if spec.get("eval_rows"):
+        found["eval_loss"] = held_out_loss(model, spec)
+    return found
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process, without what ru_maxrss inherits from its parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        kib = status.read_text().split("VmHWM:")[1].split()[0]
+        return int(kib) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
+    """Loss per supervised token of held-out rows, one row at a time, alike for all."""
+    rows = json.loads(Path(spec["rows"]).with_name("eval.json").read_text("utf-8"))
+    model.eval()
+    getattr(model, "base_model", model).set_attn_implementation("sdpa")
+    total, count = 0.0, 0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=spec["bf16"]):
+        for row in rows[: spec["eval_rows"]]:
+            labels = torch.tensor(row["labels"])[1:]
+            places = (labels != IGNORED).nonzero().flatten()
+            ids = torch.tensor([row["input_ids"]])
+            logits = model(input_ids=ids, logits_to_keep=places, use_cache=False).logits[0]
+            loss = torch.nn.functional.cross_entropy
+            total += loss(logits.float(), labels[places], reduction="sum").item()
+            count += len(places)
+    return total / count
+
+
+def main() -> None:
+    """Run the function that argv names."""
+    torch.manual_seed(0)
+    functions = {"prepare": prepare, "aift": aift, "peer": peer}
+    result = functions[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

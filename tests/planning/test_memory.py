@@ -1,0 +1,63 @@
+"""The arithmetic of memory agrees with published counts and with real modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aift_ray.planning.memory import Shape, memory
+from tests.engine.runs import started
+
+# parameters as published; numbers of the architectures from their config.json
+PUBLISHED = {
+    "llama3-8b": (8_030_261_248, (4096, 32, 32, 8, 128, 14336, 128256, False)),
+    "calm3-22b": (22_542_882_816, (6144, 48, 48, 48, 128, 16384, 65024, False)),
+    "qwen3-4b": (4_022_468_096, (2560, 36, 32, 8, 128, 9728, 151936, True)),
+    "llm-jp-3-13b": (13_707_924_480, (5120, 40, 40, 40, 128, 13824, 99584, False)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_agree_with_published_counts(name: str) -> None:
+    published, numbers = PUBLISHED[name]
+    # norms of heads and biases are left out of the count
+    assert Shape(*numbers).parameters == pytest.approx(published, rel=1e-4)
+
+
+def test_parameters_and_adapters_agree_with_real_modules(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = started(configure(method="lora", lora__r=8), tmp_path)
+    shape = Shape.of(run.module.model.config.to_dict())
+    trained = sum(p.numel() for p in run.module.parameters() if p.requires_grad)
+    frozen = {
+        name: p.numel()
+        for name, p in run.module.named_parameters()
+        if not p.requires_grad and not name.endswith("bias")
+    }
+    assert trained == shape.adapter_parameters(8)
+    assert sum(frozen.values()) == shape.parameters
+
+
+def test_an_8b_model_with_lora_fits_a_card_of_24_gb_and_full_training_does_not() -> None:
+    shape = Shape(*PUBLISHED["llama3-8b"][1])
+    lora = memory(shape, "lora", 16, 2048, 2, checkpointing=True)
+    full = memory(shape, "full", 16, 2048, 2, checkpointing=True)
+    assert lora.total < 22 * 2**30
+    assert full.total > 100 * 2**30
+    assert full.optimizer == 2 * full.gradients
+
+
+def test_recomputing_activations_saves_what_it_promises() -> None:
+    shape = Shape(*PUBLISHED["llama3-8b"][1])
+    kept, recomputed = (memory(shape, "lora", 16, 4096, 2, c) for c in (False, True))
+    assert recomputed.activations < kept.activations / 10
+    assert recomputed.weights == kept.weights
+
+
+def test_an_architecture_of_another_kind_is_not_guessed_at() -> None:
+    with pytest.raises(KeyError):
+        Shape.of({"hidden_size": 64})
