@@ -76,9 +76,14 @@ def save(
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """State and tensors of a checkpoint."""
-    state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    state = read_state(folder)
     tensors = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
     return state, tensors
+
+
+def read_state(folder: Path) -> State:
+    """The state in a checkpoint, without its tensors."""
+    return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def steps(folder: Path) -> list[int]:

@@ -13,7 +13,7 @@ from aift_ray.config import RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.prompts import PromptEncoder
-from aift_ray.engine.checkpoint import State, load
+from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -80,7 +80,8 @@ def prepare(
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * workers
     if resume:
-        batch = load_state(resume).global_batch
+        state = _resumed_state(config, resume)
+        batch = state.global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
     job = Job(
         config=config,
@@ -104,6 +105,11 @@ def prepare(
         *sizes,
     )
     result.warnings = _warnings(config, result)
+    if resume and state.data != prepared.folder.name:
+        result.warnings.append(
+            "the rows or how they are tokenized changed since the checkpoint: the steps to come "
+            "are not those of the run that was stopped"
+        )
     return result
 
 
@@ -114,9 +120,12 @@ def _check_targets(location: str, config: RunConfig) -> None:
     check_targets(skeleton(location), config.lora)
 
 
-def load_state(folder: Path) -> State:
-    """The state in a checkpoint."""
-    return load(folder)[0]
+def _resumed_state(config: RunConfig, folder: Path) -> State:
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter != (config.method == "lora"):
+        what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
+        raise ConfigError([Problem(f"resume {folder}", what, "give the --method it was made with")])
+    return read_state(folder)
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:

@@ -68,7 +68,9 @@ def test_a_cache_is_made_once_and_again_when_anything_that_counts_changes(
     }
     changed = encoder()
     changed.tokenizer.chat_template += "{# another #}"
-    others.add(cache.prepare(config(tmp_path, rows_file), PromptEncoder(changed.tokenizer), 128).folder)
+    others.add(
+        cache.prepare(config(tmp_path, rows_file), PromptEncoder(changed.tokenizer), 128).folder
+    )
     write_rows(rows_file, 23)
     others.add(cache.prepare(config(tmp_path, rows_file), encoder(), 128).folder)
     assert len(others) == 4

@@ -18,7 +18,7 @@ from aift_ray.engine.build import Run
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
 from aift_ray.engine.worker import newest_checkpoint, work
-from aift_ray.errors import TrainingError
+from aift_ray.errors import ConfigError, TrainingError
 from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
@@ -104,6 +104,19 @@ def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Pat
     chosen, notes = output.resume_point(resuming, folder)
     assert chosen == folder / "checkpoints" / "step-2"
     assert "step-3 is damaged" in notes[0]
+
+
+def test_resuming_with_other_rows_or_another_method_is_noticed(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(training__save_steps=1)
+    run(config, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "step-2"
+    assert "changed since" not in " ".join(prepare(config, tmp_path, 1, False, step).warnings)
+    other = configure(data__sequence_length=64)
+    assert "changed since" in " ".join(prepare(other, tmp_path, 1, False, step).warnings)
+    with pytest.raises(ConfigError, match="full training"):
+        prepare(configure(method="lora"), tmp_path, 1, False, step)
 
 
 def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: Path) -> None:

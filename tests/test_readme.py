@@ -1,0 +1,78 @@
+"""The commands in both READMEs are the same, and are what they say they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aift_ray.commandline import parse
+from tests.conftest import ROOT
+
+READMES = ("README.md", "README.ja.md")
+
+
+def commands(name: str) -> list[str]:
+    """Every line of the bash blocks of a README."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_both_readmes_show_the_same_commands() -> None:
+    assert commands("README.md") == commands("README.ja.md")
+
+
+def test_every_command_is_of_a_known_kind() -> None:
+    kinds = ("make ", "aift-ray train ", "ray start ", "ray job submit ")
+    assert [line for line in commands("README.md") if not line.startswith(kinds)] == []
+
+
+@pytest.mark.parametrize("line", [c for c in commands("README.md") if "train" in c])
+def test_every_flag_is_one_that_the_command_takes(line: str) -> None:
+    words = shlex.split(line)
+    parse(
+        words[words.index("aift_ray.train" if "job submit" in line else "train") + 1 :], "train", ""
+    )
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_every_make_target_exists(target: str) -> None:
+    assert f"make {target}" in commands("README.md")
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.ray
+def test_the_commands_on_the_shipped_rows_run_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    shown = [c for c in commands("README.md") if "examples/rows.jsonl" in c]
+    assert len(shown) == 3
+    outputs = [
+        subprocess.run(
+            shlex.split(line),
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=180,
+        ).stdout
+        for line in shown
+    ]
+    assert "⟦" in outputs[0]
+    assert "富士山" in outputs[0]
+    assert (tmp_path / "outputs/first/model/adapter_model.safetensors").is_file()
+    assert "nothing to do" in outputs[2]
+
+
+def test_links_lead_somewhere() -> None:
+    for name in READMES:
+        links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text("utf-8"))
+        for link in links:
+            assert (ROOT / link).exists(), f"{name}: {link}"
