@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.batches import collate
@@ -239,6 +240,41 @@ def test_two_runs_give_the_same_losses_to_the_bit(configure: Configure, tmp_path
     run(config, tmp_path / "a")
     run(config, tmp_path / "b")
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_the_trial_of_the_longest_batch_changes_nothing(
+    configure: Configure, tmp_path: Path
+) -> None:
+    values = {"method": "lora", "lora__lora_dropout": 0.2}
+    run(configure(**values, training__trial_batch=True), tmp_path / "tried")
+    run(configure(**values, training__trial_batch=False), tmp_path / "untried")
+    assert losses(tmp_path / "tried") == losses(tmp_path / "untried")
+
+
+def test_no_micro_batch_is_longer_than_the_one_that_is_tried(
+    configure: Configure, tmp_path: Path
+) -> None:
+    for packing in ("concat", "fill"):
+        run_ = started(configure(training__batch_size=3, data__packing=packing), tmp_path)
+        plan, lengths = run_.plan, run_.rows.lengths
+        tried = lengths[plan.longest_micro_batch()].sum()
+        parts = [p for step in range(plan.steps_per_epoch) for p in plan.share(step, 0, 1)]
+        assert tried >= max(lengths[part].sum() for part in parts)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_bfloat16_trains_close_to_full_precision(
+    method: str, configure: Configure, tmp_path: Path
+) -> None:
+    common = {"method": method, "lora__lora_dropout": 0.0, "training__learning_rate": 1e-3}
+    run(configure(**common), tmp_path / "fp32")
+    run(configure(**common, training__precision="bf16"), tmp_path / "bf16")
+    exact, short = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    for a, b in zip(exact, short, strict=True):
+        assert abs(a[1] - b[1]) < 0.02
+    stored = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    dtypes = {t.dtype for t in load_file(tmp_path / "bf16" / "model" / stored).values()}
+    assert dtypes == {torch.bfloat16 if method == "full" else torch.float32}
 
 
 def test_a_full_disk_leaves_no_half_written_checkpoint(

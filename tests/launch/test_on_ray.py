@@ -168,7 +168,13 @@ def test_two_ray_workers_take_the_steps_of_one_process(
 ) -> None:
     folder = tmp_path / "run"
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
-    argv = flags(tiny_model, rows_file, folder, training__exact_match_rows=2)
+    argv = flags(
+        tiny_model,
+        rows_file,
+        folder,
+        training__exact_match_rows=2,
+        ray__storage_path=tmp_path / "store",
+    )
     status, output = Command(cluster, [*argv, "--eval-file", str(held_out)]).done()
     assert status == 0, output
     same(curve_of(folder), alone(argv, tmp_path))
@@ -179,6 +185,7 @@ def test_two_ray_workers_take_the_steps_of_one_process(
     assert output.index("plan") < output.index("step 1/9") < output.index("summary")
     for word in ("Warning", "WARNING", "INFO", "pid="):
         assert word not in output, output
+    assert list((tmp_path / "store").rglob("trainer_state.pt")), "checkpoints are copied there"
     again, _ = Command(cluster, [*argv, "--eval-file", str(held_out), "--resume", "latest"]).done()
     assert again == 0, "a finished run is left alone"
 
