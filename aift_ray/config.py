@@ -65,6 +65,9 @@ class TrainingConfig(Section):
     local_rank: int = setting(-1, "0 or more: this process is that worker of a torchrun group")
     world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
     max_steps: Positive | None = setting(None, "total steps; overrides num_epochs")
+    max_hours: Annotated[float, Field(gt=0)] | None = setting(
+        None, "hours after which the run stops with a checkpoint and exit status 75"
+    )
     seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
     lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
         "cosine", "learning rate after the warm-up: to 0 along a line or a cosine, or constant"
@@ -86,6 +89,9 @@ class TrainingConfig(Section):
     )
     exact_match_batch_size: Positive = setting(32, "held-out rows answered at once")
     exact_match_max_tokens: Positive = setting(128, "tokens of an answer at most")
+    skip_nonfinite: NotNegative = setting(
+        0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
+    )
     trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
 
 

@@ -15,7 +15,7 @@ from aift_ray.engine import loop, standalone
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.worker import work
-from aift_ray.errors import UserError
+from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
@@ -57,6 +57,8 @@ CHANGED: dict[str, Any] = {
     "training.exact_match_batch_size": 1,
     "training.exact_match_max_tokens": 2,
     "training.trial_batch": False,
+    "training.max_hours": 1e-9,
+    "training.skip_nonfinite": 1,
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -156,6 +158,13 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     unsteady = {"time", "tokens_per_second"}
     trainer = workers._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
+    with torch.no_grad():
+        next(p for p in run.module.parameters() if p.requires_grad).fill_(float("nan"))
+    try:
+        loop.train_step(run)
+        seen["not finite"] = "skipped"
+    except TrainingError:
+        seen["not finite"] = "stopped"
     return seen | {
         "lines": [{k: v for k, v in line.items() if k not in unsteady} for line in lines],
         "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),

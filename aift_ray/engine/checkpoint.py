@@ -27,6 +27,7 @@ class State:
         global_batch: units a step, kept whatever number of workers comes back.
         best_loss, best_step: of the best evaluation so far.
         bad_evaluations: evaluations since then.
+        skipped: batches left out because their loss or gradient was not finite.
         first_loss, eval_loss_before, exact_match_before: for the summary.
         data: name of the token cache that the run trains on.
     """
@@ -36,6 +37,7 @@ class State:
     best_loss: float | None = None
     best_step: int | None = None
     bad_evaluations: int = 0
+    skipped: int = 0
     first_loss: float | None = None
     eval_loss_before: float | None = None
     exact_match_before: float | None = None

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine.build import Run
+from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import learning_rate
 from aift_ray.errors import TrainingError
 
@@ -54,7 +55,8 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
     """One optimizer step; its line for the metrics, and whether any worker was asked to stop.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the weights are untouched.
+        TrainingError: the loss or the gradient is not finite, once more than may be skipped; the
+            weights are untouched.
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
     shares = run.plan.share(step, group.rank, group.world)
@@ -67,18 +69,19 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
     run.scaler.unscale_(run.optimizer)
     limit = run.config.training.max_grad_norm or math.inf
     norm = float(clip_grad_norm_(run.module.parameters(), limit))
-    if not math.isfinite(loss) or (not math.isfinite(norm) and not run.scaler.is_enabled()):
-        raise TrainingError(_not_finite(run, loss, norm))
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
+    note = {} if finite else {"skipped": _skip(run, loss, norm)}
+    if finite:
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - began
-    return {
+    return note | {
         "step": step + 1,
         "epoch": round(run.plan.epoch(step + 1), 6),
-        "loss": loss,
+        "loss": loss if finite else None,
         "learning_rate": rate,
-        "grad_norm": norm,
+        "grad_norm": norm if finite else None,
         "tokens": int(all_tokens),
         "supervised_tokens": targets,
         "tokens_per_second": all_tokens / seconds,
@@ -123,10 +126,17 @@ def without_targets(batch: Batch) -> Batch:
 
 
 def trial(run: Run) -> None:
-    """Forward and backward of the longest micro-batch that can come, without a step."""
+    """Forward and backward of the longest micro-batch that can come, without a step.
+
+    Raises:
+        TrainingError: it does not fit into the device's memory; with what would.
+    """
     batch = micro_batch(run, run.plan.longest_micro_batch())
-    with run.precision.autocast(run.group.device):
-        run.module(batch).backward()
+    try:
+        with run.precision.autocast(run.group.device):
+            run.module(batch).backward()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)
 
 
@@ -140,6 +150,14 @@ def _joined(run: Run, last: bool) -> AbstractContextManager[Any]:
     """Workers join once a step, in the last micro-step's backward pass."""
     no_sync = getattr(run.spread, "no_sync", None)
     return nullcontext() if last or no_sync is None else no_sync()
+
+
+def _skip(run: Run, loss: float, norm: float) -> str:
+    """Why a batch is left out; an error when too many were."""
+    if run.state.skipped >= run.config.training.skip_nonfinite:
+        raise TrainingError(_not_finite(run, loss, norm))
+    run.state.skipped += 1
+    return _not_finite(run, loss, norm)
 
 
 def _not_finite(run: Run, loss: float, norm: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,19 @@ def replace(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+def _spikes(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Steps whose loss is far above that of the twenty logged steps before."""
+    points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    found = []
+    for at in range(5, len(points)):
+        before = [loss for _, loss in points[max(0, at - 20) : at]]
+        middle = statistics.median(before)
+        spread = statistics.median(abs(loss - middle) for loss in before)
+        if points[at][1] > middle + max(6 * spread, 0.2 * middle):
+            found.append(points[at])
+    return found
+
+
 def plot(folder: Path) -> None:
     """Draw loss.png from metrics.jsonl: training and evaluation loss by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -102,6 +116,9 @@ def plot(folder: Path) -> None:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    spikes = _spikes(lines)
+    if spikes:
+        axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
     axes.set_xlabel("step")
     axes.set_ylabel("loss per supervised token (nats)")
     axes.set_ylim(bottom=0)

@@ -82,13 +82,18 @@ class _Session:
         state.first_loss = line["loss"] if state.first_loss is None else state.first_loss
         self.last = line
         if self.metrics:
-            if state.step % every == 0 or state.step in (1, self.run.total_steps):
+            due = state.step % every == 0 or state.step in (1, self.run.total_steps)
+            if due or "skipped" in line:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
 
     def stop_asked(self) -> bool:
-        """Whether somebody asked the run to stop; rank 0 looks for all."""
-        return self.run.group.leads and (self.run.job.output / STOP).exists()
+        """Whether somebody asked the run to stop, or its time is up; rank 0 looks for all."""
+        job, hours = self.run.job, self.run.config.training.max_hours
+        if not self.run.group.leads:
+            return False
+        late = hours is not None and time.time() - job.started > hours * 3600
+        return late or (job.output / STOP).exists()
 
     def evaluate_before(self) -> None:
         """Loss and exact match of the untrained model."""
@@ -210,6 +215,7 @@ class _Session:
             "resumed_from": run.resumed_from,
             "stopped_early": status == "stopped early",
             "best_step": state.best_step,
+            "skipped": state.skipped,
         }
 
 

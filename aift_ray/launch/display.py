@@ -158,10 +158,8 @@ class Follower:
 
 
 def _line(line: dict[str, Any]) -> str:
-    return (
-        f"epoch {line['epoch']:.2f}, loss {line['loss']:.4f}, "
-        f"{line['tokens_per_second']:,.0f} tokens/s"
-    )
+    loss = "batch left out" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    return f"epoch {line['epoch']:.2f}, {loss}, {line['tokens_per_second']:,.0f} tokens/s"
 
 
 def show_summary(summary: dict[str, Any], output: Path) -> None:
@@ -177,6 +175,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
         ("restarts", "restarts", "{}"),
+        ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),
         ("seconds in all", "wall_s", "{:.1f}"),
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.batches import collate
-from aift_ray.engine import checkpoint
+from aift_ray.engine import checkpoint, metrics
 from aift_ray.engine.build import Run
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
@@ -183,6 +183,57 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
         next(broken.module.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"step 2: loss nan.*train\.jsonl:\d+"):
         stepped(broken, 1)
+
+
+def test_a_batch_that_is_not_finite_is_left_out_where_that_is_allowed(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = started(configure(training__skip_nonfinite=1), tmp_path)
+    before = [p.clone() for p in allowed.module.parameters()]
+    forward = type(allowed.module).forward
+    with monkeypatch.context() as patch:
+        patch.setattr(type(allowed.module), "forward", lambda s, b: forward(s, b) * float("inf"))
+        (line,) = stepped(allowed, 1)
+        assert line["loss"] is None
+        assert "train.jsonl:" in line["skipped"]
+        for a, b in zip(before, allowed.module.parameters(), strict=True):
+            assert torch.equal(a, b), "the weights are untouched"
+    (line,) = stepped(allowed, 1)
+    assert line["loss"] > 0, "and the next batch trains"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(allowed.module), "forward", lambda s, b: forward(s, b) * float("inf"))
+        with pytest.raises(TrainingError):
+            stepped(allowed, 1)
+
+
+def test_a_run_stops_when_its_time_is_up(configure: Configure, tmp_path: Path) -> None:
+    run(configure(training__max_hours=1e-9), tmp_path / "run")
+    summary = output.summary(tmp_path / "run")
+    assert (summary["status"], summary["steps"]) == ("interrupted", 1)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [1]
+
+
+def test_too_little_memory_is_seen_at_once_with_what_would_fit(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # stands for a GPU that is too small
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("aift_ray.engine.loss.LossModule.forward", full)
+    values = {"training__gradient_checkpointing": True, "training__batch_size": 8}
+    with pytest.raises(TrainingError) as caught:
+        run(configure(**values), tmp_path / "run")
+    message = str(caught.value)
+    assert "weights" in message
+    assert "--training.batch_size 4 --training.gradient_accumulation_steps 2" in message
+
+
+def test_a_jump_of_the_loss_is_marked() -> None:
+    calm = [{"step": i, "loss": 2.0 + 0.01 * (i % 3)} for i in range(30)]
+    assert metrics._spikes(calm) == []
+    calm[20]["loss"] = 4.0
+    assert metrics._spikes(calm) == [(20, 4.0)]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

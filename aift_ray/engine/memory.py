@@ -1,0 +1,60 @@
+"""What to tell a user whose device ran out of memory, and what would fit instead."""
+
+from __future__ import annotations
+
+import torch
+
+from aift_ray.config import RunConfig
+from aift_ray.engine.build import Run
+from aift_ray.planning.memory import Shape, memory
+
+
+def out_of_memory(run: Run, error: BaseException) -> str:
+    """The peak, the computed parts, and the nearest setting with the same global batch."""
+    device = run.group.device
+    lines = [f"the longest micro-batch does not fit into the memory of {device}"]
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        lines[0] += f": {peak / 2**30:.1f} GiB were in use of {total / 2**30:.1f} GiB"
+    indices = run.plan.longest_micro_batch()
+    tokens = int(run.rows.lengths[indices].sum())
+    parts = _parts(run, tokens)
+    if parts:
+        lines.append(f"computed for its {len(indices)} rows of {tokens} tokens: {parts}")
+    lines.append(f"try {remedy(run.config)}")
+    lines.append(f"({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+    return "\n  ".join(lines)
+
+
+def _parts(run: Run, tokens: int) -> str:
+    config = run.config
+    try:
+        shape = Shape.of(run.module.model.config.get_text_config().to_dict())  # type: ignore[union-attr, operator]
+    except KeyError:
+        return ""
+    width = torch.finfo(run.precision.compute).bits // 8
+    need = memory(
+        shape,
+        config.method,
+        config.lora.r,
+        tokens,
+        width,
+        config.training.gradient_checkpointing,
+    )
+    return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in vars(need).items())
+
+
+def remedy(config: RunConfig) -> str:
+    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        return "--training.gradient_checkpointing true"
+    if training.batch_size > 1:
+        size = next(
+            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
+        )
+        steps = training.gradient_accumulation_steps * training.batch_size // size
+        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
+    if config.method == "full":
+        return "--method lora"
+    return f"--data.sequence_length {config.data.sequence_length // 2}"
