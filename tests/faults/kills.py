@@ -1,0 +1,172 @@
+"""Kills a training run again and again, and compares what comes out with one left alone.
+
+    python -m tests.faults.kills --kills 25 --output kills.json
+
+Victims are drawn from a seed: a worker, the driver, the raylet (all with SIGKILL), at random
+moments and while a checkpoint is being written. Every time the same command is given again with
+`--resume latest`. At the end the losses of all steps must be those of the undisturbed run, to the
+bit, each step once. Prints a line a kill and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aift_ray.engine import checkpoint
+from tests.conftest import KEITAI
+from tests.launch.command import Command, curve_of, flags, summary_of
+
+STEPS, SAVE_EVERY = 400, 7
+VICTIMS = ("worker", "driver", "raylet", "worker while saving", "driver while saving")
+
+
+def main() -> None:
+    """Run undisturbed, run with kills, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("kills.json"))
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    status, text = command(folder / "whole").done(900)
+    assert status == 0, text
+    kills = disturbed(folder / "killed", arguments.kills, random.Random(arguments.seed))
+    whole, killed = curve_of(folder / "whole"), curve_of(folder / "killed")
+    result = {
+        "kills": kills,
+        "steps": len(whole),
+        "equal to the bit": whole == killed,
+        "lost steps, most": max(kill["lost_steps"] for kill in kills),
+        "seconds to recover, most": max(kill["seconds_to_recover"] for kill in kills),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print({name: value for name, value in result.items() if name != "kills"})
+    sys.exit(0 if whole == killed and len(kills) >= arguments.kills else 1)
+
+
+def command(folder: Path) -> Command:
+    """The run, started or gone on with; LoRA with dropout, filled rows, accumulation."""
+    argv = flags(
+        Path("hina-4m"),
+        KEITAI / "train.jsonl",
+        folder,
+        method="lora",
+        lora__lora_dropout=0.1,
+        data__packing="fill",
+        training__batch_size=1,
+        training__gradient_accumulation_steps=2,
+        training__learning_rate=1e-3,
+        training__max_steps=STEPS,
+        training__save_steps=SAVE_EVERY,
+        ray__max_failures=-1,
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return Command([*argv, "--resume", "latest"], environment)
+
+
+def disturbed(folder: Path, wanted: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Kill until the run is done in spite of it."""
+    kills: list[dict[str, Any]] = []
+    running = command(folder)
+    while True:
+        # the later kills come when few steps are left, so they are spread over what remains
+        if len(kills) < wanted and progressed(running, folder, rng.randint(1, 4)):
+            kill = strike(running, folder, rng.choice(VICTIMS))
+            kills.append(kill)
+            if not running.alive():
+                kill["seconds_to_vanish"] = round(vanished(running), 1)
+                running = command(folder)
+            kill["seconds_to_recover"] = round(recovered(running, folder), 1)
+            print(kill, flush=True)
+        elif not running.alive():
+            status, text = running.done()
+            assert status == 0, text
+            assert summary_of(folder)["status"] == "done"
+            return kills
+        else:
+            time.sleep(0.2)
+
+
+def progressed(running: Command, folder: Path, steps: int) -> bool:
+    """Wait for some steps of this attempt; whether the run still runs."""
+    start = steps_logged(folder)
+    return until(lambda: steps_logged(folder) >= start + steps or not running.alive(), 240) and (
+        running.alive()
+    )
+
+
+def steps_logged(folder: Path) -> int:
+    """Steps in the metrics file."""
+    return len(curve_of(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+
+def strike(running: Command, folder: Path, victim: str) -> dict[str, Any]:
+    """Kill `victim`; where and when it was."""
+    partial = folder / "checkpoints"
+    if victim.endswith("while saving"):
+        until(lambda: any(partial.glob(".step-*.partial")) or not running.alive(), 60, 0.0005)
+    process = find(running, victim.split()[0])
+    saved = checkpoint.steps(partial)
+    lost = steps_logged(folder) - (saved[-1] if saved else 0)
+    if process is not None:
+        process.send_signal(signal.SIGKILL)
+    if victim.startswith(("driver", "raylet")):
+        until(lambda: not running.alive(), 120)
+    return {"victim": victim, "step": steps_logged(folder), "lost_steps": lost}
+
+
+def find(running: Command, victim: str) -> psutil.Process | None:
+    """The process to kill."""
+    root = psutil.Process(running.process.pid)
+    if victim == "driver":
+        return root
+    word = {"worker": "RayTrainWorker", "raylet": "raylet/raylet"}[victim]
+    found = [p for p in root.children(recursive=True) if word in " ".join(p.cmdline())]
+    return found[-1] if found else None
+
+
+def vanished(running: Command) -> float:
+    """Seconds until nothing of the killed run is alive; an error after 30."""
+    began = time.monotonic()
+    assert until(lambda: not [p for p in running.family() if p.is_running()], 30)
+    return time.monotonic() - began
+
+
+def recovered(running: Command, folder: Path) -> float:
+    """Seconds until a step is logged again."""
+    began, stamp = time.monotonic(), time.time()
+    log = folder / "metrics.jsonl"
+    until(lambda: not running.alive() or (log.is_file() and _last_time(log) > stamp), 240)
+    return time.monotonic() - began
+
+
+def _last_time(log: Path) -> float:
+    lines = [line for line in log.read_text("utf-8").splitlines() if line.endswith("}")]
+    return float(json.loads(lines[-1])["time"]) if lines else 0.0
+
+
+def until(true: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:
+    """Wait for something to become true; whether it did."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(pause)
+    return False
+
+
+if __name__ == "__main__":
+    main()
