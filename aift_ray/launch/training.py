@@ -33,15 +33,16 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
     resume = _resume_point(config, folder)
-    gpus = _gpus(config)
-    group = config.worker_range(gpus)
     if dry_run:
-        prepared = _prepared(config, folder, group, gpus > 0, resume)
-        _show_dry_run(config, prepared, group[0])
+        _show_dry_run(config, folder, resume)
         return {}
-    with workers.cluster(config.ray) as ready:
+    with workers.cluster() as resources:
+        # the GPUs of a cluster are its own; on this machine there is no need to wait for Ray
+        there = resources().get("GPU", 0) if "RAY_ADDRESS" in os.environ else _local_gpus()
+        gpus = _gpus_used(config, int(there))
+        group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume)
-        ready(group[0])
+        workers.check_resources(config.ray, group[0], gpus > 0, resources())
         return _train(config, folder, prepared, group, gpus > 0)
 
 
@@ -73,7 +74,7 @@ def _run_joined(config: RunConfig) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
-    world, gpu = standalone.world_size(), _gpus(config) > 0
+    world, gpu = standalone.world_size(), _gpus_used(config, _local_gpus()) > 0
     folder = output.output_folder(config)
     if standalone.leads():
         resume = _resume_point(config, folder)
@@ -90,23 +91,28 @@ def _run_joined(config: RunConfig) -> dict[str, Any]:
     return summary
 
 
-def _gpus(config: RunConfig) -> int:
-    """GPUs in reach without starting Ray; the cluster's own are checked when it is there."""
-    if config.ray.use_gpu is False:
-        return 0
+def _gpus_used(config: RunConfig, there: int) -> int:
+    """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
+    if config.ray.use_gpu is None:
+        return there
+    return max(there, 1) if config.ray.use_gpu else 0
+
+
+def _local_gpus() -> int:
     import torch
 
-    there = torch.cuda.device_count()
-    return max(there, 1) if config.ray.use_gpu else there
+    return torch.cuda.device_count()
 
 
-def _show_dry_run(config: RunConfig, prepared: Preparation, least: int) -> None:
-    import torch
+def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     import yaml
 
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    gpus = _gpus_used(config, _local_gpus())
+    group = config.worker_range(gpus)
+    prepared = _prepared(config, folder, group, gpus > 0, resume)
+    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}
     if "RAY_ADDRESS" not in os.environ:
-        workers.check_resources(config.ray, least, local)
+        workers.check_resources(config.ray, group[0], gpus > 0, local)
     display.show_preview(prepared)
     display.console.print("configuration:", style="bold")
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -147,11 +153,9 @@ def _left(folder: Path) -> str:
     from aift_ray.engine import checkpoint
 
     steps = checkpoint.steps(folder / "checkpoints")
-    return (
-        f"the last good checkpoint is checkpoints/step-{steps[-1]}"
-        if steps
-        else ("there is no checkpoint yet")
-    )
+    if not steps:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is checkpoints/step-{steps[-1]}"
 
 
 @contextmanager

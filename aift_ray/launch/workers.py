@@ -41,23 +41,23 @@ _PASSED_ON = (
 
 
 @contextmanager
-def cluster(config: RayConfig) -> Iterator[Callable[[int], None]]:
+def cluster() -> Iterator[Callable[[], dict[str, float]]]:
     """A cluster to run on: that of RAY_ADDRESS, else one of this machine.
 
-    It starts while the caller goes on; the function it gives waits for it, and refuses with a
-    ConfigError a number of workers that the cluster can never give.
+    It starts while the caller goes on; the function it gives waits for it and tells its resources.
     """
     started_here = not ray.is_initialized()
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(_connect, os.environ.get("RAY_ADDRESS")) if started_here else None
 
-        def ready(workers: int) -> None:
+        def resources() -> dict[str, float]:
             if starting:
                 starting.result()
-            check_resources(config, workers, ray.cluster_resources())
+            found: dict[str, float] = ray.cluster_resources()
+            return found
 
         try:
-            yield ready
+            yield resources
         finally:
             if starting and starting.exception() is None:
                 ray.shutdown()
@@ -81,14 +81,16 @@ def _connect(address: str | None) -> None:
         raise ConfigError([problem]) from error
 
 
-def check_resources(config: RayConfig, workers: int, resources: dict[str, float]) -> None:
+def check_resources(
+    config: RayConfig, workers: int, gpu: bool, resources: dict[str, float]
+) -> None:
     """Refuse what the cluster can never give.
 
     Raises:
         ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
     """
     asked = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    if config.use_gpu:
+    if gpu:
         asked["GPU"] = 1.0
     problems = []
     for name, amount in asked.items():
