@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,8 @@ def answer(row: dict[str, str]) -> str:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer, logging
 
+    # transformers warns of its own deprecated names
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     folder = OUTPUT / "model"

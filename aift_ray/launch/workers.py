@@ -67,7 +67,9 @@ def _connect(address: str | None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # without "local", Ray would join whatever cluster was last started on this machine
             ray.init(
+                address or "local",
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

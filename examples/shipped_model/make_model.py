@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder of make_corpus.py")
     parser.add_argument("--start", type=Path, required=True, help="folder of make_tokenizer.py")
     parser.add_argument("--output", type=Path, required=True, help="output folder of the run")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     arguments = parser.parse_args()
     if not (arguments.start / "model.safetensors").is_file():
@@ -70,8 +70,7 @@ def start(folder: Path) -> None:
 
 def store(folder: Path, summary: dict[str, object]) -> None:
     """Put the trained model into the package, in bf16, with the figures of its run."""
-    shutil.rmtree(ASSETS, ignore_errors=True)
-    shutil.copytree(folder, ASSETS)
+    shutil.copytree(folder, ASSETS, dirs_exist_ok=True)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(ASSETS)
     kept = ("steps", "eval_loss_before", "eval_loss", "wall_s", "tokens_per_second", "world_size")
     figures = {name: summary[name] for name in kept}
