@@ -100,9 +100,12 @@ def _run_own(processes: Processes, rows: Path, number: int) -> Result:
 
 def _bare(folder: Path) -> None:
     """The least that trains on two workers with Ray Train."""
+    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    # a cluster of its own, without a dashboard, as this project starts it
+    ray.init("local", include_dashboard=False)
     trainer = TorchTrainer(
         _bare_step,
         train_loop_config={"folder": str(folder)},

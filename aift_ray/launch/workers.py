@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import socket
 import threading
 import traceback
 import warnings
@@ -24,6 +26,7 @@ from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
 
 FAILURES = ".failures.jsonl"
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 # what a worker may need of the driver's environment, by name; never the whole of it
 _PASSED_ON = (
     "HF_TOKEN",
@@ -65,6 +68,10 @@ def cluster() -> Iterator[Callable[[], dict[str, float]]]:
 
 def _connect(address: str | None) -> None:
     try:
+        if address and _HOST_AND_PORT.fullmatch(address):
+            # Ray itself would try for a minute
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=5).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without "local", Ray would join whatever cluster was last started on this machine
@@ -75,7 +82,7 @@ def _connect(address: str | None) -> None:
                 log_to_driver=False,
                 include_dashboard=None if address else False,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if address is None:
             raise TrainingError(f"Ray could not be started: {_short(error)}") from error
         remedy = "check that the cluster runs, and that ~/.ray/auth_token is the cluster's"

@@ -108,7 +108,7 @@ class Command:
         """Wait until the run has taken `step` steps."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            assert self.process.poll() is None, self.output()
+            assert self.alive(), self.output()
             if (folder / "metrics.jsonl").is_file() and len(curve_of(folder)) >= step:
                 return
             time.sleep(0.1)
@@ -124,7 +124,7 @@ def flags(model: Path, rows: Path, folder: Path, **values: Any) -> list[str]:
         "num-workers": 2,
         "data.sequence_length": 128,
         "lora.lora_dropout": 0.0,
-        "training.learning_rate": 0.01,
+        "training.learning_rate": 0.001,
         "training.batch_size": 4,
         "training.gradient_accumulation_steps": 1,
         "training.warmup_steps": 0,
