@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         _show_dry_run(config, folder, resume)
         return {}
-    with workers.cluster() as resources:
-        # the GPUs of a cluster are its own; on this machine there is no need to wait for Ray
-        there = resources().get("GPU", 0) if "RAY_ADDRESS" in os.environ else _local_gpus()
-        gpus = _gpus_used(config, int(there))
+    with ExitStack() as stack:
+        # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well
+        joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
+        gpus = _gpus_used(config, int(joined.get("GPU", 0)) if joined else _local_gpus())
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume)
-        workers.check_resources(config.ray, group[0], gpus > 0, resources())
+        resources = joined or stack.enter_context(workers.cluster())
+        workers.check_resources(config.ray, group[0], gpus > 0, resources)
         return _train(config, folder, prepared, group, gpus > 0)
 
 

@@ -11,7 +11,6 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,26 +43,20 @@ _PASSED_ON = (
 
 
 @contextmanager
-def cluster() -> Iterator[Callable[[], dict[str, float]]]:
-    """A cluster to run on: that of RAY_ADDRESS, else one of this machine.
+def cluster() -> Iterator[dict[str, float]]:
+    """A cluster to run on, and its resources: that of RAY_ADDRESS, else one of this machine.
 
-    It starts while the caller goes on; the function it gives waits for it and tells its resources.
+    Raises:
+        ConfigError: the cluster of RAY_ADDRESS can't be reached.
     """
     started_here = not ray.is_initialized()
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(_connect, os.environ.get("RAY_ADDRESS")) if started_here else None
-
-        def resources() -> dict[str, float]:
-            if starting:
-                starting.result()
-            found: dict[str, float] = ray.cluster_resources()
-            return found
-
-        try:
-            yield resources
-        finally:
-            if starting and starting.exception() is None:
-                ray.shutdown()
+    if started_here:
+        _connect(os.environ.get("RAY_ADDRESS"))
+    try:
+        yield ray.cluster_resources()
+    finally:
+        if started_here:
+            ray.shutdown()
 
 
 def _connect(address: str | None) -> None:
