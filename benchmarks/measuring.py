@@ -201,5 +201,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | content, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    text = json.dumps(about | content, ensure_ascii=False, indent=1, default=str)
+    # results are kept with the project, which knows nothing of where it lies
+    for folder, name in ((ROOT, "."), (SHARED, "../shared"), (Path(tempfile.gettempdir()), "TMP")):
+        text = text.replace(str(folder), name)
+    path.write_text(text + "\n", "utf-8")
     print(f"\nwritten: {path}")

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,14 @@ def _train(
     finally:
         causes = workers.causes(folder)
         failed_at_last = 1 if status == "failed" and causes else 0
-        values = {"causes": causes, "restarts": len(causes) - failed_at_last}
+        values: dict[str, Any] = {"causes": causes, "restarts": len(causes) - failed_at_last}
         if status == "failed":
             values["status"] = status
-        seconds = time.time() - prepared.job.started
-        summary = output.finish(folder, **values, wall_s=seconds)
+        values["wall_s"] = time.time() - prepared.job.started
+        # a full disk takes no summary either; what filled it is told all the same
+        with suppress(OSError):
+            output.finish(folder, **values)
+    summary = output.summary(folder)
     display.show_summary(summary, folder)
     if summary["status"] == "interrupted":
         code = 130 if asked[:1] == [signal.SIGINT] else 75

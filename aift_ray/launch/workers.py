@@ -224,7 +224,10 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     causes_ = [f"worker {rank}: {_short(e)}" for rank, e in sorted(failures.items())]
     text = "; ".join(causes_) or _short(error)
     log = job.output / "error.log"
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return TrainingError(f"training failed: {text}")
     return TrainingError(f"training failed: {text}\n  the whole of it is in {log}")
 
 

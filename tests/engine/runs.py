@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,24 @@ def main() -> None:
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
     path.with_name(f"rank{rank}.json").write_text(json.dumps(found), "utf-8")
     dist.destroy_process_group()
+
+
+def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:
+    """Run the configurations in `path` on gloo workers; what rank 0 saw."""
+    port = str(free_port())
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.runs", str(rank), str(world), port, str(path)],
+            cwd=root,
+            env=environment,
+        )
+        for rank in range(world)
+    ]
+    assert [worker.wait(240) for worker in workers] == [0] * world
+    result: dict[str, Any] = json.loads(path.with_name("rank0.json").read_text("utf-8"))
+    return result
 
 
 def free_port() -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import torch
 from aift_ray.data.batches import collate
 from aift_ray.data.cache import load
 from aift_ray.engine.loss import model_inputs
-from tests.engine.runs import curve, free_port, started, stepped
+from tests.engine.runs import curve, spawn, started, stepped
 
 Configure = Callable[..., Any]
 
@@ -77,24 +74,6 @@ def test_two_workers_take_the_same_steps_as_one(configure: Configure, tmp_path: 
         torch.testing.assert_close(
             torch.tensor(alone), torch.tensor(two[name]), rtol=1e-5, atol=1e-5
         )
-
-
-def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:
-    """Run the configurations in `path` on gloo workers; what rank 0 saw."""
-    port = str(free_port())
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.runs", str(rank), str(world), port, str(path)],
-            cwd=root,
-            env=environment,
-        )
-        for rank in range(world)
-    ]
-    assert [worker.wait(240) for worker in workers] == [0] * world
-    result: dict[str, Any] = json.loads(path.with_name("rank0.json").read_text("utf-8"))
-    return result
 
 
 def test_filled_rows_train_every_example_once(configure: Configure, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from aift_ray.commandline import parse
 from aift_ray.engine import checkpoint
 from tests.conftest import ROOT, write_rows
-from tests.engine.runs import curve, free_port
+from tests.engine.runs import curve, free_port, spawn
 from tests.launch.command import BIN, Cluster, Command, curve_of, flags, summary_of
 
 pytestmark = pytest.mark.ray
@@ -79,16 +80,15 @@ LONG = {"training__num_epochs": 20, "training__save_steps": 10}
 
 @pytest.fixture(scope="module")
 def long_run(
-    cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[tuple[float, float]]]:
-    """Rows, and the curve of a run of 60 steps on two workers that nothing disturbed."""
+    """Rows, and the curve of 60 steps on two workers without Ray that nothing disturbed."""
     folder = tmp_path_factory.mktemp("long")
     rows = write_rows(folder / "train.jsonl")
-    status, output = Command(
-        flags(tiny_model, rows, folder / "run", **LONG), cluster.environment
-    ).done()
-    assert status == 0, output
-    return rows, curve_of(folder / "run")
+    config = parse(flags(tiny_model, rows, folder / "run", **LONG), "train", "").config
+    runs = {"long": config.model_dump(mode="json")}
+    (folder / "runs.json").write_text(json.dumps(runs), "utf-8")
+    return rows, [tuple(pair) for pair in spawn(folder / "runs.json", 2)["long"]]  # type: ignore[misc]
 
 
 def stopped(command: Command, folder: Path, number: signal.Signals) -> tuple[int, str]:
