@@ -21,7 +21,7 @@ from tests.conftest import SHARED
 pytestmark = [pytest.mark.real_model, pytest.mark.ray]
 
 QUESTION = "質問に、選択肢の中から最も適切な言葉を一つ選んで答えてください。"
-TRAIN_ROWS, HELD_OUT_ROWS = 1200, 200
+TRAIN_ROWS, HELD_OUT_ROWS = 800, 200
 
 
 @pytest.fixture(scope="module")
