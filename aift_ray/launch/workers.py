@@ -223,6 +223,11 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     failures = getattr(error, "worker_failures", {})
     causes_ = [f"worker {rank}: {_short(e)}" for rank, e in sorted(failures.items())]
     text = "; ".join(causes_) or _short(error)
+    if "running low on memory" in str(error):
+        text = (
+            "the machine ran out of memory and Ray stopped the workers; use fewer workers, or lower "
+            "--training.batch_size or --training.exact_match_batch_size"
+        )
     log = job.output / "error.log"
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
