@@ -225,8 +225,8 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     text = "; ".join(causes_) or _short(error)
     if "running low on memory" in str(error):
         text = (
-            "the machine ran out of memory and Ray stopped the workers; use fewer workers, or lower "
-            "--training.batch_size or --training.exact_match_batch_size"
+            "the machine ran out of memory and Ray stopped the workers; use fewer workers, or "
+            "lower --training.batch_size or --training.exact_match_batch_size"
         )
     log = job.output / "error.log"
     try:
