@@ -31,7 +31,7 @@ from aift_ray.errors import DataError, Problem
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
 
-VERSION = 1
+VERSION = 2
 SHOWN_FAULTS = 20
 _BATCH_ROWS = 2048
 _SCHEMA = pa.schema(
@@ -56,7 +56,6 @@ class Counts:
     dropped_rows: int = 0
     skipped_rows: int = 0
     split_documents: int = 0
-    longest: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -278,7 +277,6 @@ class _Encoding:
         self.counts.rows += 1
         self.counts.tokens += len(encoded)
         self.counts.supervised_tokens += sum(encoded.supervised[1:])
-        self.counts.longest = max(self.counts.longest, len(encoded))
 
 
 def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:

@@ -82,8 +82,7 @@ def prepare(
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * workers
     if resume:
-        state = _resumed_state(config, resume)
-        batch = state.global_batch
+        batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
     job = Job(
         config=config,
@@ -107,11 +106,6 @@ def prepare(
         *sizes,
     )
     result.warnings = _warnings(config, result)
-    if resume and state.data != prepared.folder.name:
-        result.warnings.append(
-            "the rows or how they are tokenized changed since the checkpoint: the steps to come "
-            "are not those of the run that was stopped"
-        )
     return result
 
 
@@ -176,7 +170,12 @@ def _process_start() -> float:
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:
     found = list(run.prepared.warnings)
-    training = config.training
+    training, resume = config.training, run.job.resume
+    if resume and read_state(resume).data != run.prepared.folder.name:
+        found.append(
+            "the rows or how they are tokenized changed since the checkpoint: the steps to come "
+            "are not those of the run that was stopped"
+        )
     if training.warmup_steps >= run.steps:
         found.append(
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
