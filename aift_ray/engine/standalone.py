@@ -38,7 +38,9 @@ def leads() -> bool:
 
 def join_and_work(job: Job) -> Run:
     """Do this process's share of `job` as a worker of torchrun's group."""
-    local, gpu = job.config.training.local_rank, torch.cuda.is_available()
+    # one command gives all processes the same flags: torchrun's own number comes first
+    local = int(os.environ.get("LOCAL_RANK", job.config.training.local_rank))
+    gpu = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)

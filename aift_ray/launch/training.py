@@ -83,13 +83,12 @@ def _run_joined(config: RunConfig) -> dict[str, Any]:
         output.start(config, folder)
     else:
         prepared = prepare(config, folder, world, gpu, output.resume_point(config, folder)[0])
+    workers.quiet()
     standalone.join_and_work(prepared.job)
     if not standalone.leads():
         return {}
     seconds = time.time() - prepared.job.started
-    summary = output.finish(folder, causes=[], restarts=0, wall_s=seconds)
-    display.show_summary(summary, folder)
-    return summary
+    return _ended(output.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
 
 def _gpus_used(config: RunConfig, there: int) -> int:
@@ -141,10 +140,14 @@ def _train(
         # a full disk takes no summary either; what filled it is told all the same
         with suppress(OSError):
             output.finish(folder, **values)
-    summary = output.summary(folder)
+    code = 130 if asked[:1] == [signal.SIGINT] else 75
+    return _ended(output.summary(folder), folder, code)
+
+
+def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
+    """Show the summary; Interrupted, with exit status `code`, where the run was stopped."""
     display.show_summary(summary, folder)
     if summary["status"] == "interrupted":
-        code = 130 if asked[:1] == [signal.SIGINT] else 75
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; "
             f"go on with --output-dir {folder} --resume latest",
