@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from aift_ray import __version__, train
+from aift_ray.commandline import guarded
 
 VERBS = {"train": train.run}
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
@@ -23,7 +24,7 @@ def main() -> None:
     if name not in VERBS:
         print(f"error: there is no verb '{name}'\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(train.guarded(VERBS[name], sys.argv[2:]))
+    sys.exit(guarded(VERBS[name], sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -1,40 +1,32 @@
-"""Command line and YAML file to a RunConfig; every mistake in them gathered into one message."""
+"""Command line and YAML file to the settings of a verb; every mistake gathered into one message."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from aift_ray.config import RunConfig, Section
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.config import RunConfig, Section, Settings
+from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
-SHORT_FLAGS = {
-    "parallel.strategy": "strategy",
-    "ray.num_workers": "num-workers",
-    "data.train_files": "train-file",
-    "data.eval_files": "eval-file",
-    "output_dir": "output-dir",
-    "training.max_steps": "max-steps",
-    "training.seed": "seed",
-}
-_LISTS = {"train-file", "eval-file", "data.train_files", "data.eval_files", "lora.target_modules"}
+S = TypeVar("S", bound=Settings)
 _OWN_FLAGS = ("config", "dry-run", "help")
 
 
 @dataclass
-class Command:
-    """What the user asked for: the resolved configuration, and whether only to show it."""
+class Command(Generic[S]):
+    """What the user asked for: the resolved settings, and whether only to show them."""
 
-    config: RunConfig
+    config: S
     dry_run: bool = False
 
 
@@ -43,7 +35,22 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(message)
 
 
-def parse(argv: Sequence[str], verb: str, description: str, epilog: str = "") -> Command:
+def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Call a verb; its errors become one message and the contract's exit status."""
+    try:
+        return run(argv)
+    except AiftError as error:
+        label = "error" if isinstance(error, UserError) or error.exit_status == 1 else "note"
+        print(f"{label}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted before anything began", file=sys.stderr)
+        return 130
+
+
+def parse(
+    argv: Sequence[str], settings: type[S], verb: str, description: str, epilog: str = ""
+) -> Command[S]:
     """Read flags and YAML files: flags win over files, files over defaults.
 
     Raises:
@@ -63,24 +70,24 @@ def parse(argv: Sequence[str], verb: str, description: str, epilog: str = "") ->
     )
     try:
         own, rest = own_flags.parse_known_args(list(argv))
-        values, unknown = _read_flags(parser, rest)
+        values, unknown = _read_flags(settings, parser, rest)
     except SettingsError as error:
         raise ConfigError([Problem("command line", str(error), "see --help")]) from None
-    problems = [_unknown_problem(name, "flag") for name in unknown]
+    problems = [_unknown_problem(settings, name, "flag") for name in unknown]
     merged: dict[str, Any] = {}
     for path in own.config:
         _merge(merged, _read_yaml(Path(path), problems))
     _merge(merged, values)
-    return Command(_validated(merged, problems), own.dry_run)
+    return Command(_validated(settings, merged, problems), own.dry_run)
 
 
 def validated(values: dict[str, Any]) -> RunConfig:
     """The configuration of `values`; ConfigError with every mistake in it."""
-    return _validated(values, [])
+    return _validated(RunConfig, values, [])
 
 
 def _read_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
+    settings: type[S], parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     unknown: list[str] = []
 
@@ -90,9 +97,9 @@ def _read_flags(
         return namespace
 
     source: Any = CliSettingsSource(
-        RunConfig,  # type: ignore[arg-type]
-        cli_parse_args=list(_explicit(argv)),
-        cli_shortcuts=SHORT_FLAGS,
+        settings,  # type: ignore[arg-type]
+        cli_parse_args=list(_explicit(settings, argv)),
+        cli_shortcuts=settings.short_flags,
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_ignore_unknown_args=True,
@@ -100,23 +107,44 @@ def _read_flags(
         root_parser=parser,
         parse_args_method=parse_known,
     )
-    values: dict[str, Any] = {k: v for k, v in source().items() if k in RunConfig.model_fields}
+    values: dict[str, Any] = {k: v for k, v in source().items() if k in settings.model_fields}
     return values, _flag_names(unknown)
 
 
-def _explicit(argv: Sequence[str]) -> Iterator[str]:
+def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
     """Give a bare yes/no flag its value, and keep a list value whole where it holds a comma."""
-    switches = {name for name, default in leaves(RunConfig()) if isinstance(default, bool)}
+    flags = _flags(settings)
+    switches = {name for name, kind in flags.items() if kind is bool}
+    lists = {name for name, kind in flags.items() if _holds_list(kind)}
     parts = [part for raw in argv for part in _split_equals(raw)]
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else "--"
         before = parts[index - 1] if index else ""
-        if before.startswith("--") and before[2:] in _LISTS and not part.startswith("["):
+        if before.startswith("--") and before[2:] in lists and not part.startswith("["):
             yield json.dumps([part], ensure_ascii=False)
         else:
             yield part
         if part[2:] in switches and part.startswith("--") and following.startswith("--"):
             yield "true"
+
+
+def _flags(settings: type[Settings]) -> dict[str, Any]:
+    """Every flag and its annotation, the short ones too."""
+    found = dict(_annotations(settings))
+    return found | {short: found[name] for name, short in settings.short_flags.items()}
+
+
+def _annotations(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _annotations(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind
+
+
+def _holds_list(kind: Any) -> bool:
+    return get_origin(kind) is list or any(_holds_list(part) for part in get_args(kind))
 
 
 def _split_equals(raw: str) -> list[str]:
@@ -163,66 +191,33 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _validated(values: dict[str, Any], problems: list[Problem]) -> RunConfig:
+def _validated(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
     try:
-        config = RunConfig.model_validate(values)
+        config = settings.model_validate(values)
     except ValidationError as error:
-        problems = problems + [_problem(dict(detail)) for detail in error.errors()]
+        problems = problems + [_problem(settings, dict(detail)) for detail in error.errors()]
         raise ConfigError(problems) from None
-    problems = problems + contradictions(config)
+    problems = problems + config.contradictions()
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _problem(detail: dict[str, Any]) -> Problem:
+def _problem(settings: type[Settings], detail: dict[str, Any]) -> Problem:
     name = ".".join(str(part) for part in detail["loc"] if isinstance(part, str))
     if detail["type"] == "extra_forbidden":
-        return _unknown_problem(name, "setting")
+        return _unknown_problem(settings, name, "setting")
     given = detail["input"]
     shown = "a section" if isinstance(given, dict) else repr(given)
     expected = detail["msg"].removeprefix("Value error, ")
     return Problem(name, f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}")
 
 
-def _unknown_problem(name: str, what: str) -> Problem:
-    known = [n for n, _ in leaves(RunConfig())] + list(SHORT_FLAGS.values()) + list(_OWN_FLAGS)
+def _unknown_problem(settings: type[Settings], name: str, what: str) -> Problem:
+    known = list(_flags(settings)) + list(_OWN_FLAGS)
     near = difflib.get_close_matches(name, known, 1, 0.5) or [
         n for n in known if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]
     ]
     shown = f"--{name}" if what == "flag" else name
     hint = f"did you mean '{near[0]}'?" if near else "see --help for all of them"
     return Problem(shown, f"there is no such {what}", hint)
-
-
-def contradictions(config: RunConfig) -> list[Problem]:
-    """Settings that are each allowed and can't stand together."""
-    training, parallel, found = config.training, config.parallel, []
-    if config.method == "qlora" or config.lora.use_qlora:
-        found.append(
-            Problem("method", "qlora is not available in this version", "use --method lora")
-        )
-    if not config.lora.qlora_4bit and not config.lora.use_qlora:
-        found.append(Problem("lora.qlora_4bit", "speaks of QLoRA, and use_qlora is off"))
-    if parallel.max_memory_per_gpu is not None:
-        found.append(
-            Problem("parallel.max_memory_per_gpu", "needs strategy model_parallel, not ddp")
-        )
-    for name in ("pipeline_parallel_size", "tensor_parallel_size"):
-        if getattr(parallel, name) != 1:
-            found.append(Problem(f"parallel.{name}", "must be 1 with strategy ddp"))
-    if config.data.eval_files and config.data.validation_fraction:
-        found.append(
-            Problem("data.validation_fraction", "stands beside eval files", "give one of them")
-        )
-    if config.overwrite and config.resume:
-        found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
-    if training.world_size != 1 and not training.ddp and training.local_rank < 0:
-        found.append(
-            Problem("training.world_size", "acts with ddp or local_rank only", "use --num-workers")
-        )
-    if training.ddp and config.ray.num_workers not in (None, training.world_size):
-        found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
-    if training.precision in ("bf16", "fp16") and not training.fp16:
-        found.append(Problem("training.fp16", f"false contradicts precision {training.precision}"))
-    return found

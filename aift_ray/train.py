@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from aift_ray.errors import AiftError, UserError
+from aift_ray.commandline import guarded
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
 
@@ -16,27 +16,15 @@ checkpoint; 130 stopped by Ctrl-C with a checkpoint."""
 
 def run(argv: Sequence[str]) -> int:
     """Parse, train; the exit status."""
-    from aift_ray import commandline
-    from aift_ray.config import SHIPPED_MODEL
+    from aift_ray.commandline import parse
+    from aift_ray.config import SHIPPED_MODEL, RunConfig
 
-    command = commandline.parse(argv, "train", DESCRIPTION.format(model=SHIPPED_MODEL), EPILOG)
+    description = DESCRIPTION.format(model=SHIPPED_MODEL)
+    command = parse(argv, RunConfig, "train", description, EPILOG)
     from aift_ray.launch import training
 
     training.run(command.config, command.dry_run)
     return 0
-
-
-def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call a verb; its errors become one message and the contract's exit status."""
-    try:
-        return run(argv)
-    except AiftError as error:
-        label = "error" if isinstance(error, UserError) or error.exit_status == 1 else "note"
-        print(f"{label}: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted before training began", file=sys.stderr)
-        return 130
 
 
 def main() -> None:

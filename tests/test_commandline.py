@@ -14,7 +14,7 @@ from aift_ray.errors import ConfigError
 
 
 def read(*argv: str) -> RunConfig:
-    return parse(argv, "train", "description").config
+    return parse(argv, RunConfig, "train", "description").config
 
 
 def complaint(*argv: str) -> str:

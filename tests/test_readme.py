@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray.commandline import parse
+from aift_ray.config import RunConfig
 from tests.conftest import ROOT
 
 READMES = ("README.md", "README.ja.md")
@@ -35,9 +36,8 @@ def test_every_command_is_of_a_known_kind() -> None:
 @pytest.mark.parametrize("line", [c for c in commands("README.md") if "train" in c])
 def test_every_flag_is_one_that_the_command_takes(line: str) -> None:
     words = shlex.split(line)
-    parse(
-        words[words.index("aift_ray.train" if "job submit" in line else "train") + 1 :], "train", ""
-    )
+    verb = "aift_ray.train" if "job submit" in line else "train"
+    parse(words[words.index(verb) + 1 :], RunConfig, "train", "")
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray import train
+from aift_ray.commandline import guarded
 from aift_ray.errors import UserError
 from tests.conftest import KEITAI
 
@@ -30,7 +31,7 @@ def refused(
         common = ["--model", model, "--train-file", str(file), "--training.warmup_steps", "0"]
         if "--output-dir" not in argv:
             common += ["--output-dir", str(tmp_path / "run")]
-        status = train.guarded(train.run, [*common, *argv])
+        status = guarded(train.run, [*common, *argv])
         message = capsys.readouterr().err
         assert status == 2, message
         assert "Traceback" not in message
@@ -207,7 +208,7 @@ def test_an_unknown_target_module_is_named_with_the_known_ones(refused: Refused)
 
 
 def test_no_training_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.guarded(train.run, []) == 2
+    assert guarded(train.run, []) == 2
     assert "--train-file" in capsys.readouterr().err
 
 
@@ -229,8 +230,8 @@ def test_a_byte_order_mark_is_accepted_and_wrong_rows_can_be_skipped(
 ) -> None:
     file = written(tmp_path / "bom.jsonl", "\ufeff" + GOOD + '{"text": ""}\n')
     argv = ["--model", str(tiny_model), "--train-file", str(file), "--dry-run"]
-    assert train.guarded(train.run, argv) == 2
-    assert train.guarded(train.run, [*argv, "--data.on_bad_row", "skip"]) == 0
+    assert guarded(train.run, argv) == 2
+    assert guarded(train.run, [*argv, "--data.on_bad_row", "skip"]) == 0
     shown = capsys.readouterr().out
     assert "1 skipped" in shown
     assert "bom.jsonl:2: skipped" in shown
@@ -242,7 +243,7 @@ def test_a_dry_run_shows_plan_preview_and_configuration_and_writes_nothing(
     folder = tmp_path / "run"
     argv = ["--model", str(tiny_model), "--train-file", str(KEITAI / "train.jsonl")]
     argv += ["--eval-file", str(KEITAI / "eval.jsonl"), "--output-dir", str(folder), "--dry-run"]
-    assert train.guarded(train.run, argv) == 0
+    assert guarded(train.run, argv) == 0
     shown = capsys.readouterr().out
     assert not folder.exists()
     for part in ("3,000 rows", "supervised", "steps", "learning_rate: 2.0e-05", "packing: concat"):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aift_ray.commandline import parse
+from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from tests.conftest import ROOT, write_rows
 from tests.engine.runs import curve, free_port, spawn
@@ -36,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def alone(argv: list[str], folder: Path) -> list[tuple[float, float]]:
     """The same run in one process: twice the batch, half the workers."""
-    config = parse(argv, "train", "").config
+    config = parse(argv, RunConfig, "train", "").config
     config.training.batch_size *= 2
     return curve(config, folder)
 
@@ -85,7 +86,7 @@ def long_run(
     """Rows, and the curve of 60 steps on two workers without Ray that nothing disturbed."""
     folder = tmp_path_factory.mktemp("long")
     rows = write_rows(folder / "train.jsonl")
-    config = parse(flags(tiny_model, rows, folder / "run", **LONG), "train", "").config
+    config = parse(flags(tiny_model, rows, folder / "run", **LONG), RunConfig, "train", "").config
     runs = {"long": config.model_dump(mode="json")}
     (folder / "runs.json").write_text(json.dumps(runs), "utf-8")
     return rows, [tuple(pair) for pair in spawn(folder / "runs.json", 2)["long"]]  # type: ignore[misc]

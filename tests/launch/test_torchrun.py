@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from aift_ray.commandline import parse
+from aift_ray.config import RunConfig
 from tests.engine.runs import curve, free_port
 from tests.launch.command import BIN, curve_of, flags
 
@@ -26,7 +27,7 @@ def test_two_workers_of_torchrun_take_the_steps_of_one_process(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("summary") == 1, "one worker talks"
-    config = parse(argv, "train", "").config
+    config = parse(argv, RunConfig, "train", "").config
     config.training.batch_size *= 2
     alone = torch.tensor(curve(config, tmp_path))
     torch.testing.assert_close(

@@ -6,38 +6,20 @@ out-of-range value is a ConfigError that names every wrong field at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-SHIPPED_MODEL = "hina-4m"
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field with its meaning, which `--help` shows."""
-    if isinstance(default, (list, dict, BaseModel)):
-        return Field(default_factory=type(default), description=meaning, **limits)
-    return Field(default, description=meaning, **limits)
-
-
-class Section(BaseModel):
-    """A group of settings; takes its fields by position too, in the order of declaration."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = list(type(self).model_fields)
-        if len(args) > len(names):
-            raise TypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
-        for name, value in zip(names, args, strict=False):
-            if name in kwargs:
-                raise TypeError(f"{type(self).__name__} got two values for '{name}'")
-            kwargs[name] = value
-        super().__init__(**kwargs)
+from aift_ray.config.section import (
+    SHIPPED_MODEL,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Settings,
+    setting,
+)
+from aift_ray.errors import Problem
 
 
 class TrainingConfig(Section):
@@ -188,8 +170,18 @@ class RayConfig(Section):
         return value
 
 
-class RunConfig(Section):
+class RunConfig(Settings):
     """A whole training run."""
+
+    short_flags: ClassVar[dict[str, str]] = {
+        "parallel.strategy": "strategy",
+        "ray.num_workers": "num-workers",
+        "data.train_files": "train-file",
+        "data.eval_files": "eval-file",
+        "output_dir": "output-dir",
+        "training.max_steps": "max-steps",
+        "training.seed": "seed",
+    }
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
@@ -209,6 +201,42 @@ class RunConfig(Section):
         if isinstance(value, dict):
             return {k: v for k, v in value.items() if v is not None or k not in _SECTIONS}
         return value
+
+    def contradictions(self) -> list[Problem]:
+        """Settings that are each allowed and can't stand together."""
+        training, parallel, found = self.training, self.parallel, []
+        if self.method == "qlora" or self.lora.use_qlora:
+            found.append(
+                Problem("method", "qlora is not available in this version", "use --method lora")
+            )
+        if not self.lora.qlora_4bit and not self.lora.use_qlora:
+            found.append(Problem("lora.qlora_4bit", "speaks of QLoRA, and use_qlora is off"))
+        if parallel.max_memory_per_gpu is not None:
+            found.append(
+                Problem("parallel.max_memory_per_gpu", "needs strategy model_parallel, not ddp")
+            )
+        for name in ("pipeline_parallel_size", "tensor_parallel_size"):
+            if getattr(parallel, name) != 1:
+                found.append(Problem(f"parallel.{name}", "must be 1 with strategy ddp"))
+        if self.data.eval_files and self.data.validation_fraction:
+            found.append(
+                Problem("data.validation_fraction", "stands beside eval files", "give one of them")
+            )
+        if self.overwrite and self.resume:
+            found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
+        if training.world_size != 1 and not training.ddp and training.local_rank < 0:
+            found.append(
+                Problem(
+                    "training.world_size", "acts with ddp or local_rank only", "use --num-workers"
+                )
+            )
+        if training.ddp and self.ray.num_workers not in (None, training.world_size):
+            found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
+        if training.precision in ("bf16", "fp16") and not training.fp16:
+            found.append(
+                Problem("training.fp16", f"false contradicts precision {training.precision}")
+            )
+        return found
 
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
