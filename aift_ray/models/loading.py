@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import explained, load_config
+from aift_ray.models.quantized import Quantization, settle
 
 
 def skeleton(location: str) -> PreTrainedModel:
@@ -18,12 +19,20 @@ def skeleton(location: str) -> PreTrainedModel:
         return model
 
 
-def load_model(location: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def load_model(
+    location: str, dtype: torch.dtype, attention: str, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
+
+    Args:
+        quantization: how its linear layers are held; None: in `dtype`, as all else.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
+    options: dict[str, Any] = {}
+    if quantization:
+        options["quantization_config"] = quantization.config()
     with explained(location):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
@@ -31,10 +40,13 @@ def load_model(location: str, dtype: torch.dtype, attention: str) -> PreTrainedM
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
+    if quantization:
+        settle(found, location, quantization.bits)
     return found
