@@ -14,6 +14,7 @@ from aift_ray.config import RunConfig
 from aift_ray.engine import loop, standalone
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.saving import Saver
 from aift_ray.engine.worker import work
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
@@ -59,6 +60,7 @@ CHANGED: dict[str, Any] = {
     "training.trial_batch": False,
     "training.max_hours": 1e-9,
     "training.skip_nonfinite": 1,
+    "training.async_save": False,
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -86,6 +88,7 @@ CHANGED: dict[str, Any] = {
     "ray.use_gpu": True,
     "ray.resources_per_worker": {"disk": 1.0},
     "ray.storage_path": "store",
+    "ray.resize_seconds": 5.0,
     "ray.max_failures": 0,
 }
 
@@ -129,8 +132,9 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Everything that a run does and leaves, but for times."""
-    seen: dict[str, Any] = {"trials": 0, "asked": [], "losses": []}
-    answer, loss = Evaluator.answer, Evaluator.loss
+    seen: dict[str, Any] = {"trials": 0, "waited": 0, "asked": [], "losses": []}
+    answer, loss, wait = Evaluator.answer, Evaluator.loss, Saver.wait
+    monkeypatch.chdir(folder.parent)
 
     def ever_worse(self: Evaluator, module: Any) -> float:
         # so that early stopping and the best checkpoint have something to do
@@ -144,7 +148,13 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         seen["asked"].append((len(prompts), self.answers))
         return answer(self, module, prompts)
 
+    def waited(self: Saver) -> None:
+        seen["waited"] += 1
+        wait(self)
+
+    copies = output.store(config, folder)
     with monkeypatch.context() as patch:
+        patch.setattr(Saver, "wait", waited)
         patch.setattr(loop, "trial", trial)
         patch.setattr(Evaluator, "answer", answered)
         patch.setattr(Evaluator, "loss", ever_worse)
@@ -180,7 +190,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "resumes": output.resume_point(config, folder)[0] is not None,
         "workers": str(trainer.scaling_config),
         "threads": trainer.train_loop_config["threads"],
-        "storage": trainer.run_config.storage_path.replace(str(folder), ""),
+        "copies": copies.steps() if copies else None,
         "failures": trainer.run_config.failure_config.max_failures,
     }
 

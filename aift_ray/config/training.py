@@ -66,6 +66,9 @@ class TrainingConfig(Section):
     )
     load_best: bool = setting(False, "the final model is that of the best evaluation loss")
     keep_checkpoints: Positive = setting(3, "number of newest checkpoints kept, beside the best")
+    async_save: bool = setting(
+        True, "checkpoints are written while training goes on; costs host memory for a copy"
+    )
     exact_match_rows: NotNegative = setting(
         0, "held-out rows answered greedily and compared, before and after; 0: none"
     )
@@ -149,6 +152,9 @@ class RayConfig(Section):
     )
     storage_path: str | None = setting(
         None, "folder or URI to which checkpoints are copied as well (local, NFS, s3://...)"
+    )
+    resize_seconds: Annotated[float, Field(gt=0)] = setting(
+        60.0, "seconds between looks for more room, for an elastic group"
     )
     max_failures: Annotated[int, Field(ge=-1)] = setting(
         3, "restarts of the group of workers after a lost one; -1: without limit"

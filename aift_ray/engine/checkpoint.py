@@ -92,8 +92,20 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    found = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in found if match)
+    found = (step_of(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(step for step in found if step is not None)
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's name, step-N."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed run has left half-written in `folder`."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def damage(folder: Path) -> str | None:

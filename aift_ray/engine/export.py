@@ -18,20 +18,23 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: list[int],
     dtype: torch.dtype | None = None,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Save model or adapter with tokenizer, chat template and the tokens that end a turn.
 
     Args:
         dtype: of the stored weights of a full model; None: as they are.
+        state: the weights, where they are not those that the model holds now.
     """
     inner: Any = causal_model(model)
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub whether the base model's vocabulary was resized
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
         # PEFT's model card is a form with nothing filled in
         (Path(folder) / "README.md").unlink(missing_ok=True)
     else:
-        state = {k: v.to(dtype) for k, v in model.state_dict().items()} if dtype else None
+        if dtype:
+            state = {k: v.to(dtype) for k, v in (state or model.state_dict()).items()}
         inner.config.dtype = dtype or inner.dtype
         inner.save_pretrained(folder, state_dict=state)
     inner.generation_config.eos_token_id = list(stop_ids)

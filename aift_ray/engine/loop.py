@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -18,41 +19,49 @@ from aift_ray.engine.optimizer import learning_rate
 from aift_ray.errors import TrainingError
 
 
+class Asked(IntEnum):
+    """What somebody outside wants of the run."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
 class Watch:
     """What the loop tells the world, and asks it; every worker calls each method alike."""
 
     def __init__(
         self,
         logged: Callable[[dict[str, Any]], None],
-        stop_asked: Callable[[], bool],
-        save: Callable[[], None],
+        asked: Callable[[], Asked],
+        save: Callable[[Asked], None],
         evaluate: Callable[[], bool],
     ) -> None:
-        self.logged, self.stop_asked, self.save, self.evaluate = logged, stop_asked, save, evaluate
+        self.logged, self.asked, self.save, self.evaluate = logged, asked, save, evaluate
 
 
 def train(run: Run, watch: Watch) -> str:
     """Step until the end; returns done, stopped early or interrupted, as `status`."""
     training, state = run.config.training, run.state
     while state.step < run.total_steps:
-        line, stop = train_step(run, watch.stop_asked())
+        line, asked = train_step(run, watch.asked())
         state.step += 1
         watch.logged(line)
         last = state.step == run.total_steps
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
-        if last or stop or ended_early or state.step % training.save_steps == 0:
-            watch.save()
+        if last or asked or ended_early or state.step % training.save_steps == 0:
+            watch.save(asked)
         if ended_early:
             return "stopped early"
-        if stop and not last:
+        if asked is Asked.STOP and not last:
             return "interrupted"
     return "done"
 
 
-def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool]:
-    """One optimizer step; its line for the metrics, and whether any worker was asked to stop.
+def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], Asked]:
+    """One optimizer step; its line for the metrics, and what worker 0 was asked.
 
     Raises:
         TrainingError: the loss or the gradient is not finite, once more than may be skipped; the
@@ -65,7 +74,7 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
     for settings in run.optimizer.param_groups:
         settings["lr"] = rate
     loss, tokens = accumulate(run, shares, targets)
-    loss, stop, all_tokens = group.sum(loss, float(stop_asked), tokens)
+    loss, heard, all_tokens = group.sum(loss, asked if group.leads else 0, tokens)
     run.scaler.unscale_(run.optimizer)
     limit = run.config.training.max_grad_norm or math.inf
     norm = float(clip_grad_norm_(run.module.parameters(), limit))
@@ -87,7 +96,7 @@ def train_step(run: Run, stop_asked: bool = False) -> tuple[dict[str, Any], bool
         "tokens_per_second": all_tokens / seconds,
         "world_size": group.world,
         "time": time.time(),
-    }, stop > 0
+    }, Asked(int(heard))
 
 
 def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, int]:

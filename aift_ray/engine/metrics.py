@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-METRICS, PROGRESS, STOP = "metrics.jsonl", ".progress.json", ".stop"
+METRICS, PROGRESS = "metrics.jsonl", ".progress.json"
+# files that ask a run to stop with a checkpoint, or to save one and go on
+STOP, SAVE = ".stop", ".save"
 _BOARD = {"loss": "train/loss", "learning_rate": "train/learning_rate"}
 _BOARD |= {"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"}
 _BOARD |= {"eval_loss": "eval/loss", "exact_match": "eval/exact_match"}

@@ -13,47 +13,68 @@ from typing import Any
 
 import torch
 
-from aift_ray.engine import checkpoint, loop
+from aift_ray.engine import loop
 from aift_ray.engine.build import Run, build, rebuild
+from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
-from aift_ray.engine.metrics import STOP, Metrics, plot, write_json
+from aift_ray.engine.loop import Asked
+from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
+from aift_ray.engine.saving import Saver
+from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
-Report = Callable[[dict[str, Any], Path | None], None]
+Report = Callable[[dict[str, Any]], None]
 
 
-def work(job: Job, group: Group, report: Report = lambda metrics, folder: None) -> Run:
+def work(job: Job, group: Group, report: Report = lambda metrics: None) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
     Args:
-        report: called on every worker at each checkpoint, with metrics and, on the worker that
-            wrote it, the checkpoint's folder.
+        report: called with metrics on every worker at each checkpoint.
 
     Returns:
         the run, whose `module.model` is the trained model.
     """
-    run = build(job, group, group.agree(newest_checkpoint(job)))
+    place = job.config.ray.storage_path
+    store = Store(place, job.output.name) if place else None
+    run = build(job, group, _start(job, group, store))
     if job.config.training.trial_batch:
         loop.trial(run)
     metrics = Metrics(job.output, run.state.step) if group.leads else None
-    session = _Session(run, metrics, report)
-    if run.state.step == 0:
-        session.evaluate_before()
-    watch = loop.Watch(session.logged, session.stop_asked, session.save, session.evaluate)
-    session.finish(loop.train(run, watch))
+    saver = Saver(run, store) if group.leads else None
+    session = _Session(run, metrics, saver, report)
+    try:
+        if run.state.step == 0:
+            session.evaluate_before()
+        watch = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
+        session.finish(loop.train(run, watch))
+    finally:
+        if saver:
+            # what was saved before a failure is worth as much as any other checkpoint
+            saver.close()
     group.barrier()
     return run
 
 
-def newest_checkpoint(job: Job) -> Path | None:
-    """The newest whole checkpoint of the run, else the one it was told to start from."""
-    for step in reversed(checkpoint.steps(job.checkpoints)):
-        folder = job.checkpoints / f"step-{step}"
-        if checkpoint.damage(folder) is None:
-            return folder
-    return job.resume
+def _start(job: Job, group: Group, store: Store | None) -> Path | None:
+    """The checkpoint to start from: the newest whole one, else the one the run was told of.
+
+    Raises:
+        TrainingError: a worker's machine does not see it; on every worker.
+    """
+    found = group.agree(newest(job.checkpoints, store)[0] if group.leads else None) or job.resume
+    step = step_of(found.name) if found else None
+    if found and not found.is_dir() and store and step in store.steps():
+        found = store.fetch(step, job.checkpoints)
+    (missing,) = group.sum(float(found is not None and not found.is_dir()))
+    if missing:
+        raise TrainingError(
+            f"{found} is not seen by {missing:.0f} of the workers: put the output folder where all "
+            "machines see it, or give --ray.storage_path"
+        )
+    return found
 
 
 @dataclass
@@ -62,6 +83,7 @@ class _Session:
 
     run: Run
     metrics: Metrics | None
+    saver: Saver | None
     report: Report
     tokens: float = 0.0
     seconds: float = 0.0
@@ -87,13 +109,15 @@ class _Session:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
 
-    def stop_asked(self) -> bool:
-        """Whether somebody asked the run to stop, or its time is up; rank 0 looks for all."""
+    def asked(self) -> Asked:
+        """Whether the run should stop, or save; worker 0 looks for all."""
         job, hours = self.run.job, self.run.config.training.max_hours
         if not self.run.group.leads:
-            return False
+            return Asked.NOTHING
         late = hours is not None and time.time() - job.started > hours * 3600
-        return late or (job.output / STOP).exists()
+        if late or (job.output / STOP).exists():
+            return Asked.STOP
+        return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
 
     def evaluate_before(self) -> None:
         """Loss and exact match of the untrained model."""
@@ -116,32 +140,39 @@ class _Session:
             state.best_loss, state.best_step = self.eval_loss, state.step
             state.bad_evaluations = 0
             if training.load_best and state.step != run.total_steps:
-                self.save()
+                self.save(Asked.NOTHING)
         else:
             state.bad_evaluations += 1
         patience = training.early_stopping_patience
         return 0 < patience <= state.bad_evaluations
 
-    def save(self) -> None:
-        """Write a checkpoint, drop old ones, and report on every worker.
+    def save(self, asked: Asked) -> None:
+        """Save a checkpoint and report on every worker; at once where somebody waits for it.
 
         Raises:
-            TrainingError: it could not be written; on every worker, so that none waits.
+            TrainingError: it, or the one before, could not be written.
         """
-        run, folder, problem = self.run, None, None
-        if run.group.leads:
+        self._together(lambda saver: saver.save(now=asked is not Asked.NOTHING))
+        if self.saver:
+            (self.run.job.output / SAVE).unlink(missing_ok=True)
+        self.report({"step": self.run.state.step, **self.last})
+
+    def _together(self, act: Callable[[Saver], None]) -> None:
+        """What worker 0 does for all; it fails on every worker, so that none waits for it."""
+        problem = None
+        if self.saver:
             try:
-                folder = self._write_checkpoint()
-            except OSError as error:
-                problem = f"the checkpoint of step {run.state.step} could not be written: {error}"
-        problem = run.group.agree(problem)
+                act(self.saver)
+            except TrainingError as error:
+                problem = str(error)
+        problem = self.run.group.agree(problem)
         if problem:
             raise TrainingError(problem)
-        self.report({"step": run.state.step, **self.last}, folder)
 
     def finish(self, status: str) -> None:
         """Write the final model and the summary."""
         run, interrupted = self.run, status == "interrupted"
+        self._together(Saver.wait)
         if not interrupted:
             best = run.state.best_step if run.config.training.load_best else None
             if best not in (None, run.state.step):
@@ -158,7 +189,7 @@ class _Session:
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
-        write_json(run.job.output / "summary.json", summary)
+        write_json(run.job.output / "summary.json", summary | self._saving())
 
     def _exact_match(self) -> float | None:
         run = self.run
@@ -173,17 +204,6 @@ class _Session:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
 
-    def _write_checkpoint(self) -> Path:
-        run = self.run
-        tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
-        folder = checkpoint.save(run.job.checkpoints, run.state, tensors, self._write_model)
-        best = run.state.best_step if run.config.training.load_best else None
-        checkpoint.prune(run.job.checkpoints, run.config.training.keep_checkpoints, best)
-        return folder
-
-    def _write_model(self, folder: str) -> None:
-        write_model(folder, self.run.module.model, self.run.tokenizer, self.run.job.stop_ids)
-
     def _write_final(self, folder: Path) -> None:
         run, scratch = self.run, folder.with_name(".model.partial")
         shutil.rmtree(scratch, ignore_errors=True)
@@ -191,6 +211,15 @@ class _Session:
         write_model(str(scratch), run.module.model, run.tokenizer, run.job.stop_ids, dtype)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+
+    def _saving(self) -> dict[str, Any]:
+        """What saving cost, and what of it could not be copied."""
+        assert self.saver
+        self.saver.copy_results()
+        return {
+            "saving_s": round(self.saver.seconds, 3),
+            "not_copied": [f"{name}: {why}" for name, why in self.saver.not_copied.items()],
+        }
 
     def _summary(self, status: str) -> dict[str, Any]:
         run, state = self.run, self.run.state

@@ -13,13 +13,14 @@ import yaml
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
-from aift_ray.engine.metrics import PROGRESS, STOP, write_json
+from aift_ray.engine.metrics import METRICS, PROGRESS, SAVE, STOP, write_json
+from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 # what a run leaves; only these are removed by --overwrite
 _OWN = (CONFIG, SUMMARY, "metrics.jsonl", "loss.png", "checkpoints", "model", "tensorboard")
-_OWN_HIDDEN = (PROGRESS, STOP, ".ray", ".failures.jsonl")
+_OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", ".failures.jsonl")
 
 
 def output_folder(config: RunConfig) -> Path:
@@ -41,7 +42,8 @@ def check(config: RunConfig, folder: Path) -> list[Problem]:
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not os.access(parent, os.W_OK):
         return [Problem(where, "can't be written", "name another --output-dir")]
-    return []
+    copies = store(config, folder)
+    return copies.check() if copies else []
 
 
 def check_space(folder: Path, needed: int) -> list[Problem]:
@@ -66,7 +68,7 @@ def start(config: RunConfig, folder: Path) -> None:
         for name in (*_OWN, *_OWN_HIDDEN):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in (STOP, PROGRESS, ".failures.jsonl"):
+    for name in (STOP, SAVE, PROGRESS, ".failures.jsonl"):
         (folder / name).unlink(missing_ok=True)
     values = config.model_dump(mode="json", exclude={"overwrite", "resume", "output_dir"})
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
@@ -83,20 +85,22 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
     if config.resume is None:
         return None, []
     if config.resume != "latest":
-        chosen = Path(config.resume).expanduser().absolute()
-        wrong = checkpoint.damage(chosen) if chosen.is_dir() else "no such folder"
+        named = Path(config.resume).expanduser().absolute()
+        wrong = checkpoint.damage(named) if named.is_dir() else "no such folder"
         if wrong:
             remedy = "name a folder checkpoints/step-N, or 'latest'"
             raise ConfigError([Problem(f"resume {config.resume}", wrong, remedy)])
-        return chosen, [f"resumed from {chosen}"]
-    notes: list[str] = []
-    for step in reversed(checkpoint.steps(folder / "checkpoints")):
-        chosen = folder / "checkpoints" / f"step-{step}"
-        wrong = checkpoint.damage(chosen)
-        if wrong is None:
-            return chosen, [*notes, f"resumed from checkpoints/step-{step}"]
-        notes.append(f"checkpoints/step-{step} is damaged ({wrong}); taking the one before")
+        return named, [f"resumed from {named}"]
+    found, notes = newest(folder / "checkpoints", store(config, folder))
+    if found:
+        return found, [*notes, f"resumed from checkpoints/{found.name}"]
     return None, [*notes, "no checkpoint to resume from: starting from the beginning"]
+
+
+def store(config: RunConfig, folder: Path) -> Store | None:
+    """The second place for the run's checkpoints and results, if there is one."""
+    place = config.ray.storage_path
+    return Store(place, folder.name) if place else None
 
 
 def finished(folder: Path) -> bool:
@@ -117,6 +121,29 @@ def finish(folder: Path, **values: Any) -> dict[str, Any]:
     """Add `values` to the run's summary and remove what only the running needs."""
     result = summary(folder) | values
     write_json(folder / SUMMARY, result)
-    for name in (STOP, PROGRESS):
+    for name in (STOP, SAVE, PROGRESS):
         (folder / name).unlink(missing_ok=True)
     return result
+
+
+def bring(config: RunConfig, folder: Path) -> None:
+    """Bring from the storage path what workers of another machine have written.
+
+    Raises:
+        OSError: the storage path can't be read.
+    """
+    copies = store(config, folder)
+    if copies and not (folder / METRICS).exists():
+        (folder / SUMMARY).unlink(missing_ok=True)
+        copies.fetch_results(folder)
+
+
+def copy(config: RunConfig, folder: Path) -> None:
+    """Copy what this process wrote to the storage path; worker 0 copies the rest.
+
+    Raises:
+        OSError: again and again.
+    """
+    copies = store(config, folder)
+    if copies:
+        copies.put_results(folder, (CONFIG, SUMMARY))

@@ -127,6 +127,7 @@ def _train(
     try:
         with _stop_signals(folder) as asked, display.Follower(folder) as follower:
             workers.train(prepared.job, group, gpu, follower.poll)
+        output.bring(config, folder)
         status = output.summary(folder).get("status", "failed")
     except (TrainingError, OSError) as error:
         raise TrainingError(f"{error}\n  {_left(folder)}") from error
@@ -140,6 +141,7 @@ def _train(
         # a full disk takes no summary either; what filled it is told all the same
         with suppress(OSError):
             output.finish(folder, **values)
+            output.copy(config, folder)
     code = 130 if asked[:1] == [signal.SIGINT] else 75
     return _ended(output.summary(folder), folder, code)
 
@@ -147,6 +149,8 @@ def _train(
 def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
     """Show the summary; Interrupted, with exit status `code`, where the run was stopped."""
     display.show_summary(summary, folder)
+    for problem in summary.get("not_copied", ()):
+        display.console.print(f"not copied to the storage path: {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; "

@@ -18,11 +18,12 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.train import Checkpoint, FailureConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, ScalingConfig, UserCallback
 
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
+from aift_ray.launch.elastic import SaveBeforeResize
 
 FAILURES = ".failures.jsonl"
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
@@ -149,13 +150,15 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=config.resize_seconds,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name=job.output.name,
-            storage_path=config.storage_path or str(job.output / ".ray"),
+            # Ray's own copy of a checkpoint would end the attempt when it fails
+            storage_path=str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[_Failures(job.output / FAILURES)],
+            callbacks=[_Failures(job.output / FAILURES), SaveBeforeResize(job.output)],
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -195,7 +198,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     job: Job = settings["job"]
     try:
-        work(job, group, _reporter(job))
+        work(job, group, ray.train.report)
     except AiftError as error:
         return error
     return None
@@ -208,15 +211,6 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _reporter(job: Job) -> Callable[[dict[str, Any], Path | None], None]:
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        copied = Checkpoint.from_directory(str(folder)) if folder else None
-        # without storage_path the output folder is the one place for checkpoints
-        ray.train.report(metrics, checkpoint=copied if job.config.ray.storage_path else None)
-
-    return report
 
 
 def _explained(error: BaseException, job: Job) -> AiftError:

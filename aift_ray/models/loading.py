@@ -47,6 +47,13 @@ def load_model(
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
+    found.get_output_embeddings().register_forward_pre_hook(_contiguous)
     if quantization:
         settle(found, location, quantization.bits)
     return found
+
+
+def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    # the last position of a padded batch is a view with gaps: matmul would copy a frozen output
+    # layer once a row for it, gigabytes with a large vocabulary
+    return (inputs[0].contiguous(),)

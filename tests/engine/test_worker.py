@@ -18,7 +18,8 @@ from aift_ray.engine import checkpoint, metrics
 from aift_ray.engine.build import Run
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
-from aift_ray.engine.worker import newest_checkpoint, work
+from aift_ray.engine.storage import newest
+from aift_ray.engine.worker import work
 from aift_ray.errors import ConfigError, TrainingError
 from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
@@ -37,7 +38,7 @@ class Killed(Exception):
 def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
     """A whole run in this process, or one that dies at a checkpoint."""
 
-    def report(metrics: dict[str, Any], written: Path | None) -> None:
+    def report(metrics: dict[str, Any]) -> None:
         if metrics["step"] == kill_at:
             raise Killed
 
@@ -96,11 +97,11 @@ def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Pat
     folder = tmp_path / "run"
     run(config, folder)
     prepared = prepare(config, folder, 1, False, None)
-    assert newest_checkpoint(prepared.job) == folder / "checkpoints" / "step-3"
+    assert newest(prepared.job.checkpoints, None)[0] == folder / "checkpoints" / "step-3"
     weights = folder / "checkpoints" / "step-3" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert checkpoint.damage(weights.parent) == "model.safetensors has changed"
-    assert newest_checkpoint(prepared.job) == folder / "checkpoints" / "step-2"
+    assert newest(prepared.job.checkpoints, None)[0] == folder / "checkpoints" / "step-2"
     resuming = config.model_copy(update={"resume": "latest"})
     chosen, notes = output.resume_point(resuming, folder)
     assert chosen == folder / "checkpoints" / "step-2"

@@ -1,0 +1,141 @@
+"""Checkpoints written while training goes on: it waits for the copy to host memory alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from aift_ray.engine import checkpoint
+from aift_ray.engine.build import Run
+from aift_ray.engine.export import write_model
+from aift_ray.engine.storage import Store
+from aift_ray.errors import TrainingError
+
+
+class Saver:
+    """Writes the checkpoints of a run one after the other, and copies them to its store.
+
+    Attributes:
+        seconds: that training has waited for it.
+        not_copied: what could not be copied to the store, and why.
+    """
+
+    def __init__(self, run: Run, store: Store | None) -> None:
+        self.seconds = 0.0
+        self.not_copied: dict[str, str] = {}
+        self._run, self._store = run, store
+        self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._copier = ThreadPoolExecutor(1, "checkpoint-copier")
+        self._writing: Future[None] | None = None
+        checkpoint.clean(run.job.checkpoints)
+
+    def save(self, now: bool = False) -> None:
+        """Save the run as it is; `now`: wait until it is on the disk.
+
+        Raises:
+            TrainingError: this checkpoint or the one before could not be written.
+        """
+        self.wait()
+        began = time.perf_counter()
+        run = self._run
+        tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+        copy = _HostCopy()
+        state, held, model = replace(run.state), copy(tensors), copy(_kept(run.module.model))
+        self._writing = self._writer.submit(self._write, state, held, model)
+        self.seconds += time.perf_counter() - began
+        if now or not run.config.training.async_save:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        began = time.perf_counter()
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def copy_results(self) -> None:
+        """Copy what lies beside the checkpoints to the store, after all that is on its way."""
+        if self._store:
+            self._copier.submit(self._copy_results, self._store).result()
+
+    def close(self) -> None:
+        """Wait for everything that is on its way."""
+        self._writer.shutdown()
+        self._copier.shutdown()
+
+    def _write(
+        self, state: checkpoint.State, tensors: dict[str, Any], model: dict[str, torch.Tensor]
+    ) -> None:
+        run, training = self._run, self._run.config.training
+
+        def save_model(folder: str) -> None:
+            write_model(folder, run.module.model, run.tokenizer, run.job.stop_ids, state=model)
+
+        try:
+            folder = checkpoint.save(run.job.checkpoints, state, tensors, save_model)
+        except OSError as error:
+            text = f"the checkpoint of step {state.step} could not be written: {error}"
+            raise TrainingError(text) from error
+        best = state.best_step if training.load_best else None
+        checkpoint.prune(run.job.checkpoints, training.keep_checkpoints, best)
+        if self._store:
+            self._copier.submit(self._copy, self._store, folder)
+
+    def _copy(self, store: Store, folder: Path) -> None:
+        kept = checkpoint.steps(folder.parent)
+        self._copied(folder.name, lambda: store.put_checkpoint(folder, kept))
+        self._copy_results(store)
+
+    def _copy_results(self, store: Store) -> None:
+        output = self._run.job.output
+        self._copied("results", lambda: store.put_results(output))
+
+    def _copied(self, name: str, copy: Callable[[], None]) -> None:
+        try:
+            copy()
+        except FileNotFoundError:
+            # a newer checkpoint has taken its place meanwhile
+            return
+        except OSError as error:
+            self.not_copied[name] = str(error)
+
+
+class _HostCopy:
+    """Copies tensors to host memory; what shared memory before shares it after."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, torch.Tensor] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [self(part) for part in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() == 0 or key not in self._seen:
+            self._seen[key] = value.detach().to("cpu", copy=True)
+        return self._seen[key]
+
+
+def _kept(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint holds: all, or those of the adapters."""
+    state = model.state_dict(keep_vars=True)
+    if not isinstance(model, PeftModel):
+        return state
+    return {name: value for name, value in state.items() if value.requires_grad}

@@ -1,0 +1,41 @@
+"""Groups of workers that grow and shrink with the cluster."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+# the public UserCallback does not hear of resizing
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+from aift_ray.engine.metrics import SAVE
+
+# longer than a step and the writing of a checkpoint should take
+PATIENCE = 120.0
+
+
+class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Has a running group save a checkpoint before it is replaced by one of another size."""
+
+    def __init__(self, output: Path) -> None:
+        self.wish = output / SAVE
+        self.running = False
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Called by Ray when the workers have started."""
+        self.running = True
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Called by Ray when they are about to end, dead or alive."""
+        self.running = False
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Called by Ray before it starts a group, or replaces the running one."""
+        if not self.running:
+            return
+        self.wish.touch()
+        end = time.monotonic() + PATIENCE
+        while self.wish.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        self.wish.unlink(missing_ok=True)
