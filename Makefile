@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make format, make lock, make clean
+# make demo, make test, make test-faults, make lint, make format, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format lock clean
+.PHONY: test-faults demo test lint format lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -21,7 +21,12 @@ demo: $(VENV)/stamp
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not real_model"
+	$(BIN)/python -m pytest -m "not real_model and not faults"
+
+# some twenty minutes: a cluster that shrinks and grows, and a run killed 25 times
+test-faults: $(VENV)/stamp
+	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .

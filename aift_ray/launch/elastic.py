@@ -27,7 +27,11 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):  # type: ignore
         self.running = True
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Called by Ray when they are about to end, dead or alive."""
+        """Called by Ray when they are about to end."""
+        self.running = False
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Called by Ray when a worker has died: the others can't save any more."""
         self.running = False
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:

@@ -137,6 +137,9 @@ def train(job: Job, workers: tuple[int, int], gpu: bool, wait: Callable[[], None
 def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.TorchTrainer:
     config = job.config.ray
     least, most = workers
+    if least != most:
+        # when a machine is lost, Ray waits this long for the room that it still believes in
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
     if gpu:
         resources["GPU"] = 1

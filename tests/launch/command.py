@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ BIN = Path(sys.executable).parent
 class Cluster:
     """A Ray head on the loopback address, with token authentication."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cpus: int = 4) -> None:
         token = folder / "token"
         token.write_text(secrets.token_hex(32), "utf-8")
         self.port, dashboard = free_port(), free_port()
@@ -40,13 +41,14 @@ class Cluster:
             "--dashboard-agent-listen-port": free_port(),
             "--dashboard-agent-grpc-port": free_port(),
             "--ray-client-server-port": free_port(),
-            "--num-cpus": 4,
+            "--num-cpus": cpus,
         }
         command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
         # the smallest port of the workers lies above all that were chosen
         command += [f"{name}={value}" for name, value in flags.items()]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         self.log = folder / "ray.log"
+        self.nodes: list[subprocess.Popen[bytes]] = []
         self.head = subprocess.Popen(
             command, env=self.environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
@@ -62,11 +64,34 @@ class Cluster:
             assert self.head.poll() is None, self.log.read_text("utf-8")
             time.sleep(0.5)
 
+    def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """A further node on this machine."""
+        flags = {"--address": self.environment["RAY_ADDRESS"], "--num-cpus": cpus}
+        ports = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port")
+        flags |= {name: free_port() for name in ports}
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
+        command += [f"{name}={value}" for name, value in flags.items()]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        log = self.log.with_name(f"node-{len(self.nodes)}.log")
+        node = subprocess.Popen(
+            command, env=self.environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        self.nodes.append(node)
+        return node
+
     def stop(self) -> None:
-        children = psutil.Process(self.head.pid).children(recursive=True)
-        for process in (*children, self.head):
+        for node in (*self.nodes, self.head):
+            if node.poll() is None:
+                lose(node)
+
+
+def lose(node: subprocess.Popen[bytes]) -> None:
+    """Take a node away without a word: SIGKILL to all its processes."""
+    children = psutil.Process(node.pid).children(recursive=True)
+    for process in (*children, node):
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        self.head.wait(30)
+    node.wait(30)
 
 
 class Command:
