@@ -70,6 +70,8 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
         dist.init_process_group("gloo", address, rank=rank, world_size=world)
     job = pickle.loads(Path(spec["job"]).read_bytes())
     run = build(job, Group(rank, world, torch.device("cpu")))
+    if spec.get("start"):
+        _write_start(run, Path(spec["start"]))
     ends, tokens, supervised = [time.perf_counter()], [], []
     for _ in range(run.total_steps):
         line, _ = loop.train_step(run)
@@ -80,6 +82,63 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
     if world > 1:
         dist.destroy_process_group()
     return _result(spec, run.module.model, ends, tokens, supervised)
+
+
+def _write_start(run: Any, path: Path) -> None:
+    """The order of the rows and the new adapters, for peers that shall start alike."""
+    steps = range(run.total_steps)
+    order = [i for step in steps for part in run.plan.share(step, 0, 1) for i in part]
+    named = run.module.model.named_parameters()
+    adapters = {name: p.detach().clone() for name, p in named if p.requires_grad}
+    torch.save({"order": order, "adapters": adapters}, path)
+
+
+def random_model(spec: dict[str, Any]) -> dict[str, Any]:
+    """A Llama of some 40 million random parameters with the shipped tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from aift_ray.models import folders
+
+    shipped, folder = folders.resolve("hina-4m"), f"{spec['folder']}/model"
+    config = AutoConfig.from_pretrained(shipped)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 640, 1728, 7
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 10, 10, 64
+    model = AutoModelForCausalLM.from_config(config).float()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(shipped).save_pretrained(folder)
+    return {"parameters": model.num_parameters()}
+
+
+def saving(spec: dict[str, Any]) -> dict[str, Any]:
+    """This project's loop with a checkpoint every few steps: what training waited for them."""
+    import shutil
+
+    from aift_ray.engine import loop
+    from aift_ray.engine.build import build
+    from aift_ray.engine.saving import Saver
+    from aift_ray.parallel.group import Group
+
+    job = pickle.loads(Path(spec["job"]).read_bytes())
+    run = build(job, Group.alone())
+    saver = Saver(run, None)
+    loop.train_step(run)
+    began = time.perf_counter()
+    for _ in range(spec["steps"]):
+        loop.train_step(run)
+        run.state.step += 1
+        if run.state.step % spec["every"] == 0:
+            saver.save()
+    stepped = time.perf_counter() - began
+    saver.close()
+    newest = max((job.checkpoints).iterdir(), key=lambda path: path.stat().st_mtime)
+    size = sum(path.stat().st_size for path in newest.rglob("*"))
+    shutil.rmtree(job.checkpoints)
+    return {
+        "seconds": stepped,
+        "waited_s": saver.seconds,
+        "share": saver.seconds / stepped,
+        "checkpoint_mib": size / 2**20,
+    }
 
 
 def peer(spec: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +170,17 @@ def peer(spec: dict[str, Any]) -> dict[str, Any]:
         "dataloader_pin_memory": False,
     }
     make = _trl if spec["trainer"] == "trl" else _transformers
+    path = Path(spec.get("start", ""))
+    start = torch.load(path) if path.is_file() else None
+    if start:
+        rows = rows.select(start["order"])
+        common["train_sampling_strategy"] = "sequential"
     trainer = make(model, tokenizer, rows, common | spec["arguments"], _lora(spec.get("lora")))
+    if start:
+        named = dict(trainer.model.named_parameters())
+        with torch.no_grad():
+            for name, value in start["adapters"].items():
+                named[name].copy_(value)
     counting = _Counting(trainer.data_collator)
     trainer.data_collator = counting
     watch = _watch()
@@ -242,7 +311,7 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
 def main() -> None:
     """Run the function that argv names."""
     torch.manual_seed(0)
-    functions = {"prepare": prepare, "aift": aift, "peer": peer}
+    functions = {f.__name__: f for f in (prepare, random_model, aift, saving, peer)}
     result = functions[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(result))
 

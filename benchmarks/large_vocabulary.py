@@ -1,9 +1,10 @@
 """LoRA on a model with a large vocabulary: speed, memory and held-out loss against the peers.
 
 gemma3-270m (262,144 tokens), r=16 on every linear layer, bf16, no gradient checkpointing for
-anybody, one pass over the same token ids: this project against transformers' Trainer with PEFT,
-and TRL's SFTTrainer as it comes and packed. TRL 1.16 has one loss: `nll` is computed in pieces,
-and `chunked_nll` is its deprecated alias; --both-losses runs it by both names.
+anybody, one pass over the same token ids in the same order from the same adapters: this project
+against transformers' Trainer with PEFT, and TRL's SFTTrainer as it comes and packed (which orders
+the rows anew). TRL 1.16 has one loss: `nll` is computed in pieces, and `chunked_nll` is its
+deprecated alias; --both-losses runs it by both names.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def _contestants(
         "tokenizer": str(folder / "tokenizer"),
         "learning_rate": RATE,
         "lora": RANK,
+        # the peers start with the adapters, and take the rows in the order, of this project
+        "start": str(folder / "start.pt"),
     }
 
     def call(function: str, **spec: Any) -> Callable[[int], Result]:
