@@ -131,10 +131,10 @@ def optimize_model_for_gpu(
     # bitsandbytes has placed quantized weights when it loaded them
     if not getattr(model, "is_quantized", False):
         model = model.to(device)
-    if enable_mixed_precision and not getattr(model, "_aift_autocast", False):
+    if enable_mixed_precision and "forward" not in vars(model):
         cast = torch.autocast(device.type, dtype=half_precision(device))
-        model.forward = cast(model.forward)  # type: ignore[method-assign]
-        model._aift_autocast = True
+        # by way of __dict__, where a wrapped forward is seen the next time
+        model.__dict__["forward"] = cast(model.forward)
     return model, device
 
 
