@@ -52,30 +52,17 @@ def written(
         ids: the ids that it wrote.
     """
     text = turn_text(tokenizer, ids, stop_ids)
-    control = tokenizer.get_added_vocab()
+    turn, control = _turn(ids, stop_ids), tokenizer.get_added_vocab()
     channel, message = control.get("<|channel|>"), control.get("<|message|>")
-    if message in ids and channel in ids:
-        return Written(text, _final_channel(tokenizer, ids, stop_ids, channel, message))
+    if channel in turn:
+        # Harmony: the answer is what follows the header of the channel `final`, the last one
+        header = len(turn) - turn[::-1].index(channel)
+        body = turn.index(message, header) if message in turn[header:] else header
+        if str(tokenizer.decode(turn[header:body])).strip() != "final":
+            return Written(text, None)
+        return Written(text, turn_text(tokenizer, ids[body + 1 :], stop_ids))
     before = str(tokenizer.decode(list(prompt[-_TAIL:])))
     if not before.rstrip().endswith("<think>") and not text.lstrip().startswith("<think>"):
         return Written(text, text)
     _, closed, answer = text.partition("</think>")
     return Written(text, answer.lstrip() if closed else None)
-
-
-def _final_channel(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[int],
-    stop_ids: Collection[int],
-    channel: int | None,
-    message: int | None,
-) -> str | None:
-    """Harmony: what follows the header of the channel `final`."""
-    turn = _turn(ids, stop_ids)
-    reversed_turn = turn[::-1]
-    if channel not in turn or message not in turn:
-        return None
-    head, body = (len(turn) - reversed_turn.index(token) for token in (channel, message))
-    if str(tokenizer.decode(turn[head : body - 1])).strip() != "final":
-        return None
-    return turn_text(tokenizer, ids[body:], stop_ids)

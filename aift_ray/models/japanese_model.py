@@ -206,17 +206,16 @@ class JapaneseModel(BaseModel):
         self.failures = {}
         for name in dict.fromkeys(names):
             self.model_name = name
+            if not reachable and not fallback.on_disk(name):
+                self._failed(ModelError([folders.out_of_reach(name)]))
+                continue
             try:
-                if not reachable and not fallback.on_disk(name):
-                    raise ModelError([folders.out_of_reach(name)])
                 self.load_tokenizer()
                 self.load_model()
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-                # asking the Hub takes half a minute where there is no network: once is enough
+                self._failed(error)
+                # asking takes half a minute where there is no network: once is enough
                 reachable = reachable and not folders.unreachable(error)
-                self.failures[name] = _reason(error)
-                _LOG.warning("%s does not load: %s", name, self.failures[name])
-                self.model = self.tokenizer = self._encoder = None
             else:
                 if name != first:
                     _LOG.warning("using %s in place of %s", name, first)
@@ -229,6 +228,11 @@ class JapaneseModel(BaseModel):
     def list_supported_models(cls) -> dict[str, Any]:
         """Each catalogued model with what a user should know before choosing it; a copy."""
         return {name: dict(fields) for name, fields in cls.SUPPORTED_MODELS.items()}
+
+    def _failed(self, error: BaseException) -> None:
+        self.failures[self.model_name] = why = _reason(error)
+        _LOG.warning("%s does not load: %s", self.model_name, why)
+        self.model = self.tokenizer = self._encoder = None
 
     @property
     def _bits(self) -> int | None:
