@@ -16,7 +16,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
@@ -102,9 +109,10 @@ def _check_weights(name: str, folder: Path) -> list[Problem]:
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved location."""
     with explained(location):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            location, trust_remote_code=False
-        )
+        # a tokenizer with code beside it: what its tokenizer.json says is used, and no code is run
+        coded = "auto_map" in get_tokenizer_config(location)
+        kind: Any = PreTrainedTokenizerFast if coded else AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(location, trust_remote_code=False)
     entry = find(location)
     if entry and not tokenizer.chat_template:
         tokenizer.chat_template = KNOWN.get(entry.template)

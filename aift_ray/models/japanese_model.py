@@ -110,6 +110,8 @@ class JapaneseModel(BaseModel):
             stops = [*folders.stop_ids(location), *_known_stops(self.model_name, tokenizer)]
             # also gives the tokenizer a template where it has none
             self._encoder = PromptEncoder(tokenizer, extra_stop_ids=stops)
+            if self._encoder.used_fallback:
+                say_once(f"{self.model_name} has no chat template: it is asked as ### 指示:")
             self.tokenizer = cast(PreTrainedTokenizer, tokenizer)
         return self.tokenizer
 
@@ -153,12 +155,8 @@ class JapaneseModel(BaseModel):
         prompt = self._prompt(instruction, input_text, system_prompt)
         new, stops = self._generate(prompt, sampling, kwargs)
         found = written(self.load_tokenizer(), prompt, new, stops)
-        if found.answer is None and not return_reasoning:
-            _LOG.warning(
-                "%s was still reasoning after %d tokens: raise max_new_tokens",
-                self.model_name,
-                len(new),
-            )
+        if found.answer is None:
+            _LOG.warning("still reasoning after %d tokens: raise max_new_tokens", len(new))
         return found.text if return_reasoning else found.answer or ""
 
     def _generate(

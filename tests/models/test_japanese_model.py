@@ -298,6 +298,21 @@ def test_a_network_that_was_code_beside_its_weights_is_loaded_without_that_code(
         assert torch.equal(model.load_model()(row).logits, logits)
 
 
+def test_a_tokenizer_with_code_beside_it_is_loaded_without_that_code(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "coded")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "own.py").write_text("raise SystemExit('ran')", encoding="utf-8")
+    coded, plain = (folders.load_tokenizer(str(place)) for place in (folder, tiny_model))
+    text = "<|im_start|>user\n富士山𠮟<|im_end|>"
+    assert coded.encode(text) == plain.encode(text)
+    assert (coded.chat_template, coded.eos_token) == (plain.chat_template, plain.eos_token)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_folder_that_lacks_a_part_is_refused(
     tiny_model: Path, tmp_path: Path, missing: str
