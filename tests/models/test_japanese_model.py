@@ -81,6 +81,27 @@ def test_only_new_text_up_to_the_turns_end_is_returned(hina: JapaneseModel) -> N
     assert hina.generate_japanese(QUESTION, logits_processor=[forced]) == "富士山です。"
 
 
+def test_a_reasoning_models_answer_is_what_follows_its_thoughts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(SHIPPED, tmp_path / "thinking")
+    template = folder / "chat_template.jinja"
+    header = "<|im_start|>assistant\n"
+    source = template.read_text("utf-8")
+    assert header in source
+    before, _, after = source.rpartition(header)
+    template.write_text(f"{before}{header}<think>\n{after}", encoding="utf-8")
+    model = JapaneseModel(str(folder), torch.device("cpu"))
+    forced = Forced(ids(model, "山の話だ。</think>\n\n富士山です。<|im_end|>"))
+    asked: dict[str, Any] = {"logits_processor": [forced]}
+    assert model.generate_japanese(QUESTION, **asked) == "富士山です。"
+    assert model.load_tokenizer().decode(forced.prompt).endswith("<think>\n")
+    thoughts = model.generate_japanese(QUESTION, return_reasoning=True, **asked)
+    assert thoughts == "山の話だ。</think>\n\n富士山です。"
+    assert model.generate_japanese(QUESTION, max_new_tokens=2, **asked) == ""
+    assert "still reasoning after 2 tokens" in caplog.text
+
+
 def test_no_half_character_is_returned(hina: JapaneseModel) -> None:
     forced = Forced(ids(hina, "はい𠮟"))
     length = len(forced.ids) - 1
