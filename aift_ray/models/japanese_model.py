@@ -166,7 +166,9 @@ class JapaneseModel(BaseModel):
         model: Any = self.load_model()
         assert self._encoder is not None
         ids = torch.tensor([prompt], device=self.device)
-        stops = list(dict.fromkeys([*self._encoder.stop_ids, *_stored_stops(model)]))
+        stops = list(
+            dict.fromkeys([*self._encoder.stop_ids, *_listed(model.generation_config.eos_token_id)])
+        )
         options = {"eos_token_id": stops, "pad_token_id": stops[0]}
         options |= sampling.options(self._room(model, len(prompt))) | further
         if "stop_strings" in options:
@@ -183,7 +185,7 @@ class JapaneseModel(BaseModel):
             raise ConfigError([Problem("generate_japanese", str(error))]) from error
         finally:
             model.train(was_training)
-        return output[0, len(prompt) :].tolist(), stops
+        return output[0, len(prompt) :].tolist(), _listed(options["eos_token_id"])
 
     def load_with_fallback(self, fallback_models: list[str] | None = None) -> bool:
         """Load the model and its tokenizer, or else the first of others that loads.
@@ -287,9 +289,8 @@ def _known_stops(name: str, tokenizer: Any) -> list[int]:
     return [known[token] for token in (entry.turn_ends if entry else ()) if token in known]
 
 
-def _stored_stops(model: PreTrainedModel) -> list[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    return [found] if isinstance(found, int) else list(found or [])
+def _listed(ids: Any) -> list[int]:
+    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def _reason(error: BaseException) -> str:
