@@ -12,13 +12,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AiftError": "aift_ray.errors",
+    "BaseModel": "aift_ray.models.base_model",
     "ConfigError": "aift_ray.errors",
     "DataError": "aift_ray.errors",
+    "JapaneseModel": "aift_ray.models.japanese_model",
     "LoRAConfig": "aift_ray.config",
     "ModelError": "aift_ray.errors",
     "RunConfig": "aift_ray.config",
     "TrainingConfig": "aift_ray.config",
     "TrainingError": "aift_ray.errors",
+    "clear_gpu_memory": "aift_ray.utils.gpu_utils",
+    "get_available_device": "aift_ray.utils.gpu_utils",
+    "get_gpu_memory_info": "aift_ray.utils.gpu_utils",
+    "optimize_model_for_gpu": "aift_ray.utils.gpu_utils",
+    "set_memory_fraction": "aift_ray.utils.gpu_utils",
 }
 
 __all__ = ["__version__", *_HOMES]

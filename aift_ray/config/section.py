@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+import inspect
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +40,34 @@ class Section(BaseModel):
                 raise TypeError(f"{type(self).__name__} got two values for '{name}'")
             kwargs[name] = value
         super().__init__(**kwargs)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        # pydantic would show `*args` and each field's limits
+        by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        cls.__signature__ = inspect.Signature(
+            [
+                inspect.Parameter(
+                    name,
+                    by_position,
+                    default=field.get_default(call_default_factory=True),
+                    annotation=_plain(field.annotation),
+                )
+                for name, field in cls.model_fields.items()
+            ],
+            return_annotation=None,
+        )
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without limits: of Annotated[int, ...] int, of Literal["a", "b"] str."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        return reduce(or_, map(_plain, get_args(annotation)))
+    return annotation
 
 
 class Settings(Section):

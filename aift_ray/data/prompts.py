@@ -13,17 +13,15 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.data.alpaca import FALLBACK_TEMPLATE, before_input, is_fallback
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
 from aift_ray.data.templates import (
-    FALLBACK_INPUT,
-    FALLBACK_TEMPLATE,
     PINNED_DATE,
     ChatTemplate,
     Part,
     Prompt,
-    is_fallback,
     join,
 )
 from aift_ray.errors import ModelError, Problem
@@ -156,7 +154,7 @@ class PromptEncoder:
             return self._with_system(example.messages)
         question = example.instruction
         if example.input:
-            question += (FALLBACK_INPUT if self.used_fallback else "\n\n") + example.input
+            question += before_input(self._template.source) + example.input
         return self._with_system([Message("user", question), Message("assistant", example.output)])
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:

@@ -30,19 +30,6 @@ _RETURNED = re.compile(r"()(.*?)(</think>)(.*)", re.DOTALL)
 # runs at midnight, and serving would see other prompts than training.
 PINNED_DATE = date(2024, 7, 26)
 
-FALLBACK_INPUT = "\n\n### 入力:\n"
-_FALLBACK_NAME = "{#- aift_ray: Alpaca-ja -#}"
-FALLBACK_TEMPLATE = (
-    _FALLBACK_NAME + "{%- if bos_token is defined and bos_token -%}{{ bos_token }}{%- endif -%}"
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{ '以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。' }}{%- endif -%}"
-    "{%- for message in messages -%}{%- if message['role'] == 'system' -%}"
-    "{{ message['content'] }}{%- elif message['role'] == 'user' -%}"
-    "{{ '\\n\\n### 指示:\\n' + message['content'] }}{%- else -%}"
-    "{{ '\\n\\n### 応答:\\n' + message['content'] + eos_token }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\\n\\n### 応答:\\n' }}{%- endif -%}"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -67,11 +54,6 @@ class Part:
 
     text: str
     content: Content | None = None
-
-
-def is_fallback(template: str) -> bool:
-    """Whether a chat template is ours, also after it was saved with a model and loaded again."""
-    return template.startswith(_FALLBACK_NAME)
 
 
 def pin_dates(template: str) -> str:

@@ -14,6 +14,7 @@ from aift_ray.data.batches import collate
 from aift_ray.data.cache import TokenRows
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
+from aift_ray.models.answers import turn_text
 from aift_ray.parallel.group import Group
 
 
@@ -106,5 +107,4 @@ class Evaluator:
         return [self._text(row) for row in output[:, width:].tolist()]
 
     def _text(self, ids: Sequence[int]) -> str:
-        end = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))
-        return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True))
+        return turn_text(self.tokenizer, ids, self.stop_ids)

@@ -21,9 +21,16 @@ NAME = "documents"
 
 def choose(device: torch.device) -> str:
     """The attention that trains: FlashAttention 2 where there is one, else documents."""
-    if device.type == "cuda" and is_flash_attn_2_available():
-        return "flash_attention_2"
-    return NAME
+    return "flash_attention_2" if has_flash(device) else NAME
+
+
+def has_flash(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether FlashAttention 2 is installed and computes on `device` in `dtype`."""
+    if device.type != "cuda" or not is_flash_attn_2_available():
+        return False
+    # Ampere and newer, 16 bits only
+    recent = torch.cuda.get_device_capability(device) >= (8, 0)
+    return recent and dtype in (torch.float16, torch.bfloat16)
 
 
 def document_attention(

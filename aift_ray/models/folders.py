@@ -10,13 +10,29 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG
+from aift_ray.models.catalog import CATALOG, find, nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# networks that once were code beside their weights, and have a class in transformers by now:
+# its name, and what its configuration calls the old numbers
+_NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -35,15 +51,16 @@ def resolve(name: str) -> str:
     if name in CATALOG and not _HUB_ID.fullmatch(location):
         raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
     if not _HUB_ID.fullmatch(location):
-        known = ", ".join(CATALOG)
-        raise ModelError(
-            [
-                Problem(
-                    f"model {name}", "no such folder or catalog name", f"the catalog has: {known}"
-                )
-            ]
-        )
+        what = "missing: there is no such folder or catalog name"
+        raise ModelError([Problem(f"model {name}", what, _suggestion(name))])
     return location
+
+
+def _suggestion(name: str) -> str:
+    near = nearest(name)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "see aift_ray.JapaneseModel.list_supported_models() for the catalog"
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -55,11 +72,16 @@ def _check_folder(name: str, folder: Path) -> None:
         problems.append(Problem(f"model {name}", "the folder has no config.json"))
     else:
         problems += _check_weights(name, folder)
-    if not problems and not any((folder / file).is_file() for file in _TOKENIZERS):
+    if not problems and not has_tokenizer(folder):
         remedy = "copy tokenizer.json and tokenizer_config.json of the model into it"
         problems.append(Problem(f"model {name}", "the folder has no tokenizer", remedy))
     if problems:
         raise ModelError(problems)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / file).is_file() for file in _TOKENIZERS)
 
 
 def _check_weights(name: str, folder: Path) -> list[Problem]:
@@ -87,14 +109,26 @@ def _check_weights(name: str, folder: Path) -> list[Problem]:
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved location."""
     with explained(location):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
-        return tokenizer
+        # a tokenizer with code beside it: what its tokenizer.json says is used, and no code is run
+        coded = "auto_map" in get_tokenizer_config(location)
+        kind: Any = PreTrainedTokenizerFast if coded else AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(location, trust_remote_code=False)
+    entry = find(location)
+    if entry and not tokenizer.chat_template:
+        tokenizer.chat_template = KNOWN.get(entry.template)
+    return tokenizer
 
 
 def load_config(location: str) -> Any:
     """The transformers configuration of a resolved location."""
     with explained(location):
-        return AutoConfig.from_pretrained(location)
+        stored, _ = PreTrainedConfig.get_config_dict(location)
+        if stored.get("model_type") not in _NATIVE:
+            return AutoConfig.from_pretrained(location, trust_remote_code=False)
+        kind, renamed = _NATIVE[stored.pop("model_type")]
+        stored.pop("auto_map", None)
+        stored["partial_rotary_factor"] = stored.pop("rope_pct", 0.25)
+        return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
 
 
 def stop_ids(location: str) -> list[int]:
@@ -120,9 +154,39 @@ class explained:
             return
         if type(error).__name__ == "OutOfMemoryError":
             return
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = lines[0] if lines else type(error).__name__
-        remedy = ""
-        if not Path(self.location).is_dir():
-            remedy = "check the name, the network and your Hub token, or give a local folder"
-        raise ModelError([Problem(f"model {self.location}", text, remedy)]) from error
+        raise ModelError([_explanation(self.location, error)]) from error
+
+
+def _explanation(location: str, error: Exception) -> Problem:
+    where = f"model {location}"
+    if caused_by(error, GatedRepoError):
+        remedy = f"accept its terms at https://huggingface.co/{location} and set HF_TOKEN"
+        return Problem(where, "gated: the Hub wants an account that has accepted its terms", remedy)
+    if caused_by(error, RepositoryNotFoundError):
+        what = "missing: the Hub has no such model, or it is private"
+        return Problem(where, what, _suggestion(location))
+    if unreachable(error):
+        return out_of_reach(location)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if caused_by(error, SafetensorError):
+        return Problem(where, f"its weights are damaged: {text}", "copy them anew")
+    return Problem(where, text)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether a model was not found because the Hub could not be asked."""
+    return caused_by(error, LocalEntryNotFoundError)
+
+
+def out_of_reach(name: str) -> Problem:
+    """What is wrong with a model that is on the Hub only, without a network."""
+    what = "missing on this machine, and the Hub can't be reached"
+    return Problem(f"model {name}", what, "check the network, or give a local folder")
+
+
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether `error`, or one that it came from, is of a kind."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import explained, load_config
-from aift_ray.models.quantized import Quantization, settle
+from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.planning.memory import Shape
 
 
 def skeleton(location: str) -> PreTrainedModel:
@@ -20,23 +21,37 @@ def skeleton(location: str) -> PreTrainedModel:
 
 
 def load_model(
-    location: str, dtype: torch.dtype, attention: str, quantization: Quantization | None = None
+    location: str,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: Quantization | None = None,
+    device_map: dict[str, torch.device] | str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
     Args:
         quantization: how its linear layers are held; None: in `dtype`, as all else.
+        device_map: accelerate's, where it is not to lie on the CPU.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
     options: dict[str, Any] = {}
-    if quantization:
+    if device_map:
+        options["device_map"] = device_map
+    config = load_config(location)
+    held = stored_bits(config)
+    if quantization and held not in (None, quantization.bits):
+        what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
+        raise ModelError([Problem(f"model {location}", what, "load it as it is")])
+    if quantization and not held:
         options["quantization_config"] = quantization.config()
     with explained(location):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
+            config=config,
             dtype=dtype,
+            trust_remote_code=False,
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
@@ -48,9 +63,24 @@ def load_model(
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
     found.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    if quantization:
-        settle(found, location, quantization.bits)
+    bits = quantization.bits if quantization else held
+    if bits:
+        settle(found, location, bits)
     return found
+
+
+def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:
+    """Computed bytes of the weights of a resolved location.
+
+    Args:
+        bits: of the linear layers, where they are to be quantized.
+    """
+    config = load_config(location)
+    try:
+        shape = Shape.of(config.get_text_config().to_dict())
+    except KeyError:
+        return int(skeleton(location).num_parameters() * dtype.itemsize)
+    return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
 
 
 def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

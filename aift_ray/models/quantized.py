@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -54,6 +54,14 @@ class Quantization:
 def layers(model: torch.nn.Module, bits: int) -> list[torch.nn.Module]:
     """The layers of `model` that are held in `bits` bits."""
     return [m for m in model.modules() if type(m).__name__ == _LINEAR[bits]]
+
+
+def stored_bits(config: Any) -> int | None:
+    """Bits in which a model folder holds its linear layers; None: it is not quantized."""
+    stored: Any = getattr(config, "quantization_config", None) or {}
+    if not isinstance(stored, dict):
+        stored = stored.to_dict()
+    return 4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None
 
 
 def settle(model: PreTrainedModel, location: str, bits: int) -> None:

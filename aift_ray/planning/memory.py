@@ -58,6 +58,16 @@ class Shape:
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + tables + self.hidden
 
+    def weight_bytes(self, width: int, bits: int | None = None) -> int:
+        """Bytes of the weights alone.
+
+        Args:
+            width: bytes of a weight.
+            bits: of a weight of the linear layers, where those are quantized.
+        """
+        linear = self.layers * sum(a * b for a, b in self.linear_shapes) if bits else 0
+        return (self.parameters - linear) * width + linear * (bits or 0) // 8
+
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of LoRA adapters on every linear layer of the blocks."""
         return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)

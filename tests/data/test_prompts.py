@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from aift_ray.data.alpaca import FALLBACK_TEMPLATE, KNOWN
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError, digest
-from aift_ray.data.templates import FALLBACK_TEMPLATE
 from aift_ray.errors import ModelError
 from tests.data import chat_templates as families
 from tests.data.chat_templates import FAMILIES, wrap
@@ -209,6 +209,20 @@ def test_fallback_is_the_alpaca_form_and_is_saved(bpe: Tokenizer, tmp_path: Path
     loaded = PromptEncoder(again)
     assert loaded.encode(row) == encoder.encode(row)
     assert loaded.used_fallback
+
+
+def test_stablelm_gets_the_spaces_and_the_system_text_of_its_training(bpe: Tokenizer) -> None:
+    tokenizer = wrap(bpe, KNOWN["alpaca-stablelm"], "<|endoftext|>", "<|endoftext|>")
+    encoder = PromptEncoder(tokenizer)
+    head = (
+        "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。"
+        "要求を適切に満たす応答を書きなさい。\n\n### 指示: \n要約して"
+    )
+    for given, section in (("晴れ", "\n\n### 入力: \n晴れ"), ("", "")):
+        row = Example("instruction", "f", 1, (), "要約して", given, "はい")
+        prompt = f"{head}{section}\n\n### 応答: \n"
+        assert tokenizer.decode(encoder.prompt_ids(row)) == prompt
+        assert tokenizer.decode(encoder.encode(row).ids) == f"{prompt}はい<|endoftext|>"
 
 
 def test_stop_ids_hold_every_end_once(bpe: Tokenizer) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
+from aift_ray.data.alpaca import FALLBACK_TEMPLATE, is_fallback
 from aift_ray.data.examples import Message
 from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
 from aift_ray.data.templates import (
-    FALLBACK_TEMPLATE,
     ChatTemplate,
     Part,
-    is_fallback,
     join,
     pin_dates,
 )

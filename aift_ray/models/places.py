@@ -1,0 +1,75 @@
+"""Where the parts of a model lie: the model itself, or the base of an adapter and the adapter."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from peft import PeftConfig
+
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models import folders, loading
+from aift_ray.models.adapter_folder import CONFIG, check_adapter
+from aift_ray.models.catalog import CATALOG
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is loaded from.
+
+    Attributes:
+        base, tokenizer: folders or Hub ids.
+        adapter: PEFT folder that goes on top of the base.
+    """
+
+    base: str
+    tokenizer: str
+    adapter: Path | None = None
+
+
+def find_place(name: str) -> Place:
+    """Where the model of a name lies.
+
+    Args:
+        name: catalog name, Hub id, or folder of a model or an adapter.
+
+    Raises:
+        ModelError: it is missing or damaged, or the adapter's base is missing or another one.
+    """
+    folder = Path(name).expanduser()
+    if (folder / CONFIG).is_file():
+        return _adapter_place(name, folder)
+    location = folders.resolve(name)
+    if "/" in name and name in CATALOG and location != name:
+        say_once(f"{name} is loaded from {location}")
+    return Place(location, location)
+
+
+def _adapter_place(name: str, folder: Path) -> Place:
+    where = f"adapter {name}"
+    with folders.explained(name):
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base:
+        what = "it names no base model (base_model_name_or_path)"
+        raise ModelError([Problem(where, what, f"write it into its {CONFIG}")])
+    # a shipped model is found again wherever the package is installed by now
+    if not Path(base).is_dir() and Path(base).name in CATALOG:
+        base = CATALOG[Path(base).name].location
+    try:
+        location = folders.resolve(base)
+    except ModelError as error:
+        what = f"it was made for the base model {base}, which can't be used"
+        remedy = f"bring the base back, or write where it is by now into {CONFIG}"
+        raise ModelError([Problem(where, what, remedy), *error.problems]) from None
+    adapter = check_adapter(name, base, location, loading.skeleton(location))
+    return Place(location, str(adapter) if folders.has_tokenizer(adapter) else location, adapter)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Log a message; never a second time."""
+    _LOG.info(message)

@@ -1,0 +1,1 @@
+"""What a user of the library reaches for beside models and trainers."""
