@@ -16,6 +16,7 @@ _HOMES = {
     "DataError": "aift_ray.errors",
     "LoRAConfig": "aift_ray.config",
     "ModelError": "aift_ray.errors",
+    "QuantizationOptimizer": "aift_ray.training.quantization",
     "RunConfig": "aift_ray.config",
     "TrainingConfig": "aift_ray.config",
     "TrainingError": "aift_ray.errors",

@@ -20,17 +20,25 @@ def skeleton(location: str) -> PreTrainedModel:
 
 
 def load_model(
-    location: str, dtype: torch.dtype, attention: str, quantization: Quantization | None = None
+    location: str,
+    dtype: torch.dtype,
+    attention: str | None,
+    quantization: Quantization | None = None,
+    device_map: dict[str, torch.device] | str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
     Args:
+        attention: its name; None: the architecture's default.
         quantization: how its linear layers are held; None: in `dtype`, as all else.
+        device_map: accelerate's, where it is not to lie on the CPU.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
     options: dict[str, Any] = {}
+    if device_map:
+        options["device_map"] = device_map
     if quantization:
         options["quantization_config"] = quantization.config()
     with explained(location):
@@ -48,5 +56,7 @@ def load_model(
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
     if quantization:
-        settle(found, location, quantization.bits)
+        settle(found, location, quantization.bits, quantization.repack)
+    elif getattr(found, "is_loaded_in_4bit", False):
+        settle(found, location, 4, repack=True)
     return found
