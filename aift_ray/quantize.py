@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -26,6 +27,8 @@ def run(argv: Sequence[str]) -> int:
     command = parse(argv, QuantizeConfig, "quantize", description, EPILOG)
     import transformers
 
+    # transformers warns of its own deprecated names
+    warnings.simplefilter("ignore", FutureWarning)
     from aift_ray.quantization import run as quantization
 
     transformers.logging.set_verbosity_error()

@@ -37,11 +37,14 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _merging(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     merging = report.get("merging", {})
+    if "on_quantized_base" not in merging:
+        # only merged: the logits have moved by nothing else
+        return {}
     labels = {
         "merged": "by merging alone",
         "on_quantized_base": "from adapter on quantized base",
     }
-    return {label: merging[name] for name, label in labels.items() if name in merging}
+    return {label: merging[name] for name, label in labels.items()}
 
 
 def _plot(path: Path, report: dict[str, Any]) -> None:
@@ -56,7 +59,8 @@ def _plot(path: Path, report: dict[str, Any]) -> None:
     for axes, (name, label, form) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         values = [report[which][name] for which in names]
         bars = axes.bar(names, values, color=("#7aa6d8", "#c0392b"), width=0.6)
-        axes.bar_label(bars, [form.format(value) for value in values], padding=2)
+        shown = [form.format(value) for value in values]
+        axes.bar_label(bars, shown, label_type="center", color="white")
         if name == "latency_ms_median":
             p95 = [report[which]["latency_ms_p95"] for which in names]
             axes.plot(names, p95, "_", color="black", markersize=28)
