@@ -33,9 +33,8 @@ def main() -> None:
         contestants = {form: _call(processes, options, form) for form in options.only or FORMS}
         found = measuring.alternate(contestants, options.rounds)
     first = next(iter(found.values()))[0]
-    print(
-        f"\n{first['rows']} rows, {first['tokens']} tokens; a form against the model in its own dtype"
-    )
+    own = ", ".join(f"{name} {value:.3f}" for name, value in first["original"].items())
+    print(f"\n{first['rows']} rows, {first['tokens']} tokens; the model in its own dtype: {own}")
     print("\n" + measuring.table(_HEADER, [_row(*item) for item in found.items()]) + "\n")
     measuring.write(Path(options.output), {"options": vars(options), "contestants": found})
 

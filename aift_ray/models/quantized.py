@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = {4: "Linear4bit", 8: "Linear8bitLt"}
 # what bitsandbytes' kernel for AVX512-BF16 asks of a weight (rows, columns)
 _ROWS, _COLUMNS = 32, 64
+# where a layer keeps its scales as they were before it was repacked
+_KEPT = "scales_before_repacking"
 
 
 @dataclass(frozen=True)
@@ -134,22 +135,28 @@ def settle(model: PreTrainedModel, location: str, bits: int, repack: bool = Fals
         if repack and bits == 4:
             # bitsandbytes' own way back rounds the scales
             weight: Any = layer.weight
-            scales = copy.copy(weight.quant_state)
-            layer.register_forward_pre_hook(partial(_before_forward, scales))
-            layer.register_state_dict_pre_hook(partial(_restore, scales))
+            layer.__dict__[_KEPT] = copy.copy(weight.quant_state)
+            layer.register_forward_pre_hook(_before_forward)
+            layer.register_state_dict_pre_hook(_restore)
         elif hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.__dict__["support_avx512bf16_for_cpu"] = False
 
 
-def _before_forward(scales: Any, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def unpack(model: torch.nn.Module) -> None:
+    """Undo what an evaluation has repacked in a model that `settle` allowed to."""
+    for layer in layers(model, 4):
+        if hasattr(layer, _KEPT):
+            _restore(layer)
+
+
+def _before_forward(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     if layer.training or inputs[0].requires_grad:
-        _restore(scales, layer)
+        _restore(layer)
 
 
-def _restore(scales: Any, layer: Any, *_: Any) -> None:
-    """Put a repacked 4-bit layer back, with its own `scales`."""
+def _restore(layer: Any, *_: Any) -> None:
     from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpacked
 
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
         layer.weight.data = unpacked(layer.weight.data, layer.weight.quant_state)[0]
-        layer.weight.quant_state = layer.quant_state = copy.copy(scales)
+        layer.weight.quant_state = layer.quant_state = copy.copy(getattr(layer, _KEPT))

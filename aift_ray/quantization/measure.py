@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from aift_ray.models.quantized import unpack
+
 MEASURES = ("memory_mb", "latency_ms_median", "latency_ms_p95", "tokens_per_second", "perplexity")
 
 
@@ -72,7 +74,8 @@ def logit_difference(
 
 
 def memory_bytes(model: torch.nn.Module) -> int:
-    """Bytes of weights, buffers and quantization scales; shared ones count once."""
+    """Bytes of weights, buffers and quantization scales as loaded; shared ones count once."""
+    unpack(model)
     found: dict[int, int] = {}
     for tensor in _tensors(model):
         storage = tensor.untyped_storage()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,3 +178,12 @@ def test_wrong_evaluation_rows_are_named(refused: Refused, tmp_path: Path) -> No
     rows.write_text('{"instruction": "a"}\n', "utf-8")
     assert "rows.jsonl:1" in refused("--eval-file", str(rows))
     assert "no such file" in refused("--eval-file", str(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize("command", [["aift_ray", "quantize"], ["aift_ray.quantize"]])
+def test_the_command_exits_with_2_and_one_message(command: list[str]) -> None:
+    argv = [sys.executable, "-m", *command, "--bits", "5", "--threshold", "-1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "2 problems" in done.stderr
+    assert "Traceback" not in done.stderr

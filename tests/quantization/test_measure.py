@@ -48,13 +48,19 @@ def test_without_a_target_there_is_no_perplexity(tiny_model: Path) -> None:
     assert report["original"]["perplexity"] is report["ratio"]["perplexity"] is None
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_memory_is_that_of_the_stored_tensors(bits: int, tmp_path: Path) -> None:
-    quantization = Quantization(bits, torch.bfloat16)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        Quantization(8, torch.bfloat16),
+        Quantization(4, torch.bfloat16),
+        Quantization(4, torch.bfloat16, double=False),
+    ],
+)
+def test_memory_is_that_of_the_stored_tensors(quantization: Quantization, tmp_path: Path) -> None:
     model = quantizer.quantize(str(SHIPPED), quantization, torch.device("cpu"), tmp_path)
     stored = load_file(tmp_path / "model.safetensors").values()
     # the file also holds a description of each layer; the model a table of angles
-    assert memory_bytes(model) == pytest.approx(sum(t.nbytes for t in stored), rel=0.01)
+    assert memory_bytes(model) == pytest.approx(sum(t.nbytes for t in stored), rel=0.003)
 
 
 def test_models_are_left_in_the_mode_in_which_they_came(tiny_model: Path) -> None:
