@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from aift_ray.config import QuantizeConfig
+from aift_ray.errors import AiftError
 from aift_ray.launch import display
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import merging, quantizer, report
@@ -20,15 +22,22 @@ def run(config: QuantizeConfig, dry_run: bool = False) -> dict[str, Any]:
     """Quantize as `config` says; returns the report.
 
     Raises:
-        UserError: the input is wrong; nothing was written.
+        UserError: the input is wrong.
+        AiftError: the memory or the disk is full; like after any error, nothing is left behind.
     """
     plan = prepare(config)
     _show(plan)
     if dry_run:
         return {}
-    with output.beside(plan.output, config.overwrite) as folder:
-        found = _work(plan, folder)
-        report.write(folder, found)
+    try:
+        with output.beside(plan.output, config.overwrite) as folder:
+            found = _work(plan, folder)
+            report.write(folder, found)
+    except torch.OutOfMemoryError as error:
+        hold = "" if not plan.samples else "--eval-rows 0, which holds one model at a time, or "
+        raise AiftError(f"{plan.device} is out of memory: try {hold}--device cpu") from error
+    except (OSError, SafetensorError) as error:
+        raise AiftError(f"{plan.output} could not be written: {error}") from error
     lines = report.rows(found) if plan.samples else []
     display.table("result", [*lines, ("written", str(plan.output))])
     return found
@@ -52,6 +61,8 @@ def _work(plan: Plan, folder: Path) -> dict[str, Any]:
         if original:
             moved["merged"] = logit_difference(original, result, plan.samples)
     if plan.quantization:
+        # a merged model is read from its folder again
+        del result
         result = quantizer.quantize(location, plan.quantization, plan.device, folder)
         shutil.rmtree(folder / ".merged", ignore_errors=True)
         if moved:

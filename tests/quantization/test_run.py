@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aift_ray import quantize
 from aift_ray.commandline import guarded
 from aift_ray.config import QuantizeConfig
-from aift_ray.errors import AiftError
 from aift_ray.quantization import report
 from tests.conftest import SHIPPED, write_rows
 from tests.quantization.conftest import Quantize
@@ -98,17 +97,29 @@ def test_overwrite_replaces_what_this_command_has_written_and_nothing_else(
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
+FAILURES = {
+    "No space left": OSError(28, "No space left on device"),
+    "--eval-rows 0": torch.OutOfMemoryError("out of memory"),
+}
+
+
+@pytest.mark.parametrize("part", FAILURES)
 def test_a_failure_leaves_the_folder_as_it_was(
-    run: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str,
+    run: Quantize,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(*_: Any) -> None:
-        raise AiftError("the disk is full")
+        raise FAILURES[part]
 
     folder = run()
     before = reported(folder)
     monkeypatch.setattr(report, "write", fails)
-    argv = ["--output-dir", str(folder), "--overwrite", "--eval-rows", "0"]
+    argv = ["--output-dir", str(folder), "--overwrite", "--eval-rows", "1", "--num-runs", "1"]
     assert guarded(quantize.run, argv) == 1
+    assert part in capsys.readouterr().err
     assert reported(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
