@@ -73,7 +73,8 @@ def prepare(config: QuantizeConfig) -> Plan:
         problems += error.problems
     if not problems:
         # merged weights lie beside the result for a while
-        problems += check_space(folder.absolute(), parameters * dtype.itemsize * 2)
+        needed = parameters * dtype.itemsize * 2
+        problems += check_space(folder.absolute(), needed, "the weights")
     if problems:
         raise ConfigError(problems)
     samples = _samples(config, adapter, location)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,15 @@ def test_an_output_folder_with_something_in_it_is_refused(refused: Refused, tmp_
     assert "is a file" in refused("--output-dir", str(tmp_path / "full" / "a.txt"))
     message = refused("--output-dir", str(tmp_path / "full" / "a.txt" / "b"))
     assert "can't be written" in message
+
+
+def test_a_disk_that_is_too_small_is_seen_before(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    message = refused()
+    assert "needed for the weights" in message
+    assert "checkpoints" not in message
 
 
 def test_all_mistakes_come_at_once(refused: Refused, tmp_path: Path, tiny_model: Path) -> None:
