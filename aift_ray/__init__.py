@@ -18,6 +18,7 @@ _HOMES = {
     "JapaneseModel": "aift_ray.models.japanese_model",
     "LoRAConfig": "aift_ray.config",
     "ModelError": "aift_ray.errors",
+    "QuantizationOptimizer": "aift_ray.training.quantization",
     "RunConfig": "aift_ray.config",
     "TrainingConfig": "aift_ray.config",
     "TrainingError": "aift_ray.errors",

@@ -290,6 +290,17 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def quantize(spec: dict[str, Any]) -> dict[str, Any]:
+    """`aift-ray quantize` with these settings; its report."""
+    import transformers
+
+    from aift_ray.config import QuantizeConfig
+    from aift_ray.quantization.run import run
+
+    transformers.logging.disable_progress_bar()
+    return run(QuantizeConfig(**spec))
+
+
 def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
     """Loss per supervised token of held-out rows, one row at a time, alike for all."""
     rows = json.loads(Path(spec["rows"]).with_name("eval.json").read_text("utf-8"))
@@ -311,7 +322,7 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
 def main() -> None:
     """Run the function that argv names."""
     torch.manual_seed(0)
-    functions = {f.__name__: f for f in (prepare, random_model, aift, saving, peer)}
+    functions = {f.__name__: f for f in (prepare, random_model, aift, saving, peer, quantize)}
     result = functions[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(result))
 

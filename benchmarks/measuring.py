@@ -23,7 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = ROOT.parent / "shared"
-_PACKAGES = ("aift-ray", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "ray")
+_PACKAGES = (
+    "aift-ray",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "ray",
+)
 
 Result = dict[str, Any]
 

@@ -51,6 +51,22 @@ DOCUMENTED = {
         "lora_dropout: float = 0.05, bias: str = 'none', task_type: str = 'CAUSAL_LM', "
         "use_qlora: bool = False, qlora_4bit: bool = True)"
     ),
+    "aift_ray.training.quantization.QuantizationOptimizer": (
+        "(model_name_or_path: str, device: torch.device | None = None)"
+    ),
+    "aift_ray.training.quantization.QuantizationOptimizer.quantize_to_8bit": (
+        "(self, output_dir: str, compute_dtype=torch.float16, llm_int8_threshold: float = 6.0, "
+        "llm_int8_has_fp16_weight: bool = False, "
+        "llm_int8_enable_fp32_cpu_offload: bool = False) -> AutoModelForCausalLM"
+    ),
+    "aift_ray.training.quantization.QuantizationOptimizer.quantize_to_4bit": (
+        "(self, output_dir: str, compute_dtype=torch.float16, quant_type: str = 'nf4', "
+        "use_double_quant: bool = True) -> AutoModelForCausalLM"
+    ),
+    "aift_ray.training.quantization.QuantizationOptimizer.benchmark_quantization": (
+        "(self, original_model: nn.Module, quantized_model: nn.Module, "
+        "test_inputs: list[torch.Tensor], num_runs: int = 100) -> dict[str, Any]"
+    ),
     "aift_ray.utils.gpu_utils.get_available_device": "() -> torch.device",
     "aift_ray.utils.gpu_utils.get_gpu_memory_info": "() -> dict[str, Any]",
     "aift_ray.utils.gpu_utils.optimize_model_for_gpu": (

@@ -1,5 +1,6 @@
 """Every setting, declared once; a file a verb."""
 
+from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.training import (
     DataConfig,
@@ -14,6 +15,7 @@ __all__ = [
     "DataConfig",
     "LoRAConfig",
     "ParallelConfig",
+    "QuantizeConfig",
     "RayConfig",
     "RunConfig",
     "SHIPPED_MODEL",

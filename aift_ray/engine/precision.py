@@ -38,7 +38,7 @@ class Precision:
         if name == "fp16" and device.type != "cuda":
             problem = Problem("training.precision", "fp16 needs a GPU", "use bf16, fp32 or auto")
             raise ConfigError([problem])
-        dtype = _DTYPES[name]
+        dtype = DTYPES[name]
         return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -58,4 +58,4 @@ def _automatic(mixed: bool, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -46,14 +46,16 @@ def check(config: RunConfig, folder: Path) -> list[Problem]:
     return copies.check() if copies else []
 
 
-def check_space(folder: Path, needed: int) -> list[Problem]:
+def check_space(folder: Path, needed: int, use: str = "checkpoints") -> list[Problem]:
     """Whether the disk under `folder` holds `needed` bytes more."""
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free >= needed:
         return []
-    what = f"{free / 2**30:.2f} GiB are free, {needed / 2**30:.2f} GiB are needed for checkpoints"
-    remedy = "free some, name another --output-dir, or lower --training.keep_checkpoints"
+    what = f"{free / 2**30:.2f} GiB are free, {needed / 2**30:.2f} GiB are needed for {use}"
+    remedy = "free some, or name another --output-dir"
+    if use == "checkpoints":
+        remedy += ", or lower --training.keep_checkpoints"
     return [Problem(f"disk of {folder}", what, remedy)]
 
 

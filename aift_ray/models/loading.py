@@ -23,13 +23,14 @@ def skeleton(location: str) -> PreTrainedModel:
 def load_model(
     location: str,
     dtype: torch.dtype,
-    attention: str,
+    attention: str | None,
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
     Args:
+        attention: its name; None: the architecture's default.
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
 
@@ -65,7 +66,8 @@ def load_model(
     found.get_output_embeddings().register_forward_pre_hook(_contiguous)
     bits = quantization.bits if quantization else held
     if bits:
-        settle(found, location, bits)
+        repack = quantization.repack if quantization else True
+        settle(found, location, bits, repack)
     return found
 
 

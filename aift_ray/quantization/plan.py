@@ -1,0 +1,134 @@
+"""All that is settled before a quantization starts; every mistake in one error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aift_ray.config import DataConfig, QuantizeConfig
+from aift_ray.data import cache
+from aift_ray.data.prompts import PromptEncoder
+from aift_ray.engine.precision import DTYPES
+from aift_ray.errors import ConfigError, Problem, UserError
+from aift_ray.launch.output import check_space
+from aift_ray.models import folders, loading
+from aift_ray.models.adapter_folder import check_adapter
+from aift_ray.models.quantized import Quantization
+from aift_ray.quantization import folder as output
+from aift_ray.quantization import quantizer
+from aift_ray.quantization.measure import Sample
+
+EVAL_FILE = Path(cache.__file__).parent / "assets" / "keitai" / "eval.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A quantization that could start.
+
+    Attributes:
+        location, adapter: of the model, and of the adapter that is merged first.
+        own_dtype, dtype: of the model's stored weights; of the result's unquantized ones.
+        quantization: None: only merge.
+        samples: what is measured on; empty: nothing is.
+    """
+
+    config: QuantizeConfig
+    output: Path
+    location: str
+    adapter: Path | None
+    device: torch.device
+    own_dtype: torch.dtype
+    dtype: torch.dtype
+    quantization: Quantization | None
+    samples: list[Sample]
+    parameters: int
+
+
+def prepare(config: QuantizeConfig) -> Plan:
+    """Check everything before weights are loaded.
+
+    Raises:
+        UserError: with every mistake that was found.
+    """
+    folder = Path(config.output_dir).expanduser() if config.output_dir else output.default_folder()
+    problems = output.check(folder, config.overwrite)
+    device = _device(config, problems)
+    location, adapter, samples, parameters = "", None, [], 0
+    own = dtype = torch.float32
+    quantization = None
+    try:
+        location = quantizer.source(config.model)
+        skeleton = loading.skeleton(location)
+        parameters = skeleton.num_parameters()
+        own = quantizer.stored_dtype(location)
+        dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]
+        quantization = _quantization(config, dtype)
+        problems += quantization.unavailable(device) if quantization else []
+        if config.adapter:
+            adapter = check_adapter(config.adapter, config.model, location, skeleton)
+    except UserError as error:
+        problems += error.problems
+    if not problems:
+        # merged weights lie beside the result for a while
+        needed = parameters * dtype.itemsize * 2
+        problems += check_space(folder.absolute(), needed, "the weights")
+    if problems:
+        raise ConfigError(problems)
+    samples = _samples(config, adapter, location)
+    return Plan(
+        config,
+        folder.absolute(),
+        location,
+        adapter,
+        device,
+        own,
+        dtype,
+        quantization,
+        samples,
+        parameters,
+    )
+
+
+def _device(config: QuantizeConfig, problems: list[Problem]) -> torch.device:
+    if config.device == "auto":
+        return quantizer.default_device()
+    if config.device == "cuda" and not torch.cuda.is_available():
+        problems.append(Problem("device", "there is no CUDA device", "give --device cpu"))
+    return torch.device(config.device)
+
+
+def _quantization(config: QuantizeConfig, dtype: torch.dtype) -> Quantization | None:
+    if config.bits == 16:
+        return None
+    return Quantization(
+        config.bits,
+        compute_dtype=dtype,
+        kind=config.quant_type,
+        double=config.double_quant,
+        threshold=config.threshold,
+        fp16_weight=config.fp16_weight,
+        cpu_offload=config.cpu_offload,
+    )
+
+
+def _samples(config: QuantizeConfig, adapter: Path | None, location: str) -> list[Sample]:
+    """Rows to measure on, spread evenly over the files, with the answers as targets."""
+    if config.eval_rows == 0:
+        return []
+    # the template that an adapter was trained with lies beside it
+    own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
+    encoder = PromptEncoder(folders.load_tokenizer(str(own)))
+    data = DataConfig(train_files=config.eval_files or [str(EVAL_FILE)])
+    rows = cache.prepare(data, encoder, config.sequence_length).rows("train")
+    number = min(config.eval_rows, len(rows))
+    chosen = np.linspace(0, len(rows) - 1, number).round().astype(int)
+    found = []
+    for index in chosen.tolist():
+        ids, flags = rows.row(index)
+        found.append(
+            Sample(torch.tensor(ids[None], dtype=torch.int64), torch.tensor(flags[None]).bool())
+        )
+    return found

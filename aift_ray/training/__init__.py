@@ -1,0 +1,1 @@
+"""The documented trainers and the quantizer: thin fronts, one a file."""
