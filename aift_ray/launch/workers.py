@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
+from aift_ray.launch import reaper
 from aift_ray.launch.elastic import SaveBeforeResize
 
 FAILURES = ".failures.jsonl"
@@ -50,13 +51,15 @@ def cluster() -> Iterator[dict[str, float]]:
     Raises:
         ConfigError: the cluster of RAY_ADDRESS can't be reached.
     """
-    started_here = not ray.is_initialized()
-    if started_here:
-        _connect(os.environ.get("RAY_ADDRESS"))
-    try:
+    if ray.is_initialized():
         yield ray.cluster_resources()
-    finally:
-        if started_here:
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    with nullcontext() if address else reaper.watched():
+        _connect(address)
+        try:
+            yield ray.cluster_resources()
+        finally:
             ray.shutdown()
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from aift_ray.engine import checkpoint
+from aift_ray.launch.reaper import alive
 from tests.conftest import KEITAI
 from tests.launch.command import Command, curve_of, flags, summary_of
 
@@ -141,7 +142,7 @@ def find(running: Command, victim: str) -> psutil.Process | None:
 def vanished(running: Command) -> float:
     """Seconds until nothing of the killed run is alive; an error after 30."""
     began = time.monotonic()
-    assert until(lambda: not [p for p in running.family() if p.is_running()], 30)
+    assert until(lambda: not any(map(alive, running.family())), 30)
     return time.monotonic() - began
 
 
