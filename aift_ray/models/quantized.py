@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +54,9 @@ class Quantization:
 
 def layers(model: torch.nn.Module, bits: int) -> list[torch.nn.Module]:
     """The layers of `model` that are held in `bits` bits."""
-    return [m for m in model.modules() if type(m).__name__ == _LINEAR[bits]]
+    # PEFT's wrapper of such a layer bears the same name
+    named = (m for m in model.modules() if type(m).__name__ == _LINEAR[bits])
+    return [m for m in named if not hasattr(m, "base_layer")]
 
 
 def settle(model: PreTrainedModel, location: str, bits: int) -> None:
@@ -62,6 +65,8 @@ def settle(model: PreTrainedModel, location: str, bits: int) -> None:
     Raises:
         ModelError: nothing was quantized.
     """
+    # it says for each call of each layer that its input is cast to 16 bits
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     found = layers(model, bits)
     if not found:
         what = f"no layer could be held in {bits} bits"
