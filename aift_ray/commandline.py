@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from aift_ray.config import RunConfig, Section, Settings
+from aift_ray.config.problems import flags_of, unknown
 from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
 S = TypeVar("S", bound=Settings)
-_OWN_FLAGS = ("config", "dry-run", "help")
 
 
 @dataclass
@@ -70,10 +69,10 @@ def parse(
     )
     try:
         own, rest = own_flags.parse_known_args(list(argv))
-        values, unknown = _read_flags(settings, parser, rest)
+        values, others = _read_flags(settings, parser, rest)
     except SettingsError as error:
         raise ConfigError([Problem("command line", str(error), "see --help")]) from None
-    problems = [_unknown_problem(settings, name, "flag") for name in unknown]
+    problems = [unknown(settings, name, "flag") for name in others]
     merged: dict[str, Any] = {}
     for path in own.config:
         _merge(merged, _read_yaml(Path(path), problems))
@@ -89,11 +88,11 @@ def validated(values: dict[str, Any]) -> RunConfig:
 def _read_flags(
     settings: type[S], parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    unknown: list[str] = []
+    others: list[str] = []
 
     def parse_known(root: argparse.ArgumentParser, args: list[str]) -> argparse.Namespace:
         namespace, rest = root.parse_known_args(args)
-        unknown.extend(rest)
+        others.extend(rest)
         return namespace
 
     source: Any = CliSettingsSource(
@@ -108,12 +107,12 @@ def _read_flags(
         parse_args_method=parse_known,
     )
     values: dict[str, Any] = {k: v for k, v in source().items() if k in settings.model_fields}
-    return values, _flag_names(unknown)
+    return values, _flag_names(others)
 
 
 def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
     """Give a bare yes/no flag its value, and keep a list value whole where it holds a comma."""
-    flags = _flags(settings)
+    flags = flags_of(settings)
     switches = {name for name, kind in flags.items() if kind is bool}
     lists = {name for name, kind in flags.items() if _holds_list(kind)}
     parts = [part for raw in argv for part in _split_equals(raw)]
@@ -126,21 +125,6 @@ def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
             yield part
         if part[2:] in switches and part.startswith("--") and following.startswith("--"):
             yield "true"
-
-
-def _flags(settings: type[Settings]) -> dict[str, Any]:
-    """Every flag and its annotation, the short ones too."""
-    found = dict(_annotations(settings))
-    return found | {short: found[name] for name, short in settings.short_flags.items()}
-
-
-def _annotations(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from _annotations(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, kind
 
 
 def _holds_list(kind: Any) -> bool:
@@ -193,31 +177,10 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _validated(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
     try:
-        config = settings.model_validate(values)
-    except ValidationError as error:
-        problems = problems + [_problem(settings, dict(detail)) for detail in error.errors()]
-        raise ConfigError(problems) from None
+        config = settings(**values)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     problems = problems + config.contradictions()
     if problems:
         raise ConfigError(problems)
     return config
-
-
-def _problem(settings: type[Settings], detail: dict[str, Any]) -> Problem:
-    name = ".".join(str(part) for part in detail["loc"] if isinstance(part, str))
-    if detail["type"] == "extra_forbidden":
-        return _unknown_problem(settings, name, "setting")
-    given = detail["input"]
-    shown = "a section" if isinstance(given, dict) else repr(given)
-    expected = detail["msg"].removeprefix("Value error, ")
-    return Problem(name, f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}")
-
-
-def _unknown_problem(settings: type[Settings], name: str, what: str) -> Problem:
-    known = list(_flags(settings)) + list(_OWN_FLAGS)
-    near = difflib.get_close_matches(name, known, 1, 0.5) or [
-        n for n in known if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]
-    ]
-    shown = f"--{name}" if what == "flag" else name
-    hint = f"did you mean '{near[0]}'?" if near else "see --help for all of them"
-    return Problem(shown, f"there is no such {what}", hint)

@@ -120,8 +120,10 @@ def test_configurations_take_documented_arguments_by_position() -> None:
     assert TrainingConfig(3e-4, 2).batch_size == 2
     with pytest.raises(TypeError, match="two values"):
         LoRAConfig(8, r=4)
-    with pytest.raises(ValueError, match="extra"):
-        LoRAConfig(rank=4)
+    with pytest.raises(ConfigError, match=r"lora_alph: there is no such setting\n.*lora_alpha"):
+        LoRAConfig(lora_alph=4)
+    with pytest.raises(ConfigError, match="2 problems"):
+        TrainingConfig(learning_rate=-1, batch_size=0)
 
 
 def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray() -> None:
@@ -130,3 +132,21 @@ def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray
         "aift_ray.TrainingConfig; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("--method full --lora.use_qlora", "lora.use_qlora: true contradicts method full"),
+        ("--lora.qlora_4bit false", "lora.qlora_4bit: false speaks of QLoRA, which is off"),
+    ],
+)
+def test_settings_of_methods_that_contradict_each_other_are_refused(flags: str, part: str) -> None:
+    assert part in complaint(*flags.split())
+
+
+def test_qlora_can_be_asked_for_in_two_ways() -> None:
+    assert read("--lora.use_qlora").trained_as == read("--method", "qlora").trained_as == "qlora"
+    assert read("--method", "qlora").base_bits == 4
+    assert read("--method", "qlora", "--lora.qlora_4bit", "false").base_bits == 8
+    assert read("--method", "lora").base_bits is None

@@ -5,6 +5,7 @@ from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.training import (
     DataConfig,
     LoRAConfig,
+    MultiGPUTrainingConfig,
     ParallelConfig,
     RayConfig,
     RunConfig,
@@ -14,6 +15,7 @@ from aift_ray.config.training import (
 __all__ = [
     "DataConfig",
     "LoRAConfig",
+    "MultiGPUTrainingConfig",
     "ParallelConfig",
     "QuantizeConfig",
     "RayConfig",

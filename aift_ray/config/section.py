@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from contextvars import ContextVar
 from functools import reduce
 from operator import or_
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aift_ray.errors import Problem
+# the metaclass of every pydantic model; it has no public name
+from pydantic._internal._model_construction import ModelMetaclass
+
+from aift_ray.config.problems import wrong
+from aift_ray.errors import ConfigError, Problem
 
 SHIPPED_MODEL = "hina-4m"
 
@@ -26,7 +31,26 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
 
 
-class Section(BaseModel):
+_within: ContextVar[bool] = ContextVar("within another section", default=False)
+
+
+class _Checked(ModelMetaclass):
+    """What is constructed wrongly is a ConfigError that names every wrong field at once."""
+
+    def __call__(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+        if _within.get():
+            # the outermost section tells all mistakes
+            return super().__call__(*args, **kwargs)
+        token = _within.set(True)
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError([wrong(cls, dict(detail)) for detail in error.errors()]) from None
+        finally:
+            _within.reset(token)
+
+
+class Section(BaseModel, metaclass=_Checked):
     """A group of settings; takes its fields by position too, in the order of declaration."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)

@@ -106,6 +106,10 @@ class ParallelConfig(Section):
     tensor_parallel_size: Positive = setting(1, "shards of strategy tensor; 1 with ddp")
 
 
+class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
+    """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
+
+
 class DataConfig(Section):
     """Which rows are read, and how they become token ids."""
 
@@ -208,15 +212,27 @@ class RunConfig(Settings):
             return {k: v for k, v in value.items() if v is not None or k not in _SECTIONS}
         return value
 
+    @property
+    def trained_as(self) -> Literal["full", "lora", "qlora"]:
+        """The method, of which `lora.use_qlora` has a say too."""
+        return "qlora" if self.method == "lora" and self.lora.use_qlora else self.method
+
+    @property
+    def base_bits(self) -> Literal[4, 8] | None:
+        """Bits of a weight of the quantized base model; None: it is not quantized."""
+        if self.trained_as != "qlora":
+            return None
+        return 4 if self.lora.qlora_4bit else 8
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, parallel, found = self.training, self.parallel, []
-        if self.method == "qlora" or self.lora.use_qlora:
-            found.append(
-                Problem("method", "qlora is not available in this version", "use --method lora")
-            )
-        if not self.lora.qlora_4bit and not self.lora.use_qlora:
-            found.append(Problem("lora.qlora_4bit", "speaks of QLoRA, and use_qlora is off"))
+        if self.method == "full" and self.lora.use_qlora:
+            what = "true contradicts method full: adapters are trained, and no more"
+            found.append(Problem("lora.use_qlora", what, "use --method qlora"))
+        if not self.lora.qlora_4bit and self.base_bits is None:
+            what = "false speaks of QLoRA, which is off"
+            found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         if parallel.max_memory_per_gpu is not None:
             found.append(
                 Problem("parallel.max_memory_per_gpu", "needs strategy model_parallel, not ddp")

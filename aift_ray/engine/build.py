@@ -21,6 +21,7 @@ from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.models import attention, folders, loading
 from aift_ray.models.adapters import add_adapters, reload_adapters
+from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import wrap
 from aift_ray.parallel.group import Group
 
@@ -119,7 +120,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     kind = attention.choose(group.device)
-    base = loading.load_model(source, precision.frozen, kind)
+    held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
+    base = loading.load_model(source, precision.frozen, kind, held)
     if config.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     if full:

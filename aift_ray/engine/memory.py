@@ -40,6 +40,7 @@ def _parts(run: Run, tokens: int) -> str:
         tokens,
         width,
         config.training.gradient_checkpointing,
+        config.base_bits,
     )
     return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in vars(need).items())
 
@@ -57,4 +58,6 @@ def remedy(config: RunConfig) -> str:
         return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
     if config.method == "full":
         return "--method lora"
+    if config.trained_as == "lora":
+        return "--method qlora"
     return f"--data.sequence_length {config.data.sequence_length // 2}"

@@ -40,7 +40,10 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     number = str(most) if least == most else f"{least} to {most}"
     rows = [
         ("model", f"{config.model}, {run.parameters:,} parameters (computed)"),
-        ("method", f"{config.method}, {run.trained_parameters:,} trained parameters (computed)"),
+        (
+            "method",
+            f"{config.trained_as}, {run.trained_parameters:,} trained parameters (computed)",
+        ),
         ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
         ("training rows", _counts(run.prepared.train)),
     ]

@@ -71,7 +71,7 @@ def prepare(
     model_config = folders.load_config(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
-    if config.method == "lora" and config.lora.target_modules:
+    if config.method != "full" and config.lora.target_modules:
         _check_targets(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
@@ -118,7 +118,7 @@ def _check_targets(location: str, config: RunConfig) -> None:
 
 def _resumed_state(config: RunConfig, folder: Path) -> State:
     adapter = (folder / "adapter_config.json").is_file()
-    if adapter != (config.method == "lora"):
+    if adapter != (config.method != "full"):
         what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
         raise ConfigError([Problem(f"resume {folder}", what, "give the --method it was made with")])
     return read_state(folder)
@@ -152,6 +152,7 @@ def _sizes(
         tokens,
         2 if narrow else 4,
         config.training.gradient_checkpointing,
+        config.base_bits,
     )
     trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
     # trained weights and two moments in fp32
@@ -181,7 +182,7 @@ def _warnings(config: RunConfig, run: Preparation) -> list[str]:
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
             f"learning rate never reaches {training.learning_rate:g}"
         )
-    if config.method == "lora" and training.learning_rate <= 3e-5:
+    if config.method != "full" and training.learning_rate <= 3e-5:
         found.append(
             f"training.learning_rate {training.learning_rate:g} is usual for full fine-tuning; "
             "LoRA usually wants about ten times as much"

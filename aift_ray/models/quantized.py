@@ -102,7 +102,9 @@ class Quantization:
 
 def layers(model: torch.nn.Module, bits: int) -> list[torch.nn.Module]:
     """The layers of `model` that are held in `bits` bits."""
-    return [m for m in model.modules() if type(m).__name__ == _LINEAR[bits]]
+    # PEFT's wrapper of such a layer bears the same name
+    named = (m for m in model.modules() if type(m).__name__ == _LINEAR[bits])
+    return [m for m in named if not hasattr(m, "base_layer")]
 
 
 def stored_bits(config: Any) -> int | None:

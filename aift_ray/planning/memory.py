@@ -10,6 +10,8 @@ GIB = 2**30
 _FLOAT32 = 4
 # positions whose logits are in memory at once, in fp32: the logits and their gradient
 _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
+# bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
+_HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,13 @@ class Shape:
             width: bytes of a weight.
             bits: of a weight of the linear layers, where those are quantized.
         """
-        linear = self.layers * sum(a * b for a, b in self.linear_shapes) if bits else 0
+        linear = self.linear_parameters if bits else 0
         return (self.parameters - linear) * width + linear * (bits or 0) // 8
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the linear layers of all blocks: those that are quantized."""
+        return self.layers * sum(a * b for a, b in self.linear_shapes)
 
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of LoRA adapters on every linear layer of the blocks."""
@@ -90,7 +97,13 @@ class Memory:
 
 
 def memory(
-    shape: Shape, method: str, rank: int, tokens: int, frozen_bytes: int, checkpointing: bool
+    shape: Shape,
+    method: str,
+    rank: int,
+    tokens: int,
+    frozen_bytes: int,
+    checkpointing: bool,
+    base_bits: int | None = None,
 ) -> Memory:
     """Memory of a worker whose micro-batch holds `tokens` tokens.
 
@@ -99,17 +112,24 @@ def memory(
         frozen_bytes: bytes of a weight that is not trained (2 in bf16, 4 in fp32); activations
             have the same width.
         checkpointing: whether activations are recomputed block by block.
+        base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
     """
     full = method == "full"
     trained = shape.parameters if full else shape.adapter_parameters(rank)
-    frozen = 0 if full else shape.parameters
+    frozen = 0 if full else shape.parameters * frozen_bytes
+    working = 0
+    if base_bits:
+        held = shape.linear_parameters
+        frozen += round(held * _HELD_BITS[base_bits] / 8) - held * frozen_bytes
+        # one layer at a time is brought back to the width of the computation
+        working = max(a * b for a, b in shape.linear_shapes) * frozen_bytes
     width = frozen_bytes if not full else 2
     block = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward)
     kept = shape.layers * tokens * width * shape.hidden
     return Memory(
-        weights=frozen * frozen_bytes + trained * _FLOAT32,
+        weights=frozen + trained * _FLOAT32,
         gradients=trained * _FLOAT32,
         optimizer=trained * 2 * _FLOAT32,
-        activations=kept + block if checkpointing else shape.layers * block,
+        activations=working + (kept + block if checkpointing else shape.layers * block),
         logits=min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES,
     )

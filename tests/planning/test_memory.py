@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from aift_ray.config import SHIPPED_MODEL
+from aift_ray.models.quantized import layers
 from aift_ray.planning.memory import Shape, memory
 from tests.engine.runs import started
 
@@ -61,3 +63,30 @@ def test_recomputing_activations_saves_what_it_promises() -> None:
 def test_an_architecture_of_another_kind_is_not_guessed_at() -> None:
     with pytest.raises(KeyError):
         Shape.of({"hidden_size": 64})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_bytes_of_a_quantized_base_agree_with_real_modules(
+    bits: int, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = configure(model=SHIPPED_MODEL, method="qlora", lora__qlora_4bit=bits == 4, lora__r=8)
+    model = started(config, tmp_path).module.model
+    shape = Shape.of(model.config.to_dict())
+    held = sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters()
+        if not name.endswith("bias")
+    )
+    for layer in layers(model, bits):
+        if bits == 4:
+            state = layer.weight.quant_state
+            held += state.absmax.nbytes + state.state2.absmax.nbytes
+    need = memory(shape, "qlora", 8, 512, 4, checkpointing=False, base_bits=bits)
+    assert need.weights == pytest.approx(held, rel=0.001)
+
+
+def test_a_30b_model_with_qlora_is_held_in_16_to_20_gb() -> None:
+    shape = Shape(6656, 60, 52, 52, 128, 17920, 32000, False)
+    assert 30e9 < shape.parameters < 34e9
+    need = memory(shape, "qlora", 8, 2048, 2, checkpointing=True, base_bits=4)
+    assert 16e9 < need.weights < 20e9

@@ -1,0 +1,106 @@
+"""Adapters on a base in 4 or 8 bits: the same steps, saved and resumed as any other adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+
+from aift_ray.data.batches import collate
+from aift_ray.engine.loss import model_inputs
+from aift_ray.launch import output
+from aift_ray.models.quantized import layers
+from tests.conftest import write_rows
+from tests.engine.runs import curve, started
+from tests.engine.test_worker import Killed, losses, run
+
+Configure = Callable[..., Any]
+BITS = {"nf4": {"method": "qlora"}, "int8": {"method": "qlora", "lora__qlora_4bit": False}}
+SPREADS: dict[str, dict[str, Any]] = {
+    "two by two, accumulated": {
+        "training__batch_size": 2,
+        "training__gradient_accumulation_steps": 4,
+    },
+    "padded": {"data__packing": "false"},
+    "recomputed activations": {"training__gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("held", BITS)
+def test_batch_of_eight_is_the_same_step(held: str, configure: Configure, tmp_path: Path) -> None:
+    common = BITS[held] | {"lora__lora_dropout": 0.0}
+    whole = curve(configure(**common), tmp_path)
+    assert whole[-1][0] < whole[0][0], "it learns"
+    for name, values in SPREADS.items():
+        spread = curve(configure(**common, **values), tmp_path)
+        torch.testing.assert_close(
+            torch.tensor(whole), torch.tensor(spread), rtol=1e-4, atol=1e-4, msg=name
+        )
+
+
+@pytest.mark.parametrize(("held", "bits"), [("nf4", 4), ("int8", 8)])
+def test_the_blocks_are_quantized_and_the_adapters_are_not(
+    held: str, bits: int, configure: Configure, tmp_path: Path
+) -> None:
+    model = started(configure(**BITS[held]), tmp_path).module.model
+    assert len(layers(model, bits)) == 2 * 7
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
+
+
+def test_a_setting_of_lora_turns_it_on_too(configure: Configure, tmp_path: Path) -> None:
+    config = configure(method="lora", lora__use_qlora=True)
+    assert layers(started(config, tmp_path).module.model, 4)
+
+
+@pytest.mark.parametrize("held", BITS)
+def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
+    held: str, configure: Configure, tmp_path: Path
+) -> None:
+    values = {"training__batch_size": 4, "training__save_steps": 3, "lora__lora_dropout": 0.3}
+    config = configure(**BITS[held], **values)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", kill_at=3)
+    resumed = run(config, tmp_path / "killed")
+    assert resumed.resumed_from == 3
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
+    assert output.summary(tmp_path / "whole")["method"] == "qlora"
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_evaluation_between_steps_changes_no_step(configure: Configure, tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    evaluated = {
+        "data__eval_files": [str(held_out)],
+        "training__eval_steps": 1,
+        "training__exact_match_rows": 2,
+        "training__exact_match_max_tokens": 4,
+    }
+    run(configure(method="qlora"), tmp_path / "plain")
+    run(configure(method="qlora", **evaluated), tmp_path / "evaluated")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "evaluated")
+
+
+def test_the_final_adapter_loads_on_the_plain_base(configure: Configure, tmp_path: Path) -> None:
+    done = run(configure(method="qlora"), tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    reloaded = AutoPeftModelForCausalLM.from_pretrained(folder, attn_implementation="documents")
+    mine = {n: p for n, p in done.module.model.named_parameters() if "lora_" in n}
+    theirs = {n: p for n, p in reloaded.named_parameters() if "lora_" in n}
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert all("lora_" in n for n in load_file(folder / "adapter_model.safetensors"))
+    batch = collate(done.rows, [0, 1, 2], padded=False)
+    with torch.no_grad():
+        quantized = done.module.model.eval()(**model_inputs(batch)).logits
+        plain = reloaded.eval()(**model_inputs(batch)).logits
+    # the base differs by what 4 bits round away
+    assert torch.nn.functional.cosine_similarity(quantized, plain, dim=-1).min() > 0.95
