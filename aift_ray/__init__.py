@@ -11,15 +11,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdvancedMultiGPUTrainer": "aift_ray.training.multi_gpu_training",
     "AiftError": "aift_ray.errors",
     "BaseModel": "aift_ray.models.base_model",
     "ConfigError": "aift_ray.errors",
     "DataError": "aift_ray.errors",
+    "FullFinetuningTrainer": "aift_ray.training.full_finetuning",
     "JapaneseModel": "aift_ray.models.japanese_model",
     "LoRAConfig": "aift_ray.config",
+    "LoRAFinetuningTrainer": "aift_ray.training.lora_finetuning",
     "ModelError": "aift_ray.errors",
+    "MultiGPUTrainingConfig": "aift_ray.config",
     "QuantizationOptimizer": "aift_ray.training.quantization",
     "RunConfig": "aift_ray.config",
+    "TextDataset": "aift_ray.data.text_dataset",
     "TrainingConfig": "aift_ray.config",
     "TrainingError": "aift_ray.errors",
     "clear_gpu_memory": "aift_ray.utils.gpu_utils",

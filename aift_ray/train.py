@@ -22,8 +22,9 @@ def run(argv: Sequence[str]) -> int:
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, RunConfig, "train", description, EPILOG)
     from aift_ray.launch import training
+    from aift_ray.launch.prepare import process_start
 
-    training.run(command.config, command.dry_run)
+    training.run(command.config, command.dry_run, process_start())
     return 0
 
 

@@ -51,6 +51,38 @@ DOCUMENTED = {
         "lora_dropout: float = 0.05, bias: str = 'none', task_type: str = 'CAUSAL_LM', "
         "use_qlora: bool = False, qlora_4bit: bool = True)"
     ),
+    "aift_ray.config.MultiGPUTrainingConfig": (
+        "(strategy: str = 'ddp', max_memory_per_gpu: dict[int, str] | None = None, "
+        "pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1)"
+    ),
+    "aift_ray.training.training_utils.TextDataset": (
+        "(texts: list[str], tokenizer, max_length: int = 512)"
+    ),
+    "aift_ray.training.full_finetuning.FullFinetuningTrainer": (
+        "(model: BaseModel, config: TrainingConfig, train_dataset: TextDataset | None = None, "
+        "eval_dataset: TextDataset | None = None, use_accelerate: bool = True)"
+    ),
+    "aift_ray.training.full_finetuning.FullFinetuningTrainer.train": (
+        "(self, train_texts: list[str] | None = None, eval_texts: list[str] | None = None, "
+        "resume_from_checkpoint: str | None = None) -> nn.Module"
+    ),
+    "aift_ray.training.lora_finetuning.LoRAFinetuningTrainer": (
+        "(model: BaseModel, lora_config: LoRAConfig, training_config: TrainingConfig, "
+        "train_dataset: TextDataset | None = None, eval_dataset: TextDataset | None = None)"
+    ),
+    "aift_ray.training.lora_finetuning.LoRAFinetuningTrainer.train": (
+        "(self, train_texts=None, eval_texts=None, resume_from_checkpoint=None) -> nn.Module"
+    ),
+    "aift_ray.training.lora_finetuning.LoRAFinetuningTrainer.load_lora_model": (
+        "(base_model_name: str, lora_adapter_path: str, device: torch.device | None = None)"
+    ),
+    "aift_ray.training.multi_gpu_training.AdvancedMultiGPUTrainer": (
+        "(model: BaseModel, config: MultiGPUTrainingConfig, "
+        "train_dataset: TextDataset | None = None, eval_dataset: TextDataset | None = None)"
+    ),
+    "aift_ray.training.multi_gpu_training.AdvancedMultiGPUTrainer.train": (
+        "(self, train_texts=None, eval_texts=None, resume_from_checkpoint=None)"
+    ),
     "aift_ray.training.quantization.QuantizationOptimizer": (
         "(model_name_or_path: str, device: torch.device | None = None)"
     ),

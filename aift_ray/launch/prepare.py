@@ -52,13 +52,19 @@ class Preparation:
 
 
 def prepare(
-    config: RunConfig, output: Path, workers: int, gpu: bool, resume: Path | None
+    config: RunConfig,
+    output: Path,
+    workers: int,
+    gpu: bool,
+    resume: Path | None,
+    started: float | None = None,
 ) -> Preparation:
     """Resolve the model, tokenize the data, and lay out the steps.
 
     Args:
         workers: the largest number of workers; fixes the global batch of a new run.
         gpu: whether the workers have one each.
+        started: when the run was asked for, as time.time() counts; None: now.
 
     Raises:
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
@@ -92,7 +98,7 @@ def prepare(
         stop_ids=encoder.stop_ids,
         chat_template=tokenizer.chat_template,
         global_batch=batch,
-        started=_process_start(),
+        started=time.time() if started is None else started,
         resume=resume,
     )
     sizes = _sizes(config, model_config.to_dict(), plan, gpu)
@@ -159,7 +165,7 @@ def _sizes(
     return need, shape.parameters, trained, trained * 12
 
 
-def _process_start() -> float:
+def process_start() -> float:
     """When this process began, as time.time() counts."""
     if sys.platform != "linux":
         return float(psutil.Process().create_time())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.engine.metrics import STOP
@@ -17,9 +19,16 @@ from aift_ray.errors import ConfigError, Interrupted, TrainingError
 from aift_ray.launch import display, output, workers
 from aift_ray.launch.prepare import Preparation, prepare
 
+if TYPE_CHECKING:
+    import torch
 
-def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
+
+def run(config: RunConfig, dry_run: bool = False, started: float | None = None) -> dict[str, Any]:
     """Train as `config` says; returns the summary.
+
+    Args:
+        dry_run: show what would be done, and do nothing.
+        started: when the run was asked for, as time.time() counts; None: now.
 
     Raises:
         UserError: the input is wrong; nothing was started.
@@ -27,7 +36,7 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
         TrainingError: failed after the start.
     """
     if config.training.local_rank >= 0:
-        return _run_joined(config)
+        return _run_joined(config, started)
     folder = output.output_folder(config)
     if config.resume == "latest" and output.finished(folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
@@ -41,10 +50,50 @@ def run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
         joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
         gpus = _gpus_used(config, int(joined.get("GPU", 0)) if joined else _local_gpus())
         group = config.worker_range(gpus)
-        prepared = _prepared(config, folder, group, gpus > 0, resume)
+        prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         resources = joined or stack.enter_context(workers.cluster())
         workers.check_resources(config.ray, group[0], gpus > 0, resources)
-        return _train(config, folder, prepared, group, gpus > 0)
+        go = partial(workers.train, prepared.job, group, gpus > 0)
+        return _train(config, folder, prepared, go)
+
+
+def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
+    """Train as `config` says in this process alone, without Ray; returns the trained model.
+
+    Raises:
+        UserError, Interrupted, TrainingError: as `run`.
+    """
+    from aift_ray.engine.worker import work
+    from aift_ray.parallel.group import Group
+
+    folder, trained = output.output_folder(config), []
+    resume = _resume_point(config, folder)
+    prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
+
+    def go(show: Callable[[], None]) -> None:
+        with _again_and_again(show):
+            trained.append(work(prepared.job, Group(0, 1, device)))
+
+    _train(config, folder, prepared, go)
+    return trained[0].module.model
+
+
+@contextmanager
+def _again_and_again(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` twice a second in a thread of its own."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(0.5):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _resume_point(config: RunConfig, folder: Path) -> Path | None:
@@ -59,10 +108,15 @@ def _resume_point(config: RunConfig, folder: Path) -> Path | None:
 
 
 def _prepared(
-    config: RunConfig, folder: Path, group: tuple[int, int], gpu: bool, resume: Path | None
+    config: RunConfig,
+    folder: Path,
+    group: tuple[int, int],
+    gpu: bool,
+    resume: Path | None,
+    started: float | None = None,
 ) -> Preparation:
     """The run, ready to start, its plan shown; or an error that says why it can't."""
-    prepared = prepare(config, folder, group[1], gpu, resume)
+    prepared = prepare(config, folder, group[1], gpu, resume, started)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
@@ -71,7 +125,7 @@ def _prepared(
     return prepared
 
 
-def _run_joined(config: RunConfig) -> dict[str, Any]:
+def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
@@ -79,10 +133,11 @@ def _run_joined(config: RunConfig) -> dict[str, Any]:
     folder = output.output_folder(config)
     if standalone.leads():
         resume = _resume_point(config, folder)
-        prepared = _prepared(config, folder, (world, world), gpu, resume)
+        prepared = _prepared(config, folder, (world, world), gpu, resume, started)
         output.start(config, folder)
     else:
-        prepared = prepare(config, folder, world, gpu, output.resume_point(config, folder)[0])
+        resume = output.resume_point(config, folder)[0]
+        prepared = prepare(config, folder, world, gpu, resume, started)
     workers.quiet()
     standalone.join_and_work(prepared.job)
     if not standalone.leads():
@@ -120,13 +175,17 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
 
 
 def _train(
-    config: RunConfig, folder: Path, prepared: Preparation, group: tuple[int, int], gpu: bool
+    config: RunConfig,
+    folder: Path,
+    prepared: Preparation,
+    go: Callable[[Callable[[], None]], None],
 ) -> dict[str, Any]:
+    """Do the run by `go`, which calls what shows its progress again and again."""
     output.start(config, folder)
     status = "failed"
     try:
         with _stop_signals(folder) as asked, display.Follower(folder) as follower:
-            workers.train(prepared.job, group, gpu, follower.poll)
+            go(follower.poll)
         output.bring(config, folder)
         status = output.summary(folder).get("status", "failed")
     except (TrainingError, OSError) as error:
@@ -181,6 +240,10 @@ def _stop_signals(folder: Path) -> Iterator[list[int]]:
         (folder / STOP).touch()
         display.console.print("stopping at the end of this step, with a checkpoint")
 
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may take signals
+        yield asked
+        return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked

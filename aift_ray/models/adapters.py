@@ -61,9 +61,9 @@ def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
     )
 
 
-def reload_adapters(model: PreTrainedModel, folder: str) -> PeftModel:
-    """Put saved adapters on `model`, to be trained further."""
-    adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=True)
+def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
+    """Put saved adapters on `model`, to be trained further or to answer."""
+    adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return adapted
 
 

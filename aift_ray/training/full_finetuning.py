@@ -1,0 +1,71 @@
+"""`FullFinetuningTrainer`: all weights are trained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from aift_ray.config import TrainingConfig
+from aift_ray.data.text_dataset import TextDataset
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.base_model import BaseModel
+from aift_ray.training import runs
+
+
+class FullFinetuningTrainer:
+    """Trains all weights of a model.
+
+    Args:
+        model: which model; its weights are read anew from its name when training begins.
+        config: with `ddp=True`, `world_size` Ray Train workers; else this process alone.
+        train_dataset, eval_dataset: in place of the texts given to `train`.
+        use_accelerate: join the group that `accelerate launch` has started; False: this process
+            alone, on one device, whoever started it. Both give the same losses.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        config: TrainingConfig,
+        train_dataset: TextDataset | None = None,
+        eval_dataset: TextDataset | None = None,
+        use_accelerate: bool = True,
+    ) -> None:
+        if model.quantization is not None:
+            what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
+            remedy = "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
+            raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
+        self.model, self.config = model, config
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.use_accelerate = use_accelerate
+
+    def train(
+        self,
+        train_texts: list[str] | None = None,
+        eval_texts: list[str] | None = None,
+        resume_from_checkpoint: str | None = None,
+    ) -> nn.Module:
+        """Train; `self.model` then stands for what was trained.
+
+        Args:
+            train_texts, eval_texts: plain texts, supervised as a whole; or instruction rows, of
+                which the answers are supervised.
+            resume_from_checkpoint: a folder checkpoints/step-N, or 'latest'.
+
+        Returns:
+            The trained model, in this process, in evaluation mode.
+
+        Raises:
+            ConfigError, DataError, ModelError: what is wrong, before anything has started.
+            Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
+            TrainingError: it failed.
+        """
+        data = runs.data_settings(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        sections: dict[str, Any] = {"method": "full", "data": data}
+        config, grouped = self.config, int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if self.use_accelerate and grouped and config.local_rank < 0:
+            config = config.model_copy(update={"local_rank": int(os.environ["LOCAL_RANK"])})
+        here = not config.ddp and config.local_rank < 0
+        return runs.run(self.model, config, sections, resume_from_checkpoint, here)

@@ -1,0 +1,138 @@
+"""What the trainers share: from a model, settings and texts to a run and the trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aift_ray.commandline import validated
+from aift_ray.config import DataConfig, TrainingConfig
+from aift_ray.data.cache import cache_folder
+from aift_ray.data.text_dataset import TextDataset, check_texts
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import output, training, workers
+from aift_ray.models.adapters import causal_model
+from aift_ray.models.base_model import BaseModel
+
+Rows = list[str] | list[dict[str, Any]]
+
+
+def data_settings(
+    texts: Rows | None,
+    eval_texts: Rows | None,
+    dataset: TextDataset | None,
+    eval_dataset: TextDataset | None,
+) -> dict[str, Any]:
+    """The data section of a run on texts or instruction rows given in Python.
+
+    Raises:
+        ConfigError: texts and a dataset together, or neither.
+        DataError: every item that is neither a text nor a row.
+    """
+    pairs = [("train_texts", texts, "train_dataset", dataset)]
+    pairs += [("eval_texts", eval_texts, "eval_dataset", eval_dataset)]
+    problems = []
+    for name, given, other, held in pairs:
+        if given is not None and held is not None:
+            problems.append(Problem(name, f"stands beside {other}", "give one of them"))
+        if held is not None and not isinstance(held, TextDataset):
+            what = f"{type(held).__name__} is not allowed: give a TextDataset"
+            problems.append(Problem(other, what))
+    if texts is None and dataset is None:
+        problems.append(Problem("train_texts", "neither texts nor a dataset are given"))
+    if problems:
+        raise ConfigError(problems)
+    settings: dict[str, Any] = {"train_files": [_file(texts, dataset, "train_texts")]}
+    if eval_texts is not None or eval_dataset is not None:
+        settings["eval_files"] = [_file(eval_texts, eval_dataset, "eval_texts")]
+    if dataset is not None:
+        settings["sequence_length"] = dataset.max_length
+    return settings
+
+
+def run(
+    model: BaseModel,
+    config: TrainingConfig,
+    sections: dict[str, Any],
+    resume: str | None,
+    here: bool,
+) -> nn.Module:
+    """Train the model of `model`'s name; `model` then stands for what was trained.
+
+    Args:
+        sections: the settings beside those of `config`: method, data, lora, parallel.
+        resume: 'latest' or a checkpoint folder.
+        here: in this process alone; else on Ray workers, or as one of torchrun's processes.
+    """
+    settings = validated(
+        {
+            "model": model.model_name,
+            "training": _set(config, TrainingConfig),
+            "output_dir": str(_folder(config, resume)),
+            "resume": resume,
+        }
+        | sections
+    )
+    folder = Path(str(settings.output_dir))
+    # the weights are read anew: two copies would not fit
+    model.model = None
+    workers.quiet()
+    done = settings.resume == "latest" and output.finished(folder)
+    if not here or done:
+        training.run(settings)
+        model.model_name, model.tokenizer = str(folder / "model"), None
+        return model.load_model()
+    trained = training.run_here(settings, model.device)
+    model.model_name, model.tokenizer = str(folder / "model"), None
+    inner = causal_model(trained)
+    inner.set_attn_implementation("sdpa")
+    trained.eval()
+    model.model = trained  # type: ignore[assignment]
+    return trained
+
+
+def parts_of(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
+    """The fields of `section` that were set in `config`."""
+    return _set(config, section)
+
+
+def _set(config: Any, section: type[Any]) -> dict[str, Any]:
+    values: dict[str, Any] = config.model_dump(exclude_unset=True)
+    return {name: value for name, value in values.items() if name in section.model_fields}
+
+
+def _file(rows: Rows | None, dataset: TextDataset | None, name: str) -> str:
+    """The rows as JSON Lines in the cache, named by their content."""
+    given: Any = dataset.texts if dataset is not None else rows
+    check_texts(given, name, str, dict)
+    items = ({"text": item} if isinstance(item, str) else item for item in given)
+    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    data = text.encode("utf-8", "surrogatepass")
+    folder = cache_folder(DataConfig()).with_name("texts")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
+    if not file.exists():
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(data)
+        scratch.replace(file)
+    return str(file)
+
+
+def _folder(config: TrainingConfig, resume: str | None) -> Path:
+    """The run's folder: the one that was named, else a numbered one under the default."""
+    parent = Path(config.output_dir).expanduser().absolute()
+    if "output_dir" in config.model_fields_set:
+        return parent
+    named = Path(resume).expanduser().absolute() if resume and resume != "latest" else None
+    if named and named.parent.name == "checkpoints":
+        return named.parents[1]
+    runs = parent.glob("run-*") if parent.is_dir() else ()
+    numbers = [int(match[1]) for path in runs if (match := re.fullmatch(r"run-(\d+)", path.name))]
+    last = max(numbers, default=0)
+    return parent / f"run-{max(last, 1) if resume == 'latest' else last + 1}"
