@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from aift_ray import __version__, train
+from aift_ray import __version__, train, tune
 from aift_ray.commandline import guarded
 
-VERBS = {"train": train.run}
+VERBS = {"train": train.run, "tune": tune.run}
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
 
   train    fine-tune a model on Ray Train workers
+  tune     sweep over training runs on Ray Tune
 
 aift-ray {__version__}"""
 

@@ -22,7 +22,7 @@ from ray.train import Checkpoint, FailureConfig, ScalingConfig, UserCallback
 
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
-from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
+from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 
 FAILURES = ".failures.jsonl"
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
@@ -83,6 +83,12 @@ def _connect(address: str | None) -> None:
         raise ConfigError([problem]) from error
 
 
+def asked(config: RayConfig, gpu: bool) -> dict[str, float]:
+    """What one worker asks of the cluster, {resource: amount}."""
+    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    return resources | {"GPU": 1.0} if gpu else resources
+
+
 def check_resources(
     config: RayConfig, workers: int, gpu: bool, resources: dict[str, float]
 ) -> None:
@@ -91,11 +97,8 @@ def check_resources(
     Raises:
         ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
     """
-    asked = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    if gpu:
-        asked["GPU"] = 1.0
     problems = []
-    for name, amount in asked.items():
+    for name, amount in asked(config, gpu).items():
         needed, there = amount * workers, resources.get(name, 0.0)
         if needed > there:
             what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
@@ -136,9 +139,6 @@ def train(job: Job, workers: tuple[int, int], gpu: bool, wait: Callable[[], None
 def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.TorchTrainer:
     config = job.config.ray
     least, most = workers
-    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    if gpu:
-        resources["GPU"] = 1
     threads = str(max(1, int(config.cpus_per_worker)))
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -148,7 +148,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
-            resources_per_worker=resources,
+            resources_per_worker=asked(config, gpu),
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -232,8 +232,8 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
-        return TrainingError(f"training failed: {text}")
-    return TrainingError(f"training failed: {text}\n  the whole of it is in {log}")
+        return WorkersLost(f"training failed: {text}")
+    return WorkersLost(f"training failed: {text}\n  the whole of it is in {log}")
 
 
 def _short(error: BaseException) -> str:
