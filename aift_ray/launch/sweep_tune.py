@@ -41,7 +41,10 @@ _SWITCHES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
+# the CPUs are the workers'; Tune takes no request for nothing at all
+_NEXT_TO_NOTHING = {"memory": 1.0}
 
 
 @dataclass
@@ -89,12 +92,16 @@ class Trials(Searcher):  # type: ignore[misc]
         settled = {trial.number for trial in kept if trial.settled}
         self._to_come = [n for n in range(sweep.search.total) if n not in settled]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, where Tune would write it down: the trials' folders hold all that is needed."""
+        return {}
+
     def set_search_properties(self, *given: Any, **spec: Any) -> bool:
         """Nothing is taken from Tune."""
         return True
 
     def save_to_dir(self, *given: Any, **named: Any) -> None:
-        """The trials' folders hold all that is needed to go on."""
+        """As above."""
 
     def suggest(self, trial_id: str) -> Any:
         """What Tune passes to the next trial; None: not yet."""
@@ -207,7 +214,7 @@ def fit(sweep: Sweep, trials: Trials, state: Path) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     kept = [trial for trial in trials.trials.values() if trial.settled]
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(_run, {"CPU": 0}),
+        ray.tune.with_resources(_run, _NEXT_TO_NOTHING),
         tune_config=ray.tune.TuneConfig(
             search_alg=trials,
             scheduler=scheduler(sweep.config, sweep.grace, sweep.steps, kept),

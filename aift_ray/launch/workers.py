@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.experimental import internal_kv
 from ray.train import Checkpoint, FailureConfig, ScalingConfig, UserCallback
 
 from aift_ray.config import RayConfig
@@ -142,7 +143,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     threads = str(max(1, int(config.cpus_per_worker)))
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         _work,
         train_loop_config={"job": job, "threads": int(threads)},
         scaling_config=ScalingConfig(
@@ -159,6 +160,19 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             worker_runtime_env={"env_vars": environment},
         ),
     )
+
+
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Without the detached actor that asks the dashboard about the run, where there is none.
+
+    It would take 12 seconds to give up at the end of each run.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if internal_kv._internal_kv_get("webui:url", namespace="dashboard"):
+            return list(callbacks)
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
 class _Failures(UserCallback):  # type: ignore[misc]
