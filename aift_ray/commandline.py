@@ -29,6 +29,15 @@ class Command(Generic[S]):
     dry_run: bool = False
 
 
+@dataclass
+class Given:
+    """What the user gave, not yet held against the settings, and what is wrong with it so far."""
+
+    values: dict[str, Any]
+    problems: list[Problem]
+    dry_run: bool
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise SettingsError(message)
@@ -55,6 +64,18 @@ def parse(
     Raises:
         ConfigError: with every unknown, malformed or out-of-range setting.
     """
+    found = given(argv, settings, verb, description, epilog)
+    return Command(settled(settings, found.values, found.problems), found.dry_run)
+
+
+def given(
+    argv: Sequence[str], settings: type[S], verb: str, description: str, epilog: str = ""
+) -> Given:
+    """Read flags and YAML files into one tree of values, still as they were written.
+
+    Raises:
+        ConfigError: the command line can't be read.
+    """
     own_flags = _Parser(add_help=False, allow_abbrev=False)
     own_flags.add_argument("--config", action="append", default=[], help="YAML file of settings")
     own_flags.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
@@ -75,14 +96,14 @@ def parse(
     problems = [unknown(settings, name, "flag") for name in others]
     merged: dict[str, Any] = {}
     for path in own.config:
-        _merge(merged, _read_yaml(Path(path), problems))
-    _merge(merged, values)
-    return Command(_validated(settings, merged, problems), own.dry_run)
+        merge(merged, _read_yaml(Path(path), problems))
+    merge(merged, values)
+    return Given(merged, problems, own.dry_run)
 
 
 def validated(values: dict[str, Any]) -> RunConfig:
     """The configuration of `values`; ConfigError with every mistake in it."""
-    return _validated(RunConfig, values, [])
+    return settled(RunConfig, values, [])
 
 
 def _read_flags(
@@ -111,9 +132,9 @@ def _read_flags(
 
 
 def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
-    """Give a bare yes/no flag its value, and keep a list value whole where it holds a comma."""
+    """Give a bare flag its value, and keep a list value whole where it holds a comma."""
     flags = flags_of(settings)
-    switches = {name for name, kind in flags.items() if kind is bool}
+    bare = {name: "true" for name, kind in flags.items() if kind is bool} | settings.bare_flags
     lists = {name for name, kind in flags.items() if _holds_list(kind)}
     parts = [part for raw in argv for part in _split_equals(raw)]
     for index, part in enumerate(parts):
@@ -123,8 +144,8 @@ def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
             yield json.dumps([part], ensure_ascii=False)
         else:
             yield part
-        if part[2:] in switches and part.startswith("--") and following.startswith("--"):
-            yield "true"
+        if part[2:] in bare and part.startswith("--") and following.startswith("--"):
+            yield bare[part[2:]]
 
 
 def _holds_list(kind: Any) -> bool:
@@ -157,10 +178,11 @@ def _read_yaml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     return content
 
 
-def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Put a tree of values over another one."""
     for name, value in values.items():
         if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
+            merge(into[name], value)
         else:
             into[name] = value
 
@@ -175,7 +197,8 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _validated(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
+def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
+    """The settings of `values`; ConfigError with `problems` and every mistake in them."""
     try:
         config = settings(**values)
     except ConfigError as error:

@@ -84,6 +84,10 @@ class TrainingError(AiftError):
     """A run failed after it had started; the message says what is left of it."""
 
 
+class WorkersLost(TrainingError):
+    """Workers crashed or were lost: by no mistake in the settings, as far as can be told."""
+
+
 class Interrupted(AiftError):
     """A run stopped on request, with a checkpoint.
 

@@ -55,6 +55,7 @@ CHANGED: dict[str, Any] = {
     "training.load_best": True,
     "training.keep_checkpoints": 1,
     "training.exact_match_rows": 1,
+    "training.exact_match_during": True,
     "training.exact_match_batch_size": 1,
     "training.exact_match_max_tokens": 2,
     "training.trial_batch": False,

@@ -11,6 +11,7 @@ from aift_ray.config.training import (
     RunConfig,
     TrainingConfig,
 )
+from aift_ray.config.tune import SweepConfig, TuneConfig
 
 __all__ = [
     "DataConfig",
@@ -23,6 +24,8 @@ __all__ = [
     "SHIPPED_MODEL",
     "Section",
     "Settings",
+    "SweepConfig",
     "TrainingConfig",
+    "TuneConfig",
     "setting",
 ]

@@ -99,6 +99,8 @@ class Settings(Section):
 
     # dotted setting -> its short flag
     short_flags: ClassVar[dict[str, str]] = {}
+    # flag -> the value that it has when none is given
+    bare_flags: ClassVar[dict[str, str]] = {}
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""

@@ -72,6 +72,9 @@ class TrainingConfig(Section):
     exact_match_rows: NotNegative = setting(
         0, "held-out rows answered greedily and compared, before and after; 0: none"
     )
+    exact_match_during: bool = setting(
+        False, "answer and compare the held-out rows at every evaluation, not only at the ends"
+    )
     exact_match_batch_size: Positive = setting(32, "held-out rows answered at once")
     exact_match_max_tokens: Positive = setting(128, "tokens of an answer at most")
     skip_nonfinite: NotNegative = setting(
@@ -192,6 +195,7 @@ class RunConfig(Settings):
         "training.max_steps": "max-steps",
         "training.seed": "seed",
     }
+    bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
@@ -209,7 +213,11 @@ class RunConfig(Settings):
     def _empty_sections(cls, value: Any) -> Any:
         # an empty section in a YAML file is null
         if isinstance(value, dict):
-            return {k: v for k, v in value.items() if v is not None or k not in _SECTIONS}
+            kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+            sections = {
+                n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Section)
+            }
+            return {k: v for k, v in value.items() if v is not None or k not in sections}
         return value
 
     @property
@@ -271,6 +279,3 @@ class RunConfig(Settings):
             return wanted, wanted
         least, most = wanted.split(":")
         return int(least), int(most)
-
-
-_SECTIONS = ("training", "lora", "parallel", "data", "ray")

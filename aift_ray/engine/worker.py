@@ -133,7 +133,8 @@ class _Session:
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
         self.eval_loss = run.evaluator.loss(run.module)
-        self._evaluated(state.step, self.eval_loss, None)
+        match = self._exact_match() if training.exact_match_during else None
+        self._evaluated(state.step, self.eval_loss, match)
         if self.eval_loss is None:
             return False
         if state.best_loss is None or self.eval_loss < state.best_loss:

@@ -77,6 +77,8 @@ def prepare(
     model_config = folders.load_config(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
+    # config.yaml must say what was run
+    config.data.sequence_length = length
     if config.method != "full" and config.lora.target_modules:
         _check_targets(location, config)
     encoder = PromptEncoder(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.engine.metrics import STOP
-from aift_ray.errors import ConfigError, Interrupted, TrainingError
+from aift_ray.errors import ConfigError, Interrupted
 from aift_ray.launch import display, output, workers
+from aift_ray.launch.execution import execute, exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
     with ExitStack() as stack:
         # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well
         joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
-        gpus = _gpus_used(config, int(joined.get("GPU", 0)) if joined else _local_gpus())
+        gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus())
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         resources = joined or stack.enter_context(workers.cluster())
@@ -129,7 +128,7 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
-    world, gpu = standalone.world_size(), _gpus_used(config, _local_gpus()) > 0
+    world, gpu = standalone.world_size(), gpus_used(config, local_gpus()) > 0
     folder = output.output_folder(config)
     if standalone.leads():
         resume = _resume_point(config, folder)
@@ -146,14 +145,15 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     return _ended(output.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
 
-def _gpus_used(config: RunConfig, there: int) -> int:
+def gpus_used(config: RunConfig, there: int) -> int:
     """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
     if config.ray.use_gpu is None:
         return there
     return max(there, 1) if config.ray.use_gpu else 0
 
 
-def _local_gpus() -> int:
+def local_gpus() -> int:
+    """GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
@@ -162,10 +162,10 @@ def _local_gpus() -> int:
 def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     import yaml
 
-    gpus = _gpus_used(config, _local_gpus())
+    gpus = gpus_used(config, local_gpus())
     group = config.worker_range(gpus)
     prepared = _prepared(config, folder, group, gpus > 0, resume)
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(_local_gpus())}
+    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus())}
     if "RAY_ADDRESS" not in os.environ:
         workers.check_resources(config.ray, group[0], gpus > 0, local)
     display.show_preview(prepared)
@@ -182,27 +182,14 @@ def _train(
 ) -> dict[str, Any]:
     """Do the run by `go`, which calls what shows its progress again and again."""
     output.start(config, folder)
-    status = "failed"
-    try:
-        with _stop_signals(folder) as asked, display.Follower(folder) as follower:
-            go(follower.poll)
-        output.bring(config, folder)
-        status = output.summary(folder).get("status", "failed")
-    except (TrainingError, OSError) as error:
-        raise TrainingError(f"{error}\n  {_left(folder)}") from error
-    finally:
-        causes = workers.causes(folder)
-        failed_at_last = 1 if status == "failed" and causes else 0
-        values: dict[str, Any] = {"causes": causes, "restarts": len(causes) - failed_at_last}
-        if status == "failed":
-            values["status"] = status
-        values["wall_s"] = time.time() - prepared.job.started
-        # a full disk takes no summary either; what filled it is told all the same
-        with suppress(OSError):
-            output.finish(folder, **values)
-            output.copy(config, folder)
-    code = 130 if asked[:1] == [signal.SIGINT] else 75
-    return _ended(output.summary(folder), folder, code)
+
+    def stop() -> None:
+        (folder / STOP).touch()
+        display.console.print("stopping at the end of this step, with a checkpoint")
+
+    with stop_signals(stop) as asked, display.Follower(folder) as follower:
+        summary = execute(prepared.job, partial(go, follower.poll))
+    return _ended(summary, folder, exit_status(asked))
 
 
 def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
@@ -217,36 +204,3 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
             code,
         )
     return summary
-
-
-def _left(folder: Path) -> str:
-    from aift_ray.engine import checkpoint
-
-    steps = checkpoint.steps(folder / "checkpoints")
-    if not steps:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is checkpoints/step-{steps[-1]}"
-
-
-@contextmanager
-def _stop_signals(folder: Path) -> Iterator[list[int]]:
-    """Turn Ctrl-C and SIGTERM into a request to stop with a checkpoint; a second one is final."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            sys.exit(130)
-        (folder / STOP).touch()
-        display.console.print("stopping at the end of this step, with a checkpoint")
-
-    if threading.current_thread() is not threading.main_thread():
-        # only the main thread may take signals
-        yield asked
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

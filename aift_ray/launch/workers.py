@@ -18,11 +18,12 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
-from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError
+from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 from aift_ray.launch import reaper
 from aift_ray.launch.elastic import SaveBeforeResize
 
@@ -87,6 +88,12 @@ def _connect(address: str | None) -> None:
         raise ConfigError([problem]) from error
 
 
+def asked(config: RayConfig, gpu: bool) -> dict[str, float]:
+    """What one worker asks of the cluster, {resource: amount}."""
+    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    return resources | {"GPU": 1.0} if gpu else resources
+
+
 def check_resources(
     config: RayConfig, workers: int, gpu: bool, resources: dict[str, float]
 ) -> None:
@@ -95,11 +102,8 @@ def check_resources(
     Raises:
         ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
     """
-    asked = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    if gpu:
-        asked["GPU"] = 1.0
     problems = []
-    for name, amount in asked.items():
+    for name, amount in asked(config, gpu).items():
         needed, there = amount * workers, resources.get(name, 0.0)
         if needed > there:
             what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
@@ -143,19 +147,16 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     if least != most:
         # when a machine is lost, Ray waits this long for the room that it still believes in
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    if gpu:
-        resources["GPU"] = 1
     threads = str(max(1, int(config.cpus_per_worker)))
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         _work,
         train_loop_config={"job": job, "threads": int(threads)},
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
-            resources_per_worker=resources,
+            resources_per_worker=asked(config, gpu),
             elastic_resize_monitor_interval_s=config.resize_seconds,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -168,6 +169,19 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             worker_runtime_env={"env_vars": environment},
         ),
     )
+
+
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Without the detached actor that asks the dashboard about the run, where there is none.
+
+    It would take 12 seconds to give up at the end of each run.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if internal_kv._internal_kv_get("webui:url", namespace="dashboard"):
+            return list(callbacks)
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
 class _Failures(UserCallback):  # type: ignore[misc]
@@ -232,8 +246,8 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
-        return TrainingError(f"training failed: {text}")
-    return TrainingError(f"training failed: {text}\n  the whole of it is in {log}")
+        return WorkersLost(f"training failed: {text}")
+    return WorkersLost(f"training failed: {text}\n  the whole of it is in {log}")
 
 
 def _short(error: BaseException) -> str:

@@ -1,0 +1,75 @@
+"""Every setting of a sweep: those of a training run, and how many trials are made of which."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from aift_ray.config.section import NotNegative, Positive, Section, setting
+from aift_ray.config.training import RunConfig
+from aift_ray.errors import Problem
+
+
+class TuneConfig(Section):
+    """How the trials of a sweep are chosen, compared and stopped."""
+
+    num_samples: Positive | None = setting(
+        None, "trials at most; default: 10, or every combination with search grid"
+    )
+    max_concurrent: Positive | None = setting(
+        None, "trials at once at most; default: as many as the cluster holds"
+    )
+    metric: Literal["eval_loss", "exact_match"] = setting(
+        "eval_loss", "what trials are compared by, on the evaluation rows"
+    )
+    mode: Literal["min", "max"] | None = setting(
+        None, "which metric is better; default: min of a loss, max of exact_match"
+    )
+    scheduler: Literal["asha", "median", "none"] = setting(
+        "asha",
+        "who is stopped early: the lower two thirds at 1, 3, 9, ... grace_steps; or "
+        "whoever is worse than the median; or nobody",
+    )
+    grace_steps: Positive | None = setting(
+        None, "steps that every trial may take; default: training.eval_steps"
+    )
+    search: Literal["random", "optuna", "grid"] = setting(
+        "random", "at random, by Optuna's TPE, or every combination of choice and grid"
+    )
+    seed: NotNegative = setting(42, "seed of the search")
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """The mode, resolved."""
+        return self.mode or ("max" if self.metric == "exact_match" else "min")
+
+
+class SweepConfig(RunConfig):
+    """A sweep of training runs."""
+
+    short_flags: ClassVar[dict[str, str]] = RunConfig.short_flags | {
+        "tune.num_samples": "num-samples",
+        "tune.max_concurrent": "max-concurrent",
+    }
+
+    tune: TuneConfig = setting(TuneConfig(), "trials")
+
+    def contradictions(self) -> list[Problem]:
+        """Settings that are each allowed and can't stand together."""
+        found, training = super().contradictions(), self.training
+        if self.resume not in (None, "latest"):
+            found.append(Problem("resume", "a sweep goes on as a whole", "give --resume alone"))
+        if training.local_rank >= 0:
+            found.append(Problem("training.local_rank", "a sweep starts its workers itself"))
+        if not self.data.eval_files and not self.data.validation_fraction:
+            remedy = "give --eval-file or --data.validation_fraction"
+            found.append(Problem("tune.metric", "needs evaluation data", remedy))
+        if self.tune.metric == "exact_match":
+            if not training.exact_match_rows:
+                found.append(
+                    Problem("training.exact_match_rows", "is 0, and tune.metric is exact_match")
+                )
+            if self.tune.scheduler != "none" and not training.exact_match_during:
+                what = f"is off: scheduler {self.tune.scheduler} would have nothing to compare by"
+                remedy = "set it to true, or tune.scheduler to none"
+                found.append(Problem("training.exact_match_during", what, remedy))
+        return found

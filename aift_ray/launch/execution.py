@@ -1,0 +1,81 @@
+"""A prepared run from the start of its workers to its whole summary, and how it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from aift_ray.engine import checkpoint
+from aift_ray.engine.job import Job
+from aift_ray.errors import TrainingError
+from aift_ray.launch import output, workers
+
+
+def execute(job: Job, go: Callable[[], None]) -> dict[str, Any]:
+    """Have `go` do `job`, by whatever workers; returns the summary.
+
+    Raises:
+        AiftError: what stopped the workers, with what is left of the run.
+    """
+    folder, status = job.output, "failed"
+    try:
+        go()
+        output.bring(job.config, folder)
+        status = output.summary(folder).get("status", "failed")
+    except TrainingError as error:
+        raise type(error)(f"{error}\n  {_left(folder)}") from error
+    except OSError as error:
+        raise TrainingError(f"{error}\n  {_left(folder)}") from error
+    finally:
+        causes = workers.causes(folder)
+        failed_at_last = 1 if status == "failed" and causes else 0
+        values: dict[str, Any] = {"causes": causes, "restarts": len(causes) - failed_at_last}
+        if status == "failed":
+            values["status"] = status
+        values["wall_s"] = time.time() - job.started
+        # a full disk takes no summary either; what filled it is told all the same
+        with suppress(OSError):
+            output.finish(folder, **values)
+            output.copy(job.config, folder)
+    return output.summary(folder)
+
+
+def _left(folder: Path) -> str:
+    steps = checkpoint.steps(folder / "checkpoints")
+    if not steps:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is checkpoints/step-{steps[-1]}"
+
+
+@contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into a call of `stop`; a second one is final."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            sys.exit(130)
+        stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may take signals
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_status(asked: list[int]) -> int:
+    """Of a run that was stopped by the first of these signals, or by its time limit."""
+    return 130 if asked[:1] == [signal.SIGINT] else 75

@@ -1,0 +1,103 @@
+"""Who of a sweep is stopped early: Ray Tune's ASHA and median stopping, made gentle.
+
+A trial that loses is asked to end as Ctrl-C asks a run: it writes a checkpoint and leaves by
+itself, so that no worker is left behind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from aift_ray.config import TuneConfig
+from aift_ray.engine.metrics import STOP
+from aift_ray.launch.sweep_trial import DONE, STOPPED, Trial
+
+# in the folder of a trial that was asked to stop
+ASKED = ".stopped"
+_REDUCTION = 3
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a scheduler needs of a trial that ran before."""
+
+    trial_id: str
+
+
+class _Graceful:
+    """A scheduler whose losers end by themselves."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Ask a trial that is to be stopped to stop."""
+        folder = trial.config["job"].output
+        if (folder / ASKED).exists() or "problem" in result:
+            return str(TrialScheduler.CONTINUE)
+        if self._decision(controller, trial, result) == TrialScheduler.STOP:
+            (folder / ASKED).touch()
+            (folder / STOP).touch()
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial that reported nothing to compare is left out."""
+        if self._metric in result:  # type: ignore[attr-defined]
+            super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
+
+    def remember(self, trial: Trial, metric: str) -> None:
+        """Take account of a trial of an earlier start of the sweep."""
+        known = _Known(f"before-{trial.number}")
+        self.on_trial_add(None, known)  # type: ignore[attr-defined]
+        for line in trial.evaluations(metric):
+            self._decision(None, known, {"step": line["step"], metric: line[metric]})
+
+    def _decision(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        metric = self._metric  # type: ignore[attr-defined]
+        if not math.isfinite(result.get(metric, 0.0)):
+            worst = math.inf if self._mode == "min" else -math.inf  # type: ignore[attr-defined]
+            result = result | {metric: worst}
+        return str(super().on_trial_result(controller, trial, result))  # type: ignore[misc]
+
+
+class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
+    pass
+
+
+class _Median(_Graceful, MedianStoppingRule):  # type: ignore[misc]
+    pass
+
+
+def scheduler(config: TuneConfig, grace: int, steps: int, kept: list[Trial]) -> Any:
+    """The scheduler that the configuration asks for.
+
+    Args:
+        grace: steps that every trial may take.
+        steps: of the longest trial.
+        kept: trials of an earlier start of the sweep.
+    """
+    if config.scheduler == "none":
+        return FIFOScheduler()
+    about: dict[str, Any] = {
+        "time_attr": "step",
+        "metric": config.metric,
+        "mode": config.better,
+        "grace_period": min(grace, steps),
+    }
+    made: _Graceful
+    if config.scheduler == "asha":
+        about |= {"reduction_factor": _REDUCTION, "stop_last_trials": False}
+        made = _Asha(**about, max_t=steps)
+    else:
+        # it would pause trials for others to catch up; those would lose their workers
+        made = _Median(**about, min_time_slice=math.inf)
+    for trial in kept:
+        if trial.status in (DONE, STOPPED):
+            made.remember(trial, config.metric)
+    return made
