@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from aift_ray import __version__, train
+from aift_ray import __version__, serve, train
 from aift_ray.commandline import guarded
 
-VERBS = {"train": train.run}
+VERBS = {"serve": serve.run, "train": train.run}
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
 
+  serve    answer over HTTP, as OpenAI's API does
   train    fine-tune a model on Ray Train workers
 
 aift-ray {__version__}"""

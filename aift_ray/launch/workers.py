@@ -140,8 +140,6 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     if gpu:
         resources["GPU"] = 1
     threads = str(max(1, int(config.cpus_per_worker)))
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     return ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"job": job, "threads": int(threads)},
@@ -156,9 +154,15 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             storage_path=config.storage_path or str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[_Failures(job.output / FAILURES)],
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": environment() | {"OMP_NUM_THREADS": threads}},
         ),
     )
+
+
+def environment() -> dict[str, str]:
+    """What a worker gets of this process's environment."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return passed | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 class _Failures(UserCallback):  # type: ignore[misc]
