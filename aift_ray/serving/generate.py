@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -36,7 +36,7 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
     return JSONResponse({"text": piece.text, "usage": stream.usage(len(prompt), [answer])})
 
 
-async def _events(answer: Answer, prompt_tokens: int) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, prompt_tokens: int) -> AsyncGenerator[bytes]:
     async with aclosing(answer.pieces()) as pieces:
         async for piece in pieces:
             told: dict[str, Any] = {"text": piece.text}

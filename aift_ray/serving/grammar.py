@@ -28,7 +28,8 @@ class Grammars:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: list[int]
     ) -> None:
-        self._source, self._vocabulary, self._stop_ids = tokenizer, vocabulary, stop_ids
+        self._source: Any = tokenizer
+        self._vocabulary, self._stop_ids = vocabulary, stop_ids
         self._tokenizer: LLTokenizer | None = None
 
     def constraint(self, schema: dict[str, Any]) -> Callable[[], GrammarConstraint]:
