@@ -21,7 +21,7 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
     if not body.instruction.strip():
         raise ApiError(400, "the instruction is empty", "instruction")
     prompt = service.instruction_prompt(body.instruction, body.input)
-    room = service.room(prompt, body.max_new_tokens, "max_new_tokens", None)
+    room = service.room(prompt, body.max_new_tokens, "max_new_tokens", 512)
     sampling = Sampling(
         temperature=body.temperature if body.do_sample else 0.0,
         top_p=body.top_p,
