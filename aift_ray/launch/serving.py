@@ -138,6 +138,8 @@ def _serve(
     print(f"ready on http://{_shown(serving.host)}:{serving.port}", flush=True)
     stop.wait()
     print("stopping after the answers under way", flush=True)
+    # the replicas end their answers first; shutdown alone would stop the proxy in their midst
+    serve.delete(NAME)
     serve.shutdown()
 
 

@@ -12,7 +12,6 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-
 # without a bound, a model that has lost its way writes blanks to the end of its context
 _OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,12}"}
 

@@ -113,10 +113,18 @@ def test_an_answer_follows_a_json_schema(site: Site, stream: bool) -> None:
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "人", "schema": schema}}
     body = {"model": "b", "messages": QUESTION, "response_format": wanted, "seed": 5, "n": 2}
-    whole = site.send("POST", "/v1/chat/completions", json=body).json()
-    for choice in whole["choices"]:
-        assert choice["finish_reason"] == "stop"
-        jsonschema_rs.validate(schema, json.loads(choice["message"]["content"]))
+    texts = ["", ""]
+    response = site.send("POST", "/v1/chat/completions", json=body | {"stream": stream})
+    events = response.text.split("\n\n") if stream else [response.text]
+    for event in events:
+        if "{" not in event:
+            continue
+        for choice in json.loads(event.removeprefix("data: "))["choices"]:
+            said = choice["delta" if stream else "message"]
+            texts[choice["index"]] += said.get("content", "")
+            assert choice["finish_reason"] in (None, "stop")
+    for text in texts:
+        jsonschema_rs.validate(schema, json.loads(text))
 
 
 def test_generate_is_the_instruction_over_http(site: Site) -> None:
