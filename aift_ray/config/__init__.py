@@ -2,6 +2,7 @@
 
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
+from aift_ray.config.serving import ServeConfig, ServingConfig
 from aift_ray.config.training import (
     DataConfig,
     LoRAConfig,
@@ -23,6 +24,8 @@ __all__ = [
     "RunConfig",
     "SHIPPED_MODEL",
     "Section",
+    "ServeConfig",
+    "ServingConfig",
     "Settings",
     "SweepConfig",
     "TrainingConfig",

@@ -31,6 +31,17 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
 
 
+def workers_range(value: int | str) -> int | str:
+    """Check a number or MIN:MAX; ValueError says what is allowed."""
+    parts = str(value).split(":")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError("give a number of 1 or more, or MIN:MAX, for example 2 or 1:4")
+    least, most = int(parts[0]), int(parts[-1])
+    if not 1 <= least <= most:
+        raise ValueError("give 1 or more, and MIN not above MAX")
+    return least if len(parts) == 1 else str(value)
+
+
 _within: ContextVar[bool] = ContextVar("within another section", default=False)
 
 

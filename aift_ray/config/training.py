@@ -18,6 +18,7 @@ from aift_ray.config.section import (
     Section,
     Settings,
     setting,
+    workers_range,
 )
 from aift_ray.errors import Problem
 
@@ -170,17 +171,7 @@ class RayConfig(Section):
     @field_validator("num_workers")
     @classmethod
     def _workers(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, str):
-            parts = value.split(":")
-            if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-                raise ValueError("give a number or MIN:MAX, for example 2 or 1:4")
-            least, most = int(parts[0]), int(parts[-1])
-            if not 1 <= least <= most:
-                raise ValueError("give 1 or more, and MIN not above MAX")
-            return least if len(parts) == 1 else value
-        if value is not None and value < 1:
-            raise ValueError("give 1 or more")
-        return value
+        return value if value is None else workers_range(value)
 
 
 class RunConfig(Settings):

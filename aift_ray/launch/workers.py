@@ -148,8 +148,6 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
         # when a machine is lost, Ray waits this long for the room that it still believes in
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     threads = str(max(1, int(config.cpus_per_worker)))
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment = passed | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     return _Trainer(
         _work,
         train_loop_config={"job": job, "threads": int(threads)},
@@ -166,7 +164,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             storage_path=str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[_Failures(job.output / FAILURES), SaveBeforeResize(job.output)],
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": environment() | {"OMP_NUM_THREADS": threads}},
         ),
     )
 
@@ -182,6 +180,12 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         if internal_kv._internal_kv_get("webui:url", namespace="dashboard"):
             return list(callbacks)
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def environment() -> dict[str, str]:
+    """What a worker gets of this process's environment."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return passed | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 class _Failures(UserCallback):  # type: ignore[misc]

@@ -1,0 +1,106 @@
+"""Every setting of a server, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from aift_ray.config.section import (
+    SHIPPED_MODEL,
+    NotNegative,
+    Positive,
+    Section,
+    Settings,
+    setting,
+    workers_range,
+)
+from aift_ray.errors import Problem
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ServingConfig(Section):
+    """Where the server listens, whom it lets in, how much it takes on."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: every network")
+    port: int = setting(8000, "TCP port", ge=1, le=65535)
+    api_key_file: str | None = setting(
+        None, "file of API keys, one a line; default: a key is made and printed once"
+    )
+    no_auth: bool = setting(False, "ask for no key; on the loopback address only")
+    num_replicas: int | str = setting(1, "replicas, or MIN:MAX for as many as the load needs")
+    slots: Positive = setting(16, "requests a replica works on at a time")
+    max_queue: NotNegative = setting(64, "requests that may wait in a replica; more get a 429")
+    request_timeout_s: Seconds = setting(600.0, "seconds that a request may take in all")
+    idle_timeout_s: Seconds = setting(
+        120.0, "seconds that a request may be without a token, waiting included"
+    )
+    drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
+    cpus_per_replica: Positive | None = setting(
+        None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
+    )
+
+    @field_validator("num_replicas")
+    @classmethod
+    def _replicas(cls, value: int | str) -> int | str:
+        return workers_range(value)
+
+
+class ServeConfig(Settings):
+    """A whole server."""
+
+    short_flags: ClassVar[dict[str, str]] = {
+        "adapters": "adapter",
+        "load_in": "load-in",
+        "served_model_name": "served-model-name",
+        "serving.host": "host",
+        "serving.port": "port",
+        "serving.api_key_file": "api-key-file",
+        "serving.no_auth": "no-auth",
+        "serving.num_replicas": "num-replicas",
+    }
+
+    model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to serve")
+    adapters: list[str] = setting([], "adapters on the model, NAME=FOLDER; may be given again")
+    load_in: Literal["4bit", "8bit"] | None = setting(
+        None, "hold the weights of the layers in fewer bits"
+    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "dtype of the computation; auto: fp32 on a CPU, else bf16"
+    )
+    engine: Literal["auto", "transformers"] = setting("auto", "what makes the tokens")
+    served_model_name: str | None = setting(
+        None, "the base's name for clients; default: its catalog or folder name"
+    )
+    serving: ServingConfig = setting(ServingConfig(), "address, keys, load")
+
+    def contradictions(self) -> list[Problem]:
+        """Settings that are each allowed and can't stand together."""
+        found, serving = [], self.serving
+        if serving.no_auth and serving.host not in LOOPBACK:
+            what = f"contradicts host {serving.host}: anybody could use the model"
+            found.append(Problem("no_auth", what, "listen on 127.0.0.1, or leave it out"))
+        if serving.no_auth and serving.api_key_file:
+            found.append(Problem("no_auth", "contradicts api_key_file", "give one of them"))
+        names = [each.partition("=")[0] for each in self.adapters]
+        for given, name in zip(self.adapters, names, strict=True):
+            if not name or not given.partition("=")[2]:
+                found.append(Problem(f"adapter {given}", "is not NAME=FOLDER"))
+            elif "/" in name or names.count(name) > 1 or name == self.name():
+                found.append(Problem(f"adapter {given}", "needs a name of its own, without '/'"))
+        return found
+
+    def name(self) -> str:
+        """What clients call the base."""
+        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    def adapter_folders(self) -> dict[str, str]:
+        """The folder of each adapter."""
+        return {name: folder for name, _, folder in (e.partition("=") for e in self.adapters)}
+
+    def replicas(self) -> tuple[int, int]:
+        """Least and most replicas."""
+        least, _, most = str(self.serving.num_replicas).partition(":")
+        return int(least), int(most or least)

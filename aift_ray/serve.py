@@ -1,0 +1,36 @@
+"""Serve a model over HTTP: `python -m aift_ray.serve`, the same as `aift-ray serve`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from aift_ray.commandline import guarded
+
+DESCRIPTION = """Serve a model and its adapters behind an OpenAI-compatible API on Ray Serve.
+
+Flags win over --config files, files over defaults. The shipped model is {model}."""
+EPILOG = """exit status: 0 stopped by Ctrl-C or SIGTERM, after the answers under way; 1 failed;
+2 the input is wrong."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, serve until stopped; the exit status."""
+    from aift_ray.commandline import parse
+    from aift_ray.config import SHIPPED_MODEL, ServeConfig
+
+    description = DESCRIPTION.format(model=SHIPPED_MODEL)
+    command = parse(argv, ServeConfig, "serve", description, EPILOG)
+    from aift_ray.launch import serving
+
+    serving.run(command.config, command.dry_run)
+    return 0
+
+
+def main() -> None:
+    """Entry point of `python -m aift_ray.serve`."""
+    sys.exit(guarded(run, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The HTTP application: routes on a Service, errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from aift_ray import __version__
+from aift_ray.serving import generate, openai
+from aift_ray.serving.failures import ApiError
+from aift_ray.serving.guard import Guard
+from aift_ray.serving.keys import Keys
+from aift_ray.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    TokenizeRequest,
+)
+from aift_ray.serving.service import Service
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+log = logging.getLogger(__name__)
+
+
+def build(
+    service: Callable[[], Service], keys: Keys | None, start: Callable[[], Awaitable[None]]
+) -> FastAPI:
+    """The application.
+
+    Args:
+        service: called at each request.
+        keys: None: nobody is asked for one.
+        start: called once, before the first request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await start()
+        yield
+        service().engine.close()
+
+    app = FastAPI(
+        title="aift-ray",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Guard, keys=keys)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+    _add_openai(app, service)
+    _add_own(app, service)
+    return app
+
+
+def _add_openai(app: FastAPI, service: Callable[[], Service]) -> None:
+    @app.post("/v1/chat/completions", responses=_ERRORS)
+    async def chat_completions(body: ChatRequest) -> Response:
+        return await openai.chat(service(), body)
+
+    @app.post("/v1/completions", responses=_ERRORS)
+    async def completions(body: CompletionRequest) -> Response:
+        return await openai.complete(service(), body)
+
+    @app.get("/v1/models", responses=_ERRORS)
+    async def models() -> Response:
+        return JSONResponse(openai.models(service()))
+
+
+def _add_own(app: FastAPI, service: Callable[[], Service]) -> None:
+    @app.post("/generate", responses=_ERRORS)
+    async def generate_(body: GenerateRequest) -> Response:
+        return await generate.generate(service(), body)
+
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        return JSONResponse(generate.tokenize(service(), body))
+
+    @app.get("/healthz", responses=_ERRORS)
+    async def healthz() -> Response:
+        if not service().engine.alive():
+            raise ApiError(503, "the engine is stopped")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", responses=_ERRORS)
+    async def metrics() -> Response:
+        return Response(service().meter.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE) if PAGE.is_file() else JSONResponse(openai.models(service()))
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    response: Response = error.response()
+    return response
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    messages = {404: f"there is no route {request.url.path}", 405: "the route has other methods"}
+    message = messages.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    problems = [_problem(detail) for detail in error.errors()]
+    message = "; ".join(f"{where}: {what}" if where else what for where, what in problems[:20])
+    return ApiError(400, message, problems[0][0] or None, "invalid_value").response()
+
+
+def _problem(detail: dict[str, Any]) -> tuple[str, str]:
+    if detail["type"] == "json_invalid":
+        return "", "the body is not JSON"
+    place = [str(part) for part in detail["loc"][1:]]
+    # a union names the kinds that were tried
+    names = [part for part in place if "[" not in part and part not in ("str",)]
+    if detail["type"] == "extra_forbidden":
+        return ".".join(names), "there is no such field, or it is not supported"
+    return ".".join(names), detail["msg"].removeprefix("Value error, ")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.exception("a request failed", exc_info=error)
+    return ApiError(500, "the server failed at this request").response()
+
+
+_SHAPE = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "content": {"application/json": {"schema": _SHAPE}}}
+    for status, meaning in (
+        (400, "a wrong field, or a prompt that is too long"),
+        (401, "no key, or a wrong one"),
+        (404, "no such model"),
+        (405, "a wrong method"),
+        (413, "the body is too large"),
+        (429, "the queue is full"),
+        (500, "the server failed"),
+        (503, "not ready"),
+        (504, "out of time"),
+    )
+}

@@ -1,0 +1,230 @@
+"""The engine on transformers: a thread of its own that steps over a batch of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from aift_ray.serving.adapters import Adapters
+from aift_ray.serving.batch import Batch, Row
+from aift_ray.serving.requests import (
+    EngineError,
+    Figures,
+    QueueFull,
+    Request,
+    Token,
+)
+from aift_ray.serving.sampling import Chooser
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Stream:
+    """The tokens of one request, handed from the engine's thread to the event loop."""
+
+    key: int
+    request: Request
+    engine: TransformersEngine
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
+    over: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        try:
+            while not self.over:
+                item = await self.queue.get()
+                if isinstance(item, Exception):
+                    self.over = True
+                    raise EngineError(f"the engine failed: {item}") from item
+                self.over = item.finish is not None
+                yield item
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop working on it and free its slot."""
+        if not self.over:
+            self.over = True
+            self.engine._cancel(self.key)
+
+    def put(self, item: Token | Exception) -> None:
+        """Called in the engine's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+        except RuntimeError:
+            log.debug("the event loop of a request is closed")
+
+
+class TransformersEngine:
+    """Continuous batching over `slots` rows.
+
+    Args:
+        model: in evaluation mode, on its device.
+        slots: requests that are worked on at a time.
+        max_queue: requests that may wait for a slot.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int, max_queue: int) -> None:
+        config: Any = model.config.get_text_config(decoder=True)
+        self.vocabulary: int = config.vocab_size
+        self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
+        self._slots, self._max_queue = slots, max_queue
+        self._adapters = Adapters(model)
+        self._batch = Batch(model, model)
+        self._device = model.device
+        self._waiting: deque[_Stream] = deque()
+        self._working: dict[int, _Stream] = {}
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._keys = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> _Stream:
+        """Queue a request.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        with self._changed:
+            free = self._slots - len(self._working)
+            if len(self._waiting) >= self._max_queue + max(0, free):
+                raise QueueFull(f"{self._max_queue} requests wait already")
+            stream = _Stream(next(self._keys), request, self, asyncio.get_running_loop())
+            if not self.alive():
+                stream.put(RuntimeError("it is stopped"))
+                return stream
+            self._waiting.append(stream)
+            self._changed.notify()
+        return stream
+
+    async def load(self, name: str, folder: str) -> None:
+        """Make the adapter of a folder usable under a name; ModelError where it can't be."""
+        await self._between_steps(lambda: self._load(name, folder))
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter, once no request uses it any more."""
+        while any(stream.request.adapter == name for stream in self._streams()):
+            await asyncio.sleep(0.05)
+        await self._between_steps(lambda: self._unload(name))
+
+    def figures(self) -> Figures:
+        """The present state."""
+        return Figures(len(self._working), len(self._waiting), self._batch.cached_tokens)
+
+    def alive(self) -> bool:
+        """Whether it can answer."""
+        return self._thread.is_alive() and not self._closed
+
+    def close(self) -> None:
+        """Stop; requests that are under way fail."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(60)
+
+    def _streams(self) -> list[_Stream]:
+        with self._changed:
+            return [*self._waiting, *self._working.values()]
+
+    def _load(self, name: str, folder: str) -> None:
+        self._adapters.load(name, folder)
+        self._batch.model = self._adapters.model
+
+    def _unload(self, name: str) -> None:
+        self._adapters.unload(name)
+        self._batch.model = self._adapters.model
+
+    async def _between_steps(self, call: Callable[[], Any]) -> None:
+        done: Future[Any] = Future()
+        with self._changed:
+            self._calls.append((call, done))
+            self._changed.notify()
+        await asyncio.wrap_future(done)
+
+    def _cancel(self, key: int) -> None:
+        with self._changed:
+            self._waiting = deque(stream for stream in self._waiting if stream.key != key)
+            if key not in self._working:
+                return
+        done: Future[Any] = Future()
+        with self._changed:
+            self._calls.append((lambda: self._drop(key), done))
+            self._changed.notify()
+
+    def _drop(self, key: int) -> None:
+        self._batch.drop(key)
+        self._working.pop(key, None)
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._wait():
+                try:
+                    self._turn()
+                except Exception as error:
+                    # the rows share one cache, so none of them can be trusted any more
+                    log.exception("a step failed")
+                    self._fail(error)
+        self._fail(RuntimeError("it was stopped"))
+
+    def _wait(self) -> bool:
+        with self._changed:
+            while not (self._closed or self._calls or self._waiting or self._working):
+                self._changed.wait()
+            return not self._closed
+
+    def _turn(self) -> None:
+        while self._calls:
+            call, done = self._calls.popleft()
+            try:
+                done.set_result(call())
+            except Exception as error:
+                done.set_exception(error)
+        self._admit()
+        if self._batch.reading:
+            read = self._batch.read()
+            if read:
+                self._tell(*read)
+        if self._batch.rows:
+            for row, told in self._batch.step():
+                self._tell(row, told)
+
+    def _admit(self) -> None:
+        with self._changed:
+            if self._batch.reading or not self._waiting or len(self._working) >= self._slots:
+                return
+            stream = self._waiting.popleft()
+            self._working[stream.key] = stream
+        name = self._adapters.internal(stream.request.adapter)
+        chooser = Chooser(stream.request, self._device)
+        self._batch.begin(Row(stream.key, stream.request, name, chooser))
+
+    def _tell(self, row: Row, told: Token | Exception) -> None:
+        stream = self._working.get(row.key)
+        if isinstance(told, Exception) or told.finish:
+            self._working.pop(row.key, None)
+        if stream:
+            stream.put(told)
+
+    def _fail(self, error: Exception) -> None:
+        self._batch = Batch(self._adapters.model, self._batch.base)
+        with self._changed:
+            failed = [*self._working.values()]
+            self._working.clear()
+            if self._closed:
+                failed += self._waiting
+                self._waiting.clear()
+        for stream in failed:
+            stream.put(error)

@@ -1,0 +1,45 @@
+"""Every error of the server in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        param: the field that is wrong.
+        code: OpenAI's code for it, where there is one.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI writes it."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else _INVALID)
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """As an HTTP response; names may hold any character, so all is written in ASCII."""
+        content = json.dumps(self.body()).encode("ascii")
+        return Response(content, self.status, self.headers, "application/json")
+
+
+_INVALID = "invalid_request_error"
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}

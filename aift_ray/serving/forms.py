@@ -1,0 +1,140 @@
+"""The objects in which OpenAI's routes answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from aift_ray.serving.requests import Token
+from aift_ray.serving.text import Piece
+
+# id of a token to its text
+TextOf = Callable[[int], str]
+
+
+class Form:
+    """Builds the objects of one response.
+
+    Args:
+        text_of: the text of a single token.
+        model: as the client named it.
+    """
+
+    prefix: ClassVar[str]
+    object_: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, text_of: TextOf, model: str) -> None:
+        self.text_of, self.model = text_of, model
+        self._id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def head(self, object_: str | None = None) -> dict[str, Any]:
+        """What stands in every object of the response."""
+        kind = object_ or self.chunk_object
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
+
+    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """The response without stream, but for usage."""
+        choices = [self.choice(index, piece) for index, piece in enumerate(pieces)]
+        return self.head(self.object_) | {"choices": choices}
+
+    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+        """The chunks that tell a piece."""
+        raise NotImplementedError
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole answer."""
+        raise NotImplementedError
+
+
+class ChatForm(Form):
+    """Chat completions."""
+
+    prefix = "chatcmpl"
+    object_ = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole answer."""
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return self._choice(index, "message", message, piece)
+
+    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+        """The role first, then text, then why it ended."""
+        if first:
+            yield self._chunk(index, {"role": "assistant", "content": ""}, Piece(""))
+        if piece.text or piece.tokens:
+            told = Piece(piece.text, piece.tokens)
+            yield self._chunk(index, {"content": piece.text}, told)
+        if piece.finish:
+            yield self._chunk(index, {}, Piece("", (), piece.finish))
+
+    def _chunk(self, index: int, delta: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        return self.head() | {"choices": [self._choice(index, "delta", delta, piece)]}
+
+    def _choice(self, index: int, name: str, said: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        told = [self._logprob(token) for token in piece.tokens if token.logprob is not None]
+        return {
+            "index": index,
+            name: said,
+            "logprobs": {"content": told, "refusal": None} if told else None,
+            "finish_reason": piece.finish,
+        }
+
+    def _logprob(self, token: Token) -> dict[str, Any]:
+        top = [self._entry(id_, logprob) for id_, logprob in token.top]
+        return self._entry(token.id, token.logprob) | {"top_logprobs": top}
+
+    def _entry(self, id_: int, logprob: float | None) -> dict[str, Any]:
+        text = self.text_of(id_)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+class TextForm(Form):
+    """Completions."""
+
+    prefix = "cmpl"
+    object_ = chunk_object = "text_completion"
+
+    def __init__(self, text_of: TextOf, model: str) -> None:
+        super().__init__(text_of, model)
+        self._told: dict[int, int] = {}
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole answer."""
+        return {
+            "index": index,
+            "text": piece.text,
+            "logprobs": self._logprobs(index, piece.tokens),
+            "finish_reason": piece.finish,
+        }
+
+    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+        """One chunk a piece."""
+        yield self.head() | {"choices": [self.choice(index, piece)]}
+
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not tokens or tokens[0].logprob is None:
+            return None
+        texts = [self.text_of(token.id) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._told.get(index, 0))
+            self._told[index] = offsets[-1] + len(text)
+        tops = [
+            {self.text_of(id_): _finite(logprob) for id_, logprob in token.top} for token in tokens
+        ]
+        return {
+            "tokens": texts,
+            "token_logprobs": [_finite(token.logprob) for token in tokens],
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+
+def _finite(logprob: float | None) -> float | None:
+    # JSON has no infinity
+    return None if logprob is None else max(logprob, -9999.0)

@@ -1,0 +1,74 @@
+"""Answers held to JSON or to a JSON schema, by llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+# without a bound, a model that has lost its way writes blanks to the end of its context
+_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,12}"}
+
+
+class GrammarError(ValueError):
+    """Why a schema can't be followed."""
+
+
+class Grammars:
+    """Makes constraints for one tokenizer.
+
+    Args:
+        vocabulary: size of the model's output layer.
+        stop_ids: what ends an answer.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: list[int]
+    ) -> None:
+        self._source: Any = tokenizer
+        self._vocabulary, self._stop_ids = vocabulary, stop_ids
+        self._tokenizer: LLTokenizer | None = None
+
+    def constraint(self, schema: dict[str, Any]) -> Callable[[], GrammarConstraint]:
+        """What makes constraints to a schema; `{"type": "object"}` allows any object.
+
+        Raises:
+            GrammarError: the schema is wrong, or says what llguidance can't enforce.
+        """
+        if self._tokenizer is None:
+            # takes a second, and most servers never need it
+            n_vocab = max(self._vocabulary, len(self._source))
+            self._tokenizer = from_tokenizer(self._source, n_vocab, self._stop_ids)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+            matcher = LLMatcher(self._tokenizer, grammar)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(str(error)) from None
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error().splitlines()[0])
+        return lambda: GrammarConstraint(matcher.deep_copy())
+
+
+class GrammarConstraint:
+    """The state of one answer."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def allow(self, logits: torch.Tensor) -> None:
+        """Set the logits (1, vocabulary) of forbidden tokens to -inf, in place."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.unpackbits(bits, bitorder="little")[: logits.shape[1]].astype(bool)
+        forbidden = torch.from_numpy(~allowed).to(logits.device)
+        logits[0, : len(forbidden)].masked_fill_(forbidden, float("-inf"))
+        logits[0, len(forbidden) :] = float("-inf")
+
+    def advance(self, token: int) -> None:
+        """Take the chosen token."""
+        self._matcher.consume_token(token)

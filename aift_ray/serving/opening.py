@@ -1,0 +1,78 @@
+"""From settings to a running Service: everything checked first, then loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from aift_ray.config import ServeConfig
+from aift_ray.data.prompts import PromptEncoder
+from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import folders, loading
+from aift_ray.models.quantized import Quantization
+from aift_ray.serving import adapters
+from aift_ray.serving.engine import TransformersEngine
+from aift_ray.serving.service import Limits, Service
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What can be known before weights are loaded.
+
+    Attributes:
+        location: of the base.
+        dtype: of the computation.
+    """
+
+    config: ServeConfig
+    location: str
+    encoder: PromptEncoder
+    dtype: torch.dtype
+    device: torch.device
+
+
+def check(config: ServeConfig, gpu: bool) -> Checked:
+    """Look at every folder that the settings name.
+
+    Raises:
+        UserError: what keeps them from being served, all at once.
+    """
+    location = folders.resolve(config.model)
+    encoder = encoder_of(location)
+    device = torch.device("cuda" if gpu else "cpu")
+    name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
+    if name == "fp16" and not gpu:
+        raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
+    problems: list[Problem] = []
+    for adapter, folder in config.adapter_folders().items():
+        problems += adapters.check(adapter, folder, location, encoder)
+    if problems:
+        raise ModelError(problems)
+    return Checked(config, location, encoder, _DTYPES[name], device)
+
+
+def encoder_of(location: str) -> PromptEncoder:
+    """The prompts of a model's or an adapter's folder."""
+    tokenizer = folders.load_tokenizer(location)
+    return PromptEncoder(tokenizer, extra_stop_ids=folders.stop_ids(location))
+
+
+async def start(checked: Checked) -> Service:
+    """Load the weights and the adapters, start the engine."""
+    config, serving = checked.config, checked.config.serving
+    quantization = None
+    if config.load_in:
+        bits = 4 if config.load_in == "4bit" else 8
+        # threshold 0: without the search for outliers 8 bits are about twice as fast
+        quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
+    model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
+    model = model.eval().to(checked.device) if quantization is None else model.eval()
+    engine = TransformersEngine(model, serving.slots, serving.max_queue)
+    for name, folder in config.adapter_folders().items():
+        await engine.load(name, folder)
+    limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
+    names = list(config.adapter_folders())
+    return Service(engine, checked.encoder, config.name(), names, limits)

@@ -1,0 +1,137 @@
+"""What an engine is asked, what it answers, and what every engine can do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from aift_ray.errors import AiftError
+
+BASE = ""
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the defaults change nothing.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: 0: all.
+        repetition: factor on tokens of prompt and answer (1: none).
+        presence, frequency: subtracted from tokens of the answer, once, and for each time.
+        seed: None: a new one for each request.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    seed: int | None = None
+
+
+class Constraint(Protocol):
+    """Which tokens may come next; belongs to one request."""
+
+    def allow(self, logits: torch.Tensor) -> None:
+        """Set the logits (1, vocabulary) of forbidden tokens to -inf, in place."""
+
+    def advance(self, token: int) -> None:
+        """Take the chosen token."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be made.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: of the answer.
+        stop_ids: each ends the answer and is not part of it.
+        adapter: name of a loaded adapter, or BASE.
+        top_logprobs: how many likeliest tokens are told with each token; None: no probabilities.
+        constraint: makes what the answer is held to.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    stop_ids: frozenset[int]
+    sampling: Sampling = Sampling()
+    adapter: str = BASE
+    top_logprobs: int | None = None
+    constraint: Callable[[], Constraint] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        logprob: of the model itself, before penalties and temperature; None where not asked for.
+        top: the likeliest tokens and their logprobs.
+        finish: why the answer ends with this token; "stop": this is the token that ended it.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass
+class Figures:
+    """What an engine has done and is doing."""
+
+    running: int = 0
+    waiting: int = 0
+    cached_tokens: int = 0
+    reused_tokens: int = 0
+
+
+class EngineError(AiftError):
+    """The engine failed while it worked on a request."""
+
+
+class QueueFull(AiftError):
+    """There is no room for one more waiting request."""
+
+
+class Stream(Protocol):
+    """The tokens of one request as they come."""
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        """Token after token; the last one has `finish`. EngineError where the engine failed."""
+
+    def cancel(self) -> None:
+        """Stop working on it and free its slot; allowed at any time, any number of times."""
+
+
+class Engine(Protocol):
+    """Makes tokens of requests, several at a time. All calls come from one event loop."""
+
+    vocabulary: int
+    context: int
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. QueueFull where too many wait."""
+
+    async def load(self, name: str, folder: str) -> None:
+        """Make the adapter of a folder usable under a name. ModelError where it can't be."""
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter, once no request uses it any more."""
+
+    def figures(self) -> Figures:
+        """The present state."""
+
+    def alive(self) -> bool:
+        """Whether it can answer."""
+
+    def close(self) -> None:
+        """Stop; requests that are under way fail."""

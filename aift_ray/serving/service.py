@@ -1,0 +1,189 @@
+"""What stands between HTTP and the engine: names, prompts, limits, time-outs, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from aift_ray.data.examples import Example, Message
+from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.serving.failures import ApiError
+from aift_ray.serving.grammar import Grammars
+from aift_ray.serving.metrics import Meter
+from aift_ray.serving.protocol import ChatMessage
+from aift_ray.serving.requests import BASE, Engine, EngineError, QueueFull, Request, Stream
+from aift_ray.serving.text import Piece, TextMaker
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a request may take in all, and between two tokens (waiting included)."""
+
+    request_s: float = 600.0
+    idle_s: float = 120.0
+
+
+class Service:
+    """One model with its adapters, as the routes use it.
+
+    Args:
+        name: of the base, as clients say it.
+        adapters: names of the adapters that the engine holds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        encoder: PromptEncoder,
+        name: str,
+        adapters: Sequence[str] = (),
+        limits: Limits = Limits(),
+    ) -> None:
+        self.engine, self.encoder = engine, encoder
+        self.name, self.adapters, self.limits = name, list(adapters), limits
+        self.created = int(time.time())
+        self.grammars = Grammars(encoder.tokenizer, engine.vocabulary, encoder.stop_ids)
+        self.meter = Meter(engine)
+
+    def adapter(self, model: str) -> str:
+        """The engine's name of what a client calls `model`; ApiError 404 where there is none."""
+        if model == self.name:
+            return BASE
+        if model in self.adapters:
+            return model
+        raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
+
+    def chat_prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Ids of a conversation; ApiError 400 where the template refuses it."""
+        turns = [
+            Message("system" if each.role == "developer" else each.role, each.text())
+            for each in messages
+        ]
+        if turns[-1].role == "assistant":
+            raise ApiError(400, "the last message has to be the user's", "messages")
+        try:
+            return self.encoder.chat_ids(turns)
+        except RowError as error:
+            raise ApiError(400, str(error), "messages") from None
+
+    def text_prompt(self, text: str) -> list[int]:
+        """Ids of a plain text to go on from."""
+        try:
+            return self.encoder.prompt_ids(Example("prompt", "", 0, instruction=text))
+        except RowError as error:
+            raise ApiError(400, str(error), "prompt") from None
+
+    def instruction_prompt(self, instruction: str, further: str | None) -> list[int]:
+        """Ids of an instruction in the form that it has in training."""
+        row = Example("instruction", "", 0, instruction=instruction, input=further or "")
+        try:
+            return self.encoder.prompt_ids(row)
+        except RowError as error:
+            raise ApiError(400, str(error), "instruction") from None
+
+    def text_of(self, token: int) -> str:
+        """The text of a single token."""
+        return str(self.encoder.tokenizer.decode([token]))
+
+    def room(self, prompt: list[int], asked: int | None, param: str, default: int | None) -> int:
+        """Tokens that the answer may have; ApiError 400 where they don't fit the context."""
+        context = self.engine.context
+        room = context - len(prompt)
+        wanted = asked if asked is not None else min(room, default or room)
+        if not prompt:
+            raise ApiError(400, "the prompt is empty", param)
+        if room < 1 or wanted > room:
+            message = (
+                f"the prompt has {len(prompt)} tokens and the answer may have {max(wanted, 1)}; "
+                f"together they have to fit the context of {context}"
+            )
+            raise ApiError(400, message, param, "context_length_exceeded")
+        return wanted
+
+    def start(self, request: Request, stops: Sequence[str], number: int = 1) -> list[Answer]:
+        """Queue `number` answers to a request; ApiError 429 where there is no room for all."""
+        model = request.adapter or self.name
+        answers: list[Answer] = []
+        for index in range(number):
+            seed = request.sampling.seed
+            sampling = replace(request.sampling, seed=None if seed is None else seed + index)
+            one = replace(request, sampling=sampling)
+            try:
+                stream = self.engine.submit(one)
+            except QueueFull as error:
+                for answer in answers:
+                    answer.cancel()
+                self.meter.refused(model)
+                headers = {"Retry-After": "1"}
+                raise ApiError(429, str(error), None, "queue_full", headers) from None
+            text = TextMaker(self.encoder.tokenizer.backend_tokenizer, stops)
+            answers.append(Answer(stream, text, self.limits, self.meter, model, one))
+        return answers
+
+
+class Answer:
+    """One answer in the making.
+
+    Attributes:
+        tokens: made so far, the one that ended it included.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        text: TextMaker,
+        limits: Limits,
+        meter: Meter,
+        model: str,
+        request: Request,
+    ) -> None:
+        self.tokens = 0
+        self._stream, self._text, self._limits = stream, text, limits
+        self._timer = meter.timer(model, len(request.prompt))
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        """Pieces of text as they become certain, the last with `finish`.
+
+        Raises:
+            ApiError: 504 out of time, 500 the engine failed.
+        """
+        deadline = self._timer.start + self._limits.request_s
+        tokens = aiter(self._stream)
+        try:
+            while True:
+                left = min(deadline - time.monotonic(), self._limits.idle_s)
+                async with asyncio.timeout(max(left, 0.001)):
+                    token = await anext(tokens)
+                self.tokens += 1
+                self._timer.token()
+                piece = self._text.push(token)
+                if piece:
+                    yield piece
+                    if piece.finish:
+                        self._timer.finished(piece.finish)
+                        return
+        except TimeoutError:
+            self._timer.finished("timeout")
+            raise ApiError(504, "the answer took too long", None, "timeout") from None
+        except EngineError as error:
+            self._timer.finished("error")
+            raise ApiError(500, str(error), None, "engine_failed") from None
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop and free the slot."""
+        self._stream.cancel()
+        self._timer.finished("cancelled")
+
+    async def whole(self) -> Piece:
+        """The whole answer at once."""
+        pieces = []
+        async with aclosing(self.pieces()) as parts:
+            async for piece in parts:
+                pieces.append(piece)
+        tokens = tuple(token for piece in pieces for token in piece.tokens)
+        return Piece("".join(piece.text for piece in pieces), tokens, pieces[-1].finish)

@@ -1,0 +1,87 @@
+"""Tokens to text as it becomes certain: whole characters only, and nothing behind a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from aift_ray.serving.requests import Finish, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that is certain, with the tokens that stand in it.
+
+    Attributes:
+        tokens: in streaming, a token is told with the text that it completes.
+        finish: set on the last piece.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish: Finish | None = None
+
+
+class TextMaker:
+    """Decodes one answer; its pieces, joined, are the whole answer's text.
+
+    Args:
+        stops: none of them empty; the answer ends before the first that comes up.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._sent = 0
+        self._text = ""
+        self._pending: list[tuple[int, Token]] = []
+
+    def push(self, token: Token) -> Piece | None:
+        """What the next token makes certain; the last piece where it has `finish`."""
+        if token.finish != "stop":
+            self._ids.append(token.id)
+            self._pending.append((len(self._text), token))
+            self._text += self._stream.step(self._tokenizer, token.id) or ""
+        if token.finish:
+            # DecodeStream drops a cut character at the end, which decode shows as U+FFFD
+            whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+            if whole.startswith(self._text):
+                self._text = whole
+        cut = self._cut()
+        if cut is not None:
+            return self._piece(cut, "stop", cut=True)
+        if token.finish:
+            return self._piece(len(self._text), token.finish)
+        certain = len(self._text) - self._held()
+        return self._piece(certain, None) if certain > self._sent else None
+
+    def _piece(self, end: int, finish: Finish | None, cut: bool = False) -> Piece:
+        text, self._sent = self._text[self._sent : end], end
+        whole = finish is not None and not cut
+        told = tuple(token for start, token in self._pending if start < end or whole)
+        self._pending = [pair for pair in self._pending if pair[0] >= end]
+        return Piece(text, told, finish)
+
+    def _cut(self) -> int | None:
+        """Where the first stop string begins."""
+        longest = max(map(len, self._stops), default=0)
+        start = max(0, self._sent - longest)
+        found = [self._text.find(stop, start) for stop in self._stops]
+        return min((at for at in found if at >= 0), default=None)
+
+    def _held(self) -> int:
+        """Length of the longest end of the text that could begin a stop string."""
+        tail = self._text[self._sent :]
+        return max(
+            (
+                length
+                for stop in self._stops
+                for length in range(1, min(len(stop), len(tail) + 1))
+                if tail.endswith(stop[:length])
+            ),
+            default=0,
+        )
