@@ -29,7 +29,7 @@ from aift_ray.launch.reaper import alive
 from tests.conftest import KEITAI
 from tests.launch.command import Command, curve_of, flags, summary_of
 
-STEPS, SAVE_EVERY = 400, 7
+STEPS, SAVE_EVERY = 700, 7
 VICTIMS = ("worker", "driver", "raylet", "worker while saving", "driver while saving")
 
 
