@@ -72,7 +72,8 @@ def deployment(config: ServeConfig, key_file: str | None, resources: dict[str, f
                 target_ongoing_requests=serving.slots,
             )
         }
-    bound = Server.options(
+    server: Any = Server
+    bound = server.options(
         name=NAME,
         # the replica itself refuses what is too much, with the right status and shape
         max_ongoing_requests=serving.slots + 4 * serving.max_queue + 100,
@@ -137,6 +138,8 @@ def _serve(
     print(f"ready on http://{_shown(serving.host)}:{serving.port}", flush=True)
     stop.wait()
     print("stopping after the answers under way", flush=True)
+    # the replicas end their answers first; shutdown alone would stop the proxy in their midst
+    serve.delete(NAME)
     serve.shutdown()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from aift_ray.data.prompts import PromptEncoder
@@ -16,6 +19,7 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folders import load_tokenizer
 from aift_ray.serving.requests import BASE
 
+_LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 MERGE = "merge it into its base (aift-ray quantize --adapter) and serve the merged folder"
 
 
@@ -43,24 +47,48 @@ class Adapters:
         Raises:
             ModelError: it doesn't fit the model.
         """
-        internal = f"a{next(self._numbers)}"
-        try:
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(folder, internal)
-            else:
-                self.model = PeftModel.from_pretrained(self._base, folder, internal)
-        except Exception as error:
-            line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        # before PEFT sees it: what it has put on the model halfway would stay there
+        misfit = _misfit(self._base, Path(folder))
+        if misfit:
             remedy = "give the model that it was trained on as --model"
-            raise ModelError(
-                [Problem(f"adapter {name}", f"can't be loaded: {line}", remedy)]
-            ) from None
+            raise ModelError([Problem(f"adapter {name}", misfit, remedy)])
+        internal = f"a{next(self._numbers)}"
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter(folder, internal)
+        else:
+            self.model = PeftModel.from_pretrained(self._base, folder, internal)
         self.model.eval()
         self._names[name] = internal
 
     def unload(self, name: str) -> None:
         """Forget an adapter."""
-        self.model.delete_adapter(self._names.pop(name))
+        internal = self._names.pop(name)
+        if len(self._names) == 1:
+            self.model = self.model.unload()
+            return
+        with warnings.catch_warnings():
+            # PEFT tells which adapter it now takes for the active one; rows name theirs
+            warnings.simplefilter("ignore")
+            self.model.delete_adapter(internal)
+
+
+def _misfit(base: PreTrainedModel, folder: Path) -> str | None:
+    """What of an adapter's weights does not fit the model; None where all do."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    for key, shape in shapes.items():
+        found = _LORA.fullmatch(key)
+        if found is None:
+            return f"it holds {key}, which is not of a LoRA adapter"
+        try:
+            layer: Any = base.get_submodule(found["layer"])
+        except AttributeError:
+            return f"it adapts {found['layer']}, which the model does not have"
+        size = layer.in_features if found["side"] == "A" else layer.out_features
+        given = shape[1] if found["side"] == "A" else shape[0]
+        if given != size:
+            return f"it was trained on {given} features of {found['layer']}, the model has {size}"
+    return None
 
 
 def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Problem]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from aift_ray.serving.requests import BASE, Request, Token
+from aift_ray.serving.requests import Request, Token
 from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.sampling import Chooser
 

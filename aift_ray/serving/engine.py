@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.batch import Batch, Row
 from aift_ray.serving.requests import (
-    BASE,
     EngineError,
     Figures,
     QueueFull,
@@ -119,7 +118,7 @@ class TransformersEngine:
         """Forget an adapter, once no request uses it any more."""
         while any(stream.request.adapter == name for stream in self._streams()):
             await asyncio.sleep(0.05)
-        await self._between_steps(lambda: self._adapters.unload(name))
+        await self._between_steps(lambda: self._unload(name))
 
     def figures(self) -> Figures:
         """The present state."""
@@ -142,6 +141,10 @@ class TransformersEngine:
 
     def _load(self, name: str, folder: str) -> None:
         self._adapters.load(name, folder)
+        self._batch.model = self._adapters.model
+
+    def _unload(self, name: str) -> None:
+        self._adapters.unload(name)
         self._batch.model = self._adapters.model
 
     async def _between_steps(self, call: Callable[[], Any]) -> None:

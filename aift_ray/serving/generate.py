@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -21,7 +21,7 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
     if not body.instruction.strip():
         raise ApiError(400, "the instruction is empty", "instruction")
     prompt = service.instruction_prompt(body.instruction, body.input)
-    room = service.room(prompt, body.max_new_tokens, "max_new_tokens", None)
+    room = service.room(prompt, body.max_new_tokens, "max_new_tokens", 512)
     sampling = Sampling(
         temperature=body.temperature if body.do_sample else 0.0,
         top_p=body.top_p,
@@ -36,7 +36,7 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
     return JSONResponse({"text": piece.text, "usage": stream.usage(len(prompt), [answer])})
 
 
-async def _events(answer: Answer, prompt_tokens: int) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, prompt_tokens: int) -> AsyncGenerator[bytes]:
     async with aclosing(answer.pieces()) as pieces:
         async for piece in pieces:
             told: dict[str, Any] = {"text": piece.text}

@@ -12,6 +12,9 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+# without a bound, a model that has lost its way writes blanks to the end of its context
+_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,12}"}
+
 
 class GrammarError(ValueError):
     """Why a schema can't be followed."""
@@ -28,7 +31,8 @@ class Grammars:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: list[int]
     ) -> None:
-        self._source, self._vocabulary, self._stop_ids = tokenizer, vocabulary, stop_ids
+        self._source: Any = tokenizer
+        self._vocabulary, self._stop_ids = vocabulary, stop_ids
         self._tokenizer: LLTokenizer | None = None
 
     def constraint(self, schema: dict[str, Any]) -> Callable[[], GrammarConstraint]:
@@ -42,7 +46,7 @@ class Grammars:
             n_vocab = max(self._vocabulary, len(self._source))
             self._tokenizer = from_tokenizer(self._source, n_vocab, self._stop_ids)
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
             matcher = LLMatcher(self._tokenizer, grammar)
         except (ValueError, RecursionError) as error:
             raise GrammarError(str(error)) from None

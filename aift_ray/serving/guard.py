@@ -13,10 +13,6 @@ BODY_LIMIT = 8 * 2**20
 _OPEN = ("/", "/healthz")
 
 
-class _TooLarge(Exception):
-    pass
-
-
 class Guard:
     """ASGI middleware; `keys` None lets everyone in."""
 
@@ -35,7 +31,14 @@ class Guard:
             error = ApiError(401, message, None, "invalid_api_key", asked)
             await error.response()(scope, receive, send)
             return
-        await self._limited(scope, headers, receive, send)
+        body = None
+        if _declared(headers.get(b"content-length")) <= BODY_LIMIT:
+            body = await _body(receive)
+        if body is None:
+            message = f"the body may have {BODY_LIMIT:,} bytes at most"
+            await ApiError(413, message, None, "body_too_large").response()(scope, receive, send)
+            return
+        await self._app(scope, _after(body, receive), send)
 
     def _admitted(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         if self._keys is None or (scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")):
@@ -44,33 +47,28 @@ class Guard:
         text = key.strip().decode("utf-8", "surrogateescape")
         return scheme.lower() == b"bearer" and self._keys.accepts(text)
 
-    async def _limited(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
-    ) -> None:
-        seen, begun = 0, False
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > BODY_LIMIT:
-                raise _TooLarge
-            return message
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None where it is too large."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > BODY_LIMIT:
+            return None
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
 
-        try:
-            if _declared(headers.get(b"content-length")) > BODY_LIMIT:
-                raise _TooLarge
-            await self._app(scope, counted, noted)
-        except _TooLarge:
-            if begun:
-                raise
-            message = f"the body may have {BODY_LIMIT:,} bytes"
-            await ApiError(413, message, None, "body_too_large").response()(scope, receive, send)
+def _after(body: bytes, receive: Receive) -> Receive:
+    """Gives the body, then what comes after it, which is the client going away."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_message() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return next_message
 
 
 def _declared(length: Any) -> int:

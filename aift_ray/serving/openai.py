@@ -66,6 +66,8 @@ async def complete(service: Service, body: CompletionRequest) -> Response:
 def _request(
     service: Service, body: Body, prompt: list[int], room: int, adapter: str, top: int | None
 ) -> Request:
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
     sampling = Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -97,10 +99,6 @@ def _constraint(service: Service, wanted: ResponseFormat | None) -> Callable[[],
 
 
 async def _respond(body: Body, answers: list[Answer], prompt_tokens: int, form: Form) -> Response:
-    if body.stream_options is not None and not body.stream:
-        for answer in answers:
-            answer.cancel()
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
     if body.stream:
         tells_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = stream.events(answers, form, prompt_tokens, tells_usage)

@@ -18,6 +18,7 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=4)]
+Tokens = Annotated[int, Field(ge=1, le=2**31)]
 
 
 class Body(BaseModel):
@@ -75,7 +76,7 @@ class _Sampled(Body):
     model: Text
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
@@ -103,7 +104,7 @@ class ChatRequest(_Sampled):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -122,7 +123,7 @@ class GenerateRequest(Body):
     instruction: Text
     input: Text | None = None
     model: Text | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    max_new_tokens: Tokens | None = None  # 512, or what the context leaves
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     top_k: Annotated[int, Field(ge=0, le=2**31)] = 50

@@ -26,8 +26,11 @@ class RowsLayer(DynamicLayer):
     A sliding window is left to the mask: all columns stay, so that rows can be cut and reused.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, is_sliding: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_sliding = is_sliding
         self._buffers: list[torch.Tensor] = []
 
@@ -46,20 +49,12 @@ class RowsLayer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         if not self._buffers or self._buffers[0].shape[2] < end:
-            self._grow(key_states, value_states, start, end + _AHEAD)
+            pairs = ((self.keys, key_states), (self.values, value_states))
+            self._buffers = [_grown(old, new, start, end + _AHEAD) for old, new in pairs]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = new
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
         return self.keys, self.values
-
-    def _grow(self, keys: torch.Tensor, values: torch.Tensor, start: int, size: int) -> None:
-        buffers = []
-        for old, new in ((self.keys, keys), (self.values, values)):
-            buffer = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
-            if start:
-                buffer[:, :, :start] = old
-            buffers.append(buffer)
-        self._buffers = buffers
 
 
 class RowsCache(DynamicCache):
@@ -71,22 +66,19 @@ class RowsCache(DynamicCache):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config=config)
-        kinds = {DynamicLayer: False, DynamicSlidingWindowLayer: True}
+        kinds: dict[type, bool] = {DynamicLayer: False, DynamicSlidingWindowLayer: True}
         foreign = {type(layer).__name__ for layer in self.layers if type(layer) not in kinds}
         if foreign:
             what = f"its layers keep {', '.join(sorted(foreign))}, not keys and values by token"
-            remedy = "give an attention-only model, or serve it with --engine vllm"
+            remedy = "serve a model of which every layer is attention"
             raise ModelError([Problem("model", what, remedy)])
-        self.layers = [RowsLayer(kinds[type(layer)]) for layer in self.layers]
+        self._rows = [RowsLayer(kinds[type(layer)]) for layer in self.layers]
+        self.layers = list(self._rows)
 
     @property
     def columns(self) -> int:
         """Length of the longest row."""
-        return max((layer.get_seq_length() for layer in self.layers), default=0)
-
-    def rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of each layer that has any."""
-        return [(layer.keys, layer.values) for layer in self._filled()]
+        return max((layer.get_seq_length() for layer in self._rows), default=0)
 
     def keep(self, rows: list[int], columns: int) -> None:
         """Drop all rows but these, and all columns but the last `columns`."""
@@ -99,19 +91,25 @@ class RowsCache(DynamicCache):
     def join(self, other: RowsCache) -> None:
         """Add the rows of another batch behind one's own."""
         width = max(self.columns, other.columns)
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
+        for mine, theirs in zip(self._rows, other._rows, strict=True):
             if not theirs.is_initialized:
                 continue
-            if not mine.is_initialized or mine.keys.shape[0] == 0:
-                mine.put(_widen(theirs.keys, width), _widen(theirs.values, width))
-                continue
-            keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
-            values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
+            keys, values = _widen(theirs.keys, width), _widen(theirs.values, width)
+            if mine.is_initialized:
+                keys = torch.cat([_widen(mine.keys, width), keys])
+                values = torch.cat([_widen(mine.values, width), values])
             mine.put(keys, values)
 
-    def _filled(self) -> list[Any]:
+    def _filled(self) -> list[RowsLayer]:
         # layers that share the keys of others never get any
-        return [layer for layer in self.layers if layer.is_initialized]
+        return [layer for layer in self._rows if layer.is_initialized]
+
+
+def _grown(old: torch.Tensor, new: torch.Tensor, used: int, size: int) -> torch.Tensor:
+    buffer = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
+    if used:
+        buffer[:, :, :used] = old
+    return buffer
 
 
 def _widen(states: torch.Tensor, columns: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,7 +19,7 @@ from transformers import (
 from aift_ray.serving.requests import Request, Sampling, Token
 
 
-class AnswerPenalty(LogitsProcessor):  # type: ignore[misc]
+class AnswerPenalty(LogitsProcessor):
     """OpenAI's presence and frequency penalties: on tokens of the answer, not of the prompt."""
 
     def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
@@ -45,8 +46,8 @@ class Chooser:
         self.constraint = request.constraint() if request.constraint else None
         self._top = request.top_logprobs
         self._penalties = _penalties(sampling, len(request.prompt))
-        self._warpers = LogitsProcessorList([] if self.greedy else _warpers(sampling))
-        self._ids = torch.tensor([request.prompt], device=device) if self._penalties else None
+        self._warpers: Any = LogitsProcessorList([] if self.greedy else _warpers(sampling))
+        self._ids: Any = torch.tensor([request.prompt], device=device) if self._penalties else None
         self._generator = torch.Generator(device)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         self._generator.manual_seed(seed)
@@ -79,7 +80,7 @@ class Chooser:
         return Token(chosen, float(logprobs[chosen]), top)
 
 
-def _penalties(sampling: Sampling, prompt_length: int) -> LogitsProcessorList:
+def _penalties(sampling: Sampling, prompt_length: int) -> Any:
     found = LogitsProcessorList()
     if sampling.repetition != 1:
         found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -144,7 +144,7 @@ class Answer:
         self._stream, self._text, self._limits = stream, text, limits
         self._timer = meter.timer(model, len(request.prompt))
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece]:
         """Pieces of text as they become certain, the last with `finish`.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -37,7 +37,7 @@ async def all_of(answers: Sequence[Answer]) -> list[Piece]:
             answer.cancel()
 
 
-async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
+async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece]]:
     """Pieces of all answers in the order in which they come, with the index of their answer."""
     queue: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
 
@@ -66,7 +66,7 @@ async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
 
 async def events(
     answers: Sequence[Answer], form: Form, prompt_tokens: int, tells_usage: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The events of a stream; an error in its midst is the last event."""
     extra: dict[str, Any] = {"usage": None} if tells_usage else {}
     opened: set[int] = set()
@@ -85,12 +85,12 @@ def event(content: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
 
 
-async def begun(events_: AsyncIterator[bytes]) -> Response:
+async def begun(events_: AsyncGenerator[bytes]) -> Response:
     """A streaming response whose first event is there; what fails before it gets its status."""
     first = await anext(events_)
 
-    async def rest() -> AsyncIterator[bytes]:
-        async with aclosing(events_) as remaining:  # type: ignore[type-var]
+    async def rest() -> AsyncGenerator[bytes]:
+        async with aclosing(events_) as remaining:
             yield first
             try:
                 async for each in remaining:

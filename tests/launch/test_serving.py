@@ -1,0 +1,175 @@
+"""`aift-ray serve` as a user starts it: a command, Ray Serve, HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from aift_ray.commandline import guarded
+from aift_ray.serve import run
+from tests.conftest import ROOT
+from tests.engine.runs import free_port
+from tests.serving.conftest import write_adapter
+
+# the schema keeps the model from ending its answer
+ENDLESS = {"type": "array", "items": {"enum": [1]}, "minItems": 900}
+LONG = {
+    "model": "hina-4m",
+    "prompt": "昔々、",
+    "max_tokens": 1500,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}},
+}
+
+
+class Served:
+    """The command in a process of its own."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.port, self.log = free_port(), folder / "serve.log"
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        command = [sys.executable, "-m", "aift_ray.serve", "--port", str(self.port), *flags]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.wait_for("ready on", 120)
+        told = self.log.read_text("utf-8")
+        self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=60,
+        )
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text("utf-8"):
+            assert self.process.poll() is None, self.log.read_text("utf-8")
+            assert time.monotonic() < end, self.log.read_text("utf-8")
+            time.sleep(0.2)
+
+    def running(self) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("aift_running "))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    adapter = write_adapter(folder / "kansai", 3)
+    made = Served(folder, "--adapter", f"kansai={adapter}", "--serving.slots", "2")
+    yield made
+    if made.process.poll() is None:
+        made.process.send_signal(signal.SIGTERM)
+        made.process.wait(60)
+
+
+@pytest.mark.ray
+def test_the_openai_client_streams_from_the_command(served: Served) -> None:
+    client = openai.OpenAI(api_key=served.key, base_url=f"http://127.0.0.1:{served.port}/v1")
+    assert [model.id for model in client.models.list()] == ["hina-4m", "kansai"]
+    asked: dict[str, Any] = {"model": "kansai", "prompt": "昔々、", "max_tokens": 30}
+    whole = client.completions.create(**asked, temperature=0)
+    chunks = list(client.completions.create(**asked, temperature=0, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(api_key="wrong", base_url=client.base_url, max_retries=0).models.list()
+
+
+@pytest.mark.ray
+def test_a_client_that_goes_away_frees_its_slot(served: Served) -> None:
+    with served.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert served.running() == 1
+    with pytest.raises(httpx.ReadTimeout):
+        served.http.post("/v1/completions", json=LONG | {"n": 2}, timeout=0.3)
+    end = time.monotonic() + 2
+    while served.running():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+def test_the_made_key_is_its_owners_alone(served: Served) -> None:
+    files = list((served.log.parent / "state").rglob("key-*"))
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"]
+    assert served.log.read_text("utf-8").count(served.key) == 1
+
+
+@pytest.mark.ray
+def test_a_stopped_server_ends_its_answers_first(served: Served) -> None:
+    told: list[str] = []
+
+    def listen() -> None:
+        body = LONG | {"stream": True, "max_tokens": 900}
+        with served.http.stream("POST", "/v1/completions", json=body) as response:
+            told.extend(line for line in response.iter_lines() if line)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    while not told:
+        time.sleep(0.02)
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(90) == 0
+    listener.join(10)
+    assert told[-1] == "data: [DONE]"
+    assert json.loads(told[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--host", "0.0.0.0", "--no-auth"], "anybody could use the model"),
+        (["--no-auth", "--api-key-file", "keys"], "contradicts api_key_file"),
+        (["--api-key-file", "absent"], "can't be read"),
+        (["--api-key-file", "empty"], "holds no key"),
+        (["--adapter", "x"], "is not NAME=FOLDER"),
+        (["--adapter", "a/b=folder"], "without '/'"),
+        (["--adapter", "x=folder"], "holds no adapter_config.json"),
+        (["--num-replicas", "4:1"], "MIN not above MAX"),
+        (["--model", "nothing"], "no such folder"),
+        (["--dtype", "fp16"], "needs a GPU"),
+        (["--port", "0"], "port"),
+    ],
+)
+def test_what_can_not_be_served_is_refused_before_anything_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("# none\n", "utf-8")
+    assert guarded(run, flags) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_template_or_base_is_refused_with_the_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", 0)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text("utf-8").replace("assistant", "bot"), "utf-8")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config["base_model_name_or_path"] = "elyza/Llama-3-ELYZA-JP-8B"
+    (folder / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    assert guarded(run, ["--adapter", f"x={folder}", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "was trained on elyza/Llama-3-ELYZA-JP-8B" in told
+    assert "another chat template than the model: line" in told

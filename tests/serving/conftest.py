@@ -1,0 +1,112 @@
+"""Models and adapters to serve."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from aift_ray.config import ServeConfig, ServingConfig
+from aift_ray.serving import application, opening
+from aift_ray.serving.engine import TransformersEngine
+from aift_ray.serving.keys import Keys
+from tests.conftest import SHIPPED
+
+T = TypeVar("T")
+
+
+def load(folder: Path = SHIPPED) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # so that generate() goes on to the length that is asked for
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def write_adapter(folder: Path, seed: int, base: Path = SHIPPED, **options: Any) -> Path:
+    """A LoRA adapter that changes what the model says, with the base's tokenizer beside it."""
+    torch.manual_seed(seed)
+    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **(settings | options)))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters of the shipped model."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: write_adapter(folder / name, seed) for seed, name in enumerate(("大阪弁", "b"))}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """The shipped model in fp32."""
+    return load()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TransformersEngine]:
+    """An engine on the shipped model."""
+    made = TransformersEngine(load(), slots=4, max_queue=8)
+    yield made
+    made.close()
+
+
+class Site:
+    """The whole application in this process, without Ray: two adapters, one key."""
+
+    KEY = "sk-secret"
+
+    def __init__(self, folder: Path, adapters: dict[str, Path], **settings: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.key_file = folder / "keys"
+        self.key_file.write_text(f"# keys\n\n{self.KEY}\n", "utf-8")
+        given = [f"{name}={path}" for name, path in adapters.items()]
+        config = ServeConfig(adapters=given, serving=ServingConfig(slots=4, **settings))
+        self.service = self.run(opening.start(opening.check(config, False)))
+
+        async def started() -> None: ...
+
+        self.app = application.build(lambda: self.service, Keys(self.key_file), started)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
+
+    def client(self, key: str | None = KEY) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://site", headers=headers)
+
+    def openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=self.KEY, base_url="http://site/v1", http_client=self.client(), max_retries=0
+        )
+
+    def send(self, method: str, path: str, key: str | None = KEY, **content: Any) -> httpx.Response:
+        async def sent() -> httpx.Response:
+            async with self.client(key) as client:
+                return await client.request(method, path, **content)
+
+        return self.run(sent())
+
+    def close(self) -> None:
+        self.service.engine.close()
+        self.loop.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"), adapters)
+    yield made
+    made.close()
