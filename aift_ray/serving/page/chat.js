@@ -28,6 +28,7 @@ export const stop = () => current?.abort();
 /** Forget the conversation. */
 export function clear() {
   stop();
+  idle();
   turns.length = 0;
   find("turns").replaceChildren();
   find("welcome").hidden = false;
@@ -77,11 +78,13 @@ async function answer(turn) {
       if (follows) toEnd();
     }
   } catch (error) {
+    if (!(error instanceof server.Failure)) throw error;
     failure = error;
   }
-  // a conversation that was cleared has no place to show an end
-  if (current === stopper) current = null;
-  if (turns.includes(turn)) end(turn, failure, meter, stopper.signal.aborted);
+  // of a conversation that was cleared there is nothing left to show
+  if (!turns.includes(turn)) return;
+  idle();
+  end(turn, failure, meter, stopper.signal.aborted);
 }
 
 function empty(turn, model) {
@@ -126,6 +129,14 @@ function begin(stopper, turn) {
   toEnd();
 }
 
+function idle() {
+  current = null;
+  const hadFocus = document.activeElement === find("stop");
+  find("send").hidden = false;
+  find("stop").hidden = true;
+  if (hadFocus) find(host.touch ? "log" : "message").focus();
+}
+
 function end(turn, failure, meter, stopped) {
   const { element } = turn;
   const follows = atEnd();
@@ -144,10 +155,6 @@ function end(turn, failure, meter, stopped) {
   say(find("spoken"), null);
   if (failure) show(failure, element);
   else find("spoken").textContent = turn.answer || text("empty");
-  const hadFocus = document.activeElement === find("stop");
-  find("send").hidden = false;
-  find("stop").hidden = true;
-  if (hadFocus) find(host.touch ? "log" : "message").focus();
   if (follows) toEnd();
 }
 

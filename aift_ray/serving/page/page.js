@@ -3,7 +3,7 @@
 import * as chat from "./chat.js";
 import * as server from "./server.js";
 import * as settings from "./settings.js";
-import { say, speak } from "./words.js";
+import { say, speak, translate } from "./words.js";
 
 const find = (id) => document.getElementById(id);
 const asksKey = document.body.dataset.asksKey === "yes";
@@ -12,7 +12,8 @@ const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
 
 function start() {
   settings.build();
-  chat.build({ key: () => sessionStorage.getItem("key"), refused: askKey, moved: loadModels, touch });
+  const key = () => sessionStorage.getItem("key");
+  chat.build({ key, refused: askKey, moved: loadModels, touch });
   speak(stored("language") ?? (navigator.language.startsWith("ja") ? "ja" : "en"));
   wireHeader();
   wireSettings();
@@ -20,6 +21,10 @@ function start() {
   wireKey();
   showLanguage();
   showTheme(stored("theme"));
+  connect();
+}
+
+function connect() {
   if (asksKey && !sessionStorage.getItem("key")) askKey();
   else loadModels();
 }
@@ -47,12 +52,15 @@ async function loadModels() {
   try {
     const [base, ...adapters] = await server.models(sessionStorage.getItem("key"));
     const chosen = select.value;
-    select.replaceChildren(group("base", [base]), ...(adapters.length ? [group("adapters", adapters)] : []));
+    const groups = [group("base", [base])];
+    if (adapters.length) groups.push(group("adapters", adapters));
+    select.replaceChildren(...groups);
     if ([base, ...adapters].includes(chosen)) select.value = chosen;
     select.disabled = false;
-    speak(document.documentElement.lang);
+    translate(select);
     return true;
   } catch (failure) {
+    if (!(failure instanceof server.Failure)) throw failure;
     if (failure.word === "error_401") askKey(failure);
     else notice(failure.word, failure, "retry", loadModels);
     return false;
@@ -157,7 +165,11 @@ function wireComposer() {
 
 function send() {
   const message = find("message");
-  if (!message.value.trim() || chat.running() || find("model").disabled) return;
+  if (!message.value.trim() || chat.running()) return;
+  if (find("model").disabled) {
+    if (!find("key-dialog").open) connect();
+    return;
+  }
   const sampling = settings.read();
   if (!sampling) {
     if (getComputedStyle(find("settings")).display === "none") openSettings(true);
@@ -170,6 +182,7 @@ function send() {
 
 function askKey(failure) {
   const dialog = find("key-dialog");
+  if (failure) sessionStorage.removeItem("key");
   say(find("key-problem"), failure?.word);
   find("key").setAttribute("aria-invalid", String(Boolean(failure)));
   find("key").value = "";
@@ -188,7 +201,7 @@ function wireKey() {
     }
     sessionStorage.setItem("key", key);
     dialog.close("given");
-    if (await loadModels()) find("message").focus();
+    if ((await loadModels()) && !touch) find("message").focus();
   });
   dialog.addEventListener("close", () => {
     if (dialog.returnValue !== "given" && find("model").disabled) {
