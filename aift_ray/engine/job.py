@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aift_ray.config import RunConfig
+from aift_ray.planning.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Job:
         chat_template: the template that made the rows; saved with the model.
         global_batch: units a step.
         started: time.time() of the command's start.
+        memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
     """
 
@@ -32,6 +34,7 @@ class Job:
     chat_template: str | None
     global_batch: int
     started: float
+    memory: Memory | None = None
     resume: Path | None = None
 
     @property

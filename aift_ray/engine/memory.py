@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from aift_ray.config import RunConfig
 from aift_ray.engine.build import Run
-from aift_ray.planning.memory import Shape, memory
+from aift_ray.planning.memory import Shape, memory, remedy
 
 
 def out_of_memory(run: Run, error: BaseException) -> str:
@@ -42,22 +41,4 @@ def _parts(run: Run, tokens: int) -> str:
         config.training.gradient_checkpointing,
         config.base_bits,
     )
-    return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in vars(need).items())
-
-
-def remedy(config: RunConfig) -> str:
-    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
-    training = config.training
-    if not training.gradient_checkpointing:
-        return "--training.gradient_checkpointing true"
-    if training.batch_size > 1:
-        size = next(
-            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
-        )
-        steps = training.gradient_accumulation_steps * training.batch_size // size
-        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
-    if config.method == "full":
-        return "--method lora"
-    if config.trained_as == "lora":
-        return "--method qlora"
-    return f"--data.sequence_length {config.data.sequence_length // 2}"
+    return need.parts

@@ -92,6 +92,7 @@ def prepare(
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
+    sizes = _sizes(config, model_config.to_dict(), plan, gpu)
     job = Job(
         config=config,
         location=location,
@@ -101,9 +102,9 @@ def prepare(
         chat_template=tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
+        memory=sizes[0],
         resume=resume,
     )
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu)
     result = Preparation(
         job,
         prepared,

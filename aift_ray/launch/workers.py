@@ -26,8 +26,10 @@ from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 from aift_ray.launch import reaper
 from aift_ray.launch.elastic import SaveBeforeResize
+from aift_ray.planning.memory import remedy
 
 FAILURES = ".failures.jsonl"
+_USED_MEMORY = re.compile(r"[\d.]+ ?GB / [\d.]+ ?GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 # what a worker may need of the driver's environment, by name; never the whole of it
 _PASSED_ON = (
@@ -242,16 +244,24 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     causes_ = [f"worker {rank}: {_short(e)}" for rank, e in sorted(failures.items())]
     text = "; ".join(causes_) or _short(error)
     if "running low on memory" in str(error):
-        text = (
-            "the machine ran out of memory and Ray stopped the workers; use fewer workers, or "
-            "lower --training.batch_size or --training.exact_match_batch_size"
-        )
+        text = _host_memory(str(error), job)
     log = job.output / "error.log"
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
         return WorkersLost(f"training failed: {text}")
     return WorkersLost(f"training failed: {text}\n  the whole of it is in {log}")
+
+
+def _host_memory(message: str, job: Job) -> str:
+    """What to tell where Ray ended workers because their machine ran out of memory."""
+    used = _USED_MEMORY.search(message)
+    text = "the machine ran out of memory and Ray stopped its workers"
+    text += f": {used[0]} in use" if used else ""
+    if job.memory:
+        total = job.memory.total / 2**30
+        text += f"\n  computed for a worker: {total:.2f} GiB ({job.memory.parts})"
+    return f"{text}\n  try {remedy(job.config)}, or fewer workers on a machine"
 
 
 def _short(error: BaseException) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aift_ray.config import RunConfig
+
 GIB = 2**30
 _FLOAT32 = 4
 # positions whose logits are in memory at once, in fp32: the logits and their gradient
@@ -95,6 +97,11 @@ class Memory:
         """Sum of the parts; the device's own overhead comes on top."""
         return sum(vars(self).values())
 
+    @property
+    def parts(self) -> str:
+        """The parts in words."""
+        return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in vars(self).items())
+
 
 def memory(
     shape: Shape,
@@ -133,3 +140,21 @@ def memory(
         activations=working + (kept + block if checkpointing else shape.layers * block),
         logits=min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES,
     )
+
+
+def remedy(config: RunConfig) -> str:
+    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        return "--training.gradient_checkpointing true"
+    if training.batch_size > 1:
+        size = next(
+            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
+        )
+        steps = training.gradient_accumulation_steps * training.batch_size // size
+        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
+    if config.method == "full":
+        return "--method lora"
+    if config.trained_as == "lora":
+        return "--method qlora"
+    return f"--data.sequence_length {config.data.sequence_length // 2}"

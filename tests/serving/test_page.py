@@ -1,0 +1,381 @@
+"""The web page in a browser, on the real application with the shipped model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aift_ray.config import ServeConfig
+from aift_ray.serving import application, opening, web
+from aift_ray.serving.keys import Keys
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+KEY = "aift-鍵"
+QUESTION = "次の文をくり返してください。\n今日は朝から雨が降っている。"
+REPEATED = "今日は朝から雨が降っている。"
+# makes an answer that goes on until it is stopped
+ENDLESS = {"temperature": "2", "top_p": "1", "top_k": "0", "max_tokens": "1900"}
+CHAT = "**/v1/chat/completions"
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) -> Iterator[str]:
+    """The application behind uvicorn."""
+    import uvicorn
+
+    key_file = tmp_path_factory.mktemp("page") / "keys"
+    key_file.write_text(f"{KEY}\n", encoding="utf-8")
+    config = ServeConfig(adapters=[f"{name}={folder}" for name, folder in adapters.items()])
+    services: list[Any] = []
+
+    async def start() -> None:
+        services.append(await opening.start(opening.check(config, gpu=False)))
+
+    app = application.build(lambda: services[0], Keys(key_file), start)
+    served = web.Page(app, asks_key=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(served, log_level="warning", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Visitor:
+    """A tab of its own, which keeps what the console says and where requests go."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.context = browser.new_context(**({"locale": "ja-JP"} | options))
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(8000)
+        self.errors: list[str] = []
+        self.urls: list[str] = []
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.context.on("request", lambda request: self.urls.append(request.url))
+        self.page.goto(address)
+
+    def _hear(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
+
+    def __getitem__(self, selector: str) -> Any:
+        return self.page.locator(selector)
+
+    def enter(self) -> Visitor:
+        """Give the key."""
+        self["#key"].fill(KEY)
+        self["#key"].press("Enter")
+        self.expect("#model").to_be_enabled()
+        return self
+
+    def expect(self, selector: str) -> Any:
+        return sync_api.expect(self[selector], message=selector)
+
+    def ask(self, question: str, **settings: str) -> None:
+        for name, value in settings.items():
+            self[f"#{name}"].fill(value)
+        self["#message"].fill(question)
+        self["#send"].click()
+
+    def fits(self) -> bool:
+        """Whether nothing goes over the right edge."""
+        found = self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        return bool(found)
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
+    """Opens the page; at the end no visitor may have asked another host for anything."""
+    visitors: list[Visitor] = []
+
+    def opened(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser, address, **options))
+        return visitors[-1]
+
+    yield opened
+    for visitor in visitors:
+        assert [url for url in visitor.urls if not url.startswith(f"{address}/")] == []
+        visitor.context.close()
+
+
+def test_a_conversation_streams_tells_its_speed_and_makes_no_console_error(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit()
+    visitor.expect("#key-dialog").to_be_visible()
+    visitor.enter()
+    assert visitor["#model option"].all_inner_texts() == ["hina-4m", "大阪弁", "b"]
+    visitor.ask(QUESTION, temperature="0")
+    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect(".figures").to_have_text(re.compile(r"^\d+ トークン · [\d.]+ トークン/秒"))
+    visitor.expect("#spoken").to_have_text(REPEATED)
+    visitor["#model"].select_option("大阪弁")
+    visitor.ask("もう一つ。", max_tokens="8")
+    visitor.expect(".turn:nth-child(2) .name").to_have_text("大阪弁")
+    visitor.expect(".turn:nth-child(2) .figures").to_contain_text("最大トークン数")
+    assert visitor.page.evaluate("() => ({...localStorage})") == {}
+    assert visitor.page.evaluate("() => sessionStorage.getItem('key')") == KEY
+    assert visitor.errors == []
+
+
+def test_the_request_holds_the_system_prompt_the_settings_and_the_conversation(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit().enter()
+    visitor["#system"].fill("短く答えます。")
+    visitor.ask("一つ目", temperature="0", seed="7", top_k="", max_tokens="3")
+    visitor.expect("#send").to_be_visible()
+    first = visitor[".answer .text"].inner_text()
+    with visitor.page.expect_request(CHAT) as caught:
+        visitor.ask("二つ目")
+    body = caught.value.post_data_json
+    assert body["messages"] == [
+        {"role": "system", "content": "短く答えます。"},
+        {"role": "user", "content": "一つ目"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "二つ目"},
+    ]
+    del body["messages"]
+    assert body == {
+        "model": "hina-4m", "temperature": 0, "top_p": 0.9, "max_tokens": 3, "seed": 7,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+
+
+def test_an_answer_grows_can_be_stopped_and_made_anew(visit: Callable[..., Visitor]) -> None:
+    visitor = visit().enter()
+    visitor.ask(QUESTION, **ENDLESS)
+    visitor.expect(".answer").to_have_attribute("aria-busy", "true")
+    visitor.expect(".figures").to_contain_text("約")
+    early = len(visitor[".answer .text"].inner_text())
+    visitor.expect(".answer .text").to_have_text(re.compile(f"[\\s\\S]{{{early + 30},}}"))
+    visitor["#stop"].click()
+    visitor.expect(".figures").to_contain_text("停止しました")
+    stopped = visitor[".answer .text"].inner_text()
+    assert len(stopped) > early
+    visitor["#temperature"].fill("0")
+    visitor[".again"].click()
+    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect(".figures").not_to_contain_text("停止")
+    assert visitor[".turn"].count() == 1
+    assert visitor.errors == []
+
+
+def test_a_new_conversation_begins_in_the_midst_of_an_answer(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit().enter()
+    visitor.ask(QUESTION, **ENDLESS)
+    visitor.expect(".figures").to_contain_text("約")
+    visitor["#new"].click()
+    visitor.expect(".turn").to_have_count(0)
+    visitor.ask(QUESTION, temperature="0")
+    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect("#send").to_be_visible()
+    assert visitor.errors == []
+
+
+def test_the_language_is_the_browsers_until_it_is_switched(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(locale="en-US").enter()
+    visitor.expect("#send").to_have_text("Send")
+    visitor.ask(QUESTION, temperature="0")
+    visitor.expect(".figures").to_contain_text("tokens/s")
+    visitor["#language"].click()
+    visitor.expect("#send").to_have_text("送信")
+    visitor.expect(".figures").to_contain_text("トークン/秒")
+    visitor.expect("html").to_have_attribute("lang", "ja")
+    visitor.page.reload()
+    visitor.expect("#send").to_have_text("送信")
+    visitor.expect("#model").to_be_enabled()
+
+
+def test_dark_follows_the_system_until_it_is_switched(visit: Callable[..., Visitor]) -> None:
+    def is_dark(visitor: Visitor) -> bool:
+        script = "() => getComputedStyle(document.body).backgroundColor"
+        red, green, blue = re.findall(r"\d+", visitor.page.evaluate(script))[:3]
+        return int(red) + int(green) + int(blue) < 200
+
+    assert not is_dark(visit(color_scheme="light"))
+    visitor = visit(color_scheme="dark").enter()
+    assert is_dark(visitor)
+    visitor.expect("#theme").to_have_attribute("aria-pressed", "true")
+    visitor["#theme"].click()
+    assert not is_dark(visitor)
+    visitor.page.reload()
+    assert not is_dark(visitor)
+
+
+def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    press, write = visitor.page.keyboard.press, visitor.page.keyboard.insert_text
+    write(KEY)
+    press("Enter")
+    visitor.expect("#message").to_be_focused()
+    write("次の文をくり返してください。")
+    press("Shift+Enter")
+    write(REPEATED)
+    press("Enter")
+    visitor.expect(".question .text").to_have_text(QUESTION)
+    visitor.expect(".again").to_be_visible()
+    visitor.expect("#message").to_be_focused()
+    for _ in range(10):
+        press("Shift+Tab")
+        if visitor[".again"].evaluate("element => element === document.activeElement"):
+            break
+    press("Enter")
+    visitor.expect(".again").to_be_visible()
+    visitor.expect("#message").to_be_focused()
+    for name, value in ENDLESS.items():
+        visitor[f"#{name}"].focus()
+        press("ControlOrMeta+A")
+        write(value)
+    visitor["#message"].focus()
+    write(QUESTION)
+    press("Enter")
+    visitor.expect(".turn:nth-child(2) .figures").to_contain_text("約")
+    press("Escape")
+    visitor.expect(".turn:nth-child(2) .figures").to_contain_text("停止しました")
+
+
+def test_enter_that_ends_a_composition_does_not_send(visit: Callable[..., Visitor]) -> None:
+    visitor = visit().enter()
+    visitor["#message"].focus()
+    session = visitor.context.new_cdp_session(visitor.page)
+    place = {"selectionStart": 3, "selectionEnd": 3}
+    session.send("Input.imeSetComposition", {"text": "きょう", **place})
+    visitor.page.keyboard.press("Enter")
+    session.send("Input.insertText", {"text": "今日"})
+    # Safari's order: the composition is over, the key code is that of an input method
+    visitor["#message"].dispatch_event("keydown", {"key": "Enter", "keyCode": 229})
+    visitor.expect(".turn").to_have_count(0)
+    visitor.expect("#message").to_have_value(re.compile("今日"))
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(**PHONE)
+    assert visitor.fits()
+    visitor.enter()
+    visitor.expect("#settings").to_be_hidden()
+    visitor["#open-settings"].click()
+    visitor.expect("#system").to_be_focused()
+    assert visitor.fits()
+    visitor["#temperature"].fill("0")
+    visitor["#close-settings"].click()
+    visitor.ask(QUESTION + "雨" * 300 + "a" * 300)
+    visitor.expect(".again").to_be_visible()
+    assert visitor.fits()
+    visitor["#language"].click()
+    assert visitor.fits()
+    assert visitor.errors == []
+
+
+def test_a_wrong_key_is_told_and_another_can_be_given(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor["#key"].fill("wrong")
+    visitor["#key"].press("Enter")
+    visitor.expect("#key-problem").to_have_text("API キーが正しくありません。")
+    visitor.enter()
+    visitor.expect("#key-dialog").to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "japanese", "english"),
+    [
+        (429, {"Retry-After": "3"}, "混み合っています。3 秒後に", "Try again in 3 s."),
+        (503, {}, "準備ができていません", "not ready"),
+        (504, {}, "時間切れ", "Out of time"),
+        (404, {}, "このモデルはサーバーにありません", "does not have this model"),
+        (502, {}, "HTTP 502", "HTTP 502"),
+        (0, {}, "接続できません", "can’t be reached"),
+    ],
+)
+def test_errors_are_told_in_both_languages_and_can_be_tried_again(
+    visit: Callable[..., Visitor],
+    status: int,
+    headers: dict[str, str],
+    japanese: str,
+    english: str,
+) -> None:
+    visitor = visit().enter()
+    body = '{"error": {"message": "<b>why</b>", "type": "t", "param": null, "code": null}}'
+
+    def answer(route: Any) -> None:
+        if status:
+            route.fulfill(status=status, headers=headers, body=body)
+        else:
+            route.abort()
+
+    visitor.page.route(CHAT, answer)
+    visitor.ask(QUESTION, temperature="0")
+    visitor.expect(".answer .problem").to_contain_text(japanese)
+    if status:
+        visitor.expect(".answer .problem").to_contain_text("<b>why</b>")
+    visitor["#language"].click()
+    visitor.expect(".answer .problem").to_contain_text(english)
+    visitor.page.unroute(CHAT)
+    visitor[".again"].click()
+    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect(".answer .problem").to_be_hidden()
+
+
+def test_a_stream_that_breaks_keeps_its_text_and_says_so(visit: Callable[..., Visitor]) -> None:
+    visitor = visit().enter()
+    chunk = '{"choices": [{"delta": {"content": "<i>半分"}, "finish_reason": null}]}'
+    error = '{"error": {"message": "the answer took too long", "code": "timeout"}}'
+    for ending, told in (("", "接続が切れました"), (f"data: {error}\n\n", "時間切れ")):
+        stream = f"data: {chunk}\n\n{ending}"
+        visitor.page.route(CHAT, lambda route, body=stream: route.fulfill(body=body))
+        visitor.ask(QUESTION)
+        visitor.expect(".turn:last-child .problem").to_contain_text(told)
+        visitor.expect(".turn:last-child .answer .text").to_have_text("<i>半分")
+        visitor["#new"].click()
+
+
+def test_a_wrong_setting_is_told_beside_it_and_nothing_is_sent(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit().enter()
+    visitor.ask(QUESTION, temperature="9")
+    visitor.expect("#temperature").to_be_focused()
+    visitor.expect("#temperature-problem").to_have_text("0〜2 の数を入れてください")
+    visitor.expect("#message").to_have_value(QUESTION)
+    visitor["[type=reset]"].click()
+    visitor.expect("#temperature-problem").to_have_text("")
+    visitor.expect("#temperature").to_have_value("0.7")
+
+
+def test_only_the_page_is_open_to_everybody_and_it_forbids_all_but_its_own_files(
+    visit: Callable[..., Visitor], address: str
+) -> None:
+    request = visit().context.request
+    answers = {path: request.get(address + path) for path in ("/", "/page/page.js", "/page/")}
+    assert [answer.status for answer in answers.values()] == [200, 200, 401]
+    policy = answers["/"].headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert request.get(f"{address}/page/%2e%2e/web.py").status == 401
+    assert "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", answers["/"].text())
