@@ -29,7 +29,7 @@ from aift_ray.launch.elastic import SaveBeforeResize
 from aift_ray.planning.memory import remedy
 
 FAILURES = ".failures.jsonl"
-_USED_MEMORY = re.compile(r"[\d.]+ ?GB / [\d.]+ ?GB")
+_USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 # what a worker may need of the driver's environment, by name; never the whole of it
 _PASSED_ON = (
@@ -257,7 +257,7 @@ def _host_memory(message: str, job: Job) -> str:
     """What to tell where Ray ended workers because their machine ran out of memory."""
     used = _USED_MEMORY.search(message)
     text = "the machine ran out of memory and Ray stopped its workers"
-    text += f": {used[0]} in use" if used else ""
+    text += f" ({used[0]})" if used else ""
     if job.memory:
         total = job.memory.total / 2**30
         text += f"\n  computed for a worker: {total:.2f} GiB ({job.memory.parts})"
