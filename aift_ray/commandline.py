@@ -81,9 +81,9 @@ def parse(
     return Command(_validated(settings, merged, problems), own.dry_run)
 
 
-def validated(values: dict[str, Any]) -> RunConfig:
-    """The configuration of `values`; ConfigError with every mistake in it."""
-    return _validated(RunConfig, values, [])
+def validated(values: dict[str, Any], settings: type[S] = RunConfig) -> S:  # type: ignore[assignment]
+    """The settings of `values`; ConfigError with every mistake in it."""
+    return _validated(settings, values, [])
 
 
 def _read_flags(
