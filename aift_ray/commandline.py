@@ -101,9 +101,9 @@ def given(
     return Given(merged, problems, own.dry_run)
 
 
-def validated(values: dict[str, Any]) -> RunConfig:
-    """The configuration of `values`; ConfigError with every mistake in it."""
-    return settled(RunConfig, values, [])
+def validated(values: dict[str, Any], settings: type[S] = RunConfig) -> S:  # type: ignore[assignment]
+    """The settings of `values`; ConfigError with every mistake in it."""
+    return settled(settings, values, [])
 
 
 def _read_flags(

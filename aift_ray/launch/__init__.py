@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# before anything imports bitsandbytes, which logs while it is loading
+import aift_ray.models  # noqa: F401
+
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # `ray start` asks for the token wherever one exists; whoever joins must show it
 if (Path.home() / ".ray" / "auth_token").is_file():

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
+from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.launch import display, workers
@@ -55,12 +56,37 @@ class Server:
             raise RuntimeError("the engine is stopped")
 
 
-def deployment(config: ServeConfig, key_file: str | None, resources: dict[str, float]) -> Any:
-    """The application for `serve.run`."""
+def build(arguments: dict[str, Any]) -> Any:
+    """The application of a Serve config file, `import_path: aift_ray.launch.serving:build`.
+
+    Args:
+        arguments: settings by name, as in a file for `aift-ray serve --config`. The address is
+            Serve's own (`http_options`); the key file has to be there on every node.
+
+    Raises:
+        UserError: the settings are wrong.
+    """
+    config = commandline.validated(arguments, ServeConfig)
+    if not config.serving.api_key_file and not config.serving.no_auth:
+        remedy = "give serving.api_key_file"
+        raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
+    return deployment(config, key_file(config), ray.cluster_resources())
+
+
+def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, float]) -> Any:
+    """The application for `serve.run`.
+
+    Raises:
+        ConfigError: the cluster has too few CPUs.
+    """
     serving, (least, most) = config.serving, config.replicas()
     gpus = 1 if resources.get("GPU", 0) >= most else 0
-    share = 1 if gpus else max(1, int(resources.get("CPU", 1)) // most)
-    cpus = serving.cpus_per_replica or share
+    has = int(resources.get("CPU", 1))
+    cpus = serving.cpus_per_replica or (1 if gpus else max(1, has // most))
+    if cpus * least > has:
+        what = f"{least} replicas of {cpus} CPUs need {cpus * least}, the cluster has {has}"
+        remedy = "lower --num-replicas or --serving.cpus_per_replica"
+        raise ConfigError([Problem("serving.num_replicas", what, remedy)])
     environment = workers.environment() | {"OMP_NUM_THREADS": str(cpus)}
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
@@ -86,7 +112,18 @@ def deployment(config: ServeConfig, key_file: str | None, resources: dict[str, f
         },
         **options,
     )
-    return bound.bind(config, key_file, cpus)
+    return bound.bind(config, keys_at, cpus)
+
+
+def key_file(config: ServeConfig) -> str | None:
+    """The file of API keys that the settings name, seen from anywhere."""
+    named = config.serving.api_key_file
+    return str(Path(named).expanduser().absolute()) if named else None
+
+
+def http_options(config: ServeConfig) -> HTTPOptions:
+    """Where the proxies listen."""
+    return HTTPOptions(host=config.serving.host, port=config.serving.port)
 
 
 def run(config: ServeConfig, dry_run: bool) -> None:
@@ -96,28 +133,28 @@ def run(config: ServeConfig, dry_run: bool) -> None:
         AiftError: the settings are wrong, or the replicas don't start.
     """
     opening.check(config, False)
-    key_file = None if config.serving.no_auth else config.serving.api_key_file
-    if key_file:
-        keys.Keys(Path(key_file))
+    path = key_file(config)
+    if path:
+        keys.Keys(Path(path))
     _check_port(config.serving.host, config.serving.port)
     if dry_run:
-        _show(config, key_file, None)
+        _show(config, path, None)
         return
     made = None
-    if not config.serving.no_auth and not key_file:
-        key_file = str(_key_folder() / f"key-{secrets.token_hex(4)}")
-        made = keys.make(Path(key_file))
+    if not config.serving.no_auth and not path:
+        path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
+        made = keys.make(Path(path))
     try:
         with workers.cluster() as resources:
-            _serve(config, key_file, made, resources)
+            _serve(config, path, made, resources)
     finally:
-        if made and key_file:
-            Path(key_file).unlink(missing_ok=True)
+        if made and path:
+            Path(path).unlink(missing_ok=True)
 
 
 def _serve(
     config: ServeConfig,
-    key_file: str | None,
+    path: str | None,
     made: str | None,
     resources: dict[str, float],
 ) -> None:
@@ -127,14 +164,13 @@ def _serve(
         signal.signal(number, lambda *_: stop.set())
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    options = HTTPOptions(host=serving.host, port=serving.port)
     try:
-        serve.start(http_options=options, logging_config={"log_level": "WARNING"})
-        application = deployment(config, key_file, resources)
+        serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
+        application = deployment(config, path, resources)
         serve.run(application, name=NAME, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise AiftError(f"the server could not be started: {error}") from error
-    _show(config, key_file, made)
+    _show(config, path, made)
     print(f"ready on http://{_shown(serving.host)}:{serving.port}", flush=True)
     stop.wait()
     print("stopping after the answers under way", flush=True)
@@ -143,8 +179,8 @@ def _serve(
     serve.shutdown()
 
 
-def _show(config: ServeConfig, key_file: str | None, made: str | None) -> None:
-    key = f"one of {key_file}" if key_file else "one that is made at the start"
+def _show(config: ServeConfig, path: str | None, made: str | None) -> None:
+    key = f"one of {path}" if path else "one that is made at the start"
     if config.serving.no_auth:
         key = "none is asked for"
     rows = [

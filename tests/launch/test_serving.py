@@ -116,7 +116,7 @@ def test_a_stopped_server_ends_its_answers_first(served: Served) -> None:
     told: list[str] = []
 
     def listen() -> None:
-        body = LONG | {"stream": True, "max_tokens": 900}
+        body = LONG | {"stream": True, "max_tokens": 200}
         with served.http.stream("POST", "/v1/completions", json=body) as response:
             told.extend(line for line in response.iter_lines() if line)
 

@@ -1,0 +1,110 @@
+"""Output tokens a second: rows that step together, transformers' continuous batching, generate().
+
+    python benchmarks/serve_engine.py MODEL [DTYPE] [TOKENS]
+
+Greedy, prompts of 20 to 59 random tokens, 1, 4 and 16 requests at once, the contestants in turn in
+one process. `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers.utils import logging
+
+from aift_ray.serving.batch import Batch, Row
+from aift_ray.serving.requests import Request, Sampling
+from aift_ray.serving.sampling import Chooser
+
+Prompts = list[list[int]]
+
+
+def rows(model: Any, base: Any, prompts: Prompts, tokens: int, adapters: list[str]) -> None:
+    """Our own loop: every prompt is read, then all rows step together."""
+    batch = Batch(model, base)
+    for key, prompt in enumerate(prompts):
+        request = Request(prompt, tokens, frozenset(), Sampling(temperature=0))
+        name = adapters[key % len(adapters)]
+        batch.begin(Row(key, request, name, Chooser(request, base.device)))
+        while batch.reading:
+            batch.read()
+    while batch.rows:
+        batch.step()
+
+
+def continuous(manager: Any, prompts: Prompts, tokens: int) -> None:
+    """transformers' manager."""
+    for prompt in prompts:
+        manager.add_request(prompt, max_new_tokens=tokens, eos_token_id=-1)
+    done = 0
+    while done < len(prompts):
+        done += manager.get_result(timeout=60) is not None
+
+
+def generate(model: Any, prompts: Prompts, tokens: int) -> None:
+    """One after the other."""
+    for prompt in prompts:
+        model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=tokens)
+
+
+def timed(work: Callable[[], None], tokens: int) -> float:
+    start = time.perf_counter()
+    work()
+    return tokens / (time.perf_counter() - start)
+
+
+def main() -> None:
+    given = dict(enumerate(sys.argv))
+    folder, dtype, number = sys.argv[1], given.get(2, "float32"), int(given.get(3, "32"))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def load() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        model.generation_config.eos_token_id = None
+        return model
+
+    base, rival, adapted = load(), load(), load()
+    config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
+    with tempfile.TemporaryDirectory() as place:
+        get_peft_model(load(), config).save_pretrained(place, save_embedding_layers=False)
+        mixed = PeftModel.from_pretrained(adapted, place, "a")
+        for name in ("b", "c"):
+            mixed.load_adapter(place, name)
+    settings = ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=512)
+    asked = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    manager = rival.init_continuous_batching(asked, settings)
+    manager.start()
+    generator = torch.Generator().manual_seed(0)
+    sizes = [20 + 7 * i % 40 for i in range(16)]
+    prompts = [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
+    contestants: dict[str, Callable[[Prompts], None]] = {
+        "rows": lambda p: rows(base, base, p, number, [""]),
+        "adapters": lambda p: rows(mixed.eval(), adapted, p, number, ["a", "b", "c"]),
+        "continuous": lambda p: continuous(manager, p, number),
+        "generate": lambda p: generate(base, p[:2], number),
+    }
+    with torch.inference_mode():
+        for work in contestants.values():
+            work(prompts[:2])
+        for at_once in (1, 4, 16):
+            line: dict[str, list[float]] = {name: [] for name in contestants}
+            for _ in range(3):
+                for name, work in contestants.items():
+                    some = prompts[:at_once]
+                    count = min(at_once, 2) if name == "generate" else at_once
+                    line[name].append(timed(lambda w=work, s=some: w(s), count * number))  # type: ignore[misc]
+            medians = {name: round(sorted(each)[1], 1) for name, each in line.items()}
+            print(f"{at_once:3} at once: {medians}", flush=True)
+    manager.stop(block=True)
+
+
+if __name__ == "__main__":
+    main()
