@@ -41,6 +41,8 @@ def _parts(run: Run, tokens: int) -> str:
         width,
         config.training.gradient_checkpointing,
         config.base_bits,
+        config.parallel.strategy,
+        run.group.world,
     )
     return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in vars(need).items())
 
