@@ -1,4 +1,4 @@
-# make demo, make test, make test-faults, make lint, make format, make lock, make clean
+# make demo, make test, make test-faults, make parity, make lint, make format, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test-faults demo test lint format lock clean
+.PHONY: parity test-faults demo test lint format lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -27,6 +27,10 @@ test: lint
 test-faults: $(VENV)/stamp
 	$(BIN)/python -m pytest -m faults
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
+
+# each strategy and method against a single process; rewrites the table in docs/strategies.md
+parity: $(VENV)/stamp
+	$(BIN)/python -m tests.parity
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .

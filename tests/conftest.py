@@ -35,13 +35,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_tiny_model(folder: Path) -> Path:
     """A random Llama of two small layers, with biases, and the shipped tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     config = AutoConfig.from_pretrained(SHIPPED)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
@@ -50,6 +48,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def write_rows(path: Path, number: int = 24, offset: int = 0) -> Path:

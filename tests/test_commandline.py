@@ -150,3 +150,15 @@ def test_qlora_can_be_asked_for_in_two_ways() -> None:
     assert read("--method", "qlora").base_bits == 4
     assert read("--method", "qlora", "--lora.qlora_4bit", "false").base_bits == 8
     assert read("--method", "lora").base_bits is None
+
+
+@pytest.mark.parametrize("strategy", ["model_parallel", "pipeline", "tensor"])
+def test_a_strategy_that_is_not_there_is_refused_with_an_alternative(strategy: str) -> None:
+    message = complaint("--strategy", strategy)
+    assert f"parallel.strategy: {strategy} is not available in this version" in message
+    assert "use --strategy fsdp" in message
+
+
+def test_eight_bits_are_not_shared_out() -> None:
+    flags = "--strategy fsdp --method qlora --lora.qlora_4bit false"
+    assert "fsdp can't share out 8 bits" in complaint(*flags.split())

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.section import (
     SHIPPED_MODEL,
     Fraction,
@@ -97,17 +98,6 @@ class LoRAConfig(Section):
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
     use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
     qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
-
-
-class ParallelConfig(Section):
-    """How the model is spread over workers."""
-
-    strategy: Literal["ddp"] = setting("ddp", "ddp: a whole model on each worker")
-    max_memory_per_gpu: dict[int, str] | None = setting(
-        None, "memory a device for strategy model_parallel, {0: 22GB}; not with ddp"
-    )
-    pipeline_parallel_size: Positive = setting(1, "stages of strategy pipeline; 1 with ddp")
-    tensor_parallel_size: Positive = setting(1, "shards of strategy tensor; 1 with ddp")
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
@@ -225,20 +215,14 @@ class RunConfig(Settings):
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
-        training, parallel, found = self.training, self.parallel, []
+        training, found = self.training, []
         if self.method == "full" and self.lora.use_qlora:
             what = "true contradicts method full: adapters are trained, and no more"
             found.append(Problem("lora.use_qlora", what, "use --method qlora"))
         if not self.lora.qlora_4bit and self.base_bits is None:
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
-        if parallel.max_memory_per_gpu is not None:
-            found.append(
-                Problem("parallel.max_memory_per_gpu", "needs strategy model_parallel, not ddp")
-            )
-        for name in ("pipeline_parallel_size", "tensor_parallel_size"):
-            if getattr(parallel, name) != 1:
-                found.append(Problem(f"parallel.{name}", "must be 1 with strategy ddp"))
+        found += self.parallel.contradictions(self.base_bits)
         if self.data.eval_files and self.data.validation_fraction:
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")

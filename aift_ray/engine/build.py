@@ -73,12 +73,13 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model).to(group.device)
+    module = LossModule(model)
     module.train()
+    spread = wrap(config.parallel.strategy, module, group, precision.compute)
     moved = optimizer.build(module, config.training)
     scaler = precision.scaler(group.device)
     if tensors:
-        moved.load_state_dict(tensors["optimizer"])
+        optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
     answers = (
         config.training.exact_match_rows,
@@ -102,7 +103,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         precision=precision,
         tokenizer=tokenizer,
         module=module,
-        spread=wrap(config.parallel.strategy, module, group),
+        spread=spread,
         optimizer=moved,
         scaler=scaler,
         rows=rows,
@@ -134,5 +135,6 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
     model = _model(run.job, run.group, run.precision, str(folder))
-    run.module = LossModule(model).to(run.group.device)
-    run.spread = run.module
+    run.module = LossModule(model)
+    strategy = run.config.parallel.strategy
+    run.spread = wrap(strategy, run.module, run.group, run.precision.compute)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from aift_ray.data.cache import TokenRows
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.models.answers import turn_text
+from aift_ray.parallel.fsdp import is_sharded
 from aift_ray.parallel.group import Group
 
 
@@ -44,11 +44,13 @@ class Evaluator:
         mine = self._share(self.indices)
         module.eval()
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            for start in range(0, len(mine), self.batch_size):
-                batch = collate(self.rows, mine[start : start + self.batch_size], padded=False)
-                count += len(batch.targets)
-                if len(batch.targets):
-                    total += module(batch.to(self.group.device)).item()
+            for start in self._rounds(len(self.indices), self.batch_size):
+                part = mine[start : start + self.batch_size]
+                batch = collate(self.rows, part or self.indices[:1].tolist(), padded=False)
+                found = module(batch.to(self.group.device)).item()
+                if part:
+                    count += len(batch.targets)
+                    total += found
         module.train()
         total, tokens = self.group.sum(total, count)
         return total / tokens if tokens else None
@@ -62,11 +64,17 @@ class Evaluator:
         mine = sorted(mine, key=lambda i: int(self.rows.lengths[i]))
         right = 0
         module.eval()
-        for start in range(0, len(mine), at_once):
-            right += self._right(module, mine[start : start + at_once])
+        for start in self._rounds(len(asked), at_once):
+            part = mine[start : start + at_once]
+            found = self._right(module, part or asked[:1])
+            right += found if part else 0
         module.train()
         hits, asked_of_all = self.group.sum(right, len(mine))
         return hits / asked_of_all if asked_of_all else None
+
+    def _rounds(self, rows: int, at_once: int) -> range:
+        """Where each batch of a share starts: as many for all, who may need each other for them."""
+        return range(0, -(-rows // self.group.world), at_once)
 
     def _share(self, indices: np.ndarray) -> list[int]:
         return [int(i) for i in indices[self.group.rank :: self.group.world]]
@@ -94,8 +102,9 @@ class Evaluator:
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            model: Any = module.model
-            output = model.generate(
+            output = module.generate(
+                # goes on until all have their answers, where a forward needs all workers
+                synced_gpus=is_sharded(module),
                 input_ids=ids.to(self.group.device),
                 attention_mask=mask.to(self.group.device),
                 do_sample=False,

@@ -10,13 +10,13 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import learning_rate
 from aift_ray.errors import TrainingError
+from aift_ray.parallel.tensors import clip_gradients
 
 
 class Asked(IntEnum):
@@ -76,8 +76,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     loss, tokens = accumulate(run, shares, targets)
     loss, heard, all_tokens = group.sum(loss, asked if group.leads else 0, tokens)
     run.scaler.unscale_(run.optimizer)
-    limit = run.config.training.max_grad_norm or math.inf
-    norm = float(clip_grad_norm_(run.module.parameters(), limit))
+    norm = clip_gradients(run.module.parameters(), run.config.training.max_grad_norm)
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:

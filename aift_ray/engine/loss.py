@@ -45,6 +45,12 @@ class LossModule(nn.Module):
         chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
         return summed_cross_entropy(self._head[0], chosen, batch.targets)
 
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        """Token ids that the model generates; a strategy may have to see this call too."""
+        model: Any = self.model
+        output: torch.Tensor = model.generate(**inputs)
+        return output
+
     def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
         logits = causal_model(self.model)(**model_inputs(batch)).logits
@@ -111,7 +117,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grads = [torch.zeros_like(weight) for weight in weights]
+        # summed in fp32, whatever the weights were gathered in
+        grads = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         for start in range(0, len(targets), CHUNK):
             piece = slice(start, start + CHUNK)
             with torch.enable_grad():

@@ -40,5 +40,7 @@ def _parts(run: Run, tokens: int) -> str:
         width,
         config.training.gradient_checkpointing,
         config.base_bits,
+        config.parallel.strategy,
+        run.group.world,
     )
     return need.parts

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from aift_ray.config import TrainingConfig
+from aift_ray.parallel.tensors import shared_like
 
 
 def build(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -24,6 +26,16 @@ def build(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
         eps=config.adam_epsilon,
         fused=True,
     )
+
+
+def restore(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
+    """Go on from a saved state, of whole tensors, however the weights are shared out now."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = {
+        number: {name: shared_like(value, weights[number]) for name, value in moments.items()}
+        for number, moments in saved["state"].items()
+    }
+    optimizer.load_state_dict(saved | {"state": state})
 
 
 def learning_rate(config: TrainingConfig, step: int, total: int) -> float:

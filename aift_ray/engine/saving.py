@@ -5,18 +5,54 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 
 from aift_ray.engine import checkpoint
 from aift_ray.engine.build import Run
 from aift_ray.engine.export import write_model
 from aift_ray.engine.storage import Store
 from aift_ray.errors import TrainingError
+from aift_ray.parallel.fsdp import is_sharded
+from aift_ray.parallel.tensors import whole
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as it was at a step, in host memory, its tensors whole whatever the strategy.
+
+    Attributes:
+        tensors: optimizer and scaler state.
+        model: the weights that a checkpoint holds.
+        seconds: that it took.
+    """
+
+    state: checkpoint.State
+    tensors: dict[str, Any]
+    model: dict[str, Any]
+    seconds: float
+
+
+def snapshot(run: Run) -> Snapshot:
+    """The run as it is now; every worker must call this, worker 0's has the tensors."""
+    began = time.perf_counter()
+    copy = _HostCopy(run.group.leads)
+    tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+    held, model = copy(tensors), copy(_kept(run.module.model))
+    return Snapshot(replace(run.state), held, model, time.perf_counter() - began)
+
+
+def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
+    """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
+    if not is_sharded(run.module):
+        return None
+    weights: dict[str, torch.Tensor] = _HostCopy(run.group.leads)(_kept(run.module.model))
+    return weights
 
 
 class Saver:
@@ -36,21 +72,16 @@ class Saver:
         self._writing: Future[None] | None = None
         checkpoint.clean(run.job.checkpoints)
 
-    def save(self, now: bool = False) -> None:
-        """Save the run as it is; `now`: wait until it is on the disk.
+    def save(self, taken: Snapshot, now: bool = False) -> None:
+        """Save the run as it was; `now`: wait until it is on the disk.
 
         Raises:
             TrainingError: this checkpoint or the one before could not be written.
         """
         self.wait()
-        began = time.perf_counter()
-        run = self._run
-        tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
-        copy = _HostCopy()
-        state, held, model = replace(run.state), copy(tensors), copy(_kept(run.module.model))
-        self._writing = self._writer.submit(self._write, state, held, model)
-        self.seconds += time.perf_counter() - began
-        if now or not run.config.training.async_save:
+        self._writing = self._writer.submit(self._write, taken.state, taken.tensors, taken.model)
+        self.seconds += taken.seconds
+        if now or not self._run.config.training.async_save:
             self.wait()
 
     def wait(self) -> None:
@@ -115,10 +146,15 @@ class Saver:
 
 
 class _HostCopy:
-    """Copies tensors to host memory; what shared memory before shares it after."""
+    """Copies tensors to host memory; what shared memory before shares it after.
 
-    def __init__(self) -> None:
-        self._seen: dict[Any, torch.Tensor] = {}
+    Those that are shared out over the workers are gathered one by one; a worker that does not
+    `keep` them takes part and has None.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._seen: dict[Any, torch.Tensor | None] = {}
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -127,9 +163,14 @@ class _HostCopy:
             return [self(part) for part in value]
         if not isinstance(value, torch.Tensor):
             return value
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if isinstance(value, DTensor):
+            # the same on every worker, which an address in memory need not be
+            key: Any = id(value)
+        else:
+            key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in self._seen:
-            self._seen[key] = value.detach().to("cpu", copy=True)
+            full = whole(value.detach())
+            self._seen[key] = full.to("cpu", copy=True) if self._keep else None
         return self._seen[key]
 
 

@@ -20,7 +20,7 @@ from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
-from aift_ray.engine.saving import Saver
+from aift_ray.engine.saving import Saver, final_weights, snapshot
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
@@ -153,7 +153,10 @@ class _Session:
         Raises:
             TrainingError: it, or the one before, could not be written.
         """
-        self._together(lambda saver: saver.save(now=asked is not Asked.NOTHING))
+        # two copies would be in host memory, were the last one not written by now
+        self._together(Saver.wait)
+        taken = snapshot(self.run)
+        self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
         if self.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
         self.report({"step": self.run.state.step, **self.last})
@@ -183,10 +186,11 @@ class _Session:
             if self.exact_match is not None:
                 self._evaluated(run.state.step, None, self.exact_match)
         summary = self._summary(status)
+        weights = None if interrupted else final_weights(run)
         if self.metrics is None:
             return
         if not interrupted:
-            self._write_final(run.job.output / "model")
+            self._write_final(run.job.output / "model", weights)
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
@@ -205,11 +209,12 @@ class _Session:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
 
-    def _write_final(self, folder: Path) -> None:
+    def _write_final(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
         run, scratch = self.run, folder.with_name(".model.partial")
         shutil.rmtree(scratch, ignore_errors=True)
         dtype = run.precision.compute if run.config.method == "full" else None
-        write_model(str(scratch), run.module.model, run.tokenizer, run.job.stop_ids, dtype)
+        model, stop_ids = run.module.model, run.job.stop_ids
+        write_model(str(scratch), model, run.tokenizer, stop_ids, dtype, weights)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 

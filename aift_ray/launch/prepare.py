@@ -72,6 +72,10 @@ def prepare(
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    if config.parallel.shares and workers < 2:
+        what = f"{config.parallel.strategy} shares the model out over workers, and there is one"
+        remedy = "give --num-workers 2 or more, or use --strategy ddp"
+        raise ConfigError([Problem("parallel.strategy", what, remedy)])
     location = folders.resolve(config.model)
     tokenizer = folders.load_tokenizer(location)
     model_config = folders.load_config(location)
@@ -92,7 +96,7 @@ def prepare(
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu)
+    sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers)
     job = Job(
         config=config,
         location=location,
@@ -144,7 +148,7 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
 
 
 def _sizes(
-    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool
+    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool, workers: int
 ) -> tuple[Memory | None, int, int, int]:
     try:
         shape = Shape.of(numbers.get("text_config") or numbers)
@@ -162,6 +166,8 @@ def _sizes(
         2 if narrow else 4,
         config.training.gradient_checkpointing,
         config.base_bits,
+        config.parallel.strategy,
+        workers,
     )
     trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
     # trained weights and two moments in fp32

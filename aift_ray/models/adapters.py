@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, ModelError, Problem
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
@@ -31,8 +31,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
     """
     check_targets(model, config)
     targets = config.target_modules or linear_layers(model)
-    adapted: PeftModel = get_peft_model(model, _peft_config(config, targets))
-    return adapted
+    return _trained_in_fp32(get_peft_model(model, _peft_config(config, targets)))
 
 
 def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
@@ -63,8 +62,15 @@ def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
-    adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    return adapted
+    return _trained_in_fp32(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
+
+
+def _trained_in_fp32(model: PeftModel) -> PeftModel:
+    # PEFT does so for adapters, not for biases that are trained with them
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:
@@ -74,3 +80,17 @@ def causal_model(model: torch.nn.Module) -> PreTrainedModel:
         return inner
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The blocks of the decoder, in their order.
+
+    Raises:
+        ModelError: the model keeps them in another way.
+    """
+    decoder = causal_model(model).get_decoder()
+    blocks = getattr(decoder, "layers", None)
+    if not isinstance(blocks, torch.nn.ModuleList):
+        what = "its blocks are not in a list 'layers', so that they can't be split"
+        raise ModelError([Problem(f"model {type(decoder).__name__}", what, "use --strategy ddp")])
+    return blocks

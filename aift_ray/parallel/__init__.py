@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from aift_ray.parallel import ddp
+from aift_ray.parallel import ddp, fsdp
 from aift_ray.parallel.group import Group
 
-_STRATEGIES = {"ddp": ddp.wrap}
+_STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.Module]] = {
+    "ddp": ddp.wrap,
+    "fsdp": fsdp.wrap,
+    "zero3": fsdp.wrap,
+    "zero2": partial(fsdp.wrap, keep_weights=True),
+    "zero1": partial(fsdp.wrap, keep_weights=True, keep_gradients=True),
+}
 
 
-def wrap(strategy: str, module: torch.nn.Module, group: Group) -> torch.nn.Module:
-    """Spread `module`, whose forward gives a loss, over the workers of `group`."""
-    return _STRATEGIES[strategy](module, group)
+def wrap(
+    strategy: str, module: torch.nn.Module, group: Group, compute: torch.dtype
+) -> torch.nn.Module:
+    """Spread `module`, whose forward gives a loss, over the workers of `group`, on its device.
+
+    Args:
+        compute: dtype of matrix products.
+    """
+    return _STRATEGIES[strategy](module, group, compute)

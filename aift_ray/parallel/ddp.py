@@ -8,8 +8,13 @@ from torch.nn.parallel import DistributedDataParallel
 from aift_ray.parallel.group import Group
 
 
-def wrap(module: torch.nn.Module, group: Group) -> torch.nn.Module:
-    """`module` with its gradients averaged over the group; itself where it is alone."""
+def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:
+    """`module` with its gradients averaged over the group; itself where it is alone.
+
+    Args:
+        compute: makes no difference here; a copy is as it was loaded.
+    """
+    module = module.to(group.device)
     if group.world == 1:
         return module
     devices = [group.device] if group.device.type == "cuda" else None

@@ -111,6 +111,8 @@ def memory(
     frozen_bytes: int,
     checkpointing: bool,
     base_bits: int | None = None,
+    strategy: str = "ddp",
+    workers: int = 1,
 ) -> Memory:
     """Memory of a worker whose micro-batch holds `tokens` tokens.
 
@@ -120,23 +122,32 @@ def memory(
             have the same width.
         checkpointing: whether activations are recomputed block by block.
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
+        strategy, workers: what is shared out over how many.
     """
     full = method == "full"
     trained = shape.parameters if full else shape.adapter_parameters(rank)
     frozen = 0 if full else shape.parameters * frozen_bytes
     working = 0
+    width = frozen_bytes if not full else 2
+    bits = _HELD_BITS[base_bits] if base_bits else width * 8
     if base_bits:
         held = shape.linear_parameters
-        frozen += round(held * _HELD_BITS[base_bits] / 8) - held * frozen_bytes
+        frozen += round(held * bits / 8) - held * frozen_bytes
         # one layer at a time is brought back to the width of the computation
         working = max(a * b for a, b in shape.linear_shapes) * frozen_bytes
-    width = frozen_bytes if not full else 2
     block = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward)
     kept = shape.layers * tokens * width * shape.hidden
+    weights, gradients = frozen + trained * _FLOAT32, trained * _FLOAT32
+    shares = 1 if strategy == "ddp" else workers
+    if shares > 1:
+        # gathered besides: all blocks, or two of them, the one in use and the next
+        blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / shape.layers)
+        loose = (shape.parameters - shape.linear_parameters) * width
+        weights = weights // shares + round(blocks * shape.linear_parameters * bits / 8) + loose
     return Memory(
-        weights=frozen + trained * _FLOAT32,
-        gradients=trained * _FLOAT32,
-        optimizer=trained * 2 * _FLOAT32,
+        weights=weights,
+        gradients=gradients if strategy == "zero1" else gradients // shares,
+        optimizer=trained * 2 * _FLOAT32 // shares,
         activations=working + (kept + block if checkpointing else shape.layers * block),
         logits=min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES,
     )

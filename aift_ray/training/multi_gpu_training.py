@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from aift_ray.config import LoRAConfig, MultiGPUTrainingConfig
-from aift_ray.config.training import ParallelConfig
+from aift_ray.config import LoRAConfig, MultiGPUTrainingConfig, ParallelConfig
 from aift_ray.data.text_dataset import TextDataset
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import runs

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from aift_ray.commandline import validated
-from aift_ray.config import DataConfig, TrainingConfig
+from aift_ray.config import DataConfig, RunConfig, TrainingConfig
 from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, Problem
@@ -70,7 +70,7 @@ def run(
         resume: 'latest' or a checkpoint folder.
         here: in this process alone; else on Ray workers, or as one of torchrun's processes.
     """
-    settings = validated(
+    settings: RunConfig = validated(
         {
             "model": model.model_name,
             "training": _set(config, TrainingConfig),

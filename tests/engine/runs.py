@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
 from aift_ray.engine.build import Run, build
+from aift_ray.engine.saving import snapshot
+from aift_ray.engine.worker import work
+from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
 
@@ -45,16 +49,37 @@ def curve(config: RunConfig, output: Path) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    """A worker of a gloo group: argv holds rank, world, port and a JSON file of configurations."""
+    """A worker of a gloo group: argv holds rank, world, port and a JSON file of configurations.
+
+    One that names an output folder is a whole run; of the others the steps are taken.
+    """
     rank, world, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    found = {}
+    group, found, weights = Group(rank, world, CPU), {}, {}
     for name, values in json.loads(path.read_text("utf-8")).items():
-        run = started(RunConfig.model_validate(values), path.parent, Group(rank, world, CPU))
+        config = RunConfig.model_validate(values)
+        if config.output_dir:
+            whole_run(config, Path(config.output_dir), group)
+            continue
+        run = started(config, path.parent, group)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+        weights[name] = snapshot(run).model
+    if group.leads:
+        torch.save(weights, path.with_name("weights.pt"))
     path.with_name(f"rank{rank}.json").write_text(json.dumps(found), "utf-8")
     dist.destroy_process_group()
+
+
+def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
+    """A run from start to end in `folder`, going on from the checkpoint that it names."""
+    resume = Path(config.resume) if config.resume else None
+    prepared = prepare(config, folder, group.world, False, resume)
+    if group.leads:
+        output.start(config, folder)
+    group.barrier()
+    return work(prepared.job, group)
 
 
 def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:

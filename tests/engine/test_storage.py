@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from aift_ray.engine import checkpoint, storage
-from aift_ray.engine.saving import Saver
+from aift_ray.engine.saving import Saver, snapshot
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError
 from aift_ray.launch import output
@@ -147,7 +147,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     stepped(moved, 2)
     before = {name: value.clone() for name, value in moved.module.model.state_dict().items()}
     moment = moved.optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    saver.save()
+    saver.save(snapshot(moved))
     stepped(moved, 2)
     assert checkpoint.steps(moved.job.checkpoints) == []
     go_on.touch()

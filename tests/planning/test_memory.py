@@ -90,3 +90,15 @@ def test_a_30b_model_with_qlora_is_held_in_16_to_20_gb() -> None:
     assert 30e9 < shape.parameters < 34e9
     need = memory(shape, "qlora", 8, 2048, 2, checkpointing=True, base_bits=4)
     assert 16e9 < need.weights < 20e9
+
+
+def test_each_stage_shares_out_what_it_says() -> None:
+    shape = Shape(*PUBLISHED["llama3-8b"][1])
+    one, *stages = (
+        memory(shape, "full", 0, 2048, 2, True, None, strategy, 4)
+        for strategy in ("ddp", "zero1", "zero2", "fsdp")
+    )
+    assert all(stage.optimizer == one.optimizer // 4 for stage in stages)
+    assert [s.gradients * 4 // one.gradients for s in stages] == [4, 1, 1]
+    assert stages[2].weights < 0.4 * one.weights
+    assert [s.total for s in (one, *stages)] == sorted([s.total for s in (one, *stages)])[::-1]

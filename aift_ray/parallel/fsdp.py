@@ -1,0 +1,78 @@
+"""Sharded data parallel: each worker holds a share of every weight and its optimizer state.
+
+Fully sharded, a block's weights are gathered just before it is used and dropped after. Gradients
+are reduced to shares in each micro-step, not once a step: whole gradients would take the memory
+that sharding saves. The stages of ZeRO keep more of it, and send less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from aift_ray.models.adapters import decoder_blocks
+from aift_ray.parallel.group import Group
+
+
+def wrap(
+    module: torch.nn.Module,
+    group: Group,
+    compute: torch.dtype,
+    keep_weights: bool = False,
+    keep_gradients: bool = False,
+) -> torch.nn.Module:
+    """`module`, its weights shared out over the group; itself where it is alone.
+
+    Args:
+        module: holds the language model as `model`; its forward and its `generate` are the ways
+            in. What lies outside the blocks (embeddings, last norm, output layer, which may be
+            one weight) is gathered for the whole of a forward and backward pass.
+        compute: dtype in which weights are gathered; gradients are reduced in fp32.
+        keep_weights: blocks stay gathered from the forward to the backward pass (ZeRO 2).
+        keep_gradients: whole gradients are kept until the last micro-step, and weights stay
+            gathered until then (ZeRO 1).
+    """
+    if group.world == 1:
+        return module.to(group.device)
+    mesh = init_device_mesh(group.device.type, (group.world,))
+    narrow = None if compute is torch.float32 else compute
+    policy = MixedPrecisionPolicy(
+        param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    model = module.model
+    assert isinstance(model, torch.nn.Module)
+    for block in decoder_blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_weights)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "generate")
+    if keep_gradients:
+        # DDP's name for it, by which the loop asks
+        module.no_sync = partial(_kept, module)  # type: ignore[assignment, arg-type]
+    return module.to(group.device)
+
+
+@contextmanager
+def _kept(module: FSDPModule) -> Iterator[None]:
+    """Backward passes that reduce nothing and drop nothing."""
+    module.set_requires_gradient_sync(False)
+    module.set_reshard_after_backward(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+        module.set_reshard_after_backward(True)
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether the weights of `module` are shared out, so that a forward needs all workers."""
+    return isinstance(module, FSDPModule)

@@ -1,0 +1,161 @@
+"""Every strategy, method and precision against a single process: `make parity`.
+
+Prints the table of docs/strategies.md and writes it there; exits 1 where a bound is passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from aift_ray.commandline import validated
+from aift_ray.engine.saving import snapshot
+from tests.conftest import make_tiny_model, write_rows
+from tests.engine.runs import spawn, started, stepped
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2")
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora"},
+    "qlora nf4": {"method": "qlora"},
+    "qlora int8": {"method": "qlora", "qlora_4bit": False},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "concat": {"packing": "concat"},
+    "fill": {"packing": "fill"},
+    "padded": {"packing": "false"},
+    "recomputed": {"packing": "concat", "gradient_checkpointing": True},
+}
+# largest difference of the loss, relative ones of gradient norm and of the final weights
+BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
+WORKERS, STEPS = 2, 8
+
+
+def cases() -> list[tuple[str, str, str, str]]:
+    """(strategy, method, precision, layout) of the table."""
+    whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
+    laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
+    return [case for case in whole + laid if case[0] == "ddp" or case[1] != "qlora int8"]
+
+
+def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
+    """The run of a case: the same global batch for any number of workers.
+
+    Two micro-steps of 4 examples (or 2 filled rows), gradients clipped; 22 rows, so that the last
+    step of an epoch has fewer, unequally dealt.
+    """
+    strategy, method, precision, layout = case
+    how = dict(LAYOUTS[layout])
+    recompute = how.pop("gradient_checkpointing", False)
+    units = 2 if layout == "fill" else 4
+    lora = {"lora_dropout": 0.0, "qlora_4bit": METHODS[method].get("qlora_4bit", True)}
+    return validated(
+        {
+            "model": str(model),
+            "method": METHODS[method]["method"],
+            "lora": lora,
+            "parallel": {"strategy": strategy},
+            "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
+            "training": {
+                "learning_rate": 1e-3,
+                "batch_size": units // workers,
+                "gradient_accumulation_steps": 2,
+                "max_steps": STEPS,
+                "warmup_steps": 2,
+                "max_grad_norm": 0.5,
+                "precision": precision,
+                "gradient_checkpointing": recompute,
+            },
+        }
+    )
+
+
+def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
+    """Largest difference of the loss, relative ones of the gradient norm and of the weights."""
+    (lines, weights), (others, moved) = alone, spread
+    a, b = torch.tensor(lines), torch.tensor(others)
+    assert a.shape == b.shape
+    assert weights.keys() == moved.keys()
+    square = sum(float(w.double().square().sum()) for w in weights.values())
+    apart = sum(float((weights[n].double() - moved[n]).square().sum()) for n in weights)
+    norm = ((a - b)[:, 1] / a[:, 1]).abs().max()
+    return float((a - b)[:, 0].abs().max()), float(norm), (apart / square) ** 0.5
+
+
+def compare(
+    chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
+) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
+    """The differences of each case between `WORKERS` workers and a single process."""
+    path = folder / "runs.json"
+    configs = {"|".join(c): settings(c, WORKERS, model, rows) for c in chosen}
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    curves = spawn(path, WORKERS)
+    weights = torch.load(folder / "weights.pt")
+    singles: dict[Any, Any] = {}
+    found = {}
+    for case in chosen:
+        if case[1:] not in singles:
+            run = started(settings(("ddp", *case[1:]), 1, model, rows), folder)
+            lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+            singles[case[1:]] = lines, snapshot(run).model
+        name = "|".join(case)
+        found[case] = differences(singles[case[1:]], (curves[name], weights[name]))
+    return found
+
+
+def bound(case: tuple[str, str, str, str]) -> float:
+    """What the differences of a case may be."""
+    _, method, precision, _ = case
+    return BOUNDS["bf16" if precision == "bf16" else "qlora" if "qlora" in method else "fp32"]
+
+
+def table(found: dict[Any, tuple[float, float, float]]) -> str:
+    """The differences as a table in Markdown."""
+    lines = [
+        "| strategy | method | precision | rows | loss | gradient norm | weights | bound |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case, values in found.items():
+        cells = [*case, *(f"{v:.1e}" for v in values), f"{bound(case):.0e}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print, write; 1 where a bound is passed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        torch.set_num_threads(1)
+        transformers.logging.disable_progress_bar()
+        rows = write_rows(folder / "train.jsonl", 22)
+        found = compare(cases(), folder, make_tiny_model(folder / "tiny"), rows)
+    text = table(found)
+    print(text)
+    place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
+    note = f"`make parity`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    document = DOCUMENT.read_text("utf-8")
+    marked = re.compile(r"(<!-- parity -->\n).*(<!-- end -->)", re.DOTALL)
+    written = marked.sub(lambda m: f"{m[1]}{note}\n\n{text}\n{m[2]}", document)
+    DOCUMENT.write_text(written, "utf-8")
+    passed = [case for case, values in found.items() if max(values) > bound(case)]
+    for case in passed:
+        print(f"passes its bound: {case}")
+    return 1 if passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
