@@ -94,7 +94,12 @@ def test_a_run_saved_under_one_strategy_goes_on_under_another(
             for m in methods
         },
         # so high a rate that the last model is not the best one
-        worse={"method": "full", **evaluated, "training__learning_rate": 0.3},
+        worse={
+            "method": "full",
+            **evaluated,
+            "training__learning_rate": 3.0,
+            "training__lr_scheduler": "constant",
+        },
     )
     for method in methods:
         wanted = losses(tmp_path / f"alone_{method}")
