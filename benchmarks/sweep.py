@@ -1,8 +1,8 @@
 """Does a sweep find a better setting, and what does early stopping save? On the shipped model.
 
-python benchmarks/sweep.py FOLDER [none] [asha] [optuna] [compare] [report]: pieces to be run one
-by one; what they make lies in FOLDER. `compare` trains the default, the demo's and the best
-setting for as many steps as a trial has, `report` writes results/sweep.json.
+python benchmarks/sweep.py FOLDER [PIECE ...]: the pieces, which can be run one by one, are the
+sweeps none, asha and optuna; compare-NAME, which trains the default, the demo's or a sweep's best
+setting; and report, which writes results/sweep.json. All they make lies in FOLDER.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import yaml
 from measuring import RESULTS, ROOT, Processes, table, write
 
 ROWS = ROOT / "aift_ray" / "data" / "assets" / "keitai"
-TRIALS, STEPS, EVALUATED = 12, 54, 100
+TRIALS, STEPS, EVALUATED = 12, 108, 100
 # steps and evaluation of every run here, so that they can be compared
 COMMON = {
     "max_steps": STEPS,
-    "eval_steps": 6,
+    # the first evaluation, where trials are compared first, lies about where warm-ups end
+    "eval_steps": 18,
     "save_steps": STEPS,
-    "logging_steps": 6,
+    "logging_steps": 18,
     "gradient_checkpointing": False,
 }
 SPACE: dict[str, Any] = {
@@ -42,6 +43,7 @@ SPACE: dict[str, Any] = {
     "ray": {"num_workers": 1},
 }
 SWEEPS = {"none": ("none", "random"), "asha": ("asha", "random"), "optuna": ("asha", "optuna")}
+COMPARED = ("default", "demo", *SWEEPS)
 SEEDS = (42, 43, 44)
 
 
@@ -49,14 +51,15 @@ def main() -> None:
     """Run the pieces that the command line names, all by default."""
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = sys.argv[2:] or [*SWEEPS, "compare", "report"]
+    every = [*SWEEPS, *(f"compare-{name}" for name in COMPARED), "report"]
+    pieces = sys.argv[2:] or every
     rows = (ROWS / "eval.jsonl").read_text("utf-8").splitlines(keepends=True)
     (folder / "eval.jsonl").write_text("".join(rows[:EVALUATED]), "utf-8")
     for piece in pieces:
         if piece in SWEEPS:
             sweep(folder, piece)
-        elif piece == "compare":
-            compare(folder)
+        elif piece.startswith("compare-"):
+            compare(folder, piece.removeprefix("compare-"))
     if "report" in pieces:
         report(folder)
 
@@ -80,26 +83,22 @@ def sweep(folder: Path, name: str) -> None:
     (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds}), "utf-8")
 
 
-def compare(folder: Path) -> None:
-    """The default, the demo's and the best settings on all evaluation rows, three seeds each."""
-    files = {"train_files": [str(ROWS / "train.jsonl")], "eval_files": [str(ROWS / "eval.jsonl")]}
-    demo = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text("utf-8"))
-    settings = {"default": {"training": {}}, "demo": demo | {"data": {}}}
-    for name in SWEEPS:
-        if (folder / name / "best.yaml").is_file():
-            settings[name] = yaml.safe_load((folder / name / "best.yaml").read_text("utf-8"))
+def compare(folder: Path, name: str) -> None:
+    """A setting on all evaluation rows; a best one with three seeds, which show the noise."""
+    values: dict[str, Any] = {"training": {}}
+    if name != "default":
+        path = ROOT / "examples" / "demo.yaml" if name == "demo" else folder / name / "best.yaml"
+        values = yaml.safe_load(path.read_text("utf-8"))
     match = {"exact_match_rows": 400, "exact_match_batch_size": 64, "exact_match_max_tokens": 48}
-    for name, values in settings.items():
-        values["training"] |= COMMON | match | {"eval_steps": STEPS}
-        values["data"] = files
-        values["ray"] = {"num_workers": 1}
-        path = folder / f"compare-{name}.yaml"
-        path.write_text(yaml.safe_dump(values, allow_unicode=True), "utf-8")
-        for seed in SEEDS:
-            place = folder / "compare" / f"{name}-{seed}"
-            if not (place / "model").is_dir():
-                flags = ["--seed", str(seed), "--output-dir", str(place), "--overwrite"]
-                called(folder, "train", "--config", str(path), *flags)
+    values["training"] |= COMMON | match | {"eval_steps": STEPS}
+    files = {"train_files": [str(ROWS / "train.jsonl")], "eval_files": [str(ROWS / "eval.jsonl")]}
+    values |= {"data": files, "ray": {"num_workers": 1}}
+    path = folder / f"compare-{name}.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), "utf-8")
+    for seed in SEEDS if name in SWEEPS else SEEDS[:1]:
+        place = folder / "compare" / f"{name}-{seed}"
+        flags = ["--seed", str(seed), "--output-dir", str(place), "--overwrite"]
+        called(folder, "train", "--config", str(path), *flags)
 
 
 def report(folder: Path) -> None:
@@ -121,12 +120,12 @@ def report(folder: Path) -> None:
         [
             name,
             f"{statistics.mean(v['eval_loss']):.4f}",
-            f"{statistics.stdev(v['eval_loss']):.4f}",
+            f"{statistics.pstdev(v['eval_loss']):.4f}",
             f"{statistics.mean(v['exact_match']):.1%}",
         ]
         for name, v in found["compared"].items()
     ]
-    print(table(["setting", "loss, mean of 3 seeds", "standard deviation", "exact match"], lines))
+    print(table(["setting", "loss, mean of its seeds", "deviation", "exact match"], lines))
     write(RESULTS / "sweep.json", found)
 
 

@@ -133,6 +133,11 @@ def _curves(
             fontsize=7,
             va="center",
         )
+    values = [line[metric] for trial in trials for line in trial.evaluations(metric)]
+    # a trial that diverges would press all others onto the bottom line
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds since the first evaluation of the sweep" if by_time else "step")
     axes.set_ylabel(_label(metric))
     axes.grid(alpha=0.3)

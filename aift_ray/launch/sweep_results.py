@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -78,7 +80,7 @@ def show(trials: list[Trial], names: list[str], config: TuneConfig) -> None:
     for name in ("trial", "status", config.metric, "steps", "seconds"):
         grid.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for name in names:
-        grid.add_column(name.rsplit(".", 1)[-1], justify="right", overflow="fold")
+        grid.add_column(name.rsplit(".", 1)[-1], justify="right", no_wrap=True)
     rows = table_rows(trials, names, config)
     sign = 1 if config.better == "min" else -1
     rows.sort(key=lambda row: _rank(row, config.metric, sign))
@@ -88,7 +90,9 @@ def show(trials: list[Trial], names: list[str], config: TuneConfig) -> None:
         cells += [row[name] for name in names]
         style = "bold green" if ours else _STYLES.get(row["status"], "yellow")
         grid.add_row(*[Text(_shown(cell)) for cell in cells], style=style)
-    console.print(grid)
+    # as wide as it is: cut cells could not be read
+    wide = Measurement.get(console, console.options.update(max_width=1000), grid).maximum
+    Console(width=wide, highlight=False).print(grid)
     for row in rows:
         if row["why"]:
             console.print(f"trial {row['trial']}: {row['why']}", style="yellow", markup=False)

@@ -56,7 +56,9 @@ class _Graceful:
         known = _Known(f"before-{trial.number}")
         self.on_trial_add(None, known)  # type: ignore[attr-defined]
         for line in trial.evaluations(metric):
-            self._decision(None, known, {"step": line["step"], metric: line[metric]})
+            result = {"step": line["step"], metric: line[metric]}
+            if self._decision(None, known, result) == TrialScheduler.STOP:
+                return
 
     def _decision(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         metric = self._metric  # type: ignore[attr-defined]

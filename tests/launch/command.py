@@ -95,13 +95,13 @@ def lose(node: subprocess.Popen[bytes]) -> None:
 
 
 class Command:
-    """`python -m aift_ray.train` in a process of its own."""
+    """`python -m aift_ray.train`, or another verb, in a process of its own."""
 
-    def __init__(self, argv: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, argv: list[str], environment: dict[str, str], verb: str = "train") -> None:
         descriptor, name = tempfile.mkstemp(suffix=".log")
         self._log = Path(name)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "aift_ray.train", *argv],
+            [sys.executable, "-m", f"aift_ray.{verb}", *argv],
             env=environment,
             stdout=descriptor,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,15 +23,6 @@ from tests.engine.runs import curve, free_port, spawn
 from tests.launch.command import BIN, Cluster, Command, curve_of, flags, summary_of
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One cluster for the tests of this module."""
-    # Ray's sockets need a short path
-    started = Cluster(tmp_path_factory.mktemp("ray"))
-    yield started
-    started.stop()
 
 
 def alone(argv: list[str], folder: Path) -> list[tuple[float, float]]:
