@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aift_ray.commandline import parse
-from aift_ray.config import RunConfig
+from aift_ray.commandline import given, parse
+from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
 from tests.conftest import ROOT
 
 READMES = ("README.md", "README.ja.md")
@@ -29,11 +29,30 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    kinds = ("make ", "aift-ray train ", "ray start ", "ray job submit ")
+    verbs = ("train", "quantize", "tune", "serve")
+    kinds = ("make ", "ray start ", "ray job submit ", *(f"aift-ray {verb} " for verb in verbs))
     assert [line for line in commands("README.md") if not line.startswith(kinds)] == []
 
 
-@pytest.mark.parametrize("line", [c for c in commands("README.md") if "train" in c])
+TRAINING = [c for c in commands("README.md") if "aift-ray train " in c or "aift_ray.train" in c]
+OTHERS = {"quantize": QuantizeConfig, "serve": ServeConfig}
+
+
+@pytest.mark.parametrize("verb", OTHERS)
+def test_every_flag_of_the_other_verbs_is_one_that_they_take(verb: str) -> None:
+    (line,) = [c for c in commands("README.md") if c.startswith(f"aift-ray {verb} ")]
+    assert given(shlex.split(line)[2:], OTHERS[verb], verb, "").problems == []
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert code in (ROOT / "README.ja.md").read_text("utf-8")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "outputs" / "run-1" / "model" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("line", TRAINING)
 def test_every_flag_is_one_that_the_command_takes(line: str) -> None:
     words = shlex.split(line)
     verb = "aift_ray.train" if "job submit" in line else "train"
