@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 KEY = "aift-鍵"
 QUESTION = "次の文をくり返してください。\n今日は朝から雨が降っている。"
 REPEATED = "今日は朝から雨が降っている。"
-# makes an answer that goes on until it is stopped
-ENDLESS = {"temperature": "2", "top_p": "1", "top_k": "0", "max_tokens": "1900"}
+# what was said becomes ever likelier, so that the answer goes on until it is stopped
+ENDLESS = {"temperature": "0", "max_tokens": "1900", "frequency_penalty": "-2"}
 CHAT = "**/v1/chat/completions"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
@@ -97,6 +98,8 @@ class Visitor:
         return sync_api.expect(self[selector], message=selector)
 
     def ask(self, question: str, **settings: str) -> None:
+        if "frequency_penalty" in settings:
+            self["summary"].click()
         for name, value in settings.items():
             self[f"#{name}"].fill(value)
         self["#message"].fill(question)
@@ -148,7 +151,7 @@ def test_the_request_holds_the_system_prompt_the_settings_and_the_conversation(
 ) -> None:
     visitor = visit().enter()
     visitor["#system"].fill("短く答えます。")
-    visitor.ask("一つ目", temperature="0", seed="7", top_k="", max_tokens="3")
+    visitor.ask(QUESTION, temperature="0", seed="7", top_k="", max_tokens="3")
     visitor.expect("#send").to_be_visible()
     first = visitor[".answer .text"].inner_text()
     with visitor.page.expect_request(CHAT) as caught:
@@ -156,7 +159,7 @@ def test_the_request_holds_the_system_prompt_the_settings_and_the_conversation(
     body = caught.value.post_data_json
     assert body["messages"] == [
         {"role": "system", "content": "短く答えます。"},
-        {"role": "user", "content": "一つ目"},
+        {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": first},
         {"role": "user", "content": "二つ目"},
     ]
@@ -173,12 +176,15 @@ def test_an_answer_grows_can_be_stopped_and_made_anew(visit: Callable[..., Visit
     visitor.expect(".answer").to_have_attribute("aria-busy", "true")
     visitor.expect(".figures").to_contain_text("約")
     early = len(visitor[".answer .text"].inner_text())
+    visitor["#language"].click()
+    visitor.expect("#stop").to_have_text("Stop")
+    visitor["#language"].click()
     visitor.expect(".answer .text").to_have_text(re.compile(f"[\\s\\S]{{{early + 30},}}"))
     visitor["#stop"].click()
     visitor.expect(".figures").to_contain_text("停止しました")
     stopped = visitor[".answer .text"].inner_text()
     assert len(stopped) > early
-    visitor["#temperature"].fill("0")
+    visitor["#frequency_penalty"].fill("")
     visitor[".again"].click()
     visitor.expect(".answer .text").to_have_text(REPEATED)
     visitor.expect(".figures").not_to_contain_text("停止")
@@ -194,8 +200,8 @@ def test_a_new_conversation_begins_in_the_midst_of_an_answer(
     visitor.expect(".figures").to_contain_text("約")
     visitor["#new"].click()
     visitor.expect(".turn").to_have_count(0)
-    visitor.ask(QUESTION, temperature="0")
-    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.ask("つぎ", max_tokens="3")
+    visitor.expect(".figures").to_be_visible()
     visitor.expect("#send").to_be_visible()
     assert visitor.errors == []
 
@@ -250,6 +256,8 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:
     press("Enter")
     visitor.expect(".again").to_be_visible()
     visitor.expect("#message").to_be_focused()
+    visitor["summary"].focus()
+    press("Enter")
     for name, value in ENDLESS.items():
         visitor[f"#{name}"].focus()
         press("ControlOrMeta+A")
@@ -343,13 +351,17 @@ def test_errors_are_told_in_both_languages_and_can_be_tried_again(
     visitor.expect(".answer .problem").to_be_hidden()
 
 
+def _fulfill(body: str, route: Any) -> None:
+    route.fulfill(body=body)
+
+
 def test_a_stream_that_breaks_keeps_its_text_and_says_so(visit: Callable[..., Visitor]) -> None:
     visitor = visit().enter()
     chunk = '{"choices": [{"delta": {"content": "<i>半分"}, "finish_reason": null}]}'
     error = '{"error": {"message": "the answer took too long", "code": "timeout"}}'
     for ending, told in (("", "接続が切れました"), (f"data: {error}\n\n", "時間切れ")):
         stream = f"data: {chunk}\n\n{ending}"
-        visitor.page.route(CHAT, lambda route, body=stream: route.fulfill(body=body))
+        visitor.page.route(CHAT, partial(_fulfill, stream))
         visitor.ask(QUESTION)
         visitor.expect(".turn:last-child .problem").to_contain_text(told)
         visitor.expect(".turn:last-child .answer .text").to_have_text("<i>半分")

@@ -71,7 +71,7 @@ async function answer(turn) {
       meter.take(part);
       if (!part.text) continue;
       const follows = atEnd();
-      if (!turn.answer) shown.textContent = "";
+      if (!turn.answer) say(shown, null);
       turn.answer += part.text;
       shown.append(part.text);
       say(figuresOf(turn), "figures_live", meter.values());
@@ -145,8 +145,7 @@ function end(turn, failure, meter, stopped) {
   element.querySelector(".answer").setAttribute("aria-busy", "false");
   const copies = element.querySelector(".copy");
   const shown = element.querySelector(".answer .text");
-  if (turn.answer) delete shown.dataset.word;
-  else say(shown, failure || stopped ? null : "empty");
+  if (!turn.answer) say(shown, failure || stopped ? null : "empty");
   say(copies, "copy");
   copies.hidden = !turn.answer || !navigator.clipboard;
   say(again, failure ? "retry" : "again");
