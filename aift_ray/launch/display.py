@@ -15,6 +15,7 @@ from rich.text import Text
 
 from aift_ray.data.cache import Counts
 from aift_ray.engine.metrics import PROGRESS
+from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.launch.prepare import Preparation
 
 console = Console(highlight=False, soft_wrap=True)
@@ -109,6 +110,7 @@ class Follower:
 
     def __init__(self, output: Path) -> None:
         self._path = output / PROGRESS
+        self._failures, self._told = output / FAILURES, 0
         self._seen = -1
         self._printed = 0.0
         self._task: Any = None
@@ -139,6 +141,7 @@ class Follower:
 
     def poll(self, last: bool = False) -> None:
         """Show what is new."""
+        self._tell_failures()
         try:
             line = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -158,6 +161,13 @@ class Follower:
         else:
             return
         self._seen = line["step"]
+
+    def _tell_failures(self) -> None:
+        """Say in one line each why the workers had to be started anew."""
+        failures = read_failures(self._failures)
+        for cause in failures[self._told :]:
+            console.print(f"workers lost: {cause}", markup=False, soft_wrap=True)
+        self._told = len(failures)
 
 
 def _line(line: dict[str, Any]) -> str:

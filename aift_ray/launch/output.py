@@ -18,9 +18,11 @@ from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
+# why the group of workers failed, a line a failure
+FAILURES = ".failures.jsonl"
 # what a run leaves; only these are removed by --overwrite
 _OWN = (CONFIG, SUMMARY, "metrics.jsonl", "loss.png", "checkpoints", "model", "tensorboard")
-_OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", ".failures.jsonl")
+_OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", FAILURES)
 
 
 def output_folder(config: RunConfig) -> Path:
@@ -70,7 +72,7 @@ def start(config: RunConfig, folder: Path) -> None:
         for name in (*_OWN, *_OWN_HIDDEN):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in (STOP, SAVE, PROGRESS, ".failures.jsonl"):
+    for name in (STOP, SAVE, PROGRESS, FAILURES):
         (folder / name).unlink(missing_ok=True)
     values = config.model_dump(mode="json", exclude={"overwrite", "resume", "output_dir"})
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
@@ -149,3 +151,11 @@ def copy(config: RunConfig, folder: Path) -> None:
     copies = store(config, folder)
     if copies:
         copies.put_results(folder, (CONFIG, SUMMARY))
+
+
+def read_failures(path: Path) -> list[str]:
+    """Why the group of workers failed, an entry a failure; a half-written last one is left out."""
+    if not path.is_file():
+        return []
+    whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("]")]
+    return ["; ".join(json.loads(line)) for line in whole]

@@ -26,9 +26,9 @@ from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 from aift_ray.launch import reaper
 from aift_ray.launch.elastic import SaveBeforeResize
+from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.planning.memory import remedy
 
-FAILURES = ".failures.jsonl"
 _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 # what a worker may need of the driver's environment, by name; never the whole of it
@@ -204,10 +204,7 @@ class _Failures(UserCallback):  # type: ignore[misc]
 
 def causes(output: Path) -> list[str]:
     """Why the group of workers failed, an entry a failure."""
-    path = output / FAILURES
-    if not path.is_file():
-        return []
-    return ["; ".join(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return read_failures(output / FAILURES)
 
 
 def _work(settings: dict[str, Any]) -> AiftError | None:

@@ -125,6 +125,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
     os.kill(worker_pids(cluster)[-1], signal.SIGKILL)
     status, output = command.done()
     assert status == 0, output
+    assert output.count("workers lost: worker ") == 1
     found = summary_of(folder)
     assert found["restarts"] == 1
     assert len(found["causes"]) == 1
