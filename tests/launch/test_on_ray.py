@@ -77,7 +77,7 @@ def long_run(
     folder = tmp_path_factory.mktemp("long")
     rows = write_rows(folder / "train.jsonl")
     config = parse(flags(tiny_model, rows, folder / "run", **LONG), RunConfig, "train", "").config
-    runs = {"long": config.model_dump(mode="json")}
+    runs = {"long": config.model_dump(mode="json") | {"output_dir": None}}
     (folder / "runs.json").write_text(json.dumps(runs), "utf-8")
     return rows, [tuple(pair) for pair in spawn(folder / "runs.json", 2)["long"]]  # type: ignore[misc]
 
