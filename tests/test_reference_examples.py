@@ -109,10 +109,14 @@ def test_a_large_model_is_trained_by_qlora(tmp_path: Path, monkeypatch: pytest.M
     assert layers(names["trained_model"], 4)
 
 
-def test_a_strategy_that_is_not_there_yet_is_named() -> None:
-    with pytest.raises(aift_ray.ConfigError, match="strategy: 'model_parallel' is not allowed"):
-        executed(MULTI_GPU)
-    config = executed(MULTI_GPU.replace('"model_parallel"', '"ddp"'))["config"]
+def test_a_strategy_that_is_not_there_yet_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = executed(MULTI_GPU)["config"]
     assert config.max_memory_per_gpu == {0: "22GB", 1: "22GB"}
     assert config.fp16
     assert config.gradient_checkpointing
+    trainer = aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config)
+    with pytest.raises(aift_ray.ConfigError, match="model_parallel"):
+        trainer.train(["富士山は高い。"])
