@@ -21,11 +21,11 @@ demo: $(VENV)/stamp
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not real_model and not faults"
+	$(BIN)/python -m pytest -m "not real_model and not faults and not slow"
 
-# some twenty minutes: a cluster that shrinks and grows, and a run killed 25 times
+# some thirty minutes: a cluster that shrinks and grows, a sweep, the page, a run killed 25 times
 test-faults: $(VENV)/stamp
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m "faults or slow"
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
 
 # each strategy and method against a single process; rewrites the table in docs/strategies.md

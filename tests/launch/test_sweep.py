@@ -15,7 +15,7 @@ import yaml
 from tests.conftest import write_rows
 from tests.launch.command import Cluster, Command, curve_of, flags, summary_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # the first two are good, the third learns nothing; the second contradicts bf16, which shows only
 # where both are drawn: each is allowed beside the first of the other

@@ -19,7 +19,10 @@ from aift_ray.serving import application, opening, web
 from aift_ray.serving.keys import Keys
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.slow,
+]
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 KEY = "aift-鍵"
