@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.engine import checkpoint
@@ -41,6 +40,11 @@ def test_two_workers_train_what_one_process_trains(tiny_model: Path, tmp_path: P
     found = parity.compare(CASES, tmp_path, tiny_model, rows)
     passed = {case: values for case, values in found.items() if max(values) > parity.bound(case)}
     assert passed == {}
+    held = [json.loads((tmp_path / f"held{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    whole = held[0]["ddp|qlora nf4|fp32|concat"]
+    shares = [of["fsdp|qlora nf4|fp32|padded"] for of in held]
+    assert sum(shares) == whole, "nothing is held twice, 4-bit weights neither"
+    assert max(shares) < 0.51 * whole
 
 
 STEADY = {
@@ -93,13 +97,6 @@ def test_a_run_saved_under_one_strategy_goes_on_under_another(
             f"onward_{m}": {"method": m, "resume": _step_3(tmp_path / f"alone_{m}")}
             for m in methods
         },
-        # so high a rate that the last model is not the best one
-        worse={
-            "method": "full",
-            **evaluated,
-            "training__learning_rate": 3.0,
-            "training__lr_scheduler": "constant",
-        },
     )
     for method in methods:
         wanted = losses(tmp_path / f"alone_{method}")
@@ -115,11 +112,6 @@ def test_a_run_saved_under_one_strategy_goes_on_under_another(
     assert two["best_step"] == alone["best_step"]
     assert two["exact_match"] == alone["exact_match"]
     assert two["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-4)
-    best = output.summary(tmp_path / "worse")["best_step"]
-    assert best < 6
-    kept = load_file(tmp_path / "worse" / "checkpoints" / f"step-{best}" / "model.safetensors")
-    final = load_file(tmp_path / "worse" / "model" / "model.safetensors")
-    assert all(torch.equal(kept[name], final[name]) for name in kept)
 
 
 def run_on(config: Any, folder: Path) -> None:
