@@ -1,4 +1,4 @@
-# make demo, make test, make test-faults, make lint, make format, make lock, make clean
+# make demo, make test, make test-faults, make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test-faults demo test lint format lock clean
+.PHONY: test-faults demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -37,6 +37,11 @@ lint: $(VENV)/stamp
 format: $(VENV)/stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the site, under build/site; a broken link is an error
+docs: $(VENV)/stamp
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 # resolves pyproject.toml anew in an environment of its own
 lock:

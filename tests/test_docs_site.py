@@ -1,0 +1,32 @@
+"""The documentation site: both API pages show every public name."""
+
+from __future__ import annotations
+
+import re
+
+import aift_ray
+from tests.conftest import ROOT
+
+PAGES = ("docs/api.md", "docs/ja/api.md")
+
+
+def shown(page: str) -> list[str]:
+    """What a page is generated from."""
+    return re.findall(r"^::: (\S+)$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+
+
+def test_both_pages_show_the_same() -> None:
+    assert shown(PAGES[0]) == shown(PAGES[1])
+
+
+def test_every_public_name_is_shown() -> None:
+    names = set(shown(PAGES[0]))
+    for name in set(aift_ray.__all__) - {"__version__", "RunConfig"}:
+        home = getattr(aift_ray, name).__module__
+        assert f"{home}.{name}" in names or home in names, name
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"{page.relative_to(ROOT / 'docs')}\n" in site
