@@ -73,12 +73,12 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model).to(group.device)
+    module = LossModule(model, config.training.neftune_noise_alpha).to(group.device)
     module.train()
-    moved = optimizer.build(module, config.training)
+    moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
     scaler = precision.scaler(group.device)
     if tensors:
-        moved.load_state_dict(tensors["optimizer"])
+        optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
     answers = (
         config.training.exact_match_rows,

@@ -41,6 +41,7 @@ def _parts(run: Run, tokens: int) -> str:
         width,
         config.training.gradient_checkpointing,
         config.base_bits,
+        sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
     )
     return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in vars(need).items())
 

@@ -77,8 +77,7 @@ def prepare(
     model_config = folders.load_config(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
-    if config.method != "full" and config.lora.target_modules:
-        _check_targets(location, config)
+    whole = _whole_parameters(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
@@ -101,7 +100,7 @@ def prepare(
         started=time.time() if started is None else started,
         resume=resume,
     )
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu)
+    sizes = _sizes(config, model_config.to_dict(), plan, gpu, whole)
     result = Preparation(
         job,
         prepared,
@@ -115,11 +114,16 @@ def prepare(
     return result
 
 
-def _check_targets(location: str, config: RunConfig) -> None:
-    from aift_ray.models.adapters import check_targets
+def _whole_parameters(location: str, config: RunConfig) -> int:
+    """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
+    if config.method == "full" or not (config.lora.target_modules or config.lora.modules_to_save):
+        return 0
+    from aift_ray.models.adapters import check_targets, whole_parameters
     from aift_ray.models.loading import skeleton
 
-    check_targets(skeleton(location), config.lora)
+    model = skeleton(location)
+    check_targets(model, config.lora, config.base_bits is not None)
+    return whole_parameters(model, config.lora)
 
 
 def _resumed_state(config: RunConfig, folder: Path) -> State:
@@ -141,7 +145,7 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
 
 
 def _sizes(
-    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool
+    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool, whole: int
 ) -> tuple[Memory | None, int, int, int]:
     try:
         shape = Shape.of(numbers.get("text_config") or numbers)
@@ -159,8 +163,9 @@ def _sizes(
         2 if narrow else 4,
         config.training.gradient_checkpointing,
         config.base_bits,
+        whole,
     )
-    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
+    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
     # trained weights and two moments in fp32
     return need, shape.parameters, trained, trained * 12
 

@@ -104,6 +104,7 @@ def memory(
     frozen_bytes: int,
     checkpointing: bool,
     base_bits: int | None = None,
+    whole: int = 0,
 ) -> Memory:
     """Memory of a worker whose micro-batch holds `tokens` tokens.
 
@@ -113,9 +114,10 @@ def memory(
             have the same width.
         checkpointing: whether activations are recomputed block by block.
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
+        whole: weights trained as a whole beside the adapters, a copy of those of the base.
     """
     full = method == "full"
-    trained = shape.parameters if full else shape.adapter_parameters(rank)
+    trained = shape.parameters if full else shape.adapter_parameters(rank) + whole
     frozen = 0 if full else shape.parameters * frozen_bytes
     working = 0
     if base_bits:
