@@ -5,10 +5,15 @@ Each is kept as users have it; `src` becomes `aift_ray`, and the model the shipp
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 import aift_ray
+from aift_ray.models.quantized import layers
 
 MODEL = """
 from src.models.japanese_model import JapaneseModel
@@ -51,3 +56,63 @@ def test_a_model_is_loaded_with_fallbacks() -> None:
     assert names["loaded"] is True
     assert names["model"].model_name == "hina-4m"
     assert names["supported"]["elyza/Llama-3-ELYZA-JP-8B"]["min_gpu_memory_gb"] == 16
+
+
+TRAINER = """
+from src.models.japanese_model import JapaneseModel
+from src.training.lora_finetuning import LoRAFinetuningTrainer, LoRAConfig
+from src.training.training_utils import TrainingConfig
+
+model = JapaneseModel("stabilityai/japanese-stablelm-3b-4e1t-instruct")
+lora_config = LoRAConfig(r=16, lora_alpha=32)
+training_config = TrainingConfig(learning_rate=3e-4, batch_size=4, num_epochs=5)
+trainer = LoRAFinetuningTrainer(model, lora_config, training_config)
+trained_model = trainer.train(train_texts=your_texts)
+"""
+
+MULTI_GPU = """
+from src.training.multi_gpu_training import MultiGPUTrainingConfig
+
+config = MultiGPUTrainingConfig(
+    strategy="model_parallel",
+    max_memory_per_gpu={0: "22GB", 1: "22GB"},
+    fp16=True,
+    gradient_checkpointing=True,
+)
+"""
+
+QLORA = """
+from src.training.lora_finetuning import LoRAConfig
+
+qlora_config = LoRAConfig(r=8, use_qlora=True, qlora_4bit=True)
+"""
+
+TEXTS = """
+your_texts = [f"{i}番目の日は晴れで、暖かい一日だった。" for i in range(8)]
+"""
+
+
+def test_a_lora_model_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = executed(TEXTS, TRAINER, ANSWER)
+    assert (tmp_path / "outputs" / "run-1" / "model" / "adapter_config.json").is_file()
+    assert {config.r for config in names["trained_model"].peft_config.values()} == {16}
+    assert isinstance(names["answer"], str)
+
+
+def test_a_large_model_is_trained_by_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = TRAINER.replace("(model, lora_config,", "(model, qlora_config,")
+    names = executed(TEXTS, QLORA, trainer)
+    summary = json.loads((tmp_path / "outputs" / "run-1" / "summary.json").read_text("utf-8"))
+    assert summary["method"] == "qlora"
+    assert layers(names["trained_model"], 4)
+
+
+def test_a_strategy_that_is_not_there_yet_is_named() -> None:
+    with pytest.raises(aift_ray.ConfigError, match="strategy: 'model_parallel' is not allowed"):
+        executed(MULTI_GPU)
+    config = executed(MULTI_GPU.replace('"model_parallel"', '"ddp"'))["config"]
+    assert config.max_memory_per_gpu == {0: "22GB", 1: "22GB"}
+    assert config.fp16
+    assert config.gradient_checkpointing
