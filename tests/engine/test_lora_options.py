@@ -63,7 +63,8 @@ def test_it_resumes_exactly_and_its_adapter_loads_in_plain_peft(
 def test_a_batch_of_eight_is_the_same_step_however_it_is_spread(
     name: str, configure: Configure, tmp_path: Path
 ) -> None:
-    common = {"method": "lora"} | OPTIONS[name] | {"lora__lora_dropout": 0.0}
+    common = {"method": "lora", "training__learning_rate": 1e-3} | OPTIONS[name]
+    common |= {"lora__lora_dropout": 0.0}
     whole = curve(configure(**common), tmp_path)
     spread = {"training__batch_size": 2, "training__gradient_accumulation_steps": 4}
     other = curve(configure(**common, **spread, training__gradient_checkpointing=True), tmp_path)
