@@ -83,6 +83,9 @@ class TrainingConfig(Section):
         0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
     )
     trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
+    neftune_noise_alpha: float = setting(
+        0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
+    )
 
 
 class LoRAConfig(Section):
@@ -98,6 +101,16 @@ class LoRAConfig(Section):
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
     use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
     qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
+    use_rslora: bool = setting(False, "rsLoRA: the scale is alpha / sqrt(r), for high ranks")
+    use_dora: bool = setting(
+        False, "DoRA: the size of the weights is trained apart from their direction; slower"
+    )
+    modules_to_save: list[str] | None = setting(
+        None, "names of layers trained as a whole beside the adapters and saved with them"
+    )
+    lora_plus_ratio: float = setting(
+        1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
+    )
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
@@ -223,6 +236,10 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
+        both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
+        if both and self.method != "full":
+            what = f"{', '.join(sorted(both))} stands in target_modules too"
+            found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
         if self.data.eval_files and self.data.validation_fraction:
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")

@@ -73,10 +73,10 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model)
+    module = LossModule(model, config.training.neftune_noise_alpha)
     module.train()
     spread = wrap(config.parallel.strategy, module, group, precision.compute)
-    moved = optimizer.build(module, config.training)
+    moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
     scaler = precision.scaler(group.device)
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])

@@ -14,7 +14,7 @@ import torch
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
-from aift_ray.engine.optimizer import learning_rate
+from aift_ray.engine.optimizer import learning_rate, set_rate
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.tensors import clip_gradients
 
@@ -71,8 +71,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     shares = run.plan.share(step, group.rank, group.world)
     targets = run.plan.step_targets(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
-    for settings in run.optimizer.param_groups:
-        settings["lr"] = rate
+    set_rate(run.optimizer, rate)
     loss, tokens = accumulate(run, shares, targets)
     loss, heard, all_tokens = group.sum(loss, asked if group.leads else 0, tokens)
     run.scaler.unscale_(run.optimizer)

@@ -42,5 +42,6 @@ def _parts(run: Run, tokens: int) -> str:
         config.base_bits,
         config.parallel.strategy,
         run.group.world,
+        sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
     )
     return need.parts

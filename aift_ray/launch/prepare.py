@@ -83,8 +83,7 @@ def prepare(
     length = _sequence_length(config, limit)
     # config.yaml must say what was run
     config.data.sequence_length = length
-    if config.method != "full" and config.lora.target_modules:
-        _check_targets(location, config)
+    whole = _whole_parameters(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
@@ -96,7 +95,7 @@ def prepare(
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers)
+    sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers, whole)
     job = Job(
         config=config,
         location=location,
@@ -122,11 +121,16 @@ def prepare(
     return result
 
 
-def _check_targets(location: str, config: RunConfig) -> None:
-    from aift_ray.models.adapters import check_targets
+def _whole_parameters(location: str, config: RunConfig) -> int:
+    """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
+    if config.method == "full" or not (config.lora.target_modules or config.lora.modules_to_save):
+        return 0
+    from aift_ray.models.adapters import check_targets, whole_parameters
     from aift_ray.models.loading import skeleton
 
-    check_targets(skeleton(location), config.lora)
+    model = skeleton(location)
+    check_targets(model, config.lora, config.base_bits is not None)
+    return whole_parameters(model, config.lora)
 
 
 def _resumed_state(config: RunConfig, folder: Path) -> State:
@@ -148,7 +152,12 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
 
 
 def _sizes(
-    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool, workers: int
+    config: RunConfig,
+    numbers: dict[str, Any],
+    plan: BatchPlan,
+    gpu: bool,
+    workers: int,
+    whole: int,
 ) -> tuple[Memory | None, int, int, int]:
     try:
         shape = Shape.of(numbers.get("text_config") or numbers)
@@ -168,8 +177,9 @@ def _sizes(
         config.base_bits,
         config.parallel.strategy,
         workers,
+        whole,
     )
-    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
+    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
     # trained weights and two moments in fp32
     return need, shape.parameters, trained, trained * 12
 

@@ -113,6 +113,7 @@ def memory(
     base_bits: int | None = None,
     strategy: str = "ddp",
     workers: int = 1,
+    whole: int = 0,
 ) -> Memory:
     """Memory of a worker whose micro-batch holds `tokens` tokens.
 
@@ -123,9 +124,10 @@ def memory(
         checkpointing: whether activations are recomputed block by block.
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
         strategy, workers: what is shared out over how many.
+        whole: weights trained as a whole beside the adapters, a copy of those of the base.
     """
     full = method == "full"
-    trained = shape.parameters if full else shape.adapter_parameters(rank)
+    trained = shape.parameters if full else shape.adapter_parameters(rank) + whole
     frozen = 0 if full else shape.parameters * frozen_bytes
     working = 0
     width = frozen_bytes if not full else 2

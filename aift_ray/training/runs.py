@@ -17,7 +17,7 @@ from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import output, training, workers
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.adapters import causal_model, ready_to_answer
 from aift_ray.models.base_model import BaseModel
 
 Rows = list[str] | list[dict[str, Any]]
@@ -92,6 +92,7 @@ def run(
     model.model_name, model.tokenizer = str(folder / "model"), None
     inner = causal_model(trained)
     inner.set_attn_implementation("sdpa")
+    ready_to_answer(trained)
     trained.eval()
     model.model = trained  # type: ignore[assignment]
     return trained
