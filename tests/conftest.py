@@ -35,13 +35,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """A random Llama of two small layers, with biases, and the shipped tokenizer."""
+def make_tiny_model(folder: Path, layers: int = 2) -> Path:
+    """A random Llama of some small layers, with biases, and the shipped tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(SHIPPED)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, layers
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
     config.attention_bias = True
     torch.manual_seed(0)

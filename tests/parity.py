@@ -25,7 +25,24 @@ from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2")
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp": {"strategy": "fsdp"},
+    "zero1": {"strategy": "zero1"},
+    "zero2": {"strategy": "zero2"},
+    "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
+    "pipeline gpipe": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "gpipe",
+    },
+    "pipeline interleaved": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "interleaved",
+        "pipeline_microbatches": 4,
+    },
+}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -38,6 +55,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
+# of a pipeline's other schedules
+MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
@@ -47,7 +66,8 @@ def cases() -> list[tuple[str, str, str, str]]:
     """(strategy, method, precision, layout) of the table."""
     whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
-    return [case for case in whole + laid if case[0] == "ddp" or case[1] != "qlora int8"]
+    cases = [case for case in whole + laid if "8" not in case[1] or case[0] in ("ddp", "pipeline")]
+    return [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -57,6 +77,8 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     step of an epoch has fewer, unequally dealt.
     """
     strategy, method, precision, layout = case
+    parallel = STRATEGIES[strategy]
+    replicas = workers // parallel.get("pipeline_parallel_size", 1)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
@@ -66,11 +88,11 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             "model": str(model),
             "method": METHODS[method]["method"],
             "lora": lora,
-            "parallel": {"strategy": strategy},
+            "parallel": parallel,
             "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
             "training": {
                 "learning_rate": 1e-3,
-                "batch_size": units // workers,
+                "batch_size": units // replicas,
                 "gradient_accumulation_steps": 2,
                 "max_steps": STEPS,
                 "warmup_steps": 2,
@@ -95,13 +117,17 @@ def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
 
 
 def compare(
-    chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
+    chosen: list[tuple[str, str, str, str]],
+    folder: Path,
+    model: Path,
+    rows: Path,
+    workers: int = WORKERS,
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
-    """The differences of each case between `WORKERS` workers and a single process."""
+    """The differences of each case between some workers and a single process."""
     path = folder / "runs.json"
-    configs = {"|".join(c): settings(c, WORKERS, model, rows) for c in chosen}
+    configs = {"|".join(c): settings(c, workers, model, rows) for c in chosen}
     path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    curves = spawn(path, WORKERS)
+    curves = spawn(path, workers)
     weights = torch.load(folder / "weights.pt")
     singles: dict[Any, Any] = {}
     found = {}
@@ -142,7 +168,7 @@ def main() -> int:
         torch.set_num_threads(1)
         transformers.logging.disable_progress_bar()
         rows = write_rows(folder / "train.jsonl", 22)
-        found = compare(cases(), folder, make_tiny_model(folder / "tiny"), rows)
+        found = compare(cases(), folder, make_tiny_model(folder / "tiny", 4), rows)
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

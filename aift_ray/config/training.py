@@ -236,6 +236,7 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
+        found += self._wrong_numbers()
         both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
         if both and self.method != "full":
             what = f"{', '.join(sorted(both))} stands in target_modules too"
@@ -260,13 +261,36 @@ class RunConfig(Settings):
             )
         return found
 
+    def _wrong_numbers(self) -> list[Problem]:
+        """Numbers of workers, or of micro-batches, that the strategy can't have."""
+        found, wanted = [], self.ray.num_workers is not None or self.training.ddp
+        # one worker too few shows when it is known how many GPUs there are
+        if wanted and not self.parallel.shares:
+            found += self.parallel.misfits(*self.worker_range(0))
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        if units % (self.parallel.pipeline_microbatches or 1):
+            what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
+            found.append(Problem("parallel.pipeline_microbatches", what))
+        return found
+
+    @property
+    def micro_batch(self) -> int:
+        """Units of a micro-batch: `batch_size`, unless a pipeline cuts its step otherwise."""
+        parts = self.parallel.pipeline_microbatches
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        return units // parts if parts else self.training.batch_size
+
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
         if self.training.ddp and self.ray.num_workers is None:
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
         if wanted is None:
-            return max(devices, 1), max(devices, 1)
+            if self.parallel.strategy == "model_parallel":
+                return 1, 1
+            size = self.parallel.apart
+            number = max(devices // size, 1) * size
+            return number, number
         if isinstance(wanted, int):
             return wanted, wanted
         least, most = wanted.split(":")

@@ -24,6 +24,7 @@ class Job:
         started: time.time() of the command's start.
         memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
+        layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
     config: RunConfig
@@ -36,6 +37,7 @@ class Job:
     started: float
     memory: Memory | None = None
     resume: Path | None = None
+    layout: dict[str, int] | None = None
 
     @property
     def checkpoints(self) -> Path:

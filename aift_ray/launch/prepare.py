@@ -72,10 +72,9 @@ def prepare(
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-    if config.parallel.shares and workers < 2:
-        what = f"{config.parallel.strategy} shares the model out over workers, and there is one"
-        remedy = "give --num-workers 2 or more, or use --strategy ddp"
-        raise ConfigError([Problem("parallel.strategy", what, remedy)])
+    problems = config.parallel.misfits(workers, workers)
+    if problems:
+        raise ConfigError(problems)
     location = folders.resolve(config.model)
     tokenizer = folders.load_tokenizer(location)
     model_config = folders.load_config(location)
@@ -91,11 +90,13 @@ def prepare(
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     training = config.training
-    batch = training.batch_size * training.gradient_accumulation_steps * workers
+    replicas = workers // config.parallel.apart
+    batch = training.batch_size * training.gradient_accumulation_steps * replicas
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
     sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers, whole)
+    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     job = Job(
         config=config,
         location=location,
@@ -107,6 +108,7 @@ def prepare(
         started=time.time() if started is None else started,
         memory=sizes[0],
         resume=resume,
+        layout=_layout(config, location, plan, longest, gpu),
     )
     result = Preparation(
         job,
@@ -119,6 +121,23 @@ def prepare(
     )
     result.warnings = _warnings(config, result)
     return result
+
+
+def _layout(
+    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+) -> dict[str, int] | None:
+    if config.parallel.strategy not in ("pipeline", "model_parallel"):
+        return None
+    # needs the modelling code
+    from aift_ray.launch.layout import decide
+
+    return decide(config, location, plan, tokens, _width(config, gpu), gpu)
+
+
+def _width(config: RunConfig, gpu: bool) -> int:
+    """Bytes of a weight that is not trained."""
+    narrow = gpu if config.training.precision == "auto" else config.training.precision != "fp32"
+    return 2 if narrow else 4
 
 
 def _whole_parameters(location: str, config: RunConfig) -> int:
@@ -166,17 +185,16 @@ def _sizes(
     longest = sorted((int(plan.lengths[u].sum()) for u in plan.units), reverse=True)
     tokens = sum(longest[: plan.batch_size])
     full = config.method == "full"
-    narrow = gpu if config.training.precision == "auto" else config.training.precision != "fp32"
     need = memory(
         shape,
         config.method,
         config.lora.r,
         tokens,
-        2 if narrow else 4,
+        _width(config, gpu),
         config.training.gradient_checkpointing,
         config.base_bits,
         config.parallel.strategy,
-        workers,
+        config.parallel.apart if config.parallel.apart > 1 else workers,
         whole,
     )
     trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole

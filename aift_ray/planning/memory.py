@@ -14,6 +14,13 @@ _FLOAT32 = 4
 _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 # bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
 _HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
+# bytes of a position's logits by token of the vocabulary
+LOGIT_BYTES = _FLOAT32 * _LOGIT_COPIES
+
+
+def held_bytes(weights: int, width: int, bits: int | None) -> int:
+    """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
+    return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ def memory(
             have the same width.
         checkpointing: whether activations are recomputed block by block.
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
-        strategy, workers: what is shared out over how many.
+        strategy, workers: what is shared out over how many; of a pipeline, over its stages, whose
+            first has about as many activations in flight as a whole model keeps.
         whole: weights trained as a whole beside the adapters, a copy of those of the base.
     """
     full = method == "full"
@@ -140,14 +148,14 @@ def memory(
     block = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward)
     kept = shape.layers * tokens * width * shape.hidden
     weights, gradients = frozen + trained * _FLOAT32, trained * _FLOAT32
-    shares = 1 if strategy == "ddp" else workers
-    if shares > 1:
+    shares = 1 if strategy in ("ddp", "model_parallel") else workers
+    if shares > 1 and strategy != "pipeline":
         # gathered besides: all blocks, or two of them, the one in use and the next
         blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / shape.layers)
         loose = (shape.parameters - shape.linear_parameters) * width
         weights = weights // shares + round(blocks * shape.linear_parameters * bits / 8) + loose
     return Memory(
-        weights=weights,
+        weights=weights // shares if strategy == "pipeline" else weights,
         gradients=gradients if strategy == "zero1" else gradients // shares,
         optimizer=trained * 2 * _FLOAT32 // shares,
         activations=working + (kept + block if checkpointing else shape.layers * block),
