@@ -82,7 +82,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     module.train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
     moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
-    scaler = precision.scaler(group.device)
+    scaler = precision.scaler(group)
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])

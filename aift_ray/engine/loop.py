@@ -119,7 +119,7 @@ def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
     Most strategies average gradients over workers, so each multiplies its part by their number.
     """
     total = torch.zeros((), device=run.group.device)
-    together = getattr(run.spread, "backward_all", None)
+    together: Callable[..., torch.Tensor] | None = getattr(run.spread, "backward_all", None)
     if together:
         with run.precision.autocast(run.group.device):
             return together(

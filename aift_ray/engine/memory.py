@@ -28,7 +28,7 @@ def out_of_memory(run: Run, error: BaseException) -> str:
 def _parts(run: Run, tokens: int) -> str:
     config = run.config
     try:
-        shape = Shape.of(run.module.model.config.get_text_config().to_dict())  # type: ignore[union-attr, operator]
+        shape = Shape.of(run.module.model.config.get_text_config().to_dict())
     except KeyError:
         return ""
     width = torch.finfo(run.precision.compute).bits // 8

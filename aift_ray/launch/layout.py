@@ -44,8 +44,8 @@ def decide(
     layout, missing, fitting = _over_devices(config, location, tokens, width)
     if missing:
         what = (
-            f"the devices take {sum(limits.values()) / _GB:.1f} GB, and what does not fit needs "
-            f"{missing / _GB:.1f} GB more (computed); {fitting} blocks fit"
+            f"the devices take {sum(limits.values()) / _GB:.3g} GB, and what does not fit needs "
+            f"{missing / _GB:.3g} GB more (computed); {fitting} blocks fit"
         )
         remedy = next(_what_fits(config, location, tokens, width), "use more or larger devices")
         raise ConfigError([Problem("parallel.max_memory_per_gpu", what, remedy)])

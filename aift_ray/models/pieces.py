@@ -107,7 +107,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
         "_keys_to_ignore_on_load_unexpected": [r"."],
     }
     # saved files bear the class's name
-    made: Any = type(model_class.__name__, (model_class,), names)
+    made: type[PreTrainedModel] = type(model_class.__name__, (model_class,), names)
     return made
 
 

@@ -26,8 +26,7 @@ def weighed(
         share: of the tokens that are supervised: the output layer sees no others.
     """
     full, again = config.method == "full", config.training.gradient_checkpointing
-    size = model.get_input_embeddings().weight.shape[1]
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    size, vocabulary = _sizes(model)
     # forward, gradient of the inputs, gradient of the weights, and the forward once more
     times = 2 + full + again
     found = []
@@ -54,10 +53,16 @@ def working_bytes(
 ) -> int:
     """What each device needs beside its pieces: a block computed anew, a weight dequantized."""
     block = model.get_submodule(pieces.blocks[0])
-    size = model.get_input_embeddings().weight.shape[1]
+    size, _ = _sizes(model)
     largest = max(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Linear))
     again = tokens * width * (10 * size + 4 * block_sizes(block)[0])
     return again * config.training.gradient_checkpointing + largest * width * bool(config.base_bits)
+
+
+def _sizes(model: PreTrainedModel) -> tuple[int, int]:
+    """Width of the hidden states, and size of the vocabulary."""
+    vocabulary, size = model.get_output_embeddings().get_parameter("weight").shape
+    return size, vocabulary
 
 
 def block_sizes(block: torch.nn.Module) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class Pipeline(nn.Module):
         self._last, self._norm = stages[-1], list(layout)[-2].rpartition(".")[2]
         self._own = range(group.place, self._last + 1, group.apart)
         self._wires = Wires(group, self._last)
-        inner = causal_model(self.module.model)
+        inner: Any = causal_model(self.model)
         self._decoder = [inner.get_decoder()]
         blocks = decoder_blocks(inner)
         # not as attributes: modules would be registered twice
@@ -85,16 +85,20 @@ class Pipeline(nn.Module):
         replicas = [range(r * size, (r + 1) * size) for r in range(group.replicas)]
         places = [range(place, group.world, size) for place in range(size)]
         ends = [(ranks[0], ranks[-1]) for ranks in replicas]
-        made = [[(ranks, dist.new_group(ranks)) for ranks in kind] for kind in (replicas, places, ends)]
+        made = [
+            [(ranks, dist.new_group(ranks)) for ranks in kind] for kind in (replicas, places, ends)
+        ]
         own = [[g for ranks, g in kind if group.rank in ranks] for kind in made]
         (self._replica,), (self._alike,), ends_group = own
         head, table = inner.get_output_embeddings(), inner.get_input_embeddings()
         facts: list[Any] = [None]
         if group.place == size - 1:
-            facts = [(not isinstance(table, StandIn), head.weight.shape[0])]
+            names = self.model.named_parameters(remove_duplicate=False)
+            facts = [([n for n, p in names if p is head.weight], head.weight.shape[0])]
         dist.broadcast_object_list(facts, replicas[group.replica][-1], self._replica)
-        tied, self._vocabulary = facts[0]
-        self._ends = ends_group[0] if tied and ends_group else None
+        # names of the output layer's weight, that of the embeddings among them if it is theirs
+        self._names, self._vocabulary = facts[0]
+        self._ends = ends_group[0] if len(self._names) > 1 and ends_group else None
         # held twice, by the first stage and the last
         self._shared = table.weight if self._ends else None
 
@@ -152,6 +156,7 @@ class Pipeline(nn.Module):
                 if output.requires_grad:
                     output.backward(gradient)
             if given is not None:
+                assert given.grad is not None
                 self._wires.send(stage, stage - 1, given.grad)
         self._wires.settle()
         self._reduce()
@@ -178,10 +183,9 @@ class Pipeline(nn.Module):
         if group.replica:
             return own
         if self._is_twin:
-            names = {n for n, p in self.module.named_parameters(remove_duplicate=False)
-                     if p is self._shared}
-            names |= {name.removeprefix("model.") for name in names}
-            own = {name: value for name, value in own.items() if name not in names}
+            # as the model calls it, and as its trainer does
+            twins = {prefix + name for name in self._names for prefix in ("", "model.")}
+            own = {name: value for name, value in own.items() if name not in twins}
         if not group.leads:
             outline = tree_map(lambda t: t.to("meta"), own)
             dist.send_object_list([outline], 0)
@@ -190,14 +194,15 @@ class Pipeline(nn.Module):
         for rank in range(1, group.apart):
             box: list[Any] = [None]
             dist.recv_object_list(box, rank)
-            own = own | tree_map(lambda t, rank=rank: self._fetched(t, rank), box[0])
-        return own
+            own = own | tree_map(partial(self._fetched, rank), box[0])
+        known = [own[name] for name in self._names if name in own]
+        return own | (dict.fromkeys(self._names, known[0]) if known else {})
 
     @property
     def _carrier(self) -> torch.device:
         return self._group.device if dist.get_backend() == "nccl" else torch.device("cpu")
 
-    def _fetched(self, outline: torch.Tensor, rank: int) -> torch.Tensor:
+    def _fetched(self, rank: int, outline: torch.Tensor) -> torch.Tensor:
         tensor = torch.empty_like(outline, device=self._carrier)
         dist.recv(tensor, rank)
         return tensor.cpu()

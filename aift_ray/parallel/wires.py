@@ -46,7 +46,9 @@ class Wires:
             kind = torch.tensor([_DTYPES.index(tensor.dtype)], device=self._device)
             dist.send(kind, other, group)
         assert tensor.dtype is self._dtypes[start, end]
-        self._pending.append((dist.isend(tensor, other, group), tensor))
+        work = dist.isend(tensor, other, group)
+        assert work is not None
+        self._pending.append((work, tensor))
 
     def receive(self, start: int, end: int, shape: Sequence[int]) -> torch.Tensor:
         """The next tensor from stage `start` to its neighbour `end`, of a known shape."""
