@@ -27,7 +27,7 @@ class ParallelConfig(Section):
         "the devices of one worker; pipeline: blocks over workers; tensor: not yet",
     )
     max_memory_per_gpu: dict[int, str] | None = setting(
-        None, "memory a device for strategy model_parallel, {0: 22GB}; default: 90% of each"
+        None, "memory of each GPU for model_parallel, {0: 22GB} (as a flag 0=22GB); default: 90%"
     )
     pipeline_parallel_size: Positive = setting(
         1, "workers that hold a model together, with strategy pipeline"
