@@ -37,7 +37,6 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
     config, plan = run.job.config, run.plan
     least, most = workers
-    training = config.training
     kind = "GPU" if gpu else "CPU"
     number = str(most) if least == most else f"{least} to {most}"
     rows = [

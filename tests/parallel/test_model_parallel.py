@@ -1,6 +1,6 @@
 """Layers over the devices of one process.
 
-A machine without GPUs has one device that computes. What is shown here: the split, on models without
+A machine without GPUs has one device that computes. Shown here are the split, on models without
 weights; runs whose pieces are all placed and hooked, on the CPU; and that activations follow their
 blocks to another device, the meta device, where shapes are computed and no numbers.
 """
@@ -65,8 +65,8 @@ def test_activations_follow_the_blocks_to_another_device(
 
     inputs = model_inputs(micro_batch(run, batch))
     inputs = {k: v for k, v in inputs.items() if "cu_seq" not in k and "max_length" not in k}
-    devices = {name: CPU for name in (pieces.embeddings, pieces.blocks[0])}
-    devices |= {name: meta for name in (pieces.blocks[1], pieces.norm, pieces.head)}
+    devices = dict.fromkeys((pieces.embeddings, pieces.blocks[0]), CPU)
+    devices |= dict.fromkeys((pieces.blocks[1], pieces.norm, pieces.head), meta)
     # the output layer comes to the embeddings whose weight it shares
     devices[pieces.head] = CPU
     model_parallel.place(model, devices, CPU)
