@@ -163,10 +163,14 @@ def trial(run: Run) -> None:
         TrainingError: it does not fit into the device's memory; with what would.
     """
     batch = micro_batch(run, run.plan.longest_micro_batch())
-    # what is in flight at once in a pipeline counts; elsewhere one is like another
-    number = len(run.plan.share(0, run.group.replica, run.group.replicas))
     try:
-        backward(run, [batch] * (number if run.group.apart > 1 else 1), 1)
+        if run.group.apart > 1:
+            # what is in flight at once counts
+            number = len(run.plan.share(0, run.group.replica, run.group.replicas))
+            backward(run, [batch] * number, 1)
+        else:
+            with run.precision.autocast(run.group.device):
+                run.module(batch).backward()
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)

@@ -41,7 +41,7 @@ def _parts(run: Run, tokens: int) -> str:
         config.training.gradient_checkpointing,
         config.base_bits,
         config.parallel.strategy,
-        run.group.world,
+        run.group.apart if run.group.apart > 1 else run.group.world,
         sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
     )
     return need.parts
