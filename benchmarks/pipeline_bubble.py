@@ -30,7 +30,7 @@ from aift_ray.launch.prepare import prepare
 from aift_ray.models import folders
 from aift_ray.parallel.group import Group
 
-WORKERS, NUMBERS, TAKEN = 2, (1, 2, 4, 8, 16), 4
+WORKERS, NUMBERS, TAKEN = 2, (1, 2, 4, 8, 16), 3
 
 
 def make_model(folder: Path) -> None:

@@ -77,11 +77,13 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     step of an epoch has fewer, unequally dealt.
     """
     strategy, method, precision, layout = case
-    parallel = STRATEGIES[strategy]
+    parallel = dict(STRATEGIES[strategy])
     replicas = workers // parallel.get("pipeline_parallel_size", 1)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
+    if "pipeline_microbatches" in parallel:
+        parallel["pipeline_microbatches"] = min(4, 2 * units // replicas)
     lora = {"lora_dropout": 0.0, "qlora_4bit": METHODS[method].get("qlora_4bit", True)}
     return validated(
         {

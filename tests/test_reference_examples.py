@@ -138,3 +138,19 @@ def test_a_model_over_the_devices_that_are_there_is_trained(
     summary = json.loads((tmp_path / "outputs" / "run-1" / "summary.json").read_text("utf-8"))
     assert summary["strategy"] == "model_parallel"
     assert summary["world_size"] == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_pipeline_of_two_workers_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = aift_ray.MultiGPUTrainingConfig(
+        "pipeline", pipeline_parallel_size=2, max_steps=2, batch_size=1
+    )
+    trainer = aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config)
+    trained = trainer.train(["富士山は高い。", "琵琶湖は広い。"])
+    assert trained.config.num_hidden_layers == 4
+    summary = json.loads((tmp_path / "outputs" / "run-1" / "summary.json").read_text("utf-8"))
+    assert (summary["strategy"], summary["world_size"]) == ("pipeline", 2)
