@@ -3,10 +3,9 @@
     python benchmarks/pipeline_bubble.py [1f1b|gpipe|interleaved]
 
 Two gloo workers on one thread each, micro-batches of one row, all alike; forward and backward
-passes of a step, without the optimizer's. The time of a
-micro-batch without waiting is the slope of the step's time between 8 and 16 micro-batches; what a
-step takes beyond that is waiting. The formula: (p - 1) / (m + p - 1), with two stages a worker
-(p - 1) / (2 m + p - 1).
+passes of a step, without the optimizer's. A worker that waits uses no CPU: waiting is the share of
+the time, from the start of the first worker to the end of the last, in which they did not compute.
+The formula: (p - 1) / (m + p - 1), with two stages a worker (p - 1) / (2 m + p - 1).
 """
 
 from __future__ import annotations
@@ -82,10 +81,10 @@ def work(rank: int, folder: Path, schedule: str, port: int) -> None:
         shares, targets, times = run.plan.share(0, 0, 1), run.plan.step_targets(0), []
         for _ in range(TAKEN):
             dist.barrier()
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             loop.accumulate(run, shares, targets)
-            dist.barrier()
-            times.append(time.perf_counter() - began)
+            (busy,) = group.sum(time.process_time() - used)
+            times.append((time.perf_counter() - began, busy / WORKERS))
             run.optimizer.zero_grad()
         found[number] = min(times)
     if group.leads:
@@ -108,12 +107,11 @@ def main() -> None:
             port = server.getsockname()[1]
         mp.spawn(work, (folder, schedule, port), WORKERS)
         found = {int(k): v for k, v in json.loads((folder / "found.json").read_text()).items()}
-    pace = (found[16] - found[8]) / 8
     chunks = 2 if schedule == "interleaved" else 1
-    print(f"{schedule}, {pace * 1e3:.1f} ms a micro-batch without waiting\n")
-    print("| micro-batches | step, ms | waiting, measured | by the formula |\n|---|---|---|---|")
-    for number, seconds in found.items():
-        waited = 1 - number * pace / seconds
+    print(f"{schedule}\n\n| micro-batches | ms | waiting, measured | by the formula |")
+    print("|---|---|---|---|")
+    for number, (seconds, busy) in found.items():
+        waited = 1 - busy / seconds
         formula = (WORKERS - 1) / (chunks * number + WORKERS - 1)
         print(f"| {number} | {seconds * 1e3:.0f} | {waited:.1%} | {formula:.1%} |")
 
