@@ -74,6 +74,7 @@ CHANGED: dict[str, Any] = {
     "lora.use_rslora": True,
     "lora.use_dora": True,
     "lora.modules_to_save": ["norm"],
+    "lora.init_lora_weights": "pissa",
     "lora.lora_plus_ratio": 16.0,
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},

@@ -105,6 +105,11 @@ class LoRAConfig(Section):
     use_dora: bool = setting(
         False, "DoRA: the size of the weights is trained apart from their direction; slower"
     )
+    init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
+        "default",
+        "default: as if there were no adapters; pissa: from the base's largest singular values; "
+        "loftq: from what 4 bits have lost",
+    )
     modules_to_save: list[str] | None = setting(
         None, "names of layers trained as a whole beside the adapters and saved with them"
     )
@@ -236,6 +241,7 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
+        found += self._starts()
         both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
         if both and self.method != "full":
             what = f"{', '.join(sorted(both))} stands in target_modules too"
@@ -258,6 +264,20 @@ class RunConfig(Settings):
             found.append(
                 Problem("training.fp16", f"false contradicts precision {training.precision}")
             )
+        return found
+
+    def _starts(self) -> list[Problem]:
+        start, field = self.lora.init_lora_weights, "lora.init_lora_weights"
+        found = []
+        if start == "pissa" and self.base_bits:
+            what = f"pissa takes its share out of the base, which {self.base_bits} bits can't give"
+            found.append(Problem(field, what, "use loftq, or --method lora"))
+        if start == "loftq" and self.base_bits != 4:
+            what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
+            found.append(Problem(field, what, "use pissa, or --method qlora"))
+        if start != "default" and self.lora.use_dora:
+            what = f"{start} and lora.use_dora both say where the adapters start"
+            found.append(Problem(field, what, "use one of them"))
         return found
 
     def worker_range(self, devices: int) -> tuple[int, int]:

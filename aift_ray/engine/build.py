@@ -20,7 +20,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.models import attention, folders, loading
-from aift_ray.models.adapters import add_adapters, reload_adapters
+from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import wrap
 from aift_ray.parallel.group import Group
@@ -128,7 +128,10 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     if full:
         return base
     adapted: torch.nn.Module
-    adapted = reload_adapters(base, resume) if resume else add_adapters(base, config.lora)
+    if resume:
+        adapted = continue_adapters(base, config.lora, job.location, resume)
+    else:
+        adapted = add_adapters(base, config.lora, job.location)
     return adapted
 
 

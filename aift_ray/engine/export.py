@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.models.adapters import causal_model
+from aift_ray.models.initial_adapters import as_plain_lora
 
 
 def write_model(
@@ -19,17 +20,23 @@ def write_model(
     stop_ids: list[int],
     dtype: torch.dtype | None = None,
     state: dict[str, torch.Tensor] | None = None,
+    final: bool = False,
 ) -> None:
     """Save model or adapter with tokenizer, chat template and the tokens that end a turn.
 
     Args:
         dtype: of the stored weights of a full model; None: as they are.
         state: the weights, where they are not those that the model holds now.
+        final: an adapter is to fit the base as it was published, not to be trained further.
     """
     inner: Any = causal_model(model)
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub whether the base model's vocabulary was resized
+        kept = model.peft_config["default"]
+        if final:
+            model.peft_config["default"], state = as_plain_lora(model, state)
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+        model.peft_config["default"] = kept
         # PEFT's model card is a form with nothing filled in
         (Path(folder) / "README.md").unlink(missing_ok=True)
     else:

@@ -214,7 +214,7 @@ class _Session:
         shutil.rmtree(scratch, ignore_errors=True)
         dtype = run.precision.compute if run.config.method == "full" else None
         model, stop_ids = run.module.model, run.job.stop_ids
-        write_model(str(scratch), model, run.tokenizer, stop_ids, dtype, weights)
+        write_model(str(scratch), model, run.tokenizer, stop_ids, dtype, weights, final=True)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -138,7 +139,17 @@ def _resumed_state(config: RunConfig, folder: Path) -> State:
     if adapter != (config.method != "full"):
         what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
         raise ConfigError([Problem(f"resume {folder}", what, "give the --method it was made with")])
+    pissa = adapter and _starts_from_pissa(folder)
+    if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
+        what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
+        remedy = "give the --lora.init_lora_weights it was made with"
+        raise ConfigError([Problem(f"resume {folder}", what, remedy)])
     return read_state(folder)
+
+
+def _starts_from_pissa(adapter: Path) -> bool:
+    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(saved.get("init_lora_weights")).startswith("pissa")
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:
