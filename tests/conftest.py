@@ -19,6 +19,7 @@ SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with Ray come first, in one process; those of another file stay together."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
