@@ -32,7 +32,7 @@ torch.save(logits(trained), f"{folder}-{os.environ['RANK']}.pt")
 def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path) -> None:
     script, folder = tmp_path / "train.py", tmp_path / "two"
     script.write_text(SCRIPT, "utf-8")
-    command = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes=2"]
+    command = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2"]
     command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command += [f"--main_process_port={free_port()}", str(script), str(tiny_model), str(folder)]
     root = str(Path(__file__).resolve().parents[2])
