@@ -34,15 +34,7 @@ class Store:
     """
 
     def __init__(self, place: str, name: str) -> None:
-        try:
-            if "://" in place:
-                self._files, root = fs.FileSystem.from_uri(place)
-            else:
-                self._files = fs.LocalFileSystem()
-                root = str(Path(place).expanduser().absolute())
-        except (ValueError, OSError) as error:
-            remedy = "give a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
-            raise ConfigError([Problem("ray.storage_path", str(error), remedy)]) from error
+        self._files, root = filesystem(place, "ray.storage_path")
         self._root = f"{root.rstrip('/')}/{name}"
 
     def check(self) -> list[Problem]:
@@ -132,6 +124,22 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with self._files.open_input_stream(entry.path) as stream, path.open("wb") as file:
                     shutil.copyfileobj(stream, file, _PIECE)
+
+
+def filesystem(place: str, setting: str) -> tuple[Any, str]:
+    """The file system of a folder or URI, and its path there.
+
+    Raises:
+        ConfigError: `place`, which `setting` has named, is neither.
+    """
+    try:
+        if "://" in place:
+            found: tuple[Any, str] = fs.FileSystem.from_uri(place)
+            return found
+        return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
+    except (ValueError, OSError) as error:
+        remedy = "give a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        raise ConfigError([Problem(setting, str(error), remedy)]) from error
 
 
 def patiently(copy: Callable[[], Any]) -> None:
