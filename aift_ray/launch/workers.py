@@ -212,6 +212,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     import torch
 
     from aift_ray.engine.worker import work
+    from aift_ray.launch.telemetry import Telemetry
     from aift_ray.parallel.group import Group
 
     torch.set_num_threads(settings["threads"])
@@ -221,7 +222,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     job: Job = settings["job"]
     try:
-        work(job, group, ray.train.report)
+        work(job, group, ray.train.report, Telemetry(job.output.name, group))
     except AiftError as error:
         return error
     return None
