@@ -129,7 +129,7 @@ def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Fi
     if machines:
         findings += of_versions(machines)
     findings += _network(living)
-    findings += of_clocks({node.name: _offset(node) for node in living})
+    findings += of_clocks([(node.name, *_offset(node)) for node in living])
     for place in storage:
         findings += _storage(living, place)
     return machines, findings

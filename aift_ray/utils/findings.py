@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,13 +150,13 @@ def of_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
         yield Finding("", "versions", "ok", f"the same on {len(machines)} nodes")
 
 
-def of_clocks(offsets: Mapping[str, tuple[float, float]]) -> Iterator[Finding]:
+def of_clocks(offsets: Sequence[tuple[str, float, float]]) -> Iterator[Finding]:
     """Clocks that differ from this machine's.
 
     Args:
-        offsets: for each node the seconds that it is ahead, and how far that may be wrong.
+        offsets: each node's name, the seconds that it is ahead, and how far that may be wrong.
     """
-    for node, (ahead, error) in offsets.items():
+    for node, ahead, error in offsets:
         if abs(ahead) - error > _CLOCKS:
             what = f"its clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
             remedy = "keep all clocks by NTP: timedatectl set-ntp true"
