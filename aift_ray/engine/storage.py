@@ -13,7 +13,8 @@ from typing import Any
 from pyarrow import fs
 
 from aift_ray.engine import checkpoint
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import Problem
+from aift_ray.utils.files import filesystem
 
 # seconds to wait before each further try of a copy that failed
 PAUSES = (1.0, 5.0, 20.0)
@@ -124,22 +125,6 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with self._files.open_input_stream(entry.path) as stream, path.open("wb") as file:
                     shutil.copyfileobj(stream, file, _PIECE)
-
-
-def filesystem(place: str, setting: str) -> tuple[Any, str]:
-    """The file system of a folder or URI, and its path there.
-
-    Raises:
-        ConfigError: `place`, which `setting` has named, is neither.
-    """
-    try:
-        if "://" in place:
-            found: tuple[Any, str] = fs.FileSystem.from_uri(place)
-            return found
-        return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
-    except (ValueError, OSError) as error:
-        remedy = "give a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
-        raise ConfigError([Problem(setting, str(error), remedy)]) from error
 
 
 def patiently(copy: Callable[[], Any]) -> None:

@@ -14,10 +14,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aift_ray.config import DoctorConfig
-from aift_ray.engine.storage import filesystem
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import display, workers
 from aift_ray.launch.probe import Probe
+from aift_ray.utils.files import filesystem
 from aift_ray.utils.findings import Finding, of_clocks, of_machine, of_versions
 from aift_ray.utils.machine import Machine
 

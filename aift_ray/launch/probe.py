@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from pyarrow import fs
 
-from aift_ray.engine.storage import filesystem
+from aift_ray.utils.files import filesystem
 from aift_ray.utils.machine import Machine, look
 
 _PATIENCE = 3.0
