@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +118,30 @@ def configure(tiny_model: Path, rows_file: Path) -> Callable[..., Any]:
         return validated(settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3-compatible server (moto) on the loopback address."""
+    from tests.engine.runs import free_port
+
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    place = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(150):
+            try:
+                request = urllib.request.Request(f"{place}/runs", method="PUT")
+                urllib.request.urlopen(request, timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.2)
+        yield f"s3://key:secret@runs/lab?scheme=http&endpoint_override=127.0.0.1:{port}&region=x"
+    finally:
+        server.terminate()
+        server.wait(10)

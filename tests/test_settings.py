@@ -18,7 +18,7 @@ from aift_ray.engine.saving import Saver
 from aift_ray.engine.worker import work
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
-from aift_ray.launch.prepare import prepare
+from aift_ray.launch.prepare import prepare, tokenizing
 from aift_ray.parallel.group import Group
 from tests.conftest import write_rows
 
@@ -89,6 +89,7 @@ CHANGED: dict[str, Any] = {
     "data.on_long_row": "error",
     "data.text_unit": "paragraph",
     "data.system_prompt": "あなたは親切です。",
+    "data.prepare": "ray",
     "data.cache_dir": "tokens",
     "ray.num_workers": 2,
     "ray.cpus_per_worker": 2.0,
@@ -190,6 +191,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,
         "counts": vars(prepared.prepared.train),
         "cache": str(prepared.job.cache.parent),
+        "tokenizes": tokenizing(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,
         "folder": str(output.output_folder(config).parent),

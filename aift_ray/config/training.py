@@ -126,7 +126,8 @@ class DataConfig(Section):
     """Which rows are read, and how they become token ids."""
 
     train_files: list[str] = setting(
-        [], "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz)"
+        [],
+        "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz); s3://, gs:// too",
     )
     eval_files: list[str] = setting([], "evaluation files, folders or globs")
     validation_fraction: Fraction = setting(
@@ -144,6 +145,9 @@ class DataConfig(Section):
     )
     text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
     system_prompt: str | None = setting(None, "system message put before rows without one")
+    prepare: Literal["local", "ray"] = setting(
+        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
+    )
     cache_dir: str | None = setting(
         None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
     )

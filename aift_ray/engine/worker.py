@@ -28,11 +28,16 @@ from aift_ray.parallel.group import Group
 Report = Callable[[dict[str, Any]], None]
 
 
-def work(job: Job, group: Group, report: Report = lambda metrics: None) -> Run:
+def nothing(metrics: dict[str, Any]) -> None:
+    """What is reported to nobody."""
+
+
+def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothing) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
     Args:
         report: called with metrics on every worker at each checkpoint.
+        watch: called with metrics on every worker at each step and evaluation.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -44,12 +49,12 @@ def work(job: Job, group: Group, report: Report = lambda metrics: None) -> Run:
         loop.trial(run)
     metrics = Metrics(job.output, run.state.step) if group.leads else None
     saver = Saver(run, store) if group.leads else None
-    session = _Session(run, metrics, saver, report)
+    session = _Session(run, metrics, saver, report, watch)
     try:
         if run.state.step == 0:
             session.evaluate_before()
-        watch = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
-        session.finish(loop.train(run, watch))
+        hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
+        session.finish(loop.train(run, hooks))
     finally:
         if saver:
             # what was saved before a failure is worth as much as any other checkpoint
@@ -85,6 +90,7 @@ class _Session:
     metrics: Metrics | None
     saver: Saver | None
     report: Report
+    watch: Report
     tokens: float = 0.0
     seconds: float = 0.0
     start_s: float | None = None
@@ -108,6 +114,7 @@ class _Session:
             if due or "skipped" in line:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
+        self.watch(line)
 
     def asked(self) -> Asked:
         """Whether the run should stop, or save; worker 0 looks for all."""
@@ -205,6 +212,7 @@ class _Session:
     def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
         line = {name: value for name, value in found.items() if value is not None}
+        self.watch(line)
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from aift_ray.config import RunConfig
+from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.prompts import PromptEncoder
@@ -88,7 +88,7 @@ def prepare(
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
-    prepared = cache.prepare(config.data, encoder, length)
+    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     training = config.training
@@ -120,6 +120,13 @@ def prepare(
     )
     result.warnings = _warnings(config, result)
     return result
+
+
+def tokenizing(config: DataConfig) -> cache.Encode:
+    """Who tokenizes."""
+    from aift_ray.launch.tokenizing import encode_on_cluster
+
+    return encode_on_cluster if config.prepare == "ray" else cache.encode_here
 
 
 def _whole_parameters(location: str, config: RunConfig) -> int:

@@ -33,9 +33,12 @@ class Server:
         key_file: None: nobody is asked for a key.
     """
 
-    def __init__(self, config: ServeConfig, key_file: str | None, threads: int) -> None:
+    def __init__(
+        self, config: ServeConfig, key_file: str | None, threads: int, passed: workers.Secrets
+    ) -> None:
         import torch
 
+        os.environ.update(passed)
         workers.quiet()
         torch.set_num_threads(threads)
         self._keys = keys.Keys(Path(key_file)) if key_file else None
@@ -112,7 +115,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         },
         **options,
     )
-    return bound.bind(config, keys_at, cpus)
+    return bound.bind(config, keys_at, cpus, workers.secrets())
 
 
 def key_file(config: ServeConfig) -> str | None:
