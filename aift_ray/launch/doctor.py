@@ -53,7 +53,7 @@ def run(config: DoctorConfig, dry_run: bool) -> int:
         dry_run: look at this machine alone, and write nothing.
 
     Raises:
-        ConfigError: a storage place can't be understood, or the cluster can't be reached.
+        ConfigError: a storage place can't be understood.
     """
     problems: list[Problem] = []
     for place in config.storage:
@@ -63,14 +63,26 @@ def run(config: DoctorConfig, dry_run: bool) -> int:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    if "RAY_ADDRESS" in os.environ and not dry_run:
-        with workers.cluster():
-            machines, findings = _look(_nodes(), config.storage)
-    else:
-        machines, findings = _look([_here()], [] if dry_run else config.storage)
+    machines, findings = _looked([] if dry_run else config.storage, alone=dry_run)
     well = not any(f.level == "problem" for f in findings)
     _tell(config.as_json, machines, findings, well)
     return 0 if well else 1
+
+
+def _looked(storage: list[str], alone: bool) -> tuple[list[Machine], list[Finding]]:
+    """What was found on all nodes; on this machine where there is no cluster."""
+    if alone or "RAY_ADDRESS" not in os.environ:
+        return _look([_here()], storage)
+    try:
+        with workers.cluster():
+            return _look(_nodes(), storage)
+    except ConfigError as error:
+        machines, findings = _look([_here()], storage)
+        found = [
+            Finding("", "ray", "problem", f"{each.where} {each.what}", each.remedy)
+            for each in error.problems
+        ]
+        return machines, findings + found
 
 
 def _here() -> Node:

@@ -79,13 +79,17 @@ class Composed:
 
     def down(self) -> None:
         """End all of it."""
-        self.compose("--profile", "serve", "down", "-v", "-t", "3")
+        # podman-compose forgets what `--scale` has added, and what that depends on
+        for service in ("worker", "serve", "head"):
+            for container in self.containers(service, "-a"):
+                self.call("rm", "-f", "-v", container)
+        self.compose("--profile", "serve", "down", "-v")
 
-    def containers(self, service: str) -> list[str]:
-        """The running containers of a service."""
+    def containers(self, service: str, *which: str) -> list[str]:
+        """The running containers of a service; with "-a" all of them."""
         labels = {"project": self.name, "service": service}
         filters = [f"--filter=label=com.docker.compose.{k}={v}" for k, v in labels.items()]
-        return self.call("ps", "-q", *filters).split()
+        return self.call("ps", "-q", *which, *filters).split()
 
     def call(self, *arguments: str) -> str:
         """What the tool itself prints; fails where it fails."""

@@ -65,6 +65,7 @@ class Laptop:
 
     def up(self, name: str, own: str) -> None:
         """`ray up` with a shipped file on these hosts."""
+        own = f"{own}\\ndocker: {{image: {IMAGE}}}\\n"
         lines = f"printf '{own}' > /tmp/own.yaml; python cluster/overlay.py cluster/{name}"
         self.shell(f"{lines} cluster/no-gpu.yaml /tmp/own.yaml > {FILE}")
         started = time.monotonic()

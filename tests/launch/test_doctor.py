@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +54,13 @@ def test_a_place_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 
     with pytest.raises(ConfigError, match="storage"):
         doctor.run(DoctorConfig(storage=["nowhere://x"]), dry_run=False)
+
+
+def test_a_cluster_out_of_reach_is_something_to_mend() -> None:
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    status, answer = told(environment=environment)
+    assert (status, levels(answer, "ray")) == (1, ["problem"])
+    assert len(answer["machines"]) == 1, "this machine was looked at all the same"
 
 
 def test_a_port_in_use_is_told_apart_from_a_free_one() -> None:

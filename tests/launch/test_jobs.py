@@ -47,26 +47,28 @@ def test_a_job_that_is_stopped_keeps_its_steps_and_no_secret_is_told(
     cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "job.log"
-    argv = flags(tiny_model, rows_file, folder, training__num_epochs=50)
-    first = submitted(cluster, "first", argv, log)
+    argv = flags(tiny_model, rows_file, folder)
+    first = submitted(cluster, "first", [*argv, "--max-steps", "100000"], log)
 
     def steps() -> int:
         assert first.poll() is None, log.read_text("utf-8")
         return len(curve_of(folder)) if (folder / "metrics.jsonl").is_file() else 0
 
     until(lambda: steps() >= 5, 120, lambda: log.read_text("utf-8"))
-    until(lambda: "/150 epoch" in log.read_text("utf-8"), 30, lambda: "the log does not follow")
+    until(lambda: "/100000 epoch" in log.read_text("utf-8"), 30, lambda: "the log does not follow")
     stop = [str(BIN / "ray"), "job", "stop", "first"]
     subprocess.run(stop, env=cluster.jobs, check=True, capture_output=True, timeout=120)
-    assert first.wait(60) == 1, log.read_text("utf-8")
+    assert first.wait(60) == 0, log.read_text("utf-8")
+    assert "Job 'first' was stopped" in log.read_text("utf-8")
     assert "go on with" in log.read_text("utf-8")
     assert summary_of(folder)["status"] == "interrupted"
-    (step,) = checkpoint.steps(folder / "checkpoints")
+    step = checkpoint.steps(folder / "checkpoints")[-1]
     assert step == len(curve_of(folder))
-    again = submitted(cluster, "second", [*argv, "--resume", "latest"], log)
+    total = ["--max-steps", str(step + 10)]
+    again = submitted(cluster, "second", [*argv, *total, "--resume", "latest"], log)
     assert again.wait(240) == 0, log.read_text("utf-8")
     assert f"resumed from checkpoints/step-{step}" in log.read_text("utf-8")
-    assert len(curve_of(folder)) == 150
+    assert len(curve_of(folder)) == step + 10
     assert SECRET not in log.read_text("utf-8")
     assert places_of(SECRET, session_of(cluster)) == []
     assert SECRET not in shown(cluster)
