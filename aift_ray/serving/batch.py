@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.requests import Request, Token
 from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.sampling import Chooser
@@ -21,7 +22,6 @@ class Row:
     """A request that has a slot.
 
     Attributes:
-        adapter: PEFT's name of its adapter, or BASE.
         length: tokens whose keys are cached.
         made: tokens of the answer so far.
         last: the token that is fed next.
@@ -29,7 +29,6 @@ class Row:
 
     key: int
     request: Request
-    adapter: str
     chooser: Chooser
     length: int = 0
     made: int = 0
@@ -44,15 +43,17 @@ class Batch:
     """Steps over the rows of one model. Not for several threads at a time.
 
     Args:
-        model: in evaluation mode; with adapters a PeftModel.
+        model: in evaluation mode.
+        adapters: those on it.
     """
 
-    def __init__(self, model: Any, base: PreTrainedModel) -> None:
-        self.model, self.base = model, base
+    def __init__(self, model: PreTrainedModel, adapters: Adapters) -> None:
+        self._model: Any = model
+        self._adapters = adapters
         self.rows: list[Row] = []
-        self._cache = RowsCache(base.config)
+        self._cache = RowsCache(model.config)
         self._reading: Row | None = None
-        self._read = RowsCache(base.config)
+        self._read = RowsCache(model.config)
 
     @property
     def cached_tokens(self) -> int:
@@ -67,7 +68,7 @@ class Batch:
 
     def begin(self, row: Row) -> None:
         """Start to read a prompt; one at a time."""
-        self._reading, self._read = row, RowsCache(self.base.config)
+        self._reading, self._read = row, RowsCache(self._model.config)
 
     def read(self) -> Told | None:
         """Read a piece of the prompt; the first token of the answer once all is read."""
@@ -76,11 +77,11 @@ class Batch:
         prompt = row.request.prompt
         piece = prompt[row.length : row.length + PIECE]
         places = torch.arange(row.length, row.length + len(piece))[None]
-        logits = self._forward(torch.tensor([piece]), places, None, self._read, [row.adapter])
+        logits = self._forward(torch.tensor([piece]), places, None, self._read, [row])
         row.length += len(piece)
         if row.length < len(prompt):
             return None
-        read, self._read, self._reading = self._read, RowsCache(self.base.config), None
+        read, self._read, self._reading = self._read, RowsCache(self._model.config), None
         told = self._next(row, logits)
         if isinstance(told, Token) and told.finish is None:
             self._cache.join(read)
@@ -95,8 +96,7 @@ class Batch:
         if len(set(lengths.tolist())) > 1:
             mask = (torch.arange(columns)[None] >= columns - 1 - lengths[:, None]).long()
         ids = torch.tensor([[row.last] for row in self.rows])
-        names = [row.adapter for row in self.rows]
-        logits = self._forward(ids, lengths[:, None], mask, self._cache, names)
+        logits = self._forward(ids, lengths[:, None], mask, self._cache, self.rows)
         likeliest = logits.argmax(-1).tolist()
         told: list[Told] = []
         for at, row in enumerate(self.rows):
@@ -125,7 +125,7 @@ class Batch:
     def drop(self, key: int) -> None:
         """Forget a row at once."""
         if self._reading and self._reading.key == key:
-            self._reading, self._read = None, RowsCache(self.base.config)
+            self._reading, self._read = None, RowsCache(self._model.config)
         self._keep([at for at, row in enumerate(self.rows) if row.key != key])
 
     def _keep(self, kept: list[int]) -> None:
@@ -135,7 +135,7 @@ class Batch:
         if self.rows:
             self._cache.keep(kept, max(row.length for row in self.rows))
         else:
-            self._cache = RowsCache(self.base.config)
+            self._cache = RowsCache(self._model.config)
 
     def _accept(self, row: Row, token: Token) -> Token:
         row.made += 1
@@ -154,23 +154,18 @@ class Batch:
         places: torch.Tensor,
         mask: torch.Tensor | None,
         cache: RowsCache,
-        adapters: list[str],
+        rows: list[Row],
     ) -> torch.Tensor:
         """Logits (rows, vocabulary) in fp32 behind the last of `ids`, (rows, tokens)."""
-        device = self.base.device
-        extra: dict[str, Any] = {}
-        if any(adapters):
-            extra["adapter_names"] = [name or "__base__" for name in adapters]
-        elif self.model is not self.base:
-            extra["adapter_names"] = ["__base__"] * len(adapters)
-        output = self.model(
+        device = self._model.device
+        self._adapters.choose([row.request.adapter for row in rows])
+        output = self._model(
             input_ids=ids.to(device),
             position_ids=places.to(device),
             attention_mask=None if mask is None else mask.to(device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **extra,
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits

@@ -80,9 +80,9 @@ class TransformersEngine:
         self.vocabulary: int = config.vocab_size
         self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
         self._slots, self._max_queue = slots, max_queue
+        self._model = model
         self._adapters = Adapters(model)
-        self._batch = Batch(model, model)
-        self._device = model.device
+        self._batch = Batch(model, self._adapters)
         self._waiting: deque[_Stream] = deque()
         self._working: dict[int, _Stream] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -112,13 +112,13 @@ class TransformersEngine:
 
     async def load(self, name: str, folder: str) -> None:
         """Make the adapter of a folder usable under a name; ModelError where it can't be."""
-        await self._between_steps(lambda: self._load(name, folder))
+        await self._between_steps(lambda: self._adapters.load(name, folder))
 
     async def unload(self, name: str) -> None:
         """Forget an adapter, once no request uses it any more."""
         while any(stream.request.adapter == name for stream in self._streams()):
             await asyncio.sleep(0.05)
-        await self._between_steps(lambda: self._unload(name))
+        await self._between_steps(lambda: self._adapters.unload(name))
 
     def figures(self) -> Figures:
         """The present state."""
@@ -138,14 +138,6 @@ class TransformersEngine:
     def _streams(self) -> list[_Stream]:
         with self._changed:
             return [*self._waiting, *self._working.values()]
-
-    def _load(self, name: str, folder: str) -> None:
-        self._adapters.load(name, folder)
-        self._batch.model = self._adapters.model
-
-    def _unload(self, name: str) -> None:
-        self._adapters.unload(name)
-        self._batch.model = self._adapters.model
 
     async def _between_steps(self, call: Callable[[], Any]) -> None:
         done: Future[Any] = Future()
@@ -207,9 +199,8 @@ class TransformersEngine:
                 return
             stream = self._waiting.popleft()
             self._working[stream.key] = stream
-        name = self._adapters.internal(stream.request.adapter)
-        chooser = Chooser(stream.request, self._device)
-        self._batch.begin(Row(stream.key, stream.request, name, chooser))
+        chooser = Chooser(stream.request, self._model.device)
+        self._batch.begin(Row(stream.key, stream.request, chooser))
 
     def _tell(self, row: Row, told: Token | Exception) -> None:
         stream = self._working.get(row.key)
@@ -219,7 +210,7 @@ class TransformersEngine:
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:
-        self._batch = Batch(self._adapters.model, self._batch.base)
+        self._batch = Batch(self._model, self._adapters)
         with self._changed:
             failed = [*self._working.values()]
             self._working.clear()

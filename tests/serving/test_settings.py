@@ -45,7 +45,7 @@ def observed(config: ServeConfig) -> dict[str, Any]:
     deployment = replica._bound_deployment
     return {
         "names": (made.name, made.adapters),
-        "weights": {str(p.dtype) for p in made.engine._batch.base.parameters()},
+        "weights": {str(p.dtype) for p in made.engine._model.parameters()},
         "limits": made.limits,
         "engine": (made.engine._slots, made.engine._max_queue),
         "deployment": str(deployment._deployment_config),
