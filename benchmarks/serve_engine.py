@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from transformers.utils import logging
 
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import Batch, Row
+from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.requests import Request, Sampling
 from aift_ray.serving.sampling import Chooser
 
@@ -30,12 +30,17 @@ Prompts = list[list[int]]
 def rows(model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: list[str]) -> None:
     """Our own loop: every prompt is read, then all rows step together."""
     batch = Batch(model, adapters)
+    reading: list[Row] = []
     for key, prompt in enumerate(prompts):
         name = names[key % len(names)]
         request = Request(prompt, tokens, frozenset(), Sampling(temperature=0), name)
-        batch.begin(Row(key, request, Chooser(request, model.device)))
-        while batch.reading:
-            batch.read()
+        reading.append(Row(key, request, Chooser(request, model.device)))
+        # 59 tokens are the longest; the engine too reads together what fits a piece
+        if len(reading) == PIECE // 64 or key + 1 == len(prompts):
+            batch.begin(reading)
+            reading = []
+            while batch.reading:
+                batch.read()
     while batch.rows:
         batch.step()
 

@@ -13,7 +13,7 @@ from aift_ray.serving.requests import Request, Token
 from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.sampling import Chooser
 
-# prompt tokens read between two steps: a long prompt must not hold up the other answers
+# prompt tokens read between two steps: long prompts must not hold up the other answers
 PIECE = 512
 
 
@@ -52,63 +52,60 @@ class Batch:
         self._adapters = adapters
         self.rows: list[Row] = []
         self._cache = RowsCache(model.config)
-        self._reading: Row | None = None
+        self._reading: list[Row] = []
         self._read = RowsCache(model.config)
 
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are held."""
-        reading = self._reading.length if self._reading else 0
-        return sum(row.length for row in self.rows) + reading
+        return sum(row.length for row in (*self.rows, *self._reading))
 
     @property
-    def reading(self) -> Row | None:
-        """The row whose prompt is being read."""
+    def reading(self) -> list[Row]:
+        """The rows whose prompts are being read."""
         return self._reading
 
-    def begin(self, row: Row) -> None:
-        """Start to read a prompt; one at a time."""
-        self._reading, self._read = row, RowsCache(self._model.config)
+    def begin(self, rows: list[Row]) -> None:
+        """Start to read prompts: several that fit a piece together, or one of any length."""
+        self._reading, self._read = rows, RowsCache(self._model.config)
 
-    def read(self) -> Told | None:
-        """Read a piece of the prompt; the first token of the answer once all is read."""
-        row = self._reading
-        assert row is not None
-        prompt = row.request.prompt
-        piece = prompt[row.length : row.length + PIECE]
-        places = torch.arange(row.length, row.length + len(piece))[None]
-        logits = self._forward(torch.tensor([piece]), places, None, self._read, [row])
-        row.length += len(piece)
-        if row.length < len(prompt):
-            return None
-        read, self._read, self._reading = self._read, RowsCache(self._model.config), None
-        told = self._next(row, logits)
-        if isinstance(told, Token) and told.finish is None:
-            self._cache.join(read)
-            self.rows.append(row)
-        return row, told
+    def read(self) -> list[Told]:
+        """Read a piece of the prompts; the first tokens of the answers once all is read."""
+        rows, lengths = self._reading, [len(row.request.prompt) for row in self._reading]
+        start, longest = self._read.columns, max(lengths)
+        end = min(longest, start + max(PIECE // len(rows), 1))
+        padded = [[0] * (longest - len(row.request.prompt)) + row.request.prompt for row in rows]
+        places = torch.arange(start, end)[None] - (longest - torch.tensor(lengths)[:, None])
+        mask = _mask(lengths, longest, end)
+        ids = torch.tensor([each[start:end] for each in padded])
+        logits = self._forward(ids, places.clamp(min=0), mask, self._read, rows)
+        for row, length in zip(rows, lengths, strict=True):
+            row.length = max(0, end - longest + length)
+        if end < longest:
+            return []
+        told = [(row, self._next(row, logits[at : at + 1])) for at, row in enumerate(rows)]
+        kept = _going_on(told)
+        if kept:
+            if len(kept) < len(rows):
+                self._read.keep(kept, max(lengths[at] for at in kept))
+            self._cache.join(self._read)
+            self.rows += [rows[at] for at in kept]
+        self._reading, self._read = [], RowsCache(self._model.config)
+        return told
 
     def step(self) -> list[Told]:
         """One token for every row; rows that are finished leave."""
-        lengths = torch.tensor([row.length for row in self.rows])
-        columns = int(lengths.max()) + 1
-        mask = None
-        if len(set(lengths.tolist())) > 1:
-            mask = (torch.arange(columns)[None] >= columns - 1 - lengths[:, None]).long()
+        lengths = [row.length + 1 for row in self.rows]
         ids = torch.tensor([[row.last] for row in self.rows])
-        logits = self._forward(ids, lengths[:, None], mask, self._cache, self.rows)
+        places = torch.tensor([[row.length] for row in self.rows])
+        mask = _mask(lengths, max(lengths), max(lengths))
+        logits = self._forward(ids, places, mask, self._cache, self.rows)
         likeliest = logits.argmax(-1).tolist()
         told: list[Told] = []
         for at, row in enumerate(self.rows):
             row.length += 1
             told.append((row, self._next(row, logits[at : at + 1], likeliest[at])))
-        self._keep(
-            [
-                at
-                for at, (_, token) in enumerate(told)
-                if isinstance(token, Token) and token.finish is None
-            ]
-        )
+        self._keep(_going_on(told))
         return told
 
     def _next(
@@ -124,8 +121,8 @@ class Batch:
 
     def drop(self, key: int) -> None:
         """Forget a row at once."""
-        if self._reading and self._reading.key == key:
-            self._reading, self._read = None, RowsCache(self._model.config)
+        # a prompt whose reading takes several turns is read alone
+        self._reading = [row for row in self._reading if row.key != key]
         self._keep([at for at, row in enumerate(self.rows) if row.key != key])
 
     def _keep(self, kept: list[int]) -> None:
@@ -169,3 +166,18 @@ class Batch:
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _mask(lengths: list[int], longest: int, columns: int) -> torch.Tensor | None:
+    """The first `columns` of rows aligned at the right end, (rows, columns); None: all count."""
+    if min(lengths) == longest:
+        return None
+    first = longest - torch.tensor(lengths)[:, None]
+    return (torch.arange(columns)[None] >= first).long()
+
+
+def _going_on(told: list[Told]) -> list[int]:
+    """The places of the rows whose answers are not finished."""
+    return [
+        at for at, (_, token) in enumerate(told) if isinstance(token, Token) and not token.finish
+    ]

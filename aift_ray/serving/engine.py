@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import Batch, Row
+from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.requests import (
     EngineError,
     Figures,
@@ -80,7 +80,7 @@ class TransformersEngine:
         self.vocabulary: int = config.vocab_size
         self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
         self._slots, self._max_queue = slots, max_queue
-        self._model = model
+        self._model, self._device = model, model.device
         self._adapters = Adapters(model)
         self._batch = Batch(model, self._adapters)
         self._waiting: deque[_Stream] = deque()
@@ -186,21 +186,38 @@ class TransformersEngine:
                 done.set_exception(error)
         self._admit()
         if self._batch.reading:
-            read = self._batch.read()
-            if read:
-                self._tell(*read)
+            for row, told in self._batch.read():
+                self._tell(row, told)
         if self._batch.rows:
             for row, told in self._batch.step():
                 self._tell(row, told)
 
     def _admit(self) -> None:
+        if self._batch.reading:
+            return
+        rows: list[Row] = []
+        for stream in self._next_ones():
+            try:
+                rows.append(Row(stream.key, stream.request, Chooser(stream.request, self._device)))
+            except Exception as error:
+                del self._working[stream.key]
+                stream.put(error)
+        if rows:
+            self._batch.begin(rows)
+
+    def _next_ones(self) -> list[_Stream]:
+        """Those whose turn it is and whose prompts can be read together."""
+        found: list[_Stream] = []
+        longest = 0
         with self._changed:
-            if self._batch.reading or not self._waiting or len(self._working) >= self._slots:
-                return
-            stream = self._waiting.popleft()
-            self._working[stream.key] = stream
-        chooser = Chooser(stream.request, self._model.device)
-        self._batch.begin(Row(stream.key, stream.request, chooser))
+            while self._waiting and len(self._working) < self._slots:
+                longest = max(longest, len(self._waiting[0].request.prompt))
+                if found and longest * (len(found) + 1) > PIECE:
+                    break
+                stream = self._waiting.popleft()
+                self._working[stream.key] = stream
+                found.append(stream)
+        return found
 
     def _tell(self, row: Row, told: Token | Exception) -> None:
         stream = self._working.get(row.key)

@@ -66,6 +66,8 @@ def test_every_mix_answers_as_peft_does_alone_while_adapters_come_and_go(
     engine.close()
 
 
+# PEFT warns of tied embeddings
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = load()
     before = generated(model, prompt(1))

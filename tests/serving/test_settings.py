@@ -26,6 +26,7 @@ CHANGED: dict[str, Any] = {
     "serving.host": "0.0.0.0",
     "serving.port": 8001,
     "serving.api_key_file": "keys",
+    "serving.adapter_folder": "absent",
     "serving.no_auth": True,
     "serving.num_replicas": "1:2",
     "serving.slots": 3,
