@@ -30,6 +30,7 @@ class State:
         skipped: batches left out because their loss or gradient was not finite.
         first_loss, eval_loss_before, exact_match_before: for the summary.
         data: name of the token cache that the run trains on.
+        trained_as: method, with the bits of a quantized base; empty in older checkpoints.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class State:
     eval_loss_before: float | None = None
     exact_match_before: float | None = None
     data: str = ""
+    trained_as: str = ""
 
 
 def save(

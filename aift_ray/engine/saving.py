@@ -18,8 +18,7 @@ from aift_ray.engine.build import Run
 from aift_ray.engine.export import write_model
 from aift_ray.engine.storage import Store
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.fsdp import is_sharded
-from aift_ray.parallel.tensors import whole
+from aift_ray.parallel.tensors import is_shared_out, whole
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def snapshot(run: Run) -> Snapshot:
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
-    if not is_sharded(run.module):
+    if not is_shared_out(run.module):
         return None
     weights: dict[str, torch.Tensor] = _HostCopy(run.group.leads)(_kept(run.module.model))
     return weights

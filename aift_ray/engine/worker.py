@@ -243,6 +243,7 @@ class _Session:
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
             "strategy": run.config.parallel.strategy,
+            "strategy_why": run.job.why,
             "method": run.config.trained_as,
             "precision": run.precision.name,
             "world_size": run.group.world,
