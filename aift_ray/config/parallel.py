@@ -64,7 +64,7 @@ class ParallelConfig(Section):
     def misfits(self, least: int, most: int) -> list[Problem]:
         """What the strategy can't do with `least` to `most` workers."""
         strategy, size, found = self.strategy, self.apart, []
-        if (self.shares or strategy == "tensor") and most < 2:
+        if self.divides and most < 2:
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
             found.append(Problem("parallel.strategy", what, remedy))
@@ -77,6 +77,11 @@ class ParallelConfig(Section):
             remedy = f"give --num-workers {-(-most // size) * size}, or a size that divides {most}"
             found.append(Problem("ray.num_workers", what, remedy))
         return found
+
+    @property
+    def divides(self) -> bool:
+        """Whether each worker holds a part of each weight."""
+        return self.shares or self.strategy == "tensor"
 
     def contradictions(self, base_bits: int | None) -> list[Problem]:
         """What can't be had together, with a base model of `base_bits` bits if quantized."""

@@ -123,7 +123,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     torch.manual_seed(config.training.seed)
     kind = attention.choose(group.device)
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
-    base = loading.load_model(source, precision.frozen, kind, held)
+    # where each worker keeps a share, only that is read and brought to the precision of the run
+    dtype = None if full and config.parallel.divides else precision.frozen
+    base = loading.load_model(source, dtype, kind, held)
     if config.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     if full:

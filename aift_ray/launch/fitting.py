@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -74,7 +74,8 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
             way, why = among[0], ["ddp: this architecture's memory can't be computed", "no other"]
         else:
             way, why = choose(among, need, room)
-        parallel.strategy, parallel.offload = way.strategy, way.offload
+        # validated as any other assignment
+        parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
     # a machine's memory is not for its workers alone: it chooses, and refuses nothing
     if need is None or room is None or not (gpu or parallel.gpu_memory):
         return why

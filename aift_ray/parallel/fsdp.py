@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 
 from aift_ray.models.adapters import decoder_blocks
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.tensors import widened
 
 
 def wrap(
@@ -47,7 +48,7 @@ def wrap(
             optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
     """
     if group.world == 1:
-        return module.to(group.device)
+        return widened(module).to(group.device)
     mesh = init_device_mesh(group.device.type, (group.world,))
     narrow = None if compute is torch.float32 else compute
     policy = MixedPrecisionPolicy(
@@ -59,8 +60,8 @@ def wrap(
     if offload:
         share = partial(share, offload_policy=CPUOffloadPolicy())
     for block in decoder_blocks(model):
-        share(block, reshard_after_forward=not keep_weights)
-    share(module)
+        share(widened(block), reshard_after_forward=not keep_weights)
+    share(widened(module))
     register_fsdp_forward_method(module, "generate")
     if keep_gradients:
         # DDP's name for it, by which the loop asks

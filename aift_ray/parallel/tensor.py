@@ -74,7 +74,7 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
     Args:
         module: holds the language model as `model`; its forward and its `generate` are the ways
             in, and all workers of a team call them alike, with the same rows.
-        compute: makes no difference here; weights are as they were loaded.
+        compute: makes no difference here; a trained weight is held in fp32, others as they are.
     """
     shape = (group.replicas, group.apart)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=("data", "tensor"))
@@ -128,8 +128,9 @@ def _shared(
         mine = team.own(weight.shape[dim])
         share = share.narrow(dim, mine.start, mine.stop - mine.start)
     placement = Replicate() if dim is None else Shard(dim)
+    dtype = torch.float32 if weight.requires_grad else weight.dtype
     spread = DTensor.from_local(
-        share.to(device, copy=True, memory_format=torch.contiguous_format),
+        share.to(device, dtype, copy=True, memory_format=torch.contiguous_format),
         team.mesh,
         [placement],
         run_check=False,
@@ -160,7 +161,7 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
             output = leave(output, team)
         return output + _local(layer, "bias", team).to(output.dtype) if biased else output
 
-    layer.forward = call  # type: ignore[method-assign]
+    layer.forward = call
 
 
 def _local(layer: torch.nn.Module, name: str, team: Team) -> Any:
@@ -185,7 +186,7 @@ def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
         found = forward((ids - mine.start).masked_fill(elsewhere, 0))
         return looked_up(found.masked_fill(elsewhere.unsqueeze(-1), 0), team)
 
-    table.forward = look_up  # type: ignore[method-assign]
+    table.forward = look_up  # type: ignore[method-assign, assignment]
 
 
 class _Dropout(torch.nn.Module):

@@ -16,12 +16,21 @@ def is_shared_out(module: torch.nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
+def widened(module: torch.nn.Module) -> torch.nn.Module:
+    """`module` with its trained weights in fp32, in place; those shared out already are so."""
+    for weight in module.parameters():
+        if weight.requires_grad and not isinstance(weight, DTensor):
+            weight.data = weight.data.float()
+    return module
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
     if not isinstance(tensor, DTensor):
         return tensor
     # shares that lie in host memory are gathered by the devices
-    full: torch.Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
+    gathered: Any = tensor.to(tensor.device_mesh.device_type)
+    full: torch.Tensor = gathered.full_tensor()
     return full
 
 

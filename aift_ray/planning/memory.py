@@ -97,6 +97,7 @@ class Memory:
     """Bytes of one worker by part, computed for training with AdamW.
 
     Attributes:
+        gathered: weights of other workers, while they are used.
         host: held in host memory instead of the device.
     """
 
@@ -105,17 +106,18 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    gathered: int = 0
     host: int = 0
 
     @property
     def total(self) -> int:
         """Sum of the parts on the device; the device's own overhead comes on top."""
-        return sum(vars(self).values()) - self.host
+        return int(sum(vars(self).values())) - self.host
 
     @property
     def parts(self) -> str:
         """The parts in words."""
-        sizes = {name: size for name, size in vars(self).items() if name != "host" or size}
+        sizes = {name: size for name, size in vars(self).items() if size or name == "weights"}
         return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in sizes.items())
 
 
@@ -254,13 +256,13 @@ def _shared_out(
     gathered = round(blocks * sizes[0]) + sizes[1]
     gradients = need.gradients if strategy == "zero1" else need.gradients // shares
     weights, optimizer = need.weights // shares, need.optimizer // shares
+    need = replace(need, gathered=gathered)
     if not offload:
-        weights += gathered
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
     # a block's gradient, and that of all else, before they are reduced and moved
     moving = round(sizes[0] / layers + sizes[1]) if full else gradients
     host = weights + gradients + optimizer
-    return replace(need, weights=gathered, gradients=moving, optimizer=0, host=host)
+    return replace(need, weights=0, gradients=moving, optimizer=0, host=host)
 
 
 def remedy(config: RunConfig) -> str:

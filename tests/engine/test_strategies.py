@@ -102,6 +102,8 @@ def test_a_run_saved_under_one_strategy_goes_on_under_another(
     for name, method in pairs:
         how = {"method": method, **strategies[name][0]}
         runs[f"{name}_{method}"] = how | methods[method]
+        # one without a copy for the writer: tensor after tensor
+        runs[f"{name}_{method}"] |= {"training__async_save": method != "full"}
         runs[f"{name}_onward_{method}"] = how | {"resume": _step_3(tmp_path / f"alone_{method}")}
     spread(**runs)
     for name, method in pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,12 @@ from aift_ray.errors import ConfigError
 from aift_ray.launch import fitting
 from aift_ray.launch.prepare import prepare
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.memory import Memory, Shape, memories
+from aift_ray.planning.memory import Memory, memories
 from aift_ray.planning.ways import Way, choose, ways
 from tests.conftest import SHIPPED
+from tests.planning.a5000 import CARD, DOCUMENT, MODELS, two_cards, written
 
-CARD = 22_000_000_000
-B13 = Shape.of(CATALOG["tokyotech-llm/Swallow-13b-instruct-hf"].config)
-B32 = Shape.of(CATALOG["cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B"].config)
-
-
-def two_cards(shape: Shape, method: str, strategy: str, **how: Any) -> list[Memory]:
-    """Each card's memory: bf16, activations recomputed, rows of 2,048 tokens."""
-    bits = 4 if method == "qlora" else None
-    kind = "full" if method == "full" else "lora"
-    apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
-    workers = 1 if strategy == "model_parallel" else 2
-    rank = 8 if method == "qlora" else 16
-    return memories(shape, kind, rank, 2048, 2, True, bits, strategy, workers, apart=apart, **how)
+B13, B32 = MODELS["13B"], MODELS["32B"]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -81,19 +71,16 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     assert chosen["lora"][0] == Way("lora", "fsdp")
     assert chosen["full"][0] == Way("full", "fsdp", offload=True)
     first, second = chosen["lora"][1]
-    assert "fsdp is the first that fits: 15." in first
+    assert "fsdp is the first that fits: 16." in first
     assert "ddp 26." in second
     assert ways("qlora", 2, 8, gpu=True) == [Way("qlora", "ddp")], "8 bits are not shared out"
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A folder that says it is a 13B model, without weights."""
+    """A folder that says it is a 13B model; its weights are never read."""
     folder = tmp_path / "13b"
-    folder.mkdir()
-    for file in SHIPPED.iterdir():
-        if "safetensors" not in file.name:
-            (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(SHIPPED, folder)
     numbers = json.loads((folder / "config.json").read_text("utf-8"))
     numbers |= CATALOG["tokyotech-llm/Swallow-13b-instruct-hf"].config
     (folder / "config.json").write_text(json.dumps(numbers), "utf-8")
@@ -152,3 +139,8 @@ def test_offload_without_a_gpu_is_refused(configure: Callable[..., Any], tmp_pat
 def test_an_amount_of_memory_needs_its_unit(size: str, configure: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=r"parallel\.gpu_memory.*for example 22GB"):
         configure(parallel__gpu_memory=size)
+
+
+def test_the_table_of_the_documentation_is_what_is_computed() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    assert text == written(text), "python -m tests.planning.a5000 writes it"
