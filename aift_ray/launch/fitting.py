@@ -11,7 +11,7 @@ import psutil
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning.memory import GIB, Memory, Shape, memory, remedy
-from aift_ray.planning.ways import Need, Way, choose, fitting, ways
+from aift_ray.planning.ways import Need, Room, Way, choose, fitting, ways
 
 # what a GPU's context takes; a figure of experience, not measured here
 _CONTEXT = GIB
@@ -77,10 +77,10 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
     # a machine's memory is not for its workers alone: it chooses, and refuses nothing
-    if need is None or room is None or not (gpu or parallel.gpu_memory):
+    if need is None or not (gpu or parallel.gpu_memory):
         return why
     wanted = need(Way(method, parallel.strategy, parallel.offload))
-    if wanted.total > room:
+    if not room.holds(wanted):
         raise ConfigError([_misfit(config, wanted, need, workers, room)])
     return why
 
@@ -91,27 +91,32 @@ def own(config: RunConfig, need: Need | None) -> Memory | None:
     return need(Way(config.trained_as, parallel.strategy, parallel.offload)) if need else None
 
 
-def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: int) -> Problem:
+def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:
+    sizes = {"the device": room.device, "the host": room.host}
+    there = [f"{size / GIB:.1f} GiB on {where}" for where, size in sizes.items() if size]
     what = (
         f"{config.trained_as} training under {config.parallel.strategy} needs "
         f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
-        f"and {room / GIB:.1f} GiB are there"
+        f"and there are {' and '.join(there)}"
     )
     fits = fitting(config.trained_as, workers, need, room, gpu=True)
     return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
 
 
-def _room(config: RunConfig, workers: int, gpu: bool) -> int | None:
-    """Bytes that a worker may use; None: not known."""
-    if config.parallel.gpu_memory is not None:
-        return config.parallel.gpu_bytes
+def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
+    """What a worker may use; of another machine only what the user has said is known."""
+    given = config.parallel.gpu_bytes
     if "RAY_ADDRESS" in os.environ:
-        return None
+        return Room(given)
+    # not what is free now: each process of a torchrun group must choose alike
+    host = psutil.virtual_memory().total // workers
+    if given is not None:
+        # without GPUs it speaks of another machine
+        return Room(given, host if gpu else None)
     if not gpu:
-        # not what is free now: each process of a torchrun group must choose alike
-        return psutil.virtual_memory().total // workers
+        return Room(host)
     import torch
 
     numbers = range(torch.cuda.device_count())
     sizes = [torch.cuda.get_device_properties(n).total_memory for n in numbers]
-    return min(sizes) - _CONTEXT if sizes else None
+    return Room(min(sizes) - _CONTEXT if sizes else None, host)

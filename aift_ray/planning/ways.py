@@ -32,6 +32,19 @@ class Way:
 Need = Callable[[Way], Memory]
 
 
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a worker may use on its device and in host memory; None: not known."""
+
+    device: int | None = None
+    host: int | None = None
+
+    def holds(self, need: Memory) -> bool:
+        """Whether a worker fits, as far as is known."""
+        fits = self.device is None or need.total <= self.device
+        return fits and (self.host is None or need.host <= self.host)
+
+
 def ways(method: str, workers: int, bits: int | None, gpu: bool) -> list[Way]:
     """The ways to train by `method`, those first that send the least."""
     if workers == 1 or bits == 8:
@@ -40,29 +53,25 @@ def ways(method: str, workers: int, bits: int | None, gpu: bool) -> list[Way]:
     return [Way(method, name) for name in ("ddp", "zero2", "fsdp")] + offloaded
 
 
-def choose(among: list[Way], need: Need, room: int | None) -> tuple[Way, list[str]]:
-    """The first way that fits into `room` bytes a worker, and why, in two lines; or the smallest.
-
-    Args:
-        room: None: not known, so the first.
-    """
+def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:
+    """The first way that fits into a worker's `room`, and why, in two lines; or the smallest."""
     needs = {way: need(way) for way in among}
     small = min(among, key=lambda way: needs[way].total)
-    fits = [way for way in among if room is None or needs[way].total <= room]
+    fits = [way for way in among if room.holds(needs[way])]
     chosen = fits[0] if fits else small
-    there = "unknown memory" if room is None else f"{room / GIB:.1f} GiB"
+    there = "unknown memory" if room.device is None else f"{room.device / GIB:.1f} GiB"
     verdict = "is the first that fits" if fits else "needs the least, and does not fit"
     first = f"{_name(chosen)} {verdict}: {_size(needs[chosen])} of {there} a worker (computed)"
     others = ", ".join(f"{_name(way)} {_size(needs[way])}" for way in among if way != chosen)
     return chosen, [first, f"the others, computed: {others or 'none for a single worker'}"]
 
 
-def fitting(method: str, workers: int, need: Need, room: int, gpu: bool) -> list[str]:
-    """What fits into `room` bytes a worker, the method's own ways first, in words."""
+def fitting(method: str, workers: int, need: Need, room: Room, gpu: bool) -> list[str]:
+    """What fits into a worker's `room`, the method's own ways first, in words."""
     found = []
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        fits = [w for w in ways(other, workers, bits, gpu) if need(w).total <= room]
+        fits = [w for w in ways(other, workers, bits, gpu) if room.holds(need(w))]
         found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
     return found
 

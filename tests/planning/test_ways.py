@@ -15,7 +15,8 @@ from aift_ray.launch import fitting
 from aift_ray.launch.prepare import prepare
 from aift_ray.models.catalog import CATALOG
 from aift_ray.planning.memory import Memory, memories
-from aift_ray.planning.ways import Way, choose, ways
+from aift_ray.planning.ways import Room, Way, choose, ways
+from aift_ray.planning.ways import fitting as fits
 from tests.conftest import SHIPPED
 from tests.planning.a5000 import CARD, DOCUMENT, MODELS, two_cards, written
 
@@ -64,7 +65,7 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
         return two_cards(B13, way.method, way.strategy, offload=way.offload)[0]
 
     chosen = {
-        method: choose(ways(method, 2, bits, gpu=True), need, CARD)
+        method: choose(ways(method, 2, bits, gpu=True), need, Room(CARD))
         for method, bits in (("full", None), ("lora", None), ("qlora", 4))
     }
     assert chosen["qlora"][0] == Way("qlora", "ddp")
@@ -73,6 +74,10 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     first, second = chosen["lora"][1]
     assert "fsdp is the first that fits: 16." in first
     assert "ddp 26." in second
+    assert fits("full", 2, need, Room(CARD, host=32 * 2**30), gpu=True) == [
+        "--method lora --strategy fsdp (16.0 GiB)",
+        "--method qlora --strategy ddp (8.8 GiB)",
+    ], "what would fill the host is not named"
     assert ways("qlora", 2, 8, gpu=True) == [Way("qlora", "ddp")], "8 bits are not shared out"
 
 
@@ -105,7 +110,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts_with_what_does(
             prepared(strategy)
         said = str(caught.value)
         assert "GiB a worker (computed: weights" in said
-        assert "20.5 GiB are there" in said
+        assert "there are 20.5 GiB on the device" in said
         assert "--method full --strategy fsdp --parallel.offload true (" in said
         assert "of host memory" in said
         assert "--method lora --strategy fsdp (" in said
@@ -122,7 +127,7 @@ def test_auto_on_cpus_takes_what_the_machine_has(
     config = configure(parallel__strategy="auto")
     run = prepare(config, tmp_path, 2, False, None)
     assert run.job.config.parallel.strategy == "ddp"
-    monkeypatch.setattr(fitting, "_room", lambda *_: 1)
+    monkeypatch.setattr(fitting, "_room", lambda *_: Room(1))
     crowded = prepare(configure(parallel__strategy="auto"), tmp_path, 2, False, None)
     assert "does not fit" in crowded.job.why[0], "it is said, and not refused"
 
