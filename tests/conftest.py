@@ -48,12 +48,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """A random Llama of two small layers, with biases, and the shipped tokenizer."""
+def make_tiny_model(folder: Path, kind: str = "llama") -> Path:
+    """A random model of two small layers, with biases, and the shipped tokenizer.
+
+    Args:
+        kind: its model type; those other than llama have a vocabulary of odd size.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(SHIPPED)
+    if kind != "llama":
+        names = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+        common = {name: getattr(config, name) for name in names} | {"num_hidden_layers": 2}
+        # a window shorter than the rows, and a layer that has it
+        window = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        more = window if kind in ("gemma2", "gemma3_text") else {}
+        config = AutoConfig.for_model(kind, **common, **more)
+        config.vocab_size += 1
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
     config.attention_bias = True

@@ -25,7 +25,9 @@ from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2")
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "tensor")
+# (strategy, size) on four workers
+MESHES = {"tensor 2 x 2": ("tensor", 2)}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -38,6 +40,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
+# what is refused
+_NEVER = dict.fromkeys(STRATEGIES, ("qlora int8",)) | {"tensor": ("qlora nf4", "qlora int8")}
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
@@ -47,7 +51,10 @@ def cases() -> list[tuple[str, str, str, str]]:
     """(strategy, method, precision, layout) of the table."""
     whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
-    return [case for case in whole + laid if case[0] == "ddp" or case[1] != "qlora int8"]
+    meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
+    return meshes + [
+        case for case in whole + laid if case[0] == "ddp" or case[1] not in _NEVER[case[0]]
+    ]
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -56,7 +63,8 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     Two micro-steps of 4 examples (or 2 filled rows), gradients clipped; 22 rows, so that the last
     step of an epoch has fewer, unequally dealt.
     """
-    strategy, method, precision, layout = case
+    name, method, precision, layout = case
+    strategy, apart = MESHES.get(name, (name, workers if name == "tensor" else 1))
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
@@ -66,11 +74,13 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             "model": str(model),
             "method": METHODS[method]["method"],
             "lora": lora,
-            "parallel": {"strategy": strategy},
+            "parallel": {"strategy": strategy, f"{strategy}_parallel_size": apart}
+            if apart > 1
+            else {"strategy": strategy},
             "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
             "training": {
                 "learning_rate": 1e-3,
-                "batch_size": units // workers,
+                "batch_size": units * apart // workers,
                 "gradient_accumulation_steps": 2,
                 "max_steps": STEPS,
                 "warmup_steps": 2,
@@ -82,9 +92,9 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     )
 
 
-def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
+def differences(one: Any, two: Any) -> tuple[float, float, float]:
     """Largest difference of the loss, relative ones of the gradient norm and of the weights."""
-    (lines, weights), (others, moved) = alone, spread
+    (lines, weights), (others, moved) = one, two
     a, b = torch.tensor(lines), torch.tensor(others)
     assert a.shape == b.shape
     assert weights.keys() == moved.keys()
@@ -94,22 +104,36 @@ def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
     return float((a - b)[:, 0].abs().max()), float(norm), (apart / square) ** 0.5
 
 
+def spread(configs: dict[str, Any], folder: Path, workers: int) -> tuple[Any, Any]:
+    """Losses and gradient norms, and final weights, of runs on gloo workers, by name."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    return spawn(path, workers), torch.load(folder / "weights.pt")
+
+
+def alone(config: Any, folder: Path) -> tuple[Any, Any]:
+    """The same of a run in this process."""
+    run = started(config, folder)
+    lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    return lines, snapshot(run).model
+
+
 def compare(
     chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
-    """The differences of each case between `WORKERS` workers and a single process."""
-    path = folder / "runs.json"
-    configs = {"|".join(c): settings(c, WORKERS, model, rows) for c in chosen}
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    curves = spawn(path, WORKERS)
-    weights = torch.load(folder / "weights.pt")
+    """The differences of each case between several workers and a single process."""
+    curves, weights = {}, {}
+    for workers in (WORKERS, 2 * WORKERS):
+        some = [case for case in chosen if (case[0] in MESHES) == (workers != WORKERS)]
+        configs = {"|".join(case): settings(case, workers, model, rows) for case in some}
+        found_here = spread(configs, folder, workers) if some else ({}, {})
+        curves |= found_here[0]
+        weights |= found_here[1]
     singles: dict[Any, Any] = {}
     found = {}
     for case in chosen:
         if case[1:] not in singles:
-            run = started(settings(("ddp", *case[1:]), 1, model, rows), folder)
-            lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
-            singles[case[1:]] = lines, snapshot(run).model
+            singles[case[1:]] = alone(settings(("ddp", *case[1:]), 1, model, rows), folder)
         name = "|".join(case)
         found[case] = differences(singles[case[1:]], (curves[name], weights[name]))
     return found

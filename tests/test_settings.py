@@ -80,6 +80,8 @@ CHANGED: dict[str, Any] = {
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,
     "parallel.tensor_parallel_size": 2,
+    "parallel.offload": True,
+    "parallel.gpu_memory": "1MB",
     "data.train_files": ["other.jsonl"],
     "data.eval_files": [],
     "data.validation_fraction": 0.5,

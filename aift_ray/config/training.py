@@ -235,6 +235,11 @@ class RunConfig(Settings):
             return None
         return 4 if self.lora.qlora_4bit else 8
 
+    @property
+    def trained_with(self) -> str:
+        """The method, with the bits of a quantized base."""
+        return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, found = self.training, []
@@ -246,6 +251,9 @@ class RunConfig(Settings):
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
         found += self._starts()
+        if self.parallel.strategy == "tensor" and self.method != "full" and self.lora.use_dora:
+            what = "needs the norms of whole matrices, which tensor splits"
+            found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
         both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
         if both and self.method != "full":
             what = f"{', '.join(sorted(both))} stands in target_modules too"

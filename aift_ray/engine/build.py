@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +62,11 @@ class Run:
 def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given."""
     config = job.config
+    group = replace(group, apart=config.parallel.apart)
     precision = Precision.resolve(config, group.device)
     state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
     state.global_batch = state.global_batch or job.global_batch
-    state.data = job.cache.name
+    state.data, state.trained_as = job.cache.name, config.trained_with
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
@@ -75,7 +76,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     model = _model(job, group, precision, str(resume) if resume else None)
     module = LossModule(model, config.training.neftune_noise_alpha)
     module.train()
-    spread = wrap(config.parallel.strategy, module, group, precision.compute)
+    spread = wrap(config.parallel, module, group, precision.compute)
     moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
     scaler = precision.scaler(group.device)
     if tensors:
@@ -122,7 +123,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     torch.manual_seed(config.training.seed)
     kind = attention.choose(group.device)
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
-    base = loading.load_model(source, precision.frozen, kind, held)
+    # where each worker keeps a share, only that is read and brought to the precision of the run
+    dtype = None if full and config.parallel.divides else precision.frozen
+    base = loading.load_model(source, dtype, kind, held)
     if config.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     if full:
@@ -139,5 +142,4 @@ def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
     model = _model(run.job, run.group, run.precision, str(folder))
     run.module = LossModule(model)
-    strategy = run.config.parallel.strategy
-    run.spread = wrap(strategy, run.module, run.group, run.precision.compute)
+    run.spread = wrap(run.config.parallel, run.module, run.group, run.precision.compute)

@@ -68,12 +68,12 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
             weights are untouched.
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
-    shares = run.plan.share(step, group.rank, group.world)
+    shares = run.plan.share(step, group.replica, group.replicas)
     targets = run.plan.step_targets(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
     loss, tokens = accumulate(run, shares, targets)
-    loss, heard, all_tokens = group.sum(loss, asked if group.leads else 0, tokens)
+    loss, heard, all_tokens = group.total(loss, asked if group.leads else 0, tokens)
     run.scaler.unscale_(run.optimizer)
     norm = clip_gradients(run.module.parameters(), run.config.training.max_grad_norm)
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
@@ -101,7 +101,7 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, 
     """Gradients of this worker's micro-batches; its share of the loss, and its tokens.
 
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
-    the whole global batch. Strategies average gradients over workers, so each multiplies its
+    the whole global batch. Strategies average gradients over replicas, so each multiplies its
     part by their number.
     """
     total, tokens = torch.zeros((), device=run.group.device), 0
@@ -112,7 +112,7 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, 
             batch = without_targets(batch)
         with _joined(run, micro == len(shares) - 1), run.precision.autocast(run.group.device):
             loss = run.spread(batch)
-            run.scaler.scale(loss * (run.group.world / max(targets, 1))).backward()
+            run.scaler.scale(loss * (run.group.replicas / max(targets, 1))).backward()
         total += loss.detach()
         tokens += int(run.rows.lengths[indices].sum()) if indices else 0
     return total.item() / max(targets, 1), tokens
@@ -148,8 +148,8 @@ def trial(run: Run) -> None:
 
 
 def seed_step(run: Run, micro: int) -> None:
-    """Make the random numbers of a micro-step a function of seed, step, worker and micro-step."""
-    numbers = (run.config.training.seed, run.state.step, run.group.rank, micro)
+    """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
+    numbers = (run.config.training.seed, run.state.step, run.group.replica, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
 
 

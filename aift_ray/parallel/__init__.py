@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from aift_ray.parallel import ddp, fsdp
+from aift_ray.config import ParallelConfig
+from aift_ray.parallel import ddp, fsdp, tensor
 from aift_ray.parallel.group import Group
 
 _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.Module]] = {
@@ -16,15 +17,18 @@ _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.
     "zero3": fsdp.wrap,
     "zero2": partial(fsdp.wrap, keep_weights=True),
     "zero1": partial(fsdp.wrap, keep_weights=True, keep_gradients=True),
+    "tensor": tensor.wrap,
 }
 
 
 def wrap(
-    strategy: str, module: torch.nn.Module, group: Group, compute: torch.dtype
+    config: ParallelConfig, module: torch.nn.Module, group: Group, compute: torch.dtype
 ) -> torch.nn.Module:
     """Spread `module`, whose forward gives a loss, over the workers of `group`, on its device.
 
     Args:
         compute: dtype of matrix products.
     """
-    return _STRATEGIES[strategy](module, group, compute)
+    if config.offload:
+        return fsdp.wrap(module, group, compute, offload=True)
+    return _STRATEGIES[config.strategy](module, group, compute)
