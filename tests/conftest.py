@@ -48,11 +48,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def make_tiny_model(folder: Path, kind: str = "llama") -> Path:
+def make_tiny_model(folder: Path, kind: str = "llama", **numbers: Any) -> Path:
     """A random model of two small layers, with biases, and the shipped tokenizer.
 
     Args:
         kind: its model type; those other than llama have a vocabulary of odd size.
+        numbers: of its configuration, where they are to be others.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -69,6 +70,8 @@ def make_tiny_model(folder: Path, kind: str = "llama") -> Path:
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
     config.attention_bias = True
+    for name, value in numbers.items():
+        setattr(config, name, value)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)

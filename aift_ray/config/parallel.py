@@ -90,7 +90,7 @@ class ParallelConfig(Section):
             what = f"{strategy} is not available in this version: {_NOT_YET[strategy]}"
             remedy = "use --strategy fsdp, with --method qlora where memory is short"
             found.append(Problem("parallel.strategy", what, remedy))
-        if self.shares and base_bits == 8:
+        if self.divides and base_bits == 8:
             what = f"{strategy} can't share out 8 bits: their scales are kept beside the weights"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
@@ -100,10 +100,6 @@ class ParallelConfig(Section):
         if self.offload and base_bits:
             what = f"can't move a base model of {base_bits} bits: its scales stay on the GPU"
             found.append(Problem("parallel.offload", what, "leave it off, or use --method lora"))
-        if strategy == "tensor" and base_bits:
-            what = "tensor can't split matrices of 4 or 8 bits: their scales run across the cuts"
-            remedy = "use --strategy fsdp (4 bits) or ddp, or --method lora"
-            found.append(Problem("parallel.strategy", what, remedy))
         if self.max_memory_per_gpu is not None:
             what = f"needs strategy model_parallel, not {strategy}"
             found.append(Problem("parallel.max_memory_per_gpu", what))

@@ -101,7 +101,8 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
 
 def split_moments(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What `save` takes without the large tensors of the optimizer, and those by name."""
-    optimizer, moments, rest = tensors["optimizer"], {}, {}
+    optimizer, rest = tensors["optimizer"], {}
+    moments: dict[str, torch.Tensor] = {}
     for number, values in optimizer["state"].items():
         large = {kind: value for kind, value in values.items() if value.ndim}
         moments |= {f"{number}.{kind}": value for kind, value in large.items()}

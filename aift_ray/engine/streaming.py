@@ -76,7 +76,8 @@ def _header(tensors: Tensors, dtype: torch.dtype | None) -> bytes:
 
 def _content(tensor: torch.Tensor, dtype: torch.dtype | None) -> memoryview:
     flat = tensor.to("cpu", dtype or tensor.dtype).contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    content: Any = flat.view(torch.uint8).numpy()
+    return memoryview(content)
 
 
 def can_stream(model: torch.nn.Module) -> bool:

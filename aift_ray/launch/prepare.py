@@ -149,7 +149,8 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
 
         targets = config.lora.target_modules if config.method != "full" else None
         numbers = model_config.to_dict()
-        problems = unfit(numbers, parallel.tensor_parallel_size, targets or [])
+        quantized = config.base_bits is not None
+        problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
     if problems:
         raise ConfigError(problems)
 

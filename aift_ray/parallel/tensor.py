@@ -23,6 +23,7 @@ from torch.nn.functional import dropout
 
 from aift_ray.errors import Problem
 from aift_ray.models.adapters import causal_model, decoder_blocks
+from aift_ray.models.quantized import BLOCK, cut_4bit, is_held_in
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
 
@@ -37,12 +38,15 @@ _BY_ROWS = re.compile(rf"\.({'|'.join(_ROWS)})({_COPIES}|\.lora_A\.default)?$")
 _TABLE = re.compile(rf"\.embed_tokens({_COPIES})?$")
 
 
-def unfit(config: Mapping[str, Any], parts: int, targets: list[str]) -> list[Problem]:
+def unfit(
+    config: Mapping[str, Any], parts: int, targets: list[str], quantized: bool = False
+) -> list[Problem]:
     """Why a model can't be split into `parts`.
 
     Args:
         config: numbers of the model, as its config.json names them.
         targets: names of the layers that get adapters, where the user gave any.
+        quantized: its linear layers are held in 4 bits.
     """
     kind = config["model_type"]
     if kind not in FAMILIES:
@@ -60,6 +64,12 @@ def unfit(config: Mapping[str, Any], parts: int, targets: list[str]) -> list[Pro
         what = f"{parts} workers can't share the model's {whole} evenly"
         remedy = "give a size that divides them, or use --strategy fsdp"
         found.append(Problem("parallel.tensor_parallel_size", what, remedy))
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    shares = [config["hidden_size"], heads * size // parts, config["intermediate_size"] // parts]
+    cut = ", ".join(str(width) for width in shares if width % BLOCK)
+    if quantized and cut and not whole:
+        what = f"blocks of {BLOCK} weights in 4 bits share a scale, and don't fit rows of {cut}"
+        found.append(Problem("parallel.strategy", what, "use --strategy fsdp, or --method lora"))
     others = [name for name in targets if name not in (*_COLUMNS, *_ROWS)]
     if others:
         what = f"tensor can't split adapters of {', '.join(others)}"
@@ -94,7 +104,12 @@ def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
     # embeddings and output layer may be one weight
     known: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for name, layer in list(module.named_modules()):
+        quantized = is_held_in(layer, 4)
         for own, weight in list(layer.named_parameters(recurse=False)):
+            if quantized and own == "weight":
+                dim = 1 if _BY_ROWS.search(name) else 0
+                cut_4bit(layer, dim, team.own(weight.quant_state.shape[dim]))
+                continue
             if weight not in known:
                 known[weight] = _shared(weight, _dimension(name, weight), team, device)
             setattr(layer, own, known[weight])
@@ -104,7 +119,7 @@ def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
         if by_rows and "default" in getattr(layer, "lora_dropout", {}):
             rate = getattr(layer.lora_dropout["default"], "p", 0.0)
             layer.lora_dropout["default"] = _Dropout(rate, team)
-        if any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
+        if quantized or any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
             _compute_locally(layer, team, by_rows)
 
 

@@ -15,6 +15,9 @@ _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 # bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
 _HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
 
+# where matrices are split, the scales of 4 bits are in fp32
+_SPLIT_BITS = 4 + 32 / 64
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -181,6 +184,8 @@ def memories(
         linear, loose, adapters = _counts(shape, part, rank, split)
         trained = linear + loose if full else adapters + (whole if part.last else 0)
         held = _HELD_BITS[base_bits] / 8 if base_bits else frozen_bytes
+        if base_bits == 4 and split > 1:
+            held = _SPLIT_BITS / 8
         frozen = 0 if full else round(linear * held) + loose * frozen_bytes
         need = Memory(
             weights=frozen + trained * _FLOAT32,

@@ -25,10 +25,17 @@ def test_each_family_trains_what_one_process_trains(tmp_path: Path) -> None:
     models = {k: make_tiny_model(tmp_path / k, k) for k in FAMILIES if k != "llama"}
     split = {kind: parity.settings(CASE, 2, folder, rows) for kind, folder in models.items()}
     whole = {k: parity.settings(("ddp", *CASE[1:]), 1, m, rows) for k, m in models.items()}
-    lora = (*CASE[:1], "lora", *CASE[2:])
     folder = make_tiny_model(tmp_path / "tiny")
-    split["dropout"] = parity.settings(lora, 2, folder, rows)
-    whole["dropout"] = parity.settings(("ddp", *lora[1:]), 1, folder, rows)
+    # whose rows hold whole blocks of 4 bits
+    wide = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
+    others = {
+        "dropout": ("lora", folder),
+        "qlora nf4": ("qlora nf4", make_tiny_model(tmp_path / "wide", **wide)),
+    }
+    for name, (method, model) in others.items():
+        case = (method, *CASE[2:])
+        split[name] = parity.settings(("tensor", *case), 2, model, rows)
+        whole[name] = parity.settings(("ddp", *case), 1, model, rows)
     for config in (split["dropout"], whole["dropout"]):
         config.lora.lora_dropout = 0.3
     for config in (*split.values(), *whole.values()):
@@ -56,6 +63,7 @@ REFUSED = {
     "sizes that don't multiply": (3, {"parallel__tensor_parallel_size": 2}, "not a multiple"),
     "heads": (4, {}, "2 key and value heads"),
     "an elastic group": (4, {"ray__num_workers": "2:4"}, "fixed number"),
+    "blocks of 4 bits": (2, {"method": "qlora"}, "don't fit rows of 32, 48"),
     "adapters elsewhere": (
         2,
         {"method": "lora", "lora__target_modules": ["lm_head"]},
@@ -79,9 +87,9 @@ def test_a_family_without_a_plan_is_refused(configure: Configure, tmp_path: Path
         prepare(config, tmp_path, 2, False, None)
 
 
-def test_quantized_matrices_and_dora_are_refused_together() -> None:
-    both = {"strategy": "tensor"}, {"use_dora": True}
+def test_8_bits_and_dora_are_refused_together() -> None:
+    lora = {"use_dora": True, "qlora_4bit": False}
     with pytest.raises(ConfigError) as caught:
-        validated({"method": "qlora", "parallel": both[0], "lora": both[1]})
-    assert "scales run across the cuts" in str(caught.value)
+        validated({"method": "qlora", "parallel": {"strategy": "tensor"}, "lora": lora})
+    assert "tensor can't share out 8 bits" in str(caught.value)
     assert "lora.use_dora" in str(caught.value)

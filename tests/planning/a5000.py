@@ -45,7 +45,7 @@ def table() -> str:
 
 
 def _cell(shape: Shape, method: str, strategy: str, offload: str = "") -> str:
-    if method == "qlora" and (offload or strategy == "tensor"):
+    if method == "qlora" and offload:
         return "–"
     fuller = max(two_cards(shape, method, strategy, bool(offload)), key=lambda need: need.total)
     text = f"{fuller.total / GIB:.1f}"
