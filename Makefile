@@ -36,8 +36,8 @@ IMAGES ?= cpu cuda
 images:
 	for target in $(IMAGES); do \
 	  $(BUILD) $(BUILD_OPTIONS) -f docker/Dockerfile --target $$target -t aift-ray:$$target \
-	    --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' aift_ray/__init__.py) \
-	    --build-arg REVISION=$$(git rev-parse HEAD) . || exit; \
+	    --label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' aift_ray/__init__.py) \
+	    --label org.opencontainers.image.revision=$$(git rev-parse HEAD) . || exit; \
 	done
 
 # a cluster of containers of the image aift-ray:cpu (or of AIFT_IMAGE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -77,6 +78,13 @@ class PromptEncoder:
         self._folds_system = not self._has_system_role()
         self._header, turn_end, self.generation_gap = self._probe()
         self.stop_ids = list(dict.fromkeys([self._eos, *extra_stop_ids, turn_end]))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # what it keeps beside its arguments can't be sent, and is made anew
+        return partial(PromptEncoder, extra_stop_ids=self.stop_ids), (
+            self.tokenizer,
+            self.system_prompt,
+        )
 
     def encode(self, example: Example) -> Encoded:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 import ray
@@ -28,14 +28,17 @@ class _Tokenizer:
 
 
 def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
-    """As `encode_here`, by an actor a CPU; two batches an actor are under way at a time.
+    """As `encode_here`, by an actor a free CPU; two batches an actor are under way at a time.
 
-    Without Ray, in a dry run or where the caller trains by itself, this process does it.
+    Without Ray, in a dry run or where the caller trains by itself, this process does it. It always
+    does the first batch, of which `encoder` keeps what the user is to be warned of.
     """
-    if not ray.is_initialized():
-        yield from encode_here(encoder, items)
+    yield from encode_here(encoder, islice(items, _BATCH) if ray.is_initialized() else items)
+    first = next(items, None)
+    if first is None:
         return
-    number = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    items = chain([first], items)
+    number = max(1, int(ray.available_resources().get("CPU", 1)))
     kind: Any = ray.remote(_Tokenizer)
     shared = ray.put(encoder)
     actors = [kind.options(num_cpus=1).remote(shared) for _ in range(number)]

@@ -59,6 +59,14 @@ def test_a_node_tells_its_health(cluster: Composed) -> None:
     cluster.call("healthcheck", "run", cluster.containers("worker")[0])
 
 
+def test_the_doctor_looks_at_every_container(cluster: Composed) -> None:
+    job = ("ray", "job", "submit", "--", "aift-ray", "doctor", "--storage", "/outputs")
+    told = cluster.on_head(*job)
+    assert told.count("/outputs is written and seen") == 3
+    assert told.count("reaches 3 nodes") == 3
+    assert "the same on 3 nodes" in told
+
+
 def test_a_killed_container_costs_a_restart_and_the_result_is_served(
     cluster: Composed, tmp_path: Path
 ) -> None:
