@@ -25,9 +25,27 @@ from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "tensor")
-# (strategy, size) on four workers
-MESHES = {"tensor 2 x 2": ("tensor", 2)}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp": {"strategy": "fsdp"},
+    "zero1": {"strategy": "zero1"},
+    "zero2": {"strategy": "zero2"},
+    "tensor": {"strategy": "tensor", "tensor_parallel_size": 2},
+    "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
+    "pipeline gpipe": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "gpipe",
+    },
+    "pipeline interleaved": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "interleaved",
+        "pipeline_microbatches": 4,
+    },
+}
+# on four workers: two replicas of two
+MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -41,7 +59,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
 # what is refused
-_NEVER = dict.fromkeys(STRATEGIES, ("qlora int8",)) | {"tensor": ("qlora nf4", "qlora int8")}
+_NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8")}
+# of a pipeline's other schedules
+MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
@@ -52,9 +73,8 @@ def cases() -> list[tuple[str, str, str, str]]:
     whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
     meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
-    return meshes + [
-        case for case in whole + laid if case[0] == "ddp" or case[1] not in _NEVER[case[0]]
-    ]
+    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
+    return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -64,7 +84,9 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     step of an epoch has fewer, unequally dealt.
     """
     name, method, precision, layout = case
-    strategy, apart = MESHES.get(name, (name, workers if name == "tensor" else 1))
+    parallel = STRATEGIES[MESHES.get(name, name)]
+    sizes = ("pipeline_parallel_size", "tensor_parallel_size")
+    replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
@@ -74,13 +96,11 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             "model": str(model),
             "method": METHODS[method]["method"],
             "lora": lora,
-            "parallel": {"strategy": strategy, f"{strategy}_parallel_size": apart}
-            if apart > 1
-            else {"strategy": strategy},
+            "parallel": parallel,
             "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
             "training": {
                 "learning_rate": 1e-3,
-                "batch_size": units * apart // workers,
+                "batch_size": units // replicas,
                 "gradient_accumulation_steps": 2,
                 "max_steps": STEPS,
                 "warmup_steps": 2,
@@ -166,7 +186,9 @@ def main() -> int:
         torch.set_num_threads(1)
         transformers.logging.disable_progress_bar()
         rows = write_rows(folder / "train.jsonl", 22)
-        found = compare(cases(), folder, make_tiny_model(folder / "tiny"), rows)
+        found = compare(
+            cases(), folder, make_tiny_model(folder / "tiny", num_hidden_layers=4), rows
+        )
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

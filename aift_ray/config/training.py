@@ -254,6 +254,7 @@ class RunConfig(Settings):
         if self.parallel.strategy == "tensor" and self.method != "full" and self.lora.use_dora:
             what = "needs the norms of whole matrices, which tensor splits"
             found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
+        found += self._wrong_numbers()
         both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
         if both and self.method != "full":
             what = f"{', '.join(sorted(both))} stands in target_modules too"
@@ -287,10 +288,32 @@ class RunConfig(Settings):
         if start == "loftq" and self.base_bits != 4:
             what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
             found.append(Problem(field, what, "use pissa, or --method qlora"))
+        if start != "default" and self.parallel.strategy == "pipeline":
+            what = f"{start} draws the same numbers for all blocks, and a stage has some of them"
+            found.append(Problem(field, what, "use --strategy fsdp"))
         if start != "default" and self.lora.use_dora:
             what = f"{start} and lora.use_dora both say where the adapters start"
             found.append(Problem(field, what, "use one of them"))
         return found
+
+    def _wrong_numbers(self) -> list[Problem]:
+        """Numbers of workers, or of micro-batches, that the strategy can't have."""
+        found, wanted = [], self.ray.num_workers is not None or self.training.ddp
+        # one worker too few shows when it is known how many GPUs there are
+        if wanted and not self.parallel.divides:
+            found += self.parallel.misfits(*self.worker_range(0))
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        if units % (self.parallel.pipeline_microbatches or 1):
+            what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
+            found.append(Problem("parallel.pipeline_microbatches", what))
+        return found
+
+    @property
+    def micro_batch(self) -> int:
+        """Units of a micro-batch: `batch_size`, unless a pipeline cuts its step otherwise."""
+        parts = self.parallel.pipeline_microbatches
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        return units // parts if parts else self.training.batch_size
 
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
@@ -298,7 +321,11 @@ class RunConfig(Settings):
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
         if wanted is None:
-            return max(devices, 1), max(devices, 1)
+            if self.parallel.strategy == "model_parallel":
+                return 1, 1
+            size = self.parallel.apart
+            number = max(devices // size, 1) * size
+            return number, number
         if isinstance(wanted, int):
             return wanted, wanted
         least, most = wanted.split(":")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class ChatTemplate:
         try:
             text = self._tokenizer.apply_chat_template(
                 chat,
-                tools=self._tools or None,
+                tools=cast(Any, self._tools) or None,
                 chat_template=self._pinned,
                 add_generation_prompt=generation,
                 tokenize=False,

@@ -94,8 +94,8 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
     if (folder / MOMENTS).is_file():
         # none of it is read from the disk before it is used
         for name, moment in load_file(folder / MOMENTS).items():
-            number, kind = name.split(".")
-            tensors["optimizer"]["state"][int(number)][kind] = moment
+            weight, _, kind = name.rpartition(".")
+            tensors["optimizer"]["state"][weight][kind] = moment
     return read_state(folder), tensors
 
 
@@ -103,10 +103,10 @@ def split_moments(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, to
     """What `save` takes without the large tensors of the optimizer, and those by name."""
     optimizer, rest = tensors["optimizer"], {}
     moments: dict[str, torch.Tensor] = {}
-    for number, values in optimizer["state"].items():
+    for weight, values in optimizer["state"].items():
         large = {kind: value for kind, value in values.items() if value.ndim}
-        moments |= {f"{number}.{kind}": value for kind, value in large.items()}
-        rest[number] = {kind: value for kind, value in values.items() if kind not in large}
+        moments |= {f"{weight}.{kind}": value for kind, value in large.items()}
+        rest[weight] = {kind: value for kind, value in values.items() if kind not in large}
     return tensors | {"optimizer": optimizer | {"state": rest}}, moments
 
 

@@ -20,7 +20,7 @@ from aift_ray.parallel.tensors import is_shared_out
 
 @dataclass
 class Evaluator:
-    """Evaluates one model on held-out rows; each worker takes its share of them.
+    """Evaluates one model on held-out rows; each worker takes its replica's share of them.
 
     Attributes:
         indices: the held-out rows in `rows`.

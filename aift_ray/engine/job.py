@@ -25,6 +25,7 @@ class Job:
         memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
         why: lines that say why the strategy was chosen; none where the user chose.
+        layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
     config: RunConfig
@@ -38,6 +39,7 @@ class Job:
     memory: Memory | None = None
     resume: Path | None = None
     why: list[str] = field(default_factory=list)
+    layout: dict[str, int] | None = None
 
     @property
     def checkpoints(self) -> Path:

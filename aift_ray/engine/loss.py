@@ -44,11 +44,30 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`; a scalar in fp32."""
+        return self.loss(self.states(batch), batch)
+
+    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states of `batch`, (rows, tokens, width).
+
+        Args:
+            embedded: what the blocks are given in place of embedded tokens, of the same shape.
+        """
         alpha = self._noise if self.training else 0.0
         with noisy(self._embeddings[0], alpha, batch):
-            hidden = self._body[0](**model_inputs(batch)).last_hidden_state
-        chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
-        return summed_cross_entropy(self._head[0], chosen, batch.targets)
+            output = self._body[0](**model_inputs(batch, embedded))
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of `batch` from its hidden states, wherever the output layer lies."""
+        device = self._head[0].device(states)
+        chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
+        total = summed_cross_entropy(self._head[0], chosen.to(device), batch.targets.to(device))
+        return total.to(batch.ids.device)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
+        return self._head[0](states)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Token ids that the model generates; a strategy may have to see this call too."""
@@ -63,9 +82,10 @@ class LossModule(nn.Module):
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of a transformers forward for `batch`."""
-    inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+def model_inputs(batch: Batch, embedded: torch.Tensor | None = None) -> dict[str, Any]:
+    """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens."""
+    given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+    inputs: dict[str, Any] = given | {"use_cache": False}
     if batch.borders is None:
         return inputs | {"attention_mask": batch.mask}
     longest = batch.longest
@@ -115,6 +135,10 @@ class _Head:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def device(self, states: torch.Tensor) -> torch.device:
+        """Where it computes; that of `states` where its weights are shared out or elsewhere."""
+        return next((p.device for p in self.layer.parameters()), states.device)
 
     def trained(self) -> list[torch.Tensor]:
         return [p for p in self.layer.parameters() if p.requires_grad]

@@ -22,13 +22,13 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
         ratio: learning rate of LoRA's B matrices over that of all others.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fast = [p for name, p in trained if ratio != 1 and "lora_B." in name and p.ndim > 1]
-    known = {id(p) for p in fast}
-    rest = [p for _, p in trained if id(p) not in known]
+    fast = [(n, p) for n, p in trained if ratio != 1 and "lora_B." in n and p.ndim > 1]
+    known = {name for name, _ in fast}
+    rest = [(n, p) for n, p in trained if n not in known]
     decay = config.weight_decay
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay, _FACTOR: 1.0},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, _FACTOR: 1.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [w for w in rest if w[1].ndim > 1], "weight_decay": decay, _FACTOR: 1.0},
+        {"params": [w for w in rest if w[1].ndim <= 1], "weight_decay": 0.0, _FACTOR: 1.0},
         {"params": fast, "weight_decay": decay, _FACTOR: ratio},
     ]
     return torch.optim.AdamW(
@@ -40,26 +40,40 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
     )
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Go on from a saved state, of whole tensors, however the weights are shared out now.
+def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
+    state = optimizer.state
+    named = [
+        (name, weight)
+        for group in optimizer.param_groups
+        for name, weight in zip(group["param_names"], group["params"], strict=True)
+    ]
+    return {
+        "state": {name: dict(state[weight]) for name, weight in named if weight in state},
+        "factors": [group[_FACTOR] for group in optimizer.param_groups],
+    }
 
-    The learning rates stay those of the configuration.
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Go on from a saved state, of whole tensors, however the weights are spread now.
+
+    Rates and decay stay those of the configuration.
 
     Raises:
         ConfigError: it was made with other groups of weights.
     """
-    factors = [group[_FACTOR] for group in optimizer.param_groups]
-    if len(saved["param_groups"]) != len(factors):
+    now = optimizer.state_dict()
+    if len(saved["factors"]) != len(now["param_groups"]):
         what = "was 1 in the run of the checkpoint and is not now, or the other way round"
         raise ConfigError([Problem("lora.lora_plus_ratio", what, "give it as it was")])
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
-        number: {name: shared_like(value, weights[number]) for name, value in moments.items()}
-        for number, moments in saved["state"].items()
+        number: {kind: shared_like(value, weights[number]) for kind, value in moments.items()}
+        for number, moments in enumerate(map(saved["state"].get, names))
+        if moments is not None
     }
-    optimizer.load_state_dict(saved | {"state": state})
-    for group, factor in zip(optimizer.param_groups, factors, strict=True):
-        group[_FACTOR] = factor
+    optimizer.load_state_dict(now | {"state": state})
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
-from aift_ray.engine import checkpoint
+from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.export import write_model
@@ -47,10 +47,12 @@ class Snapshot:
 def snapshot(run: Run) -> Snapshot:
     """The run as it is now; every worker must call this, worker 0's has the tensors."""
     began = time.perf_counter()
-    copy = _HostCopy(run.group.leads)
-    tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
-    held, model = copy(tensors), copy(_kept(run.module.model))
-    return Snapshot(replace(run.state), held, model, time.perf_counter() - began)
+    copy, gather = _copying(run)
+    held = copy(optimizer.saved(run.optimizer))
+    held["state"] = gather(held["state"])
+    model = gather(copy(_kept(run.module.model)))
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
+    return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
 
 
 def streams(run: Run, model: bool = True) -> Streams | None:
@@ -63,16 +65,24 @@ def streams(run: Run, model: bool = True) -> Streams | None:
         return None
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
     if not model:
-        sets["moments"] = split_moments({"optimizer": run.optimizer.state_dict()})[1]
+        sets["moments"] = split_moments({"optimizer": optimizer.saved(run.optimizer)})[1]
     return Streams(sets)
 
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
-    if not is_shared_out(run.module):
+    if not is_shared_out(run.module) and run.group.apart == 1:
         return None
-    weights: dict[str, torch.Tensor] = _HostCopy(run.group.leads)(_kept(run.module.model))
+    copy, gather = _copying(run)
+    weights: dict[str, torch.Tensor] = gather(copy(_kept(run.module.model)))
     return weights
+
+
+def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """How tensors get to host memory, and from there to worker 0."""
+    gather = getattr(run.spread, "gathered", None)
+    keeps = run.group.leads if gather is None else run.group.replica == 0
+    return _HostCopy(keeps), gather or (lambda own: own)
 
 
 class Saver:
@@ -111,7 +121,7 @@ class Saver:
             TrainingError: it could not be written.
         """
         began, run = time.perf_counter(), self._run
-        tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
+        tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
         with parts.ending():
             self._write(replace(run.state), tensors, None, parts)
         self.seconds += time.perf_counter() - began
@@ -212,7 +222,7 @@ class _HostCopy:
             # the same on every worker, which an address in memory need not be
             key: Any = id(value)
         else:
-            key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in self._seen:
             full = whole(value.detach())
             self._seen[key] = full.to("cpu", copy=True) if self._keep else None

@@ -294,8 +294,9 @@ class _Session:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on its GPU, else resident in the host."""
+    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        numbers = range(torch.cuda.device_count())
+        return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -39,7 +39,7 @@ def needs(
             "full" if way.method == "full" else "lora",
             config.lora.r,
             tokens,
-            _width(config, gpu),
+            width(config, gpu),
             config.training.gradient_checkpointing,
             bits,
             way.strategy,
@@ -52,7 +52,7 @@ def needs(
     return need
 
 
-def _width(config: RunConfig, gpu: bool) -> int:
+def width(config: RunConfig, gpu: bool) -> int:
     """Bytes of a weight that is not trained; memory given for GPUs speaks of a run on them."""
     planned = gpu or config.parallel.gpu_memory is not None
     narrow = planned if config.training.precision == "auto" else config.training.precision != "fp32"
@@ -66,8 +66,11 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
         ConfigError: the run does not fit into the memory of its workers; with what does.
     """
     parallel, method = config.parallel, config.trained_as
-    room = _room(config, workers, gpu)
     why: list[str] = []
+    if parallel.strategy == "model_parallel":
+        # held against each device when its layers are laid out
+        return why
+    room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
         among = ways(method, workers, config.base_bits, gpu)
         if need is None:

@@ -99,6 +99,7 @@ def prepare(
     need = fitting.needs(config, numbers, _longest(plan), workers, gpu, whole)
     why = fitting.settle(config, need, workers, gpu)
     sizes = _sizes(config, numbers, whole)
+    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     job = Job(
         config=config,
         location=location,
@@ -111,6 +112,7 @@ def prepare(
         memory=fitting.own(config, need),
         resume=resume,
         why=why,
+        layout=_layout(config, location, plan, longest, gpu),
     )
     result = Preparation(
         job,
@@ -153,6 +155,17 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
         problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
     if problems:
         raise ConfigError(problems)
+
+
+def _layout(
+    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+) -> dict[str, int] | None:
+    if config.parallel.strategy not in ("pipeline", "model_parallel"):
+        return None
+    # needs the modelling code
+    from aift_ray.launch.layout import decide
+
+    return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
 def _whole_parameters(location: str, config: RunConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import explained, load_config
+from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
 from aift_ray.planning.memory import Shape
 
@@ -26,6 +28,7 @@ def load_model(
     attention: str | None,
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
+    only: Collection[str] | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -35,6 +38,7 @@ def load_model(
         attention: its name; None: the architecture's default.
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
+        only: names of the pieces to load, stand-ins for the others; None: all.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
@@ -49,8 +53,11 @@ def load_model(
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
         options["quantization_config"] = quantization.config()
+    made: Any = AutoModelForCausalLM
+    if only is not None:
+        made = part_class(type(skeleton(location)), only)
     with explained(location):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = made.from_pretrained(
             location,
             config=config,
             dtype=dtype or "auto",

@@ -42,17 +42,22 @@ class Group:
         return self.rank // self.apart
 
     @property
+    def place(self) -> int:
+        """The number of this worker in its replica."""
+        return self.rank % self.apart
+
+    @property
     def replicas(self) -> int:
         """Replicas of the model: shares in which rows are dealt out."""
         return self.world // self.apart
 
     @property
     def counts(self) -> bool:
-        """Whether this worker counts the rows and tokens of its replica."""
-        return self.rank % self.apart == 0
+        """Whether this worker counts for its replica: the last, which has a pipeline's loss."""
+        return self.place == self.apart - 1
 
     def total(self, *values: float) -> list[float]:
-        """The sum over all replicas of values that the workers of a replica have alike."""
+        """The sum over all replicas of values that the worker of each that counts has."""
         return self.sum(*[value if self.counts else 0.0 for value in values])
 
     def sum(self, *values: float) -> list[float]:

@@ -14,9 +14,15 @@ _FLOAT32 = 4
 _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 # bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
 _HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
-
 # where matrices are split, the scales of 4 bits are in fp32
 _SPLIT_BITS = 4 + 32 / 64
+# bytes of a position's logits by token of the vocabulary
+LOGIT_BYTES = _FLOAT32 * _LOGIT_COPIES
+
+
+def held_bytes(weights: int, width: int, bits: int | None) -> int:
+    """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
+    return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
 
 
 @dataclass(frozen=True)

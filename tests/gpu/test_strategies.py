@@ -20,7 +20,7 @@ from aift_ray.launch.prepare import prepare
 from aift_ray.models import attention
 from aift_ray.parallel.group import Group
 from tests import parity
-from tests.conftest import ROOT, write_rows
+from tests.conftest import ROOT, make_tiny_model, write_rows
 from tests.engine.runs import free_port, stepped
 
 pytestmark = [
@@ -65,7 +65,8 @@ def config_of(strategy: str, method: str, precision: str, model: Path, rows: Pat
 
 @two_gpus
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_two_gpus_train_what_one_trains(precision: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_two_gpus_train_what_one_trains(precision: str, tmp_path: Path) -> None:
+    tiny_model = make_tiny_model(tmp_path / "tiny", num_hidden_layers=4)
     rows = write_rows(tmp_path / "train.jsonl", 22)
     pairs = [(s, m) for s in parity.STRATEGIES for m in ("full", "lora")]
     configs = {f"{s} {m}": config_of(s, m, precision, tiny_model, rows) for s, m in pairs}
