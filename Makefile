@@ -1,4 +1,5 @@
-# make demo, make test, make test-faults, make parity, make lint, make format, make docs, make lock, make clean
+# make demo, make test, make test-faults, make test-containers, make images, make parity, make lint,
+# make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: parity test-faults demo test lint format docs lock clean
+.PHONY: parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -21,12 +22,27 @@ demo: $(VENV)/stamp
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not real_model and not faults and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	  -m "not real_model and not faults and not slow and not containers"
 
 # some thirty minutes: a cluster that shrinks and grows, a sweep, the page, a run killed 25 times
 test-faults: $(VENV)/stamp
 	$(BIN)/python -m pytest -m "faults or slow"
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
+
+# what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
+BUILD ?= docker build
+IMAGES ?= cpu cuda
+images:
+	for target in $(IMAGES); do \
+	  $(BUILD) $(BUILD_OPTIONS) -f docker/Dockerfile --target $$target -t aift-ray:$$target \
+	    --label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' aift_ray/__init__.py) \
+	    --label org.opencontainers.image.revision=$$(git rev-parse HEAD) . || exit; \
+	done
+
+# a cluster of containers of the image aift-ray:cpu (or of AIFT_IMAGE)
+test-containers: $(VENV)/stamp
+	$(BIN)/python -m pytest -m containers
 
 # each strategy and method against a single process; rewrites the table in docs/strategies.md
 parity: $(VENV)/stamp

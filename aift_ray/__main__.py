@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 
-from aift_ray import __version__, quantize, serve, train, tune
+from aift_ray import __version__, doctor, quantize, serve, train, tune
 from aift_ray.commandline import guarded
 
-VERBS = {"train": train.run, "tune": tune.run, "quantize": quantize.run, "serve": serve.run}
+VERBS = {
+    "train": train.run,
+    "tune": tune.run,
+    "quantize": quantize.run,
+    "serve": serve.run,
+    "doctor": doctor.run,
+}
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
 
   train     fine-tune a model on Ray Train workers
   tune      sweep over training runs on Ray Tune
   quantize  merge an adapter, hold the weights in 8 or 4 bits, measure the cost
   serve     answer over HTTP, as OpenAI's API does
+  doctor    look at this machine or cluster: what is wrong, and how to mend it
 
 aift-ray {__version__}"""
 

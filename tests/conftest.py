@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with Ray come first, in one process; those of another file stay together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,15 +48,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def make_tiny_model(folder: Path, layers: int = 2) -> Path:
-    """A random Llama of some small layers, with biases, and the shipped tokenizer."""
+def make_tiny_model(folder: Path, kind: str = "llama", **numbers: Any) -> Path:
+    """A random model of two small layers, with biases, and the shipped tokenizer.
+
+    Args:
+        kind: its model type; those other than llama have a vocabulary of odd size.
+        numbers: of its configuration, where they are to be others.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(SHIPPED)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, layers
+    if kind != "llama":
+        names = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+        common = {name: getattr(config, name) for name in names} | {"num_hidden_layers": 2}
+        # a window shorter than the rows, and a layer that has it
+        window = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        more = window if kind in ("gemma2", "gemma3_text") else {}
+        config = AutoConfig.for_model(kind, **common, **more)
+        config.vocab_size += 1
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
     config.attention_bias = True
+    for name, value in numbers.items():
+        setattr(config, name, value)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
@@ -105,3 +133,30 @@ def configure(tiny_model: Path, rows_file: Path) -> Callable[..., Any]:
         return validated(settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3-compatible server (moto) on the loopback address."""
+    from tests.engine.runs import free_port
+
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    place = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(150):
+            try:
+                request = urllib.request.Request(f"{place}/runs", method="PUT")
+                urllib.request.urlopen(request, timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.2)
+        yield f"s3://key:secret@runs/lab?scheme=http&endpoint_override=127.0.0.1:{port}&region=x"
+    finally:
+        server.terminate()
+        server.wait(10)

@@ -30,6 +30,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
     "zero1": {"strategy": "zero1"},
     "zero2": {"strategy": "zero2"},
+    "tensor": {"strategy": "tensor", "tensor_parallel_size": 2},
     "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
     "pipeline gpipe": {
         "strategy": "pipeline",
@@ -43,6 +44,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "pipeline_microbatches": 4,
     },
 }
+# on four workers: two replicas of two
+MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -55,6 +58,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
+# what is refused
+_NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8")}
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
@@ -66,8 +72,9 @@ def cases() -> list[tuple[str, str, str, str]]:
     """(strategy, method, precision, layout) of the table."""
     whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
-    cases = [case for case in whole + laid if "8" not in case[1] or case[0] in ("ddp", "pipeline")]
-    return [case for case in cases if " " not in case[0] or case[1:] in MORE]
+    meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
+    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
+    return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -76,9 +83,10 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     Two micro-steps of 4 examples (or 2 filled rows), gradients clipped; 22 rows, so that the last
     step of an epoch has fewer, unequally dealt.
     """
-    strategy, method, precision, layout = case
-    parallel = dict(STRATEGIES[strategy])
-    replicas = workers // parallel.get("pipeline_parallel_size", 1)
+    name, method, precision, layout = case
+    parallel = dict(STRATEGIES[MESHES.get(name, name)])
+    sizes = ("pipeline_parallel_size", "tensor_parallel_size")
+    replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
@@ -106,9 +114,9 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     )
 
 
-def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
+def differences(one: Any, two: Any) -> tuple[float, float, float]:
     """Largest difference of the loss, relative ones of the gradient norm and of the weights."""
-    (lines, weights), (others, moved) = alone, spread
+    (lines, weights), (others, moved) = one, two
     a, b = torch.tensor(lines), torch.tensor(others)
     assert a.shape == b.shape
     assert weights.keys() == moved.keys()
@@ -118,26 +126,36 @@ def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
     return float((a - b)[:, 0].abs().max()), float(norm), (apart / square) ** 0.5
 
 
-def compare(
-    chosen: list[tuple[str, str, str, str]],
-    folder: Path,
-    model: Path,
-    rows: Path,
-    workers: int = WORKERS,
-) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
-    """The differences of each case between some workers and a single process."""
+def spread(configs: dict[str, Any], folder: Path, workers: int) -> tuple[Any, Any]:
+    """Losses and gradient norms, and final weights, of runs on gloo workers, by name."""
     path = folder / "runs.json"
-    configs = {"|".join(c): settings(c, workers, model, rows) for c in chosen}
     path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    curves = spawn(path, workers)
-    weights = torch.load(folder / "weights.pt")
+    return spawn(path, workers), torch.load(folder / "weights.pt")
+
+
+def alone(config: Any, folder: Path) -> tuple[Any, Any]:
+    """The same of a run in this process."""
+    run = started(config, folder)
+    lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    return lines, snapshot(run).model
+
+
+def compare(
+    chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
+) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
+    """The differences of each case between several workers and a single process."""
+    curves, weights = {}, {}
+    for workers in (WORKERS, 2 * WORKERS):
+        some = [case for case in chosen if (case[0] in MESHES) == (workers != WORKERS)]
+        configs = {"|".join(case): settings(case, workers, model, rows) for case in some}
+        found_here = spread(configs, folder, workers) if some else ({}, {})
+        curves |= found_here[0]
+        weights |= found_here[1]
     singles: dict[Any, Any] = {}
     found = {}
     for case in chosen:
         if case[1:] not in singles:
-            run = started(settings(("ddp", *case[1:]), 1, model, rows), folder)
-            lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
-            singles[case[1:]] = lines, snapshot(run).model
+            singles[case[1:]] = alone(settings(("ddp", *case[1:]), 1, model, rows), folder)
         name = "|".join(case)
         found[case] = differences(singles[case[1:]], (curves[name], weights[name]))
     return found
@@ -170,7 +188,9 @@ def main() -> int:
         torch.set_num_threads(1)
         transformers.logging.disable_progress_bar()
         rows = write_rows(folder / "train.jsonl", 22)
-        found = compare(cases(), folder, make_tiny_model(folder / "tiny", 4), rows)
+        found = compare(
+            cases(), folder, make_tiny_model(folder / "tiny", num_hidden_layers=4), rows
+        )
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

@@ -155,33 +155,6 @@ def test_qlora_can_be_asked_for_in_two_ways() -> None:
 PIPELINE = "--strategy pipeline --parallel.pipeline_parallel_size 2"
 
 
-@pytest.mark.parametrize("strategy", ["tensor"])
-def test_a_strategy_that_is_not_there_is_refused_with_an_alternative(strategy: str) -> None:
-    message = complaint("--strategy", strategy)
-    assert f"parallel.strategy: {strategy} is not available in this version" in message
-    assert "use --strategy fsdp" in message
-
-
-@pytest.mark.parametrize(
-    ("flags", "part"),
-    [
-        ("--strategy pipeline", "pipeline_parallel_size: must be 2 or more"),
-        ("--parallel.pipeline_parallel_size 2", "needs strategy pipeline, not ddp"),
-        ("--parallel.pipeline_schedule gpipe", "needs strategy pipeline, not ddp"),
-        ("--parallel.spill_to_cpu", "needs strategy model_parallel, not ddp"),
-        ("--strategy model_parallel --num-workers 2", "2 workers; model_parallel is one"),
-        ("--strategy model_parallel --num-workers 1:2", "1:2 is elastic"),
-        ("--strategy model_parallel --parallel.spill_to_cpu", "needs parallel.max_memory_per_gpu"),
-        ("--parallel.max_memory_per_gpu 0=22", "give numbers of GPUs and sizes"),
-        (f"{PIPELINE} --num-workers 3", "3 is not a multiple of"),
-        (f"{PIPELINE} --num-workers 2:4", "2:4 is elastic, and pipeline takes a fixed number"),
-        (f"{PIPELINE} --parallel.pipeline_microbatches 3", "does not divide batch_size x"),
-    ],
-)
-def test_what_a_layout_cannot_have_is_refused(flags: str, part: str) -> None:
-    assert part in complaint(*flags.split())
-
-
 def test_eight_bits_are_not_shared_out() -> None:
     flags = "--strategy fsdp --method qlora --lora.qlora_4bit false"
     assert "fsdp can't share out 8 bits" in complaint(*flags.split())

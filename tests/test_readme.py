@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray.commandline import given, parse
-from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import DoctorConfig, QuantizeConfig, RunConfig, ServeConfig
 from tests.conftest import ROOT
 
 READMES = ("README.md", "README.ja.md")
@@ -29,13 +29,14 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    verbs = ("train", "quantize", "tune", "serve")
+    verbs = ("train", "quantize", "tune", "serve", "doctor")
     kinds = ("make ", "ray start ", "ray job submit ", *(f"aift-ray {verb} " for verb in verbs))
+    kinds += ("ray up -y cluster/a5000x2.yaml", "docker compose -f docker/compose.yaml up -d")
     assert [line for line in commands("README.md") if not line.startswith(kinds)] == []
 
 
 TRAINING = [c for c in commands("README.md") if "aift-ray train " in c or "aift_ray.train" in c]
-OTHERS = {"quantize": QuantizeConfig, "serve": ServeConfig}
+OTHERS = {"quantize": QuantizeConfig, "serve": ServeConfig, "doctor": DoctorConfig}
 
 
 @pytest.mark.parametrize("verb", OTHERS)
@@ -59,7 +60,7 @@ def test_every_flag_is_one_that_the_command_takes(line: str) -> None:
     parse(words[words.index(verb) + 1 :], RunConfig, "train", "")
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "images"])
 def test_every_make_target_exists(target: str) -> None:
     assert f"make {target}" in commands("README.md")
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)

@@ -18,7 +18,7 @@ from aift_ray.engine.saving import Saver
 from aift_ray.engine.worker import work
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
-from aift_ray.launch.prepare import prepare
+from aift_ray.launch.prepare import prepare, tokenizing
 from aift_ray.parallel.group import Group
 from tests.conftest import write_rows
 
@@ -74,11 +74,14 @@ CHANGED: dict[str, Any] = {
     "lora.use_rslora": True,
     "lora.use_dora": True,
     "lora.modules_to_save": ["norm"],
+    "lora.init_lora_weights": "pissa",
     "lora.lora_plus_ratio": 16.0,
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,
     "parallel.tensor_parallel_size": 2,
+    "parallel.offload": True,
+    "parallel.gpu_memory": "1MB",
     "parallel.spill_to_cpu": True,
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
@@ -91,6 +94,7 @@ CHANGED: dict[str, Any] = {
     "data.on_long_row": "error",
     "data.text_unit": "paragraph",
     "data.system_prompt": "あなたは親切です。",
+    "data.prepare": "ray",
     "data.cache_dir": "tokens",
     "ray.num_workers": 2,
     "ray.cpus_per_worker": 2.0,
@@ -192,6 +196,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,
         "counts": vars(prepared.prepared.train),
         "cache": str(prepared.job.cache.parent),
+        "tokenizes": tokenizing(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,
         "folder": str(output.output_folder(config).parent),

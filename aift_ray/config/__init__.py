@@ -1,5 +1,6 @@
 """Every setting, declared once; a file a verb."""
 
+from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
@@ -16,6 +17,7 @@ from aift_ray.config.tune import SweepConfig, TuneConfig
 
 __all__ = [
     "DataConfig",
+    "DoctorConfig",
     "LoRAConfig",
     "MultiGPUTrainingConfig",
     "ParallelConfig",

@@ -105,6 +105,11 @@ class LoRAConfig(Section):
     use_dora: bool = setting(
         False, "DoRA: the size of the weights is trained apart from their direction; slower"
     )
+    init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
+        "default",
+        "default: as if there were no adapters; pissa: from the base's largest singular values; "
+        "loftq: from what 4 bits have lost",
+    )
     modules_to_save: list[str] | None = setting(
         None, "names of layers trained as a whole beside the adapters and saved with them"
     )
@@ -121,7 +126,8 @@ class DataConfig(Section):
     """Which rows are read, and how they become token ids."""
 
     train_files: list[str] = setting(
-        [], "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz)"
+        [],
+        "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz); s3://, gs:// too",
     )
     eval_files: list[str] = setting([], "evaluation files, folders or globs")
     validation_fraction: Fraction = setting(
@@ -139,6 +145,9 @@ class DataConfig(Section):
     )
     text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
     system_prompt: str | None = setting(None, "system message put before rows without one")
+    prepare: Literal["local", "ray"] = setting(
+        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
+    )
     cache_dir: str | None = setting(
         None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
     )
@@ -226,6 +235,11 @@ class RunConfig(Settings):
             return None
         return 4 if self.lora.qlora_4bit else 8
 
+    @property
+    def trained_with(self) -> str:
+        """The method, with the bits of a quantized base."""
+        return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, found = self.training, []
@@ -236,6 +250,10 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
+        found += self._starts()
+        if self.parallel.strategy == "tensor" and self.method != "full" and self.lora.use_dora:
+            what = "needs the norms of whole matrices, which tensor splits"
+            found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
         found += self._wrong_numbers()
         both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
         if both and self.method != "full":
@@ -261,11 +279,31 @@ class RunConfig(Settings):
             )
         return found
 
+    def _starts(self) -> list[Problem]:
+        start, field = self.lora.init_lora_weights, "lora.init_lora_weights"
+        found = []
+        if start != "default" and self.parallel.strategy == "pipeline":
+            what = f"{start} starts from the weights of all blocks, of which a stage holds some"
+            found.append(Problem(field, what, "use default, or --strategy fsdp"))
+        if start == "pissa" and self.base_bits:
+            what = f"pissa takes its share out of the base, which {self.base_bits} bits can't give"
+            found.append(Problem(field, what, "use loftq, or --method lora"))
+        if start == "loftq" and self.base_bits != 4:
+            what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
+            found.append(Problem(field, what, "use pissa, or --method qlora"))
+        if start != "default" and self.parallel.strategy == "pipeline":
+            what = f"{start} draws the same numbers for all blocks, and a stage has some of them"
+            found.append(Problem(field, what, "use --strategy fsdp"))
+        if start != "default" and self.lora.use_dora:
+            what = f"{start} and lora.use_dora both say where the adapters start"
+            found.append(Problem(field, what, "use one of them"))
+        return found
+
     def _wrong_numbers(self) -> list[Problem]:
         """Numbers of workers, or of micro-batches, that the strategy can't have."""
         found, wanted = [], self.ray.num_workers is not None or self.training.ddp
         # one worker too few shows when it is known how many GPUs there are
-        if wanted and not self.parallel.shares:
+        if wanted and not self.parallel.divides:
             found += self.parallel.misfits(*self.worker_range(0))
         units = self.training.batch_size * self.training.gradient_accumulation_steps
         if units % (self.parallel.pipeline_microbatches or 1):

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder, RowError, fit, split_text
+from aift_ray.data.remote import brought
 from aift_ray.data.sources import expand_files, read_examples
 from aift_ray.errors import DataError, Problem
 
@@ -119,17 +121,46 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(base).expanduser() / "aift_ray" / "tokens"
 
 
-def prepare(config: DataConfig, encoder: PromptEncoder, sequence_length: int) -> Prepared:
+# an example with its tokens, or with what is wrong with it; a fault of the file with nothing
+Encodings = Iterator[tuple[Example | Fault, Encoded | RowError | None]]
+Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
+
+
+def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
+    """Tokenize examples one after the other, in this process."""
+    for item in items:
+        if isinstance(item, Fault):
+            yield item, None
+            continue
+        try:
+            yield item, encoder.encode(item)
+        except RowError as error:
+            yield item, error
+
+
+def prepare(
+    config: DataConfig,
+    encoder: PromptEncoder,
+    sequence_length: int,
+    encode: Encode = encode_here,
+) -> Prepared:
     """Tokenize the files of `config`, or find them tokenized.
+
+    Args:
+        encode: tokenizes examples, in their order; the cache is the same whoever does it.
 
     Raises:
         DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
             that are too long where that is an error, or no supervised token at all.
     """
-    train, evaluation = expand_files(config.train_files), expand_files(config.eval_files)
-    folder = cache_folder(config) / _key(config, encoder, sequence_length, train, evaluation)
+    place = cache_folder(config)
+    train, evaluation = (
+        expand_files(brought(patterns, place))
+        for patterns in (config.train_files, config.eval_files)
+    )
+    folder = place / _key(config, encoder, sequence_length, train, evaluation)
     if not folder.is_dir():
-        _build(folder, config, encoder, sequence_length, train, evaluation)
+        _build(folder, config, partial(encode, encoder), sequence_length, train, evaluation)
     return load(folder)
 
 
@@ -162,7 +193,7 @@ def _file_digest(path: Path) -> str:
 def _build(
     folder: Path,
     config: DataConfig,
-    encoder: PromptEncoder,
+    encode: Callable[[Iterator[Example | Fault]], Encodings],
     sequence_length: int,
     train: Sequence[Path],
     evaluation: Sequence[Path],
@@ -176,7 +207,7 @@ def _build(
         sets = {}
         for name, files in (("train", train), ("eval", evaluation)):
             note = duplicates.add_train if name == "train" else duplicates.add_eval
-            encoding = _Encoding(config, encoder, sequence_length, note)
+            encoding = _Encoding(config, encode, sequence_length, note)
             _write(scratch / f"{name}.arrow", encoding.rows(files))
             faults += encoding.faults if config.on_bad_row == "error" else []
             faults += [f for f in encoding.faults if f.line is None and f not in faults]
@@ -222,21 +253,17 @@ def _nothing_supervised(counts: Counts) -> Problem:
 class _Encoding:
     """Examples to token rows, counting what happens to them."""
 
-    def __init__(
-        self, config: DataConfig, encoder: PromptEncoder, sequence_length: int, note: Any
-    ) -> None:
-        self.config, self.encoder, self.length, self.note = config, encoder, sequence_length, note
+    def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
+        self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item in read_examples(files, self.config.text_unit):
+        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue
-            try:
-                encoded = self.encoder.encode(item)
-            except RowError as error:
-                self._fault(Fault(item.file, item.line, str(error)))
+            if isinstance(encoded, RowError):
+                self._fault(Fault(item.file, item.line, str(encoded)))
                 continue
             self.note(item)
             for piece in self._pieces(encoded, item):

@@ -22,8 +22,8 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.models import attention, folders, loading
-from aift_ray.models.adapters import add_adapters, reload_adapters
-from aift_ray.models.pieces import outlined
+from aift_ray.models.adapters import add_adapters, continue_adapters
+from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
@@ -40,6 +40,7 @@ class Run:
         plan: which rows make which step.
         state: where the run is.
         resumed_from: step of the checkpoint it started from.
+        outline: the whole model without weights, where this worker holds a part of it and writes.
     """
 
     job: Job
@@ -56,6 +57,13 @@ class Run:
     state: checkpoint.State
     total_steps: int
     resumed_from: int | None = None
+    outline: torch.nn.Module | None = None
+
+    @property
+    def written(self) -> torch.nn.Module:
+        """The model as saved files describe it: whole, if without weights."""
+        model: torch.nn.Module = self.outline or self.module.model
+        return model
 
     @property
     def config(self) -> RunConfig:
@@ -70,7 +78,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     precision = Precision.resolve(config, group.device)
     state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
     state.global_batch = state.global_batch or job.global_batch
-    state.data = job.cache.name
+    state.data, state.trained_as = job.cache.name, config.trained_with
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
@@ -117,7 +125,14 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         state=state,
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
+        outline=_outline(job, group, model),
     )
+
+
+def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:
+    if job.config.parallel.strategy != "pipeline" or not group.leads:
+        return None
+    return whole_like(model, loading.skeleton(job.location))
 
 
 def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
@@ -132,7 +147,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     kind = attention.choose(torch.device("cpu") if spilled else group.device)
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
-    base = loading.load_model(source, precision.frozen, kind, held, only=only)
+    # where each worker keeps a share, only that is read and brought to the precision of the run
+    dtype = None if full and config.parallel.divides else precision.frozen
+    base = loading.load_model(source, dtype, kind, held, only=only)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing:
@@ -141,7 +158,10 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         return base
     adapted: torch.nn.Module
     with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
-        adapted = reload_adapters(base, resume) if resume else add_adapters(base, config.lora)
+        if resume:
+            adapted = continue_adapters(base, config.lora, job.location, resume)
+        else:
+            adapted = add_adapters(base, config.lora, job.location)
     return adapted
 
 

@@ -14,8 +14,8 @@ from aift_ray.data.cache import TokenRows
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.models.answers import turn_text
-from aift_ray.parallel.fsdp import is_sharded
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.tensors import is_shared_out
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Evaluator:
                     count += len(batch.targets)
                     total += found
         module.train()
-        total, tokens = self.group.sum(total, count if self.group.counts else 0)
+        total, tokens = self.group.total(total, count)
         return total / tokens if tokens else None
 
     def exact_match(self, module: LossModule) -> float | None:
@@ -69,8 +69,7 @@ class Evaluator:
             found = self._right(module, part or asked[:1])
             right += found if part else 0
         module.train()
-        counted = (right, len(mine)) if self.group.counts else (0, 0)
-        hits, asked_of_all = self.group.sum(*counted)
+        hits, asked_of_all = self.group.total(right, len(mine))
         return hits / asked_of_all if asked_of_all else None
 
     def _rounds(self, rows: int, at_once: int) -> range:
@@ -105,7 +104,7 @@ class Evaluator:
         with torch.no_grad(), self.precision.autocast(self.group.device):
             output = module.generate(
                 # goes on until all have their answers, where a forward needs all workers
-                synced_gpus=is_sharded(module),
+                synced_gpus=is_shared_out(module),
                 input_ids=ids.to(self.group.device),
                 attention_mask=mask.to(self.group.device),
                 do_sample=False,

@@ -74,9 +74,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
     loss, tokens = accumulate(run, shares, targets)
-    loss, heard, all_tokens = group.sum(
-        loss, asked if group.leads else 0, tokens if group.counts else 0
-    )
+    mine = (loss, tokens) if group.counts else (0.0, 0)
+    loss, all_tokens, heard = group.sum(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
     limit = run.config.training.max_grad_norm
@@ -131,7 +130,7 @@ def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
         seed_step(run, micro)
         with _joined(run, micro == len(batches) - 1), run.precision.autocast(run.group.device):
             loss = run.spread(batch)
-            run.scaler.scale(loss * (run.group.world / max(targets, 1))).backward()
+            run.scaler.scale(loss * (run.group.replicas / max(targets, 1))).backward()
         total += loss.detach()
     return total
 
@@ -177,8 +176,8 @@ def trial(run: Run) -> None:
 
 
 def seed_step(run: Run, micro: int) -> None:
-    """Make the random numbers of a micro-step a function of seed, step, worker and micro-step."""
-    numbers = (run.config.training.seed, run.state.step, run.group.rank, micro)
+    """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
+    numbers = (run.config.training.seed, run.state.step, run.group.replica, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
 
 

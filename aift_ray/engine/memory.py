@@ -43,5 +43,7 @@ def _parts(run: Run, tokens: int) -> str:
         config.parallel.strategy,
         run.group.apart if run.group.apart > 1 else run.group.world,
         sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
+        run.group.apart,
+        config.parallel.offload,
     )
     return need.parts

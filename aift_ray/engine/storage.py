@@ -13,7 +13,8 @@ from typing import Any
 from pyarrow import fs
 
 from aift_ray.engine import checkpoint
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import Problem
+from aift_ray.utils.files import filesystem
 
 # seconds to wait before each further try of a copy that failed
 PAUSES = (1.0, 5.0, 20.0)
@@ -34,15 +35,7 @@ class Store:
     """
 
     def __init__(self, place: str, name: str) -> None:
-        try:
-            if "://" in place:
-                self._files, root = fs.FileSystem.from_uri(place)
-            else:
-                self._files = fs.LocalFileSystem()
-                root = str(Path(place).expanduser().absolute())
-        except (ValueError, OSError) as error:
-            remedy = "give a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
-            raise ConfigError([Problem("ray.storage_path", str(error), remedy)]) from error
+        self._files, root = filesystem(place, "ray.storage_path")
         self._root = f"{root.rstrip('/')}/{name}"
 
     def check(self) -> list[Problem]:

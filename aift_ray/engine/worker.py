@@ -7,7 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,25 @@ from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
-from aift_ray.engine.saving import Saver, final_weights, snapshot
+from aift_ray.engine.saving import Saver, final_weights, snapshot, streams
 from aift_ray.engine.storage import Store, newest
+from aift_ray.engine.streaming import Streams
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def work(job: Job, group: Group, report: Report = lambda metrics: None) -> Run:
+def nothing(metrics: dict[str, Any]) -> None:
+    """What is reported to nobody."""
+
+
+def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothing) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
     Args:
         report: called with metrics on every worker at each checkpoint.
+        watch: called with metrics on every worker at each step and evaluation.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -44,12 +52,12 @@ def work(job: Job, group: Group, report: Report = lambda metrics: None) -> Run:
         loop.trial(run)
     metrics = Metrics(job.output, run.state.step) if group.leads else None
     saver = Saver(run, store) if group.leads else None
-    session = _Session(run, metrics, saver, report)
+    session = _Session(run, metrics, saver, report, watch)
     try:
         if run.state.step == 0:
             session.evaluate_before()
-        watch = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
-        session.finish(loop.train(run, watch))
+        hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
+        session.finish(loop.train(run, hooks))
     finally:
         if saver:
             # what was saved before a failure is worth as much as any other checkpoint
@@ -85,6 +93,7 @@ class _Session:
     metrics: Metrics | None
     saver: Saver | None
     report: Report
+    watch: Report
     tokens: float = 0.0
     seconds: float = 0.0
     start_s: float | None = None
@@ -108,6 +117,7 @@ class _Session:
             if due or "skipped" in line:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
+        self.watch(line)
 
     def asked(self) -> Asked:
         """Whether the run should stop, or save; worker 0 looks for all."""
@@ -155,8 +165,12 @@ class _Session:
         """
         # two copies would be in host memory, were the last one not written by now
         self._together(Saver.wait)
-        taken = snapshot(self.run)
-        self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
+        parts = None if self.run.config.training.async_save else streams(self.run, model=False)
+        if parts:
+            self._streamed(parts, lambda saver: saver.save_streamed(parts))
+        else:
+            taken = snapshot(self.run)
+            self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
         if self.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
         self.report({"step": self.run.state.step, **self.last})
@@ -167,11 +181,18 @@ class _Session:
         if self.saver:
             try:
                 act(self.saver)
-            except TrainingError as error:
+            except (TrainingError, OSError) as error:
                 problem = str(error)
         problem = self.run.group.agree(problem)
         if problem:
             raise TrainingError(problem)
+
+    def _streamed(self, parts: Streams, act: Callable[[Saver], None]) -> None:
+        """What worker 0 writes of the tensors of all; the others give their shares."""
+        if not self.saver:
+            with parts.ending():
+                pass
+        self._together(act)
 
     def finish(self, status: str) -> None:
         """Write the final model and the summary."""
@@ -186,11 +207,10 @@ class _Session:
             if self.exact_match is not None:
                 self._evaluated(run.state.step, None, self.exact_match)
         summary = self._summary(status)
-        weights = None if interrupted else final_weights(run)
+        if not interrupted:
+            self._write_final(run.job.output / "model")
         if self.metrics is None:
             return
-        if not interrupted:
-            self._write_final(run.job.output / "model", weights)
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
@@ -205,16 +225,34 @@ class _Session:
     def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
         line = {name: value for name, value in found.items() if value is not None}
+        self.watch(line)
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
 
-    def _write_final(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    def _write_final(self, folder: Path) -> None:
+        """Write the final model: tensor by tensor where it is shared out and can be."""
+        run, parts = self.run, streams(self.run)
+        if parts:
+            self._streamed(parts, lambda _: self._write_model(folder, None, parts))
+            return
+        weights = final_weights(run)
+        if self.saver:
+            self._write_model(folder, weights)
+
+    def _write_model(
+        self, folder: Path, weights: dict[str, torch.Tensor] | None, parts: Streams | None = None
+    ) -> None:
         run, scratch = self.run, folder.with_name(".model.partial")
         shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         dtype = run.precision.compute if run.config.method == "full" else None
-        model, stop_ids = run.module.model, run.job.stop_ids
-        write_model(str(scratch), model, run.tokenizer, stop_ids, dtype, weights)
+        streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+        with parts.ending() if parts else nullcontext():
+            model, stop_ids = run.written, run.job.stop_ids
+            write_model(
+                str(scratch), model, run.tokenizer, stop_ids, dtype, weights, streamed, final=True
+            )
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 
@@ -243,6 +281,7 @@ class _Session:
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
             "strategy": run.config.parallel.strategy,
+            "strategy_why": run.job.why,
             "method": run.config.trained_as,
             "precision": run.precision.name,
             "world_size": run.group.world,

@@ -58,9 +58,10 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("packing", _packing(run)),
     ]
+    rows += [("strategy", line) for line in run.job.why]
     if run.memory:
-        parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in vars(run.memory).items())
-        rows.append(("memory a worker", f"{run.memory.total / 2**30:.2f} GiB (computed: {parts})"))
+        need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
+        rows.append(("memory a worker", need))
     if run.job.layout:
         rows.append(("layout", laid_out(run.job.layout, config.parallel.strategy)))
     rows.append(("output", str(run.job.output)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from aift_ray.config import RunConfig
+from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.prompts import PromptEncoder
@@ -19,8 +20,9 @@ from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import fitting
 from aift_ray.models import folders
-from aift_ray.planning.memory import Memory, Shape, memory
+from aift_ray.planning.memory import Memory, Shape
 
 
 @dataclass
@@ -72,12 +74,10 @@ def prepare(
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-    problems = config.parallel.misfits(workers, workers)
-    if problems:
-        raise ConfigError(problems)
     location = folders.resolve(config.model)
-    tokenizer = folders.load_tokenizer(location)
     model_config = folders.load_config(location)
+    _spread(config, model_config, workers, gpu)
+    tokenizer = folders.load_tokenizer(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
     # config.yaml must say what was run
@@ -86,7 +86,7 @@ def prepare(
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
-    prepared = cache.prepare(config.data, encoder, length)
+    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     training = config.training
@@ -95,7 +95,10 @@ def prepare(
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers, whole)
+    numbers = model_config.get_text_config().to_dict()
+    need = fitting.needs(config, numbers, _longest(plan), workers, gpu, whole)
+    why = fitting.settle(config, need, workers, gpu)
+    sizes = _sizes(config, numbers, whole)
     longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     job = Job(
         config=config,
@@ -106,8 +109,9 @@ def prepare(
         chat_template=tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
-        memory=sizes[0],
+        memory=fitting.own(config, need),
         resume=resume,
+        why=why,
         layout=_layout(config, location, plan, longest, gpu),
     )
     result = Preparation(
@@ -117,10 +121,40 @@ def prepare(
         plan,
         total_steps(config, plan),
         len(evaluation) or len(own),
+        job.memory,
         *sizes,
     )
     result.warnings = _warnings(config, result)
     return result
+
+
+def tokenizing(config: DataConfig) -> cache.Encode:
+    """Who tokenizes."""
+    from aift_ray.launch.tokenizing import encode_on_cluster
+
+    return encode_on_cluster if config.prepare == "ray" else cache.encode_here
+
+
+def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
+    """Settle how the model is spread over the workers; a ConfigError where it can't be."""
+    parallel, (least, most) = config.parallel, config.worker_range(workers)
+    if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
+        # config.yaml must say what was run
+        parallel.tensor_parallel_size = workers
+    # a group that torchrun has made is of one size
+    problems = parallel.misfits(least if most == workers else workers, workers)
+    if parallel.offload and not gpu:
+        what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
+        problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if parallel.strategy == "tensor" and not problems:
+        from aift_ray.parallel.tensor import unfit
+
+        targets = config.lora.target_modules if config.method != "full" else None
+        numbers = model_config.to_dict()
+        quantized = config.base_bits is not None
+        problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _layout(
@@ -131,13 +165,7 @@ def _layout(
     # needs the modelling code
     from aift_ray.launch.layout import decide
 
-    return decide(config, location, plan, tokens, _width(config, gpu), gpu)
-
-
-def _width(config: RunConfig, gpu: bool) -> int:
-    """Bytes of a weight that is not trained."""
-    narrow = gpu if config.training.precision == "auto" else config.training.precision != "fp32"
-    return 2 if narrow else 4
+    return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
 def _whole_parameters(location: str, config: RunConfig) -> int:
@@ -153,11 +181,27 @@ def _whole_parameters(location: str, config: RunConfig) -> int:
 
 
 def _resumed_state(config: RunConfig, folder: Path) -> State:
+    field, remedy = f"resume {folder}", "give the --method it was made with"
     adapter = (folder / "adapter_config.json").is_file()
     if adapter != (config.method != "full"):
         what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
-        raise ConfigError([Problem(f"resume {folder}", what, "give the --method it was made with")])
-    return read_state(folder)
+        raise ConfigError([Problem(field, what, remedy)])
+    state = read_state(folder)
+    if state.trained_as not in ("", config.trained_with):
+        # its adapters have learned to make up for the rounding of another base model
+        what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
+        raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
+    pissa = adapter and _starts_from_pissa(folder)
+    if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
+        what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
+        remedy = "give the --lora.init_lora_weights it was made with"
+        raise ConfigError([Problem(field, what, remedy)])
+    return state
+
+
+def _starts_from_pissa(adapter: Path) -> bool:
+    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(saved.get("init_lora_weights")).startswith("pissa")
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:
@@ -170,36 +214,22 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(
-    config: RunConfig,
-    numbers: dict[str, Any],
-    plan: BatchPlan,
-    gpu: bool,
-    workers: int,
-    whole: int,
-) -> tuple[Memory | None, int, int, int]:
-    try:
-        shape = Shape.of(numbers.get("text_config") or numbers)
-    except KeyError:
-        return None, 0, 0, 0
+def _longest(plan: BatchPlan) -> int:
+    """Tokens of the longest micro-batch."""
     longest = sorted((int(plan.lengths[u].sum()) for u in plan.units), reverse=True)
-    tokens = sum(longest[: plan.batch_size])
+    return sum(longest[: plan.batch_size])
+
+
+def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int, int, int]:
+    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
+    try:
+        shape = Shape.of(numbers)
+    except KeyError:
+        return 0, 0, 0
     full = config.method == "full"
-    need = memory(
-        shape,
-        config.method,
-        config.lora.r,
-        tokens,
-        _width(config, gpu),
-        config.training.gradient_checkpointing,
-        config.base_bits,
-        config.parallel.strategy,
-        config.parallel.apart if config.parallel.apart > 1 else workers,
-        whole,
-    )
     trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
     # trained weights and two moments in fp32
-    return need, shape.parameters, trained, trained * 12
+    return shape.parameters, trained, trained * 12
 
 
 def process_start() -> float:

@@ -45,8 +45,10 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
         _show_dry_run(config, folder, resume)
         return {}
     with ExitStack() as stack:
-        # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well
-        joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
+        # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well,
+        # unless it is to tokenize
+        early = "RAY_ADDRESS" in os.environ or config.data.prepare == "ray"
+        joined = stack.enter_context(workers.cluster()) if early else None
         gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus())
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)

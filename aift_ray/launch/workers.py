@@ -33,7 +33,6 @@ _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
 # what a worker may need of the driver's environment, by name; never the whole of it
 _PASSED_ON = (
-    "HF_TOKEN",
     "HF_HOME",
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
@@ -45,6 +44,7 @@ _PASSED_ON = (
     "GLOO_SOCKET_IFNAME",
     "PYTHONPATH",
 )
+_SECRETS = ("HF_TOKEN",)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     threads = str(max(1, int(config.cpus_per_worker)))
     return _Trainer(
         _work,
-        train_loop_config={"job": job, "threads": int(threads)},
+        train_loop_config={"job": job, "threads": int(threads), "secrets": secrets()},
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
@@ -187,8 +187,23 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
+class Secrets(dict[str, str]):
+    """Variables of the environment that are shown to nobody.
+
+    They travel as arguments: a runtime environment is written to Ray's logs and to its dashboard.
+    """
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(self) or 'none'}>"
+
+
+def secrets() -> Secrets:
+    """What a worker gets of this process's secrets."""
+    return Secrets({name: os.environ[name] for name in _SECRETS if name in os.environ})
+
+
 def environment() -> dict[str, str]:
-    """What a worker gets of this process's environment."""
+    """What a worker gets of this process's environment, without its secrets."""
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return passed | {"TOKENIZERS_PARALLELISM": "false"}
 
@@ -215,8 +230,10 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     import torch
 
     from aift_ray.engine.worker import work
+    from aift_ray.launch.telemetry import Telemetry
     from aift_ray.parallel.group import Group
 
+    os.environ.update(settings["secrets"])
     torch.set_num_threads(settings["threads"])
     quiet()
     context = ray.train.get_context()
@@ -224,7 +241,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     job: Job = settings["job"]
     try:
-        work(job, group, ray.train.report)
+        work(job, group, ray.train.report, Telemetry(job.output.name, group))
     except AiftError as error:
         return error
     return None

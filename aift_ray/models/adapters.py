@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.initial_adapters import (
+    ITERATIONS,
+    keep_start,
+    start_from_what_was_lost,
+)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
@@ -24,8 +29,11 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
-def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
+def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> PeftModel:
     """Put fresh adapters on `model`; its own weights are frozen.
+
+    Args:
+        location: the folder that `model` was loaded from; LoftQ reads it once more.
 
     Raises:
         ConfigError: a target module that the model does not have.
@@ -35,6 +43,10 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
     targets = config.target_modules or [n for n in linear_layers(model) if n not in whole]
     tied = _ties(model, whole)
     adapted: PeftModel = get_peft_model(model, _peft_config(config, targets, tied))
+    if config.init_lora_weights == "pissa":
+        keep_start(adapted)
+    if config.init_lora_weights == "loftq":
+        start_from_what_was_lost(adapted, location)
     return _trained_in_fp32(adapted)
 
 
@@ -101,6 +113,7 @@ def ready_to_answer(model: torch.nn.Module) -> None:
 
 
 def _peft_config(config: LoRAConfig, targets: list[str], tied: bool) -> Any:
+    pissa = config.init_lora_weights == "pissa"
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
@@ -110,9 +123,22 @@ def _peft_config(config: LoRAConfig, targets: list[str], tied: bool) -> Any:
         task_type=config.task_type,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
         modules_to_save=config.modules_to_save,
         ensure_weight_tying=tied,
     )
+
+
+def continue_adapters(
+    model: PreTrainedModel, config: LoRAConfig, location: str, folder: str
+) -> PeftModel:
+    """Put the adapters of a checkpoint on the base of `location`, to be trained further."""
+    if config.init_lora_weights != "pissa":
+        return reload_adapters(model, folder)
+    # the base must lose again what the adapters have taken from it
+    adapted = add_adapters(model, config, location)
+    set_peft_model_state_dict(adapted, load_peft_weights(folder, "cpu"))
+    return adapted
 
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:

@@ -24,7 +24,7 @@ def skeleton(location: str) -> PreTrainedModel:
 
 def load_model(
     location: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     attention: str | None,
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
@@ -33,6 +33,8 @@ def load_model(
     """The causal language model of a resolved location, on the CPU.
 
     Args:
+        dtype: of its weights; None: as they are stored, which reads none of them from the disk
+            before it is used.
         attention: its name; None: the architecture's default.
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
@@ -58,7 +60,7 @@ def load_model(
         loaded: Any = made.from_pretrained(
             location,
             config=config,
-            dtype=dtype,
+            dtype=dtype or "auto",
             trust_remote_code=False,
             attn_implementation=attention,
             use_safetensors=True,

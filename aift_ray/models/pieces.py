@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -136,3 +137,21 @@ def outlined(model: PreTrainedModel, outline: PreTrainedModel) -> Iterator[None]
     finally:
         for name, stand_in in away.items():
             model.set_submodule(name, stand_in)
+
+
+def whole_like(model: nn.Module, outline: PreTrainedModel) -> nn.Module:
+    """A whole model without weights, with the settings and adapters of a part of it.
+
+    Saved files are described by it: PEFT leaves out adapters of blocks that a model does not have.
+
+    Args:
+        model: the part.
+        outline: the whole of it, without weights or adapters.
+    """
+    inner = causal_model(model)
+    outline.to(inner.dtype)  # type: ignore[arg-type]
+    outline.config, outline.generation_config = inner.config, inner.generation_config
+    if not isinstance(model, PeftModel):
+        return outline
+    adapted: nn.Module = get_peft_model(outline, model.peft_config["default"])
+    return adapted

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from aift_ray.config import ParallelConfig
-from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline
+from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline, tensor
 from aift_ray.parallel.group import Group
 
 _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.Module]] = {
@@ -23,6 +23,7 @@ _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.
     "zero3": fsdp.wrap,
     "zero2": partial(fsdp.wrap, keep_weights=True),
     "zero1": partial(fsdp.wrap, keep_weights=True, keep_gradients=True),
+    "tensor": tensor.wrap,
     # on a single device
     "model_parallel": ddp.wrap,
 }
@@ -41,6 +42,8 @@ def wrap(
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
+    if config.offload:
+        return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":
         return pipeline.wrap(module, group, layout, config.pipeline_schedule)
     if layout:

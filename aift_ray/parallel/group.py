@@ -53,8 +53,12 @@ class Group:
 
     @property
     def counts(self) -> bool:
-        """Whether this worker counts the rows and tokens of its replica."""
-        return self.place == 0
+        """Whether this worker counts for its replica: the last, which has a pipeline's loss."""
+        return self.place == self.apart - 1
+
+    def total(self, *values: float) -> list[float]:
+        """The sum over all replicas of values that the worker of each that counts has."""
+        return self.sum(*[value if self.counts else 0.0 for value in values])
 
     def sum(self, *values: float) -> list[float]:
         """The sum of each value over all workers, in double precision."""

@@ -174,7 +174,7 @@ class Pipeline(nn.Module):
         self._wires.settle()
         return output
 
-    def gather(self, own: dict[str, Any]) -> dict[str, Any]:
+    def gathered(self, own: dict[str, Any]) -> dict[str, Any]:
         """Tensors in host memory by name, or dictionaries of such, of all stages, on worker 0.
 
         Every worker must call this; the others have what they gave.

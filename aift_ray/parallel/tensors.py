@@ -15,11 +15,26 @@ from torch.nn.utils import clip_grads_with_norm_
 _BUCKET = 2**26
 
 
+def is_shared_out(module: torch.nn.Module) -> bool:
+    """Whether weights of `module` are shared out, so that a forward needs other workers."""
+    return any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+def widened(module: torch.nn.Module) -> torch.nn.Module:
+    """`module` with its trained weights in fp32, in place; those shared out already are so."""
+    for weight in module.parameters():
+        if weight.requires_grad and not isinstance(weight, DTensor):
+            weight.data = weight.data.float()
+    return module
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
     if not isinstance(tensor, DTensor):
         return tensor
-    full: torch.Tensor = tensor.full_tensor()
+    # shares that lie in host memory are gathered by the devices
+    gathered: Any = tensor.to(tensor.device_mesh.device_type)
+    full: torch.Tensor = gathered.full_tensor()
     return full
 
 
@@ -32,7 +47,7 @@ def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     share: torch.Tensor = distribute_tensor(
         tensor.to(mesh.device_type), mesh, pattern.placements, src_data_rank=None
     )
-    return share
+    return share.to(pattern.device)
 
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -98,5 +113,6 @@ def _square(gradients: list[Any], how: Any) -> torch.Tensor:
     if how is None:
         return square
     mesh, placements = how
+    square = square.to(mesh.device_type)
     parts = [Partial() if placement.is_shard() else placement for placement in placements]
     return whole(DTensor.from_local(square, mesh, parts))

@@ -133,6 +133,9 @@ def _folder(config: TrainingConfig, resume: str | None) -> Path:
     named = Path(resume).expanduser().absolute() if resume and resume != "latest" else None
     if named and named.parent.name == "checkpoints":
         return named.parents[1]
+    if config.local_rank >= 0:
+        what = "is left out: each process of the group would choose a folder of its own"
+        raise ConfigError([Problem("training.output_dir", what, "name one")])
     runs = parent.glob("run-*") if parent.is_dir() else ()
     numbers = [int(match[1]) for path in runs if (match := re.fullmatch(r"run-(\d+)", path.name))]
     last = max(numbers, default=0)

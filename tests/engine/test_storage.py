@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +18,10 @@ from aift_ray.engine.saving import Saver, snapshot
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError
 from aift_ray.launch import output
-from tests.engine.runs import free_port, started, stepped
+from tests.engine.runs import started, stepped
 from tests.engine.test_worker import Killed, losses, run
 
 Configure = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket of an S3-compatible server (moto) on the loopback address."""
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    place = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(150):
-            try:
-                request = urllib.request.Request(f"{place}/runs", method="PUT")
-                urllib.request.urlopen(request, timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None
-                time.sleep(0.2)
-        yield f"s3://key:secret@runs/lab?scheme=http&endpoint_override=127.0.0.1:{port}&region=x"
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture

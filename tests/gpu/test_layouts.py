@@ -103,7 +103,7 @@ def test_stages_over_nccl_train_what_one_device_trains(
 
     from tests.engine.runs import free_port
 
-    make_tiny_model(tmp_path / "tiny", 4)
+    make_tiny_model(tmp_path / "tiny", num_hidden_layers=4)
     write_rows(tmp_path / "train.jsonl", 22)
     case = (strategy, method, precision, "concat")
     mp.spawn(stage, (str(tmp_path), case, free_port()), 2)

@@ -27,7 +27,7 @@ class Cluster:
     def __init__(self, folder: Path, cpus: int = 4) -> None:
         token = folder / "token"
         token.write_text(secrets.token_hex(32), "utf-8")
-        self.port, dashboard = free_port(), free_port()
+        self.port, dashboard, self.metrics_port = free_port(), free_port(), free_port()
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
@@ -41,6 +41,7 @@ class Cluster:
             "--dashboard-agent-listen-port": free_port(),
             "--dashboard-agent-grpc-port": free_port(),
             "--ray-client-server-port": free_port(),
+            "--metrics-export-port": self.metrics_port,
             "--num-cpus": cpus,
         }
         command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"]

@@ -76,7 +76,7 @@ def test_a_part_holds_its_own_weights_alone_and_gets_the_adapters_of_the_whole(
         base = load_model(location, torch.float32, None, held, only=only)
         torch.manual_seed(1)
         with outlined(base, skeleton(location)):
-            model = add_adapters(base, LoRAConfig())
+            model = add_adapters(base, LoRAConfig(), location)
         state: dict[str, torch.Tensor] = model.state_dict()
         return state
 

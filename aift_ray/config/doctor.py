@@ -1,0 +1,18 @@
+"""Every setting of `aift-ray doctor`, declared once."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from aift_ray.config.section import Settings, setting
+
+
+class DoctorConfig(Settings):
+    """What is looked at, and how it is told."""
+
+    short_flags: ClassVar[dict[str, str]] = {"as_json": "json"}
+
+    storage: list[str] = setting(
+        [], "folders or URIs (s3://...) that every node must see and write; may be given again"
+    )
+    as_json: bool = setting(False, "tell it as JSON, for scripts")

@@ -1,0 +1,220 @@
+"""Looks at this machine, or at all nodes of a cluster, and tells what to mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from aift_ray.config import DoctorConfig
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import display, workers
+from aift_ray.launch.probe import Probe
+from aift_ray.utils.files import filesystem
+from aift_ray.utils.findings import Finding, of_clocks, of_machine, of_versions
+from aift_ray.utils.machine import Machine
+
+# seconds that a node may take to answer; the whole shall take less than 30
+_PATIENCE = 20.0
+# where this project's commands listen unless told otherwise
+_PORTS = {8000: "aift-ray serve", 8265: "Ray's dashboard", 6379: "ray start --head"}
+_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+# asks a node's probe something by name; the call of what is returned waits for the answer, which is
+# None where there was none in time
+Ask = Callable[..., Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster, or this machine.
+
+    Attributes:
+        computes: whether workers run there.
+    """
+
+    name: str
+    address: str
+    ask: Ask
+    computes: bool
+
+
+def run(config: DoctorConfig, dry_run: bool) -> int:
+    """Look, and print what was found; 1 where something is to be mended, else 0.
+
+    Args:
+        dry_run: look at this machine alone, and write nothing.
+
+    Raises:
+        ConfigError: a storage place can't be understood.
+    """
+    problems: list[Problem] = []
+    for place in config.storage:
+        try:
+            filesystem(place, "storage")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    machines, findings = _looked([] if dry_run else config.storage, alone=dry_run)
+    well = not any(f.level == "problem" for f in findings)
+    _tell(config.as_json, machines, findings, well)
+    return 0 if well else 1
+
+
+def _looked(storage: list[str], alone: bool) -> tuple[list[Machine], list[Finding]]:
+    """What was found on all nodes; on this machine where there is no cluster."""
+    if alone or "RAY_ADDRESS" not in os.environ:
+        return _look([_here()], storage)
+    try:
+        with workers.cluster():
+            return _look(_nodes(), storage)
+    except ConfigError as error:
+        machines, findings = _look([_here()], storage)
+        found = [
+            Finding("", "ray", "problem", f"{each.where} {each.what}", each.remedy)
+            for each in error.problems
+        ]
+        return machines, findings + found
+
+
+def _here() -> Node:
+    probe = Probe()
+    return Node(
+        "here", "127.0.0.1", lambda name, *given: lambda: getattr(probe, name)(*given), True
+    )
+
+
+def _nodes() -> list[Node]:
+    """The living nodes of the cluster, each with an actor on it."""
+    probe: Any = ray.remote(Probe)
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            actor = probe.options(
+                num_cpus=0,
+                scheduling_strategy=there,
+                runtime_env={"env_vars": workers.environment()},
+            ).remote()
+            computes = any(node["Resources"].get(kind) for kind in ("CPU", "GPU"))
+            name, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+            nodes.append(Node(name, address, _asking(actor), computes))
+    return nodes
+
+
+def _asking(actor: Any) -> Ask:
+    def ask(method: str, *arguments: Any) -> Callable[[], Any]:
+        reference = getattr(actor, method).remote(*arguments)
+
+        def answer() -> Any:
+            try:
+                return ray.get(reference, timeout=_PATIENCE)
+            except ray.exceptions.RayError:
+                return None
+
+        return answer
+
+    return ask
+
+
+def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Finding]]:
+    asked = [(node, node.ask("machine")) for node in nodes]
+    machines, findings, living = [], list[Finding](), []
+    for node, answer in asked:
+        machine = answer()
+        if machine is None:
+            remedy = "see its logs in /tmp/ray/session_latest/logs, or restart it"
+            what = f"no answer within {_PATIENCE:.0f} s"
+            findings.append(Finding(node.name, "ray", "problem", what, remedy))
+            continue
+        machines.append(machine)
+        living.append(node)
+        findings += of_machine(machine, node.computes)
+    if machines:
+        findings += of_versions(machines)
+    findings += _network(living)
+    findings += of_clocks([(node.name, *_offset(node)) for node in living])
+    for place in storage:
+        findings += _storage(living, place)
+    return machines, findings
+
+
+def _offset(node: Node) -> tuple[float, float]:
+    """Seconds that a node's clock is ahead, and how far that may be wrong."""
+    before = time.time()
+    there = node.ask("now")()
+    after = time.time()
+    middle = (before + after) / 2
+    return (middle if there is None else there) - middle, (after - before) / 2
+
+
+def _network(nodes: list[Node]) -> Iterator[Finding]:
+    """Whether every node reaches every other on a port of the system's choice."""
+    if len(nodes) < 2:
+        for node in nodes:
+            for port in node.ask("taken", list(_PORTS))() or ():
+                what = f"port {port} is in use, where {_PORTS[port]} listens by default"
+                yield Finding(
+                    node.name, "ports", "note", what, "give another port where it is yours"
+                )
+        return
+    ports = [node.ask("listen") for node in nodes]
+    addresses = [(node.address, port()) for node, port in zip(nodes, ports, strict=True)]
+    asked = [(node, node.ask("unreachable", addresses)) for node in nodes]
+    for node, answer in asked:
+        missing = answer() or []
+        for address in missing:
+            remedy = "let all TCP ports through between the nodes; check names and firewalls"
+            yield Finding(node.name, "network", "problem", f"does not reach {address}", remedy)
+        if not missing:
+            yield Finding(node.name, "network", "ok", f"reaches {len(nodes)} nodes")
+
+
+def _storage(nodes: list[Node], place: str) -> Iterator[Finding]:
+    """Whether every node writes to `place`, and sees what the others have written there."""
+    names = [f".aift-doctor-{secrets.token_hex(6)}" for _ in nodes]
+    writing = [node.ask("write", place, name) for node, name in zip(nodes, names, strict=True)]
+    wrong = [answer() for answer in writing]
+    written = [name for name, why in zip(names, wrong, strict=True) if why == ""]
+    looking = [node.ask("unseen", place, written) for node in nodes]
+    for node, why, answer in zip(nodes, wrong, looking, strict=True):
+        unseen = answer()
+        if why != "":
+            remedy = "give it to the user that runs Ray (uid 1000 in the images), or mend the mount"
+            text = f"{place} can't be written: {why or 'no answer'}"
+            yield Finding(node.name, "storage", "problem", text, remedy)
+        elif unseen:
+            remedy = "mount the same folder (NFS) on all nodes, or use s3://"
+            what = f"{place} is another folder than on {len(unseen)} of the nodes"
+            yield Finding(node.name, "storage", "problem", what, remedy)
+        else:
+            yield Finding(node.name, "storage", "ok", f"{place} is written and seen")
+    for node, name in zip(nodes, names, strict=True):
+        node.ask("remove", place, name)()
+
+
+def _tell(as_json: bool, machines: list[Machine], findings: list[Finding], well: bool) -> None:
+    if as_json:
+        told = {
+            "well": well,
+            "machines": [asdict(machine) for machine in machines],
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(told, ensure_ascii=False, indent=1))
+        return
+    for finding in findings:
+        place = f"{finding.node or 'all nodes'}  {finding.check}"
+        display.console.print(f"{finding.level:8}", style=_STYLES[finding.level], end="")
+        display.console.print(f"{place}: {finding.what}", markup=False)
+        if finding.remedy:
+            display.console.print(f"{'':8}  {finding.remedy}", style="dim", markup=False)
+    number = sum(f.level == "problem" for f in findings)
+    display.console.print("all well" if well else f"{number} to mend", style="bold")
