@@ -282,9 +282,6 @@ class RunConfig(Settings):
     def _starts(self) -> list[Problem]:
         start, field = self.lora.init_lora_weights, "lora.init_lora_weights"
         found = []
-        if start != "default" and self.parallel.strategy == "pipeline":
-            what = f"{start} starts from the weights of all blocks, of which a stage holds some"
-            found.append(Problem(field, what, "use default, or --strategy fsdp"))
         if start == "pissa" and self.base_bits:
             what = f"pissa takes its share out of the base, which {self.base_bits} bits can't give"
             found.append(Problem(field, what, "use loftq, or --method lora"))
