@@ -10,6 +10,7 @@ import json
 import pickle
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,8 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
     run = build(job, Group(rank, world, torch.device("cpu")))
     if spec.get("start"):
         _write_start(run, Path(spec["start"]))
+    held: dict[str, int] = {}
+    run.optimizer.register_step_post_hook(lambda *_: held.update(_held(run)))
     ends, tokens, supervised = [time.perf_counter()], [], []
     for _ in range(run.total_steps):
         line, _ = loop.train_step(run)
@@ -81,7 +84,24 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
         supervised.append(line["supervised_tokens"])
     if world > 1:
         dist.destroy_process_group()
-    return _result(spec, run.module.model, ends, tokens, supervised)
+    return _result(spec, run.module.model, ends, tokens, supervised) | {"held_bytes": held}
+
+
+def _held(run: Any) -> dict[str, int]:
+    """Bytes of this process's weights, gradients and moments at the end of a step."""
+    weights = list(run.module.parameters())
+    moments = [v for state in run.optimizer.state.values() for v in state.values() if v.ndim]
+    parts = {
+        "weights": weights,
+        "gradients": [weight.grad for weight in weights if weight.grad is not None],
+        "optimizer": moments,
+    }
+    return {name: sum(_own_bytes(tensor) for tensor in some) for name, some in parts.items()}
+
+
+def _own_bytes(tensor: torch.Tensor) -> int:
+    own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return int(own.nbytes)
 
 
 def _write_start(run: Any, path: Path) -> None:
@@ -94,7 +114,7 @@ def _write_start(run: Any, path: Path) -> None:
 
 
 def random_model(spec: dict[str, Any]) -> dict[str, Any]:
-    """A Llama of some 40 million random parameters with the shipped tokenizer."""
+    """A Llama of some 40 million random parameters, or `spec`'s, with the shipped tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from aift_ray.models import folders
@@ -103,10 +123,81 @@ def random_model(spec: dict[str, Any]) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(shipped)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 640, 1728, 7
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 10, 10, 64
-    model = AutoModelForCausalLM.from_config(config).float()
+    for name, value in spec.get("numbers", {}).items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config).to(
+        getattr(torch, spec.get("dtype", "float32"))
+    )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(shipped).save_pretrained(folder)
-    return {"parameters": model.num_parameters()}
+    return {
+        "parameters": model.num_parameters(),
+        "bytes": sum(p.nbytes for p in model.parameters()),
+    }
+
+
+def loading(spec: dict[str, Any]) -> dict[str, Any]:
+    """As one of a gloo group: what this process holds while the model is built, and saved."""
+    import torch.distributed as dist
+
+    from aift_ray.engine import loop
+    from aift_ray.engine.build import build
+    from aift_ray.engine.saving import Saver, snapshot, streams
+    from aift_ray.parallel.group import Group
+
+    rank, world = spec["rank"], spec["world"]
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{spec['port']}", rank=rank, world_size=world)
+    # what a first load imports is no part of the model
+    import bitsandbytes  # noqa: F401
+
+    job = pickle.loads(Path(spec["job"]).read_bytes())
+    watch = _Anonymous()
+    run = build(job, Group(rank, world, torch.device("cpu")))
+    built = watch.peak_mib()
+    loop.train_step(run)
+    held = watch.now_mib()
+    watch.peak_mib()
+    saver = Saver(run, None) if rank == 0 else None
+    parts = None if job.config.training.async_save else streams(run, model=False)
+    if parts and saver:
+        saver.save_streamed(parts)
+    elif parts:
+        with parts.ending():
+            pass
+    else:
+        taken = snapshot(run)
+        if saver:
+            saver.save(taken, now=True)
+    dist.barrier()
+    saved = watch.peak_mib()
+    dist.destroy_process_group()
+    return {"built_mib": built, "held_mib": held, "saved_mib": saved}
+
+
+class _Anonymous:
+    """Samples the memory of this process that no file stands behind."""
+
+    def __init__(self) -> None:
+        self._begin = self._peak = self._read()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def peak_mib(self) -> float:
+        """The peak since the last call, over what was there at first."""
+        found, self._peak = self._peak - self._begin, self._read()
+        return found
+
+    def now_mib(self) -> float:
+        return self._read() - self._begin
+
+    def _sample(self) -> None:
+        while True:
+            self._peak = max(self._peak, self._read())
+            time.sleep(0.002)
+
+    @staticmethod
+    def _read() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def saving(spec: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +413,9 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
 def main() -> None:
     """Run the function that argv names."""
     torch.manual_seed(0)
-    functions = {f.__name__: f for f in (prepare, random_model, aift, saving, peer, quantize)}
+    functions = {
+        f.__name__: f for f in (prepare, random_model, loading, aift, saving, peer, quantize)
+    }
     result = functions[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(result))
 

@@ -107,7 +107,7 @@ def _contestants(
 
     def two(name: str) -> Callable[[int], Result]:
         def call(number: int) -> Result:
-            spec = {"job": str(folder / f"{name}.job"), "world": 2, "port": _free_port()} | common
+            spec = {"job": str(folder / f"{name}.job"), "world": 2, "port": free_port()} | common
             both = processes.contestants("aift", [spec | {"rank": rank} for rank in (0, 1)])
             return min(both, key=lambda result: result[KEY])
 
@@ -137,7 +137,8 @@ def _contestants(
     return {name: call for name, call in calls.items() if name in (options.only or calls)}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

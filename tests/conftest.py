@@ -23,6 +23,15 @@ SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with Ray come first, in one process; those of another file stay together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Results depend on the number of threads; the workers compute on one."""
@@ -39,15 +48,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """A random Llama of two small layers, with biases, and the shipped tokenizer."""
+def make_tiny_model(folder: Path, kind: str = "llama", **numbers: Any) -> Path:
+    """A random model of two small layers, with biases, and the shipped tokenizer.
+
+    Args:
+        kind: its model type; those other than llama have a vocabulary of odd size.
+        numbers: of its configuration, where they are to be others.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(SHIPPED)
+    if kind != "llama":
+        names = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+        common = {name: getattr(config, name) for name in names} | {"num_hidden_layers": 2}
+        # a window shorter than the rows, and a layer that has it
+        window = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        more = window if kind in ("gemma2", "gemma3_text") else {}
+        config = AutoConfig.for_model(kind, **common, **more)
+        config.vocab_size += 1
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 16
     config.attention_bias = True
+    for name, value in numbers.items():
+        setattr(config, name, value)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)

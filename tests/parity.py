@@ -25,7 +25,27 @@ from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
-STRATEGIES = ("ddp", "fsdp", "zero1", "zero2")
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp": {"strategy": "fsdp"},
+    "zero1": {"strategy": "zero1"},
+    "zero2": {"strategy": "zero2"},
+    "tensor": {"strategy": "tensor", "tensor_parallel_size": 2},
+    "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
+    "pipeline gpipe": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "gpipe",
+    },
+    "pipeline interleaved": {
+        "strategy": "pipeline",
+        "pipeline_parallel_size": 2,
+        "pipeline_schedule": "interleaved",
+        "pipeline_microbatches": 4,
+    },
+}
+# on four workers: two replicas of two
+MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -38,6 +58,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
+# what is refused
+_NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8")}
+# of a pipeline's other schedules
+MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
@@ -47,7 +72,9 @@ def cases() -> list[tuple[str, str, str, str]]:
     """(strategy, method, precision, layout) of the table."""
     whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
-    return [case for case in whole + laid if case[0] == "ddp" or case[1] != "qlora int8"]
+    meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
+    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
+    return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -56,7 +83,10 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     Two micro-steps of 4 examples (or 2 filled rows), gradients clipped; 22 rows, so that the last
     step of an epoch has fewer, unequally dealt.
     """
-    strategy, method, precision, layout = case
+    name, method, precision, layout = case
+    parallel = STRATEGIES[MESHES.get(name, name)]
+    sizes = ("pipeline_parallel_size", "tensor_parallel_size")
+    replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
@@ -66,11 +96,11 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             "model": str(model),
             "method": METHODS[method]["method"],
             "lora": lora,
-            "parallel": {"strategy": strategy},
+            "parallel": parallel,
             "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
             "training": {
                 "learning_rate": 1e-3,
-                "batch_size": units // workers,
+                "batch_size": units // replicas,
                 "gradient_accumulation_steps": 2,
                 "max_steps": STEPS,
                 "warmup_steps": 2,
@@ -82,9 +112,9 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     )
 
 
-def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
+def differences(one: Any, two: Any) -> tuple[float, float, float]:
     """Largest difference of the loss, relative ones of the gradient norm and of the weights."""
-    (lines, weights), (others, moved) = alone, spread
+    (lines, weights), (others, moved) = one, two
     a, b = torch.tensor(lines), torch.tensor(others)
     assert a.shape == b.shape
     assert weights.keys() == moved.keys()
@@ -94,22 +124,36 @@ def differences(alone: Any, spread: Any) -> tuple[float, float, float]:
     return float((a - b)[:, 0].abs().max()), float(norm), (apart / square) ** 0.5
 
 
+def spread(configs: dict[str, Any], folder: Path, workers: int) -> tuple[Any, Any]:
+    """Losses and gradient norms, and final weights, of runs on gloo workers, by name."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    return spawn(path, workers), torch.load(folder / "weights.pt")
+
+
+def alone(config: Any, folder: Path) -> tuple[Any, Any]:
+    """The same of a run in this process."""
+    run = started(config, folder)
+    lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    return lines, snapshot(run).model
+
+
 def compare(
     chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
-    """The differences of each case between `WORKERS` workers and a single process."""
-    path = folder / "runs.json"
-    configs = {"|".join(c): settings(c, WORKERS, model, rows) for c in chosen}
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    curves = spawn(path, WORKERS)
-    weights = torch.load(folder / "weights.pt")
+    """The differences of each case between several workers and a single process."""
+    curves, weights = {}, {}
+    for workers in (WORKERS, 2 * WORKERS):
+        some = [case for case in chosen if (case[0] in MESHES) == (workers != WORKERS)]
+        configs = {"|".join(case): settings(case, workers, model, rows) for case in some}
+        found_here = spread(configs, folder, workers) if some else ({}, {})
+        curves |= found_here[0]
+        weights |= found_here[1]
     singles: dict[Any, Any] = {}
     found = {}
     for case in chosen:
         if case[1:] not in singles:
-            run = started(settings(("ddp", *case[1:]), 1, model, rows), folder)
-            lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
-            singles[case[1:]] = lines, snapshot(run).model
+            singles[case[1:]] = alone(settings(("ddp", *case[1:]), 1, model, rows), folder)
         name = "|".join(case)
         found[case] = differences(singles[case[1:]], (curves[name], weights[name]))
     return found
@@ -142,7 +186,9 @@ def main() -> int:
         torch.set_num_threads(1)
         transformers.logging.disable_progress_bar()
         rows = write_rows(folder / "train.jsonl", 22)
-        found = compare(cases(), folder, make_tiny_model(folder / "tiny"), rows)
+        found = compare(
+            cases(), folder, make_tiny_model(folder / "tiny", num_hidden_layers=4), rows
+        )
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

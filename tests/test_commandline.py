@@ -152,11 +152,7 @@ def test_qlora_can_be_asked_for_in_two_ways() -> None:
     assert read("--method", "lora").base_bits is None
 
 
-@pytest.mark.parametrize("strategy", ["model_parallel", "pipeline", "tensor"])
-def test_a_strategy_that_is_not_there_is_refused_with_an_alternative(strategy: str) -> None:
-    message = complaint("--strategy", strategy)
-    assert f"parallel.strategy: {strategy} is not available in this version" in message
-    assert "use --strategy fsdp" in message
+PIPELINE = "--strategy pipeline --parallel.pipeline_parallel_size 2"
 
 
 def test_eight_bits_are_not_shared_out() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import aift_ray
 from aift_ray.models.quantized import layers
@@ -109,14 +110,31 @@ def test_a_large_model_is_trained_by_qlora(tmp_path: Path, monkeypatch: pytest.M
     assert layers(names["trained_model"], 4)
 
 
-def test_a_strategy_that_is_not_there_yet_is_named(
+def test_a_model_over_two_gpus_names_the_gpus_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.chdir(tmp_path)
     config = executed(MULTI_GPU)["config"]
     assert config.max_memory_per_gpu == {0: "22GB", 1: "22GB"}
     assert config.fp16
     assert config.gradient_checkpointing
     trainer = aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config)
-    with pytest.raises(aift_ray.ConfigError, match="model_parallel"):
+    with pytest.raises(aift_ray.ConfigError, match="names GPU 0, 1, and this machine has 0"):
         trainer.train(["富士山は高い。"])
+
+
+@pytest.mark.ray
+def test_a_model_over_the_devices_that_are_there_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # the reference's example, without the GPUs that it names
+    example = re.sub(r"    max_memory_per_gpu=.*\n", "    max_steps=2,\n", MULTI_GPU)
+    config = executed(example)["config"]
+    trainer = aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config)
+    trained = trainer.train(["富士山は高い。", "琵琶湖は広い。"])
+    assert trained.config.num_hidden_layers == 4
+    summary = json.loads((tmp_path / "outputs" / "run-1" / "summary.json").read_text("utf-8"))
+    assert summary["strategy"] == "model_parallel"
+    assert summary["world_size"] == 1

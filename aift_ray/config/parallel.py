@@ -4,52 +4,152 @@ from __future__ import annotations
 
 from typing import Literal
 
-from aift_ray.config.section import Positive, Section, setting
-from aift_ray.errors import Problem
+from pydantic import field_validator
 
-_NOT_YET = {
-    "model_parallel": "a model is not yet laid out over several devices of one process",
-    "pipeline": "blocks are not yet dealt out over workers",
-    "tensor": "matrices are not yet split over workers",
-}
+from aift_ray.config.section import Positive, Section, memory_bytes, memory_size, setting
+from aift_ray.errors import Problem
 
 
 class ParallelConfig(Section):
     """How the model is spread over workers."""
 
     strategy: Literal[
-        "ddp", "fsdp", "zero1", "zero2", "zero3", "model_parallel", "pipeline", "tensor"
+        "ddp", "fsdp", "zero1", "zero2", "zero3", "model_parallel", "pipeline", "tensor", "auto"
     ] = setting(
         "ddp",
         "ddp: a whole model on each worker; fsdp (= zero3): a share of it; zero2: shares of "
-        "gradients and optimizer state; zero1: of optimizer state; the others: not yet",
+        "gradients and optimizer state; zero1: of optimizer state; model_parallel: layers over "
+        "the devices of one worker; pipeline: blocks over workers; tensor: a share of every matrix "
+        "and its work; auto: the first that fits",
     )
     max_memory_per_gpu: dict[int, str] | None = setting(
-        None, "memory a device for strategy model_parallel, {0: 22GB}; not with ddp"
+        None, "memory of each GPU for model_parallel, {0: 22GB} (as a flag 0=22GB); default: 90%"
     )
-    pipeline_parallel_size: Positive = setting(1, "stages of strategy pipeline; 1 with ddp")
-    tensor_parallel_size: Positive = setting(1, "shards of strategy tensor; 1 with ddp")
+    pipeline_parallel_size: Positive = setting(
+        1, "workers that hold a model together, with strategy pipeline"
+    )
+    tensor_parallel_size: Positive = setting(
+        1, "workers that split each matrix, with strategy tensor; 1: all of them"
+    )
+    spill_to_cpu: bool = setting(
+        False, "with model_parallel: layers that fit no device lie and compute in the host, slowly"
+    )
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved"] = setting(
+        "1f1b", "order of a pipeline's micro-batches; interleaved: two stages a worker"
+    )
+    pipeline_microbatches: Positive | None = setting(
+        None, "micro-batches of a pipeline's step; default: gradient_accumulation_steps"
+    )
+    offload: bool = setting(
+        False, "fsdp and zero3 on GPUs: weights, gradients and optimizer state in host memory"
+    )
+    gpu_memory: str | None = setting(
+        None, "memory that a run may take of each GPU, 22GB; default: all; also without GPUs"
+    )
+
+    @field_validator("gpu_memory")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
+
+    @field_validator("max_memory_per_gpu")
+    @classmethod
+    def _sizes(cls, value: dict[int, str] | None) -> dict[int, str] | None:
+        if value == {} or any(number < 0 for number in value or ()):
+            raise ValueError("give numbers of GPUs and sizes, for example {0: 22GB, 1: 22GB}")
+        return value and {number: memory_size(size) for number, size in value.items()}
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """`gpu_memory` in bytes."""
+        return None if self.gpu_memory is None else memory_bytes(self.gpu_memory)
+
+    @property
+    def limits(self) -> dict[int, int]:
+        """Bytes that each device may take, of strategy model_parallel."""
+        return {
+            n: memory_bytes(size) for n, size in sorted((self.max_memory_per_gpu or {}).items())
+        }
+
+    @property
+    def gpus_a_worker(self) -> int:
+        """GPUs that each worker takes, where there are any."""
+        return max(self.limits, default=0) + 1
+
+    @property
+    def stages(self) -> int:
+        """Parts in which a model's blocks are dealt out to workers."""
+        if self.strategy != "pipeline":
+            return 1
+        return self.pipeline_parallel_size * (2 if self.pipeline_schedule == "interleaved" else 1)
 
     @property
     def shares(self) -> bool:
         """Whether something of the model is shared out over the workers."""
         return self.strategy in ("fsdp", "zero1", "zero2", "zero3")
 
+    @property
+    def apart(self) -> int:
+        """Workers that hold one model together, each a part of it."""
+        sizes = {"pipeline": self.pipeline_parallel_size, "tensor": self.tensor_parallel_size}
+        return sizes.get(self.strategy, 1)
+
+    def misfits(self, least: int, most: int) -> list[Problem]:
+        """What the strategy can't do with `least` to `most` workers."""
+        strategy, size, found = self.strategy, self.apart, []
+        if self.divides and most < 2:
+            what = f"{strategy} shares the model out over workers, and there is one"
+            remedy = "give --num-workers 2 or more, or use --strategy ddp"
+            found.append(Problem("parallel.strategy", what, remedy))
+        if strategy in ("pipeline", "model_parallel", "tensor") and least != most:
+            what = f"{least}:{most} is elastic, and {strategy} takes a fixed number"
+            remedy = "give one number, or use --strategy fsdp"
+            found.append(Problem("ray.num_workers", what, remedy))
+        elif strategy == "model_parallel" and most != 1:
+            what = f"{most} workers; model_parallel is one, which holds all devices"
+            remedy = "leave --num-workers out, or use --strategy pipeline or fsdp"
+            found.append(Problem("ray.num_workers", what, remedy))
+        elif most % size:
+            what = f"{most} is not a multiple of parallel.{strategy}_parallel_size {size}"
+            remedy = f"give --num-workers {-(-most // size) * size}, or a size that divides {most}"
+            found.append(Problem("ray.num_workers", what, remedy))
+        return found
+
+    @property
+    def divides(self) -> bool:
+        """Whether each worker holds a part of each weight."""
+        return self.shares or self.strategy == "tensor"
+
     def contradictions(self, base_bits: int | None) -> list[Problem]:
         """What can't be had together, with a base model of `base_bits` bits if quantized."""
         found, strategy = [], self.strategy
-        if strategy in _NOT_YET:
-            what = f"{strategy} is not available in this version: {_NOT_YET[strategy]}"
-            remedy = "use --strategy fsdp, with --method qlora where memory is short"
-            found.append(Problem("parallel.strategy", what, remedy))
-        if self.shares and base_bits == 8:
+        if self.divides and base_bits == 8:
             what = f"{strategy} can't share out 8 bits: their scales are kept beside the weights"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
-        if self.max_memory_per_gpu is not None:
-            what = f"needs strategy model_parallel, not {strategy}"
-            found.append(Problem("parallel.max_memory_per_gpu", what))
-        for name in ("pipeline_parallel_size", "tensor_parallel_size"):
-            if getattr(self, name) != 1:
-                found.append(Problem(f"parallel.{name}", f"must be 1 with strategy {strategy}"))
+        if self.offload and strategy not in ("fsdp", "zero3"):
+            what = f"needs strategy fsdp or zero3, not {strategy}"
+            found.append(Problem("parallel.offload", what, "use --strategy fsdp"))
+        if self.offload and base_bits:
+            what = f"can't move a base model of {base_bits} bits: its scales stay on the GPU"
+            found.append(Problem("parallel.offload", what, "leave it off, or use --method lora"))
+        owners = {
+            "max_memory_per_gpu": "model_parallel",
+            "spill_to_cpu": "model_parallel",
+            "pipeline_parallel_size": "pipeline",
+            "pipeline_schedule": "pipeline",
+            "pipeline_microbatches": "pipeline",
+            "tensor_parallel_size": "tensor",
+        }
+        for name, owner in owners.items():
+            default = type(self).model_fields[name].default
+            if strategy != owner and getattr(self, name) != default:
+                found.append(Problem(f"parallel.{name}", f"needs strategy {owner}, not {strategy}"))
+        if strategy == "pipeline" and self.pipeline_parallel_size < 2:
+            what = "must be 2 or more with strategy pipeline: a stage is a worker"
+            remedy = "give --parallel.pipeline_parallel_size 2, or use --strategy ddp"
+            found.append(Problem("parallel.pipeline_parallel_size", what, remedy))
+        if self.spill_to_cpu and self.max_memory_per_gpu is None and strategy == "model_parallel":
+            what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
+            found.append(Problem("parallel.spill_to_cpu", what))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextvars import ContextVar
 from functools import reduce
 from operator import or_
@@ -40,6 +41,24 @@ def workers_range(value: int | str) -> int | str:
     if not 1 <= least <= most:
         raise ValueError("give 1 or more, and MIN not above MAX")
     return least if len(parts) == 1 else str(value)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([GM]i?B)")
+_UNITS = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20}
+
+
+def memory_size(value: str) -> str:
+    """Check an amount of memory; ValueError says what is allowed."""
+    if not _SIZE.fullmatch(value):
+        raise ValueError("give a number with GB, GiB, MB or MiB, for example 22GB")
+    return value
+
+
+def memory_bytes(value: str) -> int:
+    """Bytes of an amount that `memory_size` has checked."""
+    match = _SIZE.fullmatch(value)
+    assert match
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 _within: ContextVar[bool] = ContextVar("within another section", default=False)

@@ -29,6 +29,9 @@ class ServingConfig(Section):
     api_key_file: str | None = setting(
         None, "file of API keys, one a line; default: a key is made and printed once"
     )
+    adapter_folder: str | None = setting(
+        None, "folder whose subfolders may be loaded as adapters, by name, while it runs"
+    )
     no_auth: bool = setting(False, "ask for no key; on the loopback address only")
     num_replicas: int | str = setting(1, "replicas, or MIN:MAX for as many as the load needs")
     slots: Positive = setting(16, "requests a replica works on at a time")

@@ -83,6 +83,9 @@ class TrainingConfig(Section):
         0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
     )
     trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
+    neftune_noise_alpha: float = setting(
+        0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
+    )
 
 
 class LoRAConfig(Section):
@@ -98,6 +101,21 @@ class LoRAConfig(Section):
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
     use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
     qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
+    use_rslora: bool = setting(False, "rsLoRA: the scale is alpha / sqrt(r), for high ranks")
+    use_dora: bool = setting(
+        False, "DoRA: the size of the weights is trained apart from their direction; slower"
+    )
+    init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
+        "default",
+        "default: as if there were no adapters; pissa: from the base's largest singular values; "
+        "loftq: from what 4 bits have lost",
+    )
+    modules_to_save: list[str] | None = setting(
+        None, "names of layers trained as a whole beside the adapters and saved with them"
+    )
+    lora_plus_ratio: float = setting(
+        1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
+    )
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
@@ -217,6 +235,11 @@ class RunConfig(Settings):
             return None
         return 4 if self.lora.qlora_4bit else 8
 
+    @property
+    def trained_with(self) -> str:
+        """The method, with the bits of a quantized base."""
+        return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, found = self.training, []
@@ -227,6 +250,15 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
+        found += self._starts()
+        if self.parallel.strategy == "tensor" and self.method != "full" and self.lora.use_dora:
+            what = "needs the norms of whole matrices, which tensor splits"
+            found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
+        found += self._wrong_numbers()
+        both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
+        if both and self.method != "full":
+            what = f"{', '.join(sorted(both))} stands in target_modules too"
+            found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
         if self.data.eval_files and self.data.validation_fraction:
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
@@ -247,13 +279,53 @@ class RunConfig(Settings):
             )
         return found
 
+    def _starts(self) -> list[Problem]:
+        start, field = self.lora.init_lora_weights, "lora.init_lora_weights"
+        found = []
+        if start == "pissa" and self.base_bits:
+            what = f"pissa takes its share out of the base, which {self.base_bits} bits can't give"
+            found.append(Problem(field, what, "use loftq, or --method lora"))
+        if start == "loftq" and self.base_bits != 4:
+            what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
+            found.append(Problem(field, what, "use pissa, or --method qlora"))
+        if start != "default" and self.parallel.strategy == "pipeline":
+            what = f"{start} draws the same numbers for all blocks, and a stage has some of them"
+            found.append(Problem(field, what, "use --strategy fsdp"))
+        if start != "default" and self.lora.use_dora:
+            what = f"{start} and lora.use_dora both say where the adapters start"
+            found.append(Problem(field, what, "use one of them"))
+        return found
+
+    def _wrong_numbers(self) -> list[Problem]:
+        """Numbers of workers, or of micro-batches, that the strategy can't have."""
+        found, wanted = [], self.ray.num_workers is not None or self.training.ddp
+        # one worker too few shows when it is known how many GPUs there are
+        if wanted and not self.parallel.divides:
+            found += self.parallel.misfits(*self.worker_range(0))
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        if units % (self.parallel.pipeline_microbatches or 1):
+            what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
+            found.append(Problem("parallel.pipeline_microbatches", what))
+        return found
+
+    @property
+    def micro_batch(self) -> int:
+        """Units of a micro-batch: `batch_size`, unless a pipeline cuts its step otherwise."""
+        parts = self.parallel.pipeline_microbatches
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        return units // parts if parts else self.training.batch_size
+
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
         if self.training.ddp and self.ray.num_workers is None:
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
         if wanted is None:
-            return max(devices, 1), max(devices, 1)
+            if self.parallel.strategy == "model_parallel":
+                return 1, 1
+            size = self.parallel.apart
+            number = max(devices // size, 1) * size
+            return number, number
         if isinstance(wanted, int):
             return wanted, wanted
         least, most = wanted.split(":")

@@ -54,6 +54,14 @@ class Batch:
             return self.ids.shape[1]
         return int((self.borders[1:] - self.borders[:-1]).max())
 
+    def document_lengths(self) -> torch.Tensor:
+        """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
+        if self.borders is None:
+            assert self.mask is not None
+            return self.mask.sum(1, keepdim=True).float().expand(self.ids.shape)
+        lengths = self.borders[1:] - self.borders[:-1]
+        return lengths.repeat_interleave(lengths).float().unsqueeze(0)
+
 
 def collate(rows: TokenRows, indices: Sequence[int], padded: bool, pad_id: int = 0) -> Batch:
     """Tensors of the rows `indices`; padding, where asked for, is on the right and masked."""

@@ -10,10 +10,17 @@ Kind = Literal["instruction", "messages", "prompt", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user or assistant; in serving also tool.
+        further: in serving, an object in JSON: what else a template may read of the turn
+            (tool_calls, tool_call_id).
+    """
 
     role: str
     content: str
+    further: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from aift_ray.data.templates import (
     PINNED_DATE,
     ChatTemplate,
     Part,
-    Prompt,
     join,
 )
 from aift_ray.errors import ModelError, Problem
@@ -101,7 +100,8 @@ class PromptEncoder:
             grown = safe.grow(text, [len(example.instruction)])
             self.piecewise_rows += grown.piecewise
             return self._raw(grown.ids, grown.counts[0])
-        prompt = self._prompt(self._messages(example), generation=False)
+        parts = self._parts(self._messages(example), False, self._template)
+        prompt = join(parts, self._header, self._safe)
         if not prompt.spans:
             raise RowError("the conversation has no answer")
         grown = safe.grow(prompt.text, [span.start for span in prompt.spans])
@@ -130,15 +130,21 @@ class PromptEncoder:
             raise RowError("a plain text has no prompt")
         if example.kind == "prompt":
             return self._prefix + self._safe.encode(self._safe.unmarked(example.instruction))
-        return self._chat_ids(self._messages(example)[:-1])
+        return self._chat_ids(self._messages(example)[:-1], self._template)
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
         """The ids that serving feeds for a conversation that ends with a user's turn.
+
+        Args:
+            tools: what the model may call, as OpenAI writes them.
 
         Raises:
             RowError: the conversation can't be rendered.
         """
-        return self._chat_ids(self._with_system(messages))
+        template = ChatTemplate(self.tokenizer, tools) if tools else self._template
+        return self._chat_ids(self._with_system(messages), template)
 
     def answer_text(self, example: Example) -> str:
         """The expected last answer, as it stands in the row."""
@@ -148,8 +154,9 @@ class PromptEncoder:
         """sha256, in hex, of everything that changes ids."""
         return digest(self)
 
-    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        prompt = self._prompt(messages, generation=True)
+    def _chat_ids(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
+        parts = self._parts(messages, True, template)
+        prompt = join(parts, self._header, self._safe)
         return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
 
     def _raw(self, ids: list[int], first: int) -> Encoded:
@@ -175,15 +182,14 @@ class PromptEncoder:
             chat[:2] = [Message(user.role, f"{system.content}\n\n{user.content}")]
         return chat
 
-    def _parts(self, messages: Sequence[Message], generation: bool) -> list[Part]:
+    def _parts(
+        self, messages: Sequence[Message], generation: bool, template: ChatTemplate
+    ) -> list[Part]:
         """The rendering, with the template's control strings under the safe tokenizer's names."""
         return [
             Part(self._safe.literal(part.text)) if part.content is None else part
-            for part in self._template.parts(messages, generation, self._safe)
+            for part in template.parts(messages, generation, self._safe)
         ]
-
-    def _prompt(self, messages: Sequence[Message], generation: bool) -> Prompt:
-        return join(self._parts(messages, generation), self._header, self._safe)
 
     def _has_system_role(self) -> bool:
         messages = [Message("system", "規則"), Message("user", "質問")]
@@ -196,11 +202,12 @@ class PromptEncoder:
         """The header before an answer, the id that ends a turn, and whether there is a gap."""
         question, answer = Message("user", "質問"), Message("assistant", "答え")
         try:
-            parts = self._parts([question], generation=True)
+            parts = self._parts([question], True, self._template)
             if len(parts) == 1:
                 raise RowError("it does not write what the user says")
             header = parts[-1].text
-            prompt = join(self._parts([question, answer], False), header, self._safe)
+            parts = self._parts([question, answer], False, self._template)
+            prompt = join(parts, header, self._safe)
         except RowError as error:
             remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
             raise ModelError([Problem("chat_template", str(error), remedy)]) from None

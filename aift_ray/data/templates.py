@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -74,13 +75,16 @@ class ChatTemplate:
 
     Args:
         tokenizer: has a `chat_template`.
+        tools: what the template offers to the model, as OpenAI writes them.
 
     Raises:
         ModelError: there are several templates and none is the default.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self._tokenizer, self._tools = tokenizer, list(tools)
         try:
             self.source = tokenizer.get_chat_template()
         except ValueError as error:
@@ -96,10 +100,14 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses the conversation.
         """
-        chat = [{"role": each.role, "content": each.content} for each in messages]
+        chat = [
+            {"role": each.role, "content": each.content} | json.loads(each.further or "{}")
+            for each in messages
+        ]
         try:
             text = self._tokenizer.apply_chat_template(
                 chat,
+                tools=cast(Any, self._tools) or None,
                 chat_template=self._pinned,
                 add_generation_prompt=generation,
                 tokenize=False,
@@ -121,6 +129,10 @@ class ChatTemplate:
         """
         for each in messages:
             safe.unmarked(each.content)
+        for text in (json.dumps(self._tools, ensure_ascii=False), *(m.further for m in messages)):
+            # they are not told apart from what the template writes
+            if safe.has_control(safe.unmarked(text)):
+                raise RowError("a tool or a call of one holds a control string of the model")
         full = self.render(messages, generation)
         try:
             return self._aligned(full, messages, generation)
@@ -144,7 +156,7 @@ class ChatTemplate:
     ) -> list[Part]:
         contents: list[Content] = []
         marked = [
-            Message(each.role, _mark(each, turn, contents, thoughts))
+            replace(each, content=_mark(each, turn, contents, thoughts))
             if all_roles or each.role == "assistant"
             else each
             for turn, each in enumerate(messages)
@@ -159,6 +171,9 @@ def _mark(message: Message, turn: int, contents: list[Content], thoughts: re.Pat
 
     if message.role != "assistant":
         return sentinel(message.content, False)
+    if message.further and not message.content:
+        # only calls of tools: a template writes no content where there is none
+        return ""
     # Qwen3 writes an empty think block around an answer without one, so the tags have to stay.
     found = thoughts.fullmatch(message.content)
     if found is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +22,12 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.models import attention, folders, loading
-from aift_ray.models.adapters import add_adapters, reload_adapters
+from aift_ray.models.adapters import add_adapters, continue_adapters
+from aift_ray.models.pieces import outlined
 from aift_ray.models.quantized import Quantization
-from aift_ray.parallel import wrap
+from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
+from aift_ray.planning.layout import HOST
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Run:
     """One worker's share of a run.
 
     Attributes:
-        module: gives the loss of a batch, alone.
+        module: gives the loss of a batch, alone: a LossModule, or what stands for one.
         spread: the same, wrapped by the strategy; its backward joins the workers.
         plan: which rows make which step.
         state: where the run is.
@@ -42,8 +46,8 @@ class Run:
     group: Group
     precision: Precision
     tokenizer: PreTrainedTokenizerBase
-    module: LossModule
-    spread: torch.nn.Module
+    module: Any
+    spread: Any
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     rows: TokenRows
@@ -62,10 +66,11 @@ class Run:
 def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given."""
     config = job.config
+    group = replace(group, apart=config.parallel.apart)
     precision = Precision.resolve(config, group.device)
     state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
     state.global_batch = state.global_batch or job.global_batch
-    state.data = job.cache.name
+    state.data, state.trained_as = job.cache.name, config.trained_with
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
@@ -73,11 +78,11 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model)
+    module = LossModule(model, config.training.neftune_noise_alpha)
     module.train()
-    spread = wrap(config.parallel.strategy, module, group, precision.compute)
-    moved = optimizer.build(module, config.training)
-    scaler = precision.scaler(group.device)
+    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
+    scaler = precision.scaler(group)
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
@@ -90,7 +95,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     evaluator = Evaluator(
         tested,
         numbers,
-        config.training.batch_size,
+        config.micro_batch,
         answers,
         tokenizer,
         job.stop_ids,
@@ -102,7 +107,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         group=group,
         precision=precision,
         tokenizer=tokenizer,
-        module=module,
+        module=_evaluated(module, spread),
         spread=spread,
         optimizer=moved,
         scaler=scaler,
@@ -115,26 +120,39 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     )
 
 
+def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
+    # a stage alone has no loss and no answers: its pipeline has
+    return spread if isinstance(spread, pipeline.Pipeline) else module
+
+
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
-    config, full = job.config, job.config.method == "full"
+    config, full, layout = job.config, job.config.method == "full", job.layout or {}
     source = resume if resume and full else job.location
+    spilled = HOST in layout.values()
+    kind = attention.choose(torch.device("cpu") if spilled else group.device)
+    held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
+    only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
+    # where each worker keeps a share, only that is read and brought to the precision of the run
+    dtype = None if full and config.parallel.divides else precision.frozen
+    base = loading.load_model(source, dtype, kind, held, only=only)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
-    kind = attention.choose(group.device)
-    held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
-    base = loading.load_model(source, precision.frozen, kind, held)
     if config.training.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     if full:
         return base
     adapted: torch.nn.Module
-    adapted = reload_adapters(base, resume) if resume else add_adapters(base, config.lora)
+    with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
+        if resume:
+            adapted = continue_adapters(base, config.lora, job.location, resume)
+        else:
+            adapted = add_adapters(base, config.lora, job.location)
     return adapted
 
 
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
-    model = _model(run.job, run.group, run.precision, str(folder))
-    run.module = LossModule(model)
-    strategy = run.config.parallel.strategy
-    run.spread = wrap(strategy, run.module, run.group, run.precision.compute)
+    module = LossModule(_model(run.job, run.group, run.precision, str(folder)))
+    compute, layout = run.precision.compute, run.job.layout
+    run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
+    run.module = _evaluated(module, run.spread)

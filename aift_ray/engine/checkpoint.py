@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-MANIFEST = "manifest.json"
+from aift_ray.engine import streaming
+
+MANIFEST, MOMENTS, REST = "manifest.json", "optimizer.moments", "trainer_state.pt"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -30,6 +33,7 @@ class State:
         skipped: batches left out because their loss or gradient was not finite.
         first_loss, eval_loss_before, exact_match_before: for the summary.
         data: name of the token cache that the run trains on.
+        trained_as: method, with the bits of a quantized base; empty in older checkpoints.
     """
 
     step: int = 0
@@ -42,10 +46,15 @@ class State:
     eval_loss_before: float | None = None
     exact_match_before: float | None = None
     data: str = ""
+    trained_as: str = ""
 
 
 def save(
-    folder: Path, state: State, tensors: dict[str, Any], save_model: Callable[[str], None]
+    folder: Path,
+    state: State,
+    tensors: dict[str, Any],
+    save_model: Callable[[str], None],
+    save_moments: Callable[[Path, dict[str, torch.Tensor]], None] = streaming.write,
 ) -> Path:
     """Write checkpoint `folder`/step-N beside its name, sync it, and rename it.
 
@@ -53,6 +62,7 @@ def save(
         folder: the run's `checkpoints` folder.
         tensors: optimizer and scaler state, for torch.save.
         save_model: writes model or adapter, and tokenizer, into a folder.
+        save_moments: writes the optimizer's large tensors into a file.
 
     Raises:
         OSError: the disk is full, say; nothing is left under the final name.
@@ -63,7 +73,9 @@ def save(
     scratch.mkdir(parents=True)
     try:
         save_model(str(scratch))
-        torch.save(tensors, scratch / "trainer_state.pt")
+        rest, moments = split_moments(tensors)
+        save_moments(scratch / MOMENTS, moments)
+        torch.save(rest, scratch / REST)
         (scratch / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
         _write_manifest(scratch)
         if final.exists():
@@ -78,9 +90,24 @@ def save(
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """State and tensors of a checkpoint."""
-    state = read_state(folder)
-    tensors = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
-    return state, tensors
+    tensors = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    if (folder / MOMENTS).is_file():
+        # none of it is read from the disk before it is used
+        for name, moment in load_file(folder / MOMENTS).items():
+            weight, _, kind = name.rpartition(".")
+            tensors["optimizer"]["state"][weight][kind] = moment
+    return read_state(folder), tensors
+
+
+def split_moments(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What `save` takes without the large tensors of the optimizer, and those by name."""
+    optimizer, rest = tensors["optimizer"], {}
+    moments: dict[str, torch.Tensor] = {}
+    for weight, values in optimizer["state"].items():
+        large = {kind: value for kind, value in values.items() if value.ndim}
+        moments |= {f"{weight}.{kind}": value for kind, value in large.items()}
+        rest[weight] = {kind: value for kind, value in values.items() if kind not in large}
+    return tensors | {"optimizer": optimizer | {"state": rest}}, moments
 
 
 def read_state(folder: Path) -> State:

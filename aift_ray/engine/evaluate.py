@@ -14,13 +14,13 @@ from aift_ray.data.cache import TokenRows
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.models.answers import turn_text
-from aift_ray.parallel.fsdp import is_sharded
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.tensors import is_shared_out
 
 
 @dataclass
 class Evaluator:
-    """Evaluates one model on held-out rows; each worker takes its share of them.
+    """Evaluates one model on held-out rows; each worker takes its replica's share of them.
 
     Attributes:
         indices: the held-out rows in `rows`.
@@ -52,7 +52,7 @@ class Evaluator:
                     count += len(batch.targets)
                     total += found
         module.train()
-        total, tokens = self.group.sum(total, count)
+        total, tokens = self.group.total(total, count)
         return total / tokens if tokens else None
 
     def exact_match(self, module: LossModule) -> float | None:
@@ -69,15 +69,15 @@ class Evaluator:
             found = self._right(module, part or asked[:1])
             right += found if part else 0
         module.train()
-        hits, asked_of_all = self.group.sum(right, len(mine))
+        hits, asked_of_all = self.group.total(right, len(mine))
         return hits / asked_of_all if asked_of_all else None
 
     def _rounds(self, rows: int, at_once: int) -> range:
         """Where each batch of a share starts: as many for all, who may need each other for them."""
-        return range(0, -(-rows // self.group.world), at_once)
+        return range(0, -(-rows // self.group.replicas), at_once)
 
     def _share(self, indices: np.ndarray) -> list[int]:
-        return [int(i) for i in indices[self.group.rank :: self.group.world]]
+        return [int(i) for i in indices[self.group.replica :: self.group.replicas]]
 
     def _question(self, index: int) -> tuple[list[int], list[int]] | None:
         """Prompt and expected answer of a row: its last supervised run and all before it."""
@@ -104,7 +104,7 @@ class Evaluator:
         with torch.no_grad(), self.precision.autocast(self.group.device):
             output = module.generate(
                 # goes on until all have their answers, where a forward needs all workers
-                synced_gpus=is_sharded(module),
+                synced_gpus=is_shared_out(module),
                 input_ids=ids.to(self.group.device),
                 attention_mask=mask.to(self.group.device),
                 do_sample=False,

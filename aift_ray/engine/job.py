@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aift_ray.config import RunConfig
@@ -24,6 +24,8 @@ class Job:
         started: time.time() of the command's start.
         memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
+        why: lines that say why the strategy was chosen; none where the user chose.
+        layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
     config: RunConfig
@@ -36,6 +38,8 @@ class Job:
     started: float
     memory: Memory | None = None
     resume: Path | None = None
+    why: list[str] = field(default_factory=list)
+    layout: dict[str, int] | None = None
 
     @property
     def checkpoints(self) -> Path:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ import torch
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
-from aift_ray.engine.optimizer import learning_rate
+from aift_ray.engine.optimizer import learning_rate, set_rate
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.tensors import clip_gradients
+from aift_ray.parallel.tensors import clip_gradients, gradient_norm
 
 
 class Asked(IntEnum):
@@ -68,15 +69,17 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
             weights are untouched.
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
-    shares = run.plan.share(step, group.rank, group.world)
+    shares = run.plan.share(step, group.replica, group.replicas)
     targets = run.plan.step_targets(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
-    for settings in run.optimizer.param_groups:
-        settings["lr"] = rate
+    set_rate(run.optimizer, rate)
     loss, tokens = accumulate(run, shares, targets)
-    loss, heard, all_tokens = group.sum(loss, asked if group.leads else 0, tokens)
+    mine = (loss, tokens) if group.counts else (0.0, 0)
+    loss, all_tokens, heard = group.sum(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
-    norm = clip_gradients(run.module.parameters(), run.config.training.max_grad_norm)
+    norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
+    limit = run.config.training.max_grad_norm
+    norm = clip_gradients(run.module.parameters(), limit, norm_of)
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:
@@ -102,21 +105,40 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, 
     """Gradients of this worker's micro-batches; its share of the loss, and its tokens.
 
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
-    the whole global batch. Strategies average gradients over workers, so each multiplies its
-    part by their number.
+    the whole global batch.
     """
-    total, tokens = torch.zeros((), device=run.group.device), 0
-    for micro, indices in enumerate(shares):
-        seed_step(run, micro)
-        batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
-        if not indices:
-            batch = without_targets(batch)
-        with _joined(run, micro == len(shares) - 1), run.precision.autocast(run.group.device):
-            loss = run.spread(batch)
-            run.scaler.scale(loss * (run.group.world / max(targets, 1))).backward()
-        total += loss.detach()
-        tokens += int(run.rows.lengths[indices].sum()) if indices else 0
+    tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
+    total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
     return total.item() / max(targets, 1), tokens
+
+
+def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
+    """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it.
+
+    Most strategies average gradients over workers, so each multiplies its part by their number.
+    """
+    total = torch.zeros((), device=run.group.device)
+    together: Callable[..., torch.Tensor] | None = getattr(run.spread, "backward_all", None)
+    if together:
+        with run.precision.autocast(run.group.device):
+            return together(
+                batches,
+                partial(seed_step, run),
+                lambda loss: run.scaler.scale(loss / max(targets, 1)),
+            )
+    for micro, batch in enumerate(batches):
+        seed_step(run, micro)
+        with _joined(run, micro == len(batches) - 1), run.precision.autocast(run.group.device):
+            loss = run.spread(batch)
+            run.scaler.scale(loss * (run.group.replicas / max(targets, 1))).backward()
+        total += loss.detach()
+    return total
+
+
+def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
+    """The batch of a worker's rows; without any, one that trains nothing."""
+    batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
+    return batch if indices else without_targets(batch)
 
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
@@ -141,16 +163,21 @@ def trial(run: Run) -> None:
     """
     batch = micro_batch(run, run.plan.longest_micro_batch())
     try:
-        with run.precision.autocast(run.group.device):
-            run.module(batch).backward()
+        if run.group.apart > 1:
+            # what is in flight at once counts
+            number = len(run.plan.share(0, run.group.replica, run.group.replicas))
+            backward(run, [batch] * number, 1)
+        else:
+            with run.precision.autocast(run.group.device):
+                run.module(batch).backward()
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)
 
 
 def seed_step(run: Run, micro: int) -> None:
-    """Make the random numbers of a micro-step a function of seed, step, worker and micro-step."""
-    numbers = (run.config.training.seed, run.state.step, run.group.rank, micro)
+    """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
+    numbers = (run.config.training.seed, run.state.step, run.group.replica, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
 
 

@@ -7,7 +7,8 @@ in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,22 +29,45 @@ class LossModule(nn.Module):
 
     Args:
         model: a transformers model, with or without PEFT's adapters.
+        noise: NEFTune's alpha: noise on the embeddings in training mode; 0: none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, noise: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._noise = model, noise
         inner = causal_model(model)
         softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
         # the body alone, so that no logits are made for positions that are not trained
         self._body = [inner.get_decoder()]
+        self._embeddings = [inner.get_input_embeddings()]
         self._head = [_Head(inner.get_output_embeddings(), softcap)]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`; a scalar in fp32."""
-        hidden = self._body[0](**model_inputs(batch)).last_hidden_state
-        chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
-        return summed_cross_entropy(self._head[0], chosen, batch.targets)
+        return self.loss(self.states(batch), batch)
+
+    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states of `batch`, (rows, tokens, width).
+
+        Args:
+            embedded: what the blocks are given in place of embedded tokens, of the same shape.
+        """
+        alpha = self._noise if self.training else 0.0
+        with noisy(self._embeddings[0], alpha, batch):
+            output = self._body[0](**model_inputs(batch, embedded))
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of `batch` from its hidden states, wherever the output layer lies."""
+        device = self._head[0].device(states)
+        chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
+        total = summed_cross_entropy(self._head[0], chosen.to(device), batch.targets.to(device))
+        return total.to(batch.ids.device)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
+        return self._head[0](states)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Token ids that the model generates; a strategy may have to see this call too."""
@@ -58,9 +82,10 @@ class LossModule(nn.Module):
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of a transformers forward for `batch`."""
-    inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+def model_inputs(batch: Batch, embedded: torch.Tensor | None = None) -> dict[str, Any]:
+    """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens."""
+    given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+    inputs: dict[str, Any] = given | {"use_cache": False}
     if batch.borders is None:
         return inputs | {"attention_mask": batch.mask}
     longest = batch.longest
@@ -71,6 +96,32 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+@contextmanager
+def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
+    """NEFTune: add uniform noise of at most alpha / sqrt(length x width) to embedded tokens.
+
+    The length is that of a token's own document, however documents are laid out. The numbers
+    come from torch's generator, which the loop seeds at each micro-step.
+    Source: Jain et al. 2023, arXiv:2310.05914.
+    """
+    if not alpha:
+        yield
+        return
+    # (rows, longest), or (1, tokens): tokens of the document that each belongs to
+    lengths = batch.document_lengths()
+
+    def add(module: nn.Module, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+        bound = alpha * (lengths * embedded.shape[-1]).rsqrt().unsqueeze(-1)
+        noise = torch.empty_like(embedded).uniform_(-1, 1)
+        return embedded + noise * bound.to(embedded.dtype)
+
+    hook = embeddings.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Head:
@@ -84,6 +135,10 @@ class _Head:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def device(self, states: torch.Tensor) -> torch.device:
+        """Where it computes; that of `states` where its weights are shared out or elsewhere."""
+        return next((p.device for p in self.layer.parameters()), states.device)
 
     def trained(self) -> list[torch.Tensor]:
         return [p for p in self.layer.parameters() if p.requires_grad]

@@ -28,7 +28,7 @@ def out_of_memory(run: Run, error: BaseException) -> str:
 def _parts(run: Run, tokens: int) -> str:
     config = run.config
     try:
-        shape = Shape.of(run.module.model.config.get_text_config().to_dict())  # type: ignore[union-attr, operator]
+        shape = Shape.of(run.module.model.config.get_text_config().to_dict())
     except KeyError:
         return ""
     width = torch.finfo(run.precision.compute).bits // 8
@@ -41,6 +41,9 @@ def _parts(run: Run, tokens: int) -> str:
         config.training.gradient_checkpointing,
         config.base_bits,
         config.parallel.strategy,
-        run.group.world,
+        run.group.apart if run.group.apart > 1 else run.group.world,
+        sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
+        run.group.apart,
+        config.parallel.offload,
     )
     return need.parts

@@ -9,15 +9,27 @@ import torch
 from torch import nn
 
 from aift_ray.config import TrainingConfig
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.tensors import shared_like
 
+_FACTOR = "factor"
 
-def build(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the trained weights; norms and biases, which have one dimension, don't decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+
+def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch.optim.AdamW:
+    """AdamW over the trained weights; norms and biases, which have one dimension, don't decay.
+
+    Args:
+        ratio: learning rate of LoRA's B matrices over that of all others.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    fast = [(n, p) for n, p in trained if ratio != 1 and "lora_B." in n and p.ndim > 1]
+    known = {name for name, _ in fast}
+    rest = [(n, p) for n, p in trained if n not in known]
+    decay = config.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"params": [w for w in rest if w[1].ndim > 1], "weight_decay": decay, _FACTOR: 1.0},
+        {"params": [w for w in rest if w[1].ndim <= 1], "weight_decay": 0.0, _FACTOR: 1.0},
+        {"params": fast, "weight_decay": decay, _FACTOR: ratio},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -28,14 +40,46 @@ def build(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     )
 
 
-def restore(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
-    """Go on from a saved state, of whole tensors, however the weights are shared out now."""
+def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
+    state = optimizer.state
+    named = [
+        (name, weight)
+        for group in optimizer.param_groups
+        for name, weight in zip(group["param_names"], group["params"], strict=True)
+    ]
+    return {
+        "state": {name: dict(state[weight]) for name, weight in named if weight in state},
+        "factors": [group[_FACTOR] for group in optimizer.param_groups],
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Go on from a saved state, of whole tensors, however the weights are spread now.
+
+    Rates and decay stay those of the configuration.
+
+    Raises:
+        ConfigError: it was made with other groups of weights.
+    """
+    now = optimizer.state_dict()
+    if len(saved["factors"]) != len(now["param_groups"]):
+        what = "was 1 in the run of the checkpoint and is not now, or the other way round"
+        raise ConfigError([Problem("lora.lora_plus_ratio", what, "give it as it was")])
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
-        number: {name: shared_like(value, weights[number]) for name, value in moments.items()}
-        for number, moments in saved["state"].items()
+        number: {kind: shared_like(value, weights[number]) for kind, value in moments.items()}
+        for number, moments in enumerate(map(saved["state"].get, names))
+        if moments is not None
     }
-    optimizer.load_state_dict(saved | {"state": state})
+    optimizer.load_state_dict(now | {"state": state})
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of weights its share of the learning rate of this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[_FACTOR]
 
 
 def learning_rate(config: TrainingConfig, step: int, total: int) -> float:

@@ -32,7 +32,7 @@ def plan_batches(
         rows.lengths[indices],
         rows.targets[indices],
         indices,
-        config.training.batch_size,
+        config.micro_batch,
         global_batch,
         config.training.seed,
         length if config.data.packing == "fill" else None,

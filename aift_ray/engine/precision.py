@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class Precision:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.compute)
 
-    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+    def scaler(self, group: Group) -> torch.amp.GradScaler:
         """Scales the loss in fp16; passes everything through otherwise."""
-        return torch.amp.GradScaler(device.type, enabled=self.compute is torch.float16)
+        enabled = self.compute is torch.float16
+        if group.world == 1:
+            return torch.amp.GradScaler(group.device.type, enabled=enabled)
+        # where each worker has other weights, all must leave a step out together
+        return ShardedGradScaler(group.device.type, enabled=enabled)
 
 
 def _automatic(mixed: bool, device: torch.device) -> str:

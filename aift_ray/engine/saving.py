@@ -1,4 +1,8 @@
-"""Checkpoints written while training goes on: it waits for the copy to host memory alone."""
+"""Checkpoints written while training goes on: it waits for the copy to host memory alone.
+
+Where the weights are shared out and no copy is wanted (`training.async_save false`), tensor after
+tensor is gathered and written instead, and training waits for the disk.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +18,14 @@ import torch
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
-from aift_ray.engine import checkpoint
+from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.build import Run
+from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.export import write_model
 from aift_ray.engine.storage import Store
+from aift_ray.engine.streaming import Streams, Tensors, can_stream, named_weights, write
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.fsdp import is_sharded
-from aift_ray.parallel.tensors import whole
+from aift_ray.parallel.tensors import is_shared_out, whole
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,42 @@ class Snapshot:
 def snapshot(run: Run) -> Snapshot:
     """The run as it is now; every worker must call this, worker 0's has the tensors."""
     began = time.perf_counter()
-    copy = _HostCopy(run.group.leads)
-    tensors = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict()}
-    held, model = copy(tensors), copy(_kept(run.module.model))
-    return Snapshot(replace(run.state), held, model, time.perf_counter() - began)
+    copy, gather = _copying(run)
+    held = copy(optimizer.saved(run.optimizer))
+    held["state"] = gather(held["state"])
+    model = gather(copy(_kept(run.module.model)))
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
+    return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
+
+
+def streams(run: Run, model: bool = True) -> Streams | None:
+    """The tensors of a run, to be written without a copy; None where a copy is taken.
+
+    Args:
+        model: the weights alone, not the optimizer's tensors.
+    """
+    if not can_stream(run.module.model):
+        return None
+    sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
+    if not model:
+        sets["moments"] = split_moments({"optimizer": optimizer.saved(run.optimizer)})[1]
+    return Streams(sets)
 
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
-    if not is_sharded(run.module):
+    if not is_shared_out(run.module) and run.group.apart == 1:
         return None
-    weights: dict[str, torch.Tensor] = _HostCopy(run.group.leads)(_kept(run.module.model))
+    copy, gather = _copying(run)
+    weights: dict[str, torch.Tensor] = gather(copy(_kept(run.module.model)))
     return weights
+
+
+def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """How tensors get to host memory, and from there to worker 0."""
+    gather = getattr(run.spread, "gathered", None)
+    keeps = run.group.leads if gather is None else run.group.replica == 0
+    return _HostCopy(keeps), gather or (lambda own: own)
 
 
 class Saver:
@@ -84,6 +114,18 @@ class Saver:
         if now or not self._run.config.training.async_save:
             self.wait()
 
+    def save_streamed(self, parts: Streams) -> None:
+        """Save the run as it is, without a copy of it; training waits for the disk.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        began, run = time.perf_counter(), self._run
+        tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+        with parts.ending():
+            self._write(replace(run.state), tensors, None, parts)
+        self.seconds += time.perf_counter() - began
+
     def wait(self) -> None:
         """Wait until the last checkpoint is on the disk.
 
@@ -109,15 +151,28 @@ class Saver:
         self._copier.shutdown()
 
     def _write(
-        self, state: checkpoint.State, tensors: dict[str, Any], model: dict[str, torch.Tensor]
+        self,
+        state: checkpoint.State,
+        tensors: dict[str, Any],
+        model: dict[str, torch.Tensor] | None,
+        parts: Streams | None = None,
     ) -> None:
         run, training = self._run, self._run.config.training
+        streamed = partial(parts.write, "model") if parts else None
 
         def save_model(folder: str) -> None:
-            write_model(folder, run.module.model, run.tokenizer, run.job.stop_ids, state=model)
+            stop_ids = run.job.stop_ids
+            write_model(folder, run.module.model, run.tokenizer, stop_ids, None, model, streamed)
+
+        def save_moments(path: Path, moments: dict[str, torch.Tensor]) -> None:
+            if parts:
+                parts.write("moments", path)
+            else:
+                write(path, moments)
 
         try:
-            folder = checkpoint.save(run.job.checkpoints, state, tensors, save_model)
+            place = run.job.checkpoints
+            folder = checkpoint.save(place, state, tensors, save_model, save_moments)
         except OSError as error:
             text = f"the checkpoint of step {state.step} could not be written: {error}"
             raise TrainingError(text) from error
@@ -167,7 +222,7 @@ class _HostCopy:
             # the same on every worker, which an address in memory need not be
             key: Any = id(value)
         else:
-            key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in self._seen:
             full = whole(value.detach())
             self._seen[key] = full.to("cpu", copy=True) if self._keep else None

@@ -7,7 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
-from aift_ray.engine.saving import Saver, final_weights, snapshot
+from aift_ray.engine.saving import Saver, final_weights, snapshot, streams
 from aift_ray.engine.storage import Store, newest
+from aift_ray.engine.streaming import Streams
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
@@ -162,8 +165,12 @@ class _Session:
         """
         # two copies would be in host memory, were the last one not written by now
         self._together(Saver.wait)
-        taken = snapshot(self.run)
-        self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
+        parts = None if self.run.config.training.async_save else streams(self.run, model=False)
+        if parts:
+            self._streamed(parts, lambda saver: saver.save_streamed(parts))
+        else:
+            taken = snapshot(self.run)
+            self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
         if self.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
         self.report({"step": self.run.state.step, **self.last})
@@ -174,11 +181,18 @@ class _Session:
         if self.saver:
             try:
                 act(self.saver)
-            except TrainingError as error:
+            except (TrainingError, OSError) as error:
                 problem = str(error)
         problem = self.run.group.agree(problem)
         if problem:
             raise TrainingError(problem)
+
+    def _streamed(self, parts: Streams, act: Callable[[Saver], None]) -> None:
+        """What worker 0 writes of the tensors of all; the others give their shares."""
+        if not self.saver:
+            with parts.ending():
+                pass
+        self._together(act)
 
     def finish(self, status: str) -> None:
         """Write the final model and the summary."""
@@ -193,11 +207,10 @@ class _Session:
             if self.exact_match is not None:
                 self._evaluated(run.state.step, None, self.exact_match)
         summary = self._summary(status)
-        weights = None if interrupted else final_weights(run)
+        if not interrupted:
+            self._write_final(run.job.output / "model")
         if self.metrics is None:
             return
-        if not interrupted:
-            self._write_final(run.job.output / "model", weights)
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
@@ -217,12 +230,29 @@ class _Session:
             epoch = round(self.run.plan.epoch(step), 6)
             self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
 
-    def _write_final(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    def _write_final(self, folder: Path) -> None:
+        """Write the final model: tensor by tensor where it is shared out and can be."""
+        run, parts = self.run, streams(self.run)
+        if parts:
+            self._streamed(parts, lambda _: self._write_model(folder, None, parts))
+            return
+        weights = final_weights(run)
+        if self.saver:
+            self._write_model(folder, weights)
+
+    def _write_model(
+        self, folder: Path, weights: dict[str, torch.Tensor] | None, parts: Streams | None = None
+    ) -> None:
         run, scratch = self.run, folder.with_name(".model.partial")
         shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         dtype = run.precision.compute if run.config.method == "full" else None
-        model, stop_ids = run.module.model, run.job.stop_ids
-        write_model(str(scratch), model, run.tokenizer, stop_ids, dtype, weights)
+        streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+        with parts.ending() if parts else nullcontext():
+            model, stop_ids = run.module.model, run.job.stop_ids
+            write_model(
+                str(scratch), model, run.tokenizer, stop_ids, dtype, weights, streamed, final=True
+            )
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 
@@ -251,6 +281,7 @@ class _Session:
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
             "strategy": run.config.parallel.strategy,
+            "strategy_why": run.job.why,
             "method": run.config.trained_as,
             "precision": run.precision.name,
             "world_size": run.group.world,
@@ -263,8 +294,9 @@ class _Session:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on its GPU, else resident in the host."""
+    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        numbers = range(torch.cuda.device_count())
+        return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

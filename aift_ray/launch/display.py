@@ -17,6 +17,7 @@ from aift_ray.data.cache import Counts
 from aift_ray.engine.metrics import PROGRESS
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.launch.prepare import Preparation
+from aift_ray.planning.layout import HOST
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
@@ -36,7 +37,6 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
     config, plan = run.job.config, run.plan
     least, most = workers
-    training = config.training
     kind = "GPU" if gpu else "CPU"
     number = str(most) if least == most else f"{least} to {most}"
     rows = [
@@ -54,17 +54,29 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
-        ("step", f"{plan.global_batch} {unit}, {training.batch_size} a micro-step and worker"),
+        ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("packing", _packing(run)),
     ]
+    rows += [("strategy", line) for line in run.job.why]
     if run.memory:
-        parts = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in vars(run.memory).items())
-        rows.append(("memory a worker", f"{run.memory.total / 2**30:.2f} GiB (computed: {parts})"))
+        need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
+        rows.append(("memory a worker", need))
+    if run.job.layout:
+        rows.append(("layout", laid_out(run.job.layout, config.parallel.strategy)))
     rows.append(("output", str(run.job.output)))
     table("plan", rows)
     for warning in run.warnings:
         console.print(f"note: {warning}", style="yellow", markup=False)
+
+
+def laid_out(layout: dict[str, int], strategy: str) -> str:
+    """How many blocks lie on each device or stage."""
+    # what is no block: embeddings, last norm, output layer
+    numbers = list(layout.values())[1:-2]
+    kind = "stage" if strategy == "pipeline" else "GPU"
+    places = {n: "the host" if n == HOST else f"{kind} {n}" for n in numbers}
+    return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
 
 
 def _packing(run: Preparation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -19,8 +20,9 @@ from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import fitting
 from aift_ray.models import folders
-from aift_ray.planning.memory import Memory, Shape, memory
+from aift_ray.planning.memory import Memory, Shape
 
 
 @dataclass
@@ -72,19 +74,15 @@ def prepare(
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-    if config.parallel.shares and workers < 2:
-        what = f"{config.parallel.strategy} shares the model out over workers, and there is one"
-        remedy = "give --num-workers 2 or more, or use --strategy ddp"
-        raise ConfigError([Problem("parallel.strategy", what, remedy)])
     location = folders.resolve(config.model)
-    tokenizer = folders.load_tokenizer(location)
     model_config = folders.load_config(location)
+    _spread(config, model_config, workers, gpu)
+    tokenizer = folders.load_tokenizer(location)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = _sequence_length(config, limit)
     # config.yaml must say what was run
     config.data.sequence_length = length
-    if config.method != "full" and config.lora.target_modules:
-        _check_targets(location, config)
+    whole = _whole_parameters(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
@@ -92,11 +90,16 @@ def prepare(
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     training = config.training
-    batch = training.batch_size * training.gradient_accumulation_steps * workers
+    replicas = workers // config.parallel.apart
+    batch = training.batch_size * training.gradient_accumulation_steps * replicas
     if resume:
         batch = _resumed_state(config, resume).global_batch
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    sizes = _sizes(config, model_config.to_dict(), plan, gpu, workers)
+    numbers = model_config.get_text_config().to_dict()
+    need = fitting.needs(config, numbers, _longest(plan), workers, gpu, whole)
+    why = fitting.settle(config, need, workers, gpu)
+    sizes = _sizes(config, numbers, whole)
+    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     job = Job(
         config=config,
         location=location,
@@ -106,8 +109,10 @@ def prepare(
         chat_template=tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
-        memory=sizes[0],
+        memory=fitting.own(config, need),
         resume=resume,
+        why=why,
+        layout=_layout(config, location, plan, longest, gpu),
     )
     result = Preparation(
         job,
@@ -116,6 +121,7 @@ def prepare(
         plan,
         total_steps(config, plan),
         len(evaluation) or len(own),
+        job.memory,
         *sizes,
     )
     result.warnings = _warnings(config, result)
@@ -129,19 +135,73 @@ def tokenizing(config: DataConfig) -> cache.Encode:
     return encode_on_cluster if config.prepare == "ray" else cache.encode_here
 
 
-def _check_targets(location: str, config: RunConfig) -> None:
-    from aift_ray.models.adapters import check_targets
+def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
+    """Settle how the model is spread over the workers; a ConfigError where it can't be."""
+    parallel, (least, most) = config.parallel, config.worker_range(workers)
+    if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
+        # config.yaml must say what was run
+        parallel.tensor_parallel_size = workers
+    # a group that torchrun has made is of one size
+    problems = parallel.misfits(least if most == workers else workers, workers)
+    if parallel.offload and not gpu:
+        what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
+        problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if parallel.strategy == "tensor" and not problems:
+        from aift_ray.parallel.tensor import unfit
+
+        targets = config.lora.target_modules if config.method != "full" else None
+        numbers = model_config.to_dict()
+        quantized = config.base_bits is not None
+        problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _layout(
+    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+) -> dict[str, int] | None:
+    if config.parallel.strategy not in ("pipeline", "model_parallel"):
+        return None
+    # needs the modelling code
+    from aift_ray.launch.layout import decide
+
+    return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
+
+
+def _whole_parameters(location: str, config: RunConfig) -> int:
+    """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
+    if config.method == "full" or not (config.lora.target_modules or config.lora.modules_to_save):
+        return 0
+    from aift_ray.models.adapters import check_targets, whole_parameters
     from aift_ray.models.loading import skeleton
 
-    check_targets(skeleton(location), config.lora)
+    model = skeleton(location)
+    check_targets(model, config.lora, config.base_bits is not None)
+    return whole_parameters(model, config.lora)
 
 
 def _resumed_state(config: RunConfig, folder: Path) -> State:
+    field, remedy = f"resume {folder}", "give the --method it was made with"
     adapter = (folder / "adapter_config.json").is_file()
     if adapter != (config.method != "full"):
         what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
-        raise ConfigError([Problem(f"resume {folder}", what, "give the --method it was made with")])
-    return read_state(folder)
+        raise ConfigError([Problem(field, what, remedy)])
+    state = read_state(folder)
+    if state.trained_as not in ("", config.trained_with):
+        # its adapters have learned to make up for the rounding of another base model
+        what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
+        raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
+    pissa = adapter and _starts_from_pissa(folder)
+    if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
+        what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
+        remedy = "give the --lora.init_lora_weights it was made with"
+        raise ConfigError([Problem(field, what, remedy)])
+    return state
+
+
+def _starts_from_pissa(adapter: Path) -> bool:
+    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(saved.get("init_lora_weights")).startswith("pissa")
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:
@@ -154,31 +214,22 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(
-    config: RunConfig, numbers: dict[str, Any], plan: BatchPlan, gpu: bool, workers: int
-) -> tuple[Memory | None, int, int, int]:
-    try:
-        shape = Shape.of(numbers.get("text_config") or numbers)
-    except KeyError:
-        return None, 0, 0, 0
+def _longest(plan: BatchPlan) -> int:
+    """Tokens of the longest micro-batch."""
     longest = sorted((int(plan.lengths[u].sum()) for u in plan.units), reverse=True)
-    tokens = sum(longest[: plan.batch_size])
+    return sum(longest[: plan.batch_size])
+
+
+def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int, int, int]:
+    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
+    try:
+        shape = Shape.of(numbers)
+    except KeyError:
+        return 0, 0, 0
     full = config.method == "full"
-    narrow = gpu if config.training.precision == "auto" else config.training.precision != "fp32"
-    need = memory(
-        shape,
-        config.method,
-        config.lora.r,
-        tokens,
-        2 if narrow else 4,
-        config.training.gradient_checkpointing,
-        config.base_bits,
-        config.parallel.strategy,
-        workers,
-    )
-    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r)
+    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
     # trained weights and two moments in fp32
-    return need, shape.parameters, trained, trained * 12
+    return shape.parameters, trained, trained * 12
 
 
 def process_start() -> float:

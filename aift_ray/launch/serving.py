@@ -19,6 +19,7 @@ from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.launch import display, workers
+from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.serving import keys, opening
 
 NAME = "aift-ray"
@@ -43,15 +44,23 @@ class Server:
         torch.set_num_threads(threads)
         self._keys = keys.Keys(Path(key_file)) if key_file else None
         self._checked = opening.check(config, bool(ray.get_gpu_ids()))
+        self._fleet = Replicas()
         self._service: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
         from aift_ray.serving.application import build
 
-        return build(lambda: self._service, self._keys, self._open)
+        folder = self._checked.config.serving.adapter_folder
+        return build(lambda: self._service, self._fleet, folder, self._keys, self._open)
 
     async def _open(self) -> None:
-        self._service = await opening.start(self._checked)
+        folders = await self._fleet.folders()
+        replica = serve.get_replica_context().replica_tag
+        self._service = await opening.start(self._checked, folders, replica)
+
+    async def perform(self, method: str, *args: Any) -> Any:
+        """What a method of the Service answers; other replicas ask."""
+        return await getattr(self._service, method)(*args)
 
     async def check_health(self) -> None:
         """Raises where the engine is dead, so that Serve starts another replica."""
@@ -108,6 +117,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         max_ongoing_requests=serving.slots + 4 * serving.max_queue + 100,
         graceful_shutdown_timeout_s=serving.drain_timeout_s,
         health_check_period_s=5,
+        deployment_actors=[shelf(config.adapter_folders())],
         ray_actor_options={
             "num_cpus": cpus,
             "num_gpus": gpus,

@@ -166,8 +166,9 @@ def _concurrent(
     gpu, fitting = devices > 0, trials
     for one in configs:
         least, most = one.worker_range(devices)
-        workers.check_resources(one.ray, least, gpu, resources)
-        for name, amount in workers.asked(one.ray, gpu).items():
+        gpus = gpu * one.parallel.gpus_a_worker
+        workers.check_resources(one.ray, least, gpus, resources)
+        for name, amount in workers.asked(one.ray, gpus).items():
             if amount:
                 fitting = min(fitting, int(resources[name] // (amount * most)))
     wanted = config.tune.max_concurrent or fitting

@@ -53,7 +53,8 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         resources = joined or stack.enter_context(workers.cluster())
-        workers.check_resources(config.ray, group[0], gpus > 0, resources)
+        each = config.parallel.gpus_a_worker if gpus else 0
+        workers.check_resources(config.ray, group[0], each, resources)
         go = partial(workers.train, prepared.job, group, gpus > 0)
         return _train(config, folder, prepared, go)
 
@@ -76,7 +77,8 @@ def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
             trained.append(work(prepared.job, Group(0, 1, device)))
 
     _train(config, folder, prepared, go)
-    return trained[0].module.model
+    model: torch.nn.Module = trained[0].module.model
+    return model
 
 
 @contextmanager
@@ -169,7 +171,8 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     prepared = _prepared(config, folder, group, gpus > 0, resume)
     local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus())}
     if "RAY_ADDRESS" not in os.environ:
-        workers.check_resources(config.ray, group[0], gpus > 0, local)
+        each = config.parallel.gpus_a_worker if gpus else 0
+        workers.check_resources(config.ray, group[0], each, local)
     display.show_preview(prepared)
     display.console.print("configuration:", style="bold")
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -90,22 +90,25 @@ def _connect(address: str | None) -> None:
         raise ConfigError([problem]) from error
 
 
-def asked(config: RayConfig, gpu: bool) -> dict[str, float]:
-    """What one worker asks of the cluster, {resource: amount}."""
+def asked(config: RayConfig, gpus: int) -> dict[str, float]:
+    """What one worker, on `gpus` GPUs, asks of the cluster, {resource: amount}."""
     resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
-    return resources | {"GPU": 1.0} if gpu else resources
+    return resources | {"GPU": float(gpus)} if gpus else resources
 
 
 def check_resources(
-    config: RayConfig, workers: int, gpu: bool, resources: dict[str, float]
+    config: RayConfig, workers: int, gpus: int, resources: dict[str, float]
 ) -> None:
     """Refuse what the cluster can never give.
+
+    Args:
+        gpus: of each worker.
 
     Raises:
         ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
     """
     problems = []
-    for name, amount in asked(config, gpu).items():
+    for name, amount in asked(config, gpus).items():
         needed, there = amount * workers, resources.get(name, 0.0)
         if needed > there:
             what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
@@ -156,7 +159,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
-            resources_per_worker=asked(config, gpu),
+            resources_per_worker=asked(config, gpu * job.config.parallel.gpus_a_worker),
             elastic_resize_monitor_interval_s=config.resize_seconds,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.initial_adapters import (
+    ITERATIONS,
+    keep_start,
+    start_from_what_was_lost,
+)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
@@ -23,33 +29,91 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
-def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PeftModel:
+def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> PeftModel:
     """Put fresh adapters on `model`; its own weights are frozen.
+
+    Args:
+        location: the folder that `model` was loaded from; LoftQ reads it once more.
 
     Raises:
         ConfigError: a target module that the model does not have.
     """
     check_targets(model, config)
-    targets = config.target_modules or linear_layers(model)
-    return _trained_in_fp32(get_peft_model(model, _peft_config(config, targets)))
+    whole = config.modules_to_save or []
+    targets = config.target_modules or [n for n in linear_layers(model) if n not in whole]
+    tied = _ties(model, whole)
+    adapted: PeftModel = get_peft_model(model, _peft_config(config, targets, tied))
+    if config.init_lora_weights == "pissa":
+        keep_start(adapted)
+    if config.init_lora_weights == "loftq":
+        start_from_what_was_lost(adapted, location)
+    return _trained_in_fp32(adapted)
 
 
-def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
-    """Refuse target modules that `model` does not have, with a ConfigError."""
-    names = [name for name, _ in model.named_modules()]
-    missing = [
-        target
-        for target in config.target_modules or []
-        if not any(name == target or name.endswith(f".{target}") for name in names)
+def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = False) -> None:
+    """Refuse names of layers that `model` does not have, or that can't be trained.
+
+    Args:
+        quantized: the linear layers of the blocks are, or are going to be.
+
+    Raises:
+        ConfigError: with every such name.
+    """
+    linear, names = linear_layers(model), [name for name, _ in model.named_modules()]
+    whole = config.modules_to_save or []
+    asked = {"lora.target_modules": config.target_modules or [], "lora.modules_to_save": whole}
+    problems = [
+        Problem(field, f"no layer is called '{one}'", f"the model has {', '.join(known)}")
+        for field, known in zip(asked, (linear, _trainable_whole(model)), strict=True)
+        for one in asked[field]
+        if not any(name == one or name.endswith(f".{one}") for name in names)
     ]
-    if missing:
-        has = f"the model has {', '.join(linear_layers(model))}"
-        raise ConfigError(
-            [Problem("lora.target_modules", f"no layer is called '{m}'", has) for m in missing]
-        )
+    if quantized:
+        what = "'{}' is held in 4 or 8 bits, which can't be trained as a whole"
+        held = [one for one in whole if one in linear]
+        problems += [Problem("lora.modules_to_save", what.format(one)) for one in held]
+    if problems:
+        raise ConfigError(problems)
 
 
-def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
+def _trainable_whole(model: PreTrainedModel) -> list[str]:
+    """Last names of all layers with weights of their own, sorted."""
+    own = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
+    return sorted({name.rsplit(".", 1)[-1] for name in own})
+
+
+def whole_parameters(model: PreTrainedModel, config: LoRAConfig) -> int:
+    """Number of weights trained as a whole beside the adapters."""
+    whole = tuple(config.modules_to_save or ())
+    modules = (module for name, module in model.named_modules() if whole and name.endswith(whole))
+    # a layer within a layer, or two that share a weight, count once
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+
+
+def _ties(model: PreTrainedModel, whole: list[str]) -> bool:
+    """Whether embeddings and output layer are one, and are trained as a whole."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        return False
+    ends = [n for n, m in model.named_modules() if m is head or m is table]
+    return any(name.endswith(one) for name in ends for one in whole)
+
+
+def ready_to_answer(model: torch.nn.Module) -> None:
+    """Put layers that were trained as a whole into the base's dtype, as reloading does.
+
+    Without autocast, layers in fp32 and others in 16 bits don't go together.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            frozen = list(module.original_module.parameters())
+            for copy in module.modules_to_save.values():
+                for own, other in zip(copy.parameters(), frozen, strict=True):
+                    own.data = own.data.to(other.dtype)
+
+
+def _peft_config(config: LoRAConfig, targets: list[str], tied: bool) -> Any:
+    pissa = config.init_lora_weights == "pissa"
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
@@ -57,7 +121,24 @@ def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:
         lora_dropout=config.lora_dropout,
         bias=config.bias,
         task_type=config.task_type,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
+        modules_to_save=config.modules_to_save,
+        ensure_weight_tying=tied,
     )
+
+
+def continue_adapters(
+    model: PreTrainedModel, config: LoRAConfig, location: str, folder: str
+) -> PeftModel:
+    """Put the adapters of a checkpoint on the base of `location`, to be trained further."""
+    if config.init_lora_weights != "pissa":
+        return reload_adapters(model, folder)
+    # the base must lose again what the adapters have taken from it
+    adapted = add_adapters(model, config, location)
+    set_peft_model_state_dict(adapted, load_peft_weights(folder, "cpu"))
+    return adapted
 
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:

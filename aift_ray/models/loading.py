@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import explained, load_config
+from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
 from aift_ray.planning.memory import Shape
 
@@ -22,17 +24,21 @@ def skeleton(location: str) -> PreTrainedModel:
 
 def load_model(
     location: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     attention: str | None,
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
+    only: Collection[str] | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
     Args:
+        dtype: of its weights; None: as they are stored, which reads none of them from the disk
+            before it is used.
         attention: its name; None: the architecture's default.
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
+        only: names of the pieces to load, stand-ins for the others; None: all.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
@@ -47,11 +53,14 @@ def load_model(
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
         options["quantization_config"] = quantization.config()
+    made: Any = AutoModelForCausalLM
+    if only is not None:
+        made = part_class(type(skeleton(location)), only)
     with explained(location):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = made.from_pretrained(
             location,
             config=config,
-            dtype=dtype,
+            dtype=dtype or "auto",
             trust_remote_code=False,
             attn_implementation=attention,
             use_safetensors=True,

@@ -16,6 +16,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = {4: "Linear4bit", 8: "Linear8bitLt"}
 # what bitsandbytes' kernel for AVX512-BF16 asks of a weight (rows, columns)
 _ROWS, _COLUMNS = 32, 64
+# weights that share a scale, of 4 bits
+BLOCK = 64
 # where a layer keeps its scales as they were before it was repacked
 _KEPT = "scales_before_repacking"
 
@@ -100,11 +102,15 @@ class Quantization:
         return problems
 
 
+def is_held_in(layer: torch.nn.Module, bits: int) -> bool:
+    """Whether a layer is held in `bits` bits."""
+    # PEFT's wrapper of such a layer bears the same name
+    return type(layer).__name__ == _LINEAR[bits] and not hasattr(layer, "base_layer")
+
+
 def layers(model: torch.nn.Module, bits: int) -> list[torch.nn.Module]:
     """The layers of `model` that are held in `bits` bits."""
-    # PEFT's wrapper of such a layer bears the same name
-    named = (m for m in model.modules() if type(m).__name__ == _LINEAR[bits])
-    return [m for m in named if not hasattr(m, "base_layer")]
+    return [m for m in model.modules() if is_held_in(m, bits)]
 
 
 def stored_bits(config: Any) -> int | None:
@@ -150,6 +156,50 @@ def settle(model: PreTrainedModel, location: str, bits: int, repack: bool = Fals
             layer.register_state_dict_pre_hook(_restore)
         elif hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.__dict__["support_avx512bf16_for_cpu"] = False
+
+
+def cut_4bit(layer: Any, dim: int, mine: slice) -> None:
+    """Leave of a layer in 4 bits the rows (`dim` 0) or columns (1) `mine`, with their scales.
+
+    The scales are no longer quantized themselves: 256 of them, which share one, may lie apart.
+    Both widths must be multiples of `BLOCK`.
+    """
+    import bitsandbytes.functional
+    from bitsandbytes.nn.modules import Params4bit
+
+    functional: Any = bitsandbytes.functional
+    state = layer.weight.quant_state
+    rows, columns = state.shape
+    scales = state.absmax
+    if state.nested:
+        scales = functional.dequantize_blockwise(scales, state.state2) + state.offset
+    # two weights a byte, row after row
+    packed = layer.weight.data.view(rows, columns // 2)
+    scales = scales.view(rows, columns // BLOCK)
+    if dim == 0:
+        packed, scales = packed[mine], scales[mine]
+    else:
+        packed = packed[:, mine.start // 2 : mine.stop // 2]
+        scales = scales[:, mine.start // BLOCK : mine.stop // BLOCK]
+    share = functional.QuantState(
+        absmax=scales.flatten().clone(),
+        shape=torch.Size([packed.shape[0], packed.shape[1] * 2]),
+        code=state.code,
+        blocksize=state.blocksize,
+        quant_type=state.quant_type,
+        dtype=state.dtype,
+    )
+    layer.weight = Params4bit(
+        packed.reshape(-1, 1).clone(),
+        requires_grad=False,
+        quant_state=share,
+        blocksize=state.blocksize,
+        compress_statistics=False,
+        quant_type=state.quant_type,
+        bnb_quantized=True,
+        module=layer,
+    )
+    layer.quant_state = share
 
 
 def unpack(model: torch.nn.Module) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import (
 
 from aift_ray.models.adapters import decoder_blocks
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.tensors import widened
 
 
 def wrap(
@@ -30,6 +32,7 @@ def wrap(
     compute: torch.dtype,
     keep_weights: bool = False,
     keep_gradients: bool = False,
+    offload: bool = False,
 ) -> torch.nn.Module:
     """`module`, its weights shared out over the group; itself where it is alone.
 
@@ -41,9 +44,11 @@ def wrap(
         keep_weights: blocks stay gathered from the forward to the backward pass (ZeRO 2).
         keep_gradients: whole gradients are kept until the last micro-step, and weights stay
             gathered until then (ZeRO 1).
+        offload: shares of weights, gradients and optimizer state lie in host memory, and the
+            optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
     """
     if group.world == 1:
-        return module.to(group.device)
+        return widened(module).to(group.device)
     mesh = init_device_mesh(group.device.type, (group.world,))
     narrow = None if compute is torch.float32 else compute
     policy = MixedPrecisionPolicy(
@@ -51,14 +56,21 @@ def wrap(
     )
     model = module.model
     assert isinstance(model, torch.nn.Module)
+    share = partial(fully_shard, mesh=mesh, mp_policy=policy)
+    if offload:
+        share = partial(share, offload_policy=CPUOffloadPolicy())
     for block in decoder_blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_weights)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+        share(widened(block), reshard_after_forward=not keep_weights)
+    share(widened(module))
     register_fsdp_forward_method(module, "generate")
     if keep_gradients:
         # DDP's name for it, by which the loop asks
         module.no_sync = partial(_kept, module)  # type: ignore[assignment, arg-type]
-    return module.to(group.device)
+    if not offload:
+        return module.to(group.device)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(group.device)
+    return module
 
 
 @contextmanager
@@ -71,8 +83,3 @@ def _kept(module: FSDPModule) -> Iterator[None]:
     finally:
         module.set_requires_gradient_sync(True)
         module.set_reshard_after_backward(True)
-
-
-def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether the weights of `module` are shared out, so that a forward needs all workers."""
-    return isinstance(module, FSDPModule)

@@ -14,11 +14,17 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Group:
-    """Rank, number of workers and device of this process."""
+    """Rank, number of workers and device of this process.
+
+    Attributes:
+        apart: workers, one after the other by rank, that hold one model together; each such set
+            is a replica, whose workers see the same rows.
+    """
 
     rank: int
     world: int
     device: torch.device
+    apart: int = 1
 
     @classmethod
     def alone(cls) -> Group:
@@ -29,6 +35,30 @@ class Group:
     def leads(self) -> bool:
         """Whether this worker writes files and talks."""
         return self.rank == 0
+
+    @property
+    def replica(self) -> int:
+        """The number of this worker's replica of the model."""
+        return self.rank // self.apart
+
+    @property
+    def place(self) -> int:
+        """The number of this worker in its replica."""
+        return self.rank % self.apart
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the model: shares in which rows are dealt out."""
+        return self.world // self.apart
+
+    @property
+    def counts(self) -> bool:
+        """Whether this worker counts for its replica: the last, which has a pipeline's loss."""
+        return self.place == self.apart - 1
+
+    def total(self, *values: float) -> list[float]:
+        """The sum over all replicas of values that the worker of each that counts has."""
+        return self.sum(*[value if self.counts else 0.0 for value in values])
 
     def sum(self, *values: float) -> list[float]:
         """The sum of each value over all workers, in double precision."""

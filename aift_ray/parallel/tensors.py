@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_
+
+# bytes of gradients sent at once
+_BUCKET = 2**26
+
+
+def is_shared_out(module: torch.nn.Module) -> bool:
+    """Whether weights of `module` are shared out, so that a forward needs other workers."""
+    return any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+def widened(module: torch.nn.Module) -> torch.nn.Module:
+    """`module` with its trained weights in fp32, in place; those shared out already are so."""
+    for weight in module.parameters():
+        if weight.requires_grad and not isinstance(weight, DTensor):
+            weight.data = weight.data.float()
+    return module
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
     if not isinstance(tensor, DTensor):
         return tensor
-    full: torch.Tensor = tensor.full_tensor()
+    # shares that lie in host memory are gathered by the devices
+    gathered: Any = tensor.to(tensor.device_mesh.device_type)
+    full: torch.Tensor = gathered.full_tensor()
     return full
 
 
@@ -28,28 +47,62 @@ def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     share: torch.Tensor = distribute_tensor(
         tensor.to(mesh.device_type), mesh, pattern.placements, src_data_rank=None
     )
-    return share
+    return share.to(pattern.device)
 
 
-def clip_gradients(parameters: Iterable[torch.Tensor], limit: float) -> float:
+def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, in double precision.
+
+    torch's own refuses a mixture of shared and ordinary gradients, and sums in fp32: of a large
+    matrix the sum then depends, in the fifth digit, on how it is shared out.
+    """
+    alike = _alike(parameters)
+    squares = [_square([p.grad for p in group], how) for (how, _), group in alike.items()]
+    # one after the other where they lie on several devices
+    return sum((s.to(squares[0].device) for s in squares), torch.zeros(())).sqrt()
+
+
+def clip_gradients(
+    parameters: Iterable[torch.Tensor],
+    limit: float,
+    norm_of: Callable[[Iterable[torch.Tensor]], torch.Tensor] = gradient_norm,
+) -> float:
     """Scale all gradients down to the norm `limit`, 0 for none; their norm before that.
 
-    torch's own norm refuses a mixture of shared and ordinary gradients, and sums in fp32: of a
-    large matrix the sum then depends, in the fifth digit, on how it is shared out.
+    Args:
+        norm_of: the norm, where this process holds a part of the weights alone.
     """
-    alike: dict[Any, list[torch.Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            alike.setdefault(_spread(parameter.grad), []).append(parameter)
-    squares = [_square([p.grad for p in group], how) for how, group in alike.items()]
-    norm = torch.stack(squares).sum().sqrt()
-    for group in alike.values():
+    parameters = list(parameters)
+    norm = norm_of(parameters)
+    for group in _alike(parameters).values():
         clip_grads_with_norm_(group, limit or math.inf, norm)
     return float(norm)
 
 
-def _spread(tensor: torch.Tensor) -> Any:
-    return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+def sum_gradients(parameters: Iterable[torch.Tensor], group: dist.ProcessGroup | None) -> None:
+    """Sum each gradient over the workers of `group`, many in one message."""
+    for alike in _alike(parameters).values():
+        bucket: list[torch.Tensor] = []
+        for number, parameter in enumerate(alike, 1):
+            assert parameter.grad is not None
+            bucket.append(parameter.grad)
+            if number == len(alike) or sum(g.nbytes for g in bucket) >= _BUCKET:
+                flat = torch.cat([g.flatten() for g in bucket])
+                dist.all_reduce(flat, group=group)
+                for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    grad.copy_(part.view_as(grad))
+                bucket = []
+
+
+def _alike(parameters: Iterable[torch.Tensor]) -> dict[Any, list[torch.Tensor]]:
+    """Parameters with gradients, by how and where these lie."""
+    found: dict[Any, list[torch.Tensor]] = {}
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None:
+            how = (grad.device_mesh, grad.placements) if isinstance(grad, DTensor) else None
+            found.setdefault((how, grad.device), []).append(parameter)
+    return found
 
 
 def _square(gradients: list[Any], how: Any) -> torch.Tensor:
@@ -60,5 +113,6 @@ def _square(gradients: list[Any], how: Any) -> torch.Tensor:
     if how is None:
         return square
     mesh, placements = how
+    square = square.to(mesh.device_type)
     parts = [Partial() if placement.is_shard() else placement for placement in placements]
     return whole(DTensor.from_local(square, mesh, parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aift_ray.config import RunConfig
@@ -14,6 +14,15 @@ _FLOAT32 = 4
 _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 # bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
 _HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
+# where matrices are split, the scales of 4 bits are in fp32
+_SPLIT_BITS = 4 + 32 / 64
+# bytes of a position's logits by token of the vocabulary
+LOGIT_BYTES = _FLOAT32 * _LOGIT_COPIES
+
+
+def held_bytes(weights: int, width: int, bits: int | None) -> int:
+    """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
+    return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,22 @@ class Shape:
         )
 
     @property
-    def linear_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of each linear layer of one block."""
+    def column_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the linear layers of a block whose outputs are heads or channels."""
         query, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         attention = [(self.hidden, query), (self.hidden, kv), (self.hidden, kv)]
-        feed_forward = [(self.hidden, self.feed_forward)] * 2 + [(self.feed_forward, self.hidden)]
-        return [*attention, (query, self.hidden), *feed_forward * self.experts]
+        return attention + [(self.hidden, self.feed_forward)] * 2 * self.experts
+
+    @property
+    def row_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of those whose inputs are heads or channels."""
+        down = [(self.feed_forward, self.hidden)] * self.experts
+        return [(self.heads * self.head_size, self.hidden), *down]
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of each linear layer of one block."""
+        return self.column_shapes + self.row_shapes
 
     @property
     def parameters(self) -> int:
@@ -84,26 +103,55 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker by part, computed for data parallel training with AdamW."""
+    """Bytes of one worker by part, computed for training with AdamW.
+
+    Attributes:
+        gathered: weights of other workers, while they are used.
+        host: held in host memory instead of the device.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     logits: int
+    gathered: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """Sum of the parts; the device's own overhead comes on top."""
-        return sum(vars(self).values())
+        """Sum of the parts on the device; the device's own overhead comes on top."""
+        return int(sum(vars(self).values())) - self.host
 
     @property
     def parts(self) -> str:
         """The parts in words."""
-        return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in vars(self).items())
+        sizes = {name: size for name, size in vars(self).items() if size or name == "weights"}
+        return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in sizes.items())
 
 
-def memory(
+@dataclass(frozen=True)
+class _Part:
+    """What of a model lies on one device: all of it, or a stage.
+
+    Attributes:
+        tables: embeddings and output layer, 0 to 2.
+        last: whether the logits are made here.
+        in_flight: micro-batches whose activations are kept at once.
+    """
+
+    blocks: int
+    tables: int
+    last: bool = True
+    in_flight: int = 1
+
+
+def memory(shape: Shape, *run: Any, **more: Any) -> Memory:
+    """Memory of the worker, or device, that needs the most; arguments as of `memories`."""
+    return max(memories(shape, *run, **more), key=lambda need: need.total)
+
+
+def memories(
     shape: Shape,
     method: str,
     rank: int,
@@ -113,8 +161,11 @@ def memory(
     base_bits: int | None = None,
     strategy: str = "ddp",
     workers: int = 1,
-) -> Memory:
-    """Memory of a worker whose micro-batch holds `tokens` tokens.
+    whole: int = 0,
+    apart: int = 1,
+    offload: bool = False,
+) -> list[Memory]:
+    """Memory of a worker whose micro-batch holds `tokens` tokens; of each stage, where there are.
 
     Args:
         rank: LoRA rank; unused for method full.
@@ -123,34 +174,106 @@ def memory(
         checkpointing: whether activations are recomputed block by block.
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
         strategy, workers: what is shared out over how many.
+        whole: weights trained as a whole beside the adapters, a copy of those of the base.
+        apart: stages of a pipeline, devices of a model laid out over several, or workers that
+            split each matrix.
+        offload: shares of weights, gradients and optimizer state lie in host memory.
     """
+    everything = _Part(shape.layers, 1 if shape.tied else 2)
+    staged = strategy in ("pipeline", "model_parallel")
+    parts = _stages(shape, apart, strategy) if staged else [everything]
+    split = apart if strategy == "tensor" else 1
+    shares = workers if strategy in ("fsdp", "zero1", "zero2", "zero3") else 1
     full = method == "full"
-    trained = shape.parameters if full else shape.adapter_parameters(rank)
-    frozen = 0 if full else shape.parameters * frozen_bytes
-    working = 0
-    width = frozen_bytes if not full else 2
-    bits = _HELD_BITS[base_bits] if base_bits else width * 8
-    if base_bits:
-        held = shape.linear_parameters
-        frozen += round(held * bits / 8) - held * frozen_bytes
-        # one layer at a time is brought back to the width of the computation
-        working = max(a * b for a, b in shape.linear_shapes) * frozen_bytes
-    block = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward)
-    kept = shape.layers * tokens * width * shape.hidden
-    weights, gradients = frozen + trained * _FLOAT32, trained * _FLOAT32
-    shares = 1 if strategy == "ddp" else workers
-    if shares > 1:
-        # gathered besides: all blocks, or two of them, the one in use and the next
-        blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / shape.layers)
-        loose = (shape.parameters - shape.linear_parameters) * width
-        weights = weights // shares + round(blocks * shape.linear_parameters * bits / 8) + loose
-    return Memory(
-        weights=weights,
-        gradients=gradients if strategy == "zero1" else gradients // shares,
-        optimizer=trained * 2 * _FLOAT32 // shares,
-        activations=working + (kept + block if checkpointing else shape.layers * block),
-        logits=min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES,
-    )
+    found = []
+    for part in parts:
+        linear, loose, adapters = _counts(shape, part, rank, split)
+        trained = linear + loose if full else adapters + (whole if part.last else 0)
+        held = _HELD_BITS[base_bits] / 8 if base_bits else frozen_bytes
+        if base_bits == 4 and split > 1:
+            held = _SPLIT_BITS / 8
+        frozen = 0 if full else round(linear * held) + loose * frozen_bytes
+        need = Memory(
+            weights=frozen + trained * _FLOAT32,
+            gradients=trained * _FLOAT32,
+            optimizer=trained * 2 * _FLOAT32,
+            activations=_activations(shape, part, tokens, frozen_bytes, checkpointing, split)
+            # one layer at a time is brought back to the width of the computation
+            + (max(a * b for a, b in shape.linear_shapes) * frozen_bytes if base_bits else 0),
+            logits=_logits(shape, tokens) if part.last else 0,
+        )
+        gathered = held if base_bits else frozen_bytes
+        sizes = linear * gathered, loose * frozen_bytes
+        found.append(_shared_out(need, strategy, shares, shape.layers, sizes, full, offload))
+    return found
+
+
+def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
+    """Weights of the linear layers, of all else, and of adapters."""
+    linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
+    norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
+    loose = norms + part.tables * shape.vocabulary * shape.hidden // split
+    # of an adapter, the half at the cut is split with its layer
+    columns = sum(a + b // split for a, b in shape.column_shapes)
+    rows = sum(a // split + b for a, b in shape.row_shapes)
+    return linear, loose, part.blocks * rank * (columns + rows)
+
+
+def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
+    """Blocks dealt out evenly; of a pipeline (1F1B), earlier stages keep more micro-batches."""
+    stages = []
+    for stage in range(number):
+        first, last = stage == 0, stage == number - 1
+        blocks = shape.layers * (stage + 1) // number - shape.layers * stage // number
+        tables = 1 if first and last and shape.tied else first + last
+        in_flight = number - stage if strategy == "pipeline" else 1
+        stages.append(_Part(blocks, tables, last, in_flight))
+    return stages
+
+
+def _activations(
+    shape: Shape, part: _Part, tokens: int, width: int, checkpointing: bool, split: int
+) -> int:
+    # where matrices are split, so are the positions in between; two gathered copies come on top
+    inside = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward) // split
+    block = inside + (tokens * width * 2 * shape.hidden if split > 1 else 0)
+    if not checkpointing:
+        return part.in_flight * part.blocks * block
+    return part.in_flight * part.blocks * tokens * width * shape.hidden // split + block
+
+
+def _logits(shape: Shape, tokens: int) -> int:
+    return min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES
+
+
+def _shared_out(
+    need: Memory,
+    strategy: str,
+    shares: int,
+    layers: int,
+    sizes: tuple[float, int],
+    full: bool,
+    offload: bool,
+) -> Memory:
+    """The need of one of `shares` workers who share a model out.
+
+    Args:
+        sizes: bytes of all blocks, and of all else, as they are gathered.
+    """
+    if shares == 1:
+        return need
+    # gathered besides: all blocks, or two of them, the one in use and the next
+    blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / layers)
+    gathered = round(blocks * sizes[0]) + sizes[1]
+    gradients = need.gradients if strategy == "zero1" else need.gradients // shares
+    weights, optimizer = need.weights // shares, need.optimizer // shares
+    need = replace(need, gathered=gathered)
+    if not offload:
+        return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
+    # a block's gradient, and that of all else, before they are reduced and moved
+    moving = round(sizes[0] / layers + sizes[1]) if full else gradients
+    host = weights + gradients + optimizer
+    return replace(need, weights=0, gradients=moving, optimizer=0, host=host)
 
 
 def remedy(config: RunConfig) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from itertools import count, zip_longest
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -17,77 +19,76 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folders import load_tokenizer
-from aift_ray.serving.requests import BASE
+from aift_ray.serving.mixed import Mixed, Pair
 
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 MERGE = "merge it into its base (aift-ray quantize --adapter) and serve the merged folder"
 
 
 class Adapters:
-    """The adapters on one base model.
-
-    Attributes:
-        model: what is run: the base itself until the first adapter comes.
-    """
+    """The adapters on one base model, by the names under which they were loaded."""
 
     def __init__(self, base: PreTrainedModel) -> None:
-        self.model: Any = base
         self._base = base
-        self._names: dict[str, str] = {BASE: BASE}
-        # a name never comes back, so that nothing of an earlier adapter can be taken for a later
-        self._numbers = count()
-
-    def internal(self, name: str) -> str:
-        """PEFT's name of a loaded adapter; BASE for the base. KeyError where there is none."""
-        return self._names[name]
+        self._mixed = Mixed(base)
 
     def load(self, name: str, folder: str) -> None:
-        """Put the adapter of a checked folder on the model.
+        """Make the adapter of a checked folder usable.
 
         Raises:
             ModelError: it doesn't fit the model.
         """
         # before PEFT sees it: what it has put on the model halfway would stay there
-        misfit = _misfit(self._base, Path(folder))
-        if misfit:
-            remedy = "give the model that it was trained on as --model"
-            raise ModelError([Problem(f"adapter {name}", misfit, remedy)])
-        internal = f"a{next(self._numbers)}"
-        if isinstance(self.model, PeftModel):
-            self.model.load_adapter(folder, internal)
-        else:
-            self.model = PeftModel.from_pretrained(self._base, folder, internal)
-        self.model.eval()
-        self._names[name] = internal
+        problem = _misfit(name, self._base, Path(folder))
+        if problem:
+            raise ModelError([problem])
+        # PEFT reads its own files; what it has put around the layers is taken off again
+        peft = PeftModel.from_pretrained(self._base, folder)
+        pairs = {
+            layer: _pair(module, self._base.dtype)
+            for layer, module in peft.base_model.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        peft.unload()
+        self._mixed.put(name, pairs)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter."""
-        internal = self._names.pop(name)
-        if len(self._names) == 1:
-            self.model = self.model.unload()
-            return
-        with warnings.catch_warnings():
-            # PEFT tells which adapter it now takes for the active one; rows name theirs
-            warnings.simplefilter("ignore")
-            self.model.delete_adapter(internal)
+        """Forget an adapter; KeyError where there is none."""
+        self._mixed.drop(name)
+
+    def choose(self, rows: Sequence[str]) -> None:
+        """Name the adapter of each row of the next forward pass; BASE: none."""
+        self._mixed.choose(rows)
 
 
-def _misfit(base: PreTrainedModel, folder: Path) -> str | None:
+def _pair(layer: Any, dtype: torch.dtype) -> Pair:
+    """The only adapter of one of PEFT's layers."""
+    [(name, down)], up = layer.lora_A.items(), layer.lora_B
+    scaled = up[name].weight.T * layer.scaling[name]
+    return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype).contiguous())
+
+
+def _misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
     """What of an adapter's weights does not fit the model; None where all do."""
+    where, other = f"adapter {name}", "give the model that it was trained on as --model"
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     for key, shape in shapes.items():
         found = _LORA.fullmatch(key)
         if found is None:
-            return f"it holds {key}, which is not of a LoRA adapter"
+            return Problem(where, f"it holds {key}, which is not of a LoRA adapter", MERGE)
         try:
             layer: Any = base.get_submodule(found["layer"])
         except AttributeError:
-            return f"it adapts {found['layer']}, which the model does not have"
+            what = f"it adapts {found['layer']}, which the model does not have"
+            return Problem(where, what, other)
+        if not hasattr(layer, "in_features"):
+            return Problem(where, f"it adapts {found['layer']}, which is no linear layer", MERGE)
         size = layer.in_features if found["side"] == "A" else layer.out_features
         given = shape[1] if found["side"] == "A" else shape[0]
         if given != size:
-            return f"it was trained on {given} features of {found['layer']}, the model has {size}"
+            what = f"it was trained on {given} features of {found['layer']}, the model has {size}"
+            return Problem(where, what, other)
     return None
 
 

@@ -14,15 +14,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from aift_ray import __version__
+from aift_ray.serving import fleet as fleets
 from aift_ray.serving import generate, openai
 from aift_ray.serving.failures import ApiError
+from aift_ray.serving.fleet import Fleet
 from aift_ray.serving.guard import Guard
 from aift_ray.serving.keys import Keys
 from aift_ray.serving.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerateRequest,
+    LoadAdapterRequest,
     TokenizeRequest,
+    UnloadAdapterRequest,
 )
 from aift_ray.serving.service import Service
 
@@ -31,12 +35,17 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    service: Callable[[], Service], keys: Keys | None, start: Callable[[], Awaitable[None]]
+    service: Callable[[], Service],
+    fleet: Fleet,
+    adapter_folder: str | None,
+    keys: Keys | None,
+    start: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The application.
 
     Args:
         service: called at each request.
+        adapter_folder: of the adapters that may be loaded while it runs.
         keys: None: nobody is asked for one.
         start: called once, before the first request.
     """
@@ -62,6 +71,7 @@ def build(
     app.add_exception_handler(Exception, _unexpected)
     _add_openai(app, service)
     _add_own(app, service)
+    _add_fleet(app, service, fleet, adapter_folder)
     return app
 
 
@@ -94,13 +104,26 @@ def _add_own(app: FastAPI, service: Callable[[], Service]) -> None:
             raise ApiError(503, "the engine is stopped")
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", responses=_ERRORS)
-    async def metrics() -> Response:
-        return Response(service().meter.text(), media_type="text/plain; version=0.0.4")
-
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE) if PAGE.is_file() else JSONResponse(openai.models(service()))
+
+
+def _add_fleet(
+    app: FastAPI, service: Callable[[], Service], fleet: Fleet, folder: str | None
+) -> None:
+    @app.get("/metrics", responses=_ERRORS)
+    async def metrics() -> Response:
+        text = await fleets.figures(fleet)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    @app.post("/v1/load_lora_adapter", responses=_ERRORS)
+    async def load_lora_adapter(body: LoadAdapterRequest) -> Response:
+        return JSONResponse(await fleets.load(service(), fleet, folder, body))
+
+    @app.post("/v1/unload_lora_adapter", responses=_ERRORS)
+    async def unload_lora_adapter(body: UnloadAdapterRequest) -> Response:
+        return JSONResponse(await fleets.unload(service(), fleet, body))
 
 
 async def _api_error(request: Request, error: Any) -> Response:

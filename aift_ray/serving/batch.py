@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.requests import Request, Token
 from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.sampling import Chooser
 
-# prompt tokens read between two steps: a long prompt must not hold up the other answers
+# prompt tokens read between two steps: long prompts must not hold up the other answers
 PIECE = 512
 
 
@@ -21,7 +22,6 @@ class Row:
     """A request that has a slot.
 
     Attributes:
-        adapter: PEFT's name of its adapter, or BASE.
         length: tokens whose keys are cached.
         made: tokens of the answer so far.
         last: the token that is fed next.
@@ -29,7 +29,6 @@ class Row:
 
     key: int
     request: Request
-    adapter: str
     chooser: Chooser
     length: int = 0
     made: int = 0
@@ -44,71 +43,69 @@ class Batch:
     """Steps over the rows of one model. Not for several threads at a time.
 
     Args:
-        model: in evaluation mode; with adapters a PeftModel.
+        model: in evaluation mode.
+        adapters: those on it.
     """
 
-    def __init__(self, model: Any, base: PreTrainedModel) -> None:
-        self.model, self.base = model, base
+    def __init__(self, model: PreTrainedModel, adapters: Adapters) -> None:
+        self._model: Any = model
+        self._adapters = adapters
         self.rows: list[Row] = []
-        self._cache = RowsCache(base.config)
-        self._reading: Row | None = None
-        self._read = RowsCache(base.config)
+        self._cache = RowsCache(model.config)
+        self._reading: list[Row] = []
+        self._read = RowsCache(model.config)
 
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are held."""
-        reading = self._reading.length if self._reading else 0
-        return sum(row.length for row in self.rows) + reading
+        return sum(row.length for row in (*self.rows, *self._reading))
 
     @property
-    def reading(self) -> Row | None:
-        """The row whose prompt is being read."""
+    def reading(self) -> list[Row]:
+        """The rows whose prompts are being read."""
         return self._reading
 
-    def begin(self, row: Row) -> None:
-        """Start to read a prompt; one at a time."""
-        self._reading, self._read = row, RowsCache(self.base.config)
+    def begin(self, rows: list[Row]) -> None:
+        """Start to read prompts: several that fit a piece together, or one of any length."""
+        self._reading, self._read = rows, RowsCache(self._model.config)
 
-    def read(self) -> Told | None:
-        """Read a piece of the prompt; the first token of the answer once all is read."""
-        row = self._reading
-        assert row is not None
-        prompt = row.request.prompt
-        piece = prompt[row.length : row.length + PIECE]
-        places = torch.arange(row.length, row.length + len(piece))[None]
-        logits = self._forward(torch.tensor([piece]), places, None, self._read, [row.adapter])
-        row.length += len(piece)
-        if row.length < len(prompt):
-            return None
-        read, self._read, self._reading = self._read, RowsCache(self.base.config), None
-        told = self._next(row, logits)
-        if isinstance(told, Token) and told.finish is None:
-            self._cache.join(read)
-            self.rows.append(row)
-        return row, told
+    def read(self) -> list[Told]:
+        """Read a piece of the prompts; the first tokens of the answers once all is read."""
+        rows, lengths = self._reading, [len(row.request.prompt) for row in self._reading]
+        start, longest = self._read.columns, max(lengths)
+        end = min(longest, start + max(PIECE // len(rows), 1))
+        padded = [[0] * (longest - len(row.request.prompt)) + row.request.prompt for row in rows]
+        places = torch.arange(start, end)[None] - (longest - torch.tensor(lengths)[:, None])
+        mask = _mask(lengths, longest, end)
+        ids = torch.tensor([each[start:end] for each in padded])
+        logits = self._forward(ids, places.clamp(min=0), mask, self._read, rows)
+        for row, length in zip(rows, lengths, strict=True):
+            row.length = max(0, end - longest + length)
+        if end < longest:
+            return []
+        told = [(row, self._next(row, logits[at : at + 1])) for at, row in enumerate(rows)]
+        kept = _going_on(told)
+        if kept:
+            if len(kept) < len(rows):
+                self._read.keep(kept, max(lengths[at] for at in kept))
+            self._cache.join(self._read)
+            self.rows += [rows[at] for at in kept]
+        self._reading, self._read = [], RowsCache(self._model.config)
+        return told
 
     def step(self) -> list[Told]:
         """One token for every row; rows that are finished leave."""
-        lengths = torch.tensor([row.length for row in self.rows])
-        columns = int(lengths.max()) + 1
-        mask = None
-        if len(set(lengths.tolist())) > 1:
-            mask = (torch.arange(columns)[None] >= columns - 1 - lengths[:, None]).long()
+        lengths = [row.length + 1 for row in self.rows]
         ids = torch.tensor([[row.last] for row in self.rows])
-        names = [row.adapter for row in self.rows]
-        logits = self._forward(ids, lengths[:, None], mask, self._cache, names)
+        places = torch.tensor([[row.length] for row in self.rows])
+        mask = _mask(lengths, max(lengths), max(lengths))
+        logits = self._forward(ids, places, mask, self._cache, self.rows)
         likeliest = logits.argmax(-1).tolist()
         told: list[Told] = []
         for at, row in enumerate(self.rows):
             row.length += 1
             told.append((row, self._next(row, logits[at : at + 1], likeliest[at])))
-        self._keep(
-            [
-                at
-                for at, (_, token) in enumerate(told)
-                if isinstance(token, Token) and token.finish is None
-            ]
-        )
+        self._keep(_going_on(told))
         return told
 
     def _next(
@@ -124,8 +121,8 @@ class Batch:
 
     def drop(self, key: int) -> None:
         """Forget a row at once."""
-        if self._reading and self._reading.key == key:
-            self._reading, self._read = None, RowsCache(self.base.config)
+        # a prompt whose reading takes several turns is read alone
+        self._reading = [row for row in self._reading if row.key != key]
         self._keep([at for at, row in enumerate(self.rows) if row.key != key])
 
     def _keep(self, kept: list[int]) -> None:
@@ -135,7 +132,7 @@ class Batch:
         if self.rows:
             self._cache.keep(kept, max(row.length for row in self.rows))
         else:
-            self._cache = RowsCache(self.base.config)
+            self._cache = RowsCache(self._model.config)
 
     def _accept(self, row: Row, token: Token) -> Token:
         row.made += 1
@@ -154,23 +151,33 @@ class Batch:
         places: torch.Tensor,
         mask: torch.Tensor | None,
         cache: RowsCache,
-        adapters: list[str],
+        rows: list[Row],
     ) -> torch.Tensor:
         """Logits (rows, vocabulary) in fp32 behind the last of `ids`, (rows, tokens)."""
-        device = self.base.device
-        extra: dict[str, Any] = {}
-        if any(adapters):
-            extra["adapter_names"] = [name or "__base__" for name in adapters]
-        elif self.model is not self.base:
-            extra["adapter_names"] = ["__base__"] * len(adapters)
-        output = self.model(
+        device = self._model.device
+        self._adapters.choose([row.request.adapter for row in rows])
+        output = self._model(
             input_ids=ids.to(device),
             position_ids=places.to(device),
             attention_mask=None if mask is None else mask.to(device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **extra,
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _mask(lengths: list[int], longest: int, columns: int) -> torch.Tensor | None:
+    """The first `columns` of rows aligned at the right end, (rows, columns); None: all count."""
+    if min(lengths) == longest:
+        return None
+    first = longest - torch.tensor(lengths)[:, None]
+    return (torch.arange(columns)[None] >= first).long()
+
+
+def _going_on(told: list[Told]) -> list[int]:
+    """The places of the rows whose answers are not finished."""
+    return [
+        at for at, (_, token) in enumerate(told) if isinstance(token, Token) and not token.finish
+    ]

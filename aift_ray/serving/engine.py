@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import Batch, Row
+from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.requests import (
     EngineError,
     Figures,
@@ -80,9 +80,9 @@ class TransformersEngine:
         self.vocabulary: int = config.vocab_size
         self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
         self._slots, self._max_queue = slots, max_queue
+        self._model, self._device = model, model.device
         self._adapters = Adapters(model)
-        self._batch = Batch(model, model)
-        self._device = model.device
+        self._batch = Batch(model, self._adapters)
         self._waiting: deque[_Stream] = deque()
         self._working: dict[int, _Stream] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -112,13 +112,13 @@ class TransformersEngine:
 
     async def load(self, name: str, folder: str) -> None:
         """Make the adapter of a folder usable under a name; ModelError where it can't be."""
-        await self._between_steps(lambda: self._load(name, folder))
+        await self._between_steps(lambda: self._adapters.load(name, folder))
 
     async def unload(self, name: str) -> None:
         """Forget an adapter, once no request uses it any more."""
         while any(stream.request.adapter == name for stream in self._streams()):
             await asyncio.sleep(0.05)
-        await self._between_steps(lambda: self._unload(name))
+        await self._between_steps(lambda: self._adapters.unload(name))
 
     def figures(self) -> Figures:
         """The present state."""
@@ -138,14 +138,6 @@ class TransformersEngine:
     def _streams(self) -> list[_Stream]:
         with self._changed:
             return [*self._waiting, *self._working.values()]
-
-    def _load(self, name: str, folder: str) -> None:
-        self._adapters.load(name, folder)
-        self._batch.model = self._adapters.model
-
-    def _unload(self, name: str) -> None:
-        self._adapters.unload(name)
-        self._batch.model = self._adapters.model
 
     async def _between_steps(self, call: Callable[[], Any]) -> None:
         done: Future[Any] = Future()
@@ -194,22 +186,38 @@ class TransformersEngine:
                 done.set_exception(error)
         self._admit()
         if self._batch.reading:
-            read = self._batch.read()
-            if read:
-                self._tell(*read)
+            for row, told in self._batch.read():
+                self._tell(row, told)
         if self._batch.rows:
             for row, told in self._batch.step():
                 self._tell(row, told)
 
     def _admit(self) -> None:
+        if self._batch.reading:
+            return
+        rows: list[Row] = []
+        for stream in self._next_ones():
+            try:
+                rows.append(Row(stream.key, stream.request, Chooser(stream.request, self._device)))
+            except Exception as error:
+                del self._working[stream.key]
+                stream.put(error)
+        if rows:
+            self._batch.begin(rows)
+
+    def _next_ones(self) -> list[_Stream]:
+        """Those whose turn it is and whose prompts can be read together."""
+        found: list[_Stream] = []
+        longest = 0
         with self._changed:
-            if self._batch.reading or not self._waiting or len(self._working) >= self._slots:
-                return
-            stream = self._waiting.popleft()
-            self._working[stream.key] = stream
-        name = self._adapters.internal(stream.request.adapter)
-        chooser = Chooser(stream.request, self._device)
-        self._batch.begin(Row(stream.key, stream.request, name, chooser))
+            while self._waiting and len(self._working) < self._slots:
+                longest = max(longest, len(self._waiting[0].request.prompt))
+                if found and longest * (len(found) + 1) > PIECE:
+                    break
+                stream = self._waiting.popleft()
+                self._working[stream.key] = stream
+                found.append(stream)
+        return found
 
     def _tell(self, row: Row, told: Token | Exception) -> None:
         stream = self._working.get(row.key)
@@ -219,7 +227,7 @@ class TransformersEngine:
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:
-        self._batch = Batch(self._adapters.model, self._batch.base)
+        self._batch = Batch(self._model, self._adapters)
         with self._changed:
             failed = [*self._working.values()]
             self._working.clear()

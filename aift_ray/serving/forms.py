@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from aift_ray.serving.requests import Token
 from aift_ray.serving.text import Piece
+from aift_ray.serving.tools import CallReader
 
 # id of a token to its text
 TextOf = Callable[[int], str]
@@ -91,6 +93,39 @@ class ChatForm(Form):
     def _entry(self, id_: int, logprob: float | None) -> dict[str, Any]:
         text = self.text_of(id_)
         return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+class ToolForm(ChatForm):
+    """Chat completions that may call functions.
+
+    Args:
+        names: of the functions.
+    """
+
+    def __init__(self, text_of: TextOf, model: str, names: Collection[str]) -> None:
+        super().__init__(text_of, model)
+        self._names = names
+        self._readers: dict[int, CallReader] = {}
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole answer."""
+        said, calls = CallReader(self._names).push(piece)
+        told = super().choice(index, said)
+        if calls:
+            told["message"]["content"] = said.text or None
+            told["message"]["tool_calls"] = [call.told() for call in calls]
+        return told
+
+    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+        """Text as it comes, then the calls, each whole, then why it ended."""
+        reader = self._readers.setdefault(index, CallReader(self._names))
+        said, calls = reader.push(piece)
+        yield from super().chunks(index, replace(said, finish=None), first)
+        if calls:
+            told = [{"index": at} | call.told() for at, call in enumerate(calls)]
+            yield self._chunk(index, {"tool_calls": told}, Piece(""))
+        if said.finish:
+            yield self._chunk(index, {}, Piece("", (), said.finish))
 
 
 class TextForm(Form):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from aift_ray.serving.requests import Engine
 
@@ -13,10 +15,14 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Meter:
-    """Counts and times requests, by model."""
+    """Counts and times requests, by model.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    Args:
+        replica: what tells it from the other replicas' meters.
+    """
+
+    def __init__(self, engine: Engine, replica: str) -> None:
+        self._engine, self._replica = engine, replica
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "aift_requests", "requests by how they ended", ["model", "end"], registry=registry
@@ -59,12 +65,42 @@ class Meter:
         self.prompt_tokens.labels(model).inc(prompt_tokens)
         return Timer(self, model)
 
-    def text(self) -> bytes:
-        """In Prometheus' format."""
+    def families(self) -> list[Metric]:
+        """The figures as they are now, each labelled with the replica."""
         figures = self._engine.figures()
         for name, gauge in self._gauges:
             gauge.set(getattr(figures, name))
-        return generate_latest(self.registry)
+        found = list(self.registry.collect())
+        for metric in found:
+            metric.samples = [
+                sample._replace(labels=sample.labels | {"replica": self._replica})
+                for sample in metric.samples
+            ]
+        return found
+
+
+def exposition(replicas: Iterable[list[Metric]]) -> bytes:
+    """The figures of all replicas in Prometheus' format."""
+    merged: dict[str, Metric] = {}
+    for families in replicas:
+        for metric in families:
+            if metric.name in merged:
+                merged[metric.name].samples += metric.samples
+            else:
+                merged[metric.name] = metric
+    return generate_latest(_Collected(list(merged.values())))
+
+
+class _Collected(CollectorRegistry):
+    """A registry of what was collected elsewhere."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Any:
+        """The families as they are."""
+        return iter(self._families)
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from aift_ray.serving import stream
+from aift_ray.serving import stream, tools
 from aift_ray.serving.failures import ApiError
-from aift_ray.serving.forms import ChatForm, Form, TextForm
+from aift_ray.serving.forms import ChatForm, Form, TextForm, ToolForm
 from aift_ray.serving.grammar import GrammarError
 from aift_ray.serving.protocol import ChatRequest, CompletionRequest, ResponseFormat
 from aift_ray.serving.requests import Constraint, Request, Sampling
@@ -35,13 +36,21 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         message = "give one of max_tokens and max_completion_tokens"
         raise ApiError(400, message, "max_completion_tokens")
-    prompt = service.chat_prompt(body.messages)
+    offered = tools.offered(body)
+    prompt = service.chat_prompt(body.messages, offered)
     asked = body.max_completion_tokens or body.max_tokens
     room = service.room(prompt, asked, "messages", None)
     top = (body.top_logprobs or 0) if body.logprobs else None
     request = _request(service, body, prompt, room, adapter, top)
+    call = tools.held_to(body, offered)
+    if call:
+        request = replace(request, constraint=_following(service, call, "tools"))
     answers = service.start(request, body.stops(), body.n or 1)
-    return await _respond(body, answers, len(prompt), ChatForm(service.text_of, body.model))
+    form = ChatForm(service.text_of, body.model)
+    if offered:
+        names = [each["function"]["name"] for each in offered]
+        form = ToolForm(service.text_of, body.model, names)
+    return await _respond(body, answers, len(prompt), form)
 
 
 async def complete(service: Service, body: CompletionRequest) -> Response:
@@ -92,6 +101,10 @@ def _constraint(service: Service, wanted: ResponseFormat | None) -> Callable[[],
     where = "response_format.json_schema.schema"
     if schema is None:
         raise ApiError(400, "type json_schema needs json_schema: {name, schema}", where)
+    return _following(service, schema, where)
+
+
+def _following(service: Service, schema: dict[str, Any], where: str) -> Callable[[], Constraint]:
     try:
         return service.grammars.constraint(schema)
     except GrammarError as error:

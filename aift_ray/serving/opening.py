@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -47,6 +49,9 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     problems: list[Problem] = []
+    shelf = config.serving.adapter_folder
+    if shelf and not Path(shelf).is_dir():
+        problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
     for adapter, folder in config.adapter_folders().items():
         problems += adapters.check(adapter, folder, location, encoder)
     if problems:
@@ -60,8 +65,18 @@ def encoder_of(location: str) -> PromptEncoder:
     return PromptEncoder(tokenizer, extra_stop_ids=folders.stop_ids(location))
 
 
-async def start(checked: Checked) -> Service:
-    """Load the weights and the adapters, start the engine."""
+async def start(
+    checked: Checked, given: Mapping[str, str] | None = None, replica: str = ""
+) -> Service:
+    """Load the weights and the adapters, start the engine.
+
+    Args:
+        given: folders of the adapters to load; None: those of the settings.
+        replica: what tells it from other replicas of the same server.
+
+    Raises:
+        ModelError: an adapter doesn't fit.
+    """
     config, serving = checked.config, checked.config.serving
     quantization = None
     if config.load_in:
@@ -71,8 +86,11 @@ async def start(checked: Checked) -> Service:
     model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
     engine = TransformersEngine(model, serving.slots, serving.max_queue)
-    for name, folder in config.adapter_folders().items():
-        await engine.load(name, folder)
     limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
-    names = list(config.adapter_folders())
-    return Service(engine, checked.encoder, config.name(), names, limits)
+    service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
+    given = config.adapter_folders() if given is None else given
+    for name, folder in given.items():
+        problems = await service.load_adapter(name, folder)
+        if problems:
+            raise ModelError(problems)
+    return service

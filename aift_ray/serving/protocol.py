@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 
 def _encodable(text: str) -> str:
@@ -34,18 +42,104 @@ class TextPart(Body):
     text: Text
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class CalledFunction(Body):
+    """What an assistant called."""
+
+    name: FunctionName
+    arguments: Text
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, value: str) -> str:
+        try:
+            fine = isinstance(json.loads(value), dict)
+        except (ValueError, RecursionError):
+            fine = False
+        if not fine:
+            raise ValueError("has to be an object in JSON")
+        return value
+
+
+class ToolCall(Body):
+    """A call in an assistant's turn."""
+
+    id: Text
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Body):
     """One turn; `developer` is taken as `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     name: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=64)] | None = None
+    tool_call_id: Text | None = None
+    refusal: None = None
+    content: Text | list[TextPart] | None = Field(default=None, validate_default=True)
+
+    @field_validator("content")
+    @classmethod
+    def _there(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls"):
+            raise ValueError("is needed")
+        return value
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _assistants(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role") != "assistant":
+            raise ValueError("only an assistant's turn has them")
+        return value
 
     def text(self) -> str:
         """The content as one text."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or [])
+
+    def further(self) -> str:
+        """What a template may read beside role and content, in JSON; arguments as objects."""
+        found: dict[str, Any] = {}
+        if self.tool_calls:
+            found["tool_calls"] = [each.model_dump() for each in self.tool_calls]
+            for call in found["tool_calls"]:
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return json.dumps(found, ensure_ascii=False) if found else ""
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; there are no others than functions."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedTool(Body):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(Body):
@@ -107,6 +201,8 @@ class ChatRequest(_Sampled):
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
 
 class CompletionRequest(_Sampled):
@@ -138,3 +234,15 @@ class TokenizeRequest(Body):
     text: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     model: Text | None = None
+
+
+class LoadAdapterRequest(Body):
+    """`POST /v1/load_lora_adapter`; there is no `lora_path`: no path comes from a request."""
+
+    lora_name: Annotated[Text, Field(min_length=1, max_length=255)]
+
+
+class UnloadAdapterRequest(Body):
+    """`POST /v1/unload_lora_adapter`."""
+
+    lora_name: Text

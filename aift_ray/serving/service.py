@@ -7,9 +7,15 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
+
+from prometheus_client import Metric
 
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.data.tools import takes_tools
+from aift_ray.errors import ModelError, Problem
+from aift_ray.serving import adapters
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.grammar import Grammars
 from aift_ray.serving.metrics import Meter
@@ -30,23 +36,31 @@ class Service:
     """One model with its adapters, as the routes use it.
 
     Args:
+        location: of the base.
         name: of the base, as clients say it.
-        adapters: names of the adapters that the engine holds.
+        replica: what tells it from other replicas of the same server.
+
+    Attributes:
+        adapters: names of the adapters that can be asked for.
     """
 
     def __init__(
         self,
         engine: Engine,
         encoder: PromptEncoder,
+        location: str,
         name: str,
-        adapters: Sequence[str] = (),
         limits: Limits = Limits(),
+        replica: str = "",
     ) -> None:
-        self.engine, self.encoder = engine, encoder
-        self.name, self.adapters, self.limits = name, list(adapters), limits
+        self.engine, self.encoder, self.location = engine, encoder, location
+        self.name, self.limits = name, limits
+        self.adapters: list[str] = []
+        self._changing = asyncio.Lock()
+        self._takes_tools = takes_tools(encoder.tokenizer)
         self.created = int(time.time())
         self.grammars = Grammars(encoder.tokenizer, engine.vocabulary, encoder.stop_ids)
-        self.meter = Meter(engine)
+        self.meter = Meter(engine, replica)
 
     def adapter(self, model: str) -> str:
         """The engine's name of what a client calls `model`; ApiError 404 where there is none."""
@@ -56,16 +70,54 @@ class Service:
             return model
         raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
 
-    def chat_prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def load_adapter(self, name: str, folder: str) -> list[Problem]:
+        """Load an adapter; what keeps it from being served."""
+        async with self._changing:
+            if name in self.adapters:
+                return []
+            found = await asyncio.to_thread(
+                adapters.check, name, folder, self.location, self.encoder
+            )
+            if found:
+                return found
+            try:
+                await self.engine.load(name, folder)
+            except ModelError as error:
+                return error.problems
+            self.adapters.append(name)
+        return []
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter, and forget it once the last is answered."""
+        async with self._changing:
+            if name in self.adapters:
+                self.adapters.remove(name)
+                await self.engine.unload(name)
+
+    async def families(self) -> list[Metric]:
+        """The figures of this replica."""
+        return self.meter.families()
+
+    def chat_prompt(
+        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
         """Ids of a conversation; ApiError 400 where the template refuses it."""
         turns = [
-            Message("system" if each.role == "developer" else each.role, each.text())
+            Message(
+                "system" if each.role == "developer" else each.role, each.text(), each.further()
+            )
             for each in messages
         ]
         if turns[-1].role == "assistant":
-            raise ApiError(400, "the last message has to be the user's", "messages")
+            raise ApiError(400, "the last message has to be the user's or a tool's", "messages")
+        if not self._takes_tools:
+            message = "this model's chat template knows no tools"
+            if tools:
+                raise ApiError(400, message, "tools")
+            if any(each.role == "tool" or each.tool_calls for each in messages):
+                raise ApiError(400, message, "messages")
         try:
-            return self.encoder.chat_ids(turns)
+            return self.encoder.chat_ids(turns, tools)
         except RowError as error:
             raise ApiError(400, str(error), "messages") from None
 

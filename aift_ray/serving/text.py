@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -22,7 +23,7 @@ class Piece:
 
     text: str
     tokens: tuple[Token, ...] = ()
-    finish: Finish | None = None
+    finish: Finish | Literal["tool_calls"] | None = None
 
 
 class TextMaker:

@@ -17,7 +17,7 @@ from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import output, training, workers
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.adapters import causal_model, ready_to_answer
 from aift_ray.models.base_model import BaseModel
 
 Rows = list[str] | list[dict[str, Any]]
@@ -92,6 +92,7 @@ def run(
     model.model_name, model.tokenizer = str(folder / "model"), None
     inner = causal_model(trained)
     inner.set_attn_implementation("sdpa")
+    ready_to_answer(trained)
     trained.eval()
     model.model = trained  # type: ignore[assignment]
     return trained
@@ -132,6 +133,9 @@ def _folder(config: TrainingConfig, resume: str | None) -> Path:
     named = Path(resume).expanduser().absolute() if resume and resume != "latest" else None
     if named and named.parent.name == "checkpoints":
         return named.parents[1]
+    if config.local_rank >= 0:
+        what = "is left out: each process of the group would choose a folder of its own"
+        raise ConfigError([Problem("training.output_dir", what, "name one")])
     runs = parent.glob("run-*") if parent.is_dir() else ()
     numbers = [int(match[1]) for path in runs if (match := re.fullmatch(r"run-(\d+)", path.name))]
     last = max(numbers, default=0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed.tensor import DTensor
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
@@ -57,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    group, found, weights = Group(rank, world, CPU), {}, {}
+    group, found, weights, held = Group(rank, world, CPU), {}, {}, {}
     for name, values in json.loads(path.read_text("utf-8")).items():
         config = RunConfig.model_validate(values)
         if config.output_dir:
@@ -65,11 +66,18 @@ def main() -> None:
             continue
         run = started(config, path.parent, group)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
-        weights[name] = snapshot(run).model
+        weights[name], held[name] = snapshot(run).model, held_bytes(run)
     if group.leads:
         torch.save(weights, path.with_name("weights.pt"))
+    path.with_name(f"held{rank}.json").write_text(json.dumps(held), "utf-8")
     path.with_name(f"rank{rank}.json").write_text(json.dumps(found), "utf-8")
     dist.destroy_process_group()
+
+
+def held_bytes(run: Run) -> int:
+    """Bytes of the weights that this process holds between steps."""
+    weights = run.module.parameters()
+    return sum((w.to_local() if isinstance(w, DTensor) else w).nbytes for w in weights)
 
 
 def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:

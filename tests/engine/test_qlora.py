@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from aift_ray.data.batches import collate
 from aift_ray.engine.loss import model_inputs
+from aift_ray.errors import ConfigError
 from aift_ray.launch import output
+from aift_ray.launch.prepare import prepare
 from aift_ray.models.quantized import layers
 from tests.conftest import write_rows
 from tests.engine.runs import curve, started
@@ -104,3 +106,14 @@ def test_the_final_adapter_loads_on_the_plain_base(configure: Configure, tmp_pat
         plain = reloaded.eval()(**model_inputs(batch)).logits
     # the base differs by what 4 bits round away
     assert torch.nn.functional.cosine_similarity(quantized, plain, dim=-1).min() > 0.95
+
+
+@pytest.mark.parametrize("other", [{"method": "lora"}, {"lora__qlora_4bit": False}])
+def test_a_checkpoint_goes_on_with_the_base_it_was_trained_on_only(
+    other: dict[str, Any], configure: Configure, tmp_path: Path
+) -> None:
+    run(configure(method="qlora", training__save_steps=1), tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "step-1"
+    assert prepare(configure(method="qlora"), tmp_path, 1, False, step).job.resume == step
+    with pytest.raises(ConfigError, match="was trained as qlora in 4 bits, and this run is"):
+        prepare(configure(**({"method": "qlora"} | other)), tmp_path, 1, False, step)

@@ -78,6 +78,9 @@ def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
     summary = summary_of(folder)
     assert summary["restarts"] >= 1
     assert summary["resumed_from"] >= alone, "it was saved before it grew"
+    changes = [i for i in range(1, len(lines)) if sizes[i] != sizes[i - 1]]
+    gaps = [lines[i]["time"] - lines[i - 1]["time"] for i in changes]
+    print("seconds between the steps of the groups:", *(f"{gap:.0f}" for gap in gaps))
     config = parse(argv, RunConfig, "train", "").config
     config.ray.num_workers = 1
     config.training.batch_size *= 2

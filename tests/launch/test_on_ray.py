@@ -92,7 +92,7 @@ def stopped(command: Command, folder: Path, number: signal.Signals) -> tuple[int
     return status, output
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_run_that_is_stopped_and_then_killed_goes_on_as_if_it_had_not_been(
     cluster: Cluster,
     tiny_model: Path,
     long_run: tuple[Path, list[tuple[float, float]]],
@@ -105,10 +105,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert status == 130, output
     steps = checkpoint.steps(folder / "checkpoints")
     assert steps[-1] == len(curve_of(folder)) < len(whole)
+    again = Command([*argv, "--resume", "latest"], cluster.environment)
+    again.at_step(folder, steps[-1] + 12)
+    again.process.kill()
+    assert f"resumed from checkpoints/step-{steps[-1]}" in again.output()
+    again.process.wait()
+    steps = checkpoint.steps(folder / "checkpoints")
     status, output = Command([*argv, "--resume", "latest"], cluster.environment).done()
     assert status == 0, output
-    assert f"resumed from checkpoints/step-{steps[-1]}" in output
-    assert summary_of(folder)["resumed_from"] == steps[-1]
+    assert summary_of(folder)["resumed_from"] == steps[-1] < len(whole)
     assert curve_of(folder) == whole, "to the bit"
 
 

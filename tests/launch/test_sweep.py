@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SPACE = {
     "training": {
         "precision": {"grid": ["auto", "bf16"]},
-        "max_steps": 400,
-        "save_steps": 4,
-        "eval_steps": 20,
+        "max_steps": 600,
+        "save_steps": 50,
+        "eval_steps": 100,
     },
     "grid": [
         {"training": {"learning_rate": 1e-2}},
@@ -60,7 +60,7 @@ def test_a_sweep_outlives_crashes_stops_losers_goes_on_after_ctrl_c_and_its_best
     argv = [*argv[:at], *argv[at + 2 :], "--eval-file", str(held_out), "--config", str(file)]
 
     command = Command(argv, cluster.environment, "tune")
-    command.at_step(trials / "0", 8)
+    command.at_step(trials / "0", 60)
     (worker,) = training_workers(cluster)
     os.kill(worker, signal.SIGKILL)
     command.at_step(trials / "3", 8)
@@ -73,7 +73,7 @@ def test_a_sweep_outlives_crashes_stops_losers_goes_on_after_ctrl_c_and_its_best
     rows = rows_of(folder)
     assert [row["status"] for row in rows] == ["crashed", "done", "stopped", "interrupted"]
     assert "worker" in rows[0]["why"]
-    assert 20 <= int(rows[2]["steps"]) < 300, "it is stopped soon after its first evaluation"
+    assert 100 <= int(rows[2]["steps"]) < 600, "it is stopped soon after its first evaluation"
     assert list((trials / "2" / "checkpoints").glob("step-*"))
 
     kept = [trials / number / "summary.json" for number in ("1", "2")]
@@ -89,8 +89,8 @@ def test_a_sweep_outlives_crashes_stops_losers_goes_on_after_ctrl_c_and_its_best
     assert {rows[0]["status"], rows[3]["status"]} <= {"done", "stopped"}
     assert rows[4]["status"] == "bad setting"
     assert "training.fp16" in rows[4]["why"]
-    for number in ("0", "3"):
-        assert summary_of(trials / number)["resumed_from"] >= 4
+    for number, step in (("0", 50), ("3", 8)):
+        assert summary_of(trials / number)["resumed_from"] >= step
     assert len(list((folder / "plots").glob("*.png"))) == 4
     columns = pq.read_table(folder / "trials.parquet").to_pylist()
     for row, column in zip(rows[:4], columns, strict=False):

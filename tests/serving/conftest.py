@@ -73,12 +73,22 @@ class Site:
         self.key_file = folder / "keys"
         self.key_file.write_text(f"# keys\n\n{self.KEY}\n", "utf-8")
         given = [f"{name}={path}" for name, path in adapters.items()]
-        config = ServeConfig(adapters=given, serving=ServingConfig(slots=4, **settings))
+        model = settings.pop("model", ServeConfig().model)
+        config = ServeConfig(
+            model=model, adapters=given, serving=ServingConfig(slots=4, **settings)
+        )
         self.service = self.run(opening.start(opening.check(config, False)))
 
         async def started() -> None: ...
 
-        self.app = application.build(lambda: self.service, Keys(self.key_file), started)
+        folder = settings.get("adapter_folder")
+        keys = Keys(self.key_file)
+        self.app = application.build(lambda: self.service, self, folder, keys, started)
+
+    async def everywhere(self, method: str, *args: Any) -> list[Any]:
+        return [await getattr(self.service, method)(*args)]
+
+    async def record(self, name: str, folder: str | None) -> None: ...
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))

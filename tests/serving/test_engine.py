@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from aift_ray.errors import ModelError
 from aift_ray.serving import batch
+from aift_ray.serving import engine as engine_module
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.requests import EngineError, QueueFull, Request, Sampling, Token
 from aift_ray.serving.rows import RowsCache
@@ -75,6 +76,30 @@ def test_long_prompts_are_read_in_pieces_to_the_same_answer(
     asked = [request(prompt(seed, 50 - seed)) for seed in range(3)]
     told = together(engine, asked)
     assert [ids(tokens) for tokens in told] == [generated(plain, each.prompt) for each in asked]
+
+
+def test_prompts_that_wait_together_are_read_together(
+    engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PIECE", 40)
+    monkeypatch.setattr(batch, "PIECE", 40)
+    read: list[int] = []
+    begin = batch.Batch.begin
+
+    def counted(self: Any, rows: Any) -> None:
+        read.append(len(rows))
+        begin(self, rows)
+
+    monkeypatch.setattr(batch.Batch, "begin", counted)
+    first = request(prompt(0), 30)
+    asked = [first, *(request(prompt(seed, length)) for seed, length in enumerate((9, 13, 60)))]
+    # one that is finished with its first token, in the midst of those read with it
+    asked.insert(2, request(prompt(7), 1))
+    told = together(engine, asked)
+    expected = [generated(plain, each.prompt, each.max_tokens) for each in asked]
+    assert [ids(tokens) for tokens in told] == expected
+    assert max(read) > 1
+    assert read[-1] == 1
 
 
 def test_a_batch_of_base_and_two_adapters_equals_each_alone(

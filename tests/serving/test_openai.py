@@ -152,6 +152,6 @@ def test_metrics_count_by_model(site: Site) -> None:
     text = site.send("GET", "/metrics").text
     for name in ("aift_requests_total", "aift_generated_tokens_total", "aift_prompt_tokens_total"):
         assert f"{name}{{" in text
-    assert 'aift_time_to_first_token_seconds_count{model="b"}' in text
-    assert 'aift_inter_token_seconds_count{model="b"}' in text
-    assert "aift_waiting 0.0" in text
+    assert 'aift_time_to_first_token_seconds_count{model="b",replica=""}' in text
+    assert 'aift_inter_token_seconds_count{model="b",replica=""}' in text
+    assert 'aift_waiting{replica=""} 0.0' in text

@@ -26,6 +26,7 @@ CHANGED: dict[str, Any] = {
     "serving.host": "0.0.0.0",
     "serving.port": 8001,
     "serving.api_key_file": "keys",
+    "serving.adapter_folder": "absent",
     "serving.no_auth": True,
     "serving.num_replicas": "1:2",
     "serving.slots": 3,
@@ -45,7 +46,7 @@ def observed(config: ServeConfig) -> dict[str, Any]:
     deployment = replica._bound_deployment
     return {
         "names": (made.name, made.adapters),
-        "weights": {str(p.dtype) for p in made.engine._batch.base.parameters()},
+        "weights": {str(p.dtype) for p in made.engine._model.parameters()},
         "limits": made.limits,
         "engine": (made.engine._slots, made.engine._max_queue),
         "deployment": str(deployment._deployment_config),

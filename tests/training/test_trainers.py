@@ -81,6 +81,16 @@ def test_lora_on_instruction_rows_and_its_adapter_loaded_again(
         LoRAFinetuningTrainer.load_lora_model("hina-4m", adapter)
 
 
+def test_layers_trained_as_a_whole_answer_in_16_bits(tiny_model: Path, tmp_path: Path) -> None:
+    model = JapaneseModel(str(tiny_model), torch_dtype=torch.bfloat16)
+    config = LoRAConfig(r=4, lora_dropout=0.0, modules_to_save=["embed_tokens", "norm"])
+    values = settings(tmp_path / "run", precision="bf16", max_steps=2)
+    trained = LoRAFinetuningTrainer(model, config, values).train(train_texts=ROWS)
+    again = JapaneseModel(str(tmp_path / "run" / "model"), torch_dtype=torch.bfloat16)
+    assert torch.allclose(logits(trained), logits(again.load_model()), atol=1e-2)
+    assert isinstance(model.generate_japanese("こんにちは", max_new_tokens=3), str)
+
+
 def test_a_dataset_gives_the_losses_of_its_texts(tiny_model: Path, tmp_path: Path) -> None:
     model = JapaneseModel(str(tiny_model))
     dataset = TextDataset(TEXTS, model.load_tokenizer(), 64)

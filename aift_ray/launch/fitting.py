@@ -1,0 +1,125 @@
+"""Whether a run fits into the memory of its workers, by arithmetic, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import psutil
+
+from aift_ray.config import RunConfig
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.planning.memory import GIB, Memory, Shape, memory, remedy
+from aift_ray.planning.ways import Need, Room, Way, choose, fitting, ways
+
+# what a GPU's context takes; a figure of experience, not measured here
+_CONTEXT = GIB
+
+
+def needs(
+    config: RunConfig, numbers: Mapping[str, Any], tokens: int, workers: int, gpu: bool, whole: int
+) -> Need | None:
+    """The memory of a worker by the way the model is spread; None: of an unknown architecture.
+
+    Args:
+        numbers: of the model's configuration.
+        tokens: of the longest micro-batch.
+        whole: weights trained as a whole beside the adapters.
+    """
+    try:
+        shape = Shape.of(numbers)
+    except KeyError:
+        return None
+
+    def need(way: Way) -> Memory:
+        bits = (config.base_bits or 4) if way.method == "qlora" else None
+        return memory(
+            shape,
+            "full" if way.method == "full" else "lora",
+            config.lora.r,
+            tokens,
+            width(config, gpu),
+            config.training.gradient_checkpointing,
+            bits,
+            way.strategy,
+            workers,
+            whole,
+            config.parallel.apart,
+            way.offload,
+        )
+
+    return need
+
+
+def width(config: RunConfig, gpu: bool) -> int:
+    """Bytes of a weight that is not trained; memory given for GPUs speaks of a run on them."""
+    planned = gpu or config.parallel.gpu_memory is not None
+    narrow = planned if config.training.precision == "auto" else config.training.precision != "fp32"
+    return 2 if narrow else 4
+
+
+def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> list[str]:
+    """Choose the strategy where it is `auto`; why, in two lines.
+
+    Raises:
+        ConfigError: the run does not fit into the memory of its workers; with what does.
+    """
+    parallel, method = config.parallel, config.trained_as
+    why: list[str] = []
+    if parallel.strategy == "model_parallel":
+        # held against each device when its layers are laid out
+        return why
+    room = _room(config, workers, gpu)
+    if parallel.strategy == "auto":
+        among = ways(method, workers, config.base_bits, gpu)
+        if need is None:
+            way, why = among[0], ["ddp: this architecture's memory can't be computed", "no other"]
+        else:
+            way, why = choose(among, need, room)
+        # validated as any other assignment
+        parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
+    # a machine's memory is not for its workers alone: it chooses, and refuses nothing
+    if need is None or not (gpu or parallel.gpu_memory):
+        return why
+    wanted = need(Way(method, parallel.strategy, parallel.offload))
+    if not room.holds(wanted):
+        raise ConfigError([_misfit(config, wanted, need, workers, room)])
+    return why
+
+
+def own(config: RunConfig, need: Need | None) -> Memory | None:
+    """The memory of a worker as the run is configured."""
+    parallel = config.parallel
+    return need(Way(config.trained_as, parallel.strategy, parallel.offload)) if need else None
+
+
+def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:
+    sizes = {"the device": room.device, "the host": room.host}
+    there = [f"{size / GIB:.1f} GiB on {where}" for where, size in sizes.items() if size]
+    what = (
+        f"{config.trained_as} training under {config.parallel.strategy} needs "
+        f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
+        f"and there are {' and '.join(there)}"
+    )
+    fits = fitting(config.trained_as, workers, need, room, gpu=True)
+    return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
+
+
+def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
+    """What a worker may use; of another machine only what the user has said is known."""
+    given = config.parallel.gpu_bytes
+    if "RAY_ADDRESS" in os.environ:
+        return Room(given)
+    # not what is free now: each process of a torchrun group must choose alike
+    host = psutil.virtual_memory().total // workers
+    if given is not None:
+        # without GPUs it speaks of another machine
+        return Room(given, host if gpu else None)
+    if not gpu:
+        return Room(host)
+    import torch
+
+    numbers = range(torch.cuda.device_count())
+    sizes = [torch.cuda.get_device_properties(n).total_memory for n in numbers]
+    return Room(min(sizes) - _CONTEXT if sizes else None, host)

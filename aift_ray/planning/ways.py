@@ -1,0 +1,85 @@
+"""Which ways to spread a model over workers fit into their memory, and which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aift_ray.planning.memory import GIB, Memory
+
+METHODS = ("full", "lora", "qlora")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is trained, and how it is spread.
+
+    Attributes:
+        offload: weights, gradients and optimizer state lie in host memory.
+    """
+
+    method: str
+    strategy: str
+    offload: bool = False
+
+    @property
+    def flags(self) -> str:
+        """As a command line has it."""
+        offload = " --parallel.offload true" if self.offload else ""
+        return f"--method {self.method} --strategy {self.strategy}{offload}"
+
+
+Need = Callable[[Way], Memory]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a worker may use on its device and in host memory; None: not known."""
+
+    device: int | None = None
+    host: int | None = None
+
+    def holds(self, need: Memory) -> bool:
+        """Whether a worker fits, as far as is known."""
+        fits = self.device is None or need.total <= self.device
+        return fits and (self.host is None or need.host <= self.host)
+
+
+def ways(method: str, workers: int, bits: int | None, gpu: bool) -> list[Way]:
+    """The ways to train by `method`, those first that send the least."""
+    if workers == 1 or bits == 8:
+        return [Way(method, "ddp")]
+    offloaded = [Way(method, "fsdp", offload=True)] if gpu and not bits else []
+    return [Way(method, name) for name in ("ddp", "zero2", "fsdp")] + offloaded
+
+
+def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:
+    """The first way that fits into a worker's `room`, and why, in two lines; or the smallest."""
+    needs = {way: need(way) for way in among}
+    small = min(among, key=lambda way: needs[way].total)
+    fits = [way for way in among if room.holds(needs[way])]
+    chosen = fits[0] if fits else small
+    there = "unknown memory" if room.device is None else f"{room.device / GIB:.1f} GiB"
+    verdict = "is the first that fits" if fits else "needs the least, and does not fit"
+    first = f"{_name(chosen)} {verdict}: {_size(needs[chosen])} of {there} a worker (computed)"
+    others = ", ".join(f"{_name(way)} {_size(needs[way])}" for way in among if way != chosen)
+    return chosen, [first, f"the others, computed: {others or 'none for a single worker'}"]
+
+
+def fitting(method: str, workers: int, need: Need, room: Room, gpu: bool) -> list[str]:
+    """What fits into a worker's `room`, the method's own ways first, in words."""
+    found = []
+    for other in METHODS[METHODS.index(method) :]:
+        bits = 4 if other == "qlora" else None
+        fits = [w for w in ways(other, workers, bits, gpu) if room.holds(need(w))]
+        found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
+    return found
+
+
+def _name(way: Way) -> str:
+    return f"{way.strategy} with offload" if way.offload else way.strategy
+
+
+def _size(need: Memory) -> str:
+    host = f" and {need.host / GIB:.1f} GiB of host memory" if need.host else ""
+    return f"{need.total / GIB:.1f} GiB{host}"

@@ -1,0 +1,273 @@
+"""Load on a server over HTTP: time to first token, tokens a second, errors, memory.
+
+    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--minutes M]
+
+`aift-ray serve` and `transformers serve --continuous-batching`, asked in turn in one run by
+OpenAI's client: streamed greedy completions of Japanese prompts, 1, 4 and 16 at once. With
+`--minutes` our server alone under a mixed load: streams that are left, chats, several answers,
+schemas, prompts that are too long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+import measuring
+
+TOPICS = ("春の京都", "江戸時代の商人", "味噌汁の作り方", "台風の備え", "図書館", "夏休みの思い出")
+FORMS = ("{}について、", "昔々、{}のことを語る人が", "次の文章は{}に関するものです。\n", "{}とは")
+SCHEMA = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 4, "maxItems": 9}
+
+
+def prompts(number: int, seed: int) -> list[str]:
+    chosen = random.Random(seed)
+    return [
+        f"第{seed}の{index}話。" + chosen.choice(FORMS).format(chosen.choice(TOPICS))
+        for index in range(number)
+    ]
+
+
+@dataclass
+class Contestant:
+    """A server in a process of its own."""
+
+    name: str
+    command: list[str]
+    model: str
+    options: dict[str, Any]
+    port: int
+    log: Path
+    process: Any = None
+    ready_s: float = 0.0
+    key: str = "none"
+
+    def start(self) -> None:
+        begun = time.monotonic()
+        environment = os.environ | {"XDG_STATE_HOME": str(self.log.parent)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
+        while True:
+            assert self.process.poll() is None, self.log.read_text("utf-8")
+            told = self.log.read_text("utf-8")
+            if "shown this once: " in told:
+                self.key = told.split("shown this once: ")[1].split()[0]
+            try:
+                headers = {"Authorization": f"Bearer {self.key}"}
+                url = f"http://127.0.0.1:{self.port}/v1/models"
+                if httpx.get(url, headers=headers).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        self.ready_s = time.monotonic() - begun
+
+    def client(self) -> openai.AsyncOpenAI:
+        url = f"http://127.0.0.1:{self.port}/v1"
+        return openai.AsyncOpenAI(api_key=self.key, base_url=url, max_retries=0, timeout=300)
+
+    def memory_mb(self) -> float:
+        """Of the process that holds the model: the largest of the family."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        sizes = [each.memory_info().rss for each in family if each.is_running()]
+        return round(max([*sizes, psutil.Process(self.process.pid).memory_info().rss]) / 1e6, 1)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+@dataclass
+class Tally:
+    """What a burst of requests came to."""
+
+    first_s: list[float] = field(default_factory=list)
+    tokens: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+async def stream(who: Contestant, client: Any, prompt: str, tokens: int, tally: Tally) -> None:
+    begun, seen = time.perf_counter(), False
+    try:
+        told = await client.completions.create(
+            model=who.model, prompt=prompt, max_tokens=tokens, stream=True, **who.options
+        )
+        async for chunk in told:
+            if chunk.choices and not seen and chunk.choices[0].text:
+                tally.first_s.append(time.perf_counter() - begun)
+                seen = True
+            if chunk.usage:
+                tally.tokens += chunk.usage.completion_tokens
+    except openai.OpenAIError as error:
+        tally.errors.append(f"{type(error).__name__}: {error}"[:200])
+
+
+async def burst(who: Contestant, at_once: int, each: int, tokens: int, seed: int) -> Any:
+    """`at_once` clients that ask `each` times one after the other."""
+    tally = Tally()
+    asked = prompts(at_once * each, seed)
+    async with who.client() as client:
+
+        async def one(index: int) -> None:
+            for prompt in asked[index * each : (index + 1) * each]:
+                await stream(who, client, prompt, tokens, tally)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(one(index) for index in range(at_once)))
+    firsts = sorted(tally.first_s) or [float("nan")]
+    return {
+        "tokens_per_second": round(tally.tokens / (time.perf_counter() - begun), 1),
+        "first_token_ms_median": round(firsts[len(firsts) // 2] * 1e3, 1),
+        "first_token_ms_p95": round(firsts[int(len(firsts) * 0.95)] * 1e3, 1),
+        "tokens": tally.tokens,
+        "errors": tally.errors,
+    }
+
+
+async def mixed(who: Contestant, minutes: float, tokens: int) -> dict[str, Any]:
+    """Eight clients that do what clients do; errors are those that nobody asked for."""
+    end, chosen = time.monotonic() + minutes * 60, random.Random(0)
+    counts: dict[str, int] = {}
+    errors: list[str] = []
+    memory: list[float] = []
+
+    async def one(client: Any) -> None:
+        while time.monotonic() < end:
+            kind = chosen.choice(("stream", "left", "chat", "several", "schema", "too long"))
+            [prompt] = prompts(1, chosen.randrange(10**6))
+            turn = [{"role": "user", "content": prompt}]
+            text = {"model": who.model, "prompt": prompt, "max_tokens": tokens}
+            chat = {"model": who.model, "messages": turn, "max_tokens": tokens}
+            wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+            counts[kind] = counts.get(kind, 0) + 1
+            try:
+                if kind in ("stream", "left"):
+                    async with await client.completions.create(**text, stream=True) as told:
+                        async for _ in told:
+                            if kind == "left" and chosen.random() < 0.2:
+                                break
+                elif kind == "several":
+                    await client.completions.create(**text, n=3)
+                elif kind == "too long":
+                    await client.completions.create(**text | {"prompt": "長" * 40_000})
+                else:
+                    extra = {"response_format": wanted} if kind == "schema" else {}
+                    await client.chat.completions.create(**chat, **extra)
+            except openai.BadRequestError as error:
+                if kind != "too long":
+                    errors.append(str(error)[:200])
+            except openai.OpenAIError as error:
+                errors.append(f"{kind}: {type(error).__name__} {error}"[:200])
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            memory.append(who.memory_mb())
+            await asyncio.sleep(15)
+
+    async with who.client() as client:
+        await asyncio.gather(watch(), *(one(client) for _ in range(8)))
+    return {"minutes": minutes, "requests": counts, "errors": errors, "memory_mb": memory}
+
+
+def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
+    def port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            number: int = probe.getsockname()[1]
+            return number
+
+    ours, theirs = port(), port()
+    types = {"fp32": "float32", "bf16": "bfloat16"}
+    serve = [sys.executable, "-m", "aift_ray.serve", "--model", model, "--dtype", dtype]
+    bare = [str(Path(sys.executable).with_name("transformers")), "serve", model]
+    bare += ["--continuous-batching", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512"]
+    bare += ["--device", "cpu", "--dtype", types[dtype], "--host", "127.0.0.1"]
+    usage = {"stream_options": {"include_usage": True}}
+    return [
+        Contestant(
+            "aift-ray",
+            [*serve, "--port", str(ours), "--served-model-name", "base"],
+            "base",
+            {"temperature": 0} | usage,
+            ours,
+            folder / "aift-ray.log",
+        ),
+        Contestant(
+            "transformers",
+            [*bare, "--port", str(theirs)],
+            model,
+            {},
+            theirs,
+            folder / "transformers.log",
+        ),
+    ]
+
+
+def compare(asked: list[Contestant], rounds: int, tokens: int) -> list[dict[str, Any]]:
+    lines = []
+    for who in asked:
+        asyncio.run(burst(who, 2, 1, tokens, 10**6))
+    for at_once in (1, 4, 16):
+        for turn in range(rounds):
+            for who in asked if turn % 2 else asked[::-1]:
+                before = who.memory_mb()
+                found = asyncio.run(burst(who, at_once, 4 if at_once == 1 else 1, tokens, turn))
+                found |= {"server": who.name, "at_once": at_once, "round": turn}
+                found["memory_growth_mb"] = round(who.memory_mb() - before, 1)
+                lines.append(found)
+                print(found, flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("model", help="folder")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load on our server")
+    given = parser.parse_args()
+    name = Path(given.model).name
+    with tempfile.TemporaryDirectory() as place:
+        asked = contestants(str(Path(given.model).resolve()), given.dtype, Path(place))
+        if given.minutes:
+            asked = asked[:1]
+        try:
+            for who in asked:
+                who.start()
+            if given.minutes:
+                found: Any = asyncio.run(mixed(asked[0], given.minutes, given.tokens))
+                print(found)
+            else:
+                found = compare(asked, given.rounds, given.tokens)
+        finally:
+            for who in asked:
+                who.stop()
+        kind = "mixed" if given.minutes else "load"
+        ready = {who.name: round(who.ready_s, 1) for who in asked}
+        content = {"model": name, "dtype": given.dtype, "ready_s": ready, "found": found}
+        measuring.write(measuring.RESULTS / f"serve_{kind}_{name}.json", content)
+
+
+if __name__ == "__main__":
+    main()

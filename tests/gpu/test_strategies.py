@@ -1,0 +1,156 @@
+"""The strategies on GPUs: what their twins on CPUs show, with NCCL, 16 bits and host memory.
+
+Written without a GPU at hand; each test says what it needs, and is skipped where that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aift_ray.engine.build import build
+from aift_ray.launch.prepare import prepare
+from aift_ray.models import attention
+from aift_ray.parallel.group import Group
+from tests import parity
+from tests.conftest import ROOT, make_tiny_model, write_rows
+from tests.engine.runs import free_port, stepped
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+
+
+def alone(config: Any, folder: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step on the first GPU."""
+    prepared = prepare(config, folder, 1, True, None)
+    run = build(prepared.job, Group(0, 1, torch.device("cuda", 0)))
+    return [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+
+
+def together(configs: dict[str, Any], folder: Path, workers: int = 2) -> dict[str, Any]:
+    """The same of runs on NCCL workers, one a GPU; what worker 0 saw, and their memory."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    port = str(free_port())
+    command = [sys.executable, "-m", "tests.gpu.worker", str(workers), port, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    children = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment)
+        for rank in range(workers)
+    ]
+    assert [child.wait(600) for child in children] == [0] * workers
+    found: dict[str, Any] = json.loads(path.with_name("gpu0.json").read_text("utf-8"))
+    return found
+
+
+def config_of(strategy: str, method: str, precision: str, model: Path, rows: Path) -> Any:
+    """A run of the table of equality, in any precision."""
+    workers = 1 if strategy == "alone" else 2
+    case = ("ddp" if strategy == "alone" else strategy, method, "bf16", "concat")
+    config = parity.settings(case, workers, model, rows)
+    config.training.precision = precision
+    return config
+
+
+@two_gpus
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_two_gpus_train_what_one_trains(precision: str, tmp_path: Path) -> None:
+    tiny_model = make_tiny_model(tmp_path / "tiny", num_hidden_layers=4)
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    pairs = [(s, m) for s in parity.STRATEGIES for m in ("full", "lora")]
+    configs = {f"{s} {m}": config_of(s, m, precision, tiny_model, rows) for s, m in pairs}
+    found = together(configs, tmp_path)
+    for strategy, method in pairs:
+        wanted = alone(config_of("alone", method, precision, tiny_model, rows), tmp_path)
+        got = torch.tensor(found[f"{strategy} {method}"]["lines"])
+        torch.testing.assert_close(
+            got, torch.tensor(wanted), rtol=BOUND[precision], atol=BOUND[precision], msg=strategy
+        )
+
+
+@two_gpus
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2"])
+def test_4_bit_bases_train_alike_on_two_gpus(
+    strategy: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    found = together({"run": config_of(strategy, "qlora nf4", "bf16", tiny_model, rows)}, tmp_path)
+    wanted = alone(config_of("alone", "qlora nf4", "bf16", tiny_model, rows), tmp_path)
+    torch.testing.assert_close(
+        torch.tensor(found["run"]["lines"]), torch.tensor(wanted), rtol=2e-2, atol=2e-2
+    )
+
+
+@two_gpus
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_moved_to_host_memory_trains_the_same_and_leaves_the_gpu(
+    method: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    kept = config_of("fsdp", method, "bf16", tiny_model, rows)
+    moved = config_of("fsdp", method, "bf16", tiny_model, rows)
+    moved.parallel.offload = True
+    found = together({"kept": kept, "moved": moved}, tmp_path)
+    torch.testing.assert_close(
+        torch.tensor(found["moved"]["lines"]),
+        torch.tensor(found["kept"]["lines"]),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    assert found["moved"]["devices"] == ["cpu"]
+    assert found["kept"]["devices"] == ["cuda"]
+    assert found["moved"]["held"] < found["kept"]["held"]
+
+
+def test_loss_scaling_passes_over_steps_that_overflow(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    config = config_of("alone", "full", "fp16", tiny_model, rows)
+    run = build(prepare(config, tmp_path, 1, True, None).job, Group(0, 1, torch.device("cuda", 0)))
+    assert run.scaler.is_enabled()
+    run.scaler.scale(torch.zeros((), device="cuda"))
+    run.scaler._scale.fill_(2.0**40)  # type: ignore[union-attr]
+    before = [weight.detach().clone() for weight in run.module.parameters()]
+    stepped(run, 1)
+    for old, new in zip(before, run.module.parameters(), strict=True):
+        assert torch.equal(old, new), "gradients that overflow move nothing"
+    assert run.scaler.get_scale() < 2.0**40
+    while run.scaler.get_scale() > 2.0**16:
+        stepped(run, 1)
+    (line,) = stepped(run, 1)
+    assert line["loss"] > 0
+    assert line["grad_norm"] < float("inf")
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not attention.has_flash(torch.device("cuda", 0)),
+    reason="needs flash-attn on an Ampere GPU or newer",
+)
+def test_flash_attention_sees_no_other_document(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    config = config_of("alone", "full", "bf16", tiny_model, rows)
+    laid = alone(config, tmp_path)
+    config.data.packing = "false"
+    padded = alone(config, tmp_path)
+    torch.testing.assert_close(torch.tensor(laid), torch.tensor(padded), rtol=2e-2, atol=2e-2)
+
+
+def test_the_computed_memory_is_near_what_a_step_takes(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    config = config_of("alone", "full", "bf16", ROOT / "aift_ray/models/assets/hina-4m", rows)
+    prepared = prepare(config, tmp_path, 1, True, None)
+    torch.cuda.reset_peak_memory_stats()
+    stepped(build(prepared.job, Group(0, 1, torch.device("cuda", 0))), 2)
+    assert prepared.memory is not None
+    states = prepared.memory.total - prepared.memory.activations
+    assert torch.cuda.max_memory_allocated() > 0.9 * states

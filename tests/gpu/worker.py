@@ -1,0 +1,44 @@
+"""A worker of an NCCL group, for tests: argv has world, port, a JSON file of runs and the rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from aift_ray.config import RunConfig
+from aift_ray.engine.build import build
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+from tests.engine.runs import stepped
+
+
+def main() -> None:
+    """Take all steps of each run; losses, memory between steps and where the weights lie."""
+    world, port, path, rank = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    found: dict[str, Any] = {}
+    for name, values in json.loads(path.read_text("utf-8")).items():
+        config = RunConfig.model_validate(values)
+        prepared = prepare(config, path.parent, world, True, None)
+        run = build(prepared.job, Group(rank, world, device))
+        lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+        found[name] = {
+            "lines": lines,
+            "held": torch.cuda.memory_allocated(device),
+            "devices": sorted({weight.device.type for weight in run.module.parameters()}),
+        }
+        del run
+        torch.cuda.empty_cache()
+    path.with_name(f"gpu{rank}.json").write_text(json.dumps(found), "utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

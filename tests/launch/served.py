@@ -1,0 +1,88 @@
+"""`aift-ray serve` in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.conftest import ROOT
+from tests.engine.runs import free_port
+
+# the schema keeps the model from ending its answer
+ENDLESS = {"type": "array", "items": {"enum": [1]}, "minItems": 900}
+LONG = {
+    "model": "hina-4m",
+    "prompt": "昔々、",
+    "max_tokens": 1500,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}},
+}
+
+
+class Served:
+    """The command in a process of its own."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.port, self.log = free_port(), folder / "serve.log"
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        self.start = time.monotonic()
+        command = [sys.executable, "-m", "aift_ray.serve", "--port", str(self.port), *flags]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.wait_for("ready on", 120)
+        told = self.log.read_text("utf-8")
+        self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=60,
+        )
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text("utf-8"):
+            assert self.process.poll() is None, self.log.read_text("utf-8")
+            assert time.monotonic() < end, self.log.read_text("utf-8")
+            time.sleep(0.2)
+
+    def running(self) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("aift_running{"))
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes of the replicas."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in family if each.name().startswith("ray::ServeRepli")]
+
+    def answering(self) -> int:
+        """How many replicas tell their figures."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(line.startswith("aift_running{") for line in lines)
+
+    def until_answering(self, number: int, seconds: float) -> float:
+        """Wait until that many do; the seconds that it took."""
+        start = time.monotonic()
+        while True:
+            try:
+                if self.answering() == number:
+                    return time.monotonic() - start
+            except httpx.HTTPError:
+                pass
+            assert time.monotonic() < start + seconds, self.log.read_text("utf-8")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """As Ctrl-C or SIGTERM does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(90)
