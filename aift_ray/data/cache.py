@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,24 @@ import pyarrow as pa
 from aift_ray.config import DataConfig
 from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.encoded import Encoded
+from aift_ray.data.encoding import (
+    SHOWN_FAULTS,
+    Counts,
+    Encode,
+    Encoding,
+    Encodings,
+    encode_here,
+)
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts import PromptEncoder, RowError, fit, split_text
+from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.remote import brought
-from aift_ray.data.sources import expand_files, read_examples
+from aift_ray.data.sources import expand_files
 from aift_ray.errors import DataError, Problem
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
 
 VERSION = 2
-SHOWN_FAULTS = 20
 _BATCH_ROWS = 2048
 _SCHEMA = pa.schema(
     [
@@ -45,20 +52,6 @@ _SCHEMA = pa.schema(
         ("line", pa.int32()),
     ]
 )
-
-
-@dataclass
-class Counts:
-    """What became of the rows of a set; tokens are counted as they are trained."""
-
-    rows: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    truncated_rows: int = 0
-    dropped_rows: int = 0
-    skipped_rows: int = 0
-    split_documents: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class TokenRows:
@@ -119,23 +112,6 @@ def cache_folder(config: DataConfig) -> Path:
         return Path(config.cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "aift_ray" / "tokens"
-
-
-# an example with its tokens, or with what is wrong with it; a fault of the file with nothing
-Encodings = Iterator[tuple[Example | Fault, Encoded | RowError | None]]
-Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
-
-
-def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
-    """Tokenize examples one after the other, in this process."""
-    for item in items:
-        if isinstance(item, Fault):
-            yield item, None
-            continue
-        try:
-            yield item, encoder.encode(item)
-        except RowError as error:
-            yield item, error
 
 
 def prepare(
@@ -207,7 +183,7 @@ def _build(
         sets = {}
         for name, files in (("train", train), ("eval", evaluation)):
             note = duplicates.add_train if name == "train" else duplicates.add_eval
-            encoding = _Encoding(config, encode, sequence_length, note)
+            encoding = Encoding(config, encode, sequence_length, note)
             _write(scratch / f"{name}.arrow", encoding.rows(files))
             faults += encoding.faults if config.on_bad_row == "error" else []
             faults += [f for f in encoding.faults if f.line is None and f not in faults]
@@ -248,62 +224,6 @@ def _nothing_supervised(counts: Counts) -> Problem:
         f"({counts.dropped_rows} rows were dropped because the answer does not fit)",
         "raise --data.sequence_length, or check the rows with --dry-run",
     )
-
-
-class _Encoding:
-    """Examples to token rows, counting what happens to them."""
-
-    def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
-        self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
-        self.counts, self.faults = Counts(), list[Fault]()
-
-    def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
-            if isinstance(item, Fault):
-                self._fault(item)
-                continue
-            if isinstance(encoded, RowError):
-                self._fault(Fault(item.file, item.line, str(encoded)))
-                continue
-            self.note(item)
-            for piece in self._pieces(encoded, item):
-                self._count(piece)
-                yield piece, item
-
-    def _pieces(self, encoded: Encoded, example: Example) -> list[Encoded]:
-        if len(encoded) <= self.length:
-            return [encoded]
-        if self.config.on_long_row == "error":
-            reason = f"{len(encoded)} tokens, at most {self.length} are allowed"
-            self.faults.append(
-                Fault(example.file, example.line, reason, "raise --data.sequence_length")
-            )
-            return []
-        if example.kind == "text":
-            self.counts.split_documents += 1
-            return split_text(encoded, self.length)
-        fitted = fit(encoded, self.length)
-        if fitted is None:
-            self.counts.dropped_rows += 1
-            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
-            return []
-        self.counts.truncated_rows += 1
-        return [fitted]
-
-    def _fault(self, fault: Fault) -> None:
-        self.faults.append(fault)
-        self.counts.skipped_rows += 1
-        if fault.line is not None:
-            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
-
-    def _note(self, text: str) -> None:
-        if len(self.counts.notes) < SHOWN_FAULTS:
-            self.counts.notes.append(text)
-
-    def _count(self, encoded: Encoded) -> None:
-        self.counts.rows += 1
-        self.counts.tokens += len(encoded)
-        self.counts.supervised_tokens += sum(encoded.supervised[1:])
 
 
 def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:

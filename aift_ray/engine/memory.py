@@ -1,6 +1,9 @@
-"""What to tell a user whose device ran out of memory, and what would fit instead."""
+"""Memory in use, and what to tell a user whose device ran out of it."""
 
 from __future__ import annotations
+
+import resource
+import sys
 
 import torch
 
@@ -47,3 +50,12 @@ def _parts(run: Run, tokens: int) -> str:
         config.parallel.offload,
     )
     return need.parts
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host."""
+    if device.type == "cuda":
+        numbers = range(torch.cuda.device_count())
+        return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

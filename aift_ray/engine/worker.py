@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +19,7 @@ from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
+from aift_ray.engine.memory import peak_memory_gb
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
 from aift_ray.engine.saving import Saver, final_weights, snapshot, streams
 from aift_ray.engine.storage import Store, newest
@@ -291,12 +290,3 @@ class _Session:
             "best_step": state.best_step,
             "skipped": state.skipped,
         }
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host."""
-    if device.type == "cuda":
-        numbers = range(torch.cuda.device_count())
-        return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

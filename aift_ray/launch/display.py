@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.data.cache import Counts
+from aift_ray.data.encoding import Counts
 from aift_ray.engine.metrics import PROGRESS
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.launch.prepare import Preparation

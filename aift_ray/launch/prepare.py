@@ -15,6 +15,7 @@ import psutil
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
+from aift_ray.data.encoding import Encode, encode_here
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
@@ -128,11 +129,11 @@ def prepare(
     return result
 
 
-def tokenizing(config: DataConfig) -> cache.Encode:
+def tokenizing(config: DataConfig) -> Encode:
     """Who tokenizes."""
     from aift_ray.launch.tokenizing import encode_on_cluster
 
-    return encode_on_cluster if config.prepare == "ray" else cache.encode_here
+    return encode_on_cluster if config.prepare == "ray" else encode_here
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:

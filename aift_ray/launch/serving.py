@@ -39,7 +39,7 @@ class Server:
     ) -> None:
         import torch
 
-        os.environ.update(passed)
+        os.environ.update(passed.values)
         workers.quiet()
         torch.set_num_threads(threads)
         self._keys = keys.Keys(Path(key_file)) if key_file else None

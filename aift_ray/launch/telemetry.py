@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from aift_ray.engine.worker import peak_memory_gb
+from aift_ray.engine.memory import peak_memory_gb
 from aift_ray.parallel.group import Group
 
 # name in a line of metrics.jsonl: what it is

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from aift_ray.data.cache import Encodings, encode_here
+from aift_ray.data.encoding import Encodings, encode_here
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
 

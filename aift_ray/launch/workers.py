@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,15 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-class Secrets(dict[str, str]):
+@dataclass(frozen=True)
+class Secrets:
     """Variables of the environment that are shown to nobody.
 
-    They travel as arguments: a runtime environment is written to Ray's logs and to its dashboard.
+    They travel as an argument: a runtime environment is written to Ray's logs and shown on its
+    dashboard, and so is what a dictionary of arguments holds.
     """
 
-    def __repr__(self) -> str:
-        return f"<{', '.join(self) or 'none'}>"
+    values: dict[str, str] = field(repr=False)
 
 
 def secrets() -> Secrets:
@@ -233,7 +235,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     from aift_ray.launch.telemetry import Telemetry
     from aift_ray.parallel.group import Group
 
-    os.environ.update(settings["secrets"])
+    os.environ.update(settings["secrets"].values)
     torch.set_num_threads(settings["threads"])
     quiet()
     context = ray.train.get_context()

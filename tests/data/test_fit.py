@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example
-from aift_ray.data.prompts import PromptEncoder, fit, split_text
+from aift_ray.data.fitting import fit, split_text
+from aift_ray.data.prompts import PromptEncoder
 from tests.data.chat_templates import wrap
 
 

@@ -96,7 +96,8 @@ def shown(cluster: Cluster) -> str:
     """What the dashboard tells of jobs and actors to who has the token."""
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text("utf-8")
     text = ""
-    for route in ("/api/jobs/", "/api/v0/actors?detail=1", "/api/v0/workers?detail=1"):
+    routes = ("/api/jobs/", "/api/v0/actors?detail=1", "/api/v0/workers?detail=1")
+    for route in (*routes, "/api/train/v2/runs/v1"):
         request = urllib.request.Request(
             cluster.jobs["RAY_API_SERVER_ADDRESS"] + route,
             headers={"Authorization": f"Bearer {token}"},

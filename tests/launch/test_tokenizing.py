@@ -18,6 +18,7 @@ import json, sys
 import ray
 from aift_ray.config import DataConfig
 from aift_ray.data import cache
+from aift_ray.data.encoding import encode_here
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.launch import tokenizing
 from aift_ray.models import folders
@@ -26,7 +27,7 @@ rows, place, shipped = sys.argv[1:]
 encoder = PromptEncoder(folders.load_tokenizer(shipped))
 tokenizing._BATCH = 16
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-for name, encode in (("here", cache.encode_here), ("there", tokenizing.encode_on_cluster)):
+for name, encode in (("here", encode_here), ("there", tokenizing.encode_on_cluster)):
     data = DataConfig(train_files=[rows], cache_dir=f"{place}/{name}", on_bad_row="skip")
     cache.prepare(data, encoder, 64, encode)
 """

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError
 
+# what makes a run's arguments into what the dashboard shows
+from ray.train.v2._internal.state.schema import _to_json_serializable_value
+
 from aift_ray.errors import ConfigError
 from aift_ray.launch import workers
 from aift_ray.launch.prepare import prepare
@@ -36,3 +39,14 @@ def test_more_workers_than_the_cluster_holds_are_refused(configure: Callable[...
     config = configure(ray__num_workers=9).ray
     with pytest.raises(ConfigError, match="9 workers need 9 CPU, the cluster has 4"):
         workers.check_resources(config, 9, False, {"CPU": 4.0})
+
+
+def test_a_secret_is_in_no_runtime_environment_and_in_nothing_that_ray_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    passed = workers.secrets()
+    assert passed.values == {"HF_TOKEN": "hf_secret"}
+    assert "HF_TOKEN" not in workers.environment()
+    shown = _to_json_serializable_value({"secrets": passed})
+    assert "hf_secret" not in f"{shown} {passed!r} {passed}"

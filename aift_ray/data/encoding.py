@@ -1,0 +1,104 @@
+"""Examples to token rows of the right length, counting what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aift_ray.config import DataConfig
+from aift_ray.data.encoded import Encoded
+from aift_ray.data.examples import Example, Fault
+from aift_ray.data.fitting import fit, split_text
+from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.data.sources import read_examples
+
+SHOWN_FAULTS = 20
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a set; tokens are counted as they are trained."""
+
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    truncated_rows: int = 0
+    dropped_rows: int = 0
+    skipped_rows: int = 0
+    split_documents: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+# an example with its tokens, or with what is wrong with it; a fault of the file with nothing
+Encodings = Iterator[tuple[Example | Fault, Encoded | RowError | None]]
+Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
+
+
+def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
+    """Tokenize examples one after the other, in this process."""
+    for item in items:
+        if isinstance(item, Fault):
+            yield item, None
+            continue
+        try:
+            yield item, encoder.encode(item)
+        except RowError as error:
+            yield item, error
+
+
+class Encoding:
+    """Examples to token rows, counting what happens to them."""
+
+    def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
+        self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
+        self.counts, self.faults = Counts(), list[Fault]()
+
+    def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
+        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
+            if isinstance(item, Fault):
+                self._fault(item)
+                continue
+            if isinstance(encoded, RowError):
+                self._fault(Fault(item.file, item.line, str(encoded)))
+                continue
+            self.note(item)
+            for piece in self._pieces(encoded, item):
+                self._count(piece)
+                yield piece, item
+
+    def _pieces(self, encoded: Encoded, example: Example) -> list[Encoded]:
+        if len(encoded) <= self.length:
+            return [encoded]
+        if self.config.on_long_row == "error":
+            reason = f"{len(encoded)} tokens, at most {self.length} are allowed"
+            self.faults.append(
+                Fault(example.file, example.line, reason, "raise --data.sequence_length")
+            )
+            return []
+        if example.kind == "text":
+            self.counts.split_documents += 1
+            return split_text(encoded, self.length)
+        fitted = fit(encoded, self.length)
+        if fitted is None:
+            self.counts.dropped_rows += 1
+            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
+            return []
+        self.counts.truncated_rows += 1
+        return [fitted]
+
+    def _fault(self, fault: Fault) -> None:
+        self.faults.append(fault)
+        self.counts.skipped_rows += 1
+        if fault.line is not None:
+            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+
+    def _note(self, text: str) -> None:
+        if len(self.counts.notes) < SHOWN_FAULTS:
+            self.counts.notes.append(text)
+
+    def _count(self, encoded: Encoded) -> None:
+        self.counts.rows += 1
+        self.counts.tokens += len(encoded)
+        self.counts.supervised_tokens += sum(encoded.supervised[1:])
