@@ -52,6 +52,8 @@ class Contestant:
     command: list[str]
     model: str
     options: dict[str, Any]
+    health: str
+    told_ready: str
     port: int
     log: Path
     process: Any = None
@@ -63,20 +65,21 @@ class Contestant:
         environment = os.environ | {"XDG_STATE_HOME": str(self.log.parent)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
-        while True:
+        while not self.healthy():
             assert self.process.poll() is None, self.log.read_text("utf-8")
-            told = self.log.read_text("utf-8")
-            if "shown this once: " in told:
-                self.key = told.split("shown this once: ")[1].split()[0]
-            try:
-                headers = {"Authorization": f"Bearer {self.key}"}
-                url = f"http://127.0.0.1:{self.port}/v1/models"
-                if httpx.get(url, headers=headers).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
+            assert time.monotonic() < begun + 180, self.log.read_text("utf-8")[-2000:]
             time.sleep(0.2)
+        told = self.log.read_text("utf-8")
+        if "shown this once: " in told:
+            self.key = told.split("shown this once: ")[1].split()[0]
         self.ready_s = time.monotonic() - begun
+
+    def healthy(self) -> bool:
+        try:
+            url = f"http://127.0.0.1:{self.port}{self.health}"
+            return httpx.get(url).status_code == 200 and self.told_ready in self.log.read_text()
+        except httpx.HTTPError:
+            return False
 
     def client(self) -> openai.AsyncOpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
@@ -209,6 +212,8 @@ def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
             [*serve, "--port", str(ours), "--served-model-name", "base"],
             "base",
             {"temperature": 0} | usage,
+            "/healthz",
+            "ready on",
             ours,
             folder / "aift-ray.log",
         ),
@@ -217,6 +222,8 @@ def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
             [*bare, "--port", str(theirs)],
             model,
             {},
+            "/health",
+            "",
             theirs,
             folder / "transformers.log",
         ),
