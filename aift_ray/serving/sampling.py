@@ -18,7 +18,6 @@ from transformers import (
 
 from aift_ray.serving.requests import Request, Sampling, Token
 
-
 # below it logits over temperature are no numbers any more
 _COLDEST = 1e-5
 
