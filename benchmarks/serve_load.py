@@ -52,6 +52,8 @@ class Contestant:
     command: list[str]
     model: str
     options: dict[str, Any]
+    health: str
+    told_ready: str
     port: int
     log: Path
     process: Any = None
@@ -63,20 +65,21 @@ class Contestant:
         environment = os.environ | {"XDG_STATE_HOME": str(self.log.parent)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
-        while True:
+        while not self.healthy():
             assert self.process.poll() is None, self.log.read_text("utf-8")
-            told = self.log.read_text("utf-8")
-            if "shown this once: " in told:
-                self.key = told.split("shown this once: ")[1].split()[0]
-            try:
-                headers = {"Authorization": f"Bearer {self.key}"}
-                url = f"http://127.0.0.1:{self.port}/v1/models"
-                if httpx.get(url, headers=headers).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
+            assert time.monotonic() < begun + 180, self.log.read_text("utf-8")[-2000:]
             time.sleep(0.2)
+        told = self.log.read_text("utf-8")
+        if "shown this once: " in told:
+            self.key = told.split("shown this once: ")[1].split()[0]
         self.ready_s = time.monotonic() - begun
+
+    def healthy(self) -> bool:
+        try:
+            url = f"http://127.0.0.1:{self.port}{self.health}"
+            return httpx.get(url).status_code == 200 and self.told_ready in self.log.read_text()
+        except httpx.HTTPError:
+            return False
 
     def client(self) -> openai.AsyncOpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
@@ -189,7 +192,7 @@ async def mixed(who: Contestant, minutes: float, tokens: int) -> dict[str, Any]:
     return {"minutes": minutes, "requests": counts, "errors": errors, "memory_mb": memory}
 
 
-def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
+def contestants(model: str, dtype: str, threads: int, folder: Path) -> list[Contestant]:
     def port() -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -199,6 +202,7 @@ def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
     ours, theirs = port(), port()
     types = {"fp32": "float32", "bf16": "bfloat16"}
     serve = [sys.executable, "-m", "aift_ray.serve", "--model", model, "--dtype", dtype]
+    serve += ["--serving.cpus_per_replica", str(threads)]
     bare = [str(Path(sys.executable).with_name("transformers")), "serve", model]
     bare += ["--continuous-batching", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512"]
     bare += ["--device", "cpu", "--dtype", types[dtype], "--host", "127.0.0.1"]
@@ -209,6 +213,8 @@ def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
             [*serve, "--port", str(ours), "--served-model-name", "base"],
             "base",
             {"temperature": 0} | usage,
+            "/healthz",
+            "ready on",
             ours,
             folder / "aift-ray.log",
         ),
@@ -217,6 +223,8 @@ def contestants(model: str, dtype: str, folder: Path) -> list[Contestant]:
             [*bare, "--port", str(theirs)],
             model,
             {},
+            "/health",
+            "",
             theirs,
             folder / "transformers.log",
         ),
@@ -243,13 +251,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("model", help="folder")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--threads", type=int, default=1, help="of computation, a server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load on our server")
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
     name = Path(given.model).name
     with tempfile.TemporaryDirectory() as place:
-        asked = contestants(str(Path(given.model).resolve()), given.dtype, Path(place))
+        asked = contestants(
+            str(Path(given.model).resolve()), given.dtype, given.threads, Path(place)
+        )
         if given.minutes:
             asked = asked[:1]
         try:
@@ -265,7 +277,8 @@ def main() -> None:
                 who.stop()
         kind = "mixed" if given.minutes else "load"
         ready = {who.name: round(who.ready_s, 1) for who in asked}
-        content = {"model": name, "dtype": given.dtype, "ready_s": ready, "found": found}
+        about = {"model": name, "dtype": given.dtype, "threads": given.threads}
+        content = about | {"ready_s": ready, "found": found}
         measuring.write(measuring.RESULTS / f"serve_{kind}_{name}.json", content)
 
 

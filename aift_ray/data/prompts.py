@@ -134,10 +134,7 @@ class PromptEncoder:
     def chat_ids(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
     ) -> list[int]:
-        """The ids that serving feeds for a conversation that ends with a user's turn.
-
-        Args:
-            tools: what the model may call, as OpenAI writes them.
+        """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
 
         Raises:
             RowError: the conversation can't be rendered.
@@ -154,8 +151,7 @@ class PromptEncoder:
         return digest(self)
 
     def _chat_ids(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
-        parts = self._parts(messages, True, template)
-        prompt = join(parts, self._header, self._safe)
+        prompt = join(self._parts(messages, True, template), self._header, self._safe)
         return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
 
     def _raw(self, ids: list[int], first: int) -> Encoded:

@@ -84,7 +84,8 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()
     ) -> None:
-        self._tokenizer, self._tools = tokenizer, list(tools)
+        self._tokenizer = tokenizer
+        self._tools: list[Any] = list(tools)
         try:
             self.source = tokenizer.get_chat_template()
         except ValueError as error:

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.serving import keys, opening
 
 NAME = "aift-ray"
+_SWITCH_S = 2e-4
+# the routes never block, so that they need no event loop beside Serve's own: a thread less on a
+# token's way
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 @serve.deployment
@@ -42,6 +47,8 @@ class Server:
         os.environ.update(passed.values)
         workers.quiet()
         torch.set_num_threads(threads)
+        # a token passes through several threads; each would wait 5 ms for the engine's to let go
+        sys.setswitchinterval(_SWITCH_S)
         self._keys = keys.Keys(Path(key_file)) if key_file else None
         self._checked = opening.check(config, bool(ray.get_gpu_ids()))
         self._fleet = Replicas()
@@ -99,7 +106,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         what = f"{least} replicas of {cpus} CPUs need {cpus * least}, the cluster has {has}"
         remedy = "lower --num-replicas or --serving.cpus_per_replica"
         raise ConfigError([Problem("serving.num_replicas", what, remedy)])
-    environment = workers.environment() | {"OMP_NUM_THREADS": str(cpus)}
+    environment = workers.environment() | _ONE_LOOP | {"OMP_NUM_THREADS": str(cpus)}
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {

@@ -18,6 +18,9 @@ from transformers import (
 
 from aift_ray.serving.requests import Request, Sampling, Token
 
+# below it logits over temperature are no numbers any more
+_COLDEST = 1e-5
+
 
 class AnswerPenalty(LogitsProcessor):
     """OpenAI's presence and frequency penalties: on tokens of the answer, not of the prompt."""
@@ -42,7 +45,7 @@ class Chooser:
 
     def __init__(self, request: Request, device: torch.device) -> None:
         sampling = request.sampling
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < _COLDEST
         self.constraint = request.constraint() if request.constraint else None
         self._top = request.top_logprobs
         self._penalties = _penalties(sampling, len(request.prompt))

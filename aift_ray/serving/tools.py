@@ -16,6 +16,7 @@ from aift_ray.serving.text import Piece
 
 # as Hermes and Qwen write calls; Llama and Mistral write the bare JSON
 _MARK = "<tool_call>"
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _MARKED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def offered(body: ChatRequest) -> list[dict[str, Any]]:
     found = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     for tool in found:
         tool["function"].pop("strict", None)
-        tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
+        tool["function"].setdefault("parameters", _NOTHING)
     names = [tool["function"]["name"] for tool in found]
     if len(set(names)) < len(names):
         raise ApiError(400, "two tools have the same name", "tools")

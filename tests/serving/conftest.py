@@ -74,9 +74,9 @@ class Site:
         self.key_file.write_text(f"# keys\n\n{self.KEY}\n", "utf-8")
         given = [f"{name}={path}" for name, path in adapters.items()]
         model = settings.pop("model", ServeConfig().model)
-        config = ServeConfig(
-            model=model, adapters=given, serving=ServingConfig(slots=4, **settings)
-        )
+        load_in = settings.pop("load_in", None)
+        serving = ServingConfig(**({"slots": 4} | settings))
+        config = ServeConfig(model=model, adapters=given, load_in=load_in, serving=serving)
         self.service = self.run(opening.start(opening.check(config, False)))
 
         async def started() -> None: ...

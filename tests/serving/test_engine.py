@@ -182,6 +182,14 @@ def test_sampling_draws_from_the_distribution_of_generate(
     assert ids(together(engine, [asked])[0]) == expected
 
 
+def test_a_temperature_of_almost_nothing_takes_the_likeliest_token(
+    engine: TransformersEngine, plain: Any
+) -> None:
+    for temperature in (5e-324, 1e-30, 1e-6):
+        cold = request(prompt(4), sampling=Sampling(temperature=temperature))
+        assert ids(together(engine, [cold])[0]) == generated(plain, cold.prompt)
+
+
 def test_penalties_keep_an_answer_from_repeating_itself(engine: TransformersEngine) -> None:
     penalised = Sampling(temperature=0, presence=2.0, frequency=2.0)
     told = ids(together(engine, [request([100] * 8, 40, sampling=penalised)])[0])

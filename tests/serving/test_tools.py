@@ -73,7 +73,7 @@ def tooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def chat(site: Site, **values: Any) -> Any:
     body = {"model": "tooled", "messages": [QUESTION], "tools": [WEATHER, CLOCK], "seed": 1}
-    body |= {"max_tokens": 100} | values
+    body |= {"max_tokens": 600} | values
     return site.send("POST", "/v1/chat/completions", json=body)
 
 
