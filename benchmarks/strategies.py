@@ -18,7 +18,7 @@ from measuring import Pair, Processes, Result
 from train_throughput import free_port
 
 STRATEGIES = ("ddp", "zero1", "zero2", "fsdp", "tensor")
-UNITS, RANK, KEY = 16, 16, "tokens_per_s"
+UNITS, RANK, KEY = 32, 16, "tokens_per_s"
 # measured over computed may differ by this share
 BOUND = 0.05
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Measure, print, write; exit 1 where a worker holds what arithmetic does not say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=("full", "lora"), default="full")
-    parser.add_argument("--steps", type=int, default=6, help="of which the first is not timed")
+    parser.add_argument("--steps", type=int, default=5, help="of which the first is not timed")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output")
     options = parser.parse_args()

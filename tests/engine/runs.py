@@ -52,7 +52,8 @@ def curve(config: RunConfig, output: Path) -> list[tuple[float, float]]:
 def main() -> None:
     """A worker of a gloo group: argv holds rank, world, port and a JSON file of configurations.
 
-    One that names an output folder is a whole run; of the others the steps are taken.
+    One that names an output folder is a whole run; of the others the steps are taken, with the
+    loss scaled where their name begins so, as fp16 on a GPU has it.
     """
     rank, world, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     torch.set_num_threads(1)
@@ -65,6 +66,8 @@ def main() -> None:
             whole_run(config, Path(config.output_dir), group)
             continue
         run = started(config, path.parent, group)
+        if name.startswith("scaled"):
+            run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
     if group.leads:

@@ -19,7 +19,7 @@ Configure = Callable[..., Any]
 CASE = ("tensor", "full", "fp32", "concat")
 
 
-def test_each_family_trains_what_one_process_trains(tmp_path: Path) -> None:
+def test_each_family_and_setting_trains_what_one_process_trains(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "train.jsonl", 22)
     # llama itself is among the strategies' cases
     models = {k: make_tiny_model(tmp_path / k, k) for k in FAMILIES if k != "llama"}
@@ -30,11 +30,14 @@ def test_each_family_trains_what_one_process_trains(tmp_path: Path) -> None:
     wide = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
     others = {
         "dropout": ("lora", folder),
+        "scaled tensor": ("lora", folder),
+        "scaled fsdp": ("lora", folder),
         "qlora nf4": ("qlora nf4", make_tiny_model(tmp_path / "wide", **wide)),
     }
     for name, (method, model) in others.items():
         case = (method, *CASE[2:])
-        split[name] = parity.settings(("tensor", *case), 2, model, rows)
+        strategy = "fsdp" if "fsdp" in name else "tensor"
+        split[name] = parity.settings((strategy, *case), 2, model, rows)
         whole[name] = parity.settings(("ddp", *case), 1, model, rows)
     for config in (split["dropout"], whole["dropout"]):
         config.lora.lora_dropout = 0.3
