@@ -272,14 +272,14 @@ def main() -> None:
                 print(found)
             else:
                 found = compare(asked, given.rounds, given.tokens)
+            kind = "mixed" if given.minutes else "load"
+            ready = {who.name: round(who.ready_s, 1) for who in asked}
+            about = {"model": name, "dtype": given.dtype, "threads": given.threads}
+            content = about | {"ready_s": ready, "found": found}
+            measuring.write(measuring.RESULTS / f"serve_{kind}_{name}.json", content)
         finally:
             for who in asked:
                 who.stop()
-        kind = "mixed" if given.minutes else "load"
-        ready = {who.name: round(who.ready_s, 1) for who in asked}
-        about = {"model": name, "dtype": given.dtype, "threads": given.threads}
-        content = about | {"ready_s": ready, "found": found}
-        measuring.write(measuring.RESULTS / f"serve_{kind}_{name}.json", content)
 
 
 if __name__ == "__main__":
