@@ -106,7 +106,7 @@ def shown(cluster: Cluster) -> str:
         try:
             text += urllib.request.urlopen(request, timeout=30).read().decode()
         except urllib.error.HTTPError as error:
-            # an answer may fail where nothing of its kind is left; it shall not tell a secret either
+            # what fails, for nothing of its kind is left, shall not tell a secret either
             text += error.read().decode()
     assert "aift_ray.train" in text, "the jobs are shown"
     return text
