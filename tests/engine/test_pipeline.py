@@ -53,7 +53,8 @@ def test_two_stages_train_what_one_process_trains(deep_model: Path, tmp_path: Pa
     for name in ("pipeline|full|fp32|concat", "pipeline interleaved|full|fp32|concat"):
         shares = [of[name] for of in held]
         assert sum(shares) == size + table, "the weight that the ends share is held twice"
-        assert max(shares) - table < 0.51 * (size - table)
+        # a large vocabulary weighs as much as blocks do: the last stage has fewer of them
+        assert max(shares) < size
 
 
 @pytest.mark.slow
