@@ -91,11 +91,10 @@ def save(
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
     """State and tensors of a checkpoint."""
     tensors = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    if (folder / MOMENTS).is_file():
-        # none of it is read from the disk before it is used
-        for name, moment in load_file(folder / MOMENTS).items():
-            weight, _, kind = name.rpartition(".")
-            tensors["optimizer"]["state"][weight][kind] = moment
+    # none of it is read from the disk before it is used
+    for name, moment in load_file(folder / MOMENTS).items():
+        weight, _, kind = name.rpartition(".")
+        tensors["optimizer"]["state"][weight][kind] = moment
     return read_state(folder), tensors
 
 
