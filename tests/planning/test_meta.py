@@ -51,7 +51,7 @@ def on_meta(shape: Shape, method: str) -> LossModule:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         if method == "lora":
-            model = add_adapters(model.bfloat16(), LoRAConfig(r=16, lora_dropout=0.0))
+            model = add_adapters(model.bfloat16(), LoRAConfig(r=16, lora_dropout=0.0), "")
     return LossModule(model)
 
 
