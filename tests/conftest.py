@@ -23,15 +23,6 @@ SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with Ray come first, in one process; those of another file stay together."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        ray = item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Results depend on the number of threads; the workers compute on one."""
