@@ -1,13 +1,13 @@
 """Every setting, declared once; a file a verb."""
 
 from aift_ray.config.doctor import DoctorConfig
+from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig
 from aift_ray.config.training import (
     DataConfig,
-    LoRAConfig,
     MultiGPUTrainingConfig,
     RayConfig,
     RunConfig,

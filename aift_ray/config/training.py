@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.section import (
     SHIPPED_MODEL,
@@ -85,36 +86,6 @@ class TrainingConfig(Section):
     trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
     neftune_noise_alpha: float = setting(
         0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
-    )
-
-
-class LoRAConfig(Section):
-    """Which low-rank adapters are trained; the names are PEFT's."""
-
-    r: Positive = setting(16, "rank of the adapters")
-    lora_alpha: Positive = setting(32, "scale: the adapter's output is multiplied by alpha / r")
-    target_modules: list[str] | None = setting(
-        None, "names of the adapted layers; default: every linear layer of the decoder blocks"
-    )
-    lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
-    bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
-    task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
-    use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
-    qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
-    use_rslora: bool = setting(False, "rsLoRA: the scale is alpha / sqrt(r), for high ranks")
-    use_dora: bool = setting(
-        False, "DoRA: the size of the weights is trained apart from their direction; slower"
-    )
-    init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
-        "default",
-        "default: as if there were no adapters; pissa: from the base's largest singular values; "
-        "loftq: from what 4 bits have lost",
-    )
-    modules_to_save: list[str] | None = setting(
-        None, "names of layers trained as a whole beside the adapters and saved with them"
-    )
-    lora_plus_ratio: float = setting(
-        1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
     )
 
 
@@ -250,15 +221,9 @@ class RunConfig(Settings):
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         found += self.parallel.contradictions(self.base_bits)
-        found += self._starts()
-        if self.parallel.strategy == "tensor" and self.method != "full" and self.lora.use_dora:
-            what = "needs the norms of whole matrices, which tensor splits"
-            found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
+        if self.method != "full":
+            found += self.lora.contradictions(self.base_bits, self.parallel.strategy)
         found += self._wrong_numbers()
-        both = set(self.lora.target_modules or ()) & set(self.lora.modules_to_save or ())
-        if both and self.method != "full":
-            what = f"{', '.join(sorted(both))} stands in target_modules too"
-            found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
         if self.data.eval_files and self.data.validation_fraction:
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
@@ -277,23 +242,6 @@ class RunConfig(Settings):
             found.append(
                 Problem("training.fp16", f"false contradicts precision {training.precision}")
             )
-        return found
-
-    def _starts(self) -> list[Problem]:
-        start, field = self.lora.init_lora_weights, "lora.init_lora_weights"
-        found = []
-        if start == "pissa" and self.base_bits:
-            what = f"pissa takes its share out of the base, which {self.base_bits} bits can't give"
-            found.append(Problem(field, what, "use loftq, or --method lora"))
-        if start == "loftq" and self.base_bits != 4:
-            what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
-            found.append(Problem(field, what, "use pissa, or --method qlora"))
-        if start != "default" and self.parallel.strategy == "pipeline":
-            what = f"{start} draws the same numbers for all blocks, and a stage has some of them"
-            found.append(Problem(field, what, "use --strategy fsdp"))
-        if start != "default" and self.lora.use_dora:
-            what = f"{start} and lora.use_dora both say where the adapters start"
-            found.append(Problem(field, what, "use one of them"))
         return found
 
     def _wrong_numbers(self) -> list[Problem]:

@@ -90,17 +90,13 @@ def prepare(
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
-    training = config.training
-    replicas = workers // config.parallel.apart
-    batch = training.batch_size * training.gradient_accumulation_steps * replicas
-    if resume:
-        batch = _resumed_state(config, resume).global_batch
+    batch = _global_batch(config, workers, resume)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
     numbers = model_config.get_text_config().to_dict()
-    need = fitting.needs(config, numbers, _longest(plan), workers, gpu, whole)
+    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
+    need = fitting.needs(config, numbers, longest, workers, gpu, whole)
     why = fitting.settle(config, need, workers, gpu)
     sizes = _sizes(config, numbers, whole)
-    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     job = Job(
         config=config,
         location=location,
@@ -127,6 +123,14 @@ def prepare(
     )
     result.warnings = _warnings(config, result)
     return result
+
+
+def _global_batch(config: RunConfig, workers: int, resume: Path | None) -> int:
+    """Units of a step: as configured, or those of the run that is gone on with."""
+    if resume:
+        return _resumed_state(config, resume).global_batch
+    training, replicas = config.training, workers // config.parallel.apart
+    return training.batch_size * training.gradient_accumulation_steps * replicas
 
 
 def tokenizing(config: DataConfig) -> Encode:
@@ -213,12 +217,6 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
         return limit
     what = f"{length} is not allowed: the model takes at most {limit} tokens"
     raise ConfigError([Problem("data.sequence_length", what)])
-
-
-def _longest(plan: BatchPlan) -> int:
-    """Tokens of the longest micro-batch."""
-    longest = sorted((int(plan.lengths[u].sum()) for u in plan.units), reverse=True)
-    return sum(longest[: plan.batch_size])
 
 
 def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int, int, int]:

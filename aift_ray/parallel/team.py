@@ -78,6 +78,7 @@ class _Crossing(torch.autograd.Function):
 
 
 def crossed(value: torch.Tensor, there: Any, back: Any) -> torch.Tensor:
+    """`there` of a value, whose gradient is `back` of the result's."""
     apply: Any = _Crossing.apply
     result: torch.Tensor = apply(value, there, back)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from aift_ray.serving.tools import CallReader
 TextOf = Callable[[int], str]
 
 
-class Form:
+class Form(ABC):
     """Builds the objects of one response.
 
     Args:
@@ -43,13 +44,13 @@ class Form:
         choices = [self.choice(index, piece) for index, piece in enumerate(pieces)]
         return self.head(self.object_) | {"choices": choices}
 
+    @abstractmethod
     def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
         """The chunks that tell a piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """A whole answer."""
-        raise NotImplementedError
 
 
 class ChatForm(Form):

@@ -1,0 +1,62 @@
+"""Which adapters are trained, and what of it is not possible."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from aift_ray.config.section import Fraction, Positive, Section, setting
+from aift_ray.errors import Problem
+
+
+class LoRAConfig(Section):
+    """Which low-rank adapters are trained; the names are PEFT's."""
+
+    r: Positive = setting(16, "rank of the adapters")
+    lora_alpha: Positive = setting(32, "scale: the adapter's output is multiplied by alpha / r")
+    target_modules: list[str] | None = setting(
+        None, "names of the adapted layers; default: every linear layer of the decoder blocks"
+    )
+    lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
+    bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
+    task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
+    use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
+    qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
+    use_rslora: bool = setting(False, "rsLoRA: the scale is alpha / sqrt(r), for high ranks")
+    use_dora: bool = setting(
+        False, "DoRA: the size of the weights is trained apart from their direction; slower"
+    )
+    init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
+        "default",
+        "default: as if there were no adapters; pissa: from the base's largest singular values; "
+        "loftq: from what 4 bits have lost",
+    )
+    modules_to_save: list[str] | None = setting(
+        None, "names of layers trained as a whole beside the adapters and saved with them"
+    )
+    lora_plus_ratio: float = setting(
+        1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
+    )
+
+    def contradictions(self, base_bits: int | None, strategy: str) -> list[Problem]:
+        """What can't be had together, with a base of `base_bits` bits if quantized."""
+        start, field, found = self.init_lora_weights, "lora.init_lora_weights", []
+        if start == "pissa" and base_bits:
+            what = f"pissa takes its share out of the base, which {base_bits} bits can't give"
+            found.append(Problem(field, what, "use loftq, or --method lora"))
+        if start == "loftq" and base_bits != 4:
+            what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
+            found.append(Problem(field, what, "use pissa, or --method qlora"))
+        if start != "default" and strategy == "pipeline":
+            what = f"{start} draws its numbers block after block, and a stage has some blocks only"
+            found.append(Problem(field, what, "use --strategy fsdp"))
+        if start != "default" and self.use_dora:
+            what = f"{start} and lora.use_dora both say where the adapters start"
+            found.append(Problem(field, what, "use one of them"))
+        if strategy == "tensor" and self.use_dora:
+            what = "needs the norms of whole matrices, which tensor splits"
+            found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
+        both = set(self.target_modules or ()) & set(self.modules_to_save or ())
+        if both:
+            what = f"{', '.join(sorted(both))} stands in target_modules too"
+            found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
+        return found
