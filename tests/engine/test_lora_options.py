@@ -14,10 +14,13 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from aift_ray.commandline import validated
 from aift_ray.data.batches import collate
 from aift_ray.engine.loss import LossModule, model_inputs, noisy
 from aift_ray.errors import ConfigError
 from aift_ray.launch.prepare import prepare
+from tests import parity
+from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import curve, started, stepped
 from tests.engine.test_worker import Killed, losses, run
 
@@ -82,6 +85,46 @@ def test_a_batch_of_eight_is_the_same_step_however_it_is_spread(
     other = curve(configure(**common, **spread, training__gradient_checkpointing=True), tmp_path)
     assert whole[-1][0] < whole[0][0], "it learns"
     torch.testing.assert_close(torch.tensor(whole), torch.tensor(other), rtol=1e-4, atol=1e-4)
+
+
+SPREAD: dict[str, dict[str, Any]] = {
+    "fsdp": {
+        "pissa": {"init_lora_weights": "pissa"},
+        "whole layers": {"modules_to_save": ["embed_tokens", "norm"]},
+        "dora": {"use_dora": True},
+        "lora+": {"lora_plus_ratio": 8.0},
+    },
+    "tensor": {
+        "pissa": {"init_lora_weights": "pissa"},
+        "whole layers": {"modules_to_save": ["embed_tokens", "norm"]},
+        "lora+": {"lora_plus_ratio": 8.0},
+    },
+    "pipeline": {
+        "whole layers": {"modules_to_save": ["norm"]},
+        "dora": {"use_dora": True},
+        "lora+": {"lora_plus_ratio": 8.0},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_two_workers_train_what_one_process_trains(strategy: str, tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "deep", num_hidden_layers=4)
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+
+    def configured(name: str, how: str, workers: int) -> Any:
+        config = parity.settings((how, "lora", "fp32", "concat"), workers, model, rows)
+        values = config.model_dump(mode="json")
+        return validated(values | {"lora": values["lora"] | SPREAD[strategy][name]})
+
+    split = {name: configured(name, strategy, 2) for name in SPREAD[strategy]}
+    curves, weights = parity.spread(split, tmp_path, 2)
+    for name in split:
+        one = parity.alone(configured(name, "ddp", 1), tmp_path)
+        # LoRA+ moves eight times as far in a step, and so does rounding
+        bound = 1e-4 if name == "lora+" else 1e-5
+        assert max(parity.differences(one, (curves[name], weights[name]))) < bound, name
 
 
 def test_rslora_scales_by_the_root_of_the_rank(configure: Configure, tmp_path: Path) -> None:
