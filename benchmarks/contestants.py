@@ -34,7 +34,8 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     folder, found = Path(spec["folder"]), None
     for name, variant in spec["variants"].items():
         config = validated(variant["settings"])
-        found = launch.prepare(config, folder / name, variant["workers"], False, None)
+        gpu = torch.cuda.is_available()
+        found = launch.prepare(config, folder / name, variant["workers"], gpu, None)
         (folder / f"{name}.job").write_bytes(pickle.dumps(found.job))
     assert found is not None
     found.encoder.tokenizer.save_pretrained(folder / "tokenizer")
@@ -70,7 +71,10 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
         address = f"tcp://127.0.0.1:{spec['port']}"
         dist.init_process_group("gloo", address, rank=rank, world_size=world)
     job = pickle.loads(Path(spec["job"]).read_bytes())
-    run = build(job, Group(rank, world, torch.device("cpu")))
+    if spec.get("card_gib"):
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(spec["card_gib"] * 2**30 / total)
+    run = build(job, Group(rank, world, torch.device("cpu")) if world > 1 else Group.alone())
     if spec.get("start"):
         _write_start(run, Path(spec["start"]))
     held: dict[str, int] = {}
@@ -84,7 +88,11 @@ def aift(spec: dict[str, Any]) -> dict[str, Any]:
         supervised.append(line["supervised_tokens"])
     if world > 1:
         dist.destroy_process_group()
-    return _result(spec, run.module.model, ends, tokens, supervised) | {"held_bytes": held}
+    own = {"held_bytes": held}
+    if job.memory:
+        own["computed_gib"] = {name: size / 2**30 for name, size in vars(job.memory).items()}
+        own["computed_total_gib"] = job.memory.total / 2**30
+    return _result(spec, run.module.model, ends, tokens, supervised) | own
 
 
 def _held(run: Any) -> dict[str, int]:
@@ -120,14 +128,18 @@ def random_model(spec: dict[str, Any]) -> dict[str, Any]:
     from aift_ray.models import folders
 
     shipped, folder = folders.resolve("hina-4m"), f"{spec['folder']}/model"
-    config = AutoConfig.from_pretrained(shipped)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 640, 1728, 7
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 10, 10, 64
-    for name, value in spec.get("numbers", {}).items():
-        setattr(config, name, value)
-    model = AutoModelForCausalLM.from_config(config).to(
-        getattr(torch, spec.get("dtype", "float32"))
-    )
+    config, numbers = AutoConfig.from_pretrained(shipped), spec.get("numbers", {})
+    if "kind" in spec:
+        stops = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id")}
+        config = AutoConfig.for_model(spec["kind"], **stops, **numbers)
+    else:
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers = 640, 1728, 7
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim = 10, 10, 64
+        for name, value in numbers.items():
+            setattr(config, name, value)
+    dtype = getattr(torch, spec.get("dtype", "float32"))
+    with _device():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(shipped).save_pretrained(folder)
     return {
@@ -253,7 +265,7 @@ def peer(spec: dict[str, Any]) -> dict[str, Any]:
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "bf16": spec["bf16"],
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "logging_strategy": "no",
         "save_strategy": "no",
         "report_to": "none",
@@ -372,8 +384,17 @@ def _result(
     return found
 
 
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def peak_gib() -> float:
-    """Peak resident memory of this process, without what ru_maxrss inherits from its parent."""
+    """Peak of what the GPU holds for this process, where there is one.
+
+    Elsewhere the peak of its resident memory, without what ru_maxrss inherits from its parent.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
     if status.is_file():
         kib = status.read_text().split("VmHWM:")[1].split()[0]
@@ -398,11 +419,11 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
     model.eval()
     getattr(model, "base_model", model).set_attn_implementation("sdpa")
     total, count = 0.0, 0
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=spec["bf16"]):
+    with torch.no_grad(), torch.autocast(_device().type, torch.bfloat16, enabled=spec["bf16"]):
         for row in rows[: spec["eval_rows"]]:
-            labels = torch.tensor(row["labels"])[1:]
+            labels = torch.tensor(row["labels"], device=model.device)[1:]
             places = (labels != IGNORED).nonzero().flatten()
-            ids = torch.tensor([row["input_ids"]])
+            ids = torch.tensor([row["input_ids"]], device=model.device)
             logits = model(input_ids=ids, logits_to_keep=places, use_cache=False).logits[0]
             loss = torch.nn.functional.cross_entropy
             total += loss(logits.float(), labels[places], reduction="sum").item()

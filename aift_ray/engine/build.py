@@ -27,7 +27,6 @@ from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
-from aift_ray.planning.layout import HOST
 
 
 @dataclass
@@ -143,13 +142,11 @@ def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
     source = resume if resume and full else job.location
-    spilled = HOST in layout.values()
-    kind = attention.choose(torch.device("cpu") if spilled else group.device)
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, kind, held, only=only)
+    base = loading.load_model(source, dtype, attention.NAME, held, only=only)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing:
