@@ -63,6 +63,7 @@ CHANGED: dict[str, Any] = {
     "training.skip_nonfinite": 1,
     "training.async_save": False,
     "training.neftune_noise_alpha": 5.0,
+    "training.optimizer": "adamw_8bit",
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],

@@ -153,3 +153,15 @@ class ParallelConfig(Section):
             what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
             found.append(Problem("parallel.spill_to_cpu", what))
         return found
+
+    def refused_optimizer(self, optimizer: str) -> list[Problem]:
+        """Where AdamW of bitsandbytes can't keep a weight's moments."""
+        if optimizer == "adamw":
+            return []
+        if self.divides:
+            what = f"{optimizer} needs whole weights, and {self.strategy} shares them out"
+            return [Problem("training.optimizer", what, "use adamw, or --strategy ddp")]
+        if self.spill_to_cpu and optimizer.startswith("paged"):
+            what = f"{optimizer} pages a GPU's memory, and parallel.spill_to_cpu trains in the host"
+            return [Problem("training.optimizer", what, "use adamw_8bit, or leave one off")]
+        return []

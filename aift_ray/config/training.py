@@ -87,6 +87,11 @@ class TrainingConfig(Section):
     neftune_noise_alpha: float = setting(
         0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
     )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
+        "adamw",
+        "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
+        "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
+    )
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
@@ -224,6 +229,7 @@ class RunConfig(Settings):
         if self.method != "full":
             found += self.lora.contradictions(self.base_bits, self.parallel.strategy)
         found += self._wrong_numbers()
+        found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")

@@ -48,7 +48,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     module: Any
     spread: Any
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rows: TokenRows
     plan: BatchPlan

@@ -8,7 +8,8 @@ import sys
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.planning.memory import Shape, memory, remedy
+from aift_ray.planning.memory import Shape, memory
+from aift_ray.planning.ways import remedy
 
 
 def out_of_memory(run: Run, error: BaseException) -> str:
@@ -48,6 +49,7 @@ def _parts(run: Run, tokens: int) -> str:
         sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
         run.group.apart,
         config.parallel.offload,
+        config.training.optimizer,
     )
     return need.parts
 

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from aift_ray.config import TrainingConfig
+from aift_ray.engine import bnb_adamw
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.tensors import shared_like
 
 _FACTOR = "factor"
 
 
-def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch.optim.AdamW:
+def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch.optim.Optimizer:
     """AdamW over the trained weights; norms and biases, which have one dimension, don't decay.
 
     Args:
@@ -31,25 +32,28 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
         {"params": [w for w in rest if w[1].ndim <= 1], "weight_decay": 0.0, _FACTOR: 1.0},
         {"params": fast, "weight_decay": decay, _FACTOR: ratio},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    how: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    if config.optimizer != "adamw":
+        return bnb_adamw.build(config.optimizer, groups, **how)
+    return torch.optim.AdamW(groups, **how, fused=True)
 
 
 def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
     state = optimizer.state
+    own: Any = dict if isinstance(optimizer, torch.optim.AdamW) else bnb_adamw.saved
     named = [
         (name, weight)
         for group in optimizer.param_groups
         for name, weight in zip(group["param_names"], group["params"], strict=True)
     ]
     return {
-        "state": {name: dict(state[weight]) for name, weight in named if weight in state},
+        "state": {name: own(state[weight]) for name, weight in named if weight in state},
         "factors": [group[_FACTOR] for group in optimizer.param_groups],
     }
 
@@ -66,12 +70,18 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     if len(saved["factors"]) != len(now["param_groups"]):
         what = "was 1 in the run of the checkpoint and is not now, or the other way round"
         raise ConfigError([Problem("lora.lora_plus_ratio", what, "give it as it was")])
+    if not isinstance(optimizer, torch.optim.AdamW):
+        bnb_adamw.restore(optimizer, saved["state"])
+        return
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
-        number: {kind: shared_like(value, weights[number]) for kind, value in moments.items()}
-        for number, moments in enumerate(map(saved["state"].get, names))
-        if moments is not None
+        number: {
+            kind: shared_like(value, weights[number])
+            for kind, value in bnb_adamw.in_32_bits(saved["state"][name]).items()
+        }
+        for number, name in enumerate(names)
+        if name in saved["state"]
     }
     optimizer.load_state_dict(now | {"state": state})
 

@@ -18,7 +18,7 @@ from aift_ray.parallel.tensors import is_shared_out, whole
 Tensors = Mapping[str, torch.Tensor]
 
 # names of dtypes in the header of a safetensors file
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
 
 def write(path: Path | None, tensors: Tensors, dtype: torch.dtype | None = None) -> None:
@@ -26,7 +26,7 @@ def write(path: Path | None, tensors: Tensors, dtype: torch.dtype | None = None)
 
     Args:
         path: None: this worker takes part in gathering, and writes nothing.
-        tensors: floating point ones.
+        tensors: floating point ones, or codes of 8 bits.
         dtype: of the file; None: as they are.
 
     Raises:

@@ -10,8 +10,8 @@ import psutil
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.planning.memory import GIB, Memory, Shape, memory, remedy
-from aift_ray.planning.ways import Need, Room, Way, choose, fitting, ways
+from aift_ray.planning.memory import GIB, Memory, Shape, memory
+from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
 
 # what a GPU's context takes; a figure of experience, not measured here
 _CONTEXT = GIB
@@ -47,6 +47,7 @@ def needs(
             whole,
             config.parallel.apart,
             way.offload,
+            config.training.optimizer,
         )
 
     return need
@@ -72,7 +73,8 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
         return why
     room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
-        among = ways(method, workers, config.base_bits, gpu)
+        whole = config.training.optimizer != "adamw"
+        among = ways(method, workers, config.base_bits, gpu, whole)
         if need is None:
             way, why = among[0], ["ddp: this architecture's memory can't be computed", "no other"]
         else:
@@ -102,7 +104,8 @@ def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: R
         f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
         f"and there are {' and '.join(there)}"
     )
-    fits = fitting(config.trained_as, workers, need, room, gpu=True)
+    whole = config.training.optimizer != "adamw"
+    fits = fitting(config.trained_as, workers, need, room, gpu=True, whole=whole)
     return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
 
 

@@ -23,7 +23,7 @@ from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
 from aift_ray.models import folders
-from aift_ray.planning.memory import Memory, Shape
+from aift_ray.planning.memory import Memory, Shape, moments
 
 
 @dataclass
@@ -151,6 +151,9 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
     if parallel.offload and not gpu:
         what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
         problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if config.training.optimizer.startswith("paged") and not gpu:
+        what = f"{config.training.optimizer} pages a GPU's memory, and the workers compute on CPUs"
+        problems.append(Problem("training.optimizer", what, "use adamw or adamw_8bit, or GPUs"))
     if parallel.strategy == "tensor" and not problems:
         from aift_ray.parallel.tensor import unfit
 
@@ -227,8 +230,8 @@ def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int,
         return 0, 0, 0
     full = config.method == "full"
     trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
-    # trained weights and two moments in fp32
-    return shape.parameters, trained, trained * 12
+    # trained weights in fp32, and their moments
+    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 
 
 def process_start() -> float:

@@ -28,7 +28,7 @@ from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, Work
 from aift_ray.launch import reaper
 from aift_ray.launch.elastic import SaveBeforeResize
 from aift_ray.launch.output import FAILURES, read_failures
-from aift_ray.planning.memory import remedy
+from aift_ray.planning.ways import remedy
 
 _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")

@@ -9,10 +9,10 @@ from aift_ray.config import RunConfig
 from aift_ray.models.adapters import linear_layers
 from aift_ray.models.pieces import Pieces
 from aift_ray.planning.layout import Piece
-from aift_ray.planning.memory import LOGIT_BYTES, held_bytes
+from aift_ray.planning.memory import LOGIT_BYTES, held_bytes, moments
 
-# a trained weight in fp32, its gradient, and two moments
-_TRAINED = 16
+# a trained weight in fp32, and its gradient
+_TRAINED = 8
 
 
 def weighed(
@@ -75,12 +75,14 @@ def _held(
     module: torch.nn.Module, block: bool, config: RunConfig, model: PreTrainedModel, width: int
 ) -> int:
     weights = sum(p.numel() for p in module.parameters())
+    optimizer = config.training.optimizer
     if config.method == "full":
-        return weights * _TRAINED
+        return weights * _TRAINED + moments(weights, optimizer)[0]
     linear = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and block}
     numbers = sum(m.weight.numel() for m in linear.values())
     targets = tuple(config.lora.target_modules or linear_layers(model))
     adapted = [m for name, m in linear.items() if name.endswith(targets)]
     adapters = sum(config.lora.r * (m.in_features + m.out_features) for m in adapted)
     rest = (weights - numbers) * width
-    return rest + held_bytes(numbers, width, config.base_bits) + adapters * _TRAINED
+    trained = adapters * _TRAINED + moments(adapters, optimizer, full=False)[0]
+    return rest + held_bytes(numbers, width, config.base_bits) + trained

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aift_ray.config import RunConfig
-
 GIB = 2**30
 _FLOAT32 = 4
 # positions whose logits are in memory at once, in fp32: the logits and their gradient
@@ -16,8 +14,24 @@ _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 _HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
 # where matrices are split, the scales of 4 bits are in fp32
 _SPLIT_BITS = 4 + 32 / 64
+# bytes of two moments of 8 bits: 256 weights share a scale in fp32 for each
+_MOMENTS_8BIT = 2 + 2 * _FLOAT32 / 256
 # bytes of a position's logits by token of the vocabulary
 LOGIT_BYTES = _FLOAT32 * _LOGIT_COPIES
+
+
+def moments(trained: int, optimizer: str, full: bool = True) -> tuple[int, int]:
+    """Bytes of AdamW's two moments of `trained` weights on the device, and in host memory.
+
+    Paged moments are counted in the host, where they lie when the device is full. Matrices under
+    100,000 weights are never paged, so those of adapters are counted on the device.
+
+    Args:
+        optimizer: as the configuration names it.
+        full: whether whole matrices are trained.
+    """
+    size = round(trained * (_MOMENTS_8BIT if optimizer.endswith("8bit") else 2 * _FLOAT32))
+    return (0, size) if optimizer.startswith("paged") and full else (size, 0)
 
 
 def held_bytes(weights: int, width: int, bits: int | None) -> int:
@@ -164,6 +178,7 @@ def memories(
     whole: int = 0,
     apart: int = 1,
     offload: bool = False,
+    optimizer: str = "adamw",
 ) -> list[Memory]:
     """Memory of a worker whose micro-batch holds `tokens` tokens; of each stage, where there are.
 
@@ -178,6 +193,7 @@ def memories(
         apart: stages of a pipeline, devices of a model laid out over several, or workers that
             split each matrix.
         offload: shares of weights, gradients and optimizer state lie in host memory.
+        optimizer: as the configuration names it.
     """
     everything = _Part(shape.layers, 1 if shape.tied else 2)
     staged = strategy in ("pipeline", "model_parallel")
@@ -193,14 +209,16 @@ def memories(
         if base_bits == 4 and split > 1:
             held = _SPLIT_BITS / 8
         frozen = 0 if full else round(linear * held) + loose * frozen_bytes
+        on_device, in_host = moments(trained, optimizer, full)
         need = Memory(
             weights=frozen + trained * _FLOAT32,
             gradients=trained * _FLOAT32,
-            optimizer=trained * 2 * _FLOAT32,
+            optimizer=on_device,
             activations=_activations(shape, part, tokens, frozen_bytes, checkpointing, split)
             # one layer at a time is brought back to the width of the computation
             + (max(a * b for a, b in shape.linear_shapes) * frozen_bytes if base_bits else 0),
             logits=_logits(shape, tokens) if part.last else 0,
+            host=in_host,
         )
         gathered = held if base_bits else frozen_bytes
         sizes = linear * gathered, loose * frozen_bytes
@@ -274,21 +292,3 @@ def _shared_out(
     moving = round(sizes[0] / layers + sizes[1]) if full else gradients
     host = weights + gradients + optimizer
     return replace(need, weights=0, gradients=moving, optimizer=0, host=host)
-
-
-def remedy(config: RunConfig) -> str:
-    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
-    training = config.training
-    if not training.gradient_checkpointing:
-        return "--training.gradient_checkpointing true"
-    if training.batch_size > 1:
-        size = next(
-            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
-        )
-        steps = training.gradient_accumulation_steps * training.batch_size // size
-        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
-    if config.method == "full":
-        return "--method lora"
-    if config.trained_as == "lora":
-        return "--method qlora"
-    return f"--data.sequence_length {config.data.sequence_length // 2}"

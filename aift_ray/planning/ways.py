@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from aift_ray.config import RunConfig
 from aift_ray.planning.memory import GIB, Memory
 
 METHODS = ("full", "lora", "qlora")
@@ -45,9 +46,13 @@ class Room:
         return fits and (self.host is None or need.host <= self.host)
 
 
-def ways(method: str, workers: int, bits: int | None, gpu: bool) -> list[Way]:
-    """The ways to train by `method`, those first that send the least."""
-    if workers == 1 or bits == 8:
+def ways(method: str, workers: int, bits: int | None, gpu: bool, whole: bool = False) -> list[Way]:
+    """The ways to train by `method`, those first that send the least.
+
+    Args:
+        whole: the optimizer needs whole weights.
+    """
+    if workers == 1 or bits == 8 or whole:
         return [Way(method, "ddp")]
     offloaded = [Way(method, "fsdp", offload=True)] if gpu and not bits else []
     return [Way(method, name) for name in ("ddp", "zero2", "fsdp")] + offloaded
@@ -66,14 +71,36 @@ def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:
     return chosen, [first, f"the others, computed: {others or 'none for a single worker'}"]
 
 
-def fitting(method: str, workers: int, need: Need, room: Room, gpu: bool) -> list[str]:
+def fitting(
+    method: str, workers: int, need: Need, room: Room, gpu: bool, whole: bool = False
+) -> list[str]:
     """What fits into a worker's `room`, the method's own ways first, in words."""
     found = []
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        fits = [w for w in ways(other, workers, bits, gpu) if room.holds(need(w))]
+        fits = [w for w in ways(other, workers, bits, gpu, whole) if room.holds(need(w))]
         found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
     return found
+
+
+def remedy(config: RunConfig) -> str:
+    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        return "--training.gradient_checkpointing true"
+    if training.batch_size > 1:
+        size = next(
+            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
+        )
+        steps = training.gradient_accumulation_steps * training.batch_size // size
+        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
+    if config.method == "full" and training.optimizer == "adamw" and not config.parallel.divides:
+        return "--training.optimizer adamw_8bit"
+    if config.method == "full":
+        return "--method lora"
+    if config.trained_as == "lora":
+        return "--method qlora"
+    return f"--data.sequence_length {config.data.sequence_length // 2}"
 
 
 def _name(way: Way) -> str:

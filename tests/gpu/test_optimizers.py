@@ -1,0 +1,147 @@
+"""Moments in 8 bits and in pages, on a GPU: what bitsandbytes' own kernels train, hold and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aift_ray.engine import optimizer
+from aift_ray.engine.build import Run, build
+from aift_ray.launch import output
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+from aift_ray.planning.memory import moments
+from tests.engine.runs import stepped
+
+Configure = Callable[..., Any]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+SMALL = ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+STEADY = {
+    "training__batch_size": 4,
+    "training__num_epochs": 2,
+    "training__save_steps": 3,
+    "training__keep_checkpoints": 9,
+    "training__learning_rate": 1e-3,
+    "lora__lora_dropout": 0.0,
+}
+
+
+def on_gpu(config: Any, folder: Path, resume: Path | None = None) -> Run:
+    """A run on the first GPU, ready for its first step."""
+    prepared = prepare(config, folder, 1, True, resume)
+    return build(prepared.job, Group(0, 1, torch.device("cuda", 0)), resume)
+
+
+def whole(config: Any, folder: Path, resume: Path | None = None) -> list[tuple[float, float]]:
+    """A run from start to end on the first GPU; loss and gradient norm of each step."""
+    import json
+
+    from aift_ray.engine.worker import work
+
+    prepared = prepare(config, folder, 1, True, resume)
+    output.start(config, folder)
+    work(prepared.job, Group(0, 1, torch.device("cuda", 0)))
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [(line["loss"], line["grad_norm"]) for line in map(json.loads, lines) if "loss" in line]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_smaller_moments_train_nearly_what_those_of_torch_do(
+    method: str, precision: str, configure: Configure, tmp_path: Path
+) -> None:
+    more = STEADY | {"method": method, "training__precision": precision}
+    if method != "full":
+        more["training__learning_rate"] = 1e-2
+    found = {}
+    for name in ("adamw", *SMALL):
+        run = on_gpu(configure(**more, training__optimizer=name), tmp_path)
+        found[name] = torch.tensor([line["loss"] for line in stepped(run)])
+    assert found["adamw"][-1] < found["adamw"][0] - 0.1, "it learns"
+    exact = 1e-4 if precision == "fp32" else 2e-2
+    torch.testing.assert_close(found["paged_adamw"], found["adamw"], rtol=exact, atol=exact)
+    for name in ("adamw_8bit", "paged_adamw_8bit"):
+        torch.testing.assert_close(found[name], found["adamw"], rtol=2e-2, atol=3e-2)
+    torch.testing.assert_close(
+        found["paged_adamw_8bit"], found["adamw_8bit"], rtol=exact, atol=exact
+    )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_goes_on_from_its_checkpoint(name: str, configure: Configure, tmp_path: Path) -> None:
+    config = configure(**STEADY, training__optimizer=name)
+    wanted = whole(config, tmp_path / "whole")
+    step = tmp_path / "whole" / "checkpoints" / "step-3"
+    found = whole(config, tmp_path / "onward", step)
+    # GPUs add in no fixed order
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted[3:]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("adamw", "paged_adamw_8bit"), ("paged_adamw_8bit", "adamw")])
+def test_a_run_goes_on_with_other_moments(
+    names: tuple[str, str], configure: Configure, tmp_path: Path
+) -> None:
+    first, second = (configure(**STEADY, training__optimizer=name) for name in names)
+    wanted = whole(first, tmp_path / "first")
+    found = whole(second, tmp_path / "second", tmp_path / "first" / "checkpoints" / "step-3")
+    assert found[0][0] == pytest.approx(wanted[3][0], rel=1e-4), "the same weights"
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted[3:]), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])
+def test_paged_moments_take_no_memory_of_torch_and_stay_paged_after_a_restart(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
+    from tests.conftest import SHIPPED
+
+    config = configure(**STEADY, model=str(SHIPPED), training__optimizer=name)
+    plain = configure(**STEADY, model=str(SHIPPED))
+    held = {}
+    for kind, one in (("plain", plain), ("paged", config)):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        run = on_gpu(one, tmp_path)
+        stepped(run, 1)
+        held[kind] = torch.cuda.memory_allocated() - before
+        if kind == "paged":
+            saved = optimizer.saved(run.optimizer)
+            again = on_gpu(one, tmp_path)
+            optimizer.restore(again.optimizer, saved)
+            for of in (run, again):
+                large = [p for p in of.module.parameters() if p.numel() >= 100_000]
+                states = [of.optimizer.state[p] for p in large]
+                assert states
+                assert all(getattr(state["state1"], "is_paged", False) for state in states)
+            restored = optimizer.saved(again.optimizer)["state"]
+            for weight, wanted in saved["state"].items():
+                for moment, value in wanted.items():
+                    assert torch.equal(restored[weight][moment].cpu(), value.cpu())
+            del again
+        trained = sum(p.numel() for p in run.module.parameters() if p.numel() >= 100_000)
+        del run
+    # of the weights, gradients of none are left: the difference is the moments
+    assert held["plain"] - held["paged"] > 0.9 * moments(trained, "adamw")[0] - 2**20
+
+
+def test_moments_of_8_bits_take_a_quarter(configure: Configure, tmp_path: Path) -> None:
+    from tests.conftest import SHIPPED
+
+    held = {}
+    for name in ("adamw", "adamw_8bit"):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        run = on_gpu(configure(**STEADY, model=str(SHIPPED), training__optimizer=name), tmp_path)
+        built = torch.cuda.memory_allocated()
+        stepped(run, 1)
+        state = optimizer.saved(run.optimizer)["state"].values()
+        held[name] = sum(t.nbytes for s in state for t in s.values() if t.ndim)
+        assert torch.cuda.memory_allocated() - built >= 0.9 * held[name], (before, built)
+        del run, state
+    assert held["adamw_8bit"] < 0.27 * held["adamw"]
