@@ -43,7 +43,7 @@ def main() -> None:
             named, method, training = CASES[case]
             if named != made:
                 shutil.rmtree(Path(name) / "model", ignore_errors=True)
-                numbers = catalog.CATALOG[named].named.config()
+                numbers = catalog.CATALOG[named].architecture.config()
                 model_type = numbers.pop("model_type")
                 size = {"numbers": numbers, "kind": model_type, "dtype": "bfloat16"}
                 processes.contestant("random_model", folder=name, **size)
@@ -86,7 +86,7 @@ def _settings(
         "gradient_checkpointing": True,
     }
     data = {
-        "train_files": [options.train_file],
+        "train_files": [str(Path(options.train_file).resolve())],
         "sequence_length": options.length,
         "packing": "fill",
     }

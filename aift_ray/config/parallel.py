@@ -97,7 +97,7 @@ class ParallelConfig(Section):
     def misfits(self, least: int, most: int) -> list[Problem]:
         """What the strategy can't do with `least` to `most` workers."""
         strategy, size, found = self.strategy, self.apart, []
-        if self.divides and most < 2:
+        if self.divides and not self.offload and most < 2:
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
             found.append(Problem("parallel.strategy", what, remedy))

@@ -23,10 +23,11 @@ NAME = "documents"
 
 def has_flash(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether the package of FlashAttention 2 is installed and computes on `device` in `dtype`."""
-    return is_flash_attn_2_available() and _flash_computes(device, dtype)
+    return is_flash_attn_2_available() and flash_computes(device, dtype)
 
 
-def _flash_computes(device: torch.device, dtype: torch.dtype) -> bool:
+def flash_computes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention 2, that of PyTorch or the package, computes on `device` in `dtype`."""
     # Ampere and newer, 16 bits only
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
@@ -69,7 +70,7 @@ def document_attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
     # the kernel takes heads of up to 256 channels
-    if _flash_computes(query.device, dtype) and not dropout and query.shape[-1] in range(8, 257, 8):
+    if flash_computes(query.device, dtype) and not dropout and query.shape[-1] in range(8, 257, 8):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         borders, longest = cu_seq_lens_q, max_length_q
         return _flash(query, key, value, scaling, sliding_window, borders, longest), None

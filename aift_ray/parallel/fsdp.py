@@ -34,7 +34,8 @@ def wrap(
     keep_gradients: bool = False,
     offload: bool = False,
 ) -> torch.nn.Module:
-    """`module`, its weights shared out over the group; itself where it is alone.
+    """`module`, its weights shared out over the group; itself on a worker that is alone, which
+    may move them to host memory.
 
     Args:
         module: holds the language model as `model`; its forward and its `generate` are the ways
@@ -47,7 +48,7 @@ def wrap(
         offload: shares of weights, gradients and optimizer state lie in host memory, and the
             optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
     """
-    if group.world == 1:
+    if group.world == 1 and not offload:
         return widened(module).to(group.device)
     mesh = init_device_mesh(group.device.type, (group.world,))
     narrow = None if compute is torch.float32 else compute

@@ -278,7 +278,7 @@ def _shared_out(
     Args:
         sizes: bytes of all blocks, and of all else, as they are gathered.
     """
-    if shares == 1:
+    if shares == 1 and not offload:
         return need
     # gathered besides: all blocks, or two of them, the one in use and the next
     blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / layers)

@@ -52,10 +52,11 @@ def ways(method: str, workers: int, bits: int | None, gpu: bool, whole: bool = F
     Args:
         whole: the optimizer needs whole weights.
     """
-    if workers == 1 or bits == 8 or whole:
+    if bits == 8 or whole:
         return [Way(method, "ddp")]
+    shared = ("zero2", "fsdp") if workers > 1 else ()
     offloaded = [Way(method, "fsdp", offload=True)] if gpu and not bits else []
-    return [Way(method, name) for name in ("ddp", "zero2", "fsdp")] + offloaded
+    return [Way(method, name) for name in ("ddp", *shared)] + offloaded
 
 
 def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:

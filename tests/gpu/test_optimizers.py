@@ -1,4 +1,4 @@
-"""Moments in 8 bits and in pages, on a GPU: what bitsandbytes' own kernels train, hold and resume."""
+"""Moments in 8 bits and in pages, on a GPU: what bitsandbytes trains, holds and resumes."""
 
 from __future__ import annotations
 

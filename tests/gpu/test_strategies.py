@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_two_gpus_train_what_one_trains(precision: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.fixture
+def group_of_one() -> Iterator[Group]:
+    """An NCCL group with this process alone in it."""
+    torch.distributed.init_process_group(
+        "nccl", f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1
+    )
+    yield Group(0, 1, torch.device("cuda", 0))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_one_gpu_trains_the_same_from_host_memory(
+    method: str, precision: str, group_of_one: Group, tmp_path: Path
+) -> None:
+    tiny_model = make_tiny_model(tmp_path / "tiny", num_hidden_layers=4)
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    config = config_of("alone", method, precision, tiny_model, rows)
+    wanted = alone(config, tmp_path)
+    config.parallel.strategy, config.parallel.offload = "fsdp", True
+    run = build(prepare(config, tmp_path, 1, True, None).job, group_of_one)
+    assert {weight.device.type for weight in run.module.parameters()} == {"cpu"}
+    got = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    bound = BOUND[precision]
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=bound, atol=bound)
+
+
 @two_gpus
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2"])
 def test_4_bit_bases_train_alike_on_two_gpus(
@@ -133,8 +161,9 @@ def test_loss_scaling_passes_over_steps_that_overflow(tiny_model: Path, tmp_path
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or not attention.has_flash(torch.device("cuda", 0)),
-    reason="needs flash-attn on an Ampere GPU or newer",
+    not torch.cuda.is_available()
+    or not attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
+    reason="needs an Ampere GPU or newer",
 )
 def test_flash_attention_sees_no_other_document(tiny_model: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "train.jsonl", 22)

@@ -59,7 +59,7 @@ def test_one_kernel_is_asked_what_the_loop_computes(
         torch.nn.Module(), *given, None, cu_seq_lens_q=borders, max_length_q=7, **more
     )
     monkeypatch.setattr(attention.varlen, "varlen_attn", replaced_kernel)
-    monkeypatch.setattr(attention, "_flash_computes", lambda device, dtype: True)
+    monkeypatch.setattr(attention, "flash_computes", lambda device, dtype: True)
     by_kernel, _ = attention.document_attention(
         torch.nn.Module(), *given, None, cu_seq_lens_q=borders, max_length_q=7, **more
     )

@@ -1,0 +1,63 @@
+"""PyTorch's FlashAttention over documents laid end to end, on a real GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aift_ray.models import attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available()
+        or not attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
+        reason="needs an Ampere GPU or newer",
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 64), (8, 2, 128), (4, 1, 256)])
+def test_one_kernel_attends_as_the_loop_in_fp32_does(
+    dtype: torch.dtype, window: int | None, heads: int, kv_heads: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    lengths = [33, 1, 190, 64]
+    borders = torch.tensor([0, 33, 34, 224, 288], dtype=torch.int32, device="cuda")
+    shapes = [(1, number, sum(lengths), size) for number in (heads, kv_heads, kv_heads)]
+    given = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    seed = torch.randn(1, sum(lengths), heads, size, device="cuda")
+    found = []
+    for width in (torch.float32, dtype):
+        leaves = [each.to(width).detach().requires_grad_() for each in given]
+        out, _ = attention.document_attention(
+            torch.nn.Module(),
+            *leaves,
+            None,
+            scaling=size**-0.5,
+            sliding_window=window,
+            cu_seq_lens_q=borders,
+            max_length_q=max(lengths),
+        )
+        out.backward(seed.to(out.dtype))
+        found.append([out, *[leaf.grad for leaf in leaves]])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype is dtype
+        error = (rounded.float() - exact).norm() / exact.norm()
+        assert error < 1e-2
+
+
+def test_a_row_takes_one_kernel_however_many_documents_it_has() -> None:
+    def kernels(documents: int) -> int:
+        borders = torch.arange(documents + 1, dtype=torch.int32, device="cuda") * 16
+        states = torch.randn(1, 2, documents * 16, 64, device="cuda", dtype=torch.bfloat16)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            attention.document_attention(
+                torch.nn.Module(), *[states] * 3, None, cu_seq_lens_q=borders, max_length_q=16
+            )
+            torch.cuda.synchronize()
+        return sum("flash" in event.name.lower() for event in seen.events())
+
+    assert kernels(2) == kernels(40) == 1
