@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +44,12 @@ class Precision:
         return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Computes in `compute`; does nothing in fp32."""
-        if self.compute is torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.compute)
+        """Computes in `compute`, on `device` and where blocks lie in the host; nothing in fp32."""
+        contexts = ExitStack()
+        if self.compute is not torch.float32:
+            for kind in {device.type, "cpu"}:
+                contexts.enter_context(torch.autocast(kind, dtype=self.compute))
+        return contexts
 
     def scaler(self, group: Group) -> torch.amp.GradScaler:
         """Scales the loss in fp16; passes everything through otherwise."""

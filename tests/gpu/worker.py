@@ -1,9 +1,13 @@
-"""A worker of an NCCL group, for tests: argv has world, port, a JSON file of runs and the rank."""
+"""A worker of a group of GPUs, for tests: argv has world, port, a JSON file of runs and the rank.
+
+NCCL joins them, a worker a GPU; where there are fewer, gloo joins workers that share the first.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,17 @@ from tests.engine.runs import stepped
 def main() -> None:
     """Take all steps of each run; losses, memory between steps and where the weights lie."""
     world, port, path, rank = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    device = torch.device("cuda", rank)
+    enough = torch.cuda.device_count() >= world
+    device = torch.device("cuda", rank if enough else 0)
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    backend = "nccl" if enough else "gloo"
+    dist.init_process_group(
+        backend,
+        f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
     found: dict[str, Any] = {}
     for name, values in json.loads(path.read_text("utf-8")).items():
         config = RunConfig.model_validate(values)
