@@ -128,8 +128,9 @@ def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
             )
     for micro, batch in enumerate(batches):
         seed_step(run, micro)
-        with _joined(run, micro == len(batches) - 1), run.precision.autocast(run.group.device):
-            loss = run.spread(batch)
+        with _joined(run, micro == len(batches) - 1):
+            with run.precision.autocast(run.group.device):
+                loss = run.spread(batch)
             run.scaler.scale(loss * (run.group.replicas / max(targets, 1))).backward()
         total += loss.detach()
     return total
@@ -169,7 +170,8 @@ def trial(run: Run) -> None:
             backward(run, [batch] * number, 1)
         else:
             with run.precision.autocast(run.group.device):
-                run.module(batch).backward()
+                loss = run.module(batch)
+            loss.backward()
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)

@@ -7,12 +7,14 @@ in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from aift_ray.data.batches import Batch
@@ -130,8 +132,11 @@ class _Head:
     def __init__(self, layer: nn.Module, softcap: float | None) -> None:
         self.layer, self.softcap = layer, softcap
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.layer(hidden).float()
+    def __call__(
+        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits in fp32; with `weights` in place of the layer's own of those names."""
+        logits: torch.Tensor = functional_call(self.layer, dict(weights or {}), (hidden,)).float()
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
@@ -140,8 +145,8 @@ class _Head:
         """Where it computes; that of `states` where its weights are shared out or elsewhere."""
         return next((p.device for p in self.layer.parameters()), states.device)
 
-    def trained(self) -> list[torch.Tensor]:
-        return [p for p in self.layer.parameters() if p.requires_grad]
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {name: p for name, p in self.layer.named_parameters() if p.requires_grad}
 
 
 def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -159,8 +164,15 @@ def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor)
             total = total + cross_entropy(head(states), ids, reduction="sum")
         return total
     apply: Any = _ChunkedLoss.apply
-    loss: torch.Tensor = apply(head, hidden, targets, *head.trained())
+    loss: torch.Tensor = apply(head, hidden, targets, *head.trained().values())
     return loss
+
+
+def _computed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`weight` in the dtype that autocast multiplies in; itself where there is none."""
+    if not torch.is_autocast_enabled(device.type):
+        return weight.detach()
+    return weight.detach().to(torch.get_autocast_dtype(device.type))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -172,18 +184,22 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        # summed in fp32, whatever the weights were gathered in
+        # brought to the width of the computation once for all pieces; summed in fp32
+        width = partial(_computed, device=hidden.device)
+        narrow = {n: width(w).requires_grad_() for n, w in head.trained().items()}
         grads = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         for start in range(0, len(targets), CHUNK):
             piece = slice(start, start + CHUNK)
             with torch.enable_grad():
                 states = hidden[piece].detach().requires_grad_()
-                loss = cross_entropy(head(states), targets[piece], reduction="sum")
-            grad_states, *grad_weights = torch.autograd.grad(loss, [states, *weights])
+                logits = head(states, narrow)
+                loss = cross_entropy(logits, targets[piece], reduction="sum")
+            grad_states, *grad_weights = torch.autograd.grad(loss, [states, *narrow.values()])
+            total += loss.detach()
+            del logits, loss
             grad_hidden[piece] = grad_states
             for grad, part in zip(grads, grad_weights, strict=True):
                 grad += part
-            total += loss.detach()
         ctx.save_for_backward(grad_hidden, *grads)
         return total
 

@@ -44,11 +44,17 @@ class Precision:
         return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Computes in `compute`, on `device` and where blocks lie in the host; nothing in fp32."""
+        """Computes in `compute`, on `device` and where blocks lie in the host; nothing in fp32.
+
+        Copies of weights in that dtype are not kept: together they would take half as much memory
+        as the weights, and hardly any is used twice in a forward pass.
+        """
         contexts = ExitStack()
         if self.compute is not torch.float32:
             for kind in {device.type, "cpu"}:
-                contexts.enter_context(torch.autocast(kind, dtype=self.compute))
+                contexts.enter_context(
+                    torch.autocast(kind, dtype=self.compute, cache_enabled=False)
+                )
         return contexts
 
     def scaler(self, group: Group) -> torch.amp.GradScaler:
@@ -57,7 +63,20 @@ class Precision:
         if group.world == 1:
             return torch.amp.GradScaler(group.device.type, enabled=enabled)
         # where each worker has other weights, all must leave a step out together
-        return ShardedGradScaler(group.device.type, enabled=enabled)
+        return JoinedScaler(group.device.type, enabled=enabled)
+
+
+class JoinedScaler(ShardedGradScaler):
+    """Loss scaling of several workers: where one of them has overflowed, all leave the step out."""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the scale; as torch's, but told in scalars."""
+        super().unscale_(optimizer)
+        if self.is_enabled():
+            # AdamW's fused step can't take the flag that the workers reduce, which has shape (1,)
+            state = self._per_optimizer_states[id(optimizer)]
+            flags = state["found_inf_per_device"]
+            state["found_inf_per_device"] = {kind: flag.view(()) for kind, flag in flags.items()}
 
 
 def _automatic(mixed: bool, device: torch.device) -> str:

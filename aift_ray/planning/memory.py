@@ -209,15 +209,20 @@ def memories(
         if base_bits == 4 and split > 1:
             held = _SPLIT_BITS / 8
         frozen = 0 if full else round(linear * held) + loose * frozen_bytes
+        copies = 0
+        if full and not checkpointing and shares == 1:
+            # kept for the backward pass; those of shared weights are counted as gathered
+            copies = part.in_flight * linear * _copied(frozen_bytes)
         on_device, in_host = moments(trained, optimizer, full)
         need = Memory(
             weights=frozen + trained * _FLOAT32,
             gradients=trained * _FLOAT32,
             optimizer=on_device,
             activations=_activations(shape, part, tokens, frozen_bytes, checkpointing, split)
+            + copies
             # one layer at a time is brought back to the width of the computation
             + (max(a * b for a, b in shape.linear_shapes) * frozen_bytes if base_bits else 0),
-            logits=_logits(shape, tokens) if part.last else 0,
+            logits=_logits(shape, tokens, frozen_bytes if full else 0) if part.last else 0,
             host=in_host,
         )
         gathered = held if base_bits else frozen_bytes
@@ -260,8 +265,21 @@ def _activations(
     return part.in_flight * part.blocks * tokens * width * shape.hidden // split + block
 
 
-def _logits(shape: Shape, tokens: int) -> int:
-    return min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * _FLOAT32 * _LOGIT_COPIES
+def _logits(shape: Shape, tokens: int, width: int) -> int:
+    """Bytes of a piece's logits; where the output layer is trained, of its gradient too.
+
+    Args:
+        width: bytes of a weight in the computation, where the output layer is trained; else 0.
+    """
+    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
+    # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
+    trained = _copied(width) + width + _FLOAT32 if width else 0
+    return logits + shape.vocabulary * shape.hidden * trained
+
+
+def _copied(width: int) -> int:
+    """Bytes of the copy of a trained weight in the `width` of the computation."""
+    return width if width < _FLOAT32 else 0
 
 
 def _shared_out(

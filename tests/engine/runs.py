@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
 from aift_ray.engine.build import Run, build
+from aift_ray.engine.precision import JoinedScaler
 from aift_ray.engine.saving import snapshot
 from aift_ray.engine.worker import work
 from aift_ray.launch import output
@@ -67,7 +68,7 @@ def main() -> None:
             continue
         run = started(config, path.parent, group)
         if name.startswith("scaled"):
-            run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            run.scaler = JoinedScaler("cpu", init_scale=1024.0)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
     if group.leads:

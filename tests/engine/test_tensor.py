@@ -32,11 +32,12 @@ def test_each_family_and_setting_trains_what_one_process_trains(tmp_path: Path) 
         "dropout": ("lora", folder),
         "scaled tensor": ("lora", folder),
         "scaled fsdp": ("lora", folder),
+        "scaled ddp": ("full", folder),
         "qlora nf4": ("qlora nf4", make_tiny_model(tmp_path / "wide", **wide)),
     }
     for name, (method, model) in others.items():
         case = (method, *CASE[2:])
-        strategy = "fsdp" if "fsdp" in name else "tensor"
+        strategy = name.removeprefix("scaled ") if "scaled" in name else "tensor"
         split[name] = parity.settings((strategy, *case), 2, model, rows)
         whole[name] = parity.settings(("ddp", *case), 1, model, rows)
     for config in (split["dropout"], whole["dropout"]):

@@ -29,11 +29,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="gloo sends from no GPU")
 # what is told apart in processes of its own
 PLANS = [
     ["ddp", "fsdp", "zero1", "zero2"],
     ["tensor"],
-    ["pipeline", "pipeline gpipe", "pipeline interleaved"],
+    pytest.param(["pipeline", "pipeline gpipe", "pipeline interleaved"], marks=two_gpus),
 ]
 BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
@@ -51,12 +52,16 @@ def together(configs: dict[str, Any], folder: Path, workers: int = 2) -> dict[st
     path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
     port = str(free_port())
     command = [sys.executable, "-m", "tests.gpu.worker", str(workers), port, str(path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    children = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment)
-        for rank in range(workers)
-    ]
-    assert [child.wait(600) for child in children] == [0] * workers
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    said = folder / "said"
+    with said.open("w") as log:
+        children = [
+            subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stderr=log)
+            for rank in range(workers)
+        ]
+        ended = [child.wait(600) for child in children]
+    assert ended == [0] * workers, said.read_text("utf-8")[-6000:]
     found: dict[str, Any] = json.loads(path.with_name("gpu0.json").read_text("utf-8"))
     return found
 
