@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -21,6 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes one has all tests with Ray, first of all; a file's others stay together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -129,7 +140,6 @@ def configure(tiny_model: Path, rows_file: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """A bucket of an S3-compatible server (moto) on the loopback address."""
-    from tests.engine.runs import free_port
 
     port = free_port()
     server = subprocess.Popen(

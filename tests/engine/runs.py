@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from aift_ray.engine.worker import work
 from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
+from tests.ports import free_port
 
 CPU = torch.device("cpu")
 
@@ -110,14 +110,6 @@ def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:
     assert [worker.wait(240) for worker in workers] == [0] * world
     result: dict[str, Any] = json.loads(path.with_name("rank0.json").read_text("utf-8"))
     return result
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

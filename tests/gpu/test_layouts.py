@@ -19,6 +19,7 @@ from aift_ray.planning.layout import HOST
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
 from tests.engine.runs import stepped
+from tests.ports import free_port
 
 Configure = Callable[..., Any]
 CUDA = torch.cuda.device_count()
@@ -102,8 +103,6 @@ def test_stages_over_nccl_train_what_one_device_trains(
     precision: str, method: str, strategy: str, tmp_path: Path
 ) -> None:
     import torch.multiprocessing as mp
-
-    from tests.engine.runs import free_port
 
     make_tiny_model(tmp_path / "tiny", num_hidden_layers=4)
     write_rows(tmp_path / "train.jsonl", 22)

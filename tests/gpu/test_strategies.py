@@ -23,7 +23,8 @@ from aift_ray.models import attention
 from aift_ray.parallel.group import Group
 from tests import parity
 from tests.conftest import ROOT, make_tiny_model, write_rows
-from tests.engine.runs import free_port, stepped
+from tests.engine.runs import stepped
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from tests.conftest import ROOT
-from tests.engine.runs import free_port
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 

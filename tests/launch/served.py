@@ -13,7 +13,7 @@ import httpx
 import psutil
 
 from tests.conftest import ROOT
-from tests.engine.runs import free_port
+from tests.ports import free_port
 
 # the schema keeps the model from ending its answer
 ENDLESS = {"type": "array", "items": {"enum": [1]}, "minItems": 900}

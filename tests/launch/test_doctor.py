@@ -15,8 +15,8 @@ import pytest
 from aift_ray.errors import ConfigError
 from aift_ray.launch import doctor
 from aift_ray.launch.probe import Probe
-from tests.engine.runs import free_port
 from tests.launch.command import Cluster
+from tests.ports import free_port
 
 
 def told(*flags: str, environment: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:

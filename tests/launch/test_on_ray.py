@@ -19,8 +19,9 @@ from aift_ray.commandline import parse
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from tests.conftest import ROOT, write_rows
-from tests.engine.runs import curve, free_port, spawn
+from tests.engine.runs import curve, spawn
 from tests.launch.command import BIN, Cluster, Command, curve_of, flags, summary_of
+from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 

@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.engine.runs import free_port
 from tests.launch.command import BIN, Cluster
 from tests.launch.served import LONG, Served
+from tests.ports import free_port
 from tests.serving.conftest import write_adapter
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from aift_ray import ConfigError, FullFinetuningTrainer, JapaneseModel, TrainingConfig
-from tests.engine.runs import free_port
 from tests.launch.command import BIN
+from tests.ports import free_port
 from tests.training.test_trainers import TEXTS, logits, losses, settings
 
 SCRIPT = """
