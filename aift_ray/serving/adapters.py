@@ -64,8 +64,8 @@ class Adapters:
 def _pair(layer: Any, dtype: torch.dtype) -> Pair:
     """The only adapter of one of PEFT's layers."""
     [(name, down)], up = layer.lora_A.items(), layer.lora_B
-    scaled = up[name].weight.T * layer.scaling[name]
-    return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype).contiguous())
+    scaled = up[name].weight * layer.scaling[name]
+    return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype))
 
 
 def _misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:

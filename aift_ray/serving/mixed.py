@@ -24,7 +24,7 @@ class Pair:
 
     Attributes:
         down: (rank, features in).
-        up: (rank, features out), with the adapter's scaling.
+        up: (features out, rank), with the adapter's scaling.
     """
 
     down: torch.Tensor
@@ -116,7 +116,7 @@ class _Layer:
 
     def __init__(self, module: nn.Module, pairs: list[Pair], columns: _Columns) -> None:
         self._down = torch.cat([pair.down for pair in pairs])
-        self._up = torch.cat([pair.up for pair in pairs])
+        self._up = torch.cat([pair.up for pair in pairs], dim=1)
         self._columns = columns
         self._used_down, self._used_up = self._down, self._up
         self.handle = module.register_forward_hook(self)
@@ -124,7 +124,7 @@ class _Layer:
     def choose(self) -> None:
         used = self._columns.used
         if used is not None:
-            self._used_down, self._used_up = self._down[used], self._up[used]
+            self._used_down, self._used_up = self._down[used], self._up[:, used].contiguous()
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
         """The output (rows, tokens, features out) with what the adapters add, in place."""
@@ -134,5 +134,6 @@ class _Layer:
         ranks = linear(inputs[0], self._used_down)
         if self._columns.mask is not None:
             ranks *= self._columns.mask
-        made.view(-1, made.shape[-1]).addmm_(ranks.view(-1, ranks.shape[-1]), self._used_up)
+        # laid out as a layer's weight: the other way round a CPU in bf16 takes ten times as long
+        made.view(-1, made.shape[-1]).addmm_(ranks.view(-1, ranks.shape[-1]), self._used_up.T)
         return made
