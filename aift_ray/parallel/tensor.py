@@ -180,7 +180,8 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
 
 
 def _local(layer: torch.nn.Module, name: str, team: Team) -> Any:
-    weight = layer.get_parameter(name)
+    # the parameter, or a copy that stands in for it
+    weight: torch.Tensor = getattr(layer, name)
     if not isinstance(weight, DTensor):
         return weight
     local = weight.to_local()
