@@ -43,6 +43,8 @@ Flags = npt.NDArray[np.uint8]
 
 VERSION = 2
 _BATCH_ROWS = 2048
+# while a cache is made
+_DIGESTS = "digests"
 _SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),
@@ -178,7 +180,7 @@ def _build(
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        duplicates = DuplicateCounter()
+        duplicates = DuplicateCounter(scratch / _DIGESTS)
         faults: list[Fault] = []
         sets = {}
         for name, files in (("train", train), ("eval", evaluation)):
@@ -193,6 +195,7 @@ def _build(
             raise DataError([_nothing_supervised(sets["train"])])
         stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}
         stored |= {"warnings": duplicates.warnings(), "sequence_length": sequence_length}
+        shutil.rmtree(scratch / _DIGESTS, ignore_errors=True)
         (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         _publish(scratch, folder)
     finally:
