@@ -233,8 +233,9 @@ def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         columns: list[list[Any]] = [[] for _ in _SCHEMA]
         for encoded, example in rows:
-            flags = [int(flag) for flag in encoded.supervised]
-            values = (encoded.ids, flags, sum(flags[1:]), example.file, example.line)
+            ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
+            targets = int(np.count_nonzero(flags[1:]))
+            values = (ids, flags, targets, example.file, example.line)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
             if len(columns[0]) == _BATCH_ROWS:
@@ -245,5 +246,13 @@ def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
 
 
 def _batch(columns: list[list[Any]]) -> Any:
-    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+    arrays = [_lists(columns[0]), _lists(columns[1])]
+    arrays += [pa.array(c, type=f.type) for c, f in list(zip(columns, _SCHEMA, strict=True))[2:]]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _lists(rows: list[Any]) -> Any:
+    """An Arrow column of lists; as `pa.array`, which would take a Python number at a time."""
+    ends = np.cumsum([len(row) for row in rows], dtype=np.int32)
+    starts = np.concatenate([np.zeros(1, np.int32), ends])
+    return pa.ListArray.from_arrays(pa.array(starts), pa.array(np.concatenate(rows)))
