@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def rows(path: Path, megabytes: int) -> None:
             written += len(line.encode())
 
 
-def peak_of(work: Any) -> tuple[float, float, float]:
-    """Seconds of a call, this process's peak and its children's largest sum, in MiB resident."""
-    over, largest = threading.Event(), [0]
+class Memory:
+    """Resident memory of this process and of its children, once a second, in MiB."""
 
-    def watch() -> None:
+    def __init__(self) -> None:
+        self.own: list[float] = []
+        self.children: list[float] = []
+
+    def watch(self, over: threading.Event) -> None:
+        """Look until it is over."""
         me = psutil.Process()
         while not over.wait(1.0):
             total = 0
@@ -50,16 +55,26 @@ def peak_of(work: Any) -> tuple[float, float, float]:
                     total += child.memory_full_info().uss
                 except psutil.Error:
                     continue
-            largest[0] = max(largest[0], total)
+            self.own.append(me.memory_info().rss / 2**20)
+            self.children.append(total / 2**20)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    began = time.monotonic()
-    work()
-    seconds = time.monotonic() - began
-    over.set()
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return seconds, own, largest[0] / 2**20
+    def during(self, work: Callable[[], Any]) -> float:
+        """Watch a call; its seconds."""
+        over = threading.Event()
+        thread = threading.Thread(target=self.watch, args=(over,), daemon=True)
+        thread.start()
+        began = time.monotonic()
+        work()
+        seconds = time.monotonic() - began
+        over.set()
+        thread.join()
+        return seconds
+
+
+def tenths(values: list[float]) -> list[int]:
+    """The largest value of each tenth of the time: what grows shows here."""
+    parts = [values[len(values) * n // 10 : len(values) * (n + 1) // 10] for n in range(10)]
+    return [round(max(part)) for part in parts if part]
 
 
 def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
@@ -77,19 +92,21 @@ def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
     if how == "ray":
         ray.init("local", include_dashboard=False, log_to_driver=False)
     made: list[Any] = []
+    memory = Memory()
 
     def work() -> None:
         made.append(cache.prepare(data, encoder, 512, tokenizing(data)))
 
-    seconds, own, children = peak_of(work)
-    counts = made[0].train
+    seconds = memory.during(work)
     return {
         "prepare": how,
         "seconds": round(seconds, 1),
         "megabytes_per_second": round(source.stat().st_size / 2**20 / seconds, 2),
-        "tokens": counts.tokens,
-        "peak_mib": round(own),
-        "peak_mib_of_children": round(children),
+        "tokens": made[0].train.tokens,
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib_of_children": round(max(memory.children, default=0)),
+        "mib_by_tenth": tenths(memory.own),
+        "mib_of_children_by_tenth": tenths(memory.children),
     }
 
 
@@ -116,7 +133,7 @@ def main() -> None:
     size = source.stat().st_size / 2**20
     result = {"rows_mib": round(size), "runs": found, "same_bytes": all(same) and len(same) == 2}
     write(RESULTS / "large_data.json", result)
-    keys = list(found[0])
+    keys = [key for key in found[0] if not key.endswith("tenth")]
     print(table(keys, [[str(run[key]) for key in keys] for run in found]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from aift_ray.config.section import NotNegative, Positive, Section, setting
+from aift_ray.config.section import Fraction, NotNegative, Positive, Section, setting
 from aift_ray.config.training import RunConfig
 from aift_ray.errors import Problem
 
@@ -26,8 +26,11 @@ class TuneConfig(Section):
     )
     scheduler: Literal["asha", "median", "none"] = setting(
         "asha",
-        "who is stopped early: the lower two thirds at 1, 3, 9, ... grace_steps; or "
-        "whoever is worse than the median; or nobody",
+        "who is stopped early: the lower two thirds at 1, 3, 9, ... grace_steps, and who is worse "
+        "than the untrained model; or whoever is worse than the median; or nobody",
+    )
+    tolerance: Fraction = setting(
+        0.2, "asha: who misses the upper third by at most this share of the metric goes on"
     )
     grace_steps: Positive | None = setting(
         None, "steps that every trial may take; default: training.eval_steps"

@@ -43,6 +43,8 @@ Flags = npt.NDArray[np.uint8]
 
 VERSION = 2
 _BATCH_ROWS = 2048
+# while a cache is made
+_DIGESTS = "digests"
 _SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),
@@ -178,7 +180,7 @@ def _build(
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        duplicates = DuplicateCounter()
+        duplicates = DuplicateCounter(scratch / _DIGESTS)
         faults: list[Fault] = []
         sets = {}
         for name, files in (("train", train), ("eval", evaluation)):
@@ -193,6 +195,7 @@ def _build(
             raise DataError([_nothing_supervised(sets["train"])])
         stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}
         stored |= {"warnings": duplicates.warnings(), "sequence_length": sequence_length}
+        shutil.rmtree(scratch / _DIGESTS, ignore_errors=True)
         (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         _publish(scratch, folder)
     finally:
@@ -230,8 +233,9 @@ def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         columns: list[list[Any]] = [[] for _ in _SCHEMA]
         for encoded, example in rows:
-            flags = [int(flag) for flag in encoded.supervised]
-            values = (encoded.ids, flags, sum(flags[1:]), example.file, example.line)
+            ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
+            targets = int(np.count_nonzero(flags[1:]))
+            values = (ids, flags, targets, example.file, example.line)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
             if len(columns[0]) == _BATCH_ROWS:
@@ -242,5 +246,13 @@ def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
 
 
 def _batch(columns: list[list[Any]]) -> Any:
-    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+    arrays = [_lists(columns[0]), _lists(columns[1])]
+    arrays += [pa.array(c, type=f.type) for c, f in list(zip(columns, _SCHEMA, strict=True))[2:]]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _lists(rows: list[Any]) -> Any:
+    """An Arrow column of lists; as `pa.array`, which would take a Python number at a time."""
+    ends = np.cumsum([len(row) for row in rows], dtype=np.int32)
+    starts = np.concatenate([np.zeros(1, np.int32), ends])
+    return pa.ListArray.from_arrays(pa.array(starts), pa.array(np.concatenate(rows)))

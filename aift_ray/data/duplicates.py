@@ -1,94 +1,84 @@
-"""Counts rows that repeat, contradict each other, or stand in both training and evaluation."""
+"""Counts rows that repeat, contradict each other, or stand in both training and evaluation.
+
+In constant memory: what is kept of each row goes to files, cut by its digest, so that rows that are
+alike meet in one of them, and the files are looked through one after the other.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 
 from aift_ray.data.examples import Example
 
 _SHOWN_PLACES = 3
+# digests of row and prompt, whether it is for evaluation, how many came before, file, line
+_RECORD = struct.Struct("<16s16s?qii")
+_NO_PROMPT = bytes(16)
+_PARTS = 256
+# records in memory at most, some 4 MB
+_HELD = 65536
 
 
 class DuplicateCounter:
     """Fed with all training examples, then with all evaluation examples.
 
-    Holds two 16-byte digests and a number a row, not the rows.
+    Args:
+        folder: gets files of 49 bytes a row where there are many; the caller removes it.
     """
 
-    def __init__(self) -> None:
-        self._files: dict[str, int] = {}
-        self._train, self._eval = _Seen(), _Seen()
-        self._train_repeats = _Finding(
-            "training", "repeat an earlier row", "repeats an earlier row"
-        )
-        self._train_contradictions = _contradictions("training")
-        self._eval_repeats = _Finding(
-            "evaluation", "repeat an earlier row", "repeats an earlier row"
-        )
-        self._eval_contradictions = _contradictions("evaluation")
-        self._in_train = _Finding(
-            "evaluation", "also stand in the training data", "also stands in the training data"
-        )
-        self._prompt_in_train = _Finding(
-            "evaluation",
-            "have a prompt of the training data, with another answer",
-            "has a prompt of the training data, with another answer",
-        )
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files = folder, dict[str, int]()
+        self._parts = [bytearray() for _ in range(_PARTS)]
+        self._count = 0
 
     def add_train(self, example: Example) -> None:
-        """Count a training row."""
-        row, prompt, place = self._digests(example)
-        self._add(self._train, row, prompt, place, self._train_repeats, self._train_contradictions)
+        """Keep a training row."""
+        self._add(example, evaluation=False)
 
     def add_eval(self, example: Example) -> None:
-        """Count an evaluation row against those before it and against all training rows."""
-        row, prompt, place = self._digests(example)
-        self._add(self._eval, row, prompt, place, self._eval_repeats, self._eval_contradictions)
-        if row in self._train.rows:
-            self._in_train.note(place, self._train.rows[row])
-        elif prompt in self._train.prompts:
-            self._prompt_in_train.note(place, self._train.prompts[prompt])
+        """Keep an evaluation row, to be held against those before it and all training rows."""
+        self._add(example, evaluation=True)
 
     def warnings(self) -> list[str]:
         """One sentence for each thing found, with its count and the first places."""
-        findings = (
-            self._train_repeats,
-            self._train_contradictions,
-            self._eval_repeats,
-            self._eval_contradictions,
-            self._in_train,
-            self._prompt_in_train,
-        )
-        files = list(self._files)
-        return [finding.sentence(files) for finding in findings if finding.count]
+        findings = _Findings()
+        for number, part in enumerate(self._parts):
+            path = self._path(number)
+            spilled = path.read_bytes() if path.is_file() else b""
+            findings.look_through(_RECORD.iter_unpack(spilled + part))
+        return findings.sentences(list(self._files))
 
-    def _digests(self, example: Example) -> tuple[bytes, bytes, _Place]:
-        place = (self._files.setdefault(example.file, len(self._files)), example.line)
+    def _add(self, example: Example, evaluation: bool) -> None:
         prompt, answer = _parts(example)
-        of_prompt = _digest(prompt)
         # a text has no prompt: without this, all texts would contradict each other
-        return _digest([*prompt, "", answer]), of_prompt if len(prompt) > 1 else b"", place
+        of_prompt = _digest(prompt) if len(prompt) > 1 else _NO_PROMPT
+        row = _digest([*prompt, "", answer])
+        file = self._files.setdefault(example.file, len(self._files))
+        # equal rows have equal prompts
+        part = (row if of_prompt == _NO_PROMPT else of_prompt)[0]
+        record = _RECORD.pack(row, of_prompt, evaluation, self._count, file, example.line)
+        self._parts[part] += record
+        self._count += 1
+        if self._count % _HELD == 0:
+            self._spill()
 
-    @staticmethod
-    def _add(
-        seen: _Seen,
-        row: bytes,
-        prompt: bytes,
-        place: _Place,
-        repeats: _Finding,
-        contradictions: _Finding,
-    ) -> None:
-        if row in seen.rows:
-            repeats.note(place, seen.rows[row])
-        elif prompt in seen.prompts:
-            contradictions.note(place, seen.prompts[prompt])
-        seen.rows.setdefault(row, place)
-        if prompt:
-            seen.prompts.setdefault(prompt, place)
+    def _spill(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        for number, part in enumerate(self._parts):
+            with self._path(number).open("ab") as file:
+                file.write(part)
+            part.clear()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / str(number)
 
 
 _Place = tuple[int, int]
+_Record = tuple[bytes, bytes, bool, int, int, int]
 
 
 @dataclass
@@ -107,21 +97,84 @@ class _Finding:
     several: str
     one: str
     count: int = 0
-    places: list[tuple[_Place, _Place]] = field(default_factory=list)
+    places: list[tuple[int, _Place, _Place]] = field(default_factory=list)
 
-    def note(self, place: _Place, earlier: _Place) -> None:
+    def note(self, order: int, place: _Place, earlier: _Place) -> None:
         self.count += 1
-        if self.count <= _SHOWN_PLACES:
-            self.places.append((place, earlier))
+        self.places = sorted([*self.places, (order, place, earlier)])[:_SHOWN_PLACES]
 
     def sentence(self, files: list[str]) -> str:
         what = f"row {self.one}" if self.count == 1 else f"rows {self.several}"
         shown = ", ".join(
             f"{files[file]}:{line} (see {files[old_file]}:{old_line})"
-            for (file, line), (old_file, old_line) in self.places
+            for _, (file, line), (old_file, old_line) in self.places
         )
         more = ", ..." if self.count > _SHOWN_PLACES else ""
         return f"{self.count} {self.rows} {what}: {shown}{more}"
+
+
+class _Findings:
+    """All that there is to warn of."""
+
+    def __init__(self) -> None:
+        repeats = ("repeat an earlier row", "repeats an earlier row")
+        self._train_repeats = _Finding("training", *repeats)
+        self._train_contradictions = _contradictions("training")
+        self._eval_repeats = _Finding("evaluation", *repeats)
+        self._eval_contradictions = _contradictions("evaluation")
+        self._in_train = _Finding(
+            "evaluation", "also stand in the training data", "also stands in the training data"
+        )
+        self._prompt_in_train = _Finding(
+            "evaluation",
+            "have a prompt of the training data, with another answer",
+            "has a prompt of the training data, with another answer",
+        )
+
+    def look_through(self, records: Iterator[_Record]) -> None:
+        """Look through some rows, in their order, among which are all that are like one of them."""
+        train, held_out = _Seen(), _Seen()
+        for row, prompt, evaluation, order, *place in records:
+            at = (place[0], place[1])
+            if not evaluation:
+                repeats, contradictions = self._train_repeats, self._train_contradictions
+                self._compare(train, (row, prompt), (order, at), repeats, contradictions)
+                continue
+            repeats, contradictions = self._eval_repeats, self._eval_contradictions
+            self._compare(held_out, (row, prompt), (order, at), repeats, contradictions)
+            if row in train.rows:
+                self._in_train.note(order, at, train.rows[row])
+            elif prompt in train.prompts:
+                self._prompt_in_train.note(order, at, train.prompts[prompt])
+
+    def sentences(self, files: list[str]) -> list[str]:
+        """A sentence for each thing that was found."""
+        findings = (
+            self._train_repeats,
+            self._train_contradictions,
+            self._eval_repeats,
+            self._eval_contradictions,
+            self._in_train,
+            self._prompt_in_train,
+        )
+        return [finding.sentence(files) for finding in findings if finding.count]
+
+    @staticmethod
+    def _compare(
+        seen: _Seen,
+        digests: tuple[bytes, bytes],
+        found: tuple[int, _Place],
+        repeats: _Finding,
+        contradictions: _Finding,
+    ) -> None:
+        row, prompt = digests
+        if row in seen.rows:
+            repeats.note(*found, seen.rows[row])
+        elif prompt in seen.prompts:
+            contradictions.note(*found, seen.prompts[prompt])
+        seen.rows.setdefault(row, found[1])
+        if prompt != _NO_PROMPT:
+            seen.prompts.setdefault(prompt, found[1])
 
 
 def _contradictions(rows: str) -> _Finding:

@@ -7,7 +7,9 @@ itself, so that no worker is left behind.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray.tune.schedulers import (
@@ -41,7 +43,7 @@ class _Graceful:
         folder = trial.config["job"].output
         if (folder / ASKED).exists() or "problem" in result:
             return str(TrialScheduler.CONTINUE)
-        if self._decision(controller, trial, result) == TrialScheduler.STOP:
+        if self.decide(controller, trial, result) == TrialScheduler.STOP:
             (folder / ASKED).touch()
             (folder / STOP).touch()
         return str(TrialScheduler.CONTINUE)
@@ -57,10 +59,11 @@ class _Graceful:
         self.on_trial_add(None, known)  # type: ignore[attr-defined]
         for line in trial.evaluations(metric):
             result = {"step": line["step"], metric: line[metric]}
-            if self._decision(None, known, result) == TrialScheduler.STOP:
+            if self.decide(None, known, result) == TrialScheduler.STOP:
                 return
 
-    def _decision(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def decide(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether a trial with this evaluation stops or continues."""
         metric = self._metric  # type: ignore[attr-defined]
         if not math.isfinite(result.get(metric, 0.0)):
             worst = math.inf if self._mode == "min" else -math.inf  # type: ignore[attr-defined]
@@ -69,7 +72,30 @@ class _Graceful:
 
 
 class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
-    pass
+    """Stops also who is worse than the model was before it was trained, without competition too."""
+
+    def __init__(self, tolerance: float, grace: int, **given: Any) -> None:
+        super().__init__(grace_period=grace, **given)
+        self._grace, self._untrained = grace, dict[str, float]()
+        for bracket in self._brackets:
+            bracket.cutoff = partial(_lowered, bracket.cutoff, tolerance)
+
+    def decide(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """As ASHA does, and by the untrained model."""
+        decided, score = super().decide(controller, trial, result), result.get(self._metric)
+        if score is None:
+            return decided
+        if result["step"] == 0:
+            self._untrained[trial.trial_id] = score
+        before = self._untrained.get(trial.trial_id, math.inf * -self._metric_op)
+        worse = self._metric_op * score < self._metric_op * before
+        return str(TrialScheduler.STOP) if worse and result["step"] >= self._grace else decided
+
+
+def _lowered(cutoff: Callable[[Any], Any], tolerance: float, recorded: Any) -> Any:
+    """What a trial must reach at a rung, by how those before it did there; None: nothing yet."""
+    reached = cutoff(recorded)
+    return None if reached is None else reached - tolerance * abs(reached)
 
 
 class _Median(_Graceful, MedianStoppingRule):  # type: ignore[misc]
@@ -90,15 +116,15 @@ def scheduler(config: TuneConfig, grace: int, steps: int, kept: list[Trial]) -> 
         "time_attr": "step",
         "metric": config.metric,
         "mode": config.better,
-        "grace_period": min(grace, steps),
     }
+    grace = min(grace, steps)
     made: _Graceful
     if config.scheduler == "asha":
-        about |= {"reduction_factor": _REDUCTION, "stop_last_trials": False}
-        made = _Asha(**about, max_t=steps)
+        about |= {"reduction_factor": _REDUCTION, "stop_last_trials": False, "max_t": steps}
+        made = _Asha(config.tolerance, grace, **about)
     else:
         # it would pause trials for others to catch up; those would lose their workers
-        made = _Median(**about, min_time_slice=math.inf)
+        made = _Median(**about, grace_period=grace, min_time_slice=math.inf)
     for trial in kept:
         if trial.status in (DONE, STOPPED):
             made.remember(trial, config.metric)

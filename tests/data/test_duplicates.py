@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from aift_ray.data import duplicates
 from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.examples import Example, Message
 
@@ -17,12 +23,13 @@ def chat(line: int, *texts: str) -> Example:
 
 
 def warnings(train: list[Example], evaluation: list[Example] | None = None) -> list[str]:
-    counter = DuplicateCounter()
-    for example in train:
-        counter.add_train(example)
-    for example in evaluation or []:
-        counter.add_eval(example)
-    return counter.warnings()
+    with tempfile.TemporaryDirectory() as folder:
+        counter = DuplicateCounter(Path(folder) / "digests")
+        for example in train:
+            counter.add_train(example)
+        for example in evaluation or []:
+            counter.add_eval(example)
+        return counter.warnings()
 
 
 def test_different_rows_give_no_warning() -> None:
@@ -90,3 +97,15 @@ def test_the_prompt_of_a_chat_is_all_before_its_last_answer() -> None:
         "1 training row gives another answer to an earlier prompt: t:2 (see t:1)"
     ]
     assert warnings([chat(1, "a", "x", "b", "y"), chat(2, "a", "w", "b", "y")]) == []
+
+
+def test_many_rows_go_to_files_and_the_findings_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = [row(n, str(n % 50), str(n % 70), "ab"[n // 300]) for n in range(600)]
+    evaluation = [row(n, str(n), str(n + n // 40), "e") for n in range(60)]
+    texts = [Example("text", "t", n, output=str(n % 90)) for n in range(100)]
+    found = warnings(train + texts, evaluation)
+    assert len(found) == 4
+    monkeypatch.setattr(duplicates, "_HELD", 7)
+    assert warnings(train + texts, evaluation) == found

@@ -126,11 +126,11 @@ class Command:
         """What it has printed so far."""
         return self._log.read_text("utf-8", errors="replace")
 
-    def done(self, seconds: float = 180) -> tuple[int, str]:
+    def done(self, seconds: float = 400) -> tuple[int, str]:
         """Exit status and output."""
         return self.process.wait(seconds), self.output()
 
-    def at_step(self, folder: Path, step: int, seconds: float = 120) -> None:
+    def at_step(self, folder: Path, step: int, seconds: float = 300) -> None:
         """Wait until the run has taken `step` steps."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

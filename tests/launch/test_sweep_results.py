@@ -104,6 +104,39 @@ def test_a_loser_is_asked_to_stop_and_is_never_killed(kind: Any, tmp_path: Path)
             assert (trial.config["job"].output / name).exists() == asked
 
 
+def asked_to_stop(folder: Path, *trials: list[float], **settings: Any) -> list[int | None]:
+    """The step at which each trial is asked to stop by ASHA, the metrics every ten steps given."""
+    rule, steps = scheduler(TuneConfig(**settings), 10, 100, []), list[int | None]()
+    for number, values in enumerate(trials):
+        trial, stopped = tuned(folder, number), None
+        rule.on_trial_add(None, trial)
+        for at, value in enumerate(values):
+            rule.on_trial_result(None, trial, {"step": 10 * at, rule.metric: value})
+            if stopped is None and (trial.config["job"].output / ASKED).exists():
+                stopped = 10 * at
+        steps.append(stopped)
+    return steps
+
+
+@pytest.mark.parametrize(("tolerance", "stopped"), [(0.0, [None, 10, 10]), (0.2, [None, None, 10])])
+def test_who_is_near_the_cutoff_goes_on(
+    tolerance: float, stopped: list[int | None], tmp_path: Path
+) -> None:
+    losses = ([3.0, 1.0], [3.0, 1.15], [3.0, 1.3])
+    assert asked_to_stop(tmp_path, *losses, tolerance=tolerance) == stopped
+
+
+def test_who_is_worse_than_the_untrained_model_is_stopped_without_competition(
+    tmp_path: Path,
+) -> None:
+    assert asked_to_stop(tmp_path, [3.0, 2.9, 3.1]) == [20]
+
+
+def test_before_anybody_has_an_exact_match_nobody_is_stopped(tmp_path: Path) -> None:
+    matches = ([0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.45], [0.0, 0.0, 0.0, 0.1])
+    assert asked_to_stop(tmp_path, *matches, metric="exact_match") == [None, None, 30]
+
+
 def test_no_scheduler_stops_nobody() -> None:
     assert type(scheduler(TuneConfig(scheduler="none"), 10, 100, [])).__name__ == "FIFOScheduler"
 

@@ -186,7 +186,7 @@ def test_every_setting_of_the_sweep_has_an_effect() -> None:
     plain = leaves(TuneConfig(num_samples=4))
     assert {name for name, _ in plain} == {
         *("num_samples", "max_concurrent", "metric", "mode", "scheduler", "grace_steps"),
-        *("search", "seed"),
+        *("search", "seed", "tolerance"),
     }
     assert len(drawn(space, num_samples=7)) == 7
     assert drawn(space, seed=1) != drawn(space)
