@@ -12,7 +12,7 @@ from typing import Any
 
 from aift_ray.errors import AiftError, ModelError, Problem
 from aift_ray.serving.kept import Kept, KeptAdapters
-from aift_ray.serving.requests import EngineError, Figures, QueueFull, Request, Token
+from aift_ray.serving.requests import EngineError, Figures, QueueFull, Request, Sampling, Token
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _COLDEST = 0.01
 # OpenAI's limit
 _TOP_LOGPROBS = 20
+# what vLLM's processes get to end by themselves
+_GRACE_S = 5.0
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -66,7 +68,17 @@ async def start(location: str, slots: int, max_queue: int, given: dict[str, Any]
         llm = AsyncLLM.from_engine_args(options, stat_loggers=[statistics.logger()])
     except Exception as error:
         raise AiftError(f"vLLM can't serve {location}: {error}") from error
-    return VllmEngine(llm, location, slots, max_queue, statistics)
+    engine = VllmEngine(llm, location, slots, max_queue, statistics)
+    await _warm_up(engine)
+    return engine
+
+
+async def _warm_up(engine: VllmEngine) -> None:
+    """Have vLLM compile what it compiles at the first request of a kind, which takes seconds."""
+    for sampling in (Sampling(temperature=0), Sampling(top_p=0.9, top_k=5, presence=1, seed=0)):
+        request = Request([engine._eos], 2, frozenset(), sampling, top_logprobs=1)
+        async for _ in engine.submit(request):
+            pass
 
 
 def takes(location: str) -> bool:
@@ -223,7 +235,7 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._llm.output_processor.propagate_error(RuntimeError("it was stopped"))
-            self._llm.shutdown()
+            self._llm.shutdown(timeout=_GRACE_S)
             self._adapters.close()
 
     async def _begin(self, request: Request) -> Any:

