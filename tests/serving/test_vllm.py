@@ -216,18 +216,33 @@ def test_a_client_that_goes_away_frees_its_slot(served: VllmSite) -> None:
 
 
 def test_a_dead_engine_is_noticed_and_its_replica_replaced(served: VllmSite) -> None:
-    family = psutil.Process(served.served.process.pid).children(recursive=True)
-    [core] = [each for each in family if "EngineCore" in " ".join(each.cmdline())]
+    [core] = cores(served)
     core.kill()
+    until_answered(served)
+    assert cores(served) != [core]
+
+
+def test_a_killed_replica_leaves_no_engine_behind(served: VllmSite) -> None:
+    [core] = cores(served)
+    [replica] = served.served.replicas()
+    replica.kill()
+    until_answered(served)
+    assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
+
+
+def cores(served: VllmSite) -> list[psutil.Process]:
+    """vLLM's processes that schedule."""
+    family = psutil.Process(served.served.process.pid).children(recursive=True)
+    return [each for each in family if "EngineCore" in " ".join(each.cmdline())]
+
+
+def until_answered(served: VllmSite) -> None:
+    body = {"model": "b", "prompt": PROMPTS[0], "max_tokens": 1}
     end = time.monotonic() + 120
     while True:
-        response = served.send("POST", "/v1/completions", json=ONE)
+        response = served.send("POST", "/v1/completions", json=body)
         if response.status_code == 200:
-            break
+            return
         assert response.status_code in (500, 503)
         assert time.monotonic() < end
         time.sleep(1)
-    assert not core.is_running()
-
-
-ONE = {"model": "b", "prompt": PROMPTS[0], "max_tokens": 1}
