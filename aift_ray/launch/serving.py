@@ -152,12 +152,7 @@ def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice
     Raises:
         ConfigError: what is asked of it, it can't do.
     """
-    location, gpu = folders.resolve(config.model), gpus_of(config, resources) > 0
-    chosen = choice.choose(config, location, gpu)
-    problems = choice.refusals(config, location, gpu) if chosen.engine == "vllm" else []
-    if problems:
-        raise ConfigError(problems)
-    return chosen
+    return choice.made(config, folders.resolve(config.model), gpus_of(config, resources) > 0)
 
 
 def _here() -> dict[str, float]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from aift_ray.config import ServeConfig
-from aift_ray.errors import Problem
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.folders import load_config
 from aift_ray.models.quantized import stored_bits
 from aift_ray.serving import vllm_engine
@@ -50,6 +50,19 @@ def choose(config: ServeConfig, location: str, gpu: bool) -> Choice:
     if not vllm_engine.takes(location):
         return Choice("transformers", "vllm has no network of this model's architecture")
     return Choice("vllm", "there is a GPU, and vllm takes the model")
+
+
+def made(config: ServeConfig, location: str, gpu: bool) -> Choice:
+    """The same, held against what the engine can do.
+
+    Raises:
+        ConfigError: what is asked of it, it can't do.
+    """
+    chosen = choose(config, location, gpu)
+    problems = refusals(config, location, gpu) if chosen.engine == "vllm" else []
+    if problems:
+        raise ConfigError(problems)
+    return chosen
 
 
 def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:

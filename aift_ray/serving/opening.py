@@ -52,10 +52,8 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
-    engine = choice.choose(config, location, gpu)
+    engine = choice.made(config, location, gpu)
     problems: list[Problem] = []
-    if engine.engine == "vllm":
-        problems += choice.refusals(config, location, gpu)
     shelf = config.serving.adapter_folder
     if shelf and not Path(shelf).is_dir():
         problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
