@@ -87,6 +87,7 @@ def _cpu_cache(config: ServeConfig, location: str, dtype: torch.dtype) -> int:
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     token = 2 * model.num_hidden_layers * heads * size * dtype.itemsize
-    context: int = config.vllm.max_model_len or getattr(model, "max_position_embeddings", 2048)
+    longest: Any = getattr(model, "max_position_embeddings", 2048)
+    context = int(config.vllm.max_model_len or longest)
     blocks = config.serving.slots * -(-context // _CPU_BLOCK) + 2
     return int(min(blocks * _CPU_BLOCK * token, _CPU_CACHE))
