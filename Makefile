@@ -1,5 +1,5 @@
-# make demo, make test, make test-faults, make test-containers, make images, make parity, make lint,
-# make format, make docs, make lock, make clean
+# make demo, make test, make test-faults, make test-containers, make images, make parity, make vllm-env,
+# make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -29,6 +29,10 @@ test: lint
 test-faults: $(VENV)/stamp
 	$(BIN)/python -m pytest -m "faults or slow"
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
+
+# vLLM on a CPU in an environment of its own (AIFT_VLLM_ENV, else build/vllm-env), to test that engine
+vllm-env:
+	$(PYTHON) tests/serving/vllm_environment.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

@@ -33,6 +33,7 @@ _PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "ray",
+    "vllm",
 )
 
 Result = dict[str, Any]

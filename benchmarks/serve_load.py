@@ -1,8 +1,9 @@
 """Load on a server over HTTP: time to first token, tokens a second, errors, memory.
 
-    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--minutes M]
+    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--minutes M] [--engine vllm]
 
-`aift-ray serve` and `transformers serve --continuous-batching`, asked in turn in one run by
+`aift-ray serve` and `transformers serve --continuous-batching`, or with `--engine vllm` vLLM's own
+server (both from the Python that runs this, see `make vllm-env`), asked in turn in one run by
 OpenAI's client: streamed greedy completions of Japanese prompts, 1, 4 and 16 at once. With
 `--minutes` our server alone under a mixed load: streams that are left, chats, several answers,
 schemas, prompts that are too long.
@@ -31,8 +32,13 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 import measuring
 
+from aift_ray.config.section import memory_bytes
+
 TOPICS = ("春の京都", "江戸時代の商人", "味噌汁の作り方", "台風の備え", "図書館", "夏休みの思い出")
 FORMS = ("{}について、", "昔々、{}のことを語る人が", "次の文章は{}に関するものです。\n", "{}とは")
+TYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# of both servers on vLLM
+CONTEXT, CACHE = 2048, "2GiB"
 SCHEMA = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 4, "maxItems": 9}
 
 
@@ -67,7 +73,7 @@ class Contestant:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
         while not self.healthy():
             assert self.process.poll() is None, self.log.read_text("utf-8")
-            assert time.monotonic() < begun + 180, self.log.read_text("utf-8")[-2000:]
+            assert time.monotonic() < begun + 300, self.log.read_text("utf-8")[-2000:]
             time.sleep(0.2)
         told = self.log.read_text("utf-8")
         if "shown this once: " in told:
@@ -192,43 +198,46 @@ async def mixed(who: Contestant, minutes: float, tokens: int) -> dict[str, Any]:
     return {"minutes": minutes, "requests": counts, "errors": errors, "memory_mb": memory}
 
 
-def contestants(model: str, dtype: str, threads: int, folder: Path) -> list[Contestant]:
-    def port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            number: int = probe.getsockname()[1]
-            return number
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
 
-    ours, theirs = port(), port()
-    types = {"fp32": "float32", "bf16": "bfloat16"}
-    serve = [sys.executable, "-m", "aift_ray.serve", "--model", model, "--dtype", dtype]
-    serve += ["--serving.cpus_per_replica", str(threads)]
+
+def ours(given: argparse.Namespace, folder: Path) -> Contestant:
+    port = free_port()
+    command = [sys.executable, "-m", "aift_ray.serve", "--model", given.model]
+    command += ["--dtype", given.dtype, "--serving.cpus_per_replica", str(given.threads)]
+    command += ["--engine", given.engine, "--port", str(port), "--served-model-name", "base"]
+    if given.engine == "vllm":
+        command += ["--vllm.max_model_len", str(CONTEXT), "--vllm.kv_cache_memory", CACHE]
+        command += ["--vllm.enforce_eager"] * given.eager
+    options = {"temperature": 0, "stream_options": {"include_usage": True}}
+    log = folder / "aift-ray.log"
+    return Contestant("aift-ray", command, "base", options, "/healthz", "ready on", port, log)
+
+
+def transformers_serve(given: argparse.Namespace, folder: Path) -> Contestant:
+    port, model = free_port(), given.model
     bare = [str(Path(sys.executable).with_name("transformers")), "serve", model]
     bare += ["--continuous-batching", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512"]
-    bare += ["--device", "cpu", "--dtype", types[dtype], "--host", "127.0.0.1"]
-    usage = {"stream_options": {"include_usage": True}}
-    return [
-        Contestant(
-            "aift-ray",
-            [*serve, "--port", str(ours), "--served-model-name", "base"],
-            "base",
-            {"temperature": 0} | usage,
-            "/healthz",
-            "ready on",
-            ours,
-            folder / "aift-ray.log",
-        ),
-        Contestant(
-            "transformers",
-            [*bare, "--port", str(theirs)],
-            model,
-            {},
-            "/health",
-            "",
-            theirs,
-            folder / "transformers.log",
-        ),
-    ]
+    bare += ["--device", "cpu", "--dtype", TYPES[given.dtype], "--host", "127.0.0.1"]
+    bare += ["--port", str(port)]
+    return Contestant(
+        "transformers", bare, model, {}, "/health", "", port, folder / "transformers.log"
+    )
+
+
+def vllm_serve(given: argparse.Namespace, folder: Path) -> Contestant:
+    port = free_port()
+    bare = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", given.model]
+    bare += ["--dtype", TYPES[given.dtype], "--max-num-seqs", "16", "--served-model-name", "base"]
+    bare += ["--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", str(memory_bytes(CACHE))]
+    bare += ["--enforce-eager"] * given.eager
+    bare += ["--disable-uvicorn-access-log", "--host", "127.0.0.1", "--port", str(port)]
+    options = {"temperature": 0, "stream_options": {"include_usage": True}}
+    return Contestant("vllm", bare, "base", options, "/health", "", port, folder / "vllm.log")
 
 
 def compare(asked: list[Contestant], rounds: int, tokens: int) -> list[dict[str, Any]]:
@@ -250,6 +259,8 @@ def compare(asked: list[Contestant], rounds: int, tokens: int) -> list[dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("model", help="folder")
+    parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
+    parser.add_argument("--eager", action="store_true", help="vLLM compiles nothing, in both")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=1, help="of computation, a server")
     parser.add_argument("--rounds", type=int, default=3)
@@ -257,13 +268,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load on our server")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    name = Path(given.model).name
+    # both servers on vLLM: as many threads as are given, wherever the system puts them
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    given.model = str(Path(given.model).resolve())
+    name = Path(given.model).name + ("_vllm" if given.engine == "vllm" else "")
     with tempfile.TemporaryDirectory() as place:
-        asked = contestants(
-            str(Path(given.model).resolve()), given.dtype, given.threads, Path(place)
-        )
-        if given.minutes:
-            asked = asked[:1]
+        asked = [ours(given, Path(place))]
+        if not given.minutes:
+            other = vllm_serve if given.engine == "vllm" else transformers_serve
+            asked.append(other(given, Path(place)))
         try:
             for who in asked:
                 who.start()
@@ -275,6 +289,7 @@ def main() -> None:
             kind = "mixed" if given.minutes else "load"
             ready = {who.name: round(who.ready_s, 1) for who in asked}
             about = {"model": name, "dtype": given.dtype, "threads": given.threads}
+            about |= {"engine": given.engine, "eager": given.eager}
             content = about | {"ready_s": ready, "found": found}
             measuring.write(measuring.RESULTS / f"serve_{kind}_{name}.json", content)
         finally:

@@ -5,7 +5,7 @@ from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
-from aift_ray.config.serving import ServeConfig, ServingConfig
+from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.training import (
     DataConfig,
     MultiGPUTrainingConfig,
@@ -32,5 +32,6 @@ __all__ = [
     "SweepConfig",
     "TrainingConfig",
     "TuneConfig",
+    "VllmConfig",
     "setting",
 ]

@@ -12,6 +12,7 @@ from aift_ray.config.section import (
     Positive,
     Section,
     Settings,
+    memory_size,
     setting,
     workers_range,
 )
@@ -51,6 +52,36 @@ class ServingConfig(Section):
         return workers_range(value)
 
 
+class VllmConfig(Section):
+    """What only the engine vllm takes, by vLLM's own names."""
+
+    max_model_len: Positive | None = setting(
+        None, "tokens of prompt and answer; default: the model's own, or what the memory holds"
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.9, "part of a GPU's memory for weights, keys and values"
+    )
+    kv_cache_memory: str | None = setting(
+        None,
+        "memory for keys and values, such as 4GiB; default: what gpu_memory_utilization leaves, on "
+        "a CPU what the slots need, at most 4GiB",
+    )
+    max_loras: Positive | None = setting(
+        None, "adapters in one batch; default: those given, and 4 with an adapter_folder, up to 16"
+    )
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = setting(
+        None,
+        "largest rank of an adapter; default: that of the given ones, 64 with an adapter_folder",
+    )
+    tensor_parallel_size: Positive = setting(1, "GPUs of a replica, each with a part of the model")
+    enforce_eager: bool = setting(False, "compile nothing: a faster start, slower answers")
+
+    @field_validator("kv_cache_memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
+
+
 class ServeConfig(Settings):
     """A whole server."""
 
@@ -73,11 +104,14 @@ class ServeConfig(Settings):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "dtype of the computation; auto: fp32 on a CPU, else bf16"
     )
-    engine: Literal["auto", "transformers"] = setting("auto", "what makes the tokens")
+    engine: Literal["auto", "transformers", "vllm"] = setting(
+        "auto", "what makes the tokens; auto: vllm where GPUs and vllm are, else transformers"
+    )
     served_model_name: str | None = setting(
         None, "the base's name for clients; default: its catalog or folder name"
     )
     serving: ServingConfig = setting(ServingConfig(), "address, keys, load")
+    vllm: VllmConfig = setting(VllmConfig(), "settings of the engine vllm")
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
@@ -87,6 +121,10 @@ class ServeConfig(Settings):
             found.append(Problem("no_auth", what, "listen on 127.0.0.1, or leave it out"))
         if serving.no_auth and serving.api_key_file:
             found.append(Problem("no_auth", "contradicts api_key_file", "give one of them"))
+        if self.engine != "vllm":
+            for name in _changed(self.vllm):
+                what = f"only the engine vllm has it, and the engine is {self.engine}"
+                found.append(Problem(f"vllm.{name}", what, "add --engine vllm, or leave it out"))
         names = [each.partition("=")[0] for each in self.adapters]
         for given, name in zip(self.adapters, names, strict=True):
             if not name or not given.partition("=")[2]:
@@ -94,6 +132,10 @@ class ServeConfig(Settings):
             elif "/" in name or names.count(name) > 1 or name == self.name():
                 found.append(Problem(f"adapter {given}", "needs a name of its own, without '/'"))
         return found
+
+    def resolved(self, engine: Literal["transformers", "vllm"]) -> ServeConfig:
+        """The same with an engine in place of `auto`."""
+        return self.model_copy(update={"engine": engine})
 
     def name(self) -> str:
         """What clients call the base."""
@@ -107,3 +149,10 @@ class ServeConfig(Settings):
         """Least and most replicas."""
         least, _, most = str(self.serving.num_replicas).partition(":")
         return int(least), int(most or least)
+
+
+def _changed(section: Section) -> list[str]:
+    """The settings of a section that are not at their defaults."""
+    plain = type(section)()
+    names = type(section).model_fields
+    return [name for name in names if getattr(section, name) != getattr(plain, name)]

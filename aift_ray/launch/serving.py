@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import signal
@@ -21,10 +22,13 @@ from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.launch import display, workers
 from aift_ray.launch.fleet import Replicas, shelf
-from aift_ray.serving import keys, opening
+from aift_ray.models import folders
+from aift_ray.serving import choice, keys, opening
 
 NAME = "aift-ray"
 _SWITCH_S = 2e-4
+# what a killed replica has started, such as vLLM's processes, ends with it
+_NO_ORPHANS = "RAY_process_group_cleanup_enabled"
 # the routes never block, so that they need no event loop beside Serve's own: a thread less on a
 # token's way
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
@@ -99,7 +103,8 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         ConfigError: the cluster has too few CPUs.
     """
     serving, (least, most) = config.serving, config.replicas()
-    gpus = 1 if resources.get("GPU", 0) >= most else 0
+    gpus = gpus_of(config, resources)
+    config = config.resolved(engine_of(config, resources).engine)
     has = int(resources.get("CPU", 1))
     cpus = serving.cpus_per_replica or (1 if gpus else max(1, has // most))
     if cpus * least > has:
@@ -135,6 +140,29 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
     return bound.bind(config, keys_at, cpus, workers.secrets())
 
 
+def gpus_of(config: ServeConfig, resources: dict[str, float]) -> int:
+    """GPUs that each replica gets; none where there are too few for all."""
+    each = config.vllm.tensor_parallel_size
+    return each if resources.get("GPU", 0) >= each * config.replicas()[1] else 0
+
+
+def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice:
+    """The engine of the replicas on a cluster.
+
+    Raises:
+        ConfigError: what is asked of it, it can't do.
+    """
+    return choice.made(config, folders.resolve(config.model), gpus_of(config, resources) > 0)
+
+
+def _here() -> dict[str, float]:
+    """What the cluster may have, before it is asked."""
+    import torch
+
+    # a cluster elsewhere may have GPUs
+    return {"GPU": math.inf if os.environ.get("RAY_ADDRESS") else torch.cuda.device_count()}
+
+
 def key_file(config: ServeConfig) -> str | None:
     """The file of API keys that the settings name, seen from anywhere."""
     named = config.serving.api_key_file
@@ -152,18 +180,19 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     Raises:
         AiftError: the settings are wrong, or the replicas don't start.
     """
-    opening.check(config, False)
+    opening.check(config, gpus_of(config, _here()) > 0)
     path = key_file(config)
     if path:
         keys.Keys(Path(path))
     _check_port(config.serving.host, config.serving.port)
     if dry_run:
-        _show(config, path, None)
+        _show(config, path, None, engine_of(config, _here()))
         return
     made = None
     if not config.serving.no_auth and not path:
         path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
+    os.environ.setdefault(_NO_ORPHANS, "true")
     try:
         with workers.cluster() as resources:
             _serve(config, path, made, resources)
@@ -190,7 +219,7 @@ def _serve(
         serve.run(application, name=NAME, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise AiftError(f"the server could not be started: {error}") from error
-    _show(config, path, made)
+    _show(config, path, made, engine_of(config, resources))
     print(f"ready on http://{_shown(serving.host)}:{serving.port}", flush=True)
     stop.wait()
     print("stopping after the answers under way", flush=True)
@@ -199,13 +228,14 @@ def _serve(
     serve.shutdown()
 
 
-def _show(config: ServeConfig, path: str | None, made: str | None) -> None:
+def _show(config: ServeConfig, path: str | None, made: str | None, engine: choice.Choice) -> None:
     key = f"one of {path}" if path else "one that is made at the start"
     if config.serving.no_auth:
         key = "none is asked for"
     rows = [
         ("model", config.name()),
         ("adapters", ", ".join(config.adapter_folders()) or "none"),
+        ("engine", f"{engine.engine} ({engine.why})"),
         ("replicas", str(config.serving.num_replicas)),
         ("API key", key),
     ]

@@ -39,7 +39,7 @@ class Adapters:
             ModelError: it doesn't fit the model.
         """
         # before PEFT sees it: what it has put on the model halfway would stay there
-        problem = _misfit(name, self._base, Path(folder))
+        problem = misfit(name, self._base, Path(folder))
         if problem:
             raise ModelError([problem])
         # PEFT reads its own files; what it has put around the layers is taken off again
@@ -68,8 +68,8 @@ def _pair(layer: Any, dtype: torch.dtype) -> Pair:
     return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype))
 
 
-def _misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
-    """What of an adapter's weights does not fit the model; None where all do."""
+def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
+    """What of an adapter's weights does not fit the model (or its skeleton); None where all do."""
     where, other = f"adapter {name}", "give the model that it was trained on as --model"
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118

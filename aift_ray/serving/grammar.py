@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,8 @@ class Grammars:
         self._vocabulary, self._stop_ids = vocabulary, stop_ids
         self._tokenizer: LLTokenizer | None = None
 
-    def constraint(self, schema: dict[str, Any]) -> Callable[[], GrammarConstraint]:
-        """What makes constraints to a schema; `{"type": "object"}` allows any object.
+    def grammar(self, schema: dict[str, Any]) -> SchemaGrammar:
+        """What holds answers to a schema; `{"type": "object"}` allows any object.
 
         Raises:
             GrammarError: the schema is wrong, or says what llguidance can't enforce.
@@ -52,7 +51,27 @@ class Grammars:
             raise GrammarError(str(error)) from None
         if matcher.is_error():
             raise GrammarError(matcher.get_error().splitlines()[0])
-        return lambda: GrammarConstraint(matcher.deep_copy())
+        return SchemaGrammar(_with_options(schema), matcher)
+
+
+class SchemaGrammar:
+    """What answers are held to; makes the state of each.
+
+    Attributes:
+        schema: in JSON, with llguidance's options in it, for engines that have it of their own.
+    """
+
+    def __init__(self, schema: str, matcher: LLMatcher) -> None:
+        self.schema = schema
+        self._matcher = matcher
+
+    def begin(self) -> GrammarConstraint:
+        """The state at the start of an answer."""
+        return GrammarConstraint(self._matcher.deep_copy())
+
+
+def _with_options(schema: dict[str, Any]) -> str:
+    return json.dumps(schema | {"x-guidance": schema.get("x-guidance", {}) | _OPTIONS})
 
 
 class GrammarConstraint:

@@ -53,6 +53,11 @@ class Meter:
                 ("running", "requests that have a slot"),
                 ("waiting", "requests that wait for a slot"),
                 ("cached_tokens", "tokens whose keys and values are held"),
+                (
+                    "cache_tokens",
+                    "tokens whose keys and values can be held; 0: no limit of its own",
+                ),
+                ("reused_tokens", "tokens of prompts that were computed for an earlier prompt"),
             )
         ]
 

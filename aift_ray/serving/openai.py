@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from aift_ray.serving.failures import ApiError
 from aift_ray.serving.forms import ChatForm, Form, TextForm, ToolForm
 from aift_ray.serving.grammar import GrammarError
 from aift_ray.serving.protocol import ChatRequest, CompletionRequest, ResponseFormat
-from aift_ray.serving.requests import Constraint, Request, Sampling
+from aift_ray.serving.requests import Grammar, Request, Sampling
 from aift_ray.serving.service import Answer, Service
 
 Body = ChatRequest | CompletionRequest
@@ -44,7 +43,7 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     request = _request(service, body, prompt, room, adapter, top)
     call = tools.held_to(body, offered)
     if call:
-        request = replace(request, constraint=_following(service, call, "tools"))
+        request = replace(request, grammar=_following(service, call, "tools"))
     answers = service.start(request, body.stops(), body.n or 1)
     form = ChatForm(service.text_of, body.model)
     if offered:
@@ -88,11 +87,11 @@ def _request(
         seed=body.seed,
     )
     stop_ids = frozenset(service.encoder.stop_ids)
-    constraint = _constraint(service, body.response_format)
-    return Request(prompt, room, stop_ids, sampling, adapter, top, constraint)
+    grammar = _grammar(service, body.response_format)
+    return Request(prompt, room, stop_ids, sampling, adapter, top, grammar)
 
 
-def _constraint(service: Service, wanted: ResponseFormat | None) -> Callable[[], Constraint] | None:
+def _grammar(service: Service, wanted: ResponseFormat | None) -> Grammar | None:
     if wanted is None or wanted.type == "text":
         return None
     schema: dict[str, Any] | None = {"type": "object"}
@@ -104,9 +103,9 @@ def _constraint(service: Service, wanted: ResponseFormat | None) -> Callable[[],
     return _following(service, schema, where)
 
 
-def _following(service: Service, schema: dict[str, Any], where: str) -> Callable[[], Constraint]:
+def _following(service: Service, schema: dict[str, Any], where: str) -> Grammar:
     try:
-        return service.grammars.constraint(schema)
+        return service.grammars.grammar(schema)
     except GrammarError as error:
         raise ApiError(400, f"the schema can't be followed: {error}", where) from None
 

@@ -13,8 +13,10 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import folders, loading
 from aift_ray.models.quantized import Quantization
-from aift_ray.serving import adapters
+from aift_ray.serving import adapters, choice
+from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
+from aift_ray.serving.requests import Engine
 from aift_ray.serving.service import Limits, Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -27,6 +29,7 @@ class Checked:
     Attributes:
         location: of the base.
         dtype: of the computation.
+        engine: that of the settings, or of `auto`.
     """
 
     config: ServeConfig
@@ -34,6 +37,7 @@ class Checked:
     encoder: PromptEncoder
     dtype: torch.dtype
     device: torch.device
+    engine: Choice
 
 
 def check(config: ServeConfig, gpu: bool) -> Checked:
@@ -48,6 +52,7 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
+    engine = choice.made(config, location, gpu)
     problems: list[Problem] = []
     shelf = config.serving.adapter_folder
     if shelf and not Path(shelf).is_dir():
@@ -56,7 +61,7 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
         problems += adapters.check(adapter, folder, location, encoder)
     if problems:
         raise ModelError(problems)
-    return Checked(config, location, encoder, _DTYPES[name], device)
+    return Checked(config, location, encoder, _DTYPES[name], device, engine)
 
 
 def encoder_of(location: str) -> PromptEncoder:
@@ -78,19 +83,36 @@ async def start(
         ModelError: an adapter doesn't fit.
     """
     config, serving = checked.config, checked.config.serving
-    quantization = None
+    given = config.adapter_folders() if given is None else given
+    if checked.engine.engine == "vllm":
+        engine: Engine = await _vllm(checked, given)
+    else:
+        engine = _transformers(checked)
+    limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
+    service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
+    for name, folder in given.items():
+        problems = await service.load_adapter(name, folder)
+        if problems:
+            raise ModelError(problems)
+    return service
+
+
+def _transformers(checked: Checked) -> Engine:
+    config, quantization = checked.config, None
     if config.load_in:
         bits = 4 if config.load_in == "4bit" else 8
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
     model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
-    engine = TransformersEngine(model, serving.slots, serving.max_queue)
-    limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
-    service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
-    given = config.adapter_folders() if given is None else given
-    for name, folder in given.items():
-        problems = await service.load_adapter(name, folder)
-        if problems:
-            raise ModelError(problems)
-    return service
+    return TransformersEngine(model, config.serving.slots, config.serving.max_queue)
+
+
+async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:
+    from aift_ray.serving import vllm_engine, vllm_options
+
+    options = vllm_options.options(
+        checked.config, checked.location, checked.dtype, checked.device, given
+    )
+    serving = checked.config.serving
+    return await vllm_engine.start(checked.location, serving.slots, serving.max_queue, options)

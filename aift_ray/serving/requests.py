@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -46,6 +46,19 @@ class Constraint(Protocol):
         """Take the chosen token."""
 
 
+class Grammar(Protocol):
+    """What answers are held to.
+
+    Attributes:
+        schema: a JSON schema, with llguidance's options in it.
+    """
+
+    schema: str
+
+    def begin(self) -> Constraint:
+        """The state at the start of an answer."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One answer to be made.
@@ -56,7 +69,7 @@ class Request:
         stop_ids: each ends the answer and is not part of it.
         adapter: name of a loaded adapter, or BASE.
         top_logprobs: how many likeliest tokens are told with each token; None: no probabilities.
-        constraint: makes what the answer is held to.
+        grammar: what the answer is held to.
     """
 
     prompt: list[int]
@@ -65,7 +78,7 @@ class Request:
     sampling: Sampling = Sampling()
     adapter: str = BASE
     top_logprobs: int | None = None
-    constraint: Callable[[], Constraint] | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +99,18 @@ class Token:
 
 @dataclass
 class Figures:
-    """What an engine has done and is doing."""
+    """What an engine has done and is doing.
+
+    Attributes:
+        cached_tokens: of the requests that are worked on, whose keys and values are held.
+        cache_tokens: how many can be held; 0: as many as the memory takes.
+        reused_tokens: of prompts, so far, whose keys and values were there from an earlier prompt.
+    """
 
     running: int = 0
     waiting: int = 0
     cached_tokens: int = 0
+    cache_tokens: int = 0
     reused_tokens: int = 0
 
 

@@ -46,7 +46,7 @@ class Chooser:
     def __init__(self, request: Request, device: torch.device) -> None:
         sampling = request.sampling
         self.greedy = sampling.temperature < _COLDEST
-        self.constraint = request.constraint() if request.constraint else None
+        self.constraint = request.grammar.begin() if request.grammar else None
         self._top = request.top_logprobs
         self._penalties = _penalties(sampling, len(request.prompt))
         self._warpers: Any = LogitsProcessorList([] if self.greedy else _warpers(sampling))

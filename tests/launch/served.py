@@ -26,9 +26,16 @@ LONG = {
 
 
 class Served:
-    """The command in a process of its own."""
+    """The command in a process of its own.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    Args:
+        python: the interpreter to start it with.
+        patience_s: what it may take to be ready.
+    """
+
+    def __init__(
+        self, folder: Path, *flags: str, python: str = sys.executable, patience_s: float = 120
+    ) -> None:
         self.port, self.log = free_port(), folder / "serve.log"
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -36,10 +43,10 @@ class Served:
             "XDG_STATE_HOME": str(folder / "state"),
         }
         self.start = time.monotonic()
-        command = [sys.executable, "-m", "aift_ray.serve", "--port", str(self.port), *flags]
+        command = [python, "-m", "aift_ray.serve", "--port", str(self.port), *flags]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.wait_for("ready on", 120)
+        self.wait_for("ready on", patience_s)
         told = self.log.read_text("utf-8")
         self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
         self.http = httpx.Client(

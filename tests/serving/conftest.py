@@ -20,6 +20,8 @@ from aift_ray.serving import application, opening
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.keys import Keys
 from tests.conftest import SHIPPED
+from tests.launch.served import Served
+from tests.serving import vllm_environment
 
 T = TypeVar("T")
 
@@ -115,8 +117,59 @@ class Site:
         self.loop.close()
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("site"), adapters)
+class VllmSite(Site):
+    """`aift-ray serve --engine vllm`, on Ray, in vLLM's own environment, over HTTP."""
+
+    def __init__(self, folder: Path, adapters: dict[str, Path], *flags: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.key_file = folder / "keys"
+        self.key_file.write_text(f"{self.KEY}\n", "utf-8")
+        given = [
+            part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")
+        ]
+        given += ["--engine", "vllm", "--vllm.enforce_eager", "true", "--serving.slots", "4"]
+        given += ["--api-key-file", str(self.key_file), *flags]
+        self.served = Served(folder, *given, python=str(vllm_python()), patience_s=300)
+
+    def client(self, key: str | None = Site.KEY) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+        url = f"http://127.0.0.1:{self.served.port}"
+        return httpx.AsyncClient(base_url=url, headers=headers, timeout=60)
+
+    def openai(self) -> openai.AsyncOpenAI:
+        url = f"http://127.0.0.1:{self.served.port}/v1"
+        return openai.AsyncOpenAI(
+            api_key=self.KEY, base_url=url, http_client=self.client(), max_retries=0
+        )
+
+    def figure(self, name: str) -> float:
+        """A figure of /metrics, all replicas together."""
+        lines = self.send("GET", "/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+    def close(self) -> None:
+        self.served.stop()
+        self.loop.close()
+
+
+def vllm_python() -> Path:
+    """The interpreter that has vLLM; skips where there is none."""
+    found = vllm_environment.python()
+    if found is None:
+        pytest.skip("there is no environment with vLLM: make vllm-env")
+    return found
+
+
+@pytest.fixture(
+    scope="session",
+    params=["transformers", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.ray])],
+)
+def site(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    adapters: dict[str, Path],
+) -> Iterator[Site]:
+    kind = Site if request.param == "transformers" else VllmSite
+    made = kind(tmp_path_factory.mktemp("site"), adapters)
     yield made
     made.close()

@@ -265,12 +265,17 @@ def test_logits_that_are_no_numbers_fail_one_request_alone(
     engine: TransformersEngine, plain: Any
 ) -> None:
     class Broken:
+        schema = ""
+
+        def begin(self) -> Broken:
+            return self
+
         def allow(self, logits: torch.Tensor) -> None:
             logits[:] = float("nan")
 
         def advance(self, token: int) -> None: ...
 
-    bad = request(prompt(0), sampling=Sampling(), constraint=Broken)
+    bad = request(prompt(0), sampling=Sampling(), grammar=Broken())
 
     async def run() -> list[Any]:
         asked = (answer(engine, each) for each in (request(prompt(1)), bad))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema_rs
@@ -152,6 +153,6 @@ def test_metrics_count_by_model(site: Site) -> None:
     text = site.send("GET", "/metrics").text
     for name in ("aift_requests_total", "aift_generated_tokens_total", "aift_prompt_tokens_total"):
         assert f"{name}{{" in text
-    assert 'aift_time_to_first_token_seconds_count{model="b",replica=""}' in text
-    assert 'aift_inter_token_seconds_count{model="b",replica=""}' in text
-    assert 'aift_waiting{replica=""} 0.0' in text
+    assert re.search(r'aift_time_to_first_token_seconds_count{model="b",replica="[^"]*"}', text)
+    assert re.search(r'aift_inter_token_seconds_count{model="b",replica="[^"]*"}', text)
+    assert re.search(r'aift_waiting{replica="[^"]*"} 0.0', text)

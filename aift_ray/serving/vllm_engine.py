@@ -1,0 +1,341 @@
+"""The engine on vLLM. The only file that imports vllm, and only when an engine is started."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aift_ray.errors import AiftError, ModelError, Problem
+from aift_ray.serving.kept import Kept, KeptAdapters
+from aift_ray.serving.requests import EngineError, Figures, QueueFull, Request, Sampling, Token
+
+log = logging.getLogger(__name__)
+
+# vLLM raises what lies between 0 and this to it, with a warning a request
+_COLDEST = 0.01
+# OpenAI's limit
+_TOP_LOGPROBS = 20
+# what vLLM's processes get to end by themselves
+_GRACE_S = 5.0
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # a replica has its CPUs from Ray, and its number of threads with them
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def arguments(**given: Any) -> dict[str, Any]:
+    """What `start` hands to vLLM: what the caller gives, and what every server has."""
+    return {
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "enable_prefix_caching": True,
+        "structured_outputs_config": {"backend": "guidance"},
+        "max_logprobs": _TOP_LOGPROBS,
+        # what the model's folder recommends is not what a request asks for
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "seed": 0,
+    } | given
+
+
+async def start(location: str, slots: int, max_queue: int, given: dict[str, Any]) -> VllmEngine:
+    """Load a model.
+
+    Args:
+        location: of the base.
+        given: AsyncEngineArgs by name.
+
+    Raises:
+        AiftError: vLLM can't serve it.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    statistics = _Statistics()
+    try:
+        options = AsyncEngineArgs(
+            model=location, tokenizer=location, max_num_seqs=slots, **arguments(**given)
+        )
+        llm = AsyncLLM.from_engine_args(options, stat_loggers=[statistics.logger()])
+    except Exception as error:
+        raise AiftError(f"vLLM can't serve {location}: {error}") from error
+    engine = VllmEngine(llm, location, slots, max_queue, statistics)
+    await _warm_up(engine)
+    return engine
+
+
+async def _warm_up(engine: VllmEngine) -> None:
+    """Have vLLM compile what it compiles at the first request of a kind, which takes seconds."""
+    for sampling in (Sampling(temperature=0), Sampling(top_p=0.9, top_k=5, presence=1, seed=0)):
+        request = Request([engine._eos], 2, frozenset(), sampling, top_logprobs=1)
+        async for _ in engine.submit(request):
+            pass
+
+
+def takes(location: str) -> bool:
+    """Whether vLLM knows a model's architecture as its own."""
+    from vllm import ModelRegistry
+
+    from aift_ray.models.folders import load_config
+
+    known = ModelRegistry.get_supported_archs()
+    return any(name in known for name in load_config(location).architectures or [])
+
+
+class _Statistics:
+    """The latest figures of vLLM's scheduler."""
+
+    def __init__(self) -> None:
+        self.usage = 0.0
+        self.reused = 0
+
+    def logger(self) -> Any:
+        """What makes a StatLogger that writes here."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        statistics = self
+
+        class Logger(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+
+            def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+                if scheduler_stats:
+                    statistics.usage = scheduler_stats.kv_cache_usage
+                    statistics.reused += scheduler_stats.prefix_cache_stats.hits
+
+            def log_engine_initialized(self) -> None: ...
+
+        return Logger
+
+
+@dataclass(eq=False)
+class _Stream:
+    """The tokens of one request.
+
+    Attributes:
+        begun: gives the queue in which vLLM puts what it has made.
+        over: nothing more is told.
+        answered: vLLM has ended it by itself.
+        left: vLLM was told to end it.
+    """
+
+    engine: VllmEngine
+    request: Request
+    begun: asyncio.Task[Any] = field(init=False)
+    over: bool = False
+    answered: bool = False
+    left: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        try:
+            made = await self.begun
+            while not self.over:
+                output = made.get_nowait() or await made.get()
+                if self.over:
+                    return
+                for token in _tokens(output.outputs[0], self.request.top_logprobs or 0):
+                    self.over = self.answered = token.finish is not None
+                    yield token
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise EngineError(f"the engine failed: {error}") from error
+        finally:
+            self.over = True
+            self.engine._leave(self)
+
+    def cancel(self) -> None:
+        """Stop working on it and free its slot."""
+        self.over = True
+        self.engine._leave(self)
+
+
+class VllmEngine:
+    """vLLM's AsyncLLM: the scheduler and the model are in a process of their own.
+
+    Args:
+        llm: an AsyncLLM that nobody else uses.
+        location: of the base.
+        slots: requests that are worked on at a time.
+        max_queue: requests that may wait for a slot.
+    """
+
+    def __init__(
+        self, llm: Any, location: str, slots: int, max_queue: int, statistics: _Statistics
+    ) -> None:
+        config = llm.vllm_config
+        self.vocabulary: int = config.model_config.get_vocab_size()
+        self.context: int = config.model_config.max_model_len
+        self._llm, self._statistics = llm, statistics
+        self._slots, self._max_queue = slots, max_queue
+        self._eos: int = llm.get_tokenizer().eos_token_id
+        self._cache_tokens = (config.cache_config.num_gpu_blocks or 0) * (
+            config.cache_config.block_size
+        )
+        self._adapters = KeptAdapters(location)
+        self._streams: set[_Stream] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._keys = itertools.count()
+        self._closed = False
+
+    def submit(self, request: Request) -> _Stream:
+        """Queue a request.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        if len(self._streams) >= self._slots + self._max_queue:
+            raise QueueFull(f"{self._max_queue} requests wait already")
+        stream = _Stream(self, request)
+        stream.begun = asyncio.get_running_loop().create_task(self._begin(request))
+        self._streams.add(stream)
+        return stream
+
+    async def load(self, name: str, folder: str) -> None:
+        """Make the adapter of a folder usable under a name; ModelError where it can't be."""
+        adapter = await asyncio.to_thread(self._adapters.keep, name, folder)
+        try:
+            await self._llm.add_lora(_asked(adapter))
+        except Exception as error:
+            self._adapters.drop(name)
+            raise ModelError([Problem(f"adapter {name}", f"vLLM refuses it: {error}")]) from error
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter, once no request uses it any more."""
+        while any(stream.request.adapter == name for stream in self._streams):
+            await asyncio.sleep(0.05)
+        number = self._adapters.drop(name)
+        if number is not None:
+            await self._llm.remove_lora(number)
+
+    def figures(self) -> Figures:
+        """The present state."""
+        known = len(self._streams)
+        running = min(known, self._slots)
+        # vLLM tells no figures while nothing runs
+        cached = round(self._statistics.usage * self._cache_tokens) if known else 0
+        reused = self._statistics.reused
+        return Figures(running, known - running, cached, self._cache_tokens, reused)
+
+    def alive(self) -> bool:
+        """Whether it can answer."""
+        return not self._closed and not self._llm.errored
+
+    def close(self) -> None:
+        """Stop; requests that are under way fail."""
+        if not self._closed:
+            self._closed = True
+            self._llm.output_processor.propagate_error(RuntimeError("it was stopped"))
+            self._llm.shutdown(timeout=_GRACE_S)
+            self._adapters.close()
+
+    async def _begin(self, request: Request) -> Any:
+        if self._closed:
+            raise RuntimeError("it is stopped")
+        from vllm.inputs import tokens_input
+
+        adapter = _asked(self._adapters[request.adapter]) if request.adapter else None
+        return await self._llm.add_request(
+            str(next(self._keys)),
+            tokens_input(request.prompt),
+            self._parameters(request),
+            lora_request=adapter,
+        )
+
+    def _parameters(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling, stop_ids = request.sampling, set(request.stop_ids)
+        held = None
+        if request.grammar:
+            held = StructuredOutputsParams(json=request.grammar.schema)
+            # all that llguidance allows behind a complete answer
+            stop_ids.add(self._eos)
+        return SamplingParams(
+            temperature=sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k if sampling.top_k < self.vocabulary else 0,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition,
+            presence_penalty=sampling.presence,
+            frequency_penalty=sampling.frequency,
+            # vLLM takes -1 for none
+            seed=None if sampling.seed is None else sampling.seed % 2**63,
+            max_tokens=request.max_tokens,
+            stop_token_ids=sorted(stop_ids),
+            # each id that ends an answer is among the stop ids
+            ignore_eos=True,
+            logprobs=request.top_logprobs,
+            structured_outputs=held,
+            # texts are made of the tokens elsewhere
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _leave(self, stream: _Stream) -> None:
+        """Forget a request; what vLLM still does for it ends at its next step."""
+        if stream.answered:
+            self._streams.discard(stream)
+        if stream.left or stream.answered:
+            return
+        stream.left = True
+        task = asyncio.get_running_loop().create_task(self._abort(stream))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _abort(self, stream: _Stream) -> None:
+        try:
+            made = await stream.begun
+            if not self._closed:
+                await self._llm.abort(made.request_id, internal=True)
+        except Exception as error:
+            log.debug("a request could not be aborted: %s", error)
+        finally:
+            self._streams.discard(stream)
+
+
+def _asked(adapter: Kept) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    # vLLM's prefix cache goes by name and path, its weights by number: all three by the content
+    return LoRARequest(adapter.digest, adapter.number, str(adapter.folder))
+
+
+def _tokens(completion: Any, top: int) -> list[Token]:
+    """What an output adds to an answer.
+
+    Args:
+        top: how many likeliest tokens are told with each.
+
+    Raises:
+        EngineError: the answer ends for a reason of vLLM's own.
+    """
+    ids = list(completion.token_ids)
+    told = completion.logprobs or [None] * len(ids)
+    found = [_token(id_, logprobs, top) for id_, logprobs in zip(ids, told, strict=True)]
+    finish = completion.finish_reason
+    if finish is None:
+        return found
+    if finish not in ("stop", "length") or not found:
+        raise EngineError(f"vLLM ended the answer: {finish}")
+    last = found[-1]
+    return [*found[:-1], Token(last.id, last.logprob, last.top, finish)]
+
+
+def _token(id_: int, logprobs: Any, top: int) -> Token:
+    if logprobs is None:
+        return Token(id_)
+    # the chosen token stands among them whatever its rank
+    ranked = sorted((each.rank, other, each.logprob) for other, each in logprobs.items())
+    told = tuple((other, logprob) for _, other, logprob in ranked[:top])
+    return Token(id_, logprobs[id_].logprob, told)

@@ -1,0 +1,130 @@
+"""Which engine makes the tokens: said in a line, and what it can't do refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from aift_ray.commandline import guarded, validated
+from aift_ray.config import ServeConfig, VllmConfig
+from aift_ray.errors import ConfigError
+from aift_ray.launch import serving
+from aift_ray.serve import run
+from aift_ray.serving import choice, vllm_engine, vllm_options
+from tests.conftest import SHIPPED
+from tests.serving.conftest import write_adapter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if vLLM were there, and knew every model."""
+    monkeypatch.setattr(choice, "installed", lambda: True)
+    monkeypatch.setattr(vllm_engine, "takes", lambda location: True)
+
+
+def config(**values: Any) -> ServeConfig:
+    made: ServeConfig = validated(values, ServeConfig)
+    return made
+
+
+def test_auto_says_why_it_takes_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(gpu: bool = True, **values: Any) -> str:
+        return str(choice.choose(config(**values), str(SHIPPED), gpu))
+
+    assert line(gpu=False) == "transformers: there is no GPU"
+    monkeypatch.setattr(choice, "installed", lambda: False)
+    assert line() == 'transformers: vllm is not installed (pip install "aift-ray[vllm]")'
+    monkeypatch.setattr(choice, "installed", lambda: True)
+    assert line(load_in="8bit").startswith("transformers: vllm can't serve this: ")
+    monkeypatch.setattr(vllm_engine, "takes", lambda location: False)
+    assert line() == "transformers: vllm has no network of this model's architecture"
+    monkeypatch.setattr(vllm_engine, "takes", lambda location: True)
+    assert line() == "vllm: there is a GPU, and vllm takes the model"
+    assert line(engine="transformers") == "transformers: as set"
+
+
+def test_vllm_that_is_not_installed_is_an_error_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "installed", lambda: False)
+    assert guarded(run, ["--engine", "vllm"]) == 2
+    told = capsys.readouterr().err
+    assert "engine: vllm is not installed" in told
+    assert 'pip install "aift-ray[vllm]"' in told
+
+
+def test_settings_of_vllm_are_refused_by_name_with_another_engine() -> None:
+    for engine in ("auto", "transformers"):
+        with pytest.raises(ConfigError) as caught:
+            config(engine=engine, vllm={"max_loras": 2, "enforce_eager": True})
+        told = [problem.where for problem in caught.value.problems]
+        assert told == ["vllm.max_loras", "vllm.enforce_eager"]
+
+
+@pytest.mark.parametrize(
+    ("values", "gpu", "named"),
+    [
+        ({"load_in": "8bit"}, True, ["load_in"]),
+        ({"load_in": "4bit"}, True, []),
+        ({"load_in": "4bit"}, False, ["load_in"]),
+        ({"vllm": {"tensor_parallel_size": 2}}, False, ["vllm.tensor_parallel_size"]),
+        ({"vllm": {"tensor_parallel_size": 2}}, True, []),
+    ],
+)
+def test_what_vllm_can_not_do_is_refused_by_name(
+    with_vllm: None, values: dict[str, Any], gpu: bool, named: list[str]
+) -> None:
+    asked = config(engine="vllm", **values)
+    assert [each.where for each in choice.refusals(asked, str(SHIPPED), gpu)] == named
+
+
+def test_a_replica_gets_the_gpus_and_the_engine_that_the_cluster_allows(with_vllm: None) -> None:
+    def options(resources: dict[str, float], **values: Any) -> tuple[Any, str]:
+        made = serving.deployment(config(**values), None, resources)._bound_deployment
+        return made.ray_actor_options["num_gpus"], made.init_args[0].engine
+
+    assert options({"CPU": 4}) == (0, "transformers")
+    assert options({"CPU": 4, "GPU": 1}) == (1, "vllm")
+    two = {"engine": "vllm", "vllm": {"tensor_parallel_size": 2}}
+    assert options({"CPU": 4, "GPU": 2}, **two) == (2, "vllm")
+    with pytest.raises(ConfigError, match="splits the model over GPUs"):
+        options({"CPU": 4, "GPU": 1}, **two)
+
+
+def test_adapters_get_the_room_that_they_need(tmp_path: Path) -> None:
+    def options(adapters: dict[str, str], **values: Any) -> dict[str, Any]:
+        asked = config(engine="vllm", **values)
+        return vllm_options.options(asked, str(SHIPPED), torch.float32, CPU, adapters)
+
+    assert "enable_lora" not in options({})
+    folder = str(write_adapter(tmp_path / "shelf" / "a", 0, r=12))
+    given = options({"a": folder, "b": folder})
+    assert (given["max_lora_rank"], given["max_loras"]) == (16, 2)
+    later = options({}, serving={"adapter_folder": str(tmp_path / "shelf")})
+    assert (later["max_lora_rank"], later["max_loras"]) == (64, 4)
+    told = options({"a": folder}, vllm={"max_lora_rank": 128, "max_loras": 7})
+    assert (told["max_lora_rank"], told["max_loras"]) == (128, 7)
+    assert given["max_cpu_loras"] >= given["max_loras"]
+
+
+def test_a_cpu_keeps_what_its_slots_need_and_no_more_than_4_gib() -> None:
+    def memory(**values: Any) -> int:
+        asked = config(engine="vllm", **values)
+        found = vllm_options.options(asked, str(SHIPPED), torch.float32, CPU, {})
+        return int(found["kv_cache_memory_bytes"])
+
+    # two numbers a layer and head, four bytes each
+    token = 2 * 4 * 2 * 64 * 4
+    assert memory(serving={"slots": 3}) == (3 * 16 + 2) * 128 * token
+    assert memory(serving={"slots": 5000}) == 4 * 2**30
+    assert memory(vllm={"kv_cache_memory": "1GiB"}) == 2**30
+
+
+def test_the_ranks_that_may_be_set_are_vllms() -> None:
+    kind = get_args(VllmConfig.model_fields["max_lora_rank"].annotation)[0]
+    assert get_args(kind) == (8, 16, 32, 64, 128, 256, 320, 512)
