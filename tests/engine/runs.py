@@ -22,6 +22,7 @@ from aift_ray.engine.saving import snapshot
 from aift_ray.engine.worker import work
 from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
+from aift_ray.models import compiled
 from aift_ray.parallel.group import Group
 
 CPU = torch.device("cpu")
@@ -59,6 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    # others take a minute to compile
+    compiled.BACKEND = "aot_eager"
     group, found, weights, held = Group(rank, world, CPU), {}, {}, {}
     for name, values in json.loads(path.read_text("utf-8")).items():
         config = RunConfig.model_validate(values)

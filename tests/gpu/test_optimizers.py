@@ -1,7 +1,8 @@
-"""Moments in 8 bits and in pages, on a GPU: what bitsandbytes' own kernels train, hold and resume."""
+"""Moments in 8 bits and in pages on a GPU: what they train, hold and go on from."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def test_paged_moments_take_no_memory_of_torch_and_stay_paged_after_a_restart(
     plain = configure(**STEADY, model=str(SHIPPED))
     held = {}
     for kind, one in (("plain", plain), ("paged", config)):
+        gc.collect()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         run = on_gpu(one, tmp_path)
@@ -135,6 +137,7 @@ def test_moments_of_8_bits_take_a_quarter(configure: Configure, tmp_path: Path) 
 
     held = {}
     for name in ("adamw", "adamw_8bit"):
+        gc.collect()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         run = on_gpu(configure(**STEADY, model=str(SHIPPED), training__optimizer=name), tmp_path)
