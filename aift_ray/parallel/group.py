@@ -79,6 +79,14 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def first(self, value: T | None) -> T | None:
+        """The first of the workers' values that is not None, on every worker."""
+        if self.world == 1:
+            return value
+        values: list[T | None] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return next((one for one in values if one is not None), None)
+
     def barrier(self) -> None:
         """Wait for all workers."""
         if self.world > 1:
