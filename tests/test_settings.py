@@ -237,6 +237,8 @@ def test_the_table_names_every_setting() -> None:
     assert set(CHANGED) == {name for name, _ in leaves(RunConfig())}
 
 
+# the compiler looks at it, and pytest makes an error of the warning
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_every_setting_has_an_effect_or_an_error(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

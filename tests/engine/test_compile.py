@@ -20,6 +20,8 @@ from tests.engine.test_strategies import run_on
 from tests.engine.test_worker import losses, run
 
 Configure = Callable[..., Any]
+# the compiler looks at it, and pytest makes an error of the warning
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 STEADY = {
     "training__batch_size": 4,
     "training__save_steps": 3,
@@ -110,15 +112,19 @@ def _names(path: Path) -> list[str]:
         return sorted(file.keys())
 
 
-STRATEGIES = ["ddp", "fsdp", "zero1", "zero2", "tensor", "pipeline"]
+SPREAD = [("fsdp", "full", "fp32", "recomputed")]
+MORE = [
+    *[(name, "full", "fp32", "recomputed") for name in ("ddp", "zero1", "tensor", "pipeline")],
+    ("fsdp", "qlora nf4", "fp32", "concat"),
+    ("zero2", "lora", "fp32", "padded"),
+]
 
 
+@pytest.mark.parametrize("cases", [SPREAD, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_compiled_blocks_of_two_workers_train_what_one_process_trains(
-    tiny_model: Path, tmp_path: Path
+    cases: list[tuple[str, str, str, str]], tiny_model: Path, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path / "train.jsonl", 22)
-    cases = [(name, "full", "fp32", "recomputed") for name in STRATEGIES]
-    cases += [("fsdp", "qlora nf4", "fp32", "concat"), ("ddp", "lora", "fp32", "concat")]
     runs = {}
     for case in cases:
         config = parity.settings(case, 2, tiny_model, rows)
@@ -126,10 +132,10 @@ def test_compiled_blocks_of_two_workers_train_what_one_process_trains(
         runs["|".join(case)] = config
     found, weights = parity.spread(runs, tmp_path, 2)
     for case in cases:
-        wanted = parity.alone(parity.settings(case, 1, tiny_model, rows), tmp_path)
+        wanted = parity.alone(parity.settings(("ddp", *case[1:]), 1, tiny_model, rows), tmp_path)
         name = "|".join(case)
         apart = parity.differences(wanted, (found[name], weights[name]))
-        assert max(apart) < 1e-4, case
+        assert max(apart) <= parity.bound(case), case
 
 
 @pytest.mark.slow
