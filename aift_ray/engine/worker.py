@@ -25,7 +25,7 @@ from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams
 from aift_ray.engine.writing import Writing
-from aift_ray.errors import TrainingError
+from aift_ray.errors import AiftError, TrainingError
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
@@ -58,6 +58,9 @@ def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothi
             session.evaluate_before()
         hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
         session.finish(loop.train(run, hooks))
+    except AiftError:
+        group.leave()
+        raise
     finally:
         writing.close()
     group.barrier()
