@@ -149,7 +149,7 @@ def _mark(folder: Path, rank: int) -> Path:
 
 def _parts(tensors: Tensors, begin: int, copy: bool) -> Iterator[_Part]:
     for tensor in tensors.values():
-        held = _held(tensor.detach())
+        held = _held(tensor)
         if held is not None:
             local, offsets = held
             local = local.to("cpu", copy=True) if copy else local
@@ -160,13 +160,13 @@ def _parts(tensors: Tensors, begin: int, copy: bool) -> Iterator[_Part]:
 def _held(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]] | None:
     """What this worker writes of a tensor, and where that begins; None: nothing."""
     if not isinstance(tensor, DTensor):
-        return (tensor, (0,) * tensor.ndim) if dist.get_rank() == 0 else None
+        return (tensor.detach(), (0,) * tensor.ndim) if dist.get_rank() == 0 else None
     mesh, placements = tensor.device_mesh, tensor.placements
     place = mesh.get_coordinate() or ()
     if any(at and kind.is_replicate() for at, kind in zip(place, placements, strict=True)):
         return None
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    local = tensor.to_local()
+    local = tensor.to_local().detach()
     return (local, tuple(offsets)) if local.numel() else None
 
 

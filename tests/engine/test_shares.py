@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint, shares
-from tests.engine.runs import spawn
+from aift_ray.parallel.group import Group
+from tests.engine.runs import CPU, free_port, spawn, whole_run
 from tests.engine.test_strategies import STEADY, _close, run_on
 from tests.engine.test_worker import losses, run
 
@@ -66,7 +69,10 @@ def test_shares_of_all_workers_make_the_whole_file(name: str, copy: bool, tmp_pa
             flat = [Shard(0) if kind.is_shard() else kind for kind in placements]
             held: dict[str, torch.Tensor] = {
                 key: distribute_tensor(
-                    tensor, mesh, placements if tensor.ndim > 1 else flat, src_data_rank=None
+                    tensor.clone(),
+                    mesh,
+                    placements if tensor.ndim > 1 else flat,
+                    src_data_rank=None,
                 )
                 for key, tensor in WHOLE.items()
             }
@@ -159,3 +165,44 @@ def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
             assert one.keys() == two_.keys()
             for key in one:
                 torch.testing.assert_close(two_[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def _dies_while_writing(rank: int, folder: str, port: int, config: dict[str, Any]) -> None:
+    import os
+
+    from aift_ray.engine import saving
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    saving._PATIENCE, real = 2.0, shares.Shares.write
+
+    def write(self: shares.Shares, name: str, path: Path) -> None:
+        if "step-6" in str(path) and name == "moments":
+            os._exit(9)
+        real(self, name, path)
+
+    if rank == 1:
+        shares.Shares.write = write  # type: ignore[method-assign]
+    whole_run(RunConfig.model_validate(config), Path(folder), Group(rank, 2, CPU))
+
+
+def test_a_worker_that_dies_while_it_writes_leaves_the_checkpoint_before(
+    configure: Configure, tmp_path: Path
+) -> None:
+    run(configure(**STEADY), tmp_path / "alone")
+    more = {"training__batch_size": 2, "parallel__strategy": "fsdp", "training__max_steps": 8}
+    config = configure(**(STEADY | more), output_dir=str(tmp_path / "run"))
+    port, values = free_port(), config.model_dump(mode="json")
+    context = multiprocessing.get_context("spawn")
+    given = [(rank, str(tmp_path / "run"), port, values) for rank in (0, 1)]
+    workers = [context.Process(target=_dies_while_writing, args=one) for one in given]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(200)
+    assert [one.exitcode for one in workers] == [1, 9]
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoint.steps(folder) == [3]
+    assert checkpoint.damage(folder / "step-3") is None
+    run_on(configure(**STEADY, resume=str(folder / "step-3")), tmp_path / "onward")
+    _close(losses(tmp_path / "onward"), losses(tmp_path / "alone")[3:])
