@@ -109,7 +109,7 @@ def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:
         )
         for rank in range(world)
     ]
-    assert [worker.wait(240) for worker in workers] == [0] * world
+    assert [worker.wait(600) for worker in workers] == [0] * world
     result: dict[str, Any] = json.loads(path.with_name("rank0.json").read_text("utf-8"))
     return result
 
