@@ -154,7 +154,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.saving import Saver, snapshot, streams
+    from aift_ray.engine.writing import Writing
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
@@ -169,17 +169,8 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     loop.train_step(run)
     held = watch.now_mib()
     watch.peak_mib()
-    saver = Saver(run, None) if rank == 0 else None
-    parts = None if job.config.training.async_save else streams(run, model=False)
-    if parts and saver:
-        saver.save_streamed(parts)
-    elif parts:
-        with parts.ending():
-            pass
-    else:
-        taken = snapshot(run)
-        if saver:
-            saver.save(taken, now=True)
+    writing = Writing(run, None)
+    writing.save(at_once=True)
     dist.barrier()
     saved = watch.peak_mib()
     dist.destroy_process_group()
@@ -218,7 +209,7 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.saving import Saver
+    from aift_ray.engine.saving import Saver, snapshot
     from aift_ray.parallel.group import Group
 
     job = pickle.loads(Path(spec["job"]).read_bytes())
@@ -230,7 +221,7 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
         loop.train_step(run)
         run.state.step += 1
         if run.state.step % spec["every"] == 0:
-            saver.save()
+            saver.save(snapshot(run))
     stepped = time.perf_counter() - began
     saver.close()
     newest = max((job.checkpoints).iterdir(), key=lambda path: path.stat().st_mtime)

@@ -19,6 +19,7 @@ from aift_ray.engine.worker import work
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
 from aift_ray.launch.prepare import prepare, tokenizing
+from aift_ray.models import compiled
 from aift_ray.parallel.group import Group
 from tests.conftest import write_rows
 
@@ -64,6 +65,7 @@ CHANGED: dict[str, Any] = {
     "training.async_save": False,
     "training.neftune_noise_alpha": 5.0,
     "training.optimizer": "adamw_8bit",
+    "training.compile": True,
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -146,7 +148,7 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Everything that a run does and leaves, but for times."""
-    seen: dict[str, Any] = {"trials": 0, "waited": 0, "asked": [], "losses": []}
+    seen: dict[str, Any] = {"trials": 0, "compiled": 0, "waited": 0, "asked": [], "losses": []}
     answer, loss, wait = Evaluator.answer, Evaluator.loss, Saver.wait
     monkeypatch.chdir(folder.parent)
 
@@ -157,6 +159,10 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def trial(run: Any) -> None:
         seen["trials"] += 1
+
+    def graph(module: Any, inputs: Any) -> Any:
+        seen["compiled"] += 1
+        return module.forward
 
     def answered(self: Evaluator, module: Any, prompts: Any) -> list[str]:
         seen["asked"].append((len(prompts), self.answers))
@@ -170,6 +176,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(Saver, "wait", waited)
         patch.setattr(loop, "trial", trial)
+        patch.setattr(compiled, "BACKEND", graph)
         patch.setattr(Evaluator, "answer", answered)
         patch.setattr(Evaluator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
@@ -230,6 +237,8 @@ def test_the_table_names_every_setting() -> None:
     assert set(CHANGED) == {name for name, _ in leaves(RunConfig())}
 
 
+# the compiler looks at it, and pytest makes an error of the warning
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_every_setting_has_an_effect_or_an_error(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,9 @@ class TrainingConfig(Section):
         "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
         "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
     )
+    compile: bool = setting(
+        False, "torch.compile of each decoder block: faster steps, a slower first one"
+    )
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):

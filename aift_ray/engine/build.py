@@ -23,6 +23,7 @@ from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.models import attention, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
+from aift_ray.models.compiled import compile_blocks
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import pipeline, wrap
@@ -88,6 +89,8 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     module = LossModule(model, config.training.neftune_noise_alpha)
     module.train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    if config.training.compile:
+        compile_blocks(model)
     moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
     scaler = precision.scaler(group)
     if tensors:

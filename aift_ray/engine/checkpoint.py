@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from aift_ray.engine import streaming
 
 MANIFEST, MOMENTS, REST = "manifest.json", "optimizer.moments", "trainer_state.pt"
+WEIGHTS = "model.safetensors"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -55,6 +56,7 @@ def save(
     tensors: dict[str, Any],
     save_model: Callable[[str], None],
     save_moments: Callable[[Path, dict[str, torch.Tensor]], None] = streaming.write,
+    begun: bool = False,
 ) -> Path:
     """Write checkpoint `folder`/step-N beside its name, sync it, and rename it.
 
@@ -63,14 +65,13 @@ def save(
         tensors: optimizer and scaler state, for torch.save.
         save_model: writes model or adapter, and tokenizer, into a folder.
         save_moments: writes the optimizer's large tensors into a file.
+        begun: `begin` was called, for others write into its folder too.
 
     Raises:
         OSError: the disk is full, say; nothing is left under the final name.
     """
     final = folder / f"step-{state.step}"
-    scratch = folder / f".step-{state.step}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch = partial_folder(folder, state.step) if begun else begin(folder, state.step)
     try:
         save_model(str(scratch))
         rest, moments = split_moments(tensors)
@@ -86,6 +87,19 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return final
+
+
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it bears its name."""
+    return folder / f".step-{step}.partial"
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder for the checkpoint of a step."""
+    scratch = partial_folder(folder, step)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
 
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:

@@ -1,14 +1,15 @@
 """Checkpoints written while training goes on: it waits for the copy to host memory alone.
 
-Where the weights are shared out and no copy is wanted (`training.async_save false`), tensor after
-tensor is gathered and written instead, and training waits for the disk.
+Where the weights are shared out, each worker copies and writes its share. Workers that do not see
+the folder of worker 0 can't: then it gathers all, or, where no copy is wanted
+(`training.async_save false`), tensor after tensor.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,14 @@ from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.export import write_model
+from aift_ray.engine.shares import Shares, all_see, await_others
 from aift_ray.engine.storage import Store
 from aift_ray.engine.streaming import Streams, Tensors, can_stream, named_weights, write
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.tensors import is_shared_out, whole
+
+# seconds that the end of a failed run waits for a checkpoint that others still write
+_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,14 @@ class Snapshot:
         tensors: optimizer and scaler state.
         model: the weights that a checkpoint holds.
         seconds: that it took.
+        shares: what this worker writes, in place of weights and moments.
     """
 
     state: checkpoint.State
     tensors: dict[str, Any]
-    model: dict[str, Any]
+    model: dict[str, Any] | None
     seconds: float
+    shares: Shares | None = None
 
 
 def snapshot(run: Run) -> Snapshot:
@@ -53,6 +60,31 @@ def snapshot(run: Run) -> Snapshot:
     model = gather(copy(_kept(run.module.model)))
     tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
     return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
+
+
+def snapshot_of_shares(run: Run) -> Snapshot:
+    """The run as it is now, of which each worker has its share alone, and nothing is sent.
+
+    Without `training.async_save` the shares are no copies.
+    """
+    began, copy = time.perf_counter(), run.config.training.async_save
+    tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+    rest, moments = split_moments(tensors)
+    sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
+    shares = Shares(sets, copy, run.group.apart == 1 or run.group.replica == 0)
+    held = _HostCopy(keep=True)(rest)
+    return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
+
+
+def writes_shares(run: Run) -> bool:
+    """Whether each worker writes its share of a checkpoint; every worker must call this."""
+    return can_stream(run.module.model) and all_see(run.job.checkpoints)
+
+
+def files(run: Run) -> dict[str, Path]:
+    """Where the sets of a snapshot of shares go."""
+    folder = checkpoint.partial_folder(run.job.checkpoints, run.state.step)
+    return {"model": folder / checkpoint.WEIGHTS, "moments": folder / checkpoint.MOMENTS}
 
 
 def streams(run: Run, model: bool = True) -> Streams | None:
@@ -100,7 +132,12 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
         self._copier = ThreadPoolExecutor(1, "checkpoint-copier")
         self._writing: Future[None] | None = None
+        self._given_up: list[str] = []
         checkpoint.clean(run.job.checkpoints)
+
+    def begin(self) -> None:
+        """Make the folder into which all workers write their shares."""
+        checkpoint.begin(self._run.job.checkpoints, self._run.state.step)
 
     def save(self, taken: Snapshot, now: bool = False) -> None:
         """Save the run as it was; `now`: wait until it is on the disk.
@@ -109,10 +146,16 @@ class Saver:
             TrainingError: this checkpoint or the one before could not be written.
         """
         self.wait()
-        self._writing = self._writer.submit(self._write, taken.state, taken.tensors, taken.model)
+        self._writing = self._writer.submit(
+            self._write, taken.state, taken.tensors, taken.model, taken.shares
+        )
         self.seconds += taken.seconds
-        if now or not self._run.config.training.async_save:
+        if now:
             self.wait()
+
+    def give_up(self, why: str) -> None:
+        """Wait no longer for the shares of others."""
+        self._given_up.append(why)
 
     def save_streamed(self, parts: Streams) -> None:
         """Save the run as it is, without a copy of it; training waits for the disk.
@@ -146,7 +189,10 @@ class Saver:
             self._copier.submit(self._copy_results, self._store).result()
 
     def close(self) -> None:
-        """Wait for everything that is on its way."""
+        """Wait for everything that is on its way; for the shares of others, not for ever."""
+        if self._writing:
+            wait([self._writing], _PATIENCE)
+        self.give_up("the run has ended")
         self._writer.shutdown()
         self._copier.shutdown()
 
@@ -155,7 +201,7 @@ class Saver:
         state: checkpoint.State,
         tensors: dict[str, Any],
         model: dict[str, torch.Tensor] | None,
-        parts: Streams | None = None,
+        parts: Streams | Shares | None = None,
     ) -> None:
         run, training = self._run, self._run.config.training
         streamed = partial(parts.write, "model") if parts else None
@@ -169,10 +215,13 @@ class Saver:
                 parts.write("moments", path)
             else:
                 write(path, moments)
+            if isinstance(parts, Shares):
+                await_others(path.parent, self._given_up)
 
         try:
             place = run.job.checkpoints
-            folder = checkpoint.save(place, state, tensors, save_model, save_moments)
+            begun = isinstance(parts, Shares)
+            folder = checkpoint.save(place, state, tensors, save_model, save_moments, begun)
         except OSError as error:
             text = f"the checkpoint of step {state.step} could not be written: {error}"
             raise TrainingError(text) from error

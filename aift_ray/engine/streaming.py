@@ -42,7 +42,7 @@ def write(path: Path | None, tensors: Tensors, dtype: torch.dtype | None = None)
             problem = error
 
     file = attempt(lambda: path.open("wb"))  # type: ignore[union-attr]
-    attempt(lambda: file.write(_header(tensors, dtype)))
+    attempt(lambda: file.write(header(tensors, dtype)))
     for tensor in tensors.values():
         full = whole(tensor.detach())
         attempt(lambda full=full: file.write(_content(full, dtype)))  # type: ignore[misc]
@@ -61,7 +61,8 @@ def _closed(file: Any, problem: OSError | None) -> OSError | None:
     return problem
 
 
-def _header(tensors: Tensors, dtype: torch.dtype | None) -> bytes:
+def header(tensors: Tensors, dtype: torch.dtype | None) -> bytes:
+    """The beginning of a safetensors file: names, kinds and places; the tensors follow in order."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

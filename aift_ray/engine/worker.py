@@ -21,10 +21,11 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.memory import peak_memory_gb
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
-from aift_ray.engine.saving import Saver, final_weights, snapshot, streams
+from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams
-from aift_ray.errors import TrainingError
+from aift_ray.engine.writing import Writing
+from aift_ray.errors import AiftError, TrainingError
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
@@ -50,17 +51,18 @@ def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothi
     if job.config.training.trial_batch:
         loop.trial(run)
     metrics = Metrics(job.output, run.state.step) if group.leads else None
-    saver = Saver(run, store) if group.leads else None
-    session = _Session(run, metrics, saver, report, watch)
+    writing = Writing(run, store)
+    session = _Session(run, metrics, writing, report, watch)
     try:
         if run.state.step == 0:
             session.evaluate_before()
         hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
         session.finish(loop.train(run, hooks))
+    except AiftError:
+        group.leave()
+        raise
     finally:
-        if saver:
-            # what was saved before a failure is worth as much as any other checkpoint
-            saver.close()
+        writing.close()
     group.barrier()
     return run
 
@@ -90,7 +92,7 @@ class _Session:
 
     run: Run
     metrics: Metrics | None
-    saver: Saver | None
+    writing: Writing
     report: Report
     watch: Report
     tokens: float = 0.0
@@ -162,41 +164,16 @@ class _Session:
         Raises:
             TrainingError: it, or the one before, could not be written.
         """
-        # two copies would be in host memory, were the last one not written by now
-        self._together(Saver.wait)
-        parts = None if self.run.config.training.async_save else streams(self.run, model=False)
-        if parts:
-            self._streamed(parts, lambda saver: saver.save_streamed(parts))
-        else:
-            taken = snapshot(self.run)
-            self._together(lambda saver: saver.save(taken, now=asked is not Asked.NOTHING))
-        if self.saver:
+        at_once = asked is not Asked.NOTHING or not self.run.config.training.async_save
+        self.writing.save(at_once)
+        if self.writing.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
         self.report({"step": self.run.state.step, **self.last})
-
-    def _together(self, act: Callable[[Saver], None]) -> None:
-        """What worker 0 does for all; it fails on every worker, so that none waits for it."""
-        problem = None
-        if self.saver:
-            try:
-                act(self.saver)
-            except (TrainingError, OSError) as error:
-                problem = str(error)
-        problem = self.run.group.agree(problem)
-        if problem:
-            raise TrainingError(problem)
-
-    def _streamed(self, parts: Streams, act: Callable[[Saver], None]) -> None:
-        """What worker 0 writes of the tensors of all; the others give their shares."""
-        if not self.saver:
-            with parts.ending():
-                pass
-        self._together(act)
 
     def finish(self, status: str) -> None:
         """Write the final model and the summary."""
         run, interrupted = self.run, status == "interrupted"
-        self._together(Saver.wait)
+        self.writing.settle()
         if not interrupted:
             best = run.state.best_step if run.config.training.load_best else None
             if best not in (None, run.state.step):
@@ -233,10 +210,10 @@ class _Session:
         """Write the final model: tensor by tensor where it is shared out and can be."""
         run, parts = self.run, streams(self.run)
         if parts:
-            self._streamed(parts, lambda _: self._write_model(folder, None, parts))
+            self.writing.streamed(parts, lambda _: self._write_model(folder, None, parts))
             return
         weights = final_weights(run)
-        if self.saver:
+        if self.writing.saver:
             self._write_model(folder, weights)
 
     def _write_model(
@@ -257,11 +234,12 @@ class _Session:
 
     def _saving(self) -> dict[str, Any]:
         """What saving cost, and what of it could not be copied."""
-        assert self.saver
-        self.saver.copy_results()
+        saver = self.writing.saver
+        assert saver
+        saver.copy_results()
         return {
-            "saving_s": round(self.saver.seconds, 3),
-            "not_copied": [f"{name}: {why}" for name, why in self.saver.not_copied.items()],
+            "saving_s": round(saver.seconds, 3),
+            "not_copied": [f"{name}: {why}" for name, why in saver.not_copied.items()],
         }
 
     def _summary(self, status: str) -> dict[str, Any]:

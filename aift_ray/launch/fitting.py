@@ -45,7 +45,7 @@ def needs(
             way.strategy,
             workers,
             whole,
-            config.parallel.apart,
+            way.stages or config.parallel.apart,
             way.offload,
             config.training.optimizer,
         )

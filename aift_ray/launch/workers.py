@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,13 +19,14 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.experimental import internal_kv
-from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, ScalingConfig
 
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
-from aift_ray.launch import reaper
+from aift_ray.launch import failures, reaper
 from aift_ray.launch.elastic import SaveBeforeResize
+from aift_ray.launch.failures import short
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.planning.ways import remedy
 
@@ -85,9 +85,9 @@ def _connect(address: str | None) -> None:
             )
     except (OSError, RuntimeError, ValueError) as error:
         if address is None:
-            raise TrainingError(f"Ray could not be started: {_short(error)}") from error
+            raise TrainingError(f"Ray could not be started: {short(error)}") from error
         remedy = "check that the cluster runs, and that ~/.ray/auth_token is the cluster's"
-        problem = Problem(f"RAY_ADDRESS {address}", f"can't be reached: {_short(error)}", remedy)
+        problem = Problem(f"RAY_ADDRESS {address}", f"can't be reached: {short(error)}", remedy)
         raise ConfigError([problem]) from error
 
 
@@ -169,17 +169,21 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             # Ray's own copy of a checkpoint would end the attempt when it fails
             storage_path=str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[_Failures(job.output / FAILURES), SaveBeforeResize(job.output)],
+            callbacks=[failures.Causes(job.output / FAILURES), SaveBeforeResize(job.output)],
             worker_runtime_env={"env_vars": environment() | {"OMP_NUM_THREADS": threads}},
         ),
     )
 
 
 class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """Without the detached actor that asks the dashboard about the run, where there is none.
+    """With this package's policy, and without the actor that asks the dashboard about the run.
 
-    It would take 12 seconds to give up at the end of each run.
+    Where there is no dashboard, that would take 12 seconds to give up at the end of each run.
     """
+
+    def _initialize_and_run_controller(self, **how: Any) -> Any:
+        policy = failures.Policy(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**how | {"failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -210,25 +214,13 @@ def environment() -> dict[str, str]:
     return passed | {"TOKENIZERS_PARALLELISM": "false"}
 
 
-class _Failures(UserCallback):  # type: ignore[misc]
-    """Writes down why a group of workers had to be restarted."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = [f"worker {rank}: {_short(e)}" for rank, e in sorted(worker_exceptions.items())]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(causes, ensure_ascii=False) + "\n")
-
-
 def causes(output: Path) -> list[str]:
     """Why the group of workers failed, an entry a failure."""
     return read_failures(output / FAILURES)
 
 
 def _work(settings: dict[str, Any]) -> AiftError | None:
-    """Runs in each worker; a mistake of the user's is returned, so that it is not retried."""
+    """Runs in each worker; what all workers leave with is returned, else it is raised."""
     import torch
 
     from aift_ray.engine.worker import work
@@ -245,7 +237,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     try:
         work(job, group, ray.train.report, Telemetry(job.output.name, group))
     except AiftError as error:
-        return error
+        return failures.returned(error, group)
     return None
 
 
@@ -259,9 +251,12 @@ def quiet() -> None:
 
 
 def _explained(error: BaseException, job: Job) -> AiftError:
-    failures = getattr(error, "worker_failures", {})
-    causes_ = [f"worker {rank}: {_short(e)}" for rank, e in sorted(failures.items())]
-    text = "; ".join(causes_) or _short(error)
+    found = getattr(error, "worker_failures", {})
+    known = failures.own(found)
+    if known:
+        return known
+    causes_ = [f"worker {rank}: {short(e)}" for rank, e in sorted(found.items())]
+    text = "; ".join(causes_) or short(error)
     if "running low on memory" in str(error):
         text = _host_memory(str(error), job)
     log = job.output / "error.log"
@@ -281,8 +276,3 @@ def _host_memory(message: str, job: Job) -> str:
         total = job.memory.total / 2**30
         text += f"\n  computed for a worker: {total:.2f} GiB ({job.memory.parts})"
     return f"{text}\n  try {remedy(job.config)}, or fewer workers on a machine"
-
-
-def _short(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

@@ -74,13 +74,29 @@ def document_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         borders, longest = cu_seq_lens_q, max_length_q
         return _flash(query, key, value, scaling, sliding_window, borders, longest), None
-    lengths = torch.diff(cu_seq_lens_q).tolist()
+    each: torch.Tensor = _each_document(
+        query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window
+    )
+    return each, None
+
+
+# their number and lengths are not known to a compiler
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _each_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    lengths = torch.diff(borders).tolist()
     documents = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = [
-        _attend(q, k, v, scaling, dropout, sliding_window)
-        for q, k, v in zip(*documents, strict=True)
+        _attend(q, k, v, scaling, dropout, window) for q, k, v in zip(*documents, strict=True)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _flash(

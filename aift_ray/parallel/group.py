@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store as _store
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -78,6 +80,30 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def first(self, value: T | None) -> T | None:
+        """The first of the workers' values that is not None, on every worker."""
+        if self.world == 1:
+            return value
+        values: list[T | None] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return next((one for one in values if one is not None), None)
+
+    def leave(self) -> None:
+        """Let the others know that this worker goes no further."""
+        if self.world > 1:
+            _store().set(f"aift_ray/left/{self.rank}", "")
+
+    def all_leave(self, seconds: float) -> bool:
+        """Whether all workers go no further, after waiting for them for some time."""
+        if self.world == 1:
+            return True
+        marks = [f"aift_ray/left/{rank}" for rank in range(self.world)]
+        try:
+            _store().wait(marks, timedelta(seconds=seconds))
+        except dist.DistError:
+            return False
+        return True
 
     def barrier(self) -> None:
         """Wait for all workers."""

@@ -17,17 +17,21 @@ class Way:
 
     Attributes:
         offload: weights, gradients and optimizer state lie in host memory.
+        stages: workers that hold a model together, of strategy pipeline.
     """
 
     method: str
     strategy: str
     offload: bool = False
+    stages: int = 0
 
     @property
     def flags(self) -> str:
         """As a command line has it."""
-        offload = " --parallel.offload true" if self.offload else ""
-        return f"--method {self.method} --strategy {self.strategy}{offload}"
+        more = " --parallel.offload true" if self.offload else ""
+        if self.stages:
+            more = f" --parallel.pipeline_parallel_size {self.stages}"
+        return f"--method {self.method} --strategy {self.strategy}{more}"
 
 
 Need = Callable[[Way], Memory]
@@ -77,9 +81,12 @@ def fitting(
 ) -> list[str]:
     """What fits into a worker's `room`, the method's own ways first, in words."""
     found = []
+    # never chosen: it changes what a step holds, and wants micro-batches
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        fits = [w for w in ways(other, workers, bits, gpu, whole) if room.holds(need(w))]
+        among = ways(other, workers, bits, gpu, whole)
+        among += [Way(other, "pipeline", stages=workers)] if workers > 1 else []
+        fits = [way for way in among if room.holds(need(way))]
         found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
     return found
 

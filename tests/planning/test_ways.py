@@ -78,6 +78,9 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
         "--method lora --strategy fsdp (16.0 GiB)",
         "--method qlora --strategy ddp (8.8 GiB)",
     ], "what would fill the host is not named"
+    assert fits("lora", 4, need, Room(14 * 2**30, host=0), gpu=True)[0] == (
+        "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (13.9 GiB)"
+    ), "what holds less than fsdp is named where nothing else fits"
     assert ways("qlora", 2, 8, gpu=True) == [Way("qlora", "ddp")], "8 bits are not shared out"
 
 

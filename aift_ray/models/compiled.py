@@ -1,0 +1,46 @@
+"""Decoder blocks compiled by torch.compile, each by itself: one compilation serves all alike.
+
+What surrounds a block stays as it is: gathering its weights, recomputing its activations, and its
+name in saved files.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial, wraps
+from types import MethodType
+from typing import Any
+
+import torch
+
+from aift_ray.models.adapters import decoder_blocks
+
+# who makes code of the graphs
+BACKEND: Any = "inductor"
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Compile the training forward of each decoder block of `model`, in place.
+
+    Rows of any number of tokens share one compilation. Evaluation and generation, which have other
+    shapes with every token, run uncompiled.
+    """
+    for block in decoder_blocks(model):
+        _compile(block)
+
+
+def _compile(block: Any) -> None:
+    # beneath transformers' recomputation of activations, which can't be compiled with what is in it
+    inner = inspect.unwrap(type(block).forward)
+    fast = torch.compile(MethodType(inner, block), dynamic=True, backend=BACKEND)
+    plain = block.forward
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not block.training:
+            return plain(*args, **kwargs)
+        if getattr(block, "gradient_checkpointing", False):
+            return block._gradient_checkpointing_func(partial(fast, **kwargs), *args)
+        return fast(*args, **kwargs)
+
+    block.forward = forward
