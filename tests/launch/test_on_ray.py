@@ -93,6 +93,7 @@ def stopped(command: Command, folder: Path, number: signal.Signals) -> tuple[int
     return status, output
 
 
+@pytest.mark.faults
 def test_a_run_that_is_stopped_and_then_killed_goes_on_as_if_it_had_not_been(
     cluster: Cluster,
     tiny_model: Path,
