@@ -192,6 +192,8 @@ def report(folder: Path) -> None:
     for seed, trials in pool.items():
         best = min(trial.last for trial in trials)
         found["sweeps"][f"none-{seed}"] = {"steps": STEPS * len(trials), "best_loss": best}
+        steps, best = replay(trials, 0.2, diverged=True)
+        found["sweeps"][f"replayed-{seed}"] = {"steps": steps, "best_loss": best}
     for path in sorted(folder.glob("*-*.json")):
         found["sweeps"][path.stem] = account(folder, path.stem, pool)
     for path in sorted((folder / "compare").glob("*/summary.json")):
