@@ -27,8 +27,6 @@ from aift_ray.serving import choice, keys, opening
 
 NAME = "aift-ray"
 _SWITCH_S = 2e-4
-# what a killed replica has started, such as vLLM's processes, ends with it
-_NO_ORPHANS = "RAY_process_group_cleanup_enabled"
 # the routes never block, so that they need no event loop beside Serve's own: a thread less on a
 # token's way
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
@@ -192,7 +190,6 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     if not config.serving.no_auth and not path:
         path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
-    os.environ.setdefault(_NO_ORPHANS, "true")
     try:
         with workers.cluster() as resources:
             _serve(config, path, made, resources)

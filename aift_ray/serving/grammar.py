@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,14 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-# without a bound, a model that has lost its way writes blanks to the end of its context
-_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,12}"}
+# without a bound, a model that has lost its way writes blanks to the end of its context; llguidance
+# 1.7, which vLLM brings, repeats the pattern without end, so that there it gets no blanks at all
+_BOUNDS = tuple(map(int, version("llguidance").split(".")[:2])) >= (1, 9)
+_OPTIONS: Any = (
+    {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,12}"}
+    if _BOUNDS
+    else {"whitespace_flexible": False}
+)
 
 
 class GrammarError(ValueError):

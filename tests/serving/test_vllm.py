@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -222,14 +223,6 @@ def test_a_dead_engine_is_noticed_and_its_replica_replaced(served: VllmSite) -> 
     assert cores(served) != [core]
 
 
-def test_a_killed_replica_leaves_no_engine_behind(served: VllmSite) -> None:
-    [core] = cores(served)
-    [replica] = served.served.replicas()
-    replica.kill()
-    until_answered(served)
-    assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
-
-
 def cores(served: VllmSite) -> list[psutil.Process]:
     """vLLM's processes that schedule."""
     family = psutil.Process(served.served.process.pid).children(recursive=True)
@@ -238,11 +231,15 @@ def cores(served: VllmSite) -> list[psutil.Process]:
 
 def until_answered(served: VllmSite) -> None:
     body = {"model": "b", "prompt": PROMPTS[0], "max_tokens": 1}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while True:
-        response = served.send("POST", "/v1/completions", json=body)
+        assert time.monotonic() < end
+        try:
+            response = served.send("POST", "/v1/completions", json=body)
+        except (TimeoutError, httpx.HTTPError):
+            # with no replica there, Serve lets requests wait
+            continue
         if response.status_code == 200:
             return
         assert response.status_code in (500, 503)
-        assert time.monotonic() < end
         time.sleep(1)
