@@ -22,7 +22,7 @@ demo: $(VENV)/stamp
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
 	  -m "not real_model and not faults and not slow and not containers"
 
 # some thirty minutes: a cluster that shrinks and grows, a sweep, the page, a run killed 25 times

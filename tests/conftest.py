@@ -25,13 +25,22 @@ SHIPPED = ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two processes one has all files with tests on Ray; those of another file stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if "pytest.mark.ray" in (ROOT / file).read_text("utf-8") else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes one has all tests with Ray, first of all; a file's others stay together."""
+    """Tests with Ray, which take longest, come first."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        ray = item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
 
 
 @pytest.fixture(autouse=True, scope="session")
