@@ -54,7 +54,11 @@ class Cluster:
             command, env=self.environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT
         )
         self.jobs = self.environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        self.wait(180)
+        try:
+            self.wait(180)
+        except AssertionError:
+            lose(self.head)
+            raise
         address = self.log.read_text("utf-8").split("--address='")[1].split("'")[0]
         self.environment["RAY_ADDRESS"] = address
 
