@@ -123,6 +123,7 @@ def spread(configs: dict[str, Any], folder: Path, world: int) -> None:
     spawn(path, world)
 
 
+@pytest.mark.slow
 def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
     configure: Configure, tmp_path: Path
 ) -> None:

@@ -173,6 +173,7 @@ def test_a_job_that_fails_exits_with_an_error_and_one_that_works_with_none(
     assert "bad.jsonl:1: the key output is missing" in outcomes["bad"].stdout
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_not_finite_ends_the_run_without_retrying(
     cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_retrying(
     assert summary_of(folder)["restarts"] == 0
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
 def test_a_disk_that_fills_up_ends_the_run_and_names_the_last_checkpoint(
     cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
