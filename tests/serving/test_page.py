@@ -49,7 +49,15 @@ def address(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path])
     async def start() -> None:
         services.append(await opening.start(opening.check(config, gpu=False)))
 
-    app = application.build(lambda: services[0], Keys(key_file), start)
+    class Alone:
+        """The only replica."""
+
+        async def everywhere(self, method: str, *args: Any) -> list[Any]:
+            return [await getattr(services[0], method)(*args)]
+
+        async def record(self, name: str, folder: str | None) -> None: ...
+
+    app = application.build(lambda: services[0], Alone(), None, Keys(key_file), start)
     served = web.Page(app, asks_key=True)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(served, log_level="warning", ws="none"))
