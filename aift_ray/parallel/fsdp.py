@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -50,6 +51,10 @@ def wrap(
     """
     if group.world == 1 and not offload:
         return widened(module).to(group.device)
+    if not dist.is_initialized():
+        # a process that nobody started as a worker is a group by itself
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(store=store, rank=0, world_size=1)
     mesh = init_device_mesh(group.device.type, (group.world,))
     narrow = None if compute is torch.float32 else compute
     policy = MixedPrecisionPolicy(
