@@ -134,6 +134,18 @@ def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_command_and_ray_s_controller_load_no_libraries_of_the_workers() -> None:
+    code = (
+        "import sys, aift_ray.launch.training, aift_ray.launch.workers;"
+        "late = ('peft', 'bitsandbytes', 'torch._dynamo', 'torch.distributed.fsdp', 'matplotlib');"
+        "sys.exit(', '.join(name for name in late if name in sys.modules) or None)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "part"),
     [

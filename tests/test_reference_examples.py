@@ -125,6 +125,7 @@ def test_a_model_over_two_gpus_names_the_gpus_that_are_missing(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_model_over_the_devices_that_are_there_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

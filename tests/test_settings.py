@@ -11,11 +11,10 @@ import torch
 
 from aift_ray.commandline import leaves
 from aift_ray.config import RunConfig
-from aift_ray.engine import loop, standalone
+from aift_ray.engine import loop, standalone, worker
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.saving import Saver
-from aift_ray.engine.worker import work
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, workers
 from aift_ray.launch.prepare import prepare, tokenizing
@@ -174,6 +173,8 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     copies = output.store(config, folder)
     with monkeypatch.context() as patch:
+        # drawn from the lines below, which are compared
+        patch.setattr(worker, "plot", lambda folder: None)
         patch.setattr(Saver, "wait", waited)
         patch.setattr(loop, "trial", trial)
         patch.setattr(compiled, "BACKEND", graph)
@@ -181,7 +182,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(Evaluator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
         output.start(config, folder)
-        run = work(prepared.job, Group(0, 1, torch.device("cpu")))
+        run = worker.work(prepared.job, Group(0, 1, torch.device("cpu")))
     if config.training.local_rank >= 0:
         standalone.world_size()
     lines = [

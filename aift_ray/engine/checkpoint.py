@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from aift_ray.engine import streaming
-
 MANIFEST, MOMENTS, REST = "manifest.json", "optimizer.moments", "trainer_state.pt"
 WEIGHTS = "model.safetensors"
 _NAME = re.compile(r"step-(\d+)")
@@ -55,7 +53,7 @@ def save(
     state: State,
     tensors: dict[str, Any],
     save_model: Callable[[str], None],
-    save_moments: Callable[[Path, dict[str, torch.Tensor]], None] = streaming.write,
+    save_moments: Callable[[Path, dict[str, torch.Tensor]], None],
     begun: bool = False,
 ) -> Path:
     """Write checkpoint `folder`/step-N beside its name, sync it, and rename it.

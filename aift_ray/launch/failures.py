@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, UserCallback
 
@@ -13,7 +13,10 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
 from aift_ray.errors import AiftError
-from aift_ray.parallel.group import Group
+
+if TYPE_CHECKING:
+    # with it comes all that a worker needs, and neither the command nor Ray's controller does
+    from aift_ray.parallel.group import Group
 
 # seconds in which workers that fail of the same reason all notice it
 PATIENCE = 30.0

@@ -30,11 +30,13 @@ STEADY = {
 }
 COMPILED = {"training__compile": True}
 CASES = {
-    "full": {"method": "full"},
     "full, recomputed": {"method": "full", "training__gradient_checkpointing": True},
-    "full, padded": {"method": "full", "data__packing": "false"},
     "lora, recomputed": {"method": "lora", "training__gradient_checkpointing": True},
     "nf4": {"method": "qlora"},
+}
+LONGER = {
+    "full": {"method": "full"},
+    "full, padded": {"method": "full", "data__packing": "false"},
     "int8": {"method": "qlora", "lora__qlora_4bit": False},
 }
 
@@ -55,11 +57,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [*CASES, *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
+)
 def test_compiled_blocks_train_what_uncompiled_ones_do(
     name: str, configure: Configure, tmp_path: Path, graphs: list[int]
 ) -> None:
-    common = STEADY | CASES[name]
+    common = STEADY | (CASES | LONGER)[name]
     plain = curve(configure(**common), tmp_path)
     assert graphs == []
     fast = curve(configure(**common, **COMPILED), tmp_path)
@@ -82,7 +86,7 @@ def test_evaluation_and_answers_run_uncompiled(
     assert graphs
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_run_goes_on_with_and_without_compiled_blocks(
     method: str, configure: Configure, tmp_path: Path, graphs: list[int]
 ) -> None:
@@ -120,7 +124,8 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize("cases", [SPREAD, pytest.param(MORE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [SPREAD, MORE])
 def test_compiled_blocks_of_two_workers_train_what_one_process_trains(
     cases: list[tuple[str, str, str, str]], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def _dies_while_writing(rank: int, folder: str, port: int, config: dict[str, Any
     whole_run(RunConfig.model_validate(config), Path(folder), Group(rank, 2, CPU))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_writes_leaves_the_checkpoint_before(
     configure: Configure, tmp_path: Path
 ) -> None:

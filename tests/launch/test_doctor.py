@@ -73,6 +73,7 @@ def test_a_port_in_use_is_told_apart_from_a_free_one() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_node_of_a_cluster_is_looked_at_within_half_a_minute(tmp_path: Path) -> None:
     folder = tmp_path / "ray"
     folder.mkdir()

@@ -76,6 +76,7 @@ def _leave(rank: int, folder: str, port: int, both: bool) -> None:
 
 
 @pytest.mark.parametrize("both", [True, False])
+@pytest.mark.slow
 def test_a_worker_ends_in_its_own_time_only_if_all_do(both: bool, tmp_path: Path) -> None:
     mp.spawn(_leave, (str(tmp_path), free_port(), both), 2)
     seconds, result = (tmp_path / "1").read_text("utf-8").split(" ", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,27 @@ def same(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> None:
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-5)
 
 
-def test_two_ray_workers_take_the_steps_of_one_process(
+RAYS_OWN = re.compile(r"[\d: ,-]+\s(INFO \w+|SUCC \w+|WARNING working_dir)\.py:\d+ -- ")
+
+
+def job(cluster: Cluster, argv: list[str]) -> tuple[int, str]:
+    """Exit status and output of training that is submitted as a job; Ray's own lines left out."""
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"]
+    command += ["python", "-m", "aift_ray.train", *argv]
+    done = subprocess.run(
+        command,
+        env=cluster.jobs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    lines = done.stdout.splitlines(keepends=True)
+    return done.returncode, "".join(line for line in lines if not RAYS_OWN.match(line))
+
+
+def test_two_ray_workers_of_a_job_take_the_steps_of_one_process(
     cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -50,9 +71,11 @@ def test_two_ray_workers_take_the_steps_of_one_process(
         training__exact_match_rows=2,
         ray__storage_path=tmp_path / "store",
     )
-    status, output = Command([*argv, "--eval-file", str(held_out)], cluster.environment).done()
+    wanted = alone(argv, tmp_path)
+    argv += ["--eval-file", str(held_out)]
+    status, output = job(cluster, argv)
     assert status == 0, output
-    same(curve_of(folder), alone(argv, tmp_path))
+    same(curve_of(folder), wanted)
     found = summary_of(folder)
     assert (found["status"], found["world_size"], found["restarts"]) == ("done", 2, 0)
     assert len(found["peak_memory_gb"]) == 2
@@ -61,9 +84,7 @@ def test_two_ray_workers_take_the_steps_of_one_process(
     for word in ("Warning", "WARNING", "INFO", "pid="):
         assert word not in output, output
     assert list((tmp_path / "store").rglob("trainer_state.pt")), "checkpoints are copied there"
-    again, _ = Command(
-        [*argv, "--eval-file", str(held_out), "--resume", "latest"], cluster.environment
-    ).done()
+    again, _ = Command([*argv, "--resume", "latest"], cluster.environment).done()
     assert again == 0, "a finished run is left alone"
 
 
@@ -154,23 +175,14 @@ def worker_pids(cluster: Cluster) -> list[int]:
     return found
 
 
-def test_a_job_that_fails_exits_with_an_error_and_one_that_works_with_none(
-    cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
+def test_a_job_that_fails_exits_with_an_error(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"instruction": "答えがない"}\n', "utf-8")
-    submit = [str(BIN / "ray"), "job", "submit", "--working-dir", str(ROOT), "--"]
-    outcomes = {}
-    for name, rows in (("good", rows_file), ("bad", bad)):
-        argv = flags(tiny_model, rows, tmp_path / name, **{"num-workers": 1})
-        command = [*submit, "python", "-m", "aift_ray.train", *argv]
-        outcomes[name] = subprocess.run(
-            command, env=cluster.jobs, capture_output=True, text=True, timeout=180, check=False
-        )
-    assert outcomes["good"].returncode == 0, outcomes["good"].stdout + outcomes["good"].stderr
-    assert summary_of(tmp_path / "good")["status"] == "done"
-    assert outcomes["bad"].returncode != 0
-    assert "bad.jsonl:1: the key output is missing" in outcomes["bad"].stdout
+    status, output = job(cluster, flags(tiny_model, bad, tmp_path / "run"))
+    assert status != 0
+    assert "bad.jsonl:1: the key output is missing" in output
 
 
 @pytest.mark.faults

@@ -29,6 +29,7 @@ torch.save(logits(trained), f"{folder}-{os.environ['RANK']}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path) -> None:
     script, folder = tmp_path / "train.py", tmp_path / "two"
     script.write_text(SCRIPT, "utf-8")
