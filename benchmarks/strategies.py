@@ -91,7 +91,8 @@ def _call(processes: Processes, name: str, workers: int) -> Callable[[int], Resu
 def _computed(method: str, strategy: str, folder: Path) -> dict[str, int]:
     import json
 
-    from aift_ray.planning.memory import Shape, memory
+    from aift_ray.planning.memory import memory
+    from aift_ray.planning.shape import Shape
 
     shape = Shape.of(json.loads((folder / "model" / "config.json").read_text("utf-8")))
     apart = 2 if strategy == "tensor" else 1

@@ -8,7 +8,8 @@ import sys
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.planning.memory import Shape, memory
+from aift_ray.planning.memory import memory
+from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import remedy
 
 

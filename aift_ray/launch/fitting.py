@@ -10,7 +10,8 @@ import psutil
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.planning.memory import GIB, Memory, Shape, memory
+from aift_ray.planning.memory import GIB, Memory, memory
+from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
 
 # what a GPU's context takes; a figure of experience, not measured here

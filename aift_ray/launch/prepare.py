@@ -24,7 +24,8 @@ from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
 from aift_ray.models import folders
-from aift_ray.planning.memory import Memory, Shape, moments
+from aift_ray.planning.memory import Memory, moments
+from aift_ray.planning.shape import Shape
 
 
 @dataclass

@@ -12,7 +12,7 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
-from aift_ray.planning.memory import Shape
+from aift_ray.planning.shape import Shape
 
 
 def skeleton(location: str) -> PreTrainedModel:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from aift_ray.planning.shape import Shape
 
 GIB = 2**30
 _FLOAT32 = 4
@@ -37,82 +38,6 @@ def moments(trained: int, optimizer: str, full: bool = True) -> tuple[int, int]:
 def held_bytes(weights: int, width: int, bits: int | None) -> int:
     """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
     return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Numbers of a decoder-only architecture, as its config.json names them."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    feed_forward: int
-    vocabulary: int
-    tied: bool
-    experts: int = 1
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Read the numbers from a configuration; KeyError where it is of another kind."""
-        heads = config["num_attention_heads"]
-        experts = config.get("num_experts") or config.get("num_local_experts") or 1
-        return cls(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            feed_forward=config.get("moe_intermediate_size") or config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            tied=bool(config.get("tie_word_embeddings")),
-            experts=experts,
-        )
-
-    @property
-    def column_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the linear layers of a block whose outputs are heads or channels."""
-        query, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = [(self.hidden, query), (self.hidden, kv), (self.hidden, kv)]
-        return attention + [(self.hidden, self.feed_forward)] * 2 * self.experts
-
-    @property
-    def row_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of those whose inputs are heads or channels."""
-        down = [(self.feed_forward, self.hidden)] * self.experts
-        return [(self.heads * self.head_size, self.hidden), *down]
-
-    @property
-    def linear_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of each linear layer of one block."""
-        return self.column_shapes + self.row_shapes
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the whole model, but for biases."""
-        block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
-        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * block + tables + self.hidden
-
-    def weight_bytes(self, width: int, bits: int | None = None) -> int:
-        """Bytes of the weights alone.
-
-        Args:
-            width: bytes of a weight.
-            bits: of a weight of the linear layers, where those are quantized.
-        """
-        linear = self.linear_parameters if bits else 0
-        return (self.parameters - linear) * width + linear * (bits or 0) // 8
-
-    @property
-    def linear_parameters(self) -> int:
-        """Parameters of the linear layers of all blocks: those that are quantized."""
-        return self.layers * sum(a * b for a, b in self.linear_shapes)
-
-    def adapter_parameters(self, rank: int) -> int:
-        """Parameters of LoRA adapters on every linear layer of the blocks."""
-        return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)
 
 
 @dataclass(frozen=True)

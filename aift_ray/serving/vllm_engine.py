@@ -1,4 +1,4 @@
-"""The engine on vLLM. The only file that imports vllm, and only when an engine is started."""
+"""The engine on vLLM, which is imported when one is started."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 from aift_ray.errors import AiftError, ModelError, Problem
 from aift_ray.serving.kept import Kept, KeptAdapters
 from aift_ray.serving.requests import EngineError, Figures, QueueFull, Request, Sampling, Token
+from aift_ray.serving.vllm_requests import parameters, tokens
 
 log = logging.getLogger(__name__)
 
-# vLLM raises what lies between 0 and this to it, with a warning a request
-_COLDEST = 0.01
 # OpenAI's limit
 _TOP_LOGPROBS = 20
 # what vLLM's processes get to end by themselves
@@ -142,7 +141,7 @@ class _Stream:
                 output = made.get_nowait() or await made.get()
                 if self.over:
                     return
-                for token in _tokens(output.outputs[0], self.request.top_logprobs or 0):
+                for token in tokens(output.outputs[0], self.request.top_logprobs or 0):
                     self.over = self.answered = token.finish is not None
                     yield token
         except asyncio.CancelledError:
@@ -247,39 +246,8 @@ class VllmEngine:
         return await self._llm.add_request(
             str(next(self._keys)),
             tokens_input(request.prompt),
-            self._parameters(request),
+            parameters(request, self.vocabulary, self._eos),
             lora_request=adapter,
-        )
-
-    def _parameters(self, request: Request) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampling, stop_ids = request.sampling, set(request.stop_ids)
-        held = None
-        if request.grammar:
-            held = StructuredOutputsParams(json=request.grammar.schema)
-            # all that llguidance allows behind a complete answer
-            stop_ids.add(self._eos)
-        return SamplingParams(
-            temperature=sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k if sampling.top_k < self.vocabulary else 0,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition,
-            presence_penalty=sampling.presence,
-            frequency_penalty=sampling.frequency,
-            # vLLM takes -1 for none
-            seed=None if sampling.seed is None else sampling.seed % 2**63,
-            max_tokens=request.max_tokens,
-            stop_token_ids=sorted(stop_ids),
-            # each id that ends an answer is among the stop ids
-            ignore_eos=True,
-            logprobs=request.top_logprobs,
-            structured_outputs=held,
-            # texts are made of the tokens elsewhere
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
         )
 
     def _leave(self, stream: _Stream) -> None:
@@ -309,33 +277,3 @@ def _asked(adapter: Kept) -> Any:
 
     # vLLM's prefix cache goes by name and path, its weights by number: all three by the content
     return LoRARequest(adapter.digest, adapter.number, str(adapter.folder))
-
-
-def _tokens(completion: Any, top: int) -> list[Token]:
-    """What an output adds to an answer.
-
-    Args:
-        top: how many likeliest tokens are told with each.
-
-    Raises:
-        EngineError: the answer ends for a reason of vLLM's own.
-    """
-    ids = list(completion.token_ids)
-    told = completion.logprobs or [None] * len(ids)
-    found = [_token(id_, logprobs, top) for id_, logprobs in zip(ids, told, strict=True)]
-    finish = completion.finish_reason
-    if finish is None:
-        return found
-    if finish not in ("stop", "length") or not found:
-        raise EngineError(f"vLLM ended the answer: {finish}")
-    last = found[-1]
-    return [*found[:-1], Token(last.id, last.logprob, last.top, finish)]
-
-
-def _token(id_: int, logprobs: Any, top: int) -> Token:
-    if logprobs is None:
-        return Token(id_)
-    # the chosen token stands among them whatever its rank
-    ranked = sorted((each.rank, other, each.logprob) for other, each in logprobs.items())
-    told = tuple((other, logprob) for _, other, logprob in ranked[:top])
-    return Token(id_, logprobs[id_].logprob, told)

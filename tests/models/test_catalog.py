@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.models.catalog import CATALOG, TABLES, find, nearest
-from aift_ray.planning.memory import Shape
+from aift_ray.planning.shape import Shape
 from tests.conftest import SHIPPED
 
 ARCHITECTURES = {entry.architecture: name for name, entry in CATALOG.items()}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.memory import GIB, Memory, Shape, memories
+from aift_ray.planning.memory import GIB, Memory, memories
+from aift_ray.planning.shape import Shape
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "a5000.md"
 CARD = 22_000_000_000

@@ -10,7 +10,8 @@ import pytest
 
 from aift_ray.config import SHIPPED_MODEL
 from aift_ray.models.quantized import layers
-from aift_ray.planning.memory import Shape, memory
+from aift_ray.planning.memory import memory
+from aift_ray.planning.shape import Shape
 from tests.engine.runs import started
 
 # parameters as published; numbers of the architectures from their config.json

@@ -19,7 +19,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.models.adapters import add_adapters
 from aift_ray.parallel import fsdp, tensor
 from aift_ray.parallel.group import Group
-from aift_ray.planning.memory import Shape
+from aift_ray.planning.shape import Shape
 from tests.planning.a5000 import MODELS, two_cards
 
 CPU = torch.device("cpu")
