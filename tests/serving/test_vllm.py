@@ -223,6 +223,15 @@ def test_a_dead_engine_is_noticed_and_its_replica_replaced(served: VllmSite) -> 
     assert cores(served) != [core]
 
 
+def test_of_a_killed_replica_nothing_is_left(served: VllmSite) -> None:
+    [core] = cores(served)
+    [replica] = [each for each in core.parents() if "ServeReplica" in " ".join(each.cmdline())]
+    replica.kill()
+    core.wait(60)
+    until_answered(served)
+    assert cores(served) != [core]
+
+
 def cores(served: VllmSite) -> list[psutil.Process]:
     """vLLM's processes that schedule."""
     family = psutil.Process(served.served.process.pid).children(recursive=True)
