@@ -30,7 +30,7 @@ class TuneConfig(Section):
         "than the untrained model; or whoever is worse than the median; or nobody",
     )
     tolerance: Fraction = setting(
-        0.2, "asha: who misses the upper third by at most this share of the metric goes on"
+        0.05, "asha: who misses the upper third by at most this share of the metric goes on"
     )
     grace_steps: Positive | None = setting(
         None, "steps that every trial may take; default: training.eval_steps"
