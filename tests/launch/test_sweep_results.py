@@ -133,7 +133,7 @@ def test_who_is_worse_than_the_untrained_model_is_stopped_without_competition(
 
 
 def test_before_anybody_has_an_exact_match_nobody_is_stopped(tmp_path: Path) -> None:
-    matches = ([0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.45], [0.0, 0.0, 0.0, 0.1])
+    matches = ([0.0, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.49], [0.0, 0.0, 0.0, 0.1])
     assert asked_to_stop(tmp_path, *matches, metric="exact_match") == [None, None, 30]
 
 
