@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -30,13 +31,16 @@ def main() -> None:
 
 def answer(row: dict[str, str]) -> str:
     """The model's greedy answer to an instruction row."""
+    # of kernels for 4 bits, which are not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     # transformers warns of its own deprecated names
     warnings.simplefilter("ignore", FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    set_verbosity_error()
+    disable_progress_bar()
     folder = OUTPUT / "model"
     model = AutoPeftModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
