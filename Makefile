@@ -25,7 +25,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
 	  -m "not real_model and not faults and not slow and not containers"
 
-# an hour: a cluster that shrinks and grows, a sweep, the page, several launchers, a run killed 25 times
+# minutes each: a cluster that shrinks and grows, a sweep, the page, several launchers, a run killed 25 times
 test-faults: $(VENV)/stamp
 	$(BIN)/python -m pytest -m "faults or slow"
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json

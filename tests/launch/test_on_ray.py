@@ -39,7 +39,10 @@ def same(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> None:
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-5)
 
 
-RAYS_OWN = re.compile(r"[\d: ,-]+\s(INFO \w+|SUCC \w+|WARNING working_dir)\.py:\d+ -- ")
+# of the command `ray job submit`; what Ray says in the job itself is not among it
+RAYS_OWN = re.compile(
+    r"[\d: ,-]+\s(INFO (\w*sdk|cli|packaging|job_manager)|SUCC cli|WARNING working_dir)\.py:\d+ -- "
+)
 
 
 def job(cluster: Cluster, argv: list[str]) -> tuple[int, str]:
