@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.batch import PIECE, Batch, Row
+from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Request, Sampling
 from aift_ray.serving.sampling import Chooser
 
@@ -29,7 +30,7 @@ Prompts = list[list[int]]
 
 def rows(model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: list[str]) -> None:
     """Our own loop: every prompt is read, then all rows step together."""
-    batch = Batch(model, adapters)
+    batch = Batch(model, adapters, Prefixes(0))
     reading: list[Row] = []
     for key, prompt in enumerate(prompts):
         name = names[key % len(names)]

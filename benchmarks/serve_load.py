@@ -248,7 +248,9 @@ def compare(asked: list[Contestant], rounds: int, tokens: int) -> list[dict[str,
         for turn in range(rounds):
             for who in asked if turn % 2 else asked[::-1]:
                 before = who.memory_mb()
-                found = asyncio.run(burst(who, at_once, 4 if at_once == 1 else 1, tokens, turn))
+                each = 4 if at_once == 1 else 1
+                # no prompt comes twice: both servers keep what they have computed
+                found = asyncio.run(burst(who, at_once, each, tokens, 100 * at_once + turn))
                 found |= {"server": who.name, "at_once": at_once, "round": turn}
                 found["memory_growth_mb"] = round(who.memory_mb() - before, 1)
                 lines.append(found)

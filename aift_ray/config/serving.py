@@ -41,6 +41,10 @@ class ServingConfig(Section):
     idle_timeout_s: Seconds = setting(
         120.0, "seconds that a request may be without a token, waiting included"
     )
+    prefix_memory: str = setting(
+        "512MiB",
+        "memory for keys and values of earlier requests, for prompts that begin alike; 0MiB: none",
+    )
     drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
     cpus_per_replica: Positive | None = setting(
         None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
@@ -50,6 +54,11 @@ class ServingConfig(Section):
     @classmethod
     def _replicas(cls, value: int | str) -> int | str:
         return workers_range(value)
+
+    @field_validator("prefix_memory")
+    @classmethod
+    def _memory(cls, value: str) -> str:
+        return memory_size(value)
 
 
 class VllmConfig(Section):

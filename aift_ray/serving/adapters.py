@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Adapters:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base = base
         self._mixed = Mixed(base)
+        self._contents: dict[str, str] = {}
 
     def load(self, name: str, folder: str) -> None:
         """Make the adapter of a checked folder usable.
@@ -51,10 +53,16 @@ class Adapters:
         }
         peft.unload()
         self._mixed.put(name, pairs)
+        self._contents[name] = _digest(pairs)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; KeyError where there is none."""
         self._mixed.drop(name)
+        del self._contents[name]
+
+    def content(self, name: str) -> str:
+        """A digest of what an adapter adds; equal adapters have equal ones; "" for the base."""
+        return self._contents.get(name, "")
 
     def choose(self, rows: Sequence[str]) -> None:
         """Name the adapter of each row of the next forward pass; BASE: none."""
@@ -66,6 +74,15 @@ def _pair(layer: Any, dtype: torch.dtype) -> Pair:
     [(name, down)], up = layer.lora_A.items(), layer.lora_B
     scaled = up[name].weight * layer.scaling[name]
     return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype))
+
+
+def _digest(pairs: Mapping[str, Pair]) -> str:
+    found = hashlib.sha256()
+    for layer, pair in pairs.items():
+        found.update(layer.encode())
+        for matrix in (pair.down, pair.up):
+            found.update(matrix.contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:

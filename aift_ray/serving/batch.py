@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
+from aift_ray.serving.prefixes import Prefix, Prefixes
 from aift_ray.serving.requests import Request, Token
-from aift_ray.serving.rows import RowsCache
+from aift_ray.serving.rows import RowsCache, States
 from aift_ray.serving.sampling import Chooser
 
 # prompt tokens read between two steps: long prompts must not hold up the other answers
@@ -23,16 +24,14 @@ class Row:
 
     Attributes:
         length: tokens whose keys are cached.
-        made: tokens of the answer so far.
-        last: the token that is fed next.
+        answer: the tokens so far; the last one is fed next.
     """
 
     key: int
     request: Request
     chooser: Chooser
     length: int = 0
-    made: int = 0
-    last: int = 0
+    answer: list[int] = field(default_factory=list)
 
 
 # what a row's turn came to
@@ -45,11 +44,12 @@ class Batch:
     Args:
         model: in evaluation mode.
         adapters: those on it.
+        prefixes: of earlier requests.
     """
 
-    def __init__(self, model: PreTrainedModel, adapters: Adapters) -> None:
+    def __init__(self, model: PreTrainedModel, adapters: Adapters, prefixes: Prefixes) -> None:
         self._model: Any = model
-        self._adapters = adapters
+        self._adapters, self._prefixes = adapters, prefixes
         self.rows: list[Row] = []
         self._cache = RowsCache(model.config)
         self._reading: list[Row] = []
@@ -65,9 +65,31 @@ class Batch:
         """The rows whose prompts are being read."""
         return self._reading
 
+    def new_tokens(self, request: Request) -> int:
+        """Tokens of its prompt that no earlier request has computed."""
+        return len(request.prompt) - self._earlier(request)[1]
+
     def begin(self, rows: list[Row]) -> None:
-        """Start to read prompts: several that fit a piece together, or one of any length."""
+        """Start to read prompts: several whose new tokens fit a piece together, or a single one."""
         self._reading, self._read = rows, RowsCache(self._model.config)
+        longest = max(len(row.request.prompt) for row in rows)
+        found = [self._earlier(row.request) for row in rows]
+        fronts = [longest - len(row.request.prompt) for row in rows]
+        # all rows are read from the same column on
+        start = min(front + same for front, (_, same) in zip(fronts, found, strict=True))
+        if not start:
+            return
+        parts: list[tuple[States, int] | None] = []
+        for front, (prefix, _) in zip(fronts, found, strict=True):
+            if prefix and front < start:
+                self._prefixes.use(prefix, start - front)
+                parts.append((prefix.states, front))
+            else:
+                parts.append(None)
+        self._read.begin(parts, start)
+
+    def _earlier(self, request: Request) -> tuple[Prefix | None, int]:
+        return self._prefixes.find(self._adapters.content(request.adapter), request.prompt)
 
     def read(self) -> list[Told]:
         """Read a piece of the prompts; the first tokens of the answers once all is read."""
@@ -85,6 +107,7 @@ class Batch:
             return []
         told = [(row, self._next(row, logits[at : at + 1])) for at, row in enumerate(rows)]
         kept = _going_on(told)
+        self._remember(rows, kept, self._read)
         if kept:
             if len(kept) < len(rows):
                 self._read.keep(kept, max(lengths[at] for at in kept))
@@ -96,7 +119,7 @@ class Batch:
     def step(self) -> list[Told]:
         """One token for every row; rows that are finished leave."""
         lengths = [row.length + 1 for row in self.rows]
-        ids = torch.tensor([[row.last] for row in self.rows])
+        ids = torch.tensor([[row.answer[-1]] for row in self.rows])
         places = torch.tensor([[row.length] for row in self.rows])
         mask = _mask(lengths, max(lengths), max(lengths))
         logits = self._forward(ids, places, mask, self._cache, self.rows)
@@ -128,18 +151,25 @@ class Batch:
     def _keep(self, kept: list[int]) -> None:
         if len(kept) == len(self.rows):
             return
+        self._remember(self.rows, kept, self._cache)
         self.rows = [self.rows[at] for at in kept]
         if self.rows:
             self._cache.keep(kept, max(row.length for row in self.rows))
         else:
             self._cache = RowsCache(self._model.config)
 
+    def _remember(self, rows: list[Row], kept: list[int], cache: RowsCache) -> None:
+        """What the rows that leave have computed, for prompts that begin like them."""
+        for at in set(range(len(rows))) - set(kept):
+            row = rows[at]
+            tokens = (row.request.prompt + row.answer)[: row.length]
+            self._prefixes.keep(self._adapters.content(row.request.adapter), tokens, cache, at)
+
     def _accept(self, row: Row, token: Token) -> Token:
-        row.made += 1
-        row.last = token.id
+        row.answer.append(token.id)
         if token.id in row.request.stop_ids:
             return replace(token, finish="stop")
-        if row.made >= row.request.max_tokens:
+        if len(row.answer) >= row.request.max_tokens:
             return replace(token, finish="length")
         if row.chooser.constraint:
             row.chooser.constraint.advance(token.id)

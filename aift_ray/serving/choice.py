@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from aift_ray.config import ServeConfig
+from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.folders import load_config
 from aift_ray.models.quantized import stored_bits
@@ -87,4 +87,7 @@ def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:
     if config.vllm.tensor_parallel_size > 1 and not gpu:
         what = "splits the model over GPUs, and a replica has none"
         found.append(Problem("vllm.tensor_parallel_size", what, "leave it out"))
+    if config.serving.prefix_memory != ServingConfig().prefix_memory:
+        what = "the engine vllm keeps prompts that begin alike in vllm.kv_cache_memory"
+        found.append(Problem("serving.prefix_memory", what, f"leave it out, or {other}"))
     return found

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.batch import PIECE, Batch, Row
+from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import (
     EngineError,
     Figures,
@@ -73,16 +74,20 @@ class TransformersEngine:
         model: in evaluation mode, on its device.
         slots: requests that are worked on at a time.
         max_queue: requests that may wait for a slot.
+        prefix_memory: bytes for keys and values of earlier requests, for prompts that begin alike.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, max_queue: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, slots: int, max_queue: int, prefix_memory: int = 0
+    ) -> None:
         config: Any = model.config.get_text_config(decoder=True)
         self.vocabulary: int = config.vocab_size
         self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
         self._slots, self._max_queue = slots, max_queue
         self._model, self._device = model, model.device
         self._adapters = Adapters(model)
-        self._batch = Batch(model, self._adapters)
+        self._prefixes = Prefixes(prefix_memory)
+        self._batch = Batch(model, self._adapters, self._prefixes)
         self._waiting: deque[_Stream] = deque()
         self._working: dict[int, _Stream] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -122,7 +127,12 @@ class TransformersEngine:
 
     def figures(self) -> Figures:
         """The present state."""
-        return Figures(len(self._working), len(self._waiting), self._batch.cached_tokens)
+        return Figures(
+            len(self._working),
+            len(self._waiting),
+            self._batch.cached_tokens,
+            reused_tokens=self._prefixes.reused_tokens,
+        )
 
     def alive(self) -> bool:
         """Whether it can answer."""
@@ -211,7 +221,7 @@ class TransformersEngine:
         longest = 0
         with self._changed:
             while self._waiting and len(self._working) < self._slots:
-                longest = max(longest, len(self._waiting[0].request.prompt))
+                longest = max(longest, self._batch.new_tokens(self._waiting[0].request))
                 if found and longest * (len(found) + 1) > PIECE:
                     break
                 stream = self._waiting.popleft()
@@ -227,7 +237,8 @@ class TransformersEngine:
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:
-        self._batch = Batch(self._model, self._adapters)
+        self._prefixes.clear()
+        self._batch = Batch(self._model, self._adapters, self._prefixes)
         with self._changed:
             failed = [*self._working.values()]
             self._working.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from aift_ray.config import ServeConfig
+from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import folders, loading
@@ -98,14 +99,15 @@ async def start(
 
 
 def _transformers(checked: Checked) -> Engine:
-    config, quantization = checked.config, None
+    config, serving, quantization = checked.config, checked.config.serving, None
     if config.load_in:
         bits = 4 if config.load_in == "4bit" else 8
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
     model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
-    return TransformersEngine(model, config.serving.slots, config.serving.max_queue)
+    memory = memory_bytes(serving.prefix_memory)
+    return TransformersEngine(model, serving.slots, serving.max_queue, memory)
 
 
 async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:

@@ -16,6 +16,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from aift_ray.errors import ModelError, Problem
 
+# keys and values of one row in one layer, (heads, tokens, size) each
+Pair = tuple[torch.Tensor, torch.Tensor]
+# those of one row, by the number of the layer
+States = dict[int, Pair]
+
 # columns allocated ahead: appending to transformers' own layers copies them whole at every step
 _AHEAD = 64
 
@@ -88,6 +93,25 @@ class RowsCache(DynamicCache):
             chosen = index.to(layer.keys.device)
             layer.put(layer.keys[chosen, :, start:], layer.values[chosen, :, start:])
 
+    def row(self, at: int, columns: int) -> States:
+        """Copies of a row's last columns."""
+        return {
+            number: (_last(layer.keys[at], columns), _last(layer.values[at], columns))
+            for number, layer in enumerate(self._rows)
+            if layer.is_initialized
+        }
+
+    def begin(self, rows: list[tuple[States, int] | None], columns: int) -> None:
+        """Take rows of so many columns.
+
+        Args:
+            rows: the states of each, and the column where they begin: what stands before it is to
+                be masked. None: a row of which all these columns are masked.
+        """
+        for number in next(row[0] for row in rows if row):
+            parts = [(row[0][number], row[1]) if row else None for row in rows]
+            self._rows[number].put(*(_laid(parts, side, columns) for side in (0, 1)))
+
     def join(self, other: RowsCache) -> None:
         """Add the rows of another batch behind one's own."""
         width = max(self.columns, other.columns)
@@ -110,6 +134,21 @@ def _grown(old: torch.Tensor, new: torch.Tensor, used: int, size: int) -> torch.
     if used:
         buffer[:, :, :used] = old
     return buffer
+
+
+def _last(states: torch.Tensor, columns: int) -> torch.Tensor:
+    return states[:, states.shape[1] - columns :].clone()
+
+
+def _laid(parts: list[tuple[Pair, int] | None], side: int, columns: int) -> torch.Tensor:
+    """Keys (side 0) or values (1) of a layer, (rows, heads, columns, size)."""
+    like = next(part[0][side] for part in parts if part)
+    made = like.new_zeros(len(parts), like.shape[0], columns, like.shape[2])
+    for row, part in zip(made, parts, strict=True):
+        if part:
+            pair, start = part
+            row[:, start:] = pair[side][:, : columns - start]
+    return made
 
 
 def _widen(states: torch.Tensor, columns: int) -> torch.Tensor:

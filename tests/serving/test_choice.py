@@ -74,6 +74,7 @@ def test_settings_of_vllm_are_refused_by_name_with_another_engine() -> None:
         ({"load_in": "4bit"}, False, ["load_in"]),
         ({"vllm": {"tensor_parallel_size": 2}}, False, ["vllm.tensor_parallel_size"]),
         ({"vllm": {"tensor_parallel_size": 2}}, True, []),
+        ({"serving": {"prefix_memory": "1GiB"}}, True, ["serving.prefix_memory"]),
     ],
 )
 def test_what_vllm_can_not_do_is_refused_by_name(

@@ -41,6 +41,7 @@ CHANGED: dict[str, Any] = {
     "serving.request_timeout_s": 1.0,
     "serving.idle_timeout_s": 1.0,
     "serving.drain_timeout_s": 1.0,
+    "serving.prefix_memory": "1GiB",
     "serving.cpus_per_replica": 2,
 }
 
@@ -55,7 +56,7 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "names": (made.name, made.adapters),
         "weights": {str(p.dtype) for p in made.engine._model.parameters()},
         "limits": made.limits,
-        "engine": (made.engine._slots, made.engine._max_queue),
+        "engine": (made.engine._slots, made.engine._max_queue, made.engine._prefixes.memory),
         "deployment": str(deployment._deployment_config),
         "actor": str(deployment.ray_actor_options),
         "arguments": deployment.init_args[1:],
