@@ -34,7 +34,8 @@ async def converse(engine: Any, seed: int, vocabulary: int) -> list[float]:
 
     prompt, found = said(START), []
     for _ in range(TURNS):
-        begun, answer = time.perf_counter(), []
+        answer: list[int] = []
+        begun = time.perf_counter()
         request = Request(prompt, ANSWER, frozenset(), Sampling(temperature=0))
         async for token in engine.submit(request):
             if not answer:
