@@ -1,10 +1,13 @@
 """Load on a server over HTTP: time to first token, tokens a second, errors, memory.
 
-    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--minutes M] [--engine vllm]
+    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--engine vllm]
+    python benchmarks/serve_load.py MODEL --pairs N [--engine vllm]
+    python benchmarks/serve_load.py MODEL --minutes M [--tokens N]
 
 `aift-ray serve` and `transformers serve --continuous-batching`, or with `--engine vllm` vLLM's own
 server (both from the Python that runs this, see `make vllm-env`), asked in turn in one run by
 OpenAI's client: streamed greedy completions of Japanese prompts, 1, 4 and 16 at once. With
+`--pairs` one request at a time to each, and how much later our first token comes. With
 `--minutes` our server alone under a mixed load: streams that are left, chats, several answers,
 schemas, prompts that are too long.
 """
@@ -13,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -153,6 +158,36 @@ async def burst(who: Contestant, at_once: int, each: int, tokens: int, seed: int
     }
 
 
+async def first_tokens(asked: list[Contestant], pairs: int) -> dict[str, Any]:
+    """How many ms the first contestant's first token comes later; one request at a time, in turn."""
+    found: dict[str, list[float]] = {who.name: [] for who in asked}
+    clients = {who.name: who.client() for who in asked}
+    for turn in range(-3, pairs):
+        [prompt] = prompts(1, turn + 10**4)
+        for who in asked if turn % 2 else asked[::-1]:
+            tally = Tally()
+            await stream(who, clients[who.name], prompt, 4, tally)
+            assert not tally.errors, tally.errors
+            # four tokens may be less than a character
+            if turn >= 0:
+                found[who.name].append(tally.first_s[0] * 1e3 if tally.first_s else math.nan)
+    later = [ours - theirs for ours, theirs in zip(*found.values(), strict=True)]
+    later = [each for each in later if not math.isnan(each)]
+    # of so many medians of pairs drawn anew, the middle 95%
+    drawn = random.Random(0)
+    medians = sorted(statistics.median(drawn.choices(later, k=len(later))) for _ in range(2000))
+    return {
+        "pairs": len(later),
+        "median_ms": {
+            name: round(statistics.median(filter(math.isfinite, each)), 1)
+            for name, each in found.items()
+        },
+        "later_ms": round(statistics.median(later), 1),
+        "later_ms_95": [round(medians[50], 1), round(medians[1949], 1)],
+        "later_ms_quartiles": [round(each, 1) for each in statistics.quantiles(later)],
+    }
+
+
 async def mixed(who: Contestant, minutes: float, tokens: int) -> dict[str, Any]:
     """Eight clients that do what clients do; errors are those that nobody asked for."""
     end, chosen = time.monotonic() + minutes * 60, random.Random(0)
@@ -267,6 +302,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of computation, a server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=0, help="of first tokens")
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load on our server")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
@@ -286,9 +322,12 @@ def main() -> None:
             if given.minutes:
                 found: Any = asyncio.run(mixed(asked[0], given.minutes, given.tokens))
                 print(found)
+            elif given.pairs:
+                found = asyncio.run(first_tokens(asked, given.pairs))
+                print(found)
             else:
                 found = compare(asked, given.rounds, given.tokens)
-            kind = "mixed" if given.minutes else "load"
+            kind = "mixed" if given.minutes else "first" if given.pairs else "load"
             ready = {who.name: round(who.ready_s, 1) for who in asked}
             about = {"model": name, "dtype": given.dtype, "threads": given.threads}
             about |= {"engine": given.engine, "eager": given.eager}
