@@ -9,7 +9,7 @@ import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +49,12 @@ _SECRETS = ("HF_TOKEN",)
 
 
 @contextmanager
-def cluster() -> Iterator[dict[str, float]]:
+def cluster(variables: Mapping[str, str] | None = None) -> Iterator[dict[str, float]]:
     """A cluster to run on, and its resources: that of RAY_ADDRESS, else one of this machine.
+
+    Args:
+        variables: environment of all processes of a cluster that is started here, where they are
+            not set already.
 
     Raises:
         ConfigError: the cluster of RAY_ADDRESS can't be reached.
@@ -60,11 +64,23 @@ def cluster() -> Iterator[dict[str, float]]:
         return
     address = os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else reaper.watched():
-        _connect(address)
+        with _environment({} if address else variables or {}):
+            _connect(address)
         try:
             yield ray.cluster_resources()
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
 
 
 def _connect(address: str | None) -> None:
