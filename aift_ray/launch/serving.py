@@ -30,8 +30,14 @@ _SWITCH_S = 2e-4
 # the routes never block, so that they need no event loop beside Serve's own: a thread less on a
 # token's way
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-# and Serve's proxies, which read it when they start: from replicas by gRPC, not as Ray's objects
-_PROXIES = {"RAY_SERVE_PROXY_USE_GRPC": "1", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+# what Ray's own processes read when they start
+_CLUSTER = {
+    # proxies take answers from replicas by gRPC, not as Ray's objects, in one event loop
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # a server is as important as what else runs beside it; Ray's own 15 lets all others go first
+    "RAY_worker_niceness": "0",
+}
 
 
 @serve.deployment
@@ -193,7 +199,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
         path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
     try:
-        with workers.cluster(_PROXIES) as resources:
+        with workers.cluster(_CLUSTER) as resources:
             _serve(config, path, made, resources)
     finally:
         if made and path:
