@@ -159,7 +159,7 @@ async def burst(who: Contestant, at_once: int, each: int, tokens: int, seed: int
 
 
 async def first_tokens(asked: list[Contestant], pairs: int) -> dict[str, Any]:
-    """How many ms the first contestant's first token comes later; one request at a time, in turn."""
+    """How many ms later the first contestant's first token comes; single requests, in turn."""
     found: dict[str, list[float]] = {who.name: [] for who in asked}
     clients = {who.name: who.client() for who in asked}
     for turn in range(-3, pairs):
