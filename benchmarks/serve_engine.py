@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from transformers.utils import logging
 
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row
+from aift_ray.serving.batch import PIECE, Batch, Row, prepare
 from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Request, Sampling
 from aift_ray.serving.sampling import Chooser
@@ -80,6 +80,8 @@ def main() -> None:
 
     base, rival, adapted = load(), load(), load()
     none, adapters = Adapters(base), Adapters(adapted)
+    for model in (base, adapted):
+        prepare(model)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
     with tempfile.TemporaryDirectory() as place:
         get_peft_model(load(), config).save_pretrained(place, save_embedding_layers=False)

@@ -38,6 +38,16 @@ class Row:
 Told = tuple[Row, Token | Exception]
 
 
+def prepare(model: PreTrainedModel) -> None:
+    """Have the output layer see its input in one piece; once, before the first Batch.
+
+    Of the slice that is left of several prompts, torch (2.13, `should_fold` in LinearAlgebra.cpp)
+    would copy the weights for each row where they need no gradient, as after PEFT was there.
+    """
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
 class Batch:
     """Steps over the rows of one model. Not for several threads at a time.
 
