@@ -138,7 +138,8 @@ def test_an_adapter_of_another_shape_is_refused_and_the_engine_goes_on(
     assert ids(together(engine, [asked])[0]) == generated(plain, asked.prompt)
 
 
-def test_sliding_windows_hold_in_a_batch_of_uneven_rows() -> None:
+def windowed() -> Any:
+    """A random Gemma 3 with sliding windows of 8 tokens."""
     config = Gemma3TextConfig(
         vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
         num_attention_heads=4, num_key_value_heads=2, sliding_window=8, layer_types=[
@@ -146,7 +147,11 @@ def test_sliding_windows_hold_in_a_batch_of_uneven_rows() -> None:
         ],
     )  # fmt: skip
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_sliding_windows_hold_in_a_batch_of_uneven_rows() -> None:
+    model = windowed()
     engine = TransformersEngine(model, slots=8, max_queue=8)
     asked = [request(prompt(seed, 2 + 5 * seed, 200), 20) for seed in range(5)]
     told = together(engine, asked)

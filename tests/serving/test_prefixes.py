@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from aift_ray.serving import batch
 from aift_ray.serving import engine as engine_module
@@ -18,7 +16,7 @@ from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.prefixes import LEAST, Prefixes
 from aift_ray.serving.requests import Request, Token
 from tests.serving.conftest import load, write_adapter
-from tests.serving.test_engine import answer, generated, ids, prompt, request, together
+from tests.serving.test_engine import answer, generated, ids, prompt, request, together, windowed
 
 
 @pytest.fixture
@@ -72,14 +70,7 @@ def test_less_than_a_few_tokens_are_not_worth_it(keeping: TransformersEngine) ->
 def test_uneven_prompts_that_share_a_beginning_are_read_together(
     piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Gemma3TextConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, layer_types=[
-            "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"
-        ],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = windowed()
     engine = TransformersEngine(model, slots=8, max_queue=8, prefix_memory=2**28)
     monkeypatch.setattr(batch, "PIECE", piece)
     monkeypatch.setattr(engine_module, "PIECE", piece)
