@@ -9,6 +9,8 @@ from aift_ray.serving.rows import RowsCache, States
 
 # fewer tokens are computed as fast as they are found
 LEAST = 16
+# requests that are kept: each prompt is held against all of them
+MOST = 128
 
 
 @dataclass(eq=False)
@@ -29,7 +31,7 @@ class Prefix:
 
 
 class Prefixes:
-    """The latest requests, as many as the memory holds.
+    """The latest requests, as many as the memory holds, at most MOST.
 
     Args:
         memory: bytes on the model's device; 0: nothing is kept.
@@ -49,9 +51,9 @@ class Prefixes:
 
         The prompt's last token is never counted: it has to be computed for what follows it.
         """
-        best, most = None, LEAST - 1
+        best, most, known = None, LEAST - 1, prompt[:-1]
         for prefix in self._kept:
-            if prefix.content == content and (same := _alike(prefix.tokens, prompt[:-1])) > most:
+            if prefix.content == content and (same := _alike(prefix.tokens, known)) > most:
                 best, most = prefix, same
         return (best, most) if best else (None, 0)
 
@@ -79,7 +81,7 @@ class Prefixes:
             if prefix.content != content or prefix.tokens != tokens[: len(prefix.tokens)]
         ]
         self._kept.append(Prefix(content, tokens, states, size))
-        while sum(prefix.bytes for prefix in self._kept) > self.memory:
+        while len(self._kept) > MOST or sum(each.bytes for each in self._kept) > self.memory:
             del self._kept[0]
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from peft import PeftModel
 
-from aift_ray.serving import batch
+from aift_ray.serving import batch, prefixes
 from aift_ray.serving import engine as engine_module
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.prefixes import LEAST, Prefixes
@@ -166,6 +166,16 @@ def test_the_memory_is_held_and_the_longest_unused_goes_first() -> None:
     together(engine, [request(prompt(9, 300), 2)])
     assert [kept.find("", each)[1] for each in [*said, prompt(9, 300)]] == [39, 0, 39, 39, 0]
     engine.close()
+
+
+def test_no_more_requests_are_kept_than_a_prompt_can_be_held_against(
+    keeping: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes, "MOST", 2)
+    said = [prompt(seed, 40) for seed in range(3)]
+    for each in said:
+        together(keeping, [request(each, 2)])
+    assert [keeping._prefixes.find("", each)[1] for each in said] == [0, 39, 39]
 
 
 def test_no_memory_keeps_nothing(engine: TransformersEngine) -> None:
