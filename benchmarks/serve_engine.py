@@ -28,10 +28,13 @@ from aift_ray.serving.sampling import Chooser
 Prompts = list[list[int]]
 
 
-def rows(model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: list[str]) -> None:
-    """Our own loop: every prompt is read, then all rows step together."""
+def rows(
+    model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: list[str]
+) -> Prompts:
+    """The answers of our own loop: every prompt is read, then all rows step together."""
     batch = Batch(model, adapters, Prefixes(0))
     reading: list[Row] = []
+    every: list[Row] = []
     for key, prompt in enumerate(prompts):
         name = names[key % len(names)]
         request = Request(prompt, tokens, frozenset(), Sampling(temperature=0), name)
@@ -39,20 +42,24 @@ def rows(model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: l
         # 59 tokens are the longest; the engine too reads together what fits a piece
         if len(reading) == PIECE // 64 or key + 1 == len(prompts):
             batch.begin(reading)
+            every += reading
             reading = []
             while batch.reading:
                 batch.read()
     while batch.rows:
         batch.step()
+    return [row.answer for row in every]
 
 
-def continuous(manager: Any, prompts: Prompts, tokens: int) -> None:
-    """transformers' manager."""
-    for prompt in prompts:
-        manager.add_request(prompt, max_new_tokens=tokens, eos_token_id=-1)
-    done = 0
-    while done < len(prompts):
-        done += manager.get_result(timeout=60) is not None
+def continuous(manager: Any, prompts: Prompts, tokens: int) -> Prompts:
+    """The answers of transformers' manager."""
+    keys = [manager.add_request(p, max_new_tokens=tokens, eos_token_id=-1) for p in prompts]
+    done: dict[str, list[int]] = {}
+    while len(done) < len(prompts):
+        result = manager.get_result(timeout=60)
+        if result is not None:
+            done[result.request_id] = result.generated_tokens
+    return [done[key] for key in keys]
 
 
 def generate(model: Any, prompts: Prompts, tokens: int) -> None:
@@ -61,7 +68,7 @@ def generate(model: Any, prompts: Prompts, tokens: int) -> None:
         model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=tokens)
 
 
-def timed(work: Callable[[], None], tokens: int) -> float:
+def timed(work: Callable[[], object], tokens: int) -> float:
     start = time.perf_counter()
     work()
     return tokens / (time.perf_counter() - start)
@@ -94,7 +101,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = [20 + 7 * i % 40 for i in range(16)]
     prompts = [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
-    contestants: dict[str, Callable[[Prompts], None]] = {
+    contestants: dict[str, Callable[[Prompts], object]] = {
         "rows": lambda p: rows(base, none, p, number, [""]),
         "adapters": lambda p: rows(adapted, adapters, p, number, ["a", "b", "c"]),
         "continuous": lambda p: continuous(manager, p, number),
