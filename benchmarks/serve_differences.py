@@ -22,8 +22,8 @@ from serve_engine import Prompts, continuous, rows
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging
 
+from aift_ray.models.loading import load_model
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import prepare
 
 Answers = list[list[int]]
 NAMES = ["a", "b", "c"]
@@ -36,8 +36,10 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
+    width = getattr(torch, dtype)
+
     def load() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        model: Any = load_model(folder, width, "sdpa")
         model.generation_config.eos_token_id = None
         return model
 
@@ -45,17 +47,17 @@ def main() -> None:
     sizes = [20 + 7 * i % 40 for i in range(count)]
     prompts = [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
     with torch.inference_mode(), tempfile.TemporaryDirectory() as place:
-        model = load()
-        alone = _alone([model], prompts, tokens)
+        alone = _alone([load()], prompts, tokens)
         for seed, name in enumerate(NAMES):
             _adapter(load(), seed, Path(place) / name)
         adapted = [PeftModel.from_pretrained(load(), Path(place) / name) for name in NAMES]
         alone_adapted = _alone(adapted, prompts, tokens)
+        model = load()
         adapters = Adapters(model)
-        prepare(model)
         settings = ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=512)
         asked = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        manager = load().init_continuous_batching(asked, settings)
+        bare_model = AutoModelForCausalLM.from_pretrained(folder, dtype=width).eval()
+        manager = bare_model.init_continuous_batching(asked, settings)
         manager.start()
         found: dict[str, dict[str, int]] = {}
         for at_once in (1, 4, 16):

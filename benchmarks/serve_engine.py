@@ -19,8 +19,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging
 
+from aift_ray.models.loading import load_model
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row, prepare
+from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Request, Sampling
 from aift_ray.serving.sampling import Chooser
@@ -80,15 +81,16 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
+    width = getattr(torch, dtype)
+
     def load() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        model: Any = load_model(folder, width, "sdpa")
         model.generation_config.eos_token_id = None
         return model
 
-    base, rival, adapted = load(), load(), load()
+    base, adapted = load(), load()
+    rival: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=width).eval()
     none, adapters = Adapters(base), Adapters(adapted)
-    for model in (base, adapted):
-        prepare(model)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
     with tempfile.TemporaryDirectory() as place:
         get_peft_model(load(), config).save_pretrained(place, save_embedding_layers=False)

@@ -84,6 +84,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _connect(address: str | None) -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    unmade = not token.exists()
     try:
         if address and _HOST_AND_PORT.fullmatch(address):
             # Ray itself would try for a minute
@@ -99,6 +101,9 @@ def _connect(address: str | None) -> None:
                 log_to_driver=False,
                 include_dashboard=None if address else False,
             )
+        if unmade and token.exists():
+            # Ray makes one for its first cluster, which every user of the machine could read
+            token.chmod(0o600)
     except (OSError, RuntimeError, ValueError) as error:
         if address is None:
             raise TrainingError(f"Ray could not be started: {short(error)}") from error

@@ -72,7 +72,7 @@ def load_model(
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
-    found.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
     if bits:
         repack = quantization.repack if quantization else True
@@ -94,7 +94,8 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
     return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
 
 
-def _contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-    # the last position of a padded batch is a view with gaps: matmul would copy a frozen output
-    # layer once a row for it, gigabytes with a large vocabulary
-    return (inputs[0].contiguous(),)
+def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    # matmul (torch 2.13, `should_fold` in LinearAlgebra.cpp) would copy a frozen output layer once
+    # a row for the last positions of prompts, gigabytes with a large vocabulary. It goes by the
+    # strides, those of a single row too, which `contiguous()` leaves as they are.
+    return (inputs[0].flatten().view(inputs[0].shape),)

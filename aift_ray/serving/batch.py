@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
@@ -37,20 +36,6 @@ class Row:
 
 # what a row's turn came to
 Told = tuple[Row, Token | Exception]
-
-
-def prepare(model: PreTrainedModel) -> None:
-    """Have the output layer see its input in one piece; once, before the first Batch.
-
-    Of the slice that is left of the prompts, torch (2.13, `should_fold` in LinearAlgebra.cpp) would
-    copy the weights for each row where they need no gradient, as after PEFT was there. It goes by
-    the strides, those of a single row's dimension too, which `contiguous()` leaves as they are.
-    """
-
-    def in_one_piece(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
-
-    model.get_output_embeddings().register_forward_pre_hook(in_one_piece)
 
 
 class Batch:

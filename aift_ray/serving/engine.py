@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row, prepare
+from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import (
     EngineError,
@@ -85,7 +85,6 @@ class TransformersEngine:
         self.context: int = getattr(config, "max_position_embeddings", 0) or 2**31
         self._slots, self._max_queue = slots, max_queue
         self._model, self._device = model, model.device
-        prepare(model)
         self._adapters = Adapters(model)
         self._prefixes = Prefixes(prefix_memory)
         self._batch = Batch(model, self._adapters, self._prefixes)

@@ -250,7 +250,9 @@ def test_a_disk_that_fills_up_ends_the_run_and_names_the_last_checkpoint(
 def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
     cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    environment = {k: v for k, v in cluster.environment.items() if k != "RAY_ADDRESS"}
+    others = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    environment = {k: v for k, v in cluster.environment.items() if k not in others}
+    environment["HOME"] = str(tmp_path / "home")
     argv = flags(tiny_model, rows_file, tmp_path / "run", method="full", training__num_epochs=200)
     command = Command(argv, environment)
     status, output = stopped(command, tmp_path / "run", signal.SIGTERM)
@@ -258,6 +260,8 @@ def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
     assert len(command.family()) > 4
     time.sleep(3)
     assert [process for process in command.family() if process.is_running()] == []
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600, "Ray made it for this cluster"
 
 
 def test_a_cluster_that_is_not_there_is_named(

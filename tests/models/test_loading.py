@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 from aift_ray.errors import ModelError
 from aift_ray.models import attention, folders, places
 from aift_ray.models.japanese_model import JapaneseModel
+from aift_ray.models.loading import load_model
 from aift_ray.models.quantized import layers
 from tests.conftest import SHIPPED
 
@@ -170,3 +171,16 @@ def test_a_folder_that_lacks_a_part_is_refused(
 def test_an_unknown_name_finds_the_nearest() -> None:
     with pytest.raises(ModelError, match="did you mean hina-4m"):
         JapaneseModel("hina").load_model()
+
+
+@pytest.mark.parametrize("prompts", [1, 4])
+def test_prompts_read_on_frozen_weights_copy_no_weights(prompts: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    model: Any = load_model(str(SHIPPED), torch.float32, "sdpa")
+    model.requires_grad_(False)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        model(torch.zeros(prompts, 9, dtype=torch.long), logits_to_keep=1)
+    head = model.get_output_embeddings().weight
+    copied = [event.input_shapes for event in seen.events() if event.name == "aten::bmm"]
+    assert [prompts, *head.T.shape] not in [shape for shapes in copied for shape in shapes]
