@@ -47,7 +47,7 @@ class Adapters:
         # PEFT reads its own files; what it has put around the layers is taken off again
         peft = PeftModel.from_pretrained(self._base, folder)
         pairs = {
-            layer: _pair(module, self._base.dtype)
+            layer: _pair(module)
             for layer, module in peft.base_model.model.named_modules()
             if isinstance(module, LoraLayer)
         }
@@ -69,11 +69,11 @@ class Adapters:
         self._mixed.choose(rows)
 
 
-def _pair(layer: Any, dtype: torch.dtype) -> Pair:
-    """The only adapter of one of PEFT's layers."""
+def _pair(layer: Any) -> Pair:
+    """The only adapter of one of PEFT's layers, in fp32."""
     [(name, down)], up = layer.lora_A.items(), layer.lora_B
     scaled = up[name].weight * layer.scaling[name]
-    return Pair(down.weight.detach().to(dtype), scaled.detach().to(dtype))
+    return Pair(down.weight.detach().float(), scaled.detach().float())
 
 
 def _digest(pairs: Mapping[str, Pair]) -> str:

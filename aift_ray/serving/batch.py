@@ -71,6 +71,8 @@ class Batch:
 
     def begin(self, rows: list[Row]) -> None:
         """Start to read prompts: several whose new tokens fit a piece together, or a single one."""
+        # rows of the same adapter side by side, see Mixed
+        rows = sorted(rows, key=lambda row: row.request.adapter)
         self._reading, self._read = rows, RowsCache(self._model.config)
         longest = max(len(row.request.prompt) for row in rows)
         found = [self._earlier(row.request) for row in rows]

@@ -66,6 +66,18 @@ def test_every_mix_answers_as_peft_does_alone_while_adapters_come_and_go(
     engine.close()
 
 
+def test_in_bf16_too_a_request_alone_is_answered_as_peft_does(tmp_path: Path) -> None:
+    # scaled by 4, a power of two, so that scaling rounds nothing
+    folder = write_adapter(tmp_path / "a", 0, r=8, lora_alpha=32, target_modules="all-linear")
+    model = PeftModel.from_pretrained(load().bfloat16(), folder).eval()
+    engine = TransformersEngine(load().bfloat16(), slots=1, max_queue=8)
+    asyncio.run(engine.load("a", str(folder)))
+    for seed in range(12):
+        told = asyncio.run(answer(engine, request(prompt(seed), adapter="a")))
+        assert ids(told) == generated(model, prompt(seed))
+    engine.close()
+
+
 # PEFT warns of tied embeddings
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
