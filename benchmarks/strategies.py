@@ -17,7 +17,9 @@ import measuring
 from measuring import Pair, Processes, Result
 from train_throughput import free_port
 
-STRATEGIES = ("ddp", "zero1", "zero2", "fsdp", "tensor")
+STRATEGIES = ("ddp", "zero1", "zero2", "fsdp", "tensor", "pipeline")
+# those whose two workers hold one model together
+APART = ("tensor", "pipeline")
 UNITS, RANK, KEY = 32, 16, "tokens_per_s"
 # measured over computed may differ by this share
 BOUND = 0.05
@@ -55,7 +57,10 @@ def _variant(
     options: argparse.Namespace, folder: Path, strategy: str, workers: int
 ) -> dict[str, Any]:
     rows = measuring.ROOT / "aift_ray" / "data" / "assets" / "keitai" / "train.jsonl"
-    replicas = 1 if strategy == "tensor" else workers
+    replicas = 1 if strategy in APART else workers
+    parallel: dict[str, Any] = {"strategy": strategy}
+    if strategy == "pipeline":
+        parallel |= {"pipeline_parallel_size": workers, "pipeline_microbatches": 4 * workers}
     training = {
         "batch_size": UNITS // replicas,
         "gradient_accumulation_steps": 1,
@@ -67,7 +72,7 @@ def _variant(
     settings = {
         "model": str(folder / "model"),
         "method": options.method,
-        "parallel": {"strategy": strategy},
+        "parallel": parallel,
         "lora": {"r": RANK, "lora_dropout": 0.0},
         "training": training,
         "data": {"train_files": [str(rows)]},
@@ -95,7 +100,7 @@ def _computed(method: str, strategy: str, folder: Path) -> dict[str, int]:
     from aift_ray.planning.shape import Shape
 
     shape = Shape.of(json.loads((folder / "model" / "config.json").read_text("utf-8")))
-    apart = 2 if strategy == "tensor" else 1
+    apart = 2 if strategy in APART else 1
     need = memory(shape, method, RANK, 1, 4, False, None, strategy, 2, apart=apart)
     gradients = need.gradients // (2 if strategy == "zero1" else 1)
     # at the end of a step, zero1 too has shares of the gradients only

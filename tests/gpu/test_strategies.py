@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from aift_ray.engine.build import build
 from aift_ray.launch.prepare import prepare
@@ -37,6 +38,10 @@ PLANS = [
     ["tensor"],
     pytest.param(["pipeline", "pipeline gpipe", "pipeline interleaved"], marks=two_gpus),
 ]
+# FSDP of torch 2.11 takes no integers for weights (pytorch#177844, mended by pytorch#177948)
+takes_integers = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.13"), reason="FSDP of an older torch shares no 4 bits"
+)
 BOUND = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
@@ -120,7 +125,10 @@ def test_one_gpu_trains_the_same_from_host_memory(
     torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", *(pytest.param(name, marks=takes_integers) for name in ("fsdp", "zero1", "zero2"))],
+)
 def test_4_bit_bases_train_alike_on_two_gpus(
     strategy: str, tiny_model: Path, tmp_path: Path
 ) -> None:

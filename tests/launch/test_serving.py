@@ -13,11 +13,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 from aift_ray.commandline import guarded
 from aift_ray.serve import run
 from tests.launch.served import LONG, Served
 from tests.serving.conftest import write_adapter
+from tests.serving.test_openai import QUESTION
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,35 @@ def test_the_openai_client_streams_from_the_command(served: Served) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(api_key="wrong", base_url=client.base_url, max_retries=0).models.list()
+
+
+@pytest.mark.ray
+def test_hugging_faces_client_gets_the_same_answers(served: Served) -> None:
+    url = f"http://127.0.0.1:{served.port}/v1"
+    client = InferenceClient(base_url=url, api_key=served.key)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
+    asked: dict[str, Any] = {"messages": QUESTION, "max_tokens": 24, "temperature": 0}
+    for model in ("hina-4m", "kansai"):
+        other = openai.OpenAI(api_key=served.key, base_url=url).chat.completions
+        wanted = other.create(model=model, **asked).choices[0]
+        whole = client.chat_completion(model=model, logprobs=True, top_logprobs=2, **asked)
+        assert whole.choices[0].message.content == wanted.message.content
+        assert whole.choices[0].finish_reason == wanted.finish_reason
+        assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+        options = {"include_usage": True}
+        chunks = list(
+            client.chat_completion(model=model, stream=True, stream_options=options, **asked)
+        )
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(pieces) == wanted.message.content
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        told = client.chat_completion(model=model, response_format=form, **asked)
+        assert isinstance(json.loads(told.choices[0].message.content)["n"], int)
+    with pytest.raises(HfHubHTTPError, match="401"):
+        InferenceClient(base_url=url, api_key="wrong").chat_completion(model="hina-4m", **asked)
+    with pytest.raises(HfHubHTTPError, match="404"):
+        client.chat_completion(model="another", **asked)
 
 
 @pytest.mark.ray
