@@ -47,11 +47,12 @@ def test_the_openai_client_streams_from_the_command(served: Served) -> None:
 
 
 @pytest.mark.ray
-def test_hugging_faces_client_gets_the_same_answers(served: Served) -> None:
+def test_hugging_faces_client_gets_the_same_answers(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     url = f"http://127.0.0.1:{served.port}/v1"
     client = InferenceClient(base_url=url, api_key=served.key)
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
     asked: dict[str, Any] = {"messages": QUESTION, "max_tokens": 24, "temperature": 0}
     for model in ("hina-4m", "kansai"):
         other = openai.OpenAI(api_key=served.key, base_url=url).chat.completions
@@ -67,8 +68,6 @@ def test_hugging_faces_client_gets_the_same_answers(served: Served) -> None:
         pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
         assert "".join(pieces) == wanted.message.content
         assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-        told = client.chat_completion(model=model, response_format=form, **asked)
-        assert isinstance(json.loads(told.choices[0].message.content)["n"], int)
     with pytest.raises(HfHubHTTPError, match="401"):
         InferenceClient(base_url=url, api_key="wrong").chat_completion(model="hina-4m", **asked)
     with pytest.raises(HfHubHTTPError, match="404"):
