@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measuring
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from serve_engine import Prompts, continuous, rows
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from serve_engine import Prompts, continuous, manager_of, opened, prompts_of, rows
 from transformers.utils import logging
 
-from aift_ray.models.loading import load_model
 from aift_ray.serving.adapters import Adapters
 
 Answers = list[list[int]]
@@ -35,17 +34,8 @@ def main() -> None:
     tokens, count = int(given.get(3, "24")), int(given.get(4, "48"))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-    width = getattr(torch, dtype)
-
-    def load() -> Any:
-        model: Any = load_model(folder, width, "sdpa")
-        model.generation_config.eos_token_id = None
-        return model
-
-    generator = torch.Generator().manual_seed(0)
-    sizes = [20 + 7 * i % 40 for i in range(count)]
-    prompts = [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
+    load = partial(opened, folder, getattr(torch, dtype))
+    prompts = prompts_of(count)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as place:
         alone = _alone([load()], prompts, tokens)
         for seed, name in enumerate(NAMES):
@@ -54,11 +44,7 @@ def main() -> None:
         alone_adapted = _alone(adapted, prompts, tokens)
         model = load()
         adapters = Adapters(model)
-        settings = ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=512)
-        asked = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        bare_model = AutoModelForCausalLM.from_pretrained(folder, dtype=width).eval()
-        manager = bare_model.init_continuous_batching(asked, settings)
-        manager.start()
+        manager = manager_of(folder, getattr(torch, dtype))
         found: dict[str, dict[str, int]] = {}
         for at_once in (1, 4, 16):
             parts = [prompts[at : at + at_once] for at in range(0, count, at_once)]

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,34 +76,45 @@ def timed(work: Callable[[], object], tokens: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
+def opened(folder: str, width: torch.dtype) -> Any:
+    """A model as the server loads it, whose answers go on to the length that is asked for."""
+    model: Any = load_model(folder, width, "sdpa")
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def manager_of(folder: str, width: torch.dtype) -> Any:
+    """transformers' continuous batching of a plainly loaded model, started."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=width).eval()
+    settings = ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=512)
+    asked = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    manager = model.init_continuous_batching(asked, settings)
+    manager.start()
+    return manager
+
+
+def prompts_of(number: int) -> Prompts:
+    """Random ones of 20 to 59 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [20 + 7 * i % 40 for i in range(number)]
+    return [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
+
+
 def main() -> None:
     given = dict(enumerate(sys.argv))
     folder, dtype, number = sys.argv[1], given.get(2, "float32"), int(given.get(3, "32"))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-    width = getattr(torch, dtype)
-
-    def load() -> Any:
-        model: Any = load_model(folder, width, "sdpa")
-        model.generation_config.eos_token_id = None
-        return model
-
+    load = partial(opened, folder, getattr(torch, dtype))
     base, adapted = load(), load()
-    rival: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=width).eval()
     none, adapters = Adapters(base), Adapters(adapted)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
     with tempfile.TemporaryDirectory() as place:
         get_peft_model(load(), config).save_pretrained(place, save_embedding_layers=False)
         for name in ("a", "b", "c"):
             adapters.load(name, place)
-    settings = ContinuousBatchingConfig(num_blocks=256, max_batch_tokens=512)
-    asked = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-    manager = rival.init_continuous_batching(asked, settings)
-    manager.start()
-    generator = torch.Generator().manual_seed(0)
-    sizes = [20 + 7 * i % 40 for i in range(16)]
-    prompts = [torch.randint(300, 4000, (n,), generator=generator).tolist() for n in sizes]
+    manager = manager_of(folder, getattr(torch, dtype))
+    prompts = prompts_of(16)
     contestants: dict[str, Callable[[Prompts], object]] = {
         "rows": lambda p: rows(base, none, p, number, [""]),
         "adapters": lambda p: rows(adapted, adapters, p, number, ["a", "b", "c"]),
