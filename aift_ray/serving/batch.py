@@ -84,8 +84,7 @@ class Batch:
         parts: list[tuple[States, int] | None] = []
         for front, (prefix, _) in zip(fronts, found, strict=True):
             if prefix and front < start:
-                self._prefixes.use(prefix, start - front)
-                parts.append((prefix.states, front))
+                parts.append((self._prefixes.use(prefix, start - front), front))
             else:
                 parts.append(None)
         self._read.begin(parts, start)
@@ -165,7 +164,8 @@ class Batch:
         for at in set(range(len(rows))) - set(kept):
             row = rows[at]
             tokens = (row.request.prompt + row.answer)[: row.length]
-            self._prefixes.keep(self._adapters.content(row.request.adapter), tokens, cache, at)
+            content = self._adapters.content(row.request.adapter)
+            self._prefixes.keep(content, tokens, cache.row(at, len(tokens)))
 
     def _accept(self, row: Row, token: Token) -> Token:
         row.answer.append(token.id)

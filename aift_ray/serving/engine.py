@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -26,8 +27,12 @@ from aift_ray.serving.requests import (
     Token,
 )
 from aift_ray.serving.sampling import Chooser
+from aift_ray.utils import heap
 
 log = logging.getLogger(__name__)
+
+# seconds of work after which freed memory is given back
+TRIM = 60.0
 
 
 @dataclass
@@ -171,6 +176,7 @@ class TransformersEngine:
         self._working.pop(key, None)
 
     def _run(self) -> None:
+        trimmed = time.monotonic()
         with torch.inference_mode():
             while self._wait():
                 try:
@@ -179,6 +185,9 @@ class TransformersEngine:
                     # the rows share one cache, so none of them can be trusted any more
                     log.exception("a step failed")
                     self._fail(error)
+                if time.monotonic() - trimmed >= TRIM:
+                    heap.trim()
+                    trimmed = time.monotonic()
         self._fail(RuntimeError("it was stopped"))
 
     def _wait(self) -> bool:

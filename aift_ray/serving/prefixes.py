@@ -5,12 +5,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aift_ray.serving.rows import RowsCache, States
+import torch
+
+from aift_ray.serving.rows import Pair, States
 
 # fewer tokens are computed as fast as they are found
 LEAST = 16
 # requests that are kept: each prompt is held against all of them
 MOST = 128
+
+
+class Store:
+    """Keys and values of tokens, a slot each, in memory that is taken once and for all.
+
+    Pieces of their own that come and go with requests of all lengths leave holes in a process's
+    heap, as many again as they hold.
+
+    Args:
+        memory: bytes on the model's device.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        # keys and values by layer, (slots, heads, size)
+        self._layers: dict[int, Pair] = {}
+        self._free: list[int] = []
+        self._slots = 0
+
+    def room(self, states: States) -> int:
+        """How many tokens with such states can be kept at all."""
+        if not self._layers:
+            token = sum(each[:, 0].nbytes for pair in states.values() for each in pair)
+            self._slots = self.memory // token
+            self._free = list(range(self._slots))
+            self._layers = {number: self._empty(pair) for number, pair in states.items()}
+        return self._slots
+
+    @property
+    def free(self) -> int:
+        """How many more tokens can be kept now."""
+        return len(self._free)
+
+    def put(self, states: States) -> torch.Tensor:
+        """Keep copies; the slots they are in, one a token."""
+        count = next(iter(states.values()))[0].shape[1]
+        slots = torch.tensor(self._free[-count:])
+        del self._free[-count:]
+        for number, pair in states.items():
+            for kept, new in zip(self._layers[number], pair, strict=True):
+                kept.index_copy_(0, slots.to(kept.device), new.transpose(0, 1))
+        return slots
+
+    def get(self, slots: torch.Tensor) -> States:
+        """Copies of what is in slots."""
+        return {
+            number: (_taken(keys, slots), _taken(values, slots))
+            for number, (keys, values) in self._layers.items()
+        }
+
+    def drop(self, slots: torch.Tensor) -> None:
+        """Free slots."""
+        self._free += slots.tolist()
+
+    def _empty(self, like: Pair) -> Pair:
+        keys, values = (each.new_empty(self._slots, each.shape[0], each.shape[2]) for each in like)
+        return keys, values
 
 
 @dataclass(eq=False)
@@ -20,14 +79,12 @@ class Prefix:
     Attributes:
         content: digest of the adapter that the keys and values were computed with.
         tokens: of prompt and answer.
-        states: keys and values by layer.
-        bytes: that the states take.
+        slots: where their keys and values are.
     """
 
     content: str
     tokens: list[int]
-    states: States
-    bytes: int
+    slots: torch.Tensor
 
 
 class Prefixes:
@@ -43,6 +100,7 @@ class Prefixes:
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.reused_tokens = 0
+        self._store = Store(memory)
         # the one that was used last stands last
         self._kept: list[Prefix] = []
 
@@ -57,36 +115,43 @@ class Prefixes:
                 best, most = prefix, same
         return (best, most) if best else (None, 0)
 
-    def use(self, prefix: Prefix, tokens: int) -> None:
-        """Count so many tokens of one as reused; it stays longer than the others."""
+    def use(self, prefix: Prefix, tokens: int) -> States:
+        """The first tokens of one, which are reused; it stays longer than the others."""
         self.reused_tokens += tokens
-        self._kept.remove(prefix)
-        self._kept.append(prefix)
+        self._renew(prefix)
+        return self._store.get(prefix.slots[:tokens])
 
-    def keep(self, content: str, tokens: list[int], cache: RowsCache, row: int) -> None:
-        """Keep the keys and values of a row whose last columns belong to these tokens."""
-        if not self.memory or len(tokens) < LEAST:
+    def keep(self, content: str, tokens: list[int], states: States) -> None:
+        """Keep the keys and values of these tokens."""
+        if len(tokens) < LEAST or len(tokens) > self._store.room(states):
             return
         for prefix in self._kept:
             if prefix.content == content and prefix.tokens[: len(tokens)] == tokens:
-                self.use(prefix, 0)
+                self._renew(prefix)
                 return
-        states = cache.row(row, len(tokens))
-        size = sum(each.nbytes for pair in states.values() for each in pair)
-        if size > self.memory:
-            return
-        self._kept = [
-            prefix
-            for prefix in self._kept
-            if prefix.content != content or prefix.tokens != tokens[: len(prefix.tokens)]
-        ]
-        self._kept.append(Prefix(content, tokens, states, size))
-        while len(self._kept) > MOST or sum(each.bytes for each in self._kept) > self.memory:
-            del self._kept[0]
+        for prefix in [*self._kept]:
+            if prefix.content == content and prefix.tokens == tokens[: len(prefix.tokens)]:
+                self._drop(prefix)
+        while len(self._kept) >= MOST or self._store.free < len(tokens):
+            self._drop(self._kept[0])
+        self._kept.append(Prefix(content, tokens, self._store.put(states)))
+
+    def _renew(self, prefix: Prefix) -> None:
+        self._kept.remove(prefix)
+        self._kept.append(prefix)
+
+    def _drop(self, prefix: Prefix) -> None:
+        self._kept.remove(prefix)
+        self._store.drop(prefix.slots)
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._kept = []
+        """Forget everything, and give the memory back."""
+        self._kept, self._store = [], Store(self.memory)
+
+
+def _taken(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """(heads, tokens, size)."""
+    return states.index_select(0, slots.to(states.device)).transpose(0, 1)
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

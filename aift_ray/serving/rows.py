@@ -94,7 +94,7 @@ class RowsCache(DynamicCache):
             layer.put(layer.keys[chosen, :, start:], layer.values[chosen, :, start:])
 
     def row(self, at: int, columns: int) -> States:
-        """Copies of a row's last columns."""
+        """A row's last columns, as they stand in the cache until its next change."""
         return {
             number: (_last(layer.keys[at], columns), _last(layer.values[at], columns))
             for number, layer in enumerate(self._rows)
@@ -137,7 +137,7 @@ def _grown(old: torch.Tensor, new: torch.Tensor, used: int, size: int) -> torch.
 
 
 def _last(states: torch.Tensor, columns: int) -> torch.Tensor:
-    return states[:, states.shape[1] - columns :].clone()
+    return states[:, states.shape[1] - columns :]
 
 
 def _laid(parts: list[tuple[Pair, int] | None], side: int, columns: int) -> torch.Tensor:

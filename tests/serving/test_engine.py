@@ -17,6 +17,7 @@ from aift_ray.serving import engine as engine_module
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.requests import EngineError, QueueFull, Request, Sampling, Token
 from aift_ray.serving.rows import RowsCache
+from aift_ray.utils import heap
 from tests.serving.conftest import load
 
 GREEDY = Sampling(temperature=0)
@@ -264,6 +265,25 @@ def test_a_failed_step_fails_its_requests_and_the_next_ones_are_answered(
         with pytest.raises(EngineError, match="out of memory"):
             together(engine, [request(prompt(0))])
     assert ids(together(engine, [request(prompt(0))])[0]) == generated(plain, prompt(0))
+
+
+def test_freed_memory_is_given_back_while_it_works(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    give_back = heap.trim
+
+    def counted() -> None:
+        give_back()
+        given.append(1)
+
+    monkeypatch.setattr(heap, "trim", counted)
+    monkeypatch.setattr(engine_module, "TRIM", 1e9)
+    together(engine, [request(prompt(0), 3)])
+    assert not given
+    monkeypatch.setattr(engine_module, "TRIM", 0.0)
+    together(engine, [request(prompt(1), 3)])
+    assert given
 
 
 def test_logits_that_are_no_numbers_fail_one_request_alone(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 
 from aift_ray.serving import batch, prefixes
@@ -15,6 +16,7 @@ from aift_ray.serving import engine as engine_module
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.prefixes import LEAST, Prefixes
 from aift_ray.serving.requests import Request, Token
+from aift_ray.serving.rows import States
 from tests.serving.conftest import load, write_adapter
 from tests.serving.test_engine import answer, generated, ids, prompt, request, together, windowed
 
@@ -160,7 +162,8 @@ def test_the_memory_is_held_and_the_longest_unused_goes_first() -> None:
         together(engine, [request(each, 10)])
     assert reused(engine, [request(said[0], 10)])[1] == 39
     together(engine, [request(said[3], 10)])
-    assert sum(prefix.bytes for prefix in kept._kept) == 3 * 49 * a_token
+    assert [len(prefix.slots) for prefix in kept._kept] == [49] * 3
+    assert not kept._store.free
     assert [kept.find("", each)[1] for each in said] == [39, 0, 39, 39]
     # larger than all the memory
     together(engine, [request(prompt(9, 300), 2)])
@@ -181,3 +184,34 @@ def test_no_more_requests_are_kept_than_a_prompt_can_be_held_against(
 def test_no_memory_keeps_nothing(engine: TransformersEngine) -> None:
     assert [reused(engine, [request(prompt(0, 40))])[1] for _ in range(2)] == [0, 0]
     assert Prefixes(0).find("", prompt(0)) == (None, 0)
+
+
+def test_what_comes_and_goes_never_takes_the_slots_of_what_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def states(tokens: int) -> States:
+        # layers need not be alike
+        sizes = {0: (2, 4), 3: (1, 8)}
+        return {
+            number: (
+                torch.randn(heads, tokens, size, generator=generator),
+                torch.randn(heads, tokens, size, generator=generator),
+            )
+            for number, (heads, size) in sizes.items()
+        }
+
+    room = 200
+    kept = Prefixes(sum(each.nbytes for pair in states(room).values() for each in pair))
+    put: dict[tuple[int, ...], States] = {}
+    for seed in range(100):
+        tokens = prompt(seed, 16 + seed * 7 % 60)
+        put[tuple(tokens)] = states(len(tokens))
+        kept.keep("", tokens, put[tuple(tokens)])
+        slots = torch.cat([prefix.slots for prefix in kept._kept]).tolist() + kept._store._free
+        assert sorted(slots) == list(range(room))
+    assert len(kept._kept) > 2
+    for prefix in [*kept._kept]:
+        found = kept.use(prefix, len(prefix.tokens) - 1)
+        for number, pair in put[tuple(prefix.tokens)].items():
+            for told, expected in zip(found[number], pair, strict=True):
+                assert torch.equal(told, expected[:, :-1])
