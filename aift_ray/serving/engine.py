@@ -203,10 +203,14 @@ class TransformersEngine:
                 done.set_result(call())
             except Exception as error:
                 done.set_exception(error)
-        self._admit()
-        if self._batch.reading:
-            for row, told in self._batch.read():
-                self._tell(row, told)
+        # of a burst the first prompt is read alone: the others need not wait for a step as well
+        for _ in range(2):
+            self._admit()
+            if self._batch.reading:
+                for row, told in self._batch.read():
+                    self._tell(row, told)
+            if self._batch.reading:
+                break
         if self._batch.rows:
             for row, told in self._batch.step():
                 self._tell(row, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,37 @@ def test_prompts_that_wait_together_are_read_together(
     assert [ids(tokens) for tokens in told] == expected
     assert max(read) > 1
     assert read[-1] == 1
+
+
+def test_a_burst_is_read_before_a_step_and_a_long_prompt_between_steps(
+    engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (engine_module, batch):
+        monkeypatch.setattr(module, "PIECE", 20)
+    order: list[str] = []
+    for name in ("read", "step"):
+        real = getattr(batch.Batch, name)
+
+        def noted(self: Any, name: str = name, real: Any = real) -> Any:
+            order.append(name)
+            return real(self)
+
+        monkeypatch.setattr(batch.Batch, name, noted)
+    # no two of them fit a piece
+    asked = [request(prompt(seed, length), 4) for seed, length in enumerate((15, 16, 50))]
+
+    async def at_once() -> list[list[Token]]:
+        held = threading.Event()
+        waiting = asyncio.ensure_future(engine._between_steps(held.wait))
+        await asyncio.sleep(0)
+        streams = [engine.submit(each) for each in asked]
+        held.set()
+        await waiting
+        return [[token async for token in stream] for stream in streams]
+
+    told = asyncio.run(at_once())
+    assert [ids(each) for each in told] == [generated(plain, each.prompt, 4) for each in asked]
+    assert order[:7] == ["read", "read", "step", "read", "step", "read", "step"]
 
 
 def test_a_batch_of_base_and_two_adapters_equals_each_alone(
