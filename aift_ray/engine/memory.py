@@ -8,7 +8,7 @@ import sys
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.planning.memory import memory
+from aift_ray.planning.memory import Work, memory
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import remedy
 
@@ -37,8 +37,7 @@ def _parts(run: Run, tokens: int) -> str:
     except KeyError:
         return ""
     width = torch.finfo(run.precision.compute).bits // 8
-    need = memory(
-        shape,
+    work = Work(
         config.method,
         config.lora.r,
         tokens,
@@ -52,7 +51,7 @@ def _parts(run: Run, tokens: int) -> str:
         config.parallel.offload,
         config.training.optimizer,
     )
-    return need.parts
+    return memory(shape, work).parts
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -10,7 +10,7 @@ import psutil
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.planning.memory import GIB, Memory, memory
+from aift_ray.planning.memory import GIB, Memory, Work, memory
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
 
@@ -35,8 +35,7 @@ def needs(
 
     def need(way: Way) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
-        return memory(
-            shape,
+        work = Work(
             "full" if way.method == "full" else "lora",
             config.lora.r,
             tokens,
@@ -50,6 +49,7 @@ def needs(
             way.offload,
             config.training.optimizer,
         )
+        return memory(shape, work)
 
     return need
 

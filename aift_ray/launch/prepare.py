@@ -74,15 +74,13 @@ def prepare(
     Raises:
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
-    if not config.data.train_files:
-        remedy = "name some with --train-file"
-        raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    _given(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
+    text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
-    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    length = _sequence_length(config, limit)
+    length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length
     whole = _whole_parameters(location, config)
@@ -94,7 +92,7 @@ def prepare(
     indices, own = split(config, len(rows), len(evaluation))
     batch = _global_batch(config, workers, resume)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    numbers = model_config.get_text_config().to_dict()
+    numbers = text_config.to_dict()
     longest = int(rows.lengths[plan.longest_micro_batch()].sum())
     need = fitting.needs(config, numbers, longest, workers, gpu, whole)
     why = fitting.settle(config, need, workers, gpu)
@@ -113,18 +111,16 @@ def prepare(
         why=why,
         layout=_layout(config, location, plan, longest, gpu),
     )
-    result = Preparation(
-        job,
-        prepared,
-        encoder,
-        plan,
-        total_steps(config, plan),
-        len(evaluation) or len(own),
-        job.memory,
-        *sizes,
-    )
+    steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
+    result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
     result.warnings = _warnings(config, result)
     return result
+
+
+def _given(config: RunConfig) -> None:
+    if not config.data.train_files:
+        remedy = "name some with --train-file"
+        raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
 
 
 def _global_batch(config: RunConfig, workers: int, resume: Path | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from aift_ray.planning.shape import Shape
 
@@ -70,6 +69,62 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a worker does, as far as its memory depends on it.
+
+    Attributes:
+        method: full, or lora for what only trains adapters.
+        rank: of LoRA; unused for method full.
+        tokens: of the longest micro-batch.
+        frozen_bytes: bytes of a weight that is not trained (2 in bf16, 4 in fp32); activations
+            have the same width.
+        checkpointing: whether activations are recomputed block by block.
+        base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
+        strategy, workers: what is shared out over how many.
+        whole: weights trained as a whole beside the adapters, a copy of those of the base.
+        apart: stages of a pipeline, devices of a model laid out over several, or workers that
+            split each matrix.
+        offload: shares of weights, gradients and optimizer state lie in host memory.
+        optimizer: as the configuration names it.
+    """
+
+    method: str
+    rank: int
+    tokens: int
+    frozen_bytes: int
+    checkpointing: bool
+    base_bits: int | None = None
+    strategy: str = "ddp"
+    workers: int = 1
+    whole: int = 0
+    apart: int = 1
+    offload: bool = False
+    optimizer: str = "adamw"
+
+    @property
+    def full(self) -> bool:
+        """Whether the base is trained."""
+        return self.method == "full"
+
+    @property
+    def split(self) -> int:
+        """Workers that have a part of each matrix."""
+        return self.apart if self.strategy == "tensor" else 1
+
+    @property
+    def shares(self) -> int:
+        """Workers among whom weights, gradients or moments are shared out."""
+        return self.workers if self.strategy in ("fsdp", "zero1", "zero2", "zero3") else 1
+
+    @property
+    def held(self) -> float:
+        """Bytes of a weight of the blocks' linear layers while it is not in use."""
+        if self.base_bits == 4 and self.split > 1:
+            return _SPLIT_BITS / 8
+        return _HELD_BITS[self.base_bits] / 8 if self.base_bits else self.frozen_bytes
+
+
+@dataclass(frozen=True)
 class _Part:
     """What of a model lies on one device: all of it, or a stage.
 
@@ -85,75 +140,43 @@ class _Part:
     in_flight: int = 1
 
 
-def memory(shape: Shape, *run: Any, **more: Any) -> Memory:
-    """Memory of the worker, or device, that needs the most; arguments as of `memories`."""
-    return max(memories(shape, *run, **more), key=lambda need: need.total)
+def memory(shape: Shape, work: Work) -> Memory:
+    """Memory of the worker, or device, that needs the most."""
+    return max(memories(shape, work), key=lambda need: need.total)
 
 
-def memories(
-    shape: Shape,
-    method: str,
-    rank: int,
-    tokens: int,
-    frozen_bytes: int,
-    checkpointing: bool,
-    base_bits: int | None = None,
-    strategy: str = "ddp",
-    workers: int = 1,
-    whole: int = 0,
-    apart: int = 1,
-    offload: bool = False,
-    optimizer: str = "adamw",
-) -> list[Memory]:
-    """Memory of a worker whose micro-batch holds `tokens` tokens; of each stage, where there are.
+def memories(shape: Shape, work: Work) -> list[Memory]:
+    """Memory of a worker; of each stage, where there are stages."""
+    parts = [_Part(shape.layers, 1 if shape.tied else 2)]
+    if work.strategy in ("pipeline", "model_parallel"):
+        parts = _stages(shape, work.apart, work.strategy)
+    return [_need(shape, part, work) for part in parts]
 
-    Args:
-        rank: LoRA rank; unused for method full.
-        frozen_bytes: bytes of a weight that is not trained (2 in bf16, 4 in fp32); activations
-            have the same width.
-        checkpointing: whether activations are recomputed block by block.
-        base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
-        strategy, workers: what is shared out over how many.
-        whole: weights trained as a whole beside the adapters, a copy of those of the base.
-        apart: stages of a pipeline, devices of a model laid out over several, or workers that
-            split each matrix.
-        offload: shares of weights, gradients and optimizer state lie in host memory.
-        optimizer: as the configuration names it.
-    """
-    everything = _Part(shape.layers, 1 if shape.tied else 2)
-    staged = strategy in ("pipeline", "model_parallel")
-    parts = _stages(shape, apart, strategy) if staged else [everything]
-    split = apart if strategy == "tensor" else 1
-    shares = workers if strategy in ("fsdp", "zero1", "zero2", "zero3") else 1
-    full = method == "full"
-    found = []
-    for part in parts:
-        linear, loose, adapters = _counts(shape, part, rank, split)
-        trained = linear + loose if full else adapters + (whole if part.last else 0)
-        held = _HELD_BITS[base_bits] / 8 if base_bits else frozen_bytes
-        if base_bits == 4 and split > 1:
-            held = _SPLIT_BITS / 8
-        frozen = 0 if full else round(linear * held) + loose * frozen_bytes
-        copies = 0
-        if full and not checkpointing and shares == 1:
-            # kept for the backward pass; those of shared weights are counted as gathered
-            copies = part.in_flight * linear * _copied(frozen_bytes)
-        on_device, in_host = moments(trained, optimizer, full)
-        need = Memory(
-            weights=frozen + trained * _FLOAT32,
-            gradients=trained * _FLOAT32,
-            optimizer=on_device,
-            activations=_activations(shape, part, tokens, frozen_bytes, checkpointing, split)
-            + copies
-            # one layer at a time is brought back to the width of the computation
-            + (max(a * b for a, b in shape.linear_shapes) * frozen_bytes if base_bits else 0),
-            logits=_logits(shape, tokens, frozen_bytes if full else 0) if part.last else 0,
-            host=in_host,
-        )
-        gathered = held if base_bits else frozen_bytes
-        sizes = linear * gathered, loose * frozen_bytes
-        found.append(_shared_out(need, strategy, shares, shape.layers, sizes, full, offload))
-    return found
+
+def _need(shape: Shape, part: _Part, work: Work) -> Memory:
+    linear, loose, adapters = _counts(shape, part, work.rank, work.split)
+    width = work.frozen_bytes
+    trained = linear + loose if work.full else adapters + (work.whole if part.last else 0)
+    frozen = 0 if work.full else round(linear * work.held) + loose * width
+    activations = _activations(shape, part, work)
+    if work.full and not work.checkpointing and work.shares == 1:
+        # copies that the backward pass needs; those of shared weights are counted as gathered
+        activations += part.in_flight * linear * _copied(width)
+    if work.base_bits:
+        # one layer at a time is brought back to the width of the computation
+        activations += max(a * b for a, b in shape.linear_shapes) * width
+    on_device, in_host = moments(trained, work.optimizer, work.full)
+    need = Memory(
+        weights=frozen + trained * _FLOAT32,
+        gradients=trained * _FLOAT32,
+        optimizer=on_device,
+        activations=activations,
+        logits=_logits(shape, work.tokens, width if work.full else 0) if part.last else 0,
+        host=in_host,
+    )
+    if work.shares == 1 and not work.offload:
+        return need
+    return _shared_out(need, work, shape.layers, linear * work.held, loose * width)
 
 
 def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
@@ -179,15 +202,14 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
     return stages
 
 
-def _activations(
-    shape: Shape, part: _Part, tokens: int, width: int, checkpointing: bool, split: int
-) -> int:
+def _activations(shape: Shape, part: _Part, work: Work) -> int:
+    tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * width * (10 * shape.hidden + 4 * shape.feed_forward) // split
-    block = inside + (tokens * width * 2 * shape.hidden if split > 1 else 0)
-    if not checkpointing:
+    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward) // work.split
+    block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
+    if not work.checkpointing:
         return part.in_flight * part.blocks * block
-    return part.in_flight * part.blocks * tokens * width * shape.hidden // split + block
+    return part.in_flight * part.blocks * tokens * shape.hidden // work.split + block
 
 
 def _logits(shape: Shape, tokens: int, width: int) -> int:
@@ -207,31 +229,22 @@ def _copied(width: int) -> int:
     return width if width < _FLOAT32 else 0
 
 
-def _shared_out(
-    need: Memory,
-    strategy: str,
-    shares: int,
-    layers: int,
-    sizes: tuple[float, int],
-    full: bool,
-    offload: bool,
-) -> Memory:
-    """The need of one of `shares` workers who share a model out.
+def _shared_out(need: Memory, work: Work, layers: int, blocks: float, loose: int) -> Memory:
+    """The need of one of several who share a model out, or of one who keeps it in host memory.
 
     Args:
-        sizes: bytes of all blocks, and of all else, as they are gathered.
+        blocks: bytes of the weights of all blocks, as they are gathered.
+        loose: of all else.
     """
-    if shares == 1 and not offload:
-        return need
     # gathered besides: all blocks, or two of them, the one in use and the next
-    blocks = 1.0 if strategy in ("zero1", "zero2") else min(1, 2 / layers)
-    gathered = round(blocks * sizes[0]) + sizes[1]
-    gradients = need.gradients if strategy == "zero1" else need.gradients // shares
-    weights, optimizer = need.weights // shares, need.optimizer // shares
-    need = replace(need, gathered=gathered)
-    if not offload:
+    used = 1.0 if work.strategy in ("zero1", "zero2") else min(1, 2 / layers)
+    shared = need.gradients // work.shares
+    gradients = need.gradients if work.strategy == "zero1" else shared
+    weights, optimizer = need.weights // work.shares, need.optimizer // work.shares
+    need = replace(need, gathered=round(used * blocks) + loose)
+    if not work.offload:
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
     # a block's gradient, and that of all else, before they are reduced and moved
-    moving = round(sizes[0] / layers + sizes[1]) if full else gradients
+    moving = round(blocks / layers + loose) if work.full else gradients
     host = weights + gradients + optimizer
     return replace(need, weights=0, gradients=moving, optimizer=0, host=host)

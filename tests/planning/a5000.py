@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.memory import GIB, Memory, memories
+from aift_ray.planning.memory import GIB, Memory, Work, memories
 from aift_ray.planning.shape import Shape
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "a5000.md"
@@ -32,7 +32,7 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
     workers = 1 if strategy == "model_parallel" else 2
     how: dict[str, Any] = {"apart": apart, "offload": offload}
     rank = 8 if method == "qlora" else 16
-    return memories(shape, kind, rank, 2048, 2, True, bits, strategy, workers, **how)
+    return memories(shape, Work(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 
 
 def table() -> str:

@@ -14,7 +14,7 @@ from aift_ray.errors import ConfigError
 from aift_ray.launch import fitting
 from aift_ray.launch.prepare import prepare
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.memory import Memory, memories
+from aift_ray.planning.memory import Memory, Work, memories
 from aift_ray.planning.ways import Room, Way, choose, ways
 from aift_ray.planning.ways import fitting as fits
 from tests.conftest import SHIPPED
@@ -51,7 +51,7 @@ def test_all_of_a_13b_model_is_trained_with_its_state_in_host_memory_only() -> N
 
 def test_stages_hold_the_model_once_and_keep_more_micro_batches_the_earlier_they_are() -> None:
     one = two_cards(B13, "full", "ddp")[0]
-    stages = memories(B13, "full", 0, 2048, 2, True, None, "pipeline", 4, apart=4)
+    stages = memories(B13, Work("full", 0, 2048, 2, True, None, "pipeline", 4, apart=4))
     assert sum(stage.weights for stage in stages) == one.weights
     assert [bool(stage.logits) for stage in stages] == [False, False, False, True]
     kept = [stage.activations for stage in stages]
