@@ -147,6 +147,8 @@ def _problem(detail: dict[str, Any]) -> tuple[str, str]:
     if detail["type"] == "json_invalid":
         return "", "the body is not JSON"
     place = [str(part) for part in detail["loc"][1:]]
+    if not place and detail["type"] in ("missing", "model_attributes_type"):
+        return "", "send a JSON object, with the header 'Content-Type: application/json'"
     # a union names the kinds that were tried
     names = [part for part in place if "[" not in part and part not in ("str",)]
     if detail["type"] == "extra_forbidden":

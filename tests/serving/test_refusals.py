@@ -86,6 +86,16 @@ def test_what_is_no_object_is_refused(site: Site, body: bytes) -> None:
         assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_json_that_is_not_declared_as_such_says_what_to_send(site: Site) -> None:
+    content = json.dumps(CHAT).encode()
+    # what curl -d sends unless it is told
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for body, headers in ((content, form), (b"", JSON), (b"[]", JSON)):
+        response = site.send("POST", "/v1/chat/completions", content=body, headers=headers)
+        assert response.status_code == 400
+        assert "'Content-Type: application/json'" in response.json()["error"]["message"]
+
+
 def test_stream_options_need_a_stream(site: Site) -> None:
     response = site.send("POST", "/v1/chat/completions", json=CHAT | {"stream_options": {}})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "stream_options")
