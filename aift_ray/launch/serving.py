@@ -233,7 +233,9 @@ def _serve(
     print("stopping after the answers under way", flush=True)
     # the replicas end their answers first; shutdown alone would stop the proxy in their midst
     serve.delete(NAME)
-    serve.shutdown()
+    # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
+    if os.environ.get("RAY_ADDRESS"):
+        serve.shutdown()
 
 
 def _show(config: ServeConfig, path: str | None, made: str | None, engine: choice.Choice) -> None:

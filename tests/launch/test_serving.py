@@ -113,6 +113,8 @@ def test_a_stopped_server_ends_its_answers_first(served: Served) -> None:
     listener.join(10)
     assert told[-1] == "data: [DONE]"
     assert json.loads(told[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+    log = served.log.read_text("utf-8").splitlines()
+    assert log[-1] == "stopping after the answers under way"
 
 
 @pytest.mark.parametrize(
