@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from aift_ray.serving.rows import Pair, States
+
+log = logging.getLogger(__name__)
 
 # fewer tokens are computed as fast as they are found
 LEAST = 16
@@ -29,28 +32,31 @@ class Store:
         self.memory = memory
         # keys and values by layer, (slots, heads, size)
         self._layers: dict[int, Pair] = {}
+        self._slots = self._fresh = 0
+        # those that held something; from the fresh one on none has yet
         self._free: list[int] = []
-        self._slots = 0
 
     def room(self, states: States) -> int:
         """How many tokens with such states can be kept at all."""
         if not self._layers:
             token = sum(each[:, 0].nbytes for pair in states.values() for each in pair)
             self._slots = self.memory // token
-            self._free = list(range(self._slots))
             self._layers = {number: self._empty(pair) for number, pair in states.items()}
         return self._slots
 
     @property
     def free(self) -> int:
         """How many more tokens can be kept now."""
-        return len(self._free)
+        return len(self._free) + self._slots - self._fresh
 
     def put(self, states: States) -> torch.Tensor:
         """Keep copies; the slots they are in, one a token."""
         count = next(iter(states.values()))[0].shape[1]
-        slots = torch.tensor(self._free[-count:])
+        taken = self._free[-count:]
         del self._free[-count:]
+        end = self._fresh + count - len(taken)
+        slots = torch.tensor([*taken, *range(self._fresh, end)])
+        self._fresh = end
         for number, pair in states.items():
             for kept, new in zip(self._layers[number], pair, strict=True):
                 kept.index_copy_(0, slots.to(kept.device), new.transpose(0, 1))
@@ -123,7 +129,7 @@ class Prefixes:
 
     def keep(self, content: str, tokens: list[int], states: States) -> None:
         """Keep the keys and values of these tokens."""
-        if len(tokens) < LEAST or len(tokens) > self._store.room(states):
+        if not LEAST <= len(tokens) <= self._room(states):
             return
         for prefix in self._kept:
             if prefix.content == content and prefix.tokens[: len(tokens)] == tokens:
@@ -135,6 +141,16 @@ class Prefixes:
         while len(self._kept) >= MOST or self._store.free < len(tokens):
             self._drop(self._kept[0])
         self._kept.append(Prefix(content, tokens, self._store.put(states)))
+
+    def _room(self, states: States) -> int:
+        try:
+            return self._store.room(states)
+        except RuntimeError as error:
+            # a server whose device is full answers all the same
+            log.warning("serving.prefix_memory is not to be had, nothing is kept: %s", error)
+            self.memory = 0
+            self.clear()
+            return 0
 
     def _renew(self, prefix: Prefix) -> None:
         self._kept.remove(prefix)

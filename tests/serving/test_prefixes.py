@@ -181,6 +181,20 @@ def test_no_more_requests_are_kept_than_a_prompt_can_be_held_against(
     assert [keeping._prefixes.find("", each)[1] for each in said] == [0, 39, 39]
 
 
+def test_memory_that_is_not_to_be_had_is_told_and_costs_no_answer(
+    plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # more than there are addresses
+    engine = TransformersEngine(load(), 4, 8, prefix_memory=2**52)
+    said = prompt(0, 40)
+    for _ in range(2):
+        assert reused(engine, [request(said)]) == ([generated(plain, said)], 0)
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "serving.prefix_memory is not to be had"
+    ]
+    engine.close()
+
+
 def test_no_memory_keeps_nothing(engine: TransformersEngine) -> None:
     assert [reused(engine, [request(prompt(0, 40))])[1] for _ in range(2)] == [0, 0]
     assert Prefixes(0).find("", prompt(0)) == (None, 0)
@@ -207,8 +221,9 @@ def test_what_comes_and_goes_never_takes_the_slots_of_what_stays() -> None:
         tokens = prompt(seed, 16 + seed * 7 % 60)
         put[tuple(tokens)] = states(len(tokens))
         kept.keep("", tokens, put[tuple(tokens)])
-        slots = torch.cat([prefix.slots for prefix in kept._kept]).tolist() + kept._store._free
-        assert sorted(slots) == list(range(room))
+        slots = torch.cat([prefix.slots for prefix in kept._kept]).tolist()
+        assert len(set(slots)) == len(slots) == room - kept._store.free
+        assert set(slots) <= set(range(room))
     assert len(kept._kept) > 2
     for prefix in [*kept._kept]:
         found = kept.use(prefix, len(prefix.tokens) - 1)
