@@ -197,14 +197,9 @@ class TransformersEngine:
             return not self._closed
 
     def _turn(self) -> None:
-        while self._calls:
-            call, done = self._calls.popleft()
-            try:
-                done.set_result(call())
-            except Exception as error:
-                done.set_exception(error)
         # of a burst the first prompt is read alone: the others need not wait for a step as well
         for _ in range(2):
+            self._call()
             self._admit()
             if self._batch.reading:
                 for row, told in self._batch.read():
@@ -214,6 +209,14 @@ class TransformersEngine:
         if self._batch.rows:
             for row, told in self._batch.step():
                 self._tell(row, told)
+
+    def _call(self) -> None:
+        while self._calls:
+            call, done = self._calls.popleft()
+            try:
+                done.set_result(call())
+            except Exception as error:
+                done.set_exception(error)
 
     def _admit(self) -> None:
         if self._batch.reading:
@@ -233,7 +236,8 @@ class TransformersEngine:
         found: list[_Stream] = []
         longest = 0
         with self._changed:
-            while self._waiting and len(self._working) < self._slots:
+            # a client that has left comes before those that ask after it
+            while not self._calls and self._waiting and len(self._working) < self._slots:
                 longest = max(longest, self._batch.new_tokens(self._waiting[0].request))
                 if found and longest * (len(found) + 1) > PIECE:
                     break
