@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
 from aift_ray.models import attention
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.adapters import causal_model, decoder_of
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
@@ -44,7 +44,7 @@ class LossModule(nn.Module):
         self.model, self._noise = model, noise
         inner = causal_model(model)
         # the body alone, so that no logits are made for positions that are not trained
-        self._body = [inner.get_decoder()]
+        self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
         self._head = [_Head(inner)]
 
@@ -163,7 +163,7 @@ class _Head:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self.layer: nn.Module = model.get_output_embeddings()
-        body = model.get_decoder()
+        body = decoder_of(model)
         modules = {id(module): name for name, module in model.named_modules()}
         self._name = modules[id(self.layer)]
         self._body = modules[id(body)].partition(".")[0]
@@ -176,7 +176,8 @@ class _Head:
         # what others have put around the whole model is not asked for
         model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
         model.__dict__.pop("forward", None)
-        model._modules = self._model._modules | {self._body: _Made(hidden.flatten(0, -2)[None])}
+        body = _Made(hidden.flatten(0, -2)[None], self._model.get_submodule(self._body))
+        model._modules = self._model._modules | {self._body: body}
         named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
         output = functional_call(model, named, (), {"inputs_embeds": hidden, "use_cache": False})
         logits: torch.Tensor = output.logits[0]
@@ -194,9 +195,13 @@ class _Head:
 class _Made(nn.Module):
     """In place of a model's body: gives hidden states, (1, positions, width)."""
 
-    def __init__(self, states: torch.Tensor) -> None:
+    def __init__(self, states: torch.Tensor, body: nn.Module) -> None:
         super().__init__()
-        self._states = states
+        self._states, self._body = states, [body]
+
+    def __getattr__(self, name: str) -> Any:
+        # a few keep the scale of their logits in the body
+        return getattr(self.__dict__["_body"][0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> _States:
         """The states, whatever is asked."""

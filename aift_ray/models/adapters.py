@@ -163,13 +163,20 @@ def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     return model
 
 
+def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The body of a causal language model: from token ids to hidden states."""
+    found: torch.nn.Module = model.get_decoder()
+    # a model whose prefix is not the name of its body gives itself
+    return model.get_submodule("model") if found is model else found
+
+
 def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The blocks of the decoder, in their order.
 
     Raises:
         ModelError: the model keeps them in another way.
     """
-    decoder = causal_model(model).get_decoder()
+    decoder = decoder_of(causal_model(model))
     blocks = getattr(decoder, "layers", None)
     if not isinstance(blocks, torch.nn.ModuleList):
         what = "its blocks are not in a list 'layers', so that they can't be split"

@@ -20,12 +20,13 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "dim"), _HIDDEN),
     **dict.fromkeys(("word_embed_proj_dim", "embed_dim", "lru_width", "d_embed"), _HIDDEN),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_inner"), 96),
-    **dict.fromkeys(("feed_forward_size", "d_ff", "ff_dim", "intermediate_size_mlp"), 96),
+    **dict.fromkeys(("feed_forward_size", "d_ff", "ff_dim", "intermediate_size_mlp", "dff"), 96),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "dim_ff"), 96),
     **dict.fromkeys(("block_ff_dim", "dense_intermediate_size", "inner_dim"), 96),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), _HEADS),
-    **dict.fromkeys(("decoder_attention_heads", "attention_heads"), _HEADS),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), _HEADS),
     **dict.fromkeys(("head_dim", "v_head_dim", "global_head_dim", "attention_head_dim"), _HEAD),
-    **dict.fromkeys(("kv_channels", "d_kv", "swa_head_dim", "swa_v_head_dim"), _HEAD),
+    **dict.fromkeys(("kv_channels", "d_kv", "d_head", "dim_head", "swa_head_dim"), _HEAD),
     **dict.fromkeys(("hidden_size_per_layer_input", "index_head_dim"), _HEAD),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 128),
     **dict.fromkeys(("max_seq_length", "max_sequence_length", "seq_length"), 128),
@@ -51,6 +52,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "sliding_window_size"), _WINDOW),
     **dict.fromkeys(("attention_window_size", "local_attention_window", "window_size"), _WINDOW),
 }
+_HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 # numbers after which a pattern of layers repeats
 _PERIODS = (
@@ -68,18 +70,22 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     given = text.to_dict()
-    aliases = set(type(text).attribute_map)
-    layers = _layers(text, given)
+    layers = _layers(given)
     sizes: dict[str, Any] = {
-        name: size
-        for name, size in _SIZES.items()
-        if (name in given or name in aliases) and _is_number(getattr(text, name, None))
+        name: size for name, size in _SIZES.items() if _is_number(given.get(name))
     }
-    heads = getattr(text, "num_attention_heads", None) or _HEADS
+    heads = next((given[name] for name in _HEAD_COUNTS if _is_number(given.get(name))), 0)
     for name in _KV_HEADS:
-        groups = getattr(text, name, None)
+        groups = given.get(name)
         if _is_number(groups):
             sizes[name] = 1 if groups == 1 else _HEADS if groups == heads else _HEADS // 2
+    if _is_number(given.get("num_kv_shared_layers")):
+        # those before them must be of every kind too
+        sizes["num_kv_shared_layers"], layers = layers, 2 * layers
+    if "qk_rope_head_dim" in sizes and "head_dim" in sizes:
+        sizes["head_dim"] = sizes["qk_rope_head_dim"]
+    if "expand" in given and "num_heads" in sizes:
+        sizes["head_dim"] = _HIDDEN * given["expand"] // _HEADS
     total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
     sizes |= {name: layers for name in _LAYER_COUNTS if _is_number(given.get(name))}
     for name, value in given.items():
@@ -87,11 +93,20 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
             sizes[name] = value[:layers]
         elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             sizes[name] = 0.0
-    sizes |= {name: 3 for name in ("eos_token_id",) if name in given}
-    sizes |= {name: None for name in ("bos_token_id", "decoder_start_token_id") if name in given}
-    sizes |= {"pad_token_id": 1} if "pad_token_id" in given else {}
-    sizes |= _rope(given, sizes)
-    sizes |= {"use_cache": True, "dtype": "float32"}
+        if name.endswith(("_indices", "_idxs")) and isinstance(value, list):
+            sizes[name] = [number for number in value if number < layers] or [layers - 1]
+        if isinstance(value, list) and name in _SIZES:
+            sizes[name] = [_SIZES[name]] * layers
+    each = given.get("per_layer_config") or {}
+    if each:
+        sizes["per_layer_config"] = {
+            number: {name: _SIZES.get(name, value) for name, value in one.items()}
+            for number, one in each.items()
+            if int(number) < layers
+        }
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1, "decoder_start_token_id": 2}
+    sizes |= {name: id_ for name, id_ in ids.items() if given.get(name) is not None}
+    sizes |= _rope(given, sizes) | {"use_cache": True, "dtype": "float32"}
     kept = {k: v for k, v in given.items() if k not in ("architectures", "quantization_config")}
     return type(text).from_dict(kept | sizes)
 
@@ -100,9 +115,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _layers(config: Any, given: dict[str, Any]) -> int:
+def _layers(given: dict[str, Any]) -> int:
     """How many of the first layers are of every kind."""
-    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    kinds = given.get("layer_types") or given.get("layers_block_type")
     mlps = given.get("mlp_layer_types")
     needed = _LAYERS
     for pattern in (kinds, mlps, given.get("hybrid_override_pattern")):
@@ -121,15 +136,12 @@ def _rope(given: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def fitted(one: dict[str, Any]) -> dict[str, Any]:
-        one = dict(one)
-        if one.get("rope_type") not in (None, "default", "proportional"):
-            one = {k: v for k, v in one.items() if k in ("rope_theta", "partial_rotary_factor")}
-            one["rope_type"] = "default"
+        share = one.get("partial_rotary_factor") or given.get("partial_rotary_factor") or 1.0
+        half = int(sizes.get("head_dim", _HEAD) * share) // 2
+        cut = {k: v[:half] for k, v in one.items() if isinstance(v, list)}
         if "mrope_section" in one:
-            share = one.get("partial_rotary_factor", given.get("partial_rotary_factor", 1.0))
-            half = int(sizes.get("head_dim", _HEAD) * share) // 2
-            one["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
-        return one
+            cut["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+        return one | cut
 
     nested = all(isinstance(value, dict) for value in rope.values())
     made = {k: fitted(v) for k, v in rope.items()} if nested else fitted(rope)
@@ -153,6 +165,6 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
                     weight.mul_(scale)
                 if "sink" in name:
                     weight.normal_(0, 2)
-                elif "bias" in name and weight.ndim == 1 and not weight.any():
+                elif "bias" in name and weight.ndim == 1 and not weight.is_meta and not weight.any():
                     weight.normal_(0, 0.1)
     return model
