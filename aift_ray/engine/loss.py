@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from aift_ray.data.batches import Batch
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model, decoder_of
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
@@ -40,7 +40,7 @@ class LossModule(nn.Module):
         inner = causal_model(model)
         softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
         # the body alone, so that no logits are made for positions that are not trained
-        self._body = [inner.get_decoder()]
+        self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
         self._head = [_Head(inner.get_output_embeddings(), softcap)]
 
