@@ -30,7 +30,8 @@ from aift_ray.data.batches import collate
 from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import attention
-from aift_ray.models.adapters import add_adapters, causal_model
+from aift_ray.models.adapters import add_adapters
+from aift_ray.models.decoder import causal_model
 from aift_ray.models.families import Attention, Refusal, Support, family_of, table
 from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
 from aift_ray.models import attention
-from aift_ray.models.adapters import causal_model, decoder_of
+from aift_ray.models.decoder import causal_model, decoder_of
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256

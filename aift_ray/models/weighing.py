@@ -6,8 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.config import RunConfig
-from aift_ray.models.adapters import linear_layers
+from aift_ray.models.linear import features
 from aift_ray.models.pieces import Pieces
+from aift_ray.models.targets import adapted_layers
 from aift_ray.planning.layout import Piece
 from aift_ray.planning.memory import LOGIT_BYTES, held_bytes, moments
 
@@ -54,7 +55,7 @@ def working_bytes(
     """What each device needs beside its pieces: a block computed anew, a weight dequantized."""
     block = model.get_submodule(pieces.blocks[0])
     size, _ = _sizes(model)
-    largest = max(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Linear))
+    largest = max(inputs * outputs for inputs, outputs in _linear(block).values())
     again = tokens * width * (10 * size + 4 * block_sizes(block)[0])
     return again * config.training.gradient_checkpointing + largest * width * bool(config.base_bits)
 
@@ -67,8 +68,14 @@ def _sizes(model: PreTrainedModel) -> tuple[int, int]:
 
 def block_sizes(block: torch.nn.Module) -> tuple[int, int]:
     """The widest inner state of a block, and the weights of its linear layers."""
-    layers = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
-    return max(m.out_features for m in layers), sum(m.weight.numel() for m in layers)
+    sizes = _linear(block).values()
+    return max(outputs for _, outputs in sizes), sum(a * b for a, b in sizes)
+
+
+def _linear(module: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """{name: (in, out)} of the linear maps in a module."""
+    found = ((name, features(layer)) for name, layer in module.named_modules())
+    return {name: sizes for name, sizes in found if sizes}
 
 
 def _held(
@@ -78,11 +85,11 @@ def _held(
     optimizer = config.training.optimizer
     if config.method == "full":
         return weights * _TRAINED + moments(weights, optimizer)[0]
-    linear = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and block}
-    numbers = sum(m.weight.numel() for m in linear.values())
-    targets = tuple(config.lora.target_modules or linear_layers(model))
-    adapted = [m for name, m in linear.items() if name.endswith(targets)]
-    adapters = sum(config.lora.r * (m.in_features + m.out_features) for m in adapted)
+    linear = _linear(module) if block else {}
+    numbers = sum(a * b for a, b in linear.values())
+    targets = {id(layer) for layer in adapted_layers(model, config.lora).values()}
+    adapted = [sizes for name, sizes in linear.items() if id(module.get_submodule(name)) in targets]
+    adapters = sum(config.lora.r * (a + b) for a, b in adapted)
     rest = (weights - numbers) * width
     trained = adapters * _TRAINED + moments(adapters, optimizer, full=False)[0]
     return rest + held_bytes(numbers, width, config.base_bits) + trained

@@ -164,10 +164,10 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
         activations += part.in_flight * linear * _copied(width)
     if work.base_bits:
         # one layer at a time is brought back to the width of the computation
-        activations += max(a * b for a, b in shape.linear_shapes) * width
+        activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
     need = Memory(
-        weights=frozen + trained * _FLOAT32,
+        weights=frozen + shape.beside * width + trained * _FLOAT32,
         gradients=trained * _FLOAT32,
         optimizer=on_device,
         activations=activations,
@@ -181,6 +181,13 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
 
 def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
     """Weights of the linear layers, of all else, and of adapters."""
+    if shape.counted:
+        # a model that is split matrix by matrix is never one that had to be counted
+        tables = shape.vocabulary * shape.hidden
+        inside = (shape.loose - tables * (1 if shape.tied else 2)) * part.blocks // shape.layers
+        linear = shape.linear_parameters * part.blocks // shape.layers
+        adapters = shape.adapter_parameters(rank) * part.blocks // shape.layers
+        return linear, inside + part.tables * tables, adapters
     linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
     norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
     loose = norms + part.tables * shape.vocabulary * shape.hidden // split

@@ -6,10 +6,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# model types whose matrices are those that `Shape` computes
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted in a model of any layout.
+
+    Attributes:
+        linear: (in, out) of the linear layers of all blocks.
+        adapted: (in, out) of the layers that get adapters.
+        loose: all other parameters of the language model, its tables among them.
+        beside: parameters of other towers, which are never trained.
+    """
+
+    linear: tuple[tuple[int, int], ...]
+    adapted: tuple[tuple[int, int], ...]
+    loose: int
+    beside: int = 0
+
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of a decoder-only architecture, as its config.json names them."""
+    """Numbers of a decoder-only architecture, as its config.json names them.
+
+    Attributes:
+        counted: where the parameters were counted: they follow from that alone.
+    """
 
     hidden: int
     layers: int
@@ -20,6 +44,7 @@ class Shape:
     vocabulary: int
     tied: bool
     experts: int = 1
+    counted: Counted | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -57,8 +82,25 @@ class Shape:
         return self.column_shapes + self.row_shapes
 
     @property
+    def largest(self) -> int:
+        """Parameters of the largest linear layer."""
+        return max(a * b for a, b in (self.counted.linear if self.counted else self.linear_shapes))
+
+    @property
+    def loose(self) -> int:
+        """Parameters of the language model outside the linear layers of the blocks."""
+        return self.parameters - self.beside - self.linear_parameters
+
+    @property
+    def beside(self) -> int:
+        """Parameters beside the language model, which are never trained."""
+        return self.counted.beside if self.counted else 0
+
+    @property
     def parameters(self) -> int:
-        """Parameters of the whole model, but for biases."""
+        """Parameters of the whole model; where they were not counted, but for biases."""
+        if self.counted:
+            return self.linear_parameters + self.counted.loose + self.counted.beside
         block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + tables + self.hidden
@@ -76,8 +118,12 @@ class Shape:
     @property
     def linear_parameters(self) -> int:
         """Parameters of the linear layers of all blocks: those that are quantized."""
+        if self.counted:
+            return sum(a * b for a, b in self.counted.linear)
         return self.layers * sum(a * b for a, b in self.linear_shapes)
 
     def adapter_parameters(self, rank: int) -> int:
-        """Parameters of LoRA adapters on every linear layer of the blocks."""
+        """Parameters of LoRA adapters; where not counted, on every linear layer of the blocks."""
+        if self.counted:
+            return rank * sum(a + b for a, b in self.counted.adapted)
         return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)
