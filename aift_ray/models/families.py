@@ -1,4 +1,4 @@
-"""How each family of models is computed: the attention asked of transformers, and the layout of rows.
+"""How each family of models is computed: which attention, and how rows are laid out.
 
 `tables/families.csv` holds what `make families` has measured for every architecture that
 transformers knows. A family that is not in it is measured before a run starts (`models/probe.py`).
@@ -31,6 +31,10 @@ class Support:
     packed: bool
     batched: bool
 
+    def pads(self, packing: str) -> bool:
+        """Whether rows are padded, with a setting of `data.packing`."""
+        return packing == "false" or not self.packed
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -42,6 +46,12 @@ class Refusal:
 def family_of(config: Any) -> str:
     """The model type of the language model that a configuration describes."""
     return str(config.get_text_config(decoder=True).model_type)
+
+
+def attention_of(config: Any) -> Attention:
+    """The attention that a family is computed with, where it is only asked; eager if unknown."""
+    found = table().get(family_of(config))
+    return found.attention if isinstance(found, Support) else "eager"
 
 
 @cache

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.attention import register
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
@@ -47,6 +48,7 @@ def load_model(
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
+    register()
     options: dict[str, Any] = {}
     if device_map:
         options["device_map"] = device_map

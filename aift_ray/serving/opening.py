@@ -12,7 +12,7 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import folders, loading
+from aift_ray.models import families, folders, loading
 from aift_ray.models.quantized import Quantization
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.choice import Choice
@@ -104,7 +104,8 @@ def _transformers(checked: Checked) -> Engine:
         bits = 4 if config.load_in == "4bit" else 8
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
-    model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
+    attention = families.attention_of(folders.load_config(checked.location))
+    model = loading.load_model(checked.location, checked.dtype, attention, quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
     memory = memory_bytes(serving.prefix_memory)
     return TransformersEngine(model, serving.slots, serving.max_queue, memory)
