@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -257,7 +258,12 @@ def _is_called(name: str, targets: Collection[str]) -> bool:
 def _expression(chosen: Collection[str], names: Iterable[str]) -> str:
     """A regular expression that matches the names `chosen` and no other of `names`."""
     forms = sorted({re.sub(r"\b\d+\b", r"\\d+", re.escape(name)) for name in chosen})
-    short = f"(?:{'|'.join(forms)})"
+    parts = [form.split(r"\.") for form in forms]
+    alike = takewhile(
+        lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts), strict=False)
+    )
+    prefix = "".join(rf"{level[0]}\." for level in alike)
+    short = f"{prefix}(?:{'|'.join(form.removeprefix(prefix) for form in forms)})"
     if {name for name in names if re.fullmatch(short, name)} == set(chosen):
         return short
     return f"(?:{'|'.join(re.escape(name) for name in chosen)})"
