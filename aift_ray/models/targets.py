@@ -17,8 +17,13 @@ from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.linear import can_be_held_in_fewer_bits, features
 
-# layers of a state space mixer whose weights are multiplied without a call, past an adapter
-_BYPASSED = ("dt_proj", "out_proj", "x_proj")
+# layers whose weights are used without a call, past an adapter and past the scales of fewer bits,
+# by an attribute of the module that holds them: state space mixers, AltUp of Gemma 3n, a router
+_BYPASSED = {
+    "ssm_state_size": ("dt_proj", "out_proj", "x_proj"),
+    "correction_coefs": ("correction_coefs", "prediction_coefs"),
+    "e_score_correction_bias": ("classifier",),
+}
 
 
 def linear_maps(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -27,11 +32,12 @@ def linear_maps(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     blocks = list(decoder_blocks(inner))
     inside = {id(one) for block in blocks for one in block.modules()}
     bypassed = {
-        id(getattr(mixer, name, None))
+        id(getattr(owner, name, None))
         for block in blocks
-        for mixer in block.modules()
-        if hasattr(mixer, "ssm_state_size")
-        for name in _BYPASSED
+        for owner in block.modules()
+        for mark, names in _BYPASSED.items()
+        if hasattr(owner, mark)
+        for name in names
     }
     return {
         name: one
