@@ -87,6 +87,15 @@ _EYES: dict[str, Any] = {
     "mlp_dim": 48,
     "global_attn_indexes": [0],
     "window_size": 2,
+    "depth": 2,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "projector_input_dim": 32,
+    "projector_output_dim": 64,
+    "vision_output_dim": 64,
+    "num_global_layers": 1,
+    "attention_heads": 2,
+    "intermediate_layers_indices": [0],
 }
 _EARS: dict[str, Any] = {
     "hidden_size": 32,

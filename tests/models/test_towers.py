@@ -11,12 +11,15 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from aift_ray.config import LoRAConfig
 from aift_ray.data.batches import collate
 from aift_ray.engine.loss import LossModule
+from aift_ray.errors import AiftError
 from aift_ray.models.adapters import add_adapters
+from aift_ray.models.catalog import CATALOG
 from aift_ray.models.loading import load_model
 from aift_ray.models.measuring import measured
 from aift_ray.models.quantized import Quantization, is_held_in
@@ -106,3 +109,55 @@ def test_towers_stay_as_they_are_where_the_language_model_is_quantized(
     plain = AutoModelForCausalLM.from_pretrained(wrapper)
     for mine, theirs in zip(of_towers(model), of_towers(plain), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def language_model_alone(family: str, folder: Path) -> Any:
+    """A folder of a wrapper of which AutoModelForCausalLM takes the language model; the whole."""
+    config = with_towers(family, **{"bos_token_id": 0} if family == "mllama" else {})
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config).float()
+    whole.save_pretrained(folder)
+    return whole.eval()
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
+def test_a_language_model_taken_out_of_its_wrapper_is_whole(
+    family: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    whole = language_model_alone(family, tmp_path)
+    model = load_model(str(tmp_path), torch.float32, None).eval()
+    assert not towers(model)
+    with torch.no_grad():
+        wanted, found = whole(input_ids=IDS[0][None]).logits, model(input_ids=IDS[0][None]).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    [note] = measured(str(tmp_path), configure(model=str(tmp_path))).notes
+    assert f"of a {family} the language model alone" in note
+
+
+def test_one_that_could_not_be_opened_again_is_refused(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    language_model_alone("mllama", tmp_path)
+    with pytest.raises(AiftError, match=r"(?s)mllama.*--method lora"):
+        measured(str(tmp_path), configure(model=str(tmp_path)))
+    measured(str(tmp_path), configure(model=str(tmp_path), method="lora"))
+
+
+@pytest.mark.parametrize(("family", "kind"), [("mistral3", "mistral"), ("qwen3_vl", "qwen3")])
+def test_a_family_without_a_causal_language_model_is_refused_with_a_near_one(
+    family: str, kind: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    with pytest.raises(AiftError, match=f"model family {family}: ") as refused:
+        measured(str(tmp_path), configure(model=str(tmp_path)))
+    other = str(refused.value).rsplit(" ", 1)[-1]
+    assert CATALOG[other].architecture.model_type == kind
+
+
+@pytest.mark.parametrize("family", ["git", "phi4_multimodal"])
+def test_towers_within_the_language_model_are_refused(
+    family: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    with pytest.raises(AiftError, match=f"model family {family}: .*lies within"):
+        measured(str(tmp_path), configure(model=str(tmp_path)))
