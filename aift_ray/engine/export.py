@@ -50,7 +50,9 @@ def write_model(
         streamed(Path(folder) / "model.safetensors")
     else:
         if dtype:
-            state = {k: v.to(dtype) for k, v in (state or model.state_dict()).items()}
+            own = (state or model.state_dict()).items()
+            # a tower may count something beside its weights
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in own}
         inner.config.dtype = dtype or inner.dtype
         inner.save_pretrained(folder, state_dict=state)
     inner.generation_config.eos_token_id = list(stop_ids)

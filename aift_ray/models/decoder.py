@@ -30,9 +30,7 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     for found in (inner.get_decoder(), inner.base_model, getattr(inner, "model", None)):
         if isinstance(found, PreTrainedModel) and found is not inner:
             return found
-    what = "its language model could not be told from the rest of it"
-    remedy = f"choose a model of another family, such as {SHIPPED_MODEL}"
-    raise ModelError([Problem(f"model family {inner.config.model_type}", what, remedy)])
+    raise _unknown(inner, "its language model can't be told from the rest of it")
 
 
 def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
@@ -49,6 +47,9 @@ def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
     for module in decoder.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == number:
             return module
-    what = "it has no list of as many blocks as its configuration says"
-    remedy = "train it with --method full --strategy ddp"
-    raise ModelError([Problem(f"model {type(decoder).__name__}", what, remedy)])
+    raise _unknown(decoder, "it has no list of as many blocks as its configuration says")
+
+
+def _unknown(model: PreTrainedModel, what: str) -> ModelError:
+    where = f"model family {model.config.model_type}"
+    return ModelError([Problem(where, what, f"choose another, such as {SHIPPED_MODEL}")])

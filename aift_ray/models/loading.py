@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.attention import register
+from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
@@ -21,10 +25,28 @@ from aift_ray.planning.shape import Shape
 
 
 def skeleton(location: str) -> PreTrainedModel:
-    """The model of a resolved location without its weights, on the meta device."""
+    """The model of a resolved location without its weights, on the meta device.
+
+    Raises:
+        ModelError: of a family without a causal language model, or not to be built.
+    """
+    config = load_config(location)
+    _check_family(config)
     with explained(location), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(location))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return model
+
+
+def _check_family(config: Any) -> None:
+    kind = config.model_type
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
+    near = get_close_matches(kind, types, 1, 0.4)
+    other = types[near[0]] if near else SHIPPED_MODEL
+    what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
+    remedy = f"choose a model of another family, such as {other}"
+    raise ModelError([Problem(f"model family {kind}", what, remedy)])
 
 
 def load_model(
@@ -53,6 +75,7 @@ def load_model(
     if device_map:
         options["device_map"] = device_map
     config = load_config(location)
+    _check_family(config)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"

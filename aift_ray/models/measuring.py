@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
+from aift_ray.errors import ModelError, Problem
 from aift_ray.models.folders import load_config
 from aift_ray.planning.shape import FAMILIES, Counted, Shape
 
@@ -59,8 +60,11 @@ def measured(location: str, config: RunConfig) -> Measured:
     )
 
     model = skeleton(location)
+    alone = type(model.config) is not type(own)
     if config.method == "full":
-        return Measured(counted(model, {}))
+        if alone:
+            check_saved_alone(own, model)
+        return Measured(counted(model, {}), notes=[_said(own)] if alone else [])
     check_targets(model, lora, config.base_bits is not None)
     if config.base_bits is not None:
         check_quantizable(model)
@@ -70,6 +74,23 @@ def measured(location: str, config: RunConfig) -> Measured:
     whole = whole_parameters(model, lora)
     whole += _sizes(list(shape.counted.adapted)) if lora.use_dora else 0
     return Measured(shape, whole, not_adapted(model, lora))
+
+
+def check_saved_alone(config: Any, model: PreTrainedModel) -> None:
+    """Refuse a language model whose folder plain transformers would not open."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        what = "its language model is trained alone, and can't be opened again without its towers"
+        problem = Problem(f"model family {config.model_type}", what, "train it with --method lora")
+        raise ModelError([problem])
+
+
+def _said(config: Any) -> str:
+    return (
+        f"of a {config.model_type} the language model alone is trained and saved: what reads "
+        "images or sounds is not in the folder"
+    )
 
 
 def is_plain(config: Any) -> bool:

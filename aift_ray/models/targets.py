@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,8 +17,13 @@ from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.linear import can_be_held_in_fewer_bits, features
 
-# layers of a state space mixer whose weights are multiplied without a call, past an adapter
-_BYPASSED = ("dt_proj", "out_proj", "x_proj")
+# layers whose weights are used without a call, past an adapter and past the scales of fewer bits,
+# by an attribute of the module that holds them: state space mixers, AltUp of Gemma 3n, a router
+_BYPASSED = {
+    "ssm_state_size": ("dt_proj", "out_proj", "x_proj"),
+    "correction_coefs": ("correction_coefs", "prediction_coefs"),
+    "e_score_correction_bias": ("classifier",),
+}
 
 
 def linear_maps(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -26,11 +32,12 @@ def linear_maps(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     blocks = list(decoder_blocks(inner))
     inside = {id(one) for block in blocks for one in block.modules()}
     bypassed = {
-        id(getattr(mixer, name, None))
+        id(getattr(owner, name, None))
         for block in blocks
-        for mixer in block.modules()
-        if hasattr(mixer, "ssm_state_size")
-        for name in _BYPASSED
+        for owner in block.modules()
+        for mark, names in _BYPASSED.items()
+        if hasattr(owner, mark)
+        for name in names
     }
     return {
         name: one
@@ -257,7 +264,12 @@ def _is_called(name: str, targets: Collection[str]) -> bool:
 def _expression(chosen: Collection[str], names: Iterable[str]) -> str:
     """A regular expression that matches the names `chosen` and no other of `names`."""
     forms = sorted({re.sub(r"\b\d+\b", r"\\d+", re.escape(name)) for name in chosen})
-    short = f"(?:{'|'.join(forms)})"
+    parts = [form.split(r"\.") for form in forms]
+    alike = takewhile(
+        lambda level: len(set(level)) == 1, zip(*(p[:-1] for p in parts), strict=False)
+    )
+    prefix = "".join(rf"{level[0]}\." for level in alike)
+    short = f"{prefix}(?:{'|'.join(form.removeprefix(prefix) for form in forms)})"
     if {name for name in names if re.fullmatch(short, name)} == set(chosen):
         return short
     return f"(?:{'|'.join(re.escape(name) for name in chosen)})"

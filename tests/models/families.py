@@ -68,3 +68,68 @@ def save(config: Any, folder: Path) -> Path:
 def make(family: str, folder: Path, **changes: Any) -> Path:
     """A folder with a tiny random model of a family."""
     return save(configured(family, **changes), folder)
+
+
+_EYES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "image_size": 16,
+    "patch_size": 4,
+    "position_embedding_size": 64,
+    "mm_embed_dim": 32,
+    "mm_posemb_size": 16,
+    "output_proj_dims": 32,
+    "output_channels": 16,
+    "mlp_dim": 48,
+    "global_attn_indexes": [0],
+    "window_size": 2,
+    "depth": 2,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "projector_input_dim": 32,
+    "projector_output_dim": 64,
+    "vision_output_dim": 64,
+    "num_global_layers": 1,
+    "attention_heads": 2,
+    "intermediate_layers_indices": [0],
+}
+_EARS: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "output_proj_dims": 32,
+    "audio_embed_dim": 32,
+    "subsampling_conv_channels": [8, 4],
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "intermediate_size": 48,
+    "num_mel_bins": 8,
+}
+
+
+def with_towers(family: str, **changes: Any) -> Any:
+    """The configuration of a wrapper in small: its language model, and towers beside it."""
+    kind = CONFIG_MAPPING[family]
+    text = configured(family, **changes)
+    towers = {}
+    for name, small in (("vision_config", _EYES), ("audio_config", _EARS)):
+        spec = kind.sub_configs_defaults.get(name)
+        own = getattr(spec, "config_class", spec)
+        if own is not None and own.__name__ != "AutoConfig":
+            known = own().to_dict()
+            towers[name] = {key: value for key, value in small.items() if key in known}
+    if family == "gemma3":
+        towers["vision_config"] = {k: v for k, v in _EYES.items() if k in SIGLIP}
+        towers["mm_tokens_per_image"] = 4
+    tied = {"tie_word_embeddings": text.tie_word_embeddings}
+    return kind(text_config=text.to_dict(), **towers, **tied)
+
+
+SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIGLIP += ("image_size", "patch_size")
