@@ -186,13 +186,14 @@ def _layout(
 
 def _whole_parameters(location: str, config: RunConfig) -> int:
     """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
-    if config.method == "full" or not (config.lora.target_modules or config.lora.modules_to_save):
+    lora = config.lora
+    if config.method == "full" or not (lora.target_modules or lora.modules_to_save or lora.experts):
         return 0
     from aift_ray.models.adapters import check_targets, whole_parameters
     from aift_ray.models.loading import skeleton
 
     model = skeleton(location)
-    check_targets(model, config.lora, config.base_bits is not None)
+    check_targets(model, config.lora, config.base_bits)
     return whole_parameters(model, config.lora)
 
 

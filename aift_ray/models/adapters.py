@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import experts
+from aift_ray.models.experts_4bit import adaptable
 from aift_ray.models.initial_adapters import (
     ITERATIONS,
     keep_start,
@@ -38,11 +40,13 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    check_targets(model, config)
-    whole = config.modules_to_save or []
-    targets = config.target_modules or [n for n in linear_layers(model) if n not in whole]
-    tied = _ties(model, whole)
-    adapted: PeftModel = get_peft_model(model, _peft_config(config, targets, tied))
+    with adaptable(model):
+        check_targets(model, config)
+        tied = _ties(model, config.modules_to_save or [])
+        peft_config = _peft_config(config, adapted_layers(model, config), tied)
+        if config.experts:
+            peft_config.target_parameters = experts.target_parameters(model)
+        adapted: PeftModel = get_peft_model(model, peft_config)
     if config.init_lora_weights == "pissa":
         keep_start(adapted)
     if config.init_lora_weights == "loftq":
@@ -50,11 +54,21 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     return _trained_in_fp32(adapted)
 
 
-def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = False) -> None:
+def adapted_layers(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
+    """Last names of the linear layers that get adapters: routers get none by default."""
+    if config.target_modules:
+        return config.target_modules
+    linear = [n for n in linear_layers(model) if n not in (config.modules_to_save or ())]
+    routers = {name.rsplit(".", 1)[-1] for name in experts.routers(model)}
+    away = routers.union(experts.mistaken(model, linear))
+    return [name for name in linear if name not in away]
+
+
+def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None = None) -> None:
     """Refuse names of layers that `model` does not have, or that can't be trained.
 
     Args:
-        quantized: the linear layers of the blocks are, or are going to be.
+        bits: in which the linear layers of the blocks are held, or are going to be.
 
     Raises:
         ConfigError: with every such name.
@@ -68,10 +82,11 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = 
         for one in asked[field]
         if not any(name == one or name.endswith(f".{one}") for name in names)
     ]
-    if quantized:
+    if bits:
         what = "'{}' is held in 4 or 8 bits, which can't be trained as a whole"
         held = [one for one in whole if one in linear]
         problems += [Problem("lora.modules_to_save", what.format(one)) for one in held]
+    problems += experts.unfit(model, config, bits)
     if problems:
         raise ConfigError(problems)
 
@@ -143,7 +158,9 @@ def continue_adapters(
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
-    return _trained_in_fp32(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
+    with adaptable(model):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    return _trained_in_fp32(adapted)
 
 
 def _trained_in_fp32(model: PeftModel) -> PeftModel:

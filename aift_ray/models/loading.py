@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
@@ -74,6 +75,8 @@ def load_model(
     found: PreTrainedModel = model
     found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
+    if quantization and quantization.bits == 4 and quantization.experts:
+        pack(found, quantization.kind, quantization.double)
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
