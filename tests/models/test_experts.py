@@ -17,11 +17,10 @@ from aift_ray.models import experts, loading
 from aift_ray.models.adapters import adapted_layers, add_adapters, check_targets, reload_adapters
 from aift_ray.models.experts_4bit import Packed
 from aift_ray.models.quantized import Quantization
-from tests.conftest import make_tiny_model
+from tests.conftest import make_tiny_mixture
 
 # experts as (out, in), the same under other names of the checkpoint, and transposed with biases
 KINDS = ("qwen3_moe", "mixtral", "gpt_oss")
-SIZES = {"num_experts_per_tok": 2, "moe_intermediate_size": 96}
 EXPERTS = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
 ADAPTED = LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.0, experts=True)
 IDS = torch.randint(5, 500, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -31,12 +30,7 @@ IDS = torch.randint(5, 500, (2, 40), generator=torch.Generator().manual_seed(0))
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each kind."""
     root = tmp_path_factory.mktemp("mixtures")
-    names = {"qwen3_moe": "num_experts", "mixtral": "num_local_experts"}
-    found = {}
-    for kind in KINDS:
-        number = {names.get(kind, "num_local_experts"): 4}
-        found[kind] = make_tiny_model(root / kind, kind, **number, **SIZES)
-    return found
+    return {kind: make_tiny_mixture(root / kind, kind) for kind in KINDS}
 
 
 def loaded(folder: Path, quantization: Quantization | None = None) -> Any:
