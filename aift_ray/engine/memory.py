@@ -50,6 +50,7 @@ def _parts(run: Run, tokens: int) -> str:
         run.group.apart,
         config.parallel.offload,
         config.training.optimizer,
+        config.lora.experts,
     )
     return memory(shape, work).parts
 

@@ -48,6 +48,7 @@ def needs(
             way.stages or config.parallel.apart,
             way.offload,
             config.training.optimizer,
+            config.lora.experts,
         )
         return memory(shape, work)
 

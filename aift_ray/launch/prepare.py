@@ -238,7 +238,8 @@ def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int,
     except KeyError:
         return 0, 0, 0
     full = config.method == "full"
-    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
+    adapters = shape.adapter_parameters(config.lora.r, config.lora.experts)
+    trained = shape.parameters if full else adapters + whole
     # trained weights in fp32, and their moments
     return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 

@@ -94,7 +94,9 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
         shape = Shape.of(config.get_text_config().to_dict())
     except KeyError:
         return int(skeleton(location).num_parameters() * dtype.itemsize)
-    return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
+    held = stored_bits(config)
+    # a folder in 4 bits holds experts as they were
+    return shape.weight_bytes(dtype.itemsize, held or bits, experts=not held)
 
 
 def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

@@ -86,6 +86,7 @@ class Work:
             split each matrix.
         offload: shares of weights, gradients and optimizer state lie in host memory.
         optimizer: as the configuration names it.
+        experts: whether the experts of a mixture are adapted.
     """
 
     method: str
@@ -100,6 +101,7 @@ class Work:
     apart: int = 1
     offload: bool = False
     optimizer: str = "adamw"
+    experts: bool = False
 
     @property
     def full(self) -> bool:
@@ -122,6 +124,11 @@ class Work:
         if self.base_bits == 4 and self.split > 1:
             return _SPLIT_BITS / 8
         return _HELD_BITS[self.base_bits] / 8 if self.base_bits else self.frozen_bytes
+
+    @property
+    def expert_held(self) -> float:
+        """The same of a weight of the experts, which bitsandbytes has no 8 bits for."""
+        return _HELD_BITS[4] / 8 if self.base_bits == 4 else self.frozen_bytes
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,14 @@ def memories(shape: Shape, work: Work) -> list[Memory]:
 
 
 def _need(shape: Shape, part: _Part, work: Work) -> Memory:
-    linear, loose, adapters = _counts(shape, part, work.rank, work.split)
+    linear, loose, adapters = _counts(shape, part, work)
+    experts = shape.expert_parameters * part.blocks // shape.layers
     width = work.frozen_bytes
-    trained = linear + loose if work.full else adapters + (work.whole if part.last else 0)
-    frozen = 0 if work.full else round(linear * work.held) + loose * width
-    activations = _activations(shape, part, work)
+    whole = work.whole if part.last else 0
+    trained = linear + experts + loose if work.full else adapters + whole
+    blocks = linear * work.held + experts * work.expert_held
+    frozen = 0 if work.full else round(blocks) + loose * width
+    activations = _activations(shape, part, work) + _widened_experts(shape, part, work)
     if work.full and not work.checkpointing and work.shares == 1:
         # copies that the backward pass needs; those of shared weights are counted as gathered
         activations += part.in_flight * linear * _copied(width)
@@ -176,18 +186,36 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     )
     if work.shares == 1 and not work.offload:
         return need
-    return _shared_out(need, work, shape.layers, linear * work.held, loose * width)
+    return _shared_out(need, work, shape.layers, blocks, loose * width)
 
 
-def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
-    """Weights of the linear layers, of all else, and of adapters."""
-    linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
-    norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
+def _counts(shape: Shape, part: _Part, work: Work) -> tuple[int, int, int]:
+    """Weights of the linear layers, of all else but experts, and of adapters."""
+    split = work.split
+    linear = shape.linear_parameters * part.blocks // (shape.layers * split)
+    norms = part.blocks * shape.loose + (shape.hidden if part.last else 0)
     loose = norms + part.tables * shape.vocabulary * shape.hidden // split
+    if split == 1:
+        adapters = shape.adapter_parameters(work.rank, work.experts)
+        return linear, loose, adapters * part.blocks // shape.layers
     # of an adapter, the half at the cut is split with its layer
     columns = sum(a + b // split for a, b in shape.column_shapes)
     rows = sum(a // split + b for a, b in shape.row_shapes)
-    return linear, loose, part.blocks * rank * (columns + rows)
+    return linear, loose, part.blocks * work.rank * (columns + rows)
+
+
+def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
+    """Bytes of copies of the experts of a block, in the width of the computation.
+
+    They are dequantized, and PEFT adds an adapter to all of them: the backward pass needs the
+    result, and makes a gradient of its size.
+    """
+    if work.full:
+        return 0
+    block, quantized = shape.block_experts * work.frozen_bytes, work.base_bits == 4
+    kept = block * (quantized or work.experts)
+    blocks = 1 if work.checkpointing else part.in_flight * part.blocks
+    return kept * blocks + block * work.experts * (1 + quantized)
 
 
 def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
@@ -205,7 +233,7 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
 def _activations(shape: Shape, part: _Part, work: Work) -> int:
     tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward) // work.split
+    inside = tokens * shape.states // work.split
     block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block

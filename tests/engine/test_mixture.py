@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from aift_ray.engine.saving import snapshot
 from tests import parity
 from tests.conftest import write_rows
+from tests.engine.runs import curve, started, stepped
+from tests.engine.test_worker import Killed, losses, run
+from tests.parallel.test_model_parallel import placed
+
+Configure = Callable[..., Any]
 
 CASES = [
     ("ddp", "mixture full", "fp32", "concat"),
@@ -32,3 +43,64 @@ def test_two_workers_train_what_one_process_trains(tiny_mixture: Path, tmp_path:
     shares = [of["fsdp|mixture qlora nf4|fp32|concat"] for of in held]
     assert sum(shares) == whole, "nothing is held twice, 4-bit experts neither"
     assert max(shares) < 0.51 * whole
+
+
+@pytest.fixture
+def mixture(tiny_mixture: Path, configure: Configure) -> Configure:
+    """A configuration of a run on the tiny mixture, its experts adapted by LoRA."""
+    common = {"model": str(tiny_mixture), "lora__experts": True, "lora__lora_dropout": 0.0}
+    return lambda **values: configure(**(common | values))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_layers_over_devices_train_what_one_device_trains(
+    method: str, mixture: Configure, tmp_path: Path
+) -> None:
+    more = {"method": method, "training__batch_size": 4}
+    alone = started(mixture(**more), tmp_path)
+    apart = placed(mixture(parallel__strategy="model_parallel", **more), tmp_path)
+    found = [[(line["loss"], line["grad_norm"]) for line in stepped(one)] for one in (alone, apart)]
+    weights = [snapshot(one).model for one in (alone, apart)]
+    assert max(parity.differences((found[0], weights[0]), (found[1], weights[1]))) == 0
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
+    method: str, mixture: Configure, tmp_path: Path
+) -> None:
+    config = mixture(method=method, training__batch_size=4, training__save_steps=3)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", kill_at=3)
+    resumed = run(config, tmp_path / "killed")
+    assert resumed.resumed_from == 3
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_routers_are_frozen_under_lora_and_trained_in_full(
+    mixture: Configure, tmp_path: Path
+) -> None:
+    for method, trained in (("lora", 0), ("full", 2)):
+        model = started(mixture(method=method), tmp_path).module.model
+        routers = [p for name, p in model.named_parameters() if ".mlp.gate." in name]
+        assert len(routers) == 2
+        assert sum(p.requires_grad for p in routers) == trained
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {"data__packing": "false"},
+    "recomputed": {"training__gradient_checkpointing": True},
+    "accumulated": {"training__batch_size": 2, "training__gradient_accumulation_steps": 4},
+}
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_batch_of_eight_is_the_same_step(method: str, mixture: Configure, tmp_path: Path) -> None:
+    gentle = {"method": method, "training__learning_rate": 1e-3}
+    whole = curve(mixture(**gentle), tmp_path)
+    assert whole[-1][0] < whole[0][0], "it learns"
+    for name, values in LAYOUTS.items():
+        found = torch.tensor(curve(mixture(**gentle, **values), tmp_path))
+        torch.testing.assert_close(torch.tensor(whole), found, rtol=1e-4, atol=1e-4, msg=name)
