@@ -22,7 +22,7 @@ from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import fitting
+from aift_ray.launch import fitting, mixture
 from aift_ray.models import folders
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.planning.shape import Shape
@@ -113,7 +113,7 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = _warnings(config, result)
+    result.warnings = _warnings(config, result) + mixture.warnings(config, location, numbers)
     return result
 
 

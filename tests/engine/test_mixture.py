@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from aift_ray.engine.saving import snapshot
+from aift_ray.errors import ConfigError
+from aift_ray.launch.prepare import prepare
 from tests import parity
-from tests.conftest import write_rows
+from tests.conftest import make_tiny_mixture, write_rows
 from tests.engine.runs import curve, started, stepped
 from tests.engine.test_worker import Killed, losses, run
 from tests.parallel.test_model_parallel import placed
@@ -104,3 +106,44 @@ def test_batch_of_eight_is_the_same_step(method: str, mixture: Configure, tmp_pa
     for name, values in LAYOUTS.items():
         found = torch.tensor(curve(mixture(**gentle, **values), tmp_path))
         torch.testing.assert_close(torch.tensor(whole), found, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_the_user_is_told_what_8_bits_and_peft_leave_out(
+    configure: Configure, tiny_mixture: Path, tmp_path: Path
+) -> None:
+    def warnings(**values: Any) -> str:
+        return "\n".join(prepare(configure(**values), tmp_path, 1, False, None).warnings)
+
+    eight = {"model": str(tiny_mixture), "method": "qlora", "lora__qlora_4bit": False}
+    assert "147,456 weights are held as without quantization" in warnings(**eight)
+    half = make_tiny_mixture(tmp_path / "half", mlp_only_layers=[0])
+    told = "down_proj, gate_proj, up_proj get no adapters"
+    assert told in warnings(model=str(half), method="lora")
+    assert told not in warnings(model=str(tiny_mixture), method="lora")
+    begun = started(configure(model=str(half), method="lora"), tmp_path)
+    adapted = {
+        name.split(".")[-4] for name, p in begun.module.named_parameters() if p.requires_grad
+    }
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"lora__lora_dropout": 0.05}, "lora.lora_dropout"),
+        ({"lora__use_dora": True}, "lora.use_dora"),
+        ({"lora__init_lora_weights": "pissa"}, "lora.init_lora_weights"),
+    ],
+)
+def test_settings_that_peft_has_not_for_experts_are_refused_by_name(
+    values: dict[str, Any], field: str, mixture: Configure
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        mixture(method="lora", **values)
+    assert [problem.where for problem in refused.value.problems] == [field]
+
+
+def test_experts_of_a_dense_model_are_refused(configure: Configure, tmp_path: Path) -> None:
+    config = configure(method="lora", lora__experts=True, lora__lora_dropout=0.0)
+    with pytest.raises(ConfigError, match="the model has no experts"):
+        prepare(config, tmp_path, 1, False, None)
