@@ -153,7 +153,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": attention.recomputing}
+        )
     if full:
         return base
     adapted: torch.nn.Module

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model
 from aift_ray.models.initial_adapters import as_plain_lora
 
 

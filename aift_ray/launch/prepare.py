@@ -22,10 +22,10 @@ from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import fitting, mixture
+from aift_ray.launch import fitting
 from aift_ray.models import folders
+from aift_ray.models.measuring import Measured, measured
 from aift_ray.planning.memory import Memory, moments
-from aift_ray.planning.shape import Shape
 
 
 @dataclass
@@ -83,7 +83,7 @@ def prepare(
     length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length
-    whole = _whole_parameters(location, config)
+    model = measured(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
@@ -92,11 +92,10 @@ def prepare(
     indices, own = split(config, len(rows), len(evaluation))
     batch = _global_batch(config, workers, resume)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    numbers = text_config.to_dict()
     longest = int(rows.lengths[plan.longest_micro_batch()].sum())
-    need = fitting.needs(config, numbers, longest, workers, gpu, whole)
+    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
-    sizes = _sizes(config, numbers, whole)
+    sizes = _sizes(config, model)
     job = Job(
         config=config,
         location=location,
@@ -113,7 +112,7 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = _warnings(config, result) + mixture.warnings(config, location, numbers)
+    result.warnings = [*model.notes, *_warnings(config, result)]
     return result
 
 
@@ -184,19 +183,6 @@ def _layout(
     return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
-def _whole_parameters(location: str, config: RunConfig) -> int:
-    """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
-    lora = config.lora
-    if config.method == "full" or not (lora.target_modules or lora.modules_to_save or lora.experts):
-        return 0
-    from aift_ray.models.adapters import check_targets, whole_parameters
-    from aift_ray.models.loading import skeleton
-
-    model = skeleton(location)
-    check_targets(model, config.lora, config.base_bits)
-    return whole_parameters(model, config.lora)
-
-
 def _resumed_state(config: RunConfig, folder: Path) -> State:
     field, remedy = f"resume {folder}", "give the --method it was made with"
     adapter = (folder / "adapter_config.json").is_file()
@@ -231,15 +217,11 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int, int, int]:
+def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
     """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
-    try:
-        shape = Shape.of(numbers)
-    except KeyError:
-        return 0, 0, 0
-    full = config.method == "full"
-    adapters = shape.adapter_parameters(config.lora.r, config.lora.experts)
-    trained = shape.parameters if full else adapters + whole
+    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    if config.method == "full":
+        trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments
     return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.linear import features
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -113,10 +114,10 @@ def _misfits(
         layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         if part not in ("A.weight", "B.weight"):
             continue
-        weight = getattr(modules.get(layer), "weight", None)
-        if weight is None:
+        sizes = features(modules[layer]) if layer in modules else None
+        if sizes is None:
             found.append(f"{layer}, which {base} does not have")
-        elif shape[1 if part[0] == "A" else 0] != weight.shape[1 if part[0] == "A" else 0]:
+        elif shape[1 if part[0] == "A" else 0] != sizes[0 if part[0] == "A" else 1]:
             found.append(f"{layer} in another size")
     if not found:
         return []

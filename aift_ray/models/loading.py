@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
+from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.models.targets import freeze_towers, left_in_full
 from aift_ray.planning.shape import Shape
 
 
@@ -53,10 +57,12 @@ def load_model(
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
-        options["quantization_config"] = quantization.config()
+        options["quantization_config"] = _of_blocks(location, quantization).config()
     made: Any = AutoModelForCausalLM
     if only is not None:
-        made = part_class(type(skeleton(location)), only)
+        whole = skeleton(location)
+        # of a wrapper's configuration the class may take the language model's alone
+        made, config = part_class(type(whole), only), whole.config
     with explained(location):
         loaded: Any = made.from_pretrained(
             location,
@@ -80,7 +86,18 @@ def load_model(
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
+    freeze_towers(found)
     return found
+
+
+def _of_blocks(location: str, quantization: Quantization) -> Quantization:
+    """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
+    whole = skeleton(location)
+    usual = get_keys_to_not_convert(whole)
+    left = {*usual, *left_in_full(whole)}
+    if left == set(usual):
+        return quantization
+    return replace(quantization, skipped=tuple(sorted({*left, *quantization.skipped})))
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:
@@ -90,10 +107,7 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
         bits: of the linear layers, where they are to be quantized.
     """
     config = load_config(location)
-    try:
-        shape = Shape.of(config.get_text_config().to_dict())
-    except KeyError:
-        return int(skeleton(location).num_parameters() * dtype.itemsize)
+    shape = Shape.of(config.to_dict()) if is_plain(config) else counted(skeleton(location), {})
     held = stored_bits(config)
     # a folder in 4 bits holds experts as they were
     return shape.weight_bytes(dtype.itemsize, held or bits, experts=not held)

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.config import RunConfig
-from aift_ray.models.adapters import adapted_layers
 from aift_ray.models.experts import expert_parameters
+from aift_ray.models.linear import features
 from aift_ray.models.pieces import Pieces
+from aift_ray.models.targets import adapted_layers
 from aift_ray.planning.layout import Piece
 from aift_ray.planning.memory import LOGIT_BYTES, held_bytes, moments
 
@@ -60,7 +61,7 @@ def working_bytes(
     """What each device needs beside its pieces: a block computed anew, a weight dequantized."""
     block = model.get_submodule(pieces.blocks[0])
     size, _ = _sizes(model)
-    largest = max(m.weight.numel() for m in block.modules() if isinstance(m, torch.nn.Linear))
+    largest = max(inputs * outputs for inputs, outputs in _linear(block).values())
     experts = max((_Experts.of(model, name) for name in pieces.blocks), key=lambda e: e.numbers)
     again = tokens * (10 * size + 4 * block_sizes(block)[0] + experts.states)
     again += experts.copies(config)
@@ -97,7 +98,7 @@ class _Experts:
         each = sum(sum(p.shape[1:]) for p in within.values())
         taken = sum(p.numel() * active / len(p) for p in within.values())
         sides = sum(len(p) * sum(p.shape[1:]) for p in within.values())
-        # what goes into each matrix and what comes out of it, and the gate's two halves
+        # what goes into each matrix and what comes out of it, and the two halves of a gate
         return cls(numbers, taken, sides, round(active * each * 4 / 3))
 
     def copies(self, config: RunConfig) -> int:
@@ -118,8 +119,14 @@ def _sizes(model: PreTrainedModel) -> tuple[int, int]:
 
 def block_sizes(block: torch.nn.Module) -> tuple[int, int]:
     """The widest inner state of a block, and the weights of its linear layers."""
-    layers = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
-    return max(m.out_features for m in layers), sum(m.weight.numel() for m in layers)
+    sizes = _linear(block).values()
+    return max(outputs for _, outputs in sizes), sum(a * b for a, b in sizes)
+
+
+def _linear(module: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """{name: (in, out)} of the linear maps in a module."""
+    found = ((name, features(layer)) for name, layer in module.named_modules())
+    return {name: sizes for name, sizes in found if sizes}
 
 
 def _held(name: str, block: bool, config: RunConfig, model: PreTrainedModel, width: int) -> int:
@@ -128,14 +135,14 @@ def _held(name: str, block: bool, config: RunConfig, model: PreTrainedModel, wid
     optimizer = config.training.optimizer
     if config.method == "full":
         return weights * _TRAINED + moments(weights, optimizer)[0]
-    linear = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.Linear) and block}
-    numbers, experts = sum(m.weight.numel() for m in linear.values()), _Experts.of(model, name)
-    targets = tuple(adapted_layers(model, config.lora))
-    adapted = [m for name, m in linear.items() if name.endswith(targets)]
-    sides = sum(m.in_features + m.out_features for m in adapted)
-    adapters = config.lora.r * (sides + experts.sides * config.lora.experts)
-    trained = adapters * _TRAINED + moments(adapters, optimizer, full=False)[0]
+    linear = _linear(module) if block else {}
+    numbers, experts = sum(a * b for a, b in linear.values()), _Experts.of(model, name)
+    targets = {id(layer) for layer in adapted_layers(model, config.lora).values()}
+    adapted = [sizes for name, sizes in linear.items() if id(module.get_submodule(name)) in targets]
+    sides = sum(a + b for a, b in adapted) + experts.sides * config.lora.experts
+    adapters = config.lora.r * sides
     rest = (weights - numbers - experts.numbers) * width
     # bitsandbytes has no 8 bits for experts
-    narrow = held_bytes(experts.numbers, width, 4 if config.base_bits == 4 else None)
-    return rest + held_bytes(numbers, width, config.base_bits) + narrow + trained
+    rest += held_bytes(experts.numbers, width, 4 if config.base_bits == 4 else None)
+    trained = adapters * _TRAINED + moments(adapters, optimizer, full=False)[0]
+    return rest + held_bytes(numbers, width, config.base_bits) + trained

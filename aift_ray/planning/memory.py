@@ -86,7 +86,6 @@ class Work:
             split each matrix.
         offload: shares of weights, gradients and optimizer state lie in host memory.
         optimizer: as the configuration names it.
-        experts: whether the experts of a mixture are adapted.
     """
 
     method: str
@@ -101,7 +100,6 @@ class Work:
     apart: int = 1
     offload: bool = False
     optimizer: str = "adamw"
-    experts: bool = False
 
     @property
     def full(self) -> bool:
@@ -161,9 +159,9 @@ def memories(shape: Shape, work: Work) -> list[Memory]:
 
 
 def _need(shape: Shape, part: _Part, work: Work) -> Memory:
-    linear, loose, adapters = _counts(shape, part, work)
-    experts = shape.expert_parameters * part.blocks // shape.layers
+    linear, loose, adapters = _counts(shape, part, work.rank, work.split)
     width = work.frozen_bytes
+    experts = shape.expert_parameters * part.blocks // shape.layers
     whole = work.whole if part.last else 0
     trained = linear + experts + loose if work.full else adapters + whole
     blocks = linear * work.held + experts * work.expert_held
@@ -174,10 +172,10 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
         activations += part.in_flight * linear * _copied(width)
     if work.base_bits:
         # one layer at a time is brought back to the width of the computation
-        activations += max(a * b for a, b in shape.linear_shapes) * width
+        activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
     need = Memory(
-        weights=frozen + trained * _FLOAT32,
+        weights=frozen + shape.beside * width + trained * _FLOAT32,
         gradients=trained * _FLOAT32,
         optimizer=on_device,
         activations=activations,
@@ -189,19 +187,22 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     return _shared_out(need, work, shape.layers, blocks, loose * width)
 
 
-def _counts(shape: Shape, part: _Part, work: Work) -> tuple[int, int, int]:
-    """Weights of the linear layers, of all else but experts, and of adapters."""
-    split = work.split
-    linear = shape.linear_parameters * part.blocks // (shape.layers * split)
-    norms = part.blocks * shape.loose + (shape.hidden if part.last else 0)
+def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
+    """Weights of the linear layers, of all else, and of adapters."""
+    if shape.counted:
+        # a model that is split matrix by matrix is never one that had to be counted
+        tables = shape.vocabulary * shape.hidden
+        inside = (shape.loose - tables * (1 if shape.tied else 2)) * part.blocks // shape.layers
+        linear = shape.linear_parameters * part.blocks // shape.layers
+        adapters = shape.adapter_parameters(rank) * part.blocks // shape.layers
+        return linear, inside + part.tables * tables, adapters
+    linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
+    norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
     loose = norms + part.tables * shape.vocabulary * shape.hidden // split
-    if split == 1:
-        adapters = shape.adapter_parameters(work.rank, work.experts)
-        return linear, loose, adapters * part.blocks // shape.layers
     # of an adapter, the half at the cut is split with its layer
     columns = sum(a + b // split for a, b in shape.column_shapes)
     rows = sum(a // split + b for a, b in shape.row_shapes)
-    return linear, loose, part.blocks * work.rank * (columns + rows)
+    return linear, loose, part.blocks * rank * (columns + rows)
 
 
 def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
@@ -213,9 +214,9 @@ def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
     if work.full:
         return 0
     block, quantized = shape.block_experts * work.frozen_bytes, work.base_bits == 4
-    kept = block * (quantized or work.experts)
+    kept = block * (quantized or shape.adapts_experts)
     blocks = 1 if work.checkpointing else part.in_flight * part.blocks
-    return kept * blocks + block * work.experts * (1 + quantized)
+    return kept * blocks + block * shape.adapts_experts * (1 + quantized)
 
 
 def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
@@ -233,7 +234,8 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
 def _activations(shape: Shape, part: _Part, work: Work) -> int:
     tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * shape.states // work.split
+    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward + shape.routed)
+    inside //= work.split
     block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-# names of the number of experts, each of a family's own
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# model types whose matrices are those that `Shape` computes
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted in a model of any layout.
+
+    Attributes:
+        linear: (in, out) of the linear layers of all blocks.
+        adapted: (in, out) of the layers that get adapters.
+        loose: all other parameters of the language model, its tables among them.
+        beside: parameters of other towers, which are never trained.
+        experts: (experts, in, out) of the stacked weights of all blocks of a mixture.
+        active: experts that a token takes.
+        adapts_experts: whether the experts are among the layers that get adapters.
+    """
+
+    linear: tuple[tuple[int, int], ...]
+    adapted: tuple[tuple[int, int], ...]
+    loose: int
+    beside: int = 0
+    experts: tuple[tuple[int, int, int], ...] = ()
+    active: int = 1
+    adapts_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -15,11 +38,7 @@ class Shape:
     """Numbers of a decoder-only architecture, as its config.json names them.
 
     Attributes:
-        feed_forward: width of a feed-forward layer; in a mixture, of one expert.
-        experts, active: of a block; those that a token takes.
-        shared: width of the expert that every token takes; 0: there is none.
-        dense_layers, dense_width: blocks of a mixture that have no experts, and their width.
-        biases: of a block of a mixture.
+        counted: where the parameters were counted: they follow from that alone.
     """
 
     hidden: int
@@ -31,17 +50,14 @@ class Shape:
     vocabulary: int
     tied: bool
     experts: int = 1
-    active: int = 1
-    shared: int = 0
-    dense_layers: int = 0
-    dense_width: int = 0
-    biases: int = 0
+    counted: Counted | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
         """Read the numbers from a configuration; KeyError where it is of another kind."""
         heads = config["num_attention_heads"]
-        shape = cls(
+        experts = config.get("num_experts") or config.get("num_local_experts") or 1
+        return cls(
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=heads,
@@ -50,25 +66,7 @@ class Shape:
             feed_forward=config.get("moe_intermediate_size") or config["intermediate_size"],
             vocabulary=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings")),
-            experts=next((config[name] for name in _EXPERTS if config.get(name)), 1),
-        )
-        return shape._of_mixture(config) if shape.experts > 1 else shape
-
-    def _of_mixture(self, config: Mapping[str, Any]) -> Shape:
-        shared = config.get("shared_expert_intermediate_size")
-        shared = shared or (config.get("n_shared_experts") or 0) * self.feed_forward
-        query, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        biases = 0
-        if config.get("model_type") == "gpt_oss":
-            expert = 2 * self.feed_forward + self.hidden + 1
-            biases = query + 2 * kv + self.hidden + self.heads + self.experts * expert
-        return replace(
-            self,
-            active=config.get("num_experts_per_tok") or 1,
-            shared=shared,
-            dense_layers=_dense_layers(config),
-            dense_width=config.get("intermediate_size") or self.feed_forward,
-            biases=biases,
+            experts=experts,
         )
 
     @property
@@ -76,53 +74,77 @@ class Shape:
         """(in, out) of the linear layers of a block whose outputs are heads or channels."""
         query, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         attention = [(self.hidden, query), (self.hidden, kv), (self.hidden, kv)]
-        return attention + [(self.hidden, self._linear_width)] * 2 * bool(self._linear_width)
+        return attention + [(self.hidden, self.feed_forward)] * 2 * self.experts
 
     @property
     def row_shapes(self) -> list[tuple[int, int]]:
         """(in, out) of those whose inputs are heads or channels."""
-        down = [(self._linear_width, self.hidden)] * bool(self._linear_width)
+        down = [(self.feed_forward, self.hidden)] * self.experts
         return [(self.heads * self.head_size, self.hidden), *down]
 
     @property
-    def _linear_width(self) -> int:
-        """Width of the feed-forward layer that is made of linear layers, in most blocks."""
-        return self.shared if self.experts > 1 else self.feed_forward
-
-    @property
     def linear_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of each linear layer of one block; the experts are none."""
+        """(in, out) of each linear layer of one block."""
         return self.column_shapes + self.row_shapes
 
     @property
-    def expert_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the weights of one expert."""
-        if self.experts == 1:
-            return []
-        return [(self.hidden, 2 * self.feed_forward), (self.feed_forward, self.hidden)]
+    def largest(self) -> int:
+        """Parameters of the largest linear layer."""
+        return max(a * b for a, b in (self.counted.linear if self.counted else self.linear_shapes))
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of the stacked weights of experts, which are no linear layers."""
+        return sum(number * a * b for number, a, b in self._stacks)
 
     @property
     def block_experts(self) -> int:
-        """Parameters of all experts of one block."""
-        return self.experts * sum(a * b for a, b in self.expert_shapes)
+        """Those of one block that has experts."""
+        return round(self.expert_parameters * self._share_of_block)
 
     @property
-    def states(self) -> int:
-        """Numbers that a block keeps of a token for its backward pass."""
-        routed = self.active * (3 * self.hidden + 4 * self.feed_forward) * (self.experts > 1)
-        return 10 * self.hidden + 4 * self._linear_width + routed
+    def routed(self) -> int:
+        """Numbers that a block keeps of a token for the backward pass of its experts."""
+        if not self.counted or not self._stacks:
+            return 0
+        sides = sum(a + b for _, a, b in self._stacks) * self._share_of_block
+        # what goes into each matrix and what comes out of it, and the two halves of a gate
+        return round(self.counted.active * sides * 4 / 3)
 
     @property
-    def parameters(self) -> int:
-        """Parameters of the whole model, but for biases of most."""
-        blocks = self.linear_parameters + self.expert_parameters + self.layers * self.loose
-        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return blocks + tables + self.hidden
+    def _share_of_block(self) -> float:
+        # two stacks, or more, in each; some blocks may have none
+        number = len(self._stacks)
+        return max(2, -(-number // self.layers)) / max(number, 1)
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether the experts get adapters."""
+        return self.counted is not None and self.counted.adapts_experts
+
+    @property
+    def _stacks(self) -> tuple[tuple[int, int, int], ...]:
+        return self.counted.experts if self.counted else ()
 
     @property
     def loose(self) -> int:
-        """Parameters of a block beside its linear layers and experts: norms, router, biases."""
-        return 2 * self.hidden + self.biases + self.hidden * self.experts * (self.experts > 1)
+        """Parameters of the language model beside the linear layers and experts of the blocks."""
+        return self.parameters - self.beside - self.linear_parameters - self.expert_parameters
+
+    @property
+    def beside(self) -> int:
+        """Parameters beside the language model, which are never trained."""
+        return self.counted.beside if self.counted else 0
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; where they were not counted, but for biases."""
+        if self.counted:
+            inside = self.linear_parameters + self.expert_parameters
+            return inside + self.counted.loose + self.counted.beside
+        block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * block + tables + self.hidden
 
     def weight_bytes(self, width: int, bits: int | None = None, experts: bool = True) -> int:
         """Bytes of the weights alone.
@@ -134,38 +156,20 @@ class Shape:
         """
         narrow = self.linear_parameters if bits else 0
         narrow += self.expert_parameters if bits == 4 and experts else 0
+        if bits == 8 and not self.counted and self.experts > 1:
+            # not told apart from linear layers
+            narrow -= self.layers * self.experts * 3 * self.hidden * self.feed_forward
         return (self.parameters - narrow) * width + narrow * (bits or 0) // 8
 
     @property
     def linear_parameters(self) -> int:
         """Parameters of the linear layers of all blocks: those that are quantized."""
-        dense = self.dense_layers * 3 * self.hidden * (self.dense_width - self.shared)
-        return self.layers * sum(a * b for a, b in self.linear_shapes) + dense
+        if self.counted:
+            return sum(a * b for a, b in self.counted.linear)
+        return self.layers * sum(a * b for a, b in self.linear_shapes)
 
-    @property
-    def expert_parameters(self) -> int:
-        """Parameters of the experts of all blocks: quantized in 4 bits alone."""
-        return (self.layers - self.dense_layers) * self.block_experts
-
-    def adapter_parameters(self, rank: int, experts: bool = False) -> int:
-        """Parameters of LoRA adapters on every linear layer of the blocks.
-
-        Args:
-            experts: each of them is adapted too.
-        """
-        linear = self.layers * sum(a + b for a, b in self.linear_shapes)
-        stacked = (self.layers - self.dense_layers) * self.experts
-        each = sum(a + b for a, b in self.expert_shapes)
-        return rank * (linear + stacked * each * experts)
-
-
-def _dense_layers(config: Mapping[str, Any]) -> int:
-    """Blocks of a mixture without experts."""
-    kinds = config.get("mlp_layer_types")
-    if kinds:
-        return int(kinds.count("dense"))
-    if "first_k_dense_replace" in config or "num_dense_layers" in config:
-        first = config.get("first_k_dense_replace") or config.get("num_dense_layers")
-        return min(first or 0, int(config["num_hidden_layers"]))
-    dense, step = set(config.get("mlp_only_layers") or ()), config.get("decoder_sparse_step") or 1
-    return sum(i in dense or (i + 1) % step > 0 for i in range(config["num_hidden_layers"]))
+    def adapter_parameters(self, rank: int) -> int:
+        """Parameters of LoRA adapters; where not counted, on every linear layer of the blocks."""
+        if self.counted:
+            return rank * sum(a + b for a, b in self.counted.adapted)
+        return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)

@@ -20,6 +20,7 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folders import load_tokenizer
+from aift_ray.models.linear import features
 from aift_ray.serving.mixed import Mixed, Pair
 
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -99,9 +100,10 @@ def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
         except AttributeError:
             what = f"it adapts {found['layer']}, which the model does not have"
             return Problem(where, what, other)
-        if not hasattr(layer, "in_features"):
+        sizes = features(layer)
+        if sizes is None:
             return Problem(where, f"it adapts {found['layer']}, which is no linear layer", MERGE)
-        size = layer.in_features if found["side"] == "A" else layer.out_features
+        size = sizes[0 if found["side"] == "A" else 1]
         given = shape[1] if found["side"] == "A" else shape[0]
         if given != size:
             what = f"it was trained on {given} features of {found['layer']}, the model has {size}"

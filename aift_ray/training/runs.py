@@ -17,8 +17,9 @@ from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import output, training, workers
-from aift_ray.models.adapters import causal_model, ready_to_answer
+from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
+from aift_ray.models.decoder import causal_model
 
 Rows = list[str] | list[dict[str, Any]]
 

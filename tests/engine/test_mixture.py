@@ -117,9 +117,10 @@ def test_the_user_is_told_what_8_bits_and_peft_leave_out(
     eight = {"model": str(tiny_mixture), "method": "qlora", "lora__qlora_4bit": False}
     assert "147,456 weights are held as without quantization" in warnings(**eight)
     half = make_tiny_mixture(tmp_path / "half", mlp_only_layers=[0])
-    told = "down_proj, gate_proj, up_proj get no adapters"
+    told = "no adapters on mlp.down_proj, mlp.experts.down_proj, mlp.experts.gate_up_proj"
     assert told in warnings(model=str(half), method="lora")
-    assert told not in warnings(model=str(tiny_mixture), method="lora")
+    adapted = {"lora__experts": True, "lora__lora_dropout": 0.0}
+    assert "experts" not in warnings(model=str(tiny_mixture), method="lora", **adapted)
     begun = started(configure(model=str(half), method="lora"), tmp_path)
     adapted = {
         name.split(".")[-4] for name, p in begun.module.named_parameters() if p.requires_grad

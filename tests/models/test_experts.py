@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError
 from aift_ray.models import experts, loading
-from aift_ray.models.adapters import adapted_layers, add_adapters, check_targets, reload_adapters
+from aift_ray.models.adapters import add_adapters, reload_adapters
 from aift_ray.models.experts_4bit import Packed
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.targets import adapted_layers, check_targets
 from tests.conftest import make_tiny_mixture
 
 # experts as (out, in), the same under other names of the checkpoint, and transposed with biases
@@ -160,11 +161,13 @@ def test_8_bits_leave_the_experts_as_they_are(folders: dict[str, Path]) -> None:
 
 
 def test_routers_that_are_linear_layers_get_no_adapters() -> None:
-    config = AutoConfig.for_model("phimoe", num_local_experts=4, num_hidden_layers=1)
+    sizes = {"num_experts": 4, "num_hidden_layers": 2, "vocab_size": 512, "num_dense_layers": 1}
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    assert experts.routers(model) == {"model.layers.0.mlp.router"}
-    assert adapted_layers(model, LoRAConfig()) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("afmoe", **sizes))
+    router = "model.layers.1.mlp.router.gate"
+    assert experts.routers(model) == {router}
+    assert isinstance(model.get_submodule(router), torch.nn.Linear)
+    assert not any("router" in name for name in adapted_layers(model, LoRAConfig()))
 
 
 @pytest.mark.parametrize("kind", ["recurrent_gemma", "llama", "mamba"])

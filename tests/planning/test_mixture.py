@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from aift_ray.data.batches import collate
 from aift_ray.models import loading
 from aift_ray.models.experts_4bit import Packed
+from aift_ray.models.measuring import counted, measured
 from aift_ray.models.pieces import pieces_of
 from aift_ray.models.quantized import layers
 from aift_ray.models.weighing import weighed
 from aift_ray.planning.memory import Work, memory
-from aift_ray.planning.shape import Shape
 from tests.conftest import make_tiny_mixture
 from tests.engine.runs import started
 
@@ -76,9 +76,14 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_agree_with_published_counts(name: str) -> None:
     kind, published, numbers = PUBLISHED[name]
-    assert Shape.of({"model_type": kind, **numbers}).parameters == pytest.approx(
-        published, rel=1e-5
-    )
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **numbers))
+    shape = counted(model, {})
+    assert shape.parameters == published
+    experts = numbers.get("num_experts") or numbers["num_local_experts"]
+    width = numbers.get("moe_intermediate_size") or numbers["intermediate_size"]
+    block = experts * 3 * numbers["hidden_size"] * width
+    assert (shape.block_experts, shape.expert_parameters) == (block, block * shape.layers)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +102,13 @@ def test_blocks_without_experts_shared_experts_and_biases_are_counted(
     config = AutoConfig.for_model(kind, **sizes, **numbers)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-    real = sum(p.numel() for p in model.parameters())
-    assert Shape.of(config.to_dict()).parameters == pytest.approx(real, rel=1e-3)
+    shape = counted(model, {})
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    stacks = {n: p.numel() for n, p in model.named_parameters() if p.ndim == 3}
+    assert shape.expert_parameters == sum(stacks.values())
+    block = max(int(name.split(".")[2]) for name in stacks)
+    one = sum(size for name, size in stacks.items() if f".{block}." in name)
+    assert shape.block_experts == one
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -113,8 +123,8 @@ def test_adapters_agree_with_real_modules(
     lora = {"lora__r": 8, "lora__experts": adapted, "lora__lora_dropout": 0.0}
     run = started(configure(model=str(folders[kind]), method="lora", **lora), tmp_path)
     trained = sum(p.numel() for p in run.module.parameters() if p.requires_grad)
-    shape = Shape.of(run.module.model.config.to_dict())
-    assert trained == shape.adapter_parameters(8, adapted)
+    shape = measured(str(folders[kind]), run.config).shape
+    assert trained == shape.adapter_parameters(8)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -135,7 +145,7 @@ def test_the_bytes_of_a_quantized_mixture_agree_with_real_modules(
         packed = [m for m in model.modules() if isinstance(m, Packed)]
         assert len(packed) == 2
         held += sum(scales(state) for module in packed for state in module.states.values())
-    shape = Shape.of(model.config.to_dict())
+    shape = measured(str(folders[kind]), config).shape
     need = memory(shape, Work("qlora", 8, 512, 4, checkpointing=False, base_bits=bits))
     assert need.weights == pytest.approx(held, rel=0.01)
 
@@ -166,12 +176,9 @@ def test_what_the_backward_pass_keeps_is_counted(
         states = run.module.states(batch)
     assert states.requires_grad
     work = Work(method, 16, batch.ids.numel(), 4, False, run.config.base_bits)
-    need = memory(
-        Shape.of(run.module.model.config.to_dict()),
-        Work(**(vars(work) | {"experts": adapted})),
-    )
+    need = memory(measured(run.job.location, run.config).shape, work)
     # the largest tensors of the backward pass itself come on top
-    assert 1 < need.activations / sum(kept.values()) < 1.5
+    assert 1 < need.activations / sum(kept.values()) < 1.75
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -185,8 +192,8 @@ def test_the_pieces_of_a_mixture_weigh_what_the_whole_does(
     model = loading.skeleton(str(folders[kind]))
     # no token: weights, gradients and moments alone
     pieces = weighed(model, pieces_of(model), config, 4, tokens=0, share=1.0)
-    shape = Shape.of(model.config.to_dict())
-    need = memory(shape, Work(method, 16, 0, 4, True, config.base_bits, experts=True))
+    shape = measured(str(folders[kind]), config).shape
+    need = memory(shape, Work(method, 16, 0, 4, True, config.base_bits))
     wanted = need.weights + need.gradients + need.optimizer
     assert sum(piece.bytes for piece in pieces) == pytest.approx(wanted, rel=0.01)
     mine, theirs = (piece.work for piece in pieces if ".layers." in piece.name)
