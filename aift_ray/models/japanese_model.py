@@ -6,13 +6,13 @@ import logging
 from typing import Any, ClassVar, cast
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
 from aift_ray.models import attention, fallback, families, folders, loading
+from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.answers import written
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
@@ -92,7 +92,7 @@ class JapaneseModel(BaseModel):
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(model)
             if place.adapter:
-                model = PeftModel.from_pretrained(model, str(place.adapter))
+                model = reload_adapters(model, str(place.adapter), trainable=False)
             self.model = model.eval()
         return self.model
 

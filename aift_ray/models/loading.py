@@ -16,6 +16,7 @@ from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.attention import register
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
@@ -105,6 +106,8 @@ def load_model(
     found: PreTrainedModel = model
     found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
+    if quantization and quantization.bits == 4 and quantization.experts:
+        pack(found, quantization.kind, quantization.double)
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
@@ -130,7 +133,9 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
     """
     config = load_config(location)
     shape = Shape.of(config.to_dict()) if is_plain(config) else counted(skeleton(location), {})
-    return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
+    held = stored_bits(config)
+    # a folder in 4 bits holds experts as they were
+    return shape.weight_bytes(dtype.itemsize, held or bits, experts=not held)
 
 
 def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

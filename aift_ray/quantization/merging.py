@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from aift_ray.models import loading
+from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
@@ -22,7 +22,7 @@ def load(
 ) -> torch.nn.Module:
     """A model with an adapter on top of its weights, or without one, ready to evaluate."""
     model = loading.load_model(location, dtype, None, quantization, {"": device})
-    found = PeftModel.from_pretrained(model, str(adapter)) if adapter else model
+    found = reload_adapters(model, str(adapter), trainable=False) if adapter else model
     found.eval()
     return found
 

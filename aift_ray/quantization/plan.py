@@ -16,6 +16,7 @@ from aift_ray.errors import ConfigError, Problem, UserError
 from aift_ray.launch.output import check_space
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
+from aift_ray.models.experts import expert_parameters
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import quantizer
@@ -33,6 +34,7 @@ class Plan:
         own_dtype, dtype: of the model's stored weights; of the result's unquantized ones.
         quantization: None: only merge.
         samples: what is measured on; empty: nothing is.
+        experts: weights of experts, which a folder that transformers reads holds as they are.
     """
 
     config: QuantizeConfig
@@ -45,6 +47,7 @@ class Plan:
     quantization: Quantization | None
     samples: list[Sample]
     parameters: int
+    experts: int
 
 
 def prepare(config: QuantizeConfig) -> Plan:
@@ -56,13 +59,14 @@ def prepare(config: QuantizeConfig) -> Plan:
     folder = Path(config.output_dir).expanduser() if config.output_dir else output.default_folder()
     problems = output.check(folder, config.overwrite)
     device = _device(config, problems)
-    location, adapter, samples, parameters = "", None, [], 0
+    location, adapter, samples, parameters, experts = "", None, [], 0, 0
     own = dtype = torch.float32
     quantization = None
     try:
         location = quantizer.source(config.model)
         skeleton = loading.skeleton(location)
         parameters = skeleton.num_parameters()
+        experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]
         quantization = _quantization(config, dtype)
@@ -89,6 +93,7 @@ def prepare(config: QuantizeConfig) -> Plan:
         quantization,
         samples,
         parameters,
+        experts,
     )
 
 

@@ -129,7 +129,8 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
     if config.get("bias", "none") != "none":
         # PEFT writes such biases into the base itself, for every other adapter too
         found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
-    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+    mixed = ("use_dora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters")
+    for variant in mixed:
         if config.get(variant):
             found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
     trained_on = config.get("base_model_name_or_path") or ""
