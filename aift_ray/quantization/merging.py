@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from aift_ray.models import loading
+from aift_ray.models import loading, provenance
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
@@ -43,6 +43,7 @@ def merge(
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     copy_companions(adapter, folder)
+    provenance.record(folder)
     check_finite(model, str(folder))
     merged: torch.nn.Module = model.eval()
     return merged

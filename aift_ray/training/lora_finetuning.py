@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from aift_ray.config import LoRAConfig, TrainingConfig
+from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.text_dataset import TextDataset
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
@@ -82,7 +83,10 @@ class LoRAFinetuningTrainer:
         location = folders.resolve(base_model_name)
         skeleton = loading.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
-        tokenizer = JapaneseModel(str(folder), device).load_tokenizer()
+        own = str(folder) if folders.has_tokenizer(folder) else location
+        tokenizer = folders.load_tokenizer(own)
+        # gives it a template where it has none
+        PromptEncoder(tokenizer)
         adapted = reload_adapters(base.load_model(), str(folder), trainable=False)
         return adapted.eval(), tokenizer
 
