@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +184,15 @@ def named_base(name: str) -> str:
 def _expected(folder: Path, where: str, skeleton: PreTrainedModel) -> Shapes:
     """The weights that PEFT asks for, which its configuration makes of the model."""
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        if not isinstance(config, LoraConfig):
-            raise TypeError(f"PEFT reads it as {type(config).__name__}")
-        # the start of training would compute with weights that are not there
-        config.init_lora_weights = True
-        model = PeftModel(copy.deepcopy(skeleton), config, low_cpu_mem_usage=True)
-        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            config = PeftConfig.from_pretrained(str(folder))
+            if not isinstance(config, LoraConfig):
+                raise TypeError(f"PEFT reads it as {type(config).__name__}")
+            # the start of training would compute with weights that are not there
+            config.init_lora_weights = True
+            model = PeftModel(copy.deepcopy(skeleton), config, low_cpu_mem_usage=True)
+            found = get_peft_model_state_dict(model, save_embedding_layers=False)
     except Exception as error:
         what = f"PEFT can't use {folder / CONFIG} on the model: {_line(error)}"
         raise ModelError([Problem(where, what)]) from error
