@@ -80,7 +80,8 @@ def _untie(model: PeftModel) -> bool:
 
 def _settle_ties(model: PreTrainedModel) -> None:
     """Have the two share a weight again, where it is the same; else be saved with two."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ends: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    table, head = ends
     # adapters that were tied too, as PEFT's ensure_weight_tying does, differ by rounding
     same = torch.allclose(head.weight, table.weight, rtol=torch.finfo(head.weight.dtype).eps)
     if same:
