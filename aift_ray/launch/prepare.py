@@ -24,6 +24,7 @@ from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
 from aift_ray.models import folders
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.planning.shape import Shape
 
@@ -80,6 +81,7 @@ def prepare(
     _spread(config, model_config, workers, gpu)
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
+    check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length

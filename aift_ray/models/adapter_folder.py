@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, provenance
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.vocabulary import check_vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -50,7 +51,7 @@ def check_adapter(
         wanted = str(config.get("base_model_name_or_path") or "")
         expected = _expected(path, where, skeleton)
         problems = _misfits(stored, expected, skeleton, path, where, wanted, base)
-    problems += check_prompts(path, where)
+    problems += check_prompts(path, where, skeleton.config)
     if problems:
         raise ModelError(problems)
     return path.resolve()
@@ -230,18 +231,28 @@ def _misfits(
     return []
 
 
-def check_prompts(folder: Path, where: str) -> list[Problem]:
-    """What is wrong with the tokenizer and the chat template of a folder, where it has them."""
+def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
+    """What is wrong with the tokenizer and the chat template of a folder, where it has them.
+
+    Args:
+        model_config: of the base.
+    """
     try:
-        if provenance.prompts(folder):
-            folders.load_tokenizer(str(folder))
+        if not provenance.prompts(folder):
+            return provenance.changed_prompts(where, folder)
+        tokenizer = folders.load_tokenizer(str(folder))
     except ValueError as error:
         return [Problem(where, str(error), "copy it anew")]
     except ModelError as error:
         file = next(folder / name for name in folders.TOKENIZERS if (folder / name).is_file())
         reasons = "; ".join(problem.what for problem in error.problems)
         return [Problem(where, f"{file} is damaged: {reasons}", "copy it anew")]
-    return provenance.changed_prompts(where, folder)
+    changed = provenance.changed_prompts(where, folder)
+    try:
+        check_vocabulary(str(folder), tokenizer, model_config)
+    except ModelError as error:
+        return changed or [Problem(where, each.what, each.remedy) for each in error.problems]
+    return changed
 
 
 def _first(names: list[str]) -> str:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG, adapter_config, check_adapter, named_base
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.vocabulary import check_vocabulary
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +30,12 @@ class Place:
     base: str
     tokenizer: str
     adapter: Path | None = None
+
+    def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        """The tokenizer; ModelError where it writes ids that the model `name` has no row for."""
+        tokenizer = folders.load_tokenizer(self.tokenizer)
+        check_vocabulary(name, tokenizer, folders.load_config(self.base))
+        return tokenizer
 
 
 def find_place(name: str) -> Place:

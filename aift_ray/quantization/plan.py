@@ -17,6 +17,7 @@ from aift_ray.launch.output import check_space
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.measure import Sample
@@ -61,6 +62,8 @@ def prepare(config: QuantizeConfig) -> Plan:
     quantization = None
     try:
         location = quantizer.source(config.model)
+        tokenizer = folders.load_tokenizer(location)
+        check_vocabulary(config.model, tokenizer, folders.load_config(location))
         skeleton = loading.skeleton(location)
         parameters = skeleton.num_parameters()
         own = quantizer.stored_dtype(location)

@@ -123,7 +123,7 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
         check_adapter(folder, base, base, skeleton(base), name)
     except ModelError as error:
         found = error.problems
-    if not check_prompts(path, where):
+    if not check_prompts(path, where, skeleton(base).config):
         found += _check_prompts(where, path, encoder)
     try:
         config = adapter_config(path, where)

@@ -14,6 +14,7 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -52,6 +53,7 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
     if problems:
         raise ModelError(problems)
     encoder = encoder_of(location)
+    check_vocabulary(config.model, encoder.tokenizer, folders.load_config(location))
     device = torch.device("cuda" if gpu else "cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
