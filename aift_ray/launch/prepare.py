@@ -27,6 +27,7 @@ from aift_ray.launch import fitting
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
 
 
@@ -83,6 +84,7 @@ def prepare(
     support = _support(config, model_config)
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
+    check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length

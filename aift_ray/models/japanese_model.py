@@ -100,12 +100,12 @@ class JapaneseModel(BaseModel):
         """The (fast) tokenizer, with the chat template that training and answers use; loaded once.
 
         Raises:
-            ModelError: missing, or one that can't be trained with.
+            ModelError: missing, one that can't be trained with, or of another vocabulary.
         """
         if self.tokenizer is None:
-            location = find_place(self.model_name).tokenizer
-            tokenizer = folders.load_tokenizer(location)
-            stops = [*folders.stop_ids(location), *_known_stops(self.model_name, tokenizer)]
+            place = find_place(self.model_name)
+            tokenizer = place.load_tokenizer(self.model_name)
+            stops = [*folders.stop_ids(place.tokenizer), *_known_stops(self.model_name, tokenizer)]
             # also gives the tokenizer a template where it has none
             self._encoder = PromptEncoder(tokenizer, extra_stop_ids=stops)
             if self._encoder.used_fallback:

@@ -18,6 +18,7 @@ from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.experts import expert_parameters
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.measure import Sample
@@ -64,6 +65,8 @@ def prepare(config: QuantizeConfig) -> Plan:
     quantization = None
     try:
         location = quantizer.source(config.model)
+        tokenizer = folders.load_tokenizer(location)
+        check_vocabulary(config.model, tokenizer, folders.load_config(location))
         skeleton = loading.skeleton(location)
         parameters = skeleton.num_parameters()
         experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())

@@ -12,8 +12,9 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import families, folders, loading
+from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -48,16 +49,22 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
         UserError: what keeps them from being served, all at once.
     """
     location = folders.resolve(config.model)
+    problems = provenance.changed_prompts(f"model {config.model}", Path(location))
+    if problems:
+        raise ModelError(problems)
     encoder = encoder_of(location)
+    check_vocabulary(config.model, encoder.tokenizer, folders.load_config(location))
     device = torch.device("cuda" if gpu else "cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
-    problems: list[Problem] = []
     shelf = config.serving.adapter_folder
     if shelf and not Path(shelf).is_dir():
         problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
+    if shelf or config.adapters:
+        # made now: while requests are answered it would change torch's default dtype for them
+        adapters.skeleton(location)
     for adapter, folder in config.adapter_folders().items():
         problems += adapters.check(adapter, folder, location, encoder)
     if problems:
