@@ -40,7 +40,10 @@ _CLUSTER = {
     # how long the controller sleeps between two looks at its replicas; at Ray's own 0.1 it takes 3%
     # of a core from an engine that uses them all
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "aift_ray.launch.ingress:middlewares",
 }
+# beyond a request's own time; by then it has no replica
+_MARGIN_S = 30.0
 
 
 @serve.deployment
@@ -180,7 +183,9 @@ def key_file(config: ServeConfig) -> str | None:
 
 def http_options(config: ServeConfig) -> HTTPOptions:
     """Where the proxies listen."""
-    return HTTPOptions(host=config.serving.host, port=config.serving.port)
+    serving = config.serving
+    longest = serving.request_timeout_s + _MARGIN_S
+    return HTTPOptions(host=serving.host, port=serving.port, request_timeout_s=longest)
 
 
 def run(config: ServeConfig, dry_run: bool) -> None:

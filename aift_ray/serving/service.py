@@ -16,10 +16,10 @@ from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.tools import takes_tools
 from aift_ray.errors import ModelError, Problem
 from aift_ray.serving import adapters
+from aift_ray.serving.conversation import ChatMessage
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.grammar import Grammars
 from aift_ray.serving.metrics import Meter
-from aift_ray.serving.protocol import ChatMessage
 from aift_ray.serving.requests import BASE, Engine, EngineError, QueueFull, Request, Stream
 from aift_ray.serving.text import Piece, TextMaker
 
@@ -120,6 +120,15 @@ class Service:
             return self.encoder.chat_ids(turns, tools)
         except RowError as error:
             raise ApiError(400, str(error), "messages") from None
+
+    def prompt(self, given: str | list[int]) -> list[int]:
+        """Ids of a prompt that may be given as ids; ApiError 400 where the model has no such id."""
+        if isinstance(given, str):
+            return self.text_prompt(given)
+        if any(token >= self.engine.vocabulary for token in given):
+            message = f"the model has tokens 0 to {self.engine.vocabulary - 1}"
+            raise ApiError(400, message, "prompt")
+        return given
 
     def text_prompt(self, text: str) -> list[int]:
         """Ids of a plain text to go on from."""
