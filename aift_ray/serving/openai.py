@@ -48,10 +48,10 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     if call:
         request = replace(request, grammar=_following(service, call, "tools"))
     answers = service.start(request, body.stops(), body.n or 1)
-    form = ChatForm(service.text_of, body.model)
+    form = ChatForm(service.token_bytes, body.model)
     if offered:
         names = [each["function"]["name"] for each in offered]
-        form = ToolForm(service.text_of, body.model, names)
+        form = ToolForm(service.token_bytes, body.model, names)
     return await _respond(body, answers, len(prompt), form)
 
 
@@ -69,7 +69,7 @@ async def complete(service: Service, body: CompletionRequest) -> Response:
         for answer in answers:
             answer.cancel()
         raise
-    form = TextForm(service.text_of, body.model)
+    form = TextForm(service.token_bytes, body.model)
     return await _respond(body, answers, sum(map(len, prompts)), form)
 
 

@@ -57,7 +57,8 @@ class Served:
         self.wait_for("ready on", patience_s, self._ask_health)
         told = self.log.read_text("utf-8")
         self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
-        self.http.headers["Authorization"] = f"Bearer {self.key}"
+        if self.key:
+            self.http.headers["Authorization"] = f"Bearer {self.key}"
 
     def wait_for(
         self, text: str, seconds: float, meanwhile: Callable[[], None] = lambda: None
