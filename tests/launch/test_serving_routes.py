@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -12,6 +14,7 @@ import pytest
 
 from tests.launch.served import Served
 from tests.serving.conftest import write_adapter
+from tests.serving.test_openai import QUESTION
 
 pytestmark = pytest.mark.ray
 PAGE = Path(__file__).resolve().parents[2] / "aift_ray" / "serving" / "page"
@@ -93,3 +96,104 @@ def test_a_model_is_found_by_its_name_with_a_slash_too(served: Served) -> None:
         assert response.status_code == 404
         assert is_error(response)
     assert served.anybody("GET", "/v1/models/kansai").status_code == 401
+
+
+def chat(served: Served, **values: Any) -> httpx.Response:
+    body = {"model": BASE, "messages": QUESTION, "max_tokens": 60, "seed": 1} | values
+    return served.http.post("/v1/chat/completions", json=body)
+
+
+def following(schema: Any) -> dict[str, Any]:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {"response_format": form}
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if "{" in line]
+    return [json.loads(line)["choices"][0] for line in lines]
+
+
+def test_the_bytes_of_logprobs_are_those_of_the_content(served: Served) -> None:
+    asked = {"logprobs": True, "top_logprobs": 5, "temperature": 0}
+    for values in (following({"const": "窶🐈"}), {}):
+        [choice] = chat(served, **asked, **values).json()["choices"]
+        content, told = choice["message"]["content"], choice["logprobs"]["content"]
+        assert bytes(byte for each in told for byte in each["bytes"]) == content.encode()
+        assert [len(each["top_logprobs"]) for each in told] == [5] * len(told)
+        deltas = events(chat(served, **asked, **values, stream=True))
+        streamed = [
+            each for delta in deltas for each in (delta["logprobs"] or {"content": ()})["content"]
+        ]
+        assert [each["bytes"] for each in streamed] == [each["bytes"] for each in told]
+        for each in told:
+            if each["bytes"] == list(each["token"].encode()):
+                continue
+            assert each["token"] == "".join(f"\\x{byte:02x}" for byte in each["bytes"])
+    assert len(told) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_offsets_of_logprobs_count_in_the_text(served: Served, stream: bool) -> None:
+    body: dict[str, Any] = {"model": BASE, "prompt": "昔々、", "max_tokens": 40, "logprobs": 5}
+    body |= following({"const": "窶🐈 と犬"}) | {"stream": stream, "seed": 1}
+    response = served.http.post("/v1/completions", json=body)
+    choices = events(response) if stream else response.json()["choices"]
+    text = "".join(choice["text"] for choice in choices)
+    assert text == '"窶🐈 と犬"'
+    told = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    names = [name for each in told for name in each["tokens"]]
+    offsets = [at for each in told for at in each["text_offset"]]
+    tops = [top for each in told for top in each["top_logprobs"]]
+    assert len(names) == len(offsets) == len(tops) > 6
+    assert [len(top) for top in tops] == [5] * len(tops)
+    whole = [(name, at) for name, at in zip(names, offsets, strict=True) if "bytes:" not in name]
+    assert all(text.startswith(name, at) for name, at in whole)
+    assert "".join(name for name, _ in whole) == '" と犬"'
+    parts = [(name, at) for name, at in zip(names, offsets, strict=True) if "bytes:" in name]
+    assert {at for _, at in parts} == {1, 2}
+    spelled = "".join(name.removeprefix("bytes:").replace("\\x", "") for name, _ in parts)
+    assert bytes.fromhex(spelled).decode() == "窶🐈"
+
+
+A = {"$ref": "#/$defs/a"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        A | {"$defs": {"a": A}},
+        {"properties": {"x": A}, "$defs": {"a": {"allOf": [A]}}},
+        {"$ref": "#"},
+        {"$ref": "#/$defs/b"},
+        {"$ref": 3},
+        {"$ref": "file:///etc/passwd"},
+        {"enum": []},
+        {"type": "string", "pattern": "("},
+        {"type": "string", "minLength": 5, "maxLength": 2},
+        {"type": ["string", 5]},
+        {"properties": [1]},
+        {"x-guidance": 5},
+        {"x-guidance": {"nonsense": 1}},
+        {"type": "number", "multipleOf": 0},
+        {"minItems": 10**30, "type": "array"},
+    ],
+)
+def test_a_schema_that_can_not_be_followed_is_refused(served: Served, schema: Any) -> None:
+    for stream in (False, True):
+        response = chat(served, **following(schema), stream=stream)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"] == "response_format.json_schema.schema"
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert chat(served, tools=[tool], tool_choice="required").status_code == 400
+
+
+def test_no_schema_fails_the_server(served: Served) -> None:
+    deep: Any = {"type": "string"}
+    for _ in range(90):
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
+    odd: list[Any] = [{}, deep, {"const": "\0"}, {"enum": list(range(3000))}, {"type": "integer"}]
+    odd += [{"not": {}}, {"minimum": 1e308}, {"type": "string", "pattern": "(a{500}){500}"}]
+    for schema in odd:
+        response = chat(served, **following(schema), max_tokens=4)
+        assert response.status_code in (200, 400), response.text
+    assert served.http.get("/healthz").status_code == 200
