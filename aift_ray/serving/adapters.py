@@ -47,7 +47,11 @@ class Adapters:
         if problem:
             raise ModelError([problem])
         # PEFT reads its own files; what it has put around the layers is taken off again
-        peft = PeftModel.from_pretrained(self._base, folder)
+        try:
+            peft = PeftModel.from_pretrained(self._base, folder)
+        except Exception:
+            _unwrap(self._base)
+            raise
         pairs = {
             layer: _pair(module)
             for layer, module in peft.base_model.model.named_modules()
@@ -69,6 +73,13 @@ class Adapters:
     def choose(self, rows: Sequence[str]) -> None:
         """Name the adapter of each row of the next forward pass; BASE: none."""
         self._mixed.choose(rows)
+
+
+def _unwrap(base: PreTrainedModel) -> None:
+    """Take off what PEFT has put around the layers before it failed."""
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            base.set_submodule(name, module.get_base_layer())
 
 
 def _pair(layer: Any) -> Pair:
