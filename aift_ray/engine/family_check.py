@@ -195,7 +195,7 @@ def _trainable(tiny: PreTrainedConfig, method: Method, kind: Attention) -> torch
         return whole
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        adapted = add_adapters(model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), "")
+        adapted: torch.nn.Module = add_adapters(model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), "")
         with torch.no_grad():
             # B starts at zero, where adapters would change nothing
             for name, weight in adapted.named_parameters():

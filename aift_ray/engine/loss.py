@@ -181,8 +181,8 @@ class _Head:
         model._modules = self._model._modules | {self._body: body}
         named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
         output = functional_call(model, named, (), {"inputs_embeds": hidden, "use_cache": False})
-        logits: torch.Tensor = output.logits[0]
-        return logits.unflatten(0, hidden.shape[:-1]).float()
+        logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
+        return logits.float()
 
     def device(self, states: torch.Tensor) -> torch.device:
         """Where it computes; that of `states` where its weights are shared out or elsewhere."""
