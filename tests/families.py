@@ -95,7 +95,8 @@ def configuration(name: str) -> PreTrainedConfig | None:
     numbers = {k: v for k, v in _NUMBERS.items() if k in given and given[k] is None}
     kinds = given.get("layer_types")
     if kinds and set(kinds) == {"full_attention"} and "sliding_window" in given:
-        numbers["layer_types"] = (["sliding_attention", "full_attention"] * len(kinds))[
+        pair = ["sliding_attention", "full_attention"]
+        numbers["layer_types"] = (pair * len(kinds))[: len(kinds)]
             : len(kinds)
         ]
     for field, value in (numbers | {k: v for k, v in _FEATURES.items() if k in given}).items():
