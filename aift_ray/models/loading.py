@@ -83,7 +83,6 @@ def load_model(
     made: Any = AutoModelForCausalLM
     if only is not None:
         whole = skeleton(location)
-        # of a wrapper's configuration the class may take the language model's alone
         made, config = part_class(type(whole), only), whole.config
     with explained(location):
         loaded: Any = made.from_pretrained(
@@ -91,7 +90,7 @@ def load_model(
             config=config,
             dtype=dtype or "auto",
             trust_remote_code=False,
-            attn_implementation=attention,
+            attn_implementation=_of_language_model(location, config, attention),
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -110,6 +109,18 @@ def load_model(
     return found
 
 
+def _of_language_model(
+    location: str, config: Any, attention: str | None
+) -> str | dict[str, str] | None:
+    """The attention of the language model alone: towers may not compute by it."""
+    if attention is None or config.get_text_config(decoder=True) is config:
+        return attention
+    # of a wrapper's configuration the class may take the language model's alone
+    if type(skeleton(location).config) is not type(config):
+        return attention
+    return {"": attention, "text_config": attention}
+
+
 def _of_blocks(location: str, quantization: Quantization) -> Quantization:
     """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
     whole = skeleton(location)
@@ -117,7 +128,9 @@ def _of_blocks(location: str, quantization: Quantization) -> Quantization:
     left = {*usual, *left_in_full(whole)}
     if left == set(usual):
         return quantization
-    return replace(quantization, skipped=tuple(sorted({*left, *quantization.skipped})))
+    names = {*left, *quantization.skipped}
+    within = {name for name in names for other in names if name.startswith(f"{other}.")}
+    return replace(quantization, skipped=tuple(sorted(names - within)))
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:
