@@ -19,7 +19,7 @@ from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
-from aift_ray.models.targets import freeze_towers, left_in_full
+from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
 
 
@@ -105,7 +105,7 @@ def load_model(
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
-    freeze_towers(found)
+    freeze(found)
     return found
 
 

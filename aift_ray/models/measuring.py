@@ -113,7 +113,7 @@ def counted(model: PreTrainedModel, adapted: dict[str, torch.nn.Module]) -> Shap
 
     from aift_ray.models.decoder import decoder_blocks
     from aift_ray.models.linear import features
-    from aift_ray.models.targets import linear_maps, towers
+    from aift_ray.models.targets import linear_maps, untrained
 
     def sides(layer: torch.nn.Module) -> tuple[int, int]:
         if isinstance(layer, torch.nn.Embedding):
@@ -123,11 +123,11 @@ def counted(model: PreTrainedModel, adapted: dict[str, torch.nn.Module]) -> Shap
         return found
 
     linear = {name: sides(layer) for name, layer in linear_maps(model).items()}
-    beside = tuple(f"{name}." for name in towers(model))
+    never = untrained(model)
     # before weights are loaded, two that are going to be one are two
     tied = model.all_tied_weights_keys
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in tied}
-    aside = sum(size for name, size in sizes.items() if name.startswith(beside))
+    aside = sum(size for name, size in sizes.items() if name in never)
     head = model.get_output_embeddings()
     vocabulary, hidden = head.get_parameter("weight").shape
     name_of_head = next(name for name, module in model.named_modules() if module is head)
