@@ -118,7 +118,8 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = [*model.notes, *_warnings(config, result)]
+    notes = [*model.notes, *families.not_applied(model_config)]
+    result.warnings = [*notes, *_warnings(config, result)]
     return result
 
 

@@ -14,7 +14,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.attention import register
+from aift_ray.models import families
+from aift_ray.models.attention import NAME, register
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
@@ -23,6 +24,13 @@ from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
 from aift_ray.models.targets import freeze_towers, left_in_full
 from aift_ray.planning.shape import Shape
+
+# of the attention asked of transformers: what computes it
+ATTENTION = {
+    NAME: "PyTorch's SDPA",
+    "eager": "transformers' eager functions",
+    "flash_attention_2": "FlashAttention 2",
+}
 
 
 def skeleton(location: str) -> PreTrainedModel:
@@ -48,6 +56,21 @@ def _check_family(config: Any) -> None:
     what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
     remedy = f"choose a model of another family, such as {other}"
     raise ModelError([Problem(f"model family {kind}", what, remedy)])
+
+
+def answering_attention(location: str, flash: bool) -> str:
+    """The attention asked of transformers for a model that is not trained.
+
+    Args:
+        flash: take FlashAttention 2 where the model can be computed with it.
+    """
+    kind = families.attention_of(load_config(location))
+    if not flash or kind != NAME:
+        return kind
+    made = type(skeleton(location))
+    others = getattr(made, "_compatible_flash_implementations", None)
+    fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
+    return "flash_attention_2" if fits else kind
 
 
 def load_model(
@@ -77,6 +100,11 @@ def load_model(
         options["device_map"] = device_map
     config = load_config(location)
     _check_family(config)
+    text = config.get_text_config(decoder=True)
+    noise = getattr(text, families.NOISE, None)
+    if noise:
+        # layers keep what they are made with
+        setattr(text, families.NOISE, 0.0)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
@@ -100,6 +128,8 @@ def load_model(
             **options,
         )
     model, info = loaded
+    if noise:
+        setattr(model.config.get_text_config(decoder=True), families.NOISE, noise)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
