@@ -52,7 +52,7 @@ class LossModule(nn.Module):
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy summed over the targets of `batch`, in training with that of routers; fp32."""
+        """Cross-entropy summed over the targets of `batch`, and in training the routers' loss."""
         total = self.loss(self.states(batch), batch)
         logits, self._router_logits = self._router_logits, ()
         if self.routers is None or not self.training:

@@ -119,6 +119,7 @@ def test_the_user_is_told_what_8_bits_and_peft_leave_out(
     half = make_tiny_mixture(tmp_path / "half", mlp_only_layers=[0])
     told = "no adapters on mlp.down_proj, mlp.experts.down_proj, mlp.experts.gate_up_proj"
     assert told in warnings(model=str(half), method="lora")
+    assert "and experts by --lora.experts true" in warnings(model=str(half), method="lora")
     adapted = {"lora__experts": True, "lora__lora_dropout": 0.0}
     assert "experts" not in warnings(model=str(tiny_mixture), method="lora", **adapted)
     begun = started(configure(model=str(half), method="lora"), tmp_path)
