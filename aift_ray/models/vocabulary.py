@@ -25,7 +25,7 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, config: Any)
     Raises:
         ModelError: with the tokens and their ids.
     """
-    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    size: Any = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     beyond = {
         token: number for token, number in tokenizer.get_vocab().items() if size and number >= size
     }
