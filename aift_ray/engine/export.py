@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.models import provenance
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model
 from aift_ray.models.initial_adapters import as_plain_lora
 
 
@@ -53,7 +53,9 @@ def write_model(
         streamed(Path(folder) / "model.safetensors")
     else:
         if dtype:
-            state = {k: v.to(dtype) for k, v in (state or model.state_dict()).items()}
+            own = (state or model.state_dict()).items()
+            # a tower may count something beside its weights
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in own}
         inner.config.dtype = dtype or inner.dtype
         inner.save_pretrained(folder, state_dict=state)
     inner.generation_config.eos_token_id = list(stop_ids)

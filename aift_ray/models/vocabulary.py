@@ -25,11 +25,11 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, config: Any)
     Raises:
         ModelError: with the tokens and their ids.
     """
-    size: Any = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    size: int | None = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     beyond = {
         token: number for token, number in tokenizer.get_vocab().items() if size and number >= size
     }
-    if not beyond:
+    if not beyond or size is None:
         return
     found = sorted(
         (number, token)

@@ -12,7 +12,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from aift_ray.models import loading, provenance
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.adapters import reload_adapters
+from aift_ray.models.decoder import causal_model
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
@@ -30,7 +31,7 @@ def load(
     with warnings.catch_warnings():
         # PEFT warns of tied weights, which are taken care of
         warnings.simplefilter("ignore", UserWarning)
-        found = PeftModel.from_pretrained(model, str(adapter)) if adapter else model
+        found = reload_adapters(model, str(adapter), trainable=False) if adapter else model
     found.eval()
     return found
 

@@ -65,7 +65,9 @@ def quantize(
         quantization = _fitting(location, quantization)
     placement: Any = "auto" if quantization.cpu_offload else {"": device}
     dtype = quantization.compute_dtype
-    model = loading.load_model(location, dtype, None, replace(quantization, repack=True), placement)
+    # plain `from_pretrained` reads experts in the dtype of the rest only
+    stored = replace(quantization, repack=True, experts=False)
+    model = loading.load_model(location, dtype, None, stored, placement)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     provenance.record(folder, quantized_from=location)

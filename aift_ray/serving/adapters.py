@@ -21,6 +21,7 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models import loading
 from aift_ray.models.adapter_folder import adapter_config, check_adapter, check_prompts
 from aift_ray.models.folders import load_tokenizer
+from aift_ray.models.linear import features
 from aift_ray.serving.mixed import Mixed, Pair
 
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -46,7 +47,11 @@ class Adapters:
         if problem:
             raise ModelError([problem])
         # PEFT reads its own files; what it has put around the layers is taken off again
-        peft = PeftModel.from_pretrained(self._base, folder)
+        try:
+            peft = PeftModel.from_pretrained(self._base, folder)
+        except Exception:
+            _unwrap(self._base)
+            raise
         pairs = {
             layer: _pair(module)
             for layer, module in peft.base_model.model.named_modules()
@@ -68,6 +73,13 @@ class Adapters:
     def choose(self, rows: Sequence[str]) -> None:
         """Name the adapter of each row of the next forward pass; BASE: none."""
         self._mixed.choose(rows)
+
+
+def _unwrap(base: PreTrainedModel) -> None:
+    """Take off what PEFT has put around the layers before it failed."""
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            base.set_submodule(name, module.get_base_layer())
 
 
 def _pair(layer: Any) -> Pair:
@@ -100,9 +112,10 @@ def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
         except AttributeError:
             what = f"it adapts {found['layer']}, which the model does not have"
             return Problem(where, what, other)
-        if not hasattr(layer, "in_features"):
+        sizes = features(layer)
+        if sizes is None:
             return Problem(where, f"it adapts {found['layer']}, which is no linear layer", MERGE)
-        size = layer.in_features if found["side"] == "A" else layer.out_features
+        size = sizes[0 if found["side"] == "A" else 1]
         given = shape[1] if found["side"] == "A" else shape[0]
         if given != size:
             what = f"it was trained on {given} features of {found['layer']}, the model has {size}"
@@ -133,7 +146,8 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
     if config.get("bias", "none") != "none":
         # PEFT writes such biases into the base itself, for every other adapter too
         found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
-    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+    mixed = ("use_dora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters")
+    for variant in mixed:
         if config.get(variant):
             found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
     return found
