@@ -7,6 +7,8 @@ in memory together.
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +18,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model, decoder_of
+from aift_ray.models.packed import Packed, packed
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
@@ -38,11 +43,10 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self._noise = model, noise
         inner = causal_model(model)
-        softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
         # the body alone, so that no logits are made for positions that are not trained
-        self._body = [inner.get_decoder()]
+        self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
-        self._head = [_Head(inner.get_output_embeddings(), softcap)]
+        self._head = [_Head(inner)]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`; a scalar in fp32."""
@@ -55,8 +59,9 @@ class LossModule(nn.Module):
             embedded: what the blocks are given in place of embedded tokens, of the same shape.
         """
         alpha = self._noise if self.training else 0.0
-        with noisy(self._embeddings[0], alpha, batch):
-            output = self._body[0](**model_inputs(batch, embedded))
+        inputs = model_inputs(batch, embedded, self._body[0])
+        with noisy(self._embeddings[0], alpha, batch), packed(documents(batch)):
+            output = self._body[0](**inputs)
         states: torch.Tensor = output.last_hidden_state
         return states
 
@@ -79,25 +84,47 @@ class LossModule(nn.Module):
 
     def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
-        logits = causal_model(self.model)(**model_inputs(batch)).logits
+        with packed(documents(batch)):
+            logits = causal_model(self.model)(**model_inputs(batch)).logits
         chosen = logits.flatten(0, 1).index_select(0, batch.sources)
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def model_inputs(batch: Batch, embedded: torch.Tensor | None = None) -> dict[str, Any]:
-    """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens."""
+def documents(batch: Batch) -> Packed | None:
+    """The documents of a packed `batch`; None where its rows are padded."""
+    if batch.borders is None:
+        return None
+    return Packed(batch.borders, batch.longest, batch.ids.shape[1])
+
+
+def model_inputs(
+    batch: Batch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens.
+
+    Args:
+        body: who is called, where it may not take the borders of documents.
+    """
     given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
     inputs: dict[str, Any] = given | {"use_cache": False}
     if batch.borders is None:
         return inputs | {"attention_mask": batch.mask}
+    inputs["position_ids"] = batch.positions
+    if body is not None and not _takes_more(body):
+        return inputs
     longest = batch.longest
     return inputs | {
-        "position_ids": batch.positions,
         "cu_seq_lens_q": batch.borders,
         "cu_seq_lens_k": batch.borders,
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def _takes_more(body: nn.Module) -> bool:
+    """Whether a forward takes keywords that it does not name, to hand them on to its layers."""
+    kinds = {p.kind for p in inspect.signature(body.forward).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 @contextmanager
@@ -127,26 +154,72 @@ def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
 
 
 class _Head:
-    """The output layer with what models do to its logits."""
+    """From hidden states to logits, by the code of the model itself.
 
-    def __init__(self, layer: nn.Module, softcap: float | None) -> None:
-        self.layer, self.softcap = layer, softcap
+    Models scale or cap their logits, or scale the states before the output layer. Their own
+    forward is called, with hidden states in place of the body that would make them.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self.layer: nn.Module = model.get_output_embeddings()
+        self._decoder = decoder_of(model)
+        modules = {id(module): name for name, module in model.named_modules()}
+        self._name = modules[id(self.layer)]
+        self._body = modules[id(self._decoder)].partition(".")[0]
 
     def __call__(
         self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Logits in fp32; with `weights` in place of the layer's own of those names."""
-        logits: torch.Tensor = functional_call(self.layer, dict(weights or {}), (hidden,)).float()
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        """Logits in fp32; with `weights` in place of the output layer's own of those names."""
+        model = copy.copy(self._model)
+        # what others have put around the whole model is not asked for
+        model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+        model.__dict__.pop("forward", None)
+        whole = self._model.get_submodule(self._body)
+        body = _Made(hidden.flatten(0, -2)[None], whole, self._decoder)
+        model._modules = self._model._modules | {self._body: body}
+        named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
+        output = functional_call(model, named, (), {"inputs_embeds": hidden, "use_cache": False})
+        logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
+        return logits.float()
 
     def device(self, states: torch.Tensor) -> torch.device:
         """Where it computes; that of `states` where its weights are shared out or elsewhere."""
         return next((p.device for p in self.layer.parameters()), states.device)
 
     def trained(self) -> dict[str, torch.Tensor]:
+        """The weights of the output layer that are trained, by name."""
         return {name: p for name, p in self.layer.named_parameters() if p.requires_grad}
+
+
+class _Made(nn.Module):
+    """In place of a model's body: gives hidden states, (1, positions, width)."""
+
+    def __init__(self, states: torch.Tensor, body: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        # not as attributes: they would be registered as its own
+        self._states, self._stands_for = states, (body, decoder)
+
+    def __getattr__(self, name: str) -> Any:
+        # a few ask a part of the body, or keep the scale of their logits in it
+        body, decoder = self.__dict__["_stands_for"]
+        found = getattr(body, name)
+        is_part = isinstance(found, nn.Module) and any(m is decoder for m in found.modules())
+        made: Any = _Made(self._states, found, decoder) if is_part else found
+        return made
+
+    def forward(self, *args: Any, **kwargs: Any) -> _States:
+        """The states, whatever is asked."""
+        return _States(last_hidden_state=self._states)
+
+
+class _States(BaseModelOutputWithPast):
+    """A body's output of which all but the hidden states is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

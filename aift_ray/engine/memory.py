@@ -8,8 +8,8 @@ import sys
 import torch
 
 from aift_ray.engine.build import Run
+from aift_ray.models.measuring import measured
 from aift_ray.planning.memory import Work, memory
-from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import remedy
 
 
@@ -23,8 +23,7 @@ def out_of_memory(run: Run, error: BaseException) -> str:
     indices = run.plan.longest_micro_batch()
     tokens = int(run.rows.lengths[indices].sum())
     parts = _parts(run, tokens)
-    if parts:
-        lines.append(f"computed for its {len(indices)} rows of {tokens} tokens: {parts}")
+    lines.append(f"computed for its {len(indices)} rows of {tokens} tokens: {parts}")
     lines.append(f"try {remedy(run.config)}")
     lines.append(f"({str(error).splitlines()[0] if str(error) else type(error).__name__})")
     return "\n  ".join(lines)
@@ -32,10 +31,7 @@ def out_of_memory(run: Run, error: BaseException) -> str:
 
 def _parts(run: Run, tokens: int) -> str:
     config = run.config
-    try:
-        shape = Shape.of(run.module.model.config.get_text_config().to_dict())
-    except KeyError:
-        return ""
+    model = measured(run.job.location, config)
     width = torch.finfo(run.precision.compute).bits // 8
     work = Work(
         config.method,
@@ -46,12 +42,12 @@ def _parts(run: Run, tokens: int) -> str:
         config.base_bits,
         config.parallel.strategy,
         run.group.apart if run.group.apart > 1 else run.group.world,
-        sum(p.numel() for n, p in run.module.named_parameters() if ".modules_to_save." in n),
+        model.whole,
         run.group.apart,
         config.parallel.offload,
         config.training.optimizer,
     )
-    return memory(shape, work).parts
+    return memory(model.shape, work).parts
 
 
 def peak_memory_gb(device: torch.device) -> float:

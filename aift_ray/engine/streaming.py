@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.tensors import is_shared_out, whole
 
 Tensors = Mapping[str, torch.Tensor]

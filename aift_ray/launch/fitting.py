@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, cast
 
 import psutil
@@ -19,19 +18,15 @@ _CONTEXT = GIB
 
 
 def needs(
-    config: RunConfig, numbers: Mapping[str, Any], tokens: int, workers: int, gpu: bool, whole: int
-) -> Need | None:
-    """The memory of a worker by the way the model is spread; None: of an unknown architecture.
+    config: RunConfig, shape: Shape, tokens: int, workers: int, gpu: bool, whole: int
+) -> Need:
+    """The memory of a worker by the way the model is spread.
 
     Args:
-        numbers: of the model's configuration.
+        shape: the model's numbers.
         tokens: of the longest micro-batch.
         whole: weights trained as a whole beside the adapters.
     """
-    try:
-        shape = Shape.of(numbers)
-    except KeyError:
-        return None
 
     def need(way: Way) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
@@ -61,7 +56,7 @@ def width(config: RunConfig, gpu: bool) -> int:
     return 2 if narrow else 4
 
 
-def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> list[str]:
+def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     """Choose the strategy where it is `auto`; why, in two lines.
 
     Raises:
@@ -76,14 +71,11 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
     if parallel.strategy == "auto":
         whole = config.training.optimizer != "adamw"
         among = ways(method, workers, config.base_bits, gpu, whole)
-        if need is None:
-            way, why = among[0], ["ddp: this architecture's memory can't be computed", "no other"]
-        else:
-            way, why = choose(among, need, room)
+        way, why = choose(among, need, room)
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
     # a machine's memory is not for its workers alone: it chooses, and refuses nothing
-    if need is None or not (gpu or parallel.gpu_memory):
+    if not (gpu or parallel.gpu_memory):
         return why
     wanted = need(Way(method, parallel.strategy, parallel.offload))
     if not room.holds(wanted):
@@ -91,10 +83,10 @@ def settle(config: RunConfig, need: Need | None, workers: int, gpu: bool) -> lis
     return why
 
 
-def own(config: RunConfig, need: Need | None) -> Memory | None:
+def own(config: RunConfig, need: Need) -> Memory:
     """The memory of a worker as the run is configured."""
     parallel = config.parallel
-    return need(Way(config.trained_as, parallel.strategy, parallel.offload)) if need else None
+    return need(Way(config.trained_as, parallel.strategy, parallel.offload))
 
 
 def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from aift_ray.config import DataConfig, RunConfig
@@ -23,9 +24,11 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
-from aift_ray.models import folders
+from aift_ray.models import families, folders
+from aift_ray.models.families import Support
+from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
-from aift_ray.planning.shape import Shape
 
 
 @dataclass
@@ -78,12 +81,14 @@ def prepare(
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
+    support = _support(config, model_config)
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
+    check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length
-    whole = _whole_parameters(location, config)
+    model = measured(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
@@ -91,12 +96,11 @@ def prepare(
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     batch = _global_batch(config, workers, resume)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    numbers = text_config.to_dict()
-    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
-    need = fitting.needs(config, numbers, longest, workers, gpu, whole)
+    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
+    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
-    sizes = _sizes(config, numbers, whole)
+    sizes = _sizes(config, model)
     job = Job(
         config=config,
         location=location,
@@ -106,6 +110,7 @@ def prepare(
         chat_template=tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
+        support=support,
         memory=fitting.own(config, need),
         resume=resume,
         why=why,
@@ -113,7 +118,7 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = _warnings(config, result)
+    result.warnings = [*model.notes, *_warnings(config, result)]
     return result
 
 
@@ -121,6 +126,23 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+
+
+def _support(config: RunConfig, model_config: Any) -> Support:
+    """How the model's family is computed; a ModelError where it can't be."""
+    known = families.table().get(families.family_of(model_config))
+    if isinstance(known, Support):
+        return known
+    # computes a tiny model
+    from aift_ray.engine.family_check import supported
+
+    method: Any = config.trained_as
+    return supported(model_config, method, cache.cache_folder(config.data))
+
+
+def _longest(lengths: np.ndarray, padded: bool) -> int:
+    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
+    return int(len(lengths) * lengths.max() if padded else lengths.sum())
 
 
 def _global_batch(config: RunConfig, workers: int, resume: Path | None) -> int:
@@ -184,18 +206,6 @@ def _layout(
     return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
-def _whole_parameters(location: str, config: RunConfig) -> int:
-    """Weights trained as a whole beside the adapters; a ConfigError for layers not there."""
-    if config.method == "full" or not (config.lora.target_modules or config.lora.modules_to_save):
-        return 0
-    from aift_ray.models.adapters import check_targets, whole_parameters
-    from aift_ray.models.loading import skeleton
-
-    model = skeleton(location)
-    check_targets(model, config.lora, config.base_bits is not None)
-    return whole_parameters(model, config.lora)
-
-
 def _resumed_state(config: RunConfig, folder: Path) -> State:
     field, remedy = f"resume {folder}", "give the --method it was made with"
     adapter = (folder / "adapter_config.json").is_file()
@@ -230,14 +240,11 @@ def _sequence_length(config: RunConfig, limit: int | None) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(config: RunConfig, numbers: dict[str, Any], whole: int) -> tuple[int, int, int]:
+def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
     """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
-    try:
-        shape = Shape.of(numbers)
-    except KeyError:
-        return 0, 0, 0
-    full = config.method == "full"
-    trained = shape.parameters if full else shape.adapter_parameters(config.lora.r) + whole
+    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    if config.method == "full":
+        trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments
     return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 

@@ -10,23 +10,15 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
-from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.experts import target_parameters
+from aift_ray.models.experts_4bit import adaptable
 from aift_ray.models.initial_adapters import (
     ITERATIONS,
     keep_start,
     start_from_what_was_lost,
 )
-
-
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Last names of all linear layers of the decoder blocks, sorted."""
-    head = model.get_output_embeddings()
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    return sorted(names)
+from aift_ray.models.linear import is_transposed
+from aift_ray.models.targets import adapted_layers, check_targets, freeze_towers, named_for_peft
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> PeftModel:
@@ -38,56 +30,14 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    check_targets(model, config)
-    whole = config.modules_to_save or []
-    targets = config.target_modules or [n for n in linear_layers(model) if n not in whole]
-    tied = _ties(model, whole)
-    adapted: PeftModel = get_peft_model(model, _peft_config(config, targets, tied))
+    with adaptable(model):
+        check_targets(model, config)
+        adapted: PeftModel = get_peft_model(model, _peft_config(config, model))
     if config.init_lora_weights == "pissa":
         keep_start(adapted)
     if config.init_lora_weights == "loftq":
         start_from_what_was_lost(adapted, location)
     return _trained_in_fp32(adapted)
-
-
-def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = False) -> None:
-    """Refuse names of layers that `model` does not have, or that can't be trained.
-
-    Args:
-        quantized: the linear layers of the blocks are, or are going to be.
-
-    Raises:
-        ConfigError: with every such name.
-    """
-    linear, names = linear_layers(model), [name for name, _ in model.named_modules()]
-    whole = config.modules_to_save or []
-    asked = {"lora.target_modules": config.target_modules or [], "lora.modules_to_save": whole}
-    problems = [
-        Problem(field, f"no layer is called '{one}'", f"the model has {', '.join(known)}")
-        for field, known in zip(asked, (linear, _trainable_whole(model)), strict=True)
-        for one in asked[field]
-        if not any(name == one or name.endswith(f".{one}") for name in names)
-    ]
-    if quantized:
-        what = "'{}' is held in 4 or 8 bits, which can't be trained as a whole"
-        held = [one for one in whole if one in linear]
-        problems += [Problem("lora.modules_to_save", what.format(one)) for one in held]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _trainable_whole(model: PreTrainedModel) -> list[str]:
-    """Last names of all layers with weights of their own, sorted."""
-    own = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
-    return sorted({name.rsplit(".", 1)[-1] for name in own})
-
-
-def whole_parameters(model: PreTrainedModel, config: LoRAConfig) -> int:
-    """Number of weights trained as a whole beside the adapters."""
-    whole = tuple(config.modules_to_save or ())
-    modules = (module for name, module in model.named_modules() if whole and name.endswith(whole))
-    # a layer within a layer, or two that share a weight, count once
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
 def _ties(model: PreTrainedModel, whole: list[str]) -> bool:
@@ -112,20 +62,24 @@ def ready_to_answer(model: torch.nn.Module) -> None:
                     own.data = own.data.to(other.dtype)
 
 
-def _peft_config(config: LoRAConfig, targets: list[str], tied: bool) -> Any:
+def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
     pissa = config.init_lora_weights == "pissa"
+    targets, whole = named_for_peft(model, config)
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         target_modules=targets,
+        # PEFT does not look at it for a layer held in fewer bits, whose matrix was turned round
+        fan_in_fan_out=any(map(is_transposed, adapted_layers(model, config).values())),
         lora_dropout=config.lora_dropout,
         bias=config.bias,
         task_type=config.task_type,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
-        modules_to_save=config.modules_to_save,
-        ensure_weight_tying=tied,
+        modules_to_save=whole or None,
+        ensure_weight_tying=_ties(model, whole),
+        target_parameters=target_parameters(model) if config.experts else None,
     )
 
 
@@ -143,35 +97,16 @@ def continue_adapters(
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
-    return _trained_in_fp32(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
+    with adaptable(model):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    return _trained_in_fp32(adapted)
 
 
 def _trained_in_fp32(model: PeftModel) -> PeftModel:
+    # with `bias: all` PEFT trains those of other towers too
+    freeze_towers(model)
     # PEFT does so for adapters, not for biases that are trained with them
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
-
-
-def causal_model(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model inside `model`, adapters left in place."""
-    if isinstance(model, PeftModel):
-        inner: PreTrainedModel = model.get_base_model()
-        return inner
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The blocks of the decoder, in their order.
-
-    Raises:
-        ModelError: the model keeps them in another way.
-    """
-    decoder = causal_model(model).get_decoder()
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, torch.nn.ModuleList):
-        what = "its blocks are not in a list 'layers', so that they can't be split"
-        raise ModelError([Problem(f"model {type(decoder).__name__}", what, "use --strategy ddp")])
-    return blocks

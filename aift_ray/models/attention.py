@@ -1,13 +1,15 @@
-"""Attention over documents that lie end to end in one row, without a mask.
+"""Attention over packed documents, and every other attention of a model, by one function.
 
-transformers builds a (tokens x tokens) mask for such a row: time and memory grow with the square
-of the row. Here each document is attended by itself, so they grow with the square of a document.
-The borders arrive as `cu_seq_lens_q`, the keyword that FlashAttention uses in transformers. On a
-GPU in 16 bits one call of PyTorch's own FlashAttention 2 takes all documents.
+transformers builds a (tokens x tokens) mask for documents that are packed end to end in one row:
+time and memory grow with the square of the row. Here each document is attended by itself, so they
+grow with the square of a document. The borders come from `packed`, a context around the forward
+pass: a layer that does not hand its keyword arguments on makes no difference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +17,31 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models.packed import Packed, check_causal, current
+from aift_ray.models.score_attention import attend_with_scores, expanded
+
 NAME = "documents"
+# what layers hand on that attention does not depend on
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "cu_seq_lens_k",
+        "deterministic",
+        "max_length_k",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "training",
+        "use_cache",
+    }
+)
 
 
 def has_flash(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
@@ -43,41 +66,104 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document.
+    """Causal attention within each document of a packed row, or attention under a mask.
 
     Args:
-        query: (1, heads, tokens, size).
-        key, value: (1, kv heads, tokens, size).
-        cu_seq_lens_q: (documents + 1,), cumulative lengths; None: an ordinary batch.
-        max_length_q: tokens of the longest document.
+        query: (batch, heads, tokens, size); batch is 1 for a packed row.
+        key: (batch, kv heads, key tokens, size).
+        value: (batch, kv heads, key tokens, value size).
+        attention_mask: (batch, 1, tokens, key tokens), True or 0 where a key counts; None: causal.
+            Not looked at in a packed row.
+        softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
+        s_aux: (heads,), a further score for each query that takes part in the softmax and has no
+            value (gpt-oss's attention sinks).
+        cu_seq_lens_q, max_length_q: the documents, where a layer hands them on; else those of
+            `packed`.
 
     Returns:
-        (1, tokens, heads, size), and None for the weights.
+        (batch, tokens, heads, value size), and None for the weights.
+
+    Raises:
+        ModelError: a keyword that changes the result and is not computed here.
     """
-    if cu_seq_lens_q is None and attention_mask is None and query.shape[2] == key.shape[2]:
-        whole = _attend(query, key, value, scaling, dropout, sliding_window)
-        return whole.transpose(1, 2).contiguous(), None
-    if cu_seq_lens_q is None:
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    documents = _documents(query, cu_seq_lens_q, max_length_q)
+    _check_keywords(module, kwargs, documents is not None)
+    if documents is None:
+        if softcap is None and s_aux is None:
+            output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
+            )
+            return output
+        causal = attention_mask is None and query.shape[2] > 1
+        attended = attend_with_scores(
+            query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal
         )
-        return output
+        return attended.transpose(1, 2).contiguous(), None
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
+    plain = softcap is None and s_aux is None and not dropout and key.shape[-1] == value.shape[-1]
     # the kernel takes heads of up to 256 channels
-    if flash_computes(query.device, dtype) and not dropout and query.shape[-1] in range(8, 257, 8):
+    if plain and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        borders, longest = cu_seq_lens_q, max_length_q
-        return _flash(query, key, value, scaling, sliding_window, borders, longest), None
-    each: torch.Tensor = _each_document(
-        query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window
-    )
+        return _flash(query, key, value, scaling, sliding_window, documents), None
+    scores = _Scores(scaling, dropout, sliding_window, softcap, s_aux)
+    each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
     return each, None
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """How scores are made; see `document_attention`."""
+
+    scaling: float | None
+    dropout: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+
+def _documents(
+    query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
+) -> Packed | None:
+    """The documents of a call: handed on by the layer, or those of the forward pass."""
+    if cu_seqlens is not None:
+        # a compiler sees these as inputs
+        return Packed(cu_seqlens, max_seqlen, query.shape[2])
+    documents = current()
+    if documents is not None and (query.shape[0], query.shape[2]) != (1, documents.tokens):
+        what = f"attends {tuple(query.shape)} in a packed row of {documents.tokens} tokens"
+        raise ModelError([Problem("attention", what, "pad the rows: --data.packing false")])
+    return documents
+
+
+def _check_keywords(module: torch.nn.Module, given: dict[str, Any], in_documents: bool) -> None:
+    """Refuse keywords that would be dropped."""
+    # the function of SDPA takes these, under a mask
+    known = {"is_causal"} if in_documents else {"is_causal", "position_bias", "indices"}
+    dropped = [
+        name
+        for name, value in given.items()
+        if value is not None and value is not False and name not in known | _WITHOUT_EFFECT
+    ]
+    if in_documents and given.get("is_causal") is False:
+        dropped.append("is_causal=False")
+    if dropped:
+        what = f"{type(module).__name__} asks attention for {', '.join(dropped)}, which it can't do"
+        raise ModelError([Problem("attention", what, "use another model, or report it")])
 
 
 # their number and lengths are not known to a compiler
@@ -86,17 +172,13 @@ def _each_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    borders: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
+    cu_seqlens: torch.Tensor,
+    scores: _Scores,
 ) -> torch.Tensor:
-    lengths = torch.diff(borders).tolist()
+    lengths = torch.diff(cu_seqlens).tolist()
     documents = (states.split(lengths, dim=2) for states in (query, key, value))
-    outputs = [
-        _attend(q, k, v, scaling, dropout, window) for q, k, v in zip(*documents, strict=True)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
+    return torch.cat(outputs, dim=1)
 
 
 def _flash(
@@ -105,18 +187,19 @@ def _flash(
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
-    borders: torch.Tensor,
-    longest: int,
+    documents: Packed,
 ) -> torch.Tensor:
     """(1, tokens, heads, size), as `document_attention`, by one kernel."""
+    longest = documents.max_seqlen
+    cu_seqlens = documents.cu_seqlens.to(query.device)
     # a window of n is a token and the n - 1 before it
     left = window - 1 if window is not None and window < longest else -1
     attended = varlen.varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        borders,
-        borders,
+        cu_seqlens,
+        cu_seqlens,
         longest,
         longest,
         scale=scaling,
@@ -128,27 +211,29 @@ def _flash(
 
 
 def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: _Scores
 ) -> torch.Tensor:
-    length = query.shape[2]
-    mask = None
+    """One document by itself, (1, heads, tokens, value size)."""
+    length, window, mask = query.shape[2], scores.window, None
     if window is not None and length > window:
         at = torch.arange(length, device=query.device)
         distance = at[:, None] - at[None, :]
         mask = (distance >= 0) & (distance < window)
+    if scores.softcap is not None or scores.sinks is not None:
+        options = (scores.scaling, scores.dropout, scores.softcap, scores.sinks)
+        return attend_with_scores(query, key, value, mask, *options, causal=mask is None)
+    # values of another width than the keys: SDPA repeats heads for like widths alone
+    repeated = query.shape[1] != key.shape[1] and key.shape[-1] != value.shape[-1]
+    if repeated:
+        key, value = expanded(key, query.shape[1]), expanded(value, query.shape[1])
     return scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
+        dropout_p=scores.dropout,
         is_causal=mask is None,
-        scale=scaling,
+        scale=scores.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
@@ -158,22 +243,39 @@ def document_mask(
     q_length: int,
     kv_length: int,
     q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """No mask where `document_attention` needs none; that of SDPA for padding and caches."""
-    if attention_mask is None and q_offset == 0 and q_length == kv_length:
+    """No mask in a packed row, which needs none; that of SDPA otherwise.
+
+    Raises:
+        ModelError: the mask of a packed row is not causal within a window.
+    """
+    documents = current()
+    if documents is not None:
+        kind = getattr(kwargs.get("config"), "model_type", "")
+        check_causal(kind, mask_function, local_size, use_vmap, documents)
         return None
     mask: torch.Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
         q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
         attention_mask=attention_mask,
+        local_size=local_size,
+        use_vmap=use_vmap,
         **kwargs,
     )
     return mask
 
 
-AttentionInterface.register(NAME, document_attention)
-AttentionMaskInterface.register(NAME, document_mask)
+def register() -> None:
+    """Let transformers know this attention by its name."""
+    AttentionInterface.register(NAME, document_attention)
+    AttentionMaskInterface.register(NAME, document_mask)

@@ -2,15 +2,17 @@
 
 `models.csv` says what a user should know before choosing one. `architectures.csv` holds the
 numbers of the networks, which many models share, so that a run can be planned with no network; a
-config.json on disk comes first. `templates.csv` names the tokens that end a turn.
+config.json on disk comes first. `architectures.json` adds the keys of config.json that only some
+families have. `templates.csv` names the tokens that end a turn.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,12 @@ class Architecture:
     """Numbers of a network; `active_experts` of `experts` see each token (1 of 1: a dense one).
 
     Attributes:
-        model_type: as transformers calls it.
-        parameters: of the whole model.
+        model_type: as transformers calls it; of the language model, where that is one of a larger
+            whole.
+        parameters: of the language model, without towers for images and sound and without layers
+            that predict further tokens.
         tied: whether the output layer shares the embedding.
+        extra: further keys of config.json, as the network's own class reads them.
     """
 
     model_type: str
@@ -45,6 +50,7 @@ class Architecture:
     tied: bool
     experts: int
     active_experts: int
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def config(self) -> dict[str, Any]:
         """The numbers under the names of config.json."""
@@ -64,7 +70,7 @@ class Architecture:
             numbers["moe_intermediate_size"] = self.feed_forward
             numbers["num_experts"] = numbers["num_local_experts"] = self.experts
             numbers["num_experts_per_tok"] = self.active_experts
-        return numbers
+        return numbers | self.extra
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,11 @@ def _number(text: str) -> int | bool | str:
 
 def _read() -> dict[str, Entry]:
     architectures = {}
+    extra = json.loads((TABLES / "architectures.json").read_text("utf-8"))
     for row in _rows("architectures"):
         name = row.pop("architecture")
         numbers: dict[str, Any] = {key: _number(value) for key, value in row.items()}
-        architectures[name] = Architecture(**numbers)
+        architectures[name] = Architecture(**numbers, extra=extra.get(name, {}))
     turn_ends = {row["template"]: tuple(row["turn_ends"].split()) for row in _rows("templates")}
     return {
         row["name"]: Entry(

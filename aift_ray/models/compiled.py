@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from aift_ray.models.adapters import decoder_blocks
+from aift_ray.models.decoder import decoder_blocks
 
 # who makes code of the graphs
 BACKEND: Any = "inductor"

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG, find
+from aift_ray.models.catalog import CATALOG, Entry, find
 from aift_ray.models.loading import weight_bytes
 from aift_ray.planning.shape import Shape
 from aift_ray.utils.gpu_utils import get_gpu_memory_info
@@ -53,12 +53,17 @@ def smaller_models(name: str, width: int, bits: int | None, free: int) -> list[s
         for other, found in CATALOG.items()
         if entry is None or found.architecture.parameters < entry.architecture.parameters
     }
-    fitting = [
-        other
-        for other in sizes
-        if Shape.of(CATALOG[other].config).weight_bytes(width, bits) <= free
-    ]
+    fitting = [other for other in sizes if _weight_bytes(CATALOG[other], width, bits) <= free]
     return sorted(fitting, key=lambda other: -sizes[other])
+
+
+def _weight_bytes(entry: Entry, width: int, bits: int | None) -> int:
+    """Bytes of a catalogued model's weights; too many rather than too few."""
+    shape, parameters = Shape.of(entry.config), entry.architecture.parameters
+    if abs(shape.parameters - parameters) < parameters // 100:
+        return shape.weight_bytes(width, bits)
+    # a network whose linear layers the arithmetic does not know: none counts as quantized
+    return parameters * width
 
 
 def on_disk(name: str) -> bool:

@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.linear import is_transposed
 from aift_ray.models.quantized import layers
 
 # subspace iterations of the randomized decomposition, as PEFT's `pissa_niter_16`
@@ -78,7 +79,8 @@ def start_from_what_was_lost(model: PeftModel, location: str) -> None:
             continue
         layer: Any = module.get_base_layer()
         now = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-        lost = published.weight(name.removeprefix(_PREFIX)).to(now) - now
+        before = published.weight(name.removeprefix(_PREFIX)).to(now)
+        lost = (before.T if is_transposed(layer) else before) - now
         left, values, right = torch.svd_lowrank(lost, module.r["default"], niter=ITERATIONS)
         root = (values / module.scaling["default"]).sqrt()
         module.lora_A["default"].weight.data = (right * root).T.contiguous()
@@ -96,7 +98,7 @@ class _Published:
             self._files |= dict.fromkeys(file.keys(), file)
 
     def weight(self, layer: str) -> torch.Tensor:
-        """The matrix of a layer, (out, in)."""
+        """The matrix of a layer, (out, in); (in, out) of a Conv1D."""
         name = f"{layer}.weight"
         found = self._files[name].get_tensor(name) if name in self._files else None
         if found is None or not found.is_floating_point():

@@ -6,13 +6,13 @@ import logging
 from typing import Any, ClassVar, cast
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
-from aift_ray.models import attention, fallback, folders, loading
+from aift_ray.models import attention, fallback, families, folders, loading
+from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.answers import written
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
@@ -83,9 +83,7 @@ class JapaneseModel(BaseModel):
         if self.model is None:
             place = find_place(self.model_name)
             fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
-            kind = "sdpa"
-            if self.use_flash_attention and attention.has_flash(self.device, self.torch_dtype):
-                kind = "flash_attention_2"
+            kind = self._attention(place.base)
             say_once(f"attention: {_ATTENTION[kind]}")
             device_map = None if self.device.type == "cpu" else {"": self.device}
             model: Any = loading.load_model(
@@ -94,7 +92,7 @@ class JapaneseModel(BaseModel):
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(model)
             if place.adapter:
-                model = PeftModel.from_pretrained(model, str(place.adapter))
+                model = reload_adapters(model, str(place.adapter), trainable=False)
             self.model = model.eval()
         return self.model
 
@@ -102,12 +100,12 @@ class JapaneseModel(BaseModel):
         """The (fast) tokenizer, with the chat template that training and answers use; loaded once.
 
         Raises:
-            ModelError: missing, or one that can't be trained with.
+            ModelError: missing, one that can't be trained with, or of another vocabulary.
         """
         if self.tokenizer is None:
-            location = find_place(self.model_name).tokenizer
-            tokenizer = folders.load_tokenizer(location)
-            stops = [*folders.stop_ids(location), *_known_stops(self.model_name, tokenizer)]
+            place = find_place(self.model_name)
+            tokenizer = place.load_tokenizer(self.model_name)
+            stops = [*folders.stop_ids(place.tokenizer), *_known_stops(self.model_name, tokenizer)]
             # also gives the tokenizer a template where it has none
             self._encoder = PromptEncoder(tokenizer, extra_stop_ids=stops)
             if self._encoder.used_fallback:
@@ -234,6 +232,17 @@ class JapaneseModel(BaseModel):
         _LOG.warning("%s does not load: %s", self.model_name, why)
         self.model = self.tokenizer = self._encoder = None
 
+    def _attention(self, location: str) -> str:
+        """The attention asked of transformers; FlashAttention 2 where it is wanted and computes."""
+        kind = families.attention_of(folders.load_config(location))
+        wanted = self.use_flash_attention and kind == attention.NAME
+        if not wanted or not attention.has_flash(self.device, self.torch_dtype):
+            return kind
+        made = type(loading.skeleton(location))
+        others = getattr(made, "_compatible_flash_implementations", None)
+        fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
+        return "flash_attention_2" if fits else kind
+
     @property
     def _bits(self) -> int | None:
         return self.quantization.bits if self.quantization else None
@@ -280,7 +289,12 @@ class JapaneseModel(BaseModel):
         return list(given)
 
 
-_ATTENTION = {"sdpa": "PyTorch's SDPA", "flash_attention_2": "FlashAttention 2"}
+_ATTENTION = {
+    attention.NAME: "PyTorch's SDPA",
+    "sdpa": "PyTorch's SDPA",
+    "eager": "transformers' eager functions",
+    "flash_attention_2": "FlashAttention 2",
+}
 
 
 def _known_stops(name: str, tokenizer: Any) -> list[int]:

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.base import get_keys_to_not_convert
 
+from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.attention import register
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
+from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.models.targets import freeze_towers, left_in_full
 from aift_ray.planning.shape import Shape
 
 
 def skeleton(location: str) -> PreTrainedModel:
-    """The model of a resolved location without its weights, on the meta device."""
+    """The model of a resolved location without its weights, on the meta device.
+
+    Raises:
+        ModelError: of a family without a causal language model, or not to be built.
+    """
+    config = load_config(location)
+    _check_family(config)
     with explained(location), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(location))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return model
+
+
+def _check_family(config: Any) -> None:
+    kind = config.model_type
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
+    near = get_close_matches(kind, types, 1, 0.4)
+    other = types[near[0]] if near else SHIPPED_MODEL
+    what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
+    remedy = f"choose a model of another family, such as {other}"
+    raise ModelError([Problem(f"model family {kind}", what, remedy)])
 
 
 def load_model(
@@ -43,19 +71,23 @@ def load_model(
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
+    register()
     options: dict[str, Any] = {}
     if device_map:
         options["device_map"] = device_map
     config = load_config(location)
+    _check_family(config)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
-        options["quantization_config"] = quantization.config()
+        options["quantization_config"] = _of_blocks(location, quantization).config()
     made: Any = AutoModelForCausalLM
     if only is not None:
-        made = part_class(type(skeleton(location)), only)
+        whole = skeleton(location)
+        # of a wrapper's configuration the class may take the language model's alone
+        made, config = part_class(type(whole), only), whole.config
     with explained(location):
         loaded: Any = made.from_pretrained(
             location,
@@ -74,10 +106,23 @@ def load_model(
     found: PreTrainedModel = model
     found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
+    if quantization and quantization.bits == 4 and quantization.experts:
+        pack(found, quantization.kind, quantization.double)
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
+    freeze_towers(found)
     return found
+
+
+def _of_blocks(location: str, quantization: Quantization) -> Quantization:
+    """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
+    whole = skeleton(location)
+    usual = get_keys_to_not_convert(whole)
+    left = {*usual, *left_in_full(whole)}
+    if left == set(usual):
+        return quantization
+    return replace(quantization, skipped=tuple(sorted({*left, *quantization.skipped})))
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:
@@ -87,11 +132,10 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
         bits: of the linear layers, where they are to be quantized.
     """
     config = load_config(location)
-    try:
-        shape = Shape.of(config.get_text_config().to_dict())
-    except KeyError:
-        return int(skeleton(location).num_parameters() * dtype.itemsize)
-    return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
+    shape = Shape.of(config.to_dict()) if is_plain(config) else counted(skeleton(location), {})
+    held = stored_bits(config)
+    # a folder in 4 bits holds experts as they were
+    return shape.weight_bytes(dtype.itemsize, held or bits, experts=not held)
 
 
 def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.adapters import causal_model, decoder_blocks
+from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def pieces_of(model: nn.Module) -> Pieces:
             happens between two blocks is not known.
     """
     inner = causal_model(model)
-    decoder, blocks = inner.get_decoder(), decoder_blocks(inner)
+    decoder, blocks = decoder_of(inner), decoder_blocks(inner)
     table, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     known = {id(blocks), id(table)}
     rest = [m for m in decoder.children() if id(m) not in known and [*m.parameters()]]

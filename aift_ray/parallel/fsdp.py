@@ -22,7 +22,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from aift_ray.models.adapters import decoder_blocks
+from aift_ray.models.decoder import decoder_blocks
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.tensors import widened
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from aift_ray.models.adapters import causal_model
+from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.group import Group
 from aift_ray.planning.layout import HOST
 

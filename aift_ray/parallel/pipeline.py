@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.data.batches import Batch
-from aift_ray.models.adapters import causal_model, decoder_blocks
+from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.pieces import StandIn
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.schedule import order
@@ -64,7 +64,7 @@ class Pipeline(nn.Module):
         self._own = range(group.place, self._last + 1, group.apart)
         self._wires = Wires(group, self._last)
         inner: Any = causal_model(self.model)
-        self._decoder = [inner.get_decoder()]
+        self._decoder: list[Any] = [decoder_of(inner)]
         blocks = decoder_blocks(inner)
         # not as attributes: modules would be registered twice
         self._blocks = {

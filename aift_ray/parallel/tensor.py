@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.functional import dropout
 
 from aift_ray.errors import Problem
-from aift_ray.models.adapters import causal_model, decoder_blocks
-from aift_ray.models.quantized import BLOCK, cut_4bit, is_held_in
+from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
+from aift_ray.models.experts_4bit import BLOCK
+from aift_ray.models.quantized import cut_4bit, is_held_in
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
 
@@ -231,7 +232,8 @@ def _connect(model: torch.nn.Module, team: Team) -> None:
             assert isinstance(part, torch.nn.Module)
             hook = partial(_first, lambda x: enter(x, team))
             part.register_forward_pre_hook(hook, with_kwargs=True)
-    inner.get_decoder().norm.register_forward_hook(lambda _, __, output: enter(output, team))
+    decoder: Any = decoder_of(inner)
+    decoder.norm.register_forward_hook(lambda _, __, output: enter(output, team))
     head = inner.get_output_embeddings()
     words = next(head.parameters()).shape[0]
     head.register_forward_hook(lambda _, __, output: joined(output, team, words))

@@ -123,6 +123,11 @@ class Work:
             return _SPLIT_BITS / 8
         return _HELD_BITS[self.base_bits] / 8 if self.base_bits else self.frozen_bytes
 
+    @property
+    def expert_held(self) -> float:
+        """The same of a weight of the experts, which bitsandbytes has no 8 bits for."""
+        return _HELD_BITS[4] / 8 if self.base_bits == 4 else self.frozen_bytes
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -156,18 +161,21 @@ def memories(shape: Shape, work: Work) -> list[Memory]:
 def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     linear, loose, adapters = _counts(shape, part, work.rank, work.split)
     width = work.frozen_bytes
-    trained = linear + loose if work.full else adapters + (work.whole if part.last else 0)
-    frozen = 0 if work.full else round(linear * work.held) + loose * width
-    activations = _activations(shape, part, work)
+    experts = shape.expert_parameters * part.blocks // shape.layers
+    whole = work.whole if part.last else 0
+    trained = linear + experts + loose if work.full else adapters + whole
+    blocks = linear * work.held + experts * work.expert_held
+    frozen = 0 if work.full else round(blocks) + loose * width
+    activations = _activations(shape, part, work) + _widened_experts(shape, part, work)
     if work.full and not work.checkpointing and work.shares == 1:
         # copies that the backward pass needs; those of shared weights are counted as gathered
         activations += part.in_flight * linear * _copied(width)
     if work.base_bits:
         # one layer at a time is brought back to the width of the computation
-        activations += max(a * b for a, b in shape.linear_shapes) * width
+        activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
     need = Memory(
-        weights=frozen + trained * _FLOAT32,
+        weights=frozen + shape.beside * width + trained * _FLOAT32,
         gradients=trained * _FLOAT32,
         optimizer=on_device,
         activations=activations,
@@ -176,11 +184,18 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     )
     if work.shares == 1 and not work.offload:
         return need
-    return _shared_out(need, work, shape.layers, linear * work.held, loose * width)
+    return _shared_out(need, work, shape.layers, blocks, loose * width)
 
 
 def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
     """Weights of the linear layers, of all else, and of adapters."""
+    if shape.counted:
+        # a model that is split matrix by matrix is never one that had to be counted
+        tables = shape.vocabulary * shape.hidden
+        inside = (shape.loose - tables * (1 if shape.tied else 2)) * part.blocks // shape.layers
+        linear = shape.linear_parameters * part.blocks // shape.layers
+        adapters = shape.adapter_parameters(rank) * part.blocks // shape.layers
+        return linear, inside + part.tables * tables, adapters
     linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
     norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
     loose = norms + part.tables * shape.vocabulary * shape.hidden // split
@@ -188,6 +203,20 @@ def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int,
     columns = sum(a + b // split for a, b in shape.column_shapes)
     rows = sum(a // split + b for a, b in shape.row_shapes)
     return linear, loose, part.blocks * rank * (columns + rows)
+
+
+def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
+    """Bytes of copies of the experts of a block, in the width of the computation.
+
+    They are dequantized, and PEFT adds an adapter to all of them: the backward pass needs the
+    result, and makes a gradient of its size.
+    """
+    if work.full:
+        return 0
+    block, quantized = shape.block_experts * work.frozen_bytes, work.base_bits == 4
+    kept = block * (quantized or shape.adapts_experts)
+    blocks = 1 if work.checkpointing else part.in_flight * part.blocks
+    return kept * blocks + block * shape.adapts_experts * (1 + quantized)
 
 
 def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
@@ -205,7 +234,8 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
 def _activations(shape: Shape, part: _Part, work: Work) -> int:
     tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward) // work.split
+    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward + shape.routed)
+    inside //= work.split
     block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block

@@ -6,10 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# model types whose matrices are those that `Shape` computes
+FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted in a model of any layout.
+
+    Attributes:
+        linear: (in, out) of the linear layers of all blocks.
+        adapted: (in, out) of the layers that get adapters.
+        loose: all other parameters of the language model, its tables among them.
+        beside: parameters of other towers, which are never trained.
+        experts: (experts, in, out) of the stacked weights of all blocks of a mixture.
+        active: experts that a token takes.
+        adapts_experts: whether the experts are among the layers that get adapters.
+    """
+
+    linear: tuple[tuple[int, int], ...]
+    adapted: tuple[tuple[int, int], ...]
+    loose: int
+    beside: int = 0
+    experts: tuple[tuple[int, int, int], ...] = ()
+    active: int = 1
+    adapts_experts: bool = False
+
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of a decoder-only architecture, as its config.json names them."""
+    """Numbers of a decoder-only architecture, as its config.json names them.
+
+    Attributes:
+        counted: where the parameters were counted: they follow from that alone.
+    """
 
     hidden: int
     layers: int
@@ -20,6 +50,7 @@ class Shape:
     vocabulary: int
     tied: bool
     experts: int = 1
+    counted: Counted | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -57,27 +88,88 @@ class Shape:
         return self.column_shapes + self.row_shapes
 
     @property
+    def largest(self) -> int:
+        """Parameters of the largest linear layer."""
+        return max(a * b for a, b in (self.counted.linear if self.counted else self.linear_shapes))
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of the stacked weights of experts, which are no linear layers."""
+        return sum(number * a * b for number, a, b in self._stacks)
+
+    @property
+    def block_experts(self) -> int:
+        """Those of one block that has experts."""
+        return round(self.expert_parameters * self._share_of_block)
+
+    @property
+    def routed(self) -> int:
+        """Numbers that a block keeps of a token for the backward pass of its experts."""
+        if not self.counted or not self._stacks:
+            return 0
+        sides = sum(a + b for _, a, b in self._stacks) * self._share_of_block
+        # what goes into each matrix and what comes out of it, and the two halves of a gate
+        return round(self.counted.active * sides * 4 / 3)
+
+    @property
+    def _share_of_block(self) -> float:
+        # two stacks, or more, in each; some blocks may have none
+        number = len(self._stacks)
+        return max(2, -(-number // self.layers)) / max(number, 1)
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether the experts get adapters."""
+        return self.counted is not None and self.counted.adapts_experts
+
+    @property
+    def _stacks(self) -> tuple[tuple[int, int, int], ...]:
+        return self.counted.experts if self.counted else ()
+
+    @property
+    def loose(self) -> int:
+        """Parameters of the language model beside the linear layers and experts of the blocks."""
+        return self.parameters - self.beside - self.linear_parameters - self.expert_parameters
+
+    @property
+    def beside(self) -> int:
+        """Parameters beside the language model, which are never trained."""
+        return self.counted.beside if self.counted else 0
+
+    @property
     def parameters(self) -> int:
-        """Parameters of the whole model, but for biases."""
+        """Parameters of the whole model; where they were not counted, but for biases."""
+        if self.counted:
+            inside = self.linear_parameters + self.expert_parameters
+            return inside + self.counted.loose + self.counted.beside
         block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + tables + self.hidden
 
-    def weight_bytes(self, width: int, bits: int | None = None) -> int:
+    def weight_bytes(self, width: int, bits: int | None = None, experts: bool = True) -> int:
         """Bytes of the weights alone.
 
         Args:
             width: bytes of a weight.
             bits: of a weight of the linear layers, where those are quantized.
+            experts: in 4 bits they are quantized too.
         """
-        linear = self.linear_parameters if bits else 0
-        return (self.parameters - linear) * width + linear * (bits or 0) // 8
+        narrow = self.linear_parameters if bits else 0
+        narrow += self.expert_parameters if bits == 4 and experts else 0
+        if bits == 8 and not self.counted and self.experts > 1:
+            # not told apart from linear layers
+            narrow -= self.layers * self.experts * 3 * self.hidden * self.feed_forward
+        return (self.parameters - narrow) * width + narrow * (bits or 0) // 8
 
     @property
     def linear_parameters(self) -> int:
         """Parameters of the linear layers of all blocks: those that are quantized."""
+        if self.counted:
+            return sum(a * b for a, b in self.counted.linear)
         return self.layers * sum(a * b for a, b in self.linear_shapes)
 
     def adapter_parameters(self, rank: int) -> int:
-        """Parameters of LoRA adapters on every linear layer of the blocks."""
+        """Parameters of LoRA adapters; where not counted, on every linear layer of the blocks."""
+        if self.counted:
+            return rank * sum(a + b for a, b in self.counted.adapted)
         return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)

@@ -12,10 +12,11 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import folders, loading
+from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -91,12 +92,19 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
         UserError: what keeps the base from being served.
     """
     location = folders.resolve(config.model)
+    problems = provenance.changed_prompts(f"model {config.model}", Path(location))
+    if problems:
+        raise ModelError(problems)
     encoder = encoder_of(location)
+    check_vocabulary(config.model, encoder.tokenizer, folders.load_config(location))
     device = torch.device("cuda" if gpu else "cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
+    if config.serving.adapter_folder or config.adapters:
+        # made now: while requests are answered it would change torch's default dtype for them
+        adapters.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
 
 
@@ -149,7 +157,8 @@ def _transformers(checked: Checked) -> Engine:
         bits = 4 if config.load_in == "4bit" else 8
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
-    model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
+    attention = families.attention_of(folders.load_config(checked.location))
+    model = loading.load_model(checked.location, checked.dtype, attention, quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
     memory = memory_bytes(serving.prefix_memory)
     return TransformersEngine(model, serving.slots, serving.max_queue, memory)

@@ -17,7 +17,7 @@ from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import output, training, workers
-from aift_ray.models.adapters import causal_model, ready_to_answer
+from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
 
 Rows = list[str] | list[dict[str, Any]]
@@ -90,8 +90,6 @@ def run(
         return model.load_model()
     trained = training.run_here(settings, model.device)
     model.model_name, model.tokenizer = str(folder / "model"), None
-    inner = causal_model(trained)
-    inner.set_attn_implementation("sdpa")
     ready_to_answer(trained)
     trained.eval()
     model.model = trained  # type: ignore[assignment]

@@ -113,6 +113,8 @@ def test_smaller_models_come_largest_first_and_fit() -> None:
     assert names[-1] == "hina-4m"
     in_4_bits = fallback.smaller_models("elyza/Llama-3-ELYZA-JP-8B", 2, 4, 8 * GIB)
     assert CATALOG[in_4_bits[0]].architecture.parameters > 7e9
+    # its embeddings of each layer, which stay at 16 bits, are 5.2 GiB
+    assert "google/gemma-4-E4B-it" not in in_4_bits
     assert "elyza/Llama-3-ELYZA-JP-8B" in fallback.smaller_models("my/model", 2, None, 99 * GIB)
 
 

@@ -110,10 +110,10 @@ def test_a_stand_in_counts_the_tokens_of_a_cache(tmp_path: Path) -> None:
     torch.testing.assert_close(one.last_hidden_state[:, 0], all_.last_hidden_state[:, 11])
 
 
-@pytest.mark.parametrize(("family", "part"), [("opt", "can't be split"), ("gpt2", "not in a list")])
-def test_a_model_that_cannot_be_split_is_refused(family: str, part: str) -> None:
+@pytest.mark.parametrize("family", ["opt", "gpt2"])
+def test_a_model_that_cannot_be_split_is_refused(family: str) -> None:
     config = AutoConfig.for_model(family)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=part):
+    with pytest.raises(ModelError, match="can't be split"):
         pieces_of(model)

@@ -1,0 +1,270 @@
+"""Is a family of models computed here as transformers' eager forward computes each text alone?
+
+A tiny model of the same architecture answers it, in seconds on a CPU: loss and gradients of texts
+packed in one row, or padded, and greedy answers, are held against `eager` on one text at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from aift_ray.config import LoRAConfig
+from aift_ray.data.batches import collate
+from aift_ray.engine.loss import LossModule
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models import loading
+from aift_ray.models.adapters import add_adapters
+from aift_ray.models.decoder import causal_model
+from aift_ray.models.families import Attention, Refusal, Support, family_of, table
+from aift_ray.models.packed import recomputing
+from aift_ray.models.quantized import Quantization
+from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
+
+Method = Literal["full", "lora", "qlora"]
+
+# tokens of the documents: longer and shorter than the window of a tiny model
+_LENGTHS = (23, 5, 14, 37)
+_LOSS, _GRADIENTS, _LOGITS = 2e-5, 1e-3, 1e-3
+_NEW_TOKENS = 4
+# weights of the largest tiny model that is computed
+_MOST_WEIGHTS = 12_000_000
+
+
+def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
+    """How the family of `config` is computed: as the table says, or else as is measured now.
+
+    Args:
+        cache: folder that keeps what was measured, by configuration and library versions.
+
+    Raises:
+        ModelError: no way equals transformers' eager forward; with the difference.
+    """
+    family = family_of(config)
+    found = table().get(family) or _cached(config, method, cache)
+    if isinstance(found, Refusal):
+        what = f"the family {family} can't be computed as transformers computes it: {found.why}"
+        remedy = "choose a model of the catalog (aift-ray train --help names the shipped one; "
+        remedy += "docs/models.md lists the families)"
+        raise ModelError([Problem(f"model family {family}", what, remedy)])
+    return found
+
+
+def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | Refusal:
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    facts = json.dumps([shrunk(config).to_dict(), method, versions], sort_keys=True, default=str)
+    file = cache / "families" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return Refusal(**known) if "why" in known else Support(**known)
+    found = measure(config, method)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    scratch.replace(file)
+    return found
+
+
+def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
+    """Try the ways of computing a family, the fastest first; the first that is right."""
+    with _quiet():
+        try:
+            tiny = shrunk(config)
+            wanted = _Wanted.of(tiny, method)
+        except Exception as error:
+            return Refusal(f"no tiny model of it can be computed ({_line(error)})")
+        why = ""
+        for kind, packed in _ways(tiny):
+            try:
+                why = wanted.difference(tiny, method, kind, packed)
+                if not why:
+                    return Support(kind, packed, not wanted.batch_difference(tiny, method, kind))
+            except Exception as error:
+                why = _line(error)
+    return Refusal(why)
+
+
+def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:
+    """Attention and whether rows are packed."""
+    module = sys.modules[type(random_model(tiny, "eager")).__module__]
+    # else its layers choose among classes of their own
+    ours: list[tuple[Attention, bool]] = [("documents", True), ("documents", False)]
+    return [*(ours if hasattr(module, "ALL_ATTENTION_FUNCTIONS") else ()), ("eager", False)]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What transformers computes of each document alone, with eager attention.
+
+    Attributes:
+        gradients: of all trained weights, by name.
+        logits: (documents, tokens, vocabulary) of greedy answers.
+    """
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    logits: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, tiny: PreTrainedConfig, method: Method) -> _Wanted:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in random_model(tiny, "eager").parameters())
+        if size > _MOST_WEIGHTS:
+            raise ValueError(f"it still has {size:,} weights")
+        model = _trainable(tiny, method, "eager").eval()
+        total, count = torch.zeros(()), 0
+        for ids in _documents():
+            logits = causal_model(model)(input_ids=ids[None], use_cache=False).logits[0].float()
+            total = total + cross_entropy(logits[:-1], ids[1:], reduction="sum")
+            count += len(ids) - 1
+        (total / count).backward()
+        if not torch.isfinite(total):
+            raise ValueError("its loss is not finite")
+        logits = [_answer(causal_model(model), [ids])[0] for ids in _documents()[:2]]
+        return cls((total / count).item(), _gradients(model), logits)
+
+    def difference(
+        self, tiny: PreTrainedConfig, method: Method, kind: Attention, packed: bool
+    ) -> str:
+        """What differs in words; empty where nothing does."""
+        model = _trainable(tiny, method, kind)
+        inner = causal_model(model)
+        if inner.supports_gradient_checkpointing:
+            options = {"use_reentrant": False, "context_fn": recomputing}
+            inner.activation_checkpointing_enable(options)
+        module = LossModule(model).train()
+        rows: Any = _Rows()
+        batch = collate(rows, range(len(_LENGTHS)), padded=not packed, pad_id=1)
+        loss = module(batch) / (sum(_LENGTHS) - len(_LENGTHS))
+        loss.backward()
+        if not abs(loss.item() - self.loss) <= _LOSS * max(1.0, abs(self.loss)):
+            return f"loss {loss.item():.6f} instead of {self.loss:.6f}"
+        found = _gradients(model)
+        if found.keys() != self.gradients.keys():
+            return f"gradients of {len(found)} weights instead of {len(self.gradients)}"
+        square = sum(float((found[n] - g).square().sum()) for n, g in self.gradients.items())
+        norm = sum(float(g.square().sum()) for g in self.gradients.values()) ** 0.5
+        if not square**0.5 <= _GRADIENTS * norm:
+            return f"gradients that differ by {square**0.5 / norm:.1e} of their norm"
+        inner.activation_checkpointing_disable()
+        alone = [_answer(inner.eval(), [ids])[0] for ids in _documents()[:2]]
+        return _logit_difference(alone, self.logits)
+
+    def batch_difference(self, tiny: PreTrainedConfig, method: Method, kind: Attention) -> str:
+        """Of answers in a batch, padded on the left."""
+        model = causal_model(_trainable(tiny, method, kind)).eval()
+        try:
+            return _logit_difference(_answer(model, _documents()[:2]), self.logits)
+        except Exception as error:
+            return _line(error)
+
+
+class _Rows:
+    """The documents as rows of a token cache, all of whose tokens are supervised."""
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = _documents()[index].numpy()
+        return ids, np.ones(len(ids), np.uint8)
+
+
+def _documents() -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(4, VOCABULARY, (n,), generator=draw) for n in _LENGTHS]
+
+
+def _trainable(tiny: PreTrainedConfig, method: Method, kind: Attention) -> torch.nn.Module:
+    model: Any = _quantized(tiny, kind) if method == "qlora" else random_model(tiny, kind)
+    if method == "full":
+        whole: torch.nn.Module = model
+        return whole
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        adapted: torch.nn.Module = add_adapters(
+            model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), ""
+        )
+        with torch.no_grad():
+            # B starts at zero, where adapters would change nothing
+            for name, weight in adapted.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(0, 0.1)
+    return adapted
+
+
+def _quantized(tiny: PreTrainedConfig, kind: Attention) -> PreTrainedModel:
+    """The random model with its linear layers in 4 bits, as a run would load it."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_model(tiny, "eager").save_pretrained(folder)
+        return loading.load_model(folder, torch.float32, kind, Quantization(4, torch.float32))
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def _answer(model: Any, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits of the tokens of greedy answers, (tokens, vocabulary) a prompt."""
+    width = max(map(len, prompts))
+    ids = torch.stack([torch.cat([torch.full((width - len(p),), 1), p]) for p in prompts])
+    mask = torch.stack([(torch.arange(width) >= width - len(p)).long() for p in prompts])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=_NEW_TOKENS,
+        min_new_tokens=_NEW_TOKENS,
+        eos_token_id=None,
+        pad_token_id=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return list(torch.stack(output.logits, dim=1).float())
+
+
+def _logit_difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> str:
+    for mine, theirs in zip(found, wanted, strict=True):
+        apart = float((mine - theirs).abs().max())
+        if not apart <= _LOGITS * max(1.0, float(theirs.abs().max())):
+            return f"answers whose logits differ by {apart:.1e}"
+    return ""
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What libraries say of a tiny model is of no use to anybody."""
+    level, threads = logging.get_verbosity(), torch.get_num_threads()
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()
+        torch.set_num_threads(threads)

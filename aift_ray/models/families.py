@@ -1,0 +1,69 @@
+"""How each family of models is computed: which attention, and how rows are laid out.
+
+`tables/families.csv` holds what `make families` has measured for every architecture that
+transformers knows. A family that is not in it is measured before a run starts (`models/probe.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+TABLE = Path(__file__).parent / "tables" / "families.csv"
+
+Attention = Literal["documents", "sdpa", "eager"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a family was seen to compute as transformers' eager forward of each text alone does.
+
+    Attributes:
+        attention: what transformers is asked for; `documents` is `models/attention.py`.
+        packed: documents may lie end to end in one row; else rows are padded.
+        batched: prompts of uneven length may be answered in one batch.
+    """
+
+    attention: Attention
+    packed: bool
+    batched: bool
+
+    def pads(self, packing: str) -> bool:
+        """Whether rows are padded, with a setting of `data.packing`."""
+        return packing == "false" or not self.packed
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a family is not trained."""
+
+    why: str
+
+
+def family_of(config: Any) -> str:
+    """The model type of the language model that a configuration describes."""
+    return str(config.get_text_config(decoder=True).model_type)
+
+
+def attention_of(config: Any) -> Attention:
+    """The attention that a family is computed with, where it is only asked; eager if unknown."""
+    found = table().get(family_of(config))
+    return found.attention if isinstance(found, Support) else "eager"
+
+
+@cache
+def table() -> dict[str, Support | Refusal]:
+    """What was measured, by model type."""
+    found: dict[str, Support | Refusal] = {}
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["refused"]:
+                found[row["model_type"]] = Refusal(row["refused"])
+            else:
+                attention: Any = row["attention"]
+                packed, batched = row["packed"] == "yes", row["batched"] == "yes"
+                found[row["model_type"]] = Support(attention, packed, batched)
+    return found

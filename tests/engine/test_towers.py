@@ -1,0 +1,84 @@
+"""Runs on models with towers beside the language model, and on others that aren't like a Llama."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from aift_ray.models.targets import towers
+from tests.engine.runs import spawn
+from tests.engine.test_worker import Killed, losses, run
+from tests.models.families import make, save, with_towers
+
+FAMILIES = ("gemma3", "gemma4", "gemma4_unified", "gpt2")
+STEADY = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
+
+
+def made(family: str, folder: Path) -> str:
+    wrapper = family in ("gemma3", "gemma4", "gemma4_unified")
+    return str(save(with_towers(family), folder) if wrapper else make(family, folder))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
+    family: str, method: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    location = made(family, tmp_path / "model")
+    config = configure(model=location, method=method, **STEADY)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", kill_at=3)
+    resumed = run(config, tmp_path / "killed")
+    assert resumed.resumed_from == 3
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    base = AutoModelForCausalLM.from_pretrained(location)
+    beside = [base.get_submodule(name) for name in towers(base)]
+    before = [p.clone() for one in beside for p in one.parameters()]
+    if method == "full":
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model")
+        assert type(opened) is type(base)
+        after = [p for name in towers(opened) for p in opened.get_submodule(name).parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    else:
+        opened = PeftModel.from_pretrained(base, tmp_path / "whole" / "model")
+    if method != "qlora":
+        ids = torch.arange(5, 25)[None]
+        whole.module.model.eval()
+        with torch.no_grad():
+            wanted = whole.module.model(input_ids=ids).logits
+            torch.testing.assert_close(
+                opened.eval()(input_ids=ids).logits, wanted, rtol=0, atol=1e-3
+            )
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+def test_two_workers_take_the_steps_of_one(
+    family: str, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    location = made(family, tmp_path / "model")
+    # as small a step as keeps the rounding of gradients small
+    steady = STEADY | {"training__learning_rate": 1e-4}
+    runs, wanted = {}, {}
+    for method in ("full", "lora"):
+        alone = configure(model=location, method=method, lora={"lora_dropout": 0.0}, **steady)
+        run(alone, tmp_path / method)
+        wanted[method] = [(loss, norm) for _, loss, _, norm in losses(tmp_path / method)]
+        for strategy in ("ddp", "fsdp"):
+            how = steady | {"training__batch_size": 2, "parallel__strategy": strategy}
+            more = {"model": location, "method": method, "lora": {"lora_dropout": 0.0}}
+            runs[f"{strategy}_{method}"] = configure(**more, **how).model_dump(mode="json")
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps(runs), "utf-8")
+    for name, found in spawn(path, 2).items():
+        for one, other in zip(found, wanted[name.split("_")[1]], strict=True):
+            assert one == pytest.approx(other, rel=1e-4), name
