@@ -102,10 +102,12 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
 
 def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:
     """Attention and whether rows are packed."""
-    module = sys.modules[type(random_model(tiny, "eager")).__module__]
-    # else its layers choose among classes of their own
+    with torch.device("meta"):
+        places = {type(module).__module__ for module in random_model(tiny, "eager").modules()}
+    # other layers choose among classes of their own
+    asks = any(hasattr(sys.modules[place], "ALL_ATTENTION_FUNCTIONS") for place in places)
     ours: list[tuple[Attention, bool]] = [("documents", True), ("documents", False)]
-    return [*(ours if hasattr(module, "ALL_ATTENTION_FUNCTIONS") else ()), ("eager", False)]
+    return [*(ours if asks else ()), ("eager", False)]
 
 
 @dataclass(frozen=True)
