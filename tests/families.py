@@ -97,8 +97,6 @@ def configuration(name: str) -> PreTrainedConfig | None:
     if kinds and set(kinds) == {"full_attention"} and "sliding_window" in given:
         pair = ["sliding_attention", "full_attention"]
         numbers["layer_types"] = (pair * len(kinds))[: len(kinds)]
-            : len(kinds)
-        ]
     for field, value in (numbers | {k: v for k, v in _FEATURES.items() if k in given}).items():
         with suppress(Exception):  # some fields differ by layer
             setattr(text, field, value)
