@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.families import TABLE, Refusal, Support, family_of
+from aift_ray.models.families import TABLE, Refusal, Support, family_of, layer_kinds
 from aift_ray.models.pieces import pieces_of
 from aift_ray.models.targets import linear_layers
 from aift_ray.models.tiny import shrunk
@@ -35,7 +35,7 @@ from aift_ray.serving.rows import RowsCache
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
-COLUMNS = ("model_type", "attention", "packed", "batched", "qlora", "targets", "refused")
+COLUMNS = ("model_type", "kinds", "attention", "packed", "batched", "qlora", "targets", "refused")
 # seconds that a family may take
 _LIMIT = 30
 # numbers that every published configuration has, and the class leaves out
@@ -109,10 +109,12 @@ class Row:
 
     Attributes:
         methods: full, lora and qlora: how each is computed.
+        kinds: of its layers.
         targets: last names of the layers that get adapters.
     """
 
     family: str
+    kinds: frozenset[str]
     methods: dict[str, Support | Refusal]
     targets: list[str]
     strategies: list[str]
@@ -130,7 +132,8 @@ class Row:
     def cells(self) -> dict[str, str]:
         """As the table of the package holds it."""
         found, yes = self.support, {True: "yes", False: "no"}
-        base = {"model_type": self.family, "targets": " ".join(self.targets)}
+        base = {"model_type": self.family, "kinds": " ".join(sorted(self.kinds))}
+        base["targets"] = " ".join(self.targets)
         if isinstance(found, Refusal):
             return dict.fromkeys(COLUMNS, "") | base | {"refused": found.why, "targets": ""}
         return base | {
@@ -151,12 +154,14 @@ def row(family: str) -> Row:
     if not isinstance(full, Refusal):
         methods["lora"] = _limited(lambda: measure(config, "lora"))
         methods["qlora"] = _limited(lambda: measure(config, "qlora"))
-    made = Row(family, methods, [], [], [])
+    kinds = layer_kinds(config)
+    made = Row(family, kinds, methods, [], [], [])
     if isinstance(made.support, Refusal):
         return made
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shrunk(config))
-    return Row(family, methods, linear_layers(model), _strategies(model), _engines(model, made))
+    targets = linear_layers(model)
+    return Row(family, kinds, methods, targets, _strategies(model), _engines(model, made))
 
 
 def _limited(call: Callable[[], Any]) -> Any:

@@ -85,7 +85,7 @@ def prepare(
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
-    length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
+    length = _sequence_length(config, folders.context(model_config))
     # config.yaml must say what was run
     config.data.sequence_length = length
     model = measured(location, config)
@@ -131,7 +131,7 @@ def _given(config: RunConfig) -> None:
 
 def _support(config: RunConfig, model_config: Any) -> Support:
     """How the model's family is computed; a ModelError where it can't be."""
-    known = families.table().get(families.family_of(model_config))
+    known = families.known(model_config)
     if isinstance(known, Support):
         return known
     # computes a tiny model
