@@ -82,7 +82,6 @@ def prepare(
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
     support = _support(config, model_config)
-    text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, folders.context(model_config))
