@@ -1,4 +1,5 @@
-# make demo, make test, make test-faults, make test-containers, make images, make parity, make vllm-env,
+# make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
+# make vllm-env,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -51,6 +52,10 @@ test-containers: $(VENV)/stamp
 # each strategy and method against a single process; rewrites the table in docs/strategies.md
 parity: $(VENV)/stamp
 	$(BIN)/python -m tests.parity
+
+# each architecture of transformers against its eager forward; rewrites the tables of models
+families: $(VENV)/stamp
+	$(BIN)/python -m tests.families
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aift_ray.commandline import guarded
+from aift_ray.errors import ConfigError, Problem
 
 DESCRIPTION = """Serve a model and its adapters behind an OpenAI-compatible API on Ray Serve.
 
@@ -16,6 +17,7 @@ EPILOG = """exit status: 0 stopped by Ctrl-C or SIGTERM, after the answers under
 
 def run(argv: Sequence[str]) -> int:
     """Parse, serve until stopped; the exit status."""
+    _check_models(argv)
     from aift_ray.commandline import parse
     from aift_ray.config import SHIPPED_MODEL, ServeConfig
 
@@ -25,6 +27,14 @@ def run(argv: Sequence[str]) -> int:
 
     serving.run(command.config, command.dry_run)
     return 0
+
+
+def _check_models(argv: Sequence[str]) -> None:
+    number = sum(part == "--model" or part.startswith("--model=") for part in argv)
+    if number > 1:
+        what = f"is given {number} times, and a server has one base model"
+        remedy = "give adapters on it as --adapter NAME=FOLDER; for another base start a server"
+        raise ConfigError([Problem("--model", what, remedy)])
 
 
 def main() -> None:

@@ -89,6 +89,19 @@ def make_tiny_model(folder: Path, kind: str = "llama", **numbers: Any) -> Path:
     return folder
 
 
+def make_tiny_mixture(folder: Path, kind: str = "qwen3_moe", **numbers: Any) -> Path:
+    """The same with four experts, of which each token takes two."""
+    counted = "num_experts" if kind == "qwen3_moe" else "num_local_experts"
+    sizes = {counted: 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    return make_tiny_model(folder, kind, **(sizes | numbers))
+
+
+@pytest.fixture(scope="session")
+def tiny_mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny mixture of experts."""
+    return make_tiny_mixture(tmp_path_factory.mktemp("models") / "mixture")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model."""

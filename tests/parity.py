@@ -21,7 +21,7 @@ import transformers
 
 from aift_ray.commandline import validated
 from aift_ray.engine.saving import snapshot
-from tests.conftest import make_tiny_model, write_rows
+from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
@@ -51,7 +51,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "qlora nf4": {"method": "qlora"},
     "qlora int8": {"method": "qlora", "qlora_4bit": False},
+    # a mixture of experts, which are adapted too
+    "mixture full": {"method": "full"},
+    "mixture lora": {"method": "lora", "experts": True},
+    "mixture qlora nf4": {"method": "qlora", "experts": True},
 }
+DENSE = [name for name in METHODS if "mixture" not in name]
+MIXTURES = [name for name in METHODS if "mixture" in name]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "concat": {"packing": "concat"},
     "fill": {"packing": "fill"},
@@ -70,9 +76,12 @@ WORKERS, STEPS = 2, 8
 
 def cases() -> list[tuple[str, str, str, str]]:
     """(strategy, method, precision, layout) of the table."""
-    whole = list(product(STRATEGIES, METHODS, ("fp32", "bf16"), ("concat",)))
+    whole = list(product(STRATEGIES, DENSE, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
     meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
+    # tensor refuses a mixture
+    names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
+    laid += product(names, MIXTURES, ("fp32",), ("concat", "padded", "recomputed"))
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
@@ -92,7 +101,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     units = 2 if layout == "fill" else 4
     if "pipeline_microbatches" in parallel:
         parallel["pipeline_microbatches"] = min(4, 2 * units // replicas)
-    lora = {"lora_dropout": 0.0, "qlora_4bit": METHODS[method].get("qlora_4bit", True)}
+    lora = {"lora_dropout": 0.0} | {k: v for k, v in METHODS[method].items() if k != "method"}
     return validated(
         {
             "model": str(model),
@@ -141,13 +150,23 @@ def alone(config: Any, folder: Path) -> tuple[Any, Any]:
 
 
 def compare(
-    chosen: list[tuple[str, str, str, str]], folder: Path, model: Path, rows: Path
+    chosen: list[tuple[str, str, str, str]],
+    folder: Path,
+    model: Path,
+    rows: Path,
+    mixture: Path | None = None,
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
     """The differences of each case between several workers and a single process."""
     curves, weights = {}, {}
+
+    def of(case: tuple[str, str, str, str], workers: int) -> Any:
+        base = mixture if case[1] in MIXTURES else model
+        assert base
+        return settings(case, workers, base, rows)
+
     for workers in (WORKERS, 2 * WORKERS):
         some = [case for case in chosen if (case[0] in MESHES) == (workers != WORKERS)]
-        configs = {"|".join(case): settings(case, workers, model, rows) for case in some}
+        configs = {"|".join(case): of(case, workers) for case in some}
         found_here = spread(configs, folder, workers) if some else ({}, {})
         curves |= found_here[0]
         weights |= found_here[1]
@@ -155,7 +174,7 @@ def compare(
     found = {}
     for case in chosen:
         if case[1:] not in singles:
-            singles[case[1:]] = alone(settings(("ddp", *case[1:]), 1, model, rows), folder)
+            singles[case[1:]] = alone(of(("ddp", *case[1:]), 1), folder)
         name = "|".join(case)
         found[case] = differences(singles[case[1:]], (curves[name], weights[name]))
     return found
@@ -188,9 +207,9 @@ def main() -> int:
         torch.set_num_threads(1)
         transformers.logging.disable_progress_bar()
         rows = write_rows(folder / "train.jsonl", 22)
-        found = compare(
-            cases(), folder, make_tiny_model(folder / "tiny", num_hidden_layers=4), rows
-        )
+        tiny = make_tiny_model(folder / "tiny", num_hidden_layers=4)
+        mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
+        found = compare(cases(), folder, tiny, rows, mixture)
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

@@ -68,6 +68,8 @@ CHANGED: dict[str, Any] = {
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
+    # an error on a dense model
+    "lora.experts": True,
     "lora.lora_dropout": 0.5,
     "lora.bias": "all",
     "lora.task_type": "SEQ_CLS",

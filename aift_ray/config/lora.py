@@ -16,6 +16,12 @@ class LoRAConfig(Section):
     target_modules: list[str] | None = setting(
         None, "names of the adapted layers; default: every linear layer of the decoder blocks"
     )
+    experts: bool = setting(
+        False,
+        "adapt the experts of a mixture too, by PEFT's target_parameters; lora_dropout must be 0. "
+        "Off by default, as in PEFT, TRL and Axolotl: every expert gets adapters of its own, tens "
+        "of times as many in all, and they must be merged before they are served",
+    )
     lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
     bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
@@ -55,8 +61,25 @@ class LoRAConfig(Section):
         if strategy == "tensor" and self.use_dora:
             what = "needs the norms of whole matrices, which tensor splits"
             found.append(Problem("lora.use_dora", what, "leave it off, or use --strategy fsdp"))
+        if self.experts:
+            found += self._refused_with_experts()
         both = set(self.target_modules or ()) & set(self.modules_to_save or ())
         if both:
             what = f"{', '.join(sorted(both))} stands in target_modules too"
             found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
+        return found
+
+    def _refused_with_experts(self) -> list[Problem]:
+        """What PEFT can't do on a parameter."""
+        found = []
+        if self.lora_dropout:
+            what = f"{self.lora_dropout:g} can't be had with lora.experts: PEFT adapts their weight"
+            what += ", not their input"
+            found.append(Problem("lora.lora_dropout", what, "give --lora.lora_dropout 0"))
+        if self.use_dora:
+            what = "PEFT has no DoRA for experts, which lora.experts adapts"
+            found.append(Problem("lora.use_dora", what, "use one of them"))
+        if self.init_lora_weights != "default":
+            what = f"{self.init_lora_weights} decomposes matrices of linear layers, not of experts"
+            found.append(Problem("lora.init_lora_weights", what, "leave it or lora.experts out"))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -134,12 +135,14 @@ class ServeConfig(Settings):
             for name in _changed(self.vllm):
                 what = f"only the engine vllm has it, and the engine is {self.engine}"
                 found.append(Problem(f"vllm.{name}", what, "add --engine vllm, or leave it out"))
-        names = [each.partition("=")[0] for each in self.adapters]
+        names = [_composed(each.partition("=")[0]) for each in self.adapters]
         for given, name in zip(self.adapters, names, strict=True):
             if not name or not given.partition("=")[2]:
                 found.append(Problem(f"adapter {given}", "is not NAME=FOLDER"))
             elif "/" in name or names.count(name) > 1 or name == self.name():
-                found.append(Problem(f"adapter {given}", "needs a name of its own, without '/'"))
+                remedy = "choose another NAME, or another --served-model-name"
+                what = "needs a name of its own, without '/'"
+                found.append(Problem(f"adapter {given}", what, remedy))
         return found
 
     def resolved(self, engine: Literal["transformers", "vllm"]) -> ServeConfig:
@@ -148,16 +151,22 @@ class ServeConfig(Settings):
 
     def name(self) -> str:
         """What clients call the base."""
-        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+        return _composed(self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1])
 
     def adapter_folders(self) -> dict[str, str]:
         """The folder of each adapter."""
-        return {name: folder for name, _, folder in (e.partition("=") for e in self.adapters)}
+        given = (each.partition("=") for each in self.adapters)
+        return {_composed(name): folder for name, _, folder in given}
 
     def replicas(self) -> tuple[int, int]:
         """Least and most replicas."""
         least, _, most = str(self.serving.num_replicas).partition(":")
         return int(least), int(most or least)
+
+
+def _composed(name: str) -> str:
+    """In the form in which names are compared, whatever wrote it: macOS takes marks apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _changed(section: Section) -> list[str]:

@@ -21,9 +21,10 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
-from aift_ray.models import attention, folders, loading
+from aift_ray.models import folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
+from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
 from aift_ray.parallel import pipeline, wrap
@@ -82,7 +83,8 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
-    plan = plan_batches(config, rows, indices, state.global_batch, prepared.sequence_length)
+    length, packed = prepared.sequence_length, job.support.packed
+    plan = plan_batches(config, rows, indices, state.global_batch, length, packed)
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
@@ -111,6 +113,8 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         job.stop_ids,
         precision,
         group,
+        job.padded,
+        job.support.batched,
     )
     return Run(
         job=job,
@@ -149,13 +153,11 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, attention.NAME, held, only=only)
+    base = loading.load_model(source, dtype, job.support.attention, held, only=only)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
-    if config.training.gradient_checkpointing:
-        base.activation_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": attention.recomputing}
-        )
+    if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
     if full:
         return base
     adapted: torch.nn.Module

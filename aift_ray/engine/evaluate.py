@@ -27,6 +27,8 @@ class Evaluator:
         batch_size: rows whose loss is computed at once.
         answers: how many rows are answered by generation, how many of them at once, and how many
             tokens an answer may have.
+        padded: rows are padded, instead of packed.
+        batched: prompts of uneven length are answered together.
     """
 
     rows: TokenRows
@@ -37,6 +39,8 @@ class Evaluator:
     stop_ids: list[int]
     precision: Precision
     group: Group
+    padded: bool = False
+    batched: bool = True
 
     def loss(self, module: LossModule) -> float | None:
         """Loss per supervised token over all held-out rows; None where there is none."""
@@ -46,7 +50,8 @@ class Evaluator:
         with torch.no_grad(), self.precision.autocast(self.group.device):
             for start in self._rounds(len(self.indices), self.batch_size):
                 part = mine[start : start + self.batch_size]
-                batch = collate(self.rows, part or self.indices[:1].tolist(), padded=False)
+                rows = part or self.indices[:1].tolist()
+                batch = collate(self.rows, rows, self.padded, self.stop_ids[0])
                 found = module(batch.to(self.group.device)).item()
                 if part:
                     count += len(batch.targets)
@@ -58,6 +63,7 @@ class Evaluator:
     def exact_match(self, module: LossModule) -> float | None:
         """Share of held-out rows whose greedy answer is exactly the expected one."""
         number, at_once, _ = self.answers
+        at_once = at_once if self.batched else 1
         asked = [i for i in self.indices[:number].tolist() if self._question(i) is not None]
         mine = self._share(np.asarray(asked, dtype=np.int64))
         # rows of like length are answered together, so that little is padded

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.models import provenance
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.initial_adapters import as_plain_lora
 
@@ -23,6 +24,7 @@ def write_model(
     state: dict[str, torch.Tensor] | None = None,
     streamed: Callable[[Path], None] | None = None,
     final: bool = False,
+    base: str | None = None,
 ) -> None:
     """Save model or adapter with tokenizer, chat template and the tokens that end a turn.
 
@@ -31,6 +33,7 @@ def write_model(
         state: the weights, where they are not those that the model holds now.
         streamed: writes the weights of a full model into a file, where none holds them all.
         final: an adapter is to fit the base as it was published, not to be trained further.
+        base: the location of the model that an adapter is trained on.
     """
     inner: Any = causal_model(model)
     if isinstance(model, PeftModel):
@@ -58,3 +61,4 @@ def write_model(
     inner.generation_config.eos_token_id = list(stop_ids)
     inner.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    provenance.record(Path(folder), base if isinstance(model, PeftModel) else None)

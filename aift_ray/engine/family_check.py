@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,20 +22,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from aift_ray.config import LoRAConfig
 from aift_ray.data.batches import collate
 from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import attention
+from aift_ray.models import loading
 from aift_ray.models.adapters import add_adapters
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.families import Attention, Refusal, Support, family_of, table
+from aift_ray.models.packed import recomputing
+from aift_ray.models.quantized import Quantization
 from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
 
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "qlora"]
 
 # tokens of the documents: longer and shorter than the window of a tiny model
 _LENGTHS = (23, 5, 14, 37)
@@ -92,7 +94,7 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
             try:
                 why = wanted.difference(tiny, method, kind, packed)
                 if not why:
-                    return Support(kind, packed, not wanted.batch_difference(tiny, kind))
+                    return Support(kind, packed, not wanted.batch_difference(tiny, method, kind))
             except Exception as error:
                 why = _line(error)
     return Refusal(why)
@@ -100,10 +102,12 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
 
 def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:
     """Attention and whether rows are packed."""
-    module = sys.modules[type(random_model(tiny, "eager")).__module__]
-    # else its layers choose among classes of their own
+    with torch.device("meta"):
+        places = {type(module).__module__ for module in random_model(tiny, "eager").modules()}
+    # other layers choose among classes of their own
+    asks = any(hasattr(sys.modules[place], "ALL_ATTENTION_FUNCTIONS") for place in places)
     ours: list[tuple[Attention, bool]] = [("documents", True), ("documents", False)]
-    return [*(ours if hasattr(module, "ALL_ATTENTION_FUNCTIONS") else ()), ("eager", False)]
+    return [*(ours if asks else ()), ("eager", False)]
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class _Wanted:
         model = _trainable(tiny, method, kind)
         inner = causal_model(model)
         if inner.supports_gradient_checkpointing:
-            options = {"use_reentrant": False, "context_fn": attention.recomputing}
+            options = {"use_reentrant": False, "context_fn": recomputing}
             inner.activation_checkpointing_enable(options)
         module = LossModule(model).train()
         rows: Any = _Rows()
@@ -164,12 +168,9 @@ class _Wanted:
         alone = [_answer(inner.eval(), [ids])[0] for ids in _documents()[:2]]
         return _logit_difference(alone, self.logits)
 
-    def batch_difference(self, tiny: PreTrainedConfig, kind: Attention) -> str:
+    def batch_difference(self, tiny: PreTrainedConfig, method: Method, kind: Attention) -> str:
         """Of answers in a batch, padded on the left."""
-        model = random_model(tiny, kind).eval()
-        with_adapters = len(self.gradients) and "lora" in next(iter(self.gradients))
-        if with_adapters:
-            model = causal_model(_trainable(tiny, "lora", kind)).eval()
+        model = causal_model(_trainable(tiny, method, kind)).eval()
         try:
             return _logit_difference(_answer(model, _documents()[:2]), self.logits)
         except Exception as error:
@@ -190,18 +191,28 @@ def _documents() -> list[torch.Tensor]:
 
 
 def _trainable(tiny: PreTrainedConfig, method: Method, kind: Attention) -> torch.nn.Module:
-    model = random_model(tiny, kind)
+    model: Any = _quantized(tiny, kind) if method == "qlora" else random_model(tiny, kind)
     if method == "full":
-        return model
+        whole: torch.nn.Module = model
+        return whole
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        adapted = add_adapters(model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), "")
+        adapted: torch.nn.Module = add_adapters(
+            model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), ""
+        )
         with torch.no_grad():
             # B starts at zero, where adapters would change nothing
             for name, weight in adapted.named_parameters():
                 if "lora_B" in name:
                     weight.normal_(0, 0.1)
     return adapted
+
+
+def _quantized(tiny: PreTrainedConfig, kind: Attention) -> PreTrainedModel:
+    """The random model with its linear layers in 4 bits, as a run would load it."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_model(tiny, "eager").save_pretrained(folder)
+        return loading.load_model(folder, torch.float32, kind, Quantization(4, torch.float32))
 
 
 def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -246,7 +257,9 @@ def _line(error: Exception) -> str:
 def _quiet() -> Iterator[None]:
     """What libraries say of a tiny model is of no use to anybody."""
     level, threads = logging.get_verbosity(), torch.get_num_threads()
+    shows_progress = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
@@ -254,4 +267,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aift_ray.config import RunConfig
+from aift_ray.models.families import Support
 from aift_ray.planning.memory import Memory
 
 
@@ -22,6 +23,7 @@ class Job:
         chat_template: the template that made the rows; saved with the model.
         global_batch: units a step.
         started: time.time() of the command's start.
+        support: how the model's family is computed.
         memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
         why: lines that say why the strategy was chosen; none where the user chose.
@@ -36,10 +38,16 @@ class Job:
     chat_template: str | None
     global_batch: int
     started: float
+    support: Support
     memory: Memory | None = None
     resume: Path | None = None
     why: list[str] = field(default_factory=list)
     layout: dict[str, int] | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether documents are padded side by side, instead of packed end to end in a row."""
+        return self.support.pads(self.config.data.packing)
 
     @property
     def checkpoints(self) -> Path:

@@ -144,8 +144,7 @@ def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
     """The tensors of some rows, on this worker's device."""
-    padded = run.config.data.packing == "false"
-    batch = collate(run.rows, indices, padded, run.job.stop_ids[0])
+    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0])
     return batch.to(run.group.device)
 
 

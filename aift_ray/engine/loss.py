@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
-from aift_ray.models import attention
 from aift_ray.models.decoder import causal_model, decoder_of
+from aift_ray.models.packed import Packed, packed
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
@@ -60,7 +60,7 @@ class LossModule(nn.Module):
         """
         alpha = self._noise if self.training else 0.0
         inputs = model_inputs(batch, embedded, self._body[0])
-        with noisy(self._embeddings[0], alpha, batch), attention.packed(documents(batch)):
+        with noisy(self._embeddings[0], alpha, batch), packed(documents(batch)):
             output = self._body[0](**inputs)
         states: torch.Tensor = output.last_hidden_state
         return states
@@ -84,17 +84,17 @@ class LossModule(nn.Module):
 
     def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
-        with attention.packed(documents(batch)):
+        with packed(documents(batch)):
             logits = causal_model(self.model)(**model_inputs(batch)).logits
         chosen = logits.flatten(0, 1).index_select(0, batch.sources)
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def documents(batch: Batch) -> attention.Packed | None:
+def documents(batch: Batch) -> Packed | None:
     """The documents of a packed `batch`; None where its rows are padded."""
     if batch.borders is None:
         return None
-    return attention.Packed(batch.borders, batch.longest, batch.ids.shape[1])
+    return Packed(batch.borders, batch.longest, batch.ids.shape[1])
 
 
 def model_inputs(
@@ -163,10 +163,10 @@ class _Head:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self.layer: nn.Module = model.get_output_embeddings()
-        body = decoder_of(model)
+        self._decoder = decoder_of(model)
         modules = {id(module): name for name, module in model.named_modules()}
         self._name = modules[id(self.layer)]
-        self._body = modules[id(body)].partition(".")[0]
+        self._body = modules[id(self._decoder)].partition(".")[0]
 
     def __call__(
         self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
@@ -176,12 +176,13 @@ class _Head:
         # what others have put around the whole model is not asked for
         model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
         model.__dict__.pop("forward", None)
-        body = _Made(hidden.flatten(0, -2)[None], self._model.get_submodule(self._body))
+        whole = self._model.get_submodule(self._body)
+        body = _Made(hidden.flatten(0, -2)[None], whole, self._decoder)
         model._modules = self._model._modules | {self._body: body}
         named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
         output = functional_call(model, named, (), {"inputs_embeds": hidden, "use_cache": False})
-        logits: torch.Tensor = output.logits[0]
-        return logits.unflatten(0, hidden.shape[:-1]).float()
+        logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
+        return logits.float()
 
     def device(self, states: torch.Tensor) -> torch.device:
         """Where it computes; that of `states` where its weights are shared out or elsewhere."""
@@ -195,13 +196,18 @@ class _Head:
 class _Made(nn.Module):
     """In place of a model's body: gives hidden states, (1, positions, width)."""
 
-    def __init__(self, states: torch.Tensor, body: nn.Module) -> None:
+    def __init__(self, states: torch.Tensor, body: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
-        self._states, self._body = states, [body]
+        # not as attributes: they would be registered as its own
+        self._states, self._stands_for = states, (body, decoder)
 
     def __getattr__(self, name: str) -> Any:
-        # a few keep the scale of their logits in the body
-        return getattr(self.__dict__["_body"][0], name)
+        # a few ask a part of the body, or keep the scale of their logits in it
+        body, decoder = self.__dict__["_stands_for"]
+        found = getattr(body, name)
+        is_part = isinstance(found, nn.Module) and any(m is decoder for m in found.modules())
+        made: Any = _Made(self._states, found, decoder) if is_part else found
+        return made
 
     def forward(self, *args: Any, **kwargs: Any) -> _States:
         """The states, whatever is asked."""

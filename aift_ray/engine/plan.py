@@ -25,9 +25,19 @@ def split(config: RunConfig, rows: int, held_out: int) -> tuple[np.ndarray, np.n
 
 
 def plan_batches(
-    config: RunConfig, rows: TokenRows, indices: np.ndarray, global_batch: int, length: int
+    config: RunConfig,
+    rows: TokenRows,
+    indices: np.ndarray,
+    global_batch: int,
+    length: int,
+    packed: bool = True,
 ) -> BatchPlan:
-    """The steps over `indices` of `rows`; `length` is the capacity of a filled row."""
+    """The steps over `indices` of `rows`.
+
+    Args:
+        length: capacity of a filled row, in tokens.
+        packed: whether the model takes packed rows; without, none are filled.
+    """
     return BatchPlan(
         rows.lengths[indices],
         rows.targets[indices],
@@ -35,7 +45,7 @@ def plan_batches(
         config.micro_batch,
         global_batch,
         config.training.seed,
-        length if config.data.packing == "fill" else None,
+        length if packed and config.data.packing == "fill" else None,
     )
 
 

@@ -208,7 +208,10 @@ class Saver:
 
         def save_model(folder: str) -> None:
             stop_ids = run.job.stop_ids
-            write_model(folder, run.written, run.tokenizer, stop_ids, None, model, streamed)
+            base = run.job.location
+            write_model(
+                folder, run.written, run.tokenizer, stop_ids, None, model, streamed, base=base
+            )
 
         def save_moments(path: Path, moments: dict[str, torch.Tensor]) -> None:
             if parts:

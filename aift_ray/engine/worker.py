@@ -225,9 +225,16 @@ class _Session:
         dtype = run.precision.compute if run.config.method == "full" else None
         streamed = partial(parts.write, "model", dtype=dtype) if parts else None
         with parts.ending() if parts else nullcontext():
-            model, stop_ids = run.written, run.job.stop_ids
             write_model(
-                str(scratch), model, run.tokenizer, stop_ids, dtype, weights, streamed, final=True
+                str(scratch),
+                run.written,
+                run.tokenizer,
+                run.job.stop_ids,
+                dtype,
+                weights,
+                streamed,
+                final=True,
+                base=run.job.location,
             )
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)

@@ -81,6 +81,9 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
 
 def _packing(run: Preparation) -> str:
     packing = run.job.config.data.packing
+    if not run.job.support.packed:
+        kept = "" if packing == "false" else f"; {packing} is not used"
+        return f"padded: layers of this family can't tell packed documents apart{kept}"
     if packing != "fill":
         return packing
     examples = len(run.plan.indices) / max(1, len(run.plan.units))

@@ -9,6 +9,8 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import DeploymentActorConfig
 
+from aift_ray.serving.recorded import Recorded
+
 _NAME = "adapters"
 
 
@@ -16,37 +18,38 @@ _NAME = "adapters"
 class Shelf:
     """Which adapters every replica has to have; lives as long as the deployment."""
 
-    def __init__(self, folders: dict[str, str]) -> None:
-        self._folders = folders
+    def __init__(self, adapters: dict[str, Recorded]) -> None:
+        self._adapters = adapters
 
-    def folders(self) -> dict[str, str]:
-        """The folder of each adapter."""
-        return self._folders
+    def adapters(self) -> dict[str, Recorded]:
+        """Each by its name."""
+        return self._adapters
 
-    def put(self, name: str, folder: str | None) -> None:
+    def put(self, name: str, wanted: Recorded | None) -> None:
         """Add an adapter; None: take it away."""
-        if folder is None:
-            self._folders.pop(name, None)
+        if wanted is None:
+            self._adapters.pop(name, None)
         else:
-            self._folders[name] = folder
+            self._adapters[name] = wanted
 
 
-def shelf(folders: dict[str, str]) -> DeploymentActorConfig:
+def shelf(adapters: dict[str, Recorded]) -> DeploymentActorConfig:
     """The shelf of a deployment that starts with these adapters."""
-    return DeploymentActorConfig(name=_NAME, actor_class=Shelf, init_args=(folders,))
+    return DeploymentActorConfig(name=_NAME, actor_class=Shelf, init_args=(adapters,))
 
 
 class Replicas:
     """The Fleet of a replica; each replica's `perform` calls a method of its Service."""
 
-    async def folders(self) -> dict[str, str]:
-        """The adapters that a replica has to have."""
-        found: dict[str, str] = await serve.get_deployment_actor(_NAME).folders.remote()
+    async def recorded(self) -> dict[str, Recorded]:
+        """The adapters that every replica has to have, by name."""
+        shelf_ = serve.get_deployment_actor(_NAME)
+        found: dict[str, Recorded] = await shelf_.adapters.remote()
         return found
 
-    async def record(self, name: str, folder: str | None) -> None:
+    async def record(self, name: str, wanted: Recorded | None) -> None:
         """Tell replicas that are yet to start of an adapter; None: no more of it."""
-        await serve.get_deployment_actor(_NAME).put.remote(name, folder)
+        await serve.get_deployment_actor(_NAME).put.remote(name, wanted)
 
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         """What a method of each replica's Service answers; dead replicas answer nothing."""

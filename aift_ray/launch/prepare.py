@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from aift_ray.config import DataConfig, RunConfig
@@ -23,8 +24,10 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
-from aift_ray.models import folders
+from aift_ray.models import families, folders
+from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
 
 
@@ -78,8 +81,10 @@ def prepare(
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
+    support = _support(config, model_config)
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
+    check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
     # config.yaml must say what was run
     config.data.sequence_length = length
@@ -91,8 +96,8 @@ def prepare(
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     batch = _global_batch(config, workers, resume)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length)
-    longest = int(rows.lengths[plan.longest_micro_batch()].sum())
+    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     sizes = _sizes(config, model)
@@ -105,6 +110,7 @@ def prepare(
         chat_template=tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
+        support=support,
         memory=fitting.own(config, need),
         resume=resume,
         why=why,
@@ -112,7 +118,8 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = [*model.notes, *_warnings(config, result)]
+    notes = [*model.notes, *families.not_applied(model_config)]
+    result.warnings = [*notes, *_warnings(config, result)]
     return result
 
 
@@ -120,6 +127,23 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+
+
+def _support(config: RunConfig, model_config: Any) -> Support:
+    """How the model's family is computed; a ModelError where it can't be."""
+    known = families.table().get(families.family_of(model_config))
+    if isinstance(known, Support):
+        return known
+    # computes a tiny model
+    from aift_ray.engine.family_check import supported
+
+    method: Any = config.trained_as
+    return supported(model_config, method, cache.cache_folder(config.data))
+
+
+def _longest(lengths: np.ndarray, padded: bool) -> int:
+    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
+    return int(len(lengths) * lengths.max() if padded else lengths.sum())
 
 
 def _global_batch(config: RunConfig, workers: int, resume: Path | None) -> int:

@@ -40,7 +40,10 @@ _CLUSTER = {
     # how long the controller sleeps between two looks at its replicas; at Ray's own 0.1 it takes 3%
     # of a core from an engine that uses them all
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "aift_ray.launch.ingress:middlewares",
 }
+# beyond a request's own time; by then it has no replica
+_MARGIN_S = 30.0
 
 
 @serve.deployment
@@ -63,7 +66,7 @@ class Server:
         # a token passes through several threads; each would wait 5 ms for the engine's to let go
         sys.setswitchinterval(_SWITCH_S)
         self._keys = keys.Keys(Path(key_file)) if key_file else None
-        self._checked = opening.check(config, bool(ray.get_gpu_ids()))
+        self._checked = opening.check_base(config, bool(ray.get_gpu_ids()))
         self._fleet = Replicas()
         self._service: Any = None
 
@@ -74,9 +77,9 @@ class Server:
         return build(lambda: self._service, self._fleet, folder, self._keys, self._open)
 
     async def _open(self) -> None:
-        folders = await self._fleet.folders()
+        wanted = await self._fleet.recorded()
         replica = serve.get_replica_context().replica_tag
-        self._service = await opening.start(self._checked, folders, replica)
+        self._service = await opening.start(self._checked, wanted, replica)
 
     async def perform(self, method: str, *args: Any) -> Any:
         """What a method of the Service answers; other replicas ask."""
@@ -98,7 +101,7 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
-    config = commandline.validated(arguments, ServeConfig)
+    config = opening.on_base(commandline.validated(arguments, ServeConfig))
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
@@ -138,7 +141,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         max_ongoing_requests=serving.slots + 4 * serving.max_queue + 100,
         graceful_shutdown_timeout_s=serving.drain_timeout_s,
         health_check_period_s=5,
-        deployment_actors=[shelf(config.adapter_folders())],
+        deployment_actors=[shelf(opening.recorded(config))],
         ray_actor_options={
             "num_cpus": cpus,
             "num_gpus": gpus,
@@ -180,7 +183,9 @@ def key_file(config: ServeConfig) -> str | None:
 
 def http_options(config: ServeConfig) -> HTTPOptions:
     """Where the proxies listen."""
-    return HTTPOptions(host=config.serving.host, port=config.serving.port)
+    serving = config.serving
+    longest = serving.request_timeout_s + _MARGIN_S
+    return HTTPOptions(host=serving.host, port=serving.port, request_timeout_s=longest)
 
 
 def run(config: ServeConfig, dry_run: bool) -> None:
@@ -189,6 +194,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     Raises:
         AiftError: the settings are wrong, or the replicas don't start.
     """
+    config = opening.on_base(config)
     opening.check(config, gpus_of(config, _here()) > 0)
     path = key_file(config)
     if path:

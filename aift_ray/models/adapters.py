@@ -10,6 +10,8 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
+from aift_ray.models.experts import target_parameters
+from aift_ray.models.experts_4bit import adaptable
 from aift_ray.models.initial_adapters import (
     ITERATIONS,
     keep_start,
@@ -28,8 +30,9 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    check_targets(model, config)
-    adapted: PeftModel = get_peft_model(model, _peft_config(config, model))
+    with adaptable(model):
+        check_targets(model, config)
+        adapted: PeftModel = get_peft_model(model, _peft_config(config, model))
     if config.init_lora_weights == "pissa":
         keep_start(adapted)
     if config.init_lora_weights == "loftq":
@@ -76,6 +79,7 @@ def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
         init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
         modules_to_save=whole or None,
         ensure_weight_tying=_ties(model, whole),
+        target_parameters=target_parameters(model) if config.experts else None,
     )
 
 
@@ -93,7 +97,9 @@ def continue_adapters(
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
-    return _trained_in_fp32(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
+    with adaptable(model):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    return _trained_in_fp32(adapted)
 
 
 def _trained_in_fp32(model: PeftModel) -> PeftModel:

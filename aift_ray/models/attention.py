@@ -8,9 +8,7 @@ pass: a layer that does not hand its keyword arguments on makes no difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,48 +21,27 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.packed import Packed, check_causal, current
 from aift_ray.models.score_attention import attend_with_scores, expanded
 
 NAME = "documents"
 # what layers hand on that attention does not depend on
 _WITHOUT_EFFECT = frozenset(
-    "cache_position cu_seq_lens_k deterministic max_length_k output_attentions output_hidden_states "
-    "output_router_logits position_embeddings position_ids return_dict training use_cache".split()
+    {
+        "cache_position",
+        "cu_seq_lens_k",
+        "deterministic",
+        "max_length_k",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "training",
+        "use_cache",
+    }
 )
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Where the documents of a packed row begin and end.
-
-    Attributes:
-        cu_seqlens: (documents + 1,), cumulative lengths, int32.
-        max_seqlen: tokens of the longest document.
-        tokens: of the row.
-    """
-
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    tokens: int
-
-
-_PACKED: ContextVar[Packed | None] = ContextVar("packed", default=None)
-
-
-@contextmanager
-def packed(documents: Packed | None) -> Iterator[None]:
-    """Attention within `documents` alone, in the forward passes inside this context."""
-    token = _PACKED.set(documents)
-    try:
-        yield
-    finally:
-        _PACKED.reset(token)
-
-
-def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """`context_fn` of `torch.utils.checkpoint`: recomputation sees the documents of its forward."""
-    documents = _PACKED.get()
-    return packed(documents), packed(documents)
 
 
 def has_flash(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
@@ -120,7 +97,14 @@ def document_attention(
     if documents is None:
         if softcap is None and s_aux is None:
             output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
             )
             return output
         causal = attention_mask is None and query.shape[2] > 1
@@ -159,7 +143,7 @@ def _documents(
     if cu_seqlens is not None:
         # a compiler sees these as inputs
         return Packed(cu_seqlens, max_seqlen, query.shape[2])
-    documents = _PACKED.get()
+    documents = current()
     if documents is not None and (query.shape[0], query.shape[2]) != (1, documents.tokens):
         what = f"attends {tuple(query.shape)} in a packed row of {documents.tokens} tokens"
         raise ModelError([Problem("attention", what, "pad the rows: --data.packing false")])
@@ -193,8 +177,8 @@ def _each_document(
 ) -> torch.Tensor:
     lengths = torch.diff(cu_seqlens).tolist()
     documents = (states.split(lengths, dim=2) for states in (query, key, value))
-    outputs = [_attend(q, k, v, scores) for q, k, v in zip(*documents, strict=True)]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
+    return torch.cat(outputs, dim=1)
 
 
 def _flash(
@@ -271,10 +255,10 @@ def document_mask(
     Raises:
         ModelError: the mask of a packed row is not causal within a window.
     """
-    documents = _PACKED.get()
+    documents = current()
     if documents is not None:
         kind = getattr(kwargs.get("config"), "model_type", "")
-        _check_causal(kind, mask_function, local_size, use_vmap, documents)
+        check_causal(kind, mask_function, local_size, use_vmap, documents)
         return None
     mask: torch.Tensor | None = sdpa_mask(
         batch_size=batch_size,
@@ -291,29 +275,7 @@ def document_mask(
     return mask
 
 
-def _check_causal(
-    kind: str,
-    mask_function: Callable[..., Any],
-    window: int | None,
-    use_vmap: bool,
-    documents: Packed,
-) -> None:
-    """Look at the edges of a mask: the next token, the one before, and those around the window."""
-    borders = documents.cu_seqlens.long()
-    at = torch.arange(documents.tokens, device=borders.device)
-    begins = borders[torch.bucketize(at, borders, right=True) - 1]
-    edges = {-1: False, 0: True} | ({window - 1: True, window: False} if window else {1: True})
-    for distance, allowed in edges.items():
-        other = at - distance
-        inside = (other >= begins) & (other < documents.tokens)
-        rows, columns = at[inside], other[inside]
-        zeros = torch.zeros_like(rows)
-        same = begins[rows] == begins[columns]
-        found = zeros.bool() if use_vmap else mask_function(zeros, zeros, rows, columns)
-        if use_vmap or not torch.equal(found.expand_as(same), same if allowed else zeros.bool()):
-            what = "its attention is not causal within a window, which packed rows are computed for"
-            raise ModelError([Problem(f"model {kind}", what, "pad the rows: --data.packing false")])
-
-
-AttentionInterface.register(NAME, document_attention)
-AttentionMaskInterface.register(NAME, document_mask)
+def register() -> None:
+    """Let transformers know this attention by its name."""
+    AttentionInterface.register(NAME, document_attention)
+    AttentionMaskInterface.register(NAME, document_mask)

@@ -1,4 +1,4 @@
-"""How each family of models is computed: the attention asked of transformers, and the layout of rows.
+"""How each family of models is computed: which attention, and how rows are laid out.
 
 `tables/families.csv` holds what `make families` has measured for every architecture that
 transformers knows. A family that is not in it is measured before a run starts (`models/probe.py`).
@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 TABLE = Path(__file__).parent / "tables" / "families.csv"
 
-Attention = Literal["documents", "sdpa", "eager"]
+Attention = Literal["documents", "eager"]
+# numbers by which routers of experts are changed at random in training
+NOISE = "router_jitter_noise"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Support:
     packed: bool
     batched: bool
 
+    def pads(self, packing: str) -> bool:
+        """Whether rows are padded, with a setting of `data.packing`."""
+        return packing == "false" or not self.packed
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -42,6 +48,22 @@ class Refusal:
 def family_of(config: Any) -> str:
     """The model type of the language model that a configuration describes."""
     return str(config.get_text_config(decoder=True).model_type)
+
+
+def not_applied(config: Any) -> list[str]:
+    """What of a model's configuration has no effect in training, in words."""
+    noise = getattr(config.get_text_config(decoder=True), NOISE, None)
+    if not noise:
+        return []
+    return [
+        f"the model's {NOISE} {noise:g} is not applied: the same rows would not make the same step"
+    ]
+
+
+def attention_of(config: Any) -> Attention:
+    """The attention that a family is computed with, where it is only asked; eager if unknown."""
+    found = table().get(family_of(config))
+    return found.attention if isinstance(found, Support) else "eager"
 
 
 @cache

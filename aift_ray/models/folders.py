@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
 _NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 def resolve(name: str) -> str:
@@ -81,7 +81,7 @@ def _check_folder(name: str, folder: Path) -> None:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer."""
-    return any((folder / file).is_file() for file in _TOKENIZERS)
+    return any((folder / file).is_file() for file in TOKENIZERS)
 
 
 def _check_weights(name: str, folder: Path) -> list[Problem]:

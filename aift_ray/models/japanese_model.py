@@ -6,14 +6,15 @@ import logging
 from typing import Any, ClassVar, cast
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
-from aift_ray.models import attention, fallback, folders, loading
+from aift_ray.models import fallback, folders, loading
+from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.answers import written
+from aift_ray.models.attention import has_flash
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
 from aift_ray.models.places import find_place, say_once
@@ -83,10 +84,9 @@ class JapaneseModel(BaseModel):
         if self.model is None:
             place = find_place(self.model_name)
             fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
-            kind = "sdpa"
-            if self.use_flash_attention and attention.has_flash(self.device, self.torch_dtype):
-                kind = "flash_attention_2"
-            say_once(f"attention: {_ATTENTION[kind]}")
+            flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
+            kind = loading.answering_attention(place.base, flash)
+            say_once(f"attention: {loading.ATTENTION[kind]}")
             device_map = None if self.device.type == "cpu" else {"": self.device}
             model: Any = loading.load_model(
                 place.base, self.torch_dtype, kind, self.quantization, device_map
@@ -94,7 +94,7 @@ class JapaneseModel(BaseModel):
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(model)
             if place.adapter:
-                model = PeftModel.from_pretrained(model, str(place.adapter))
+                model = reload_adapters(model, str(place.adapter), trainable=False)
             self.model = model.eval()
         return self.model
 
@@ -102,12 +102,12 @@ class JapaneseModel(BaseModel):
         """The (fast) tokenizer, with the chat template that training and answers use; loaded once.
 
         Raises:
-            ModelError: missing, or one that can't be trained with.
+            ModelError: missing, one that can't be trained with, or of another vocabulary.
         """
         if self.tokenizer is None:
-            location = find_place(self.model_name).tokenizer
-            tokenizer = folders.load_tokenizer(location)
-            stops = [*folders.stop_ids(location), *_known_stops(self.model_name, tokenizer)]
+            place = find_place(self.model_name)
+            tokenizer = place.load_tokenizer(self.model_name)
+            stops = [*folders.stop_ids(place.tokenizer), *_known_stops(self.model_name, tokenizer)]
             # also gives the tokenizer a template where it has none
             self._encoder = PromptEncoder(tokenizer, extra_stop_ids=stops)
             if self._encoder.used_fallback:
@@ -278,9 +278,6 @@ class JapaneseModel(BaseModel):
             what = f"{given!r} is not allowed: give a list of model names"
             raise ConfigError([Problem("fallback_models", what)])
         return list(given)
-
-
-_ATTENTION = {"sdpa": "PyTorch's SDPA", "flash_attention_2": "FlashAttention 2"}
 
 
 def _known_stops(name: str, tokenizer: Any) -> list[int]:

@@ -14,13 +14,23 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models import families
+from aift_ray.models.attention import NAME, register
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
 from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
+
+# of the attention asked of transformers: what computes it
+ATTENTION = {
+    NAME: "PyTorch's SDPA",
+    "eager": "transformers' eager functions",
+    "flash_attention_2": "FlashAttention 2",
+}
 
 
 def skeleton(location: str) -> PreTrainedModel:
@@ -48,6 +58,21 @@ def _check_family(config: Any) -> None:
     raise ModelError([Problem(f"model family {kind}", what, remedy)])
 
 
+def answering_attention(location: str, flash: bool) -> str:
+    """The attention asked of transformers for a model that is not trained.
+
+    Args:
+        flash: take FlashAttention 2 where the model can be computed with it.
+    """
+    kind = families.attention_of(load_config(location))
+    if not flash or kind != NAME:
+        return kind
+    made = type(skeleton(location))
+    others = getattr(made, "_compatible_flash_implementations", None)
+    fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
+    return "flash_attention_2" if fits else kind
+
+
 def load_model(
     location: str,
     dtype: torch.dtype | None,
@@ -69,11 +94,17 @@ def load_model(
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
+    register()
     options: dict[str, Any] = {}
     if device_map:
         options["device_map"] = device_map
     config = load_config(location)
     _check_family(config)
+    text = config.get_text_config(decoder=True)
+    noise = getattr(text, families.NOISE, None)
+    if noise:
+        # layers keep what they are made with
+        setattr(text, families.NOISE, 0.0)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
@@ -96,12 +127,16 @@ def load_model(
             **options,
         )
     model, info = loaded
+    if noise:
+        setattr(model.config.get_text_config(decoder=True), families.NOISE, noise)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
     found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
+    if quantization and quantization.bits == 4 and quantization.experts:
+        pack(found, quantization.kind, quantization.double)
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
@@ -141,7 +176,9 @@ def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> 
     """
     config = load_config(location)
     shape = Shape.of(config.to_dict()) if is_plain(config) else counted(skeleton(location), {})
-    return shape.weight_bytes(dtype.itemsize, stored_bits(config) or bits)
+    held = stored_bits(config)
+    # a folder in 4 bits holds experts as they were
+    return shape.weight_bytes(dtype.itemsize, held or bits, experts=not held)
 
 
 def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

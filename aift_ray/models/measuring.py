@@ -7,6 +7,7 @@ counted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def measured(location: str, config: RunConfig) -> Measured:
     """
     own = load_config(location)
     lora = config.lora
-    asked = lora.target_modules or lora.modules_to_save or lora.bias != "none"
+    asked = lora.target_modules or lora.modules_to_save or lora.bias != "none" or lora.experts
     if is_plain(own) and (config.method == "full" or not asked):
         shape = Shape.of(own.to_dict())
         adapted = shape.linear_shapes * shape.layers
@@ -65,15 +66,21 @@ def measured(location: str, config: RunConfig) -> Measured:
         if alone:
             check_saved_alone(own, model)
         return Measured(counted(model, {}), notes=[_said(own)] if alone else [])
-    check_targets(model, lora, config.base_bits is not None)
+    check_targets(model, lora, config.base_bits)
     if config.base_bits is not None:
         check_quantizable(model)
     layers = adapted_layers(model, lora)
-    shape = counted(model, layers)
+    shape = counted(model, layers, lora.experts)
     assert shape.counted is not None
     whole = whole_parameters(model, lora)
     whole += _sizes(list(shape.counted.adapted)) if lora.use_dora else 0
-    return Measured(shape, whole, not_adapted(model, lora))
+    notes = not_adapted(model, lora)
+    if config.base_bits == 8 and shape.expert_parameters:
+        notes.append(
+            f"bitsandbytes has no 8 bits for experts: their {shape.expert_parameters:,} weights "
+            "are held as without quantization; 4 bits (--lora.qlora_4bit true) hold them too"
+        )
+    return Measured(shape, whole, notes)
 
 
 def check_saved_alone(config: Any, model: PreTrainedModel) -> None:
@@ -103,15 +110,19 @@ def _sizes(adapted: list[tuple[int, int]]) -> int:
     return sum(outputs for _, outputs in adapted)
 
 
-def counted(model: PreTrainedModel, adapted: dict[str, torch.nn.Module]) -> Shape:
+def counted(
+    model: PreTrainedModel, adapted: dict[str, torch.nn.Module], experts: bool = False
+) -> Shape:
     """The numbers of a model with or without its weights.
 
     Args:
         adapted: the layers that get adapters.
+        experts: the stacked weights of experts get some too.
     """
     import torch
 
     from aift_ray.models.decoder import decoder_blocks
+    from aift_ray.models.experts import stacks
     from aift_ray.models.linear import features
     from aift_ray.models.targets import linear_maps, untrained
 
@@ -128,6 +139,11 @@ def counted(model: PreTrainedModel, adapted: dict[str, torch.nn.Module]) -> Shap
     tied = model.all_tied_weights_keys
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in tied}
     aside = sum(size for name, size in sizes.items() if name in never)
+    stacked = stacks(model)
+    pairs = [sides(layer) for layer in adapted.values()]
+    # each expert has adapters of its own
+    pairs += [(a, b) for stack in stacked if experts for a, b in [stack[1:]] * stack[0]]
+    inside = sum(a * b for a, b in linear.values()) + sum(map(math.prod, stacked))
     head = model.get_output_embeddings()
     vocabulary, hidden = head.get_parameter("weight").shape
     name_of_head = next(name for name, module in model.named_modules() if module is head)
@@ -142,8 +158,11 @@ def counted(model: PreTrainedModel, adapted: dict[str, torch.nn.Module]) -> Shap
         tied=f"{name_of_head}.weight" in tied,
         counted=Counted(
             linear=tuple(linear.values()),
-            adapted=tuple(sides(layer) for layer in adapted.values()),
-            loose=sum(sizes.values()) - aside - sum(a * b for a, b in linear.values()),
+            adapted=tuple(pairs),
+            loose=sum(sizes.values()) - aside - inside,
             beside=aside,
+            experts=tuple(stacked),
+            active=getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1,
+            adapts_experts=experts,
         ),
     )

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import folders, loading
-from aift_ray.models.adapter_folder import CONFIG, check_adapter
+from aift_ray.models import folders, loading, provenance
+from aift_ray.models.adapter_folder import CONFIG, adapter_config, check_adapter, named_base
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.vocabulary import check_vocabulary
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +31,12 @@ class Place:
     tokenizer: str
     adapter: Path | None = None
 
+    def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        """The tokenizer; ModelError where it writes ids that the model `name` has no row for."""
+        tokenizer = folders.load_tokenizer(self.tokenizer)
+        check_vocabulary(name, tokenizer, folders.load_config(self.base))
+        return tokenizer
+
 
 def find_place(name: str) -> Place:
     """Where the model of a name lies.
@@ -44,6 +51,9 @@ def find_place(name: str) -> Place:
     if (folder / CONFIG).is_file():
         return _adapter_place(name, folder)
     location = folders.resolve(name)
+    changed = provenance.changed_prompts(f"model {name}", Path(location))
+    if changed:
+        raise ModelError(changed)
     if "/" in name and name in CATALOG and location != name:
         say_once(f"{name} is loaded from {location}")
     return Place(location, location)
@@ -51,19 +61,16 @@ def find_place(name: str) -> Place:
 
 def _adapter_place(name: str, folder: Path) -> Place:
     where = f"adapter {name}"
-    with folders.explained(name):
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
+    base = adapter_config(folder, where).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         what = "it names no base model (base_model_name_or_path)"
-        raise ModelError([Problem(where, what, f"write it into its {CONFIG}")])
-    # a shipped model is found again wherever the package is installed by now
-    if not Path(base).is_dir() and Path(base).name in CATALOG:
-        base = CATALOG[Path(base).name].location
+        raise ModelError([Problem(where, what, f"write it into {folder / CONFIG}")])
+    base = named_base(base)
     try:
         location = folders.resolve(base)
     except ModelError as error:
         what = f"it was made for the base model {base}, which can't be used"
-        remedy = f"bring the base back, or write where it is by now into {CONFIG}"
+        remedy = f"bring the base back, or write where it is by now into {folder / CONFIG}"
         raise ModelError([Problem(where, what, remedy), *error.problems]) from None
     adapter = check_adapter(name, base, location, loading.skeleton(location))
     return Place(location, str(adapter) if folders.has_tokenizer(adapter) else location, adapter)

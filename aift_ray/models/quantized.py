@@ -10,6 +10,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.experts_4bit import BLOCK, ExpertsConfig
 from aift_ray.models.linear import features
 
 KINDS = ("nf4", "fp4")
@@ -17,8 +18,6 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = {4: "Linear4bit", 8: "Linear8bitLt"}
 # what bitsandbytes' kernel for AVX512-BF16 asks of a weight (rows, columns)
 _ROWS, _COLUMNS = 32, 64
-# weights that share a scale, of 4 bits
-BLOCK = 64
 # where a layer keeps its scales as they were before it was repacked
 _KEPT = "scales_before_repacking"
 
@@ -37,6 +36,7 @@ class Quantization:
         repack: of 4 bits on CPUs with AVX512-BF16: evaluate with the kernel that a plain
             `from_pretrained` uses, three times as fast; off: with the arithmetic of training.
         skipped: names of further layers that stay as they are.
+        experts: of 4 bits: the experts of a mixture are held so too.
 
     Raises:
         ConfigError: a value that bitsandbytes does not know.
@@ -51,6 +51,7 @@ class Quantization:
     cpu_offload: bool = False
     repack: bool = False
     skipped: tuple[str, ...] = ()
+    experts: bool = True
 
     def __post_init__(self) -> None:
         problems = []
@@ -80,7 +81,8 @@ class Quantization:
                 llm_int8_enable_fp32_cpu_offload=self.cpu_offload,
                 llm_int8_skip_modules=skipped,
             )
-        return BitsAndBytesConfig(
+        kind = ExpertsConfig if self.experts else BitsAndBytesConfig
+        return kind(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.kind,
             bnb_4bit_use_double_quant=self.double,

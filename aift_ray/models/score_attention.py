@@ -55,9 +55,7 @@ def attend_with_scores(
         if query.shape[2] <= _QUERIES or not torch.is_grad_enabled():
             pieces.append(_piece(query[:, :, rows], key, value, *options))
         else:
-            again = checkpoint(
-                _piece, query[:, :, rows], key, value, *options, use_reentrant=False
-            )
+            again = checkpoint(_piece, query[:, :, rows], key, value, *options, use_reentrant=False)
             pieces.append(again)
     return torch.cat(pieces, dim=2)
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import experts
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.linear import can_be_held_in_fewer_bits, features
 
@@ -116,7 +117,9 @@ def adapted_layers(model: PreTrainedModel, config: LoRAConfig) -> dict[str, torc
     if config.target_modules is None:
         maps = linear_maps(model)
         away = _taken_for_experts(model, {_last(name) for name in maps})
-        found = {name: layer for name, layer in maps.items() if _last(name) not in away}
+        # frozen: it was trained to send as many tokens to each expert
+        routers = experts.routers(model)
+        found = {n: m for n, m in maps.items() if _last(n) not in away and n not in routers}
     else:
         named = _language_modules(model)
         found = {n: m for n, m in named.items() if _is_called(n, config.target_modules)}
@@ -162,11 +165,11 @@ def named_for_peft(model: PreTrainedModel, config: LoRAConfig) -> tuple[list[str
     return targets, whole
 
 
-def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = False) -> None:
+def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None = None) -> None:
     """Refuse names of layers that `model` does not have, or that can't be trained.
 
     Args:
-        quantized: the linear layers of the blocks are, or are going to be.
+        bits: in which the linear layers of the blocks are held, or are going to be.
 
     Raises:
         ConfigError: with every such name.
@@ -191,7 +194,13 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, quantized: bool = 
             what = f"{name} is a {type(module).__name__}, which LoRA can't adapt"
             remedy = f"the model has {', '.join(linear)}"
             problems.append(Problem("lora.target_modules", what, remedy))
-    if quantized:
+    taken = _taken_for_experts(model, config.target_modules or ())
+    if taken and experts.expert_parameters(model):
+        kind = causal_model(model).config.model_type
+        what = f"PEFT takes {', '.join(sorted(taken))} for the experts of a {kind}"
+        problems.append(Problem("lora.target_modules", what, "leave them out; see lora.experts"))
+    problems += experts.unfit(model, config, bits)
+    if bits:
         what = "'{}' is held in 4 or 8 bits, which can't be trained as a whole"
         held = [one for one in whole if one in linear]
         problems += [Problem("lora.modules_to_save", what.format(one)) for one in held]
@@ -243,6 +252,8 @@ def not_adapted(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
     adapted = adapted_layers(model, config)
     inside = {id(p) for block in decoder_blocks(model) for p in block.parameters()}
     whole = _held_whole([name for name, _ in model.named_modules()], config)
+    if config.experts:
+        whole |= {name.rpartition(".")[0] for name in experts.expert_parameters(model)}
     left: dict[str, int] = {}
     for name, weight in causal_model(model).named_parameters():
         layer = name.rpartition(".")[0]

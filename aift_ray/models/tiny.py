@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from aift_ray.models.attention import register
+
 _HIDDEN, _HEADS, _HEAD, _LAYERS = 64, 4, 16, 4
 VOCABULARY = 320
 # a window or chunk that documents of a few tokens are longer than
@@ -31,7 +33,9 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 128),
     **dict.fromkeys(("max_seq_length", "max_sequence_length", "seq_length"), 128),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
-    **dict.fromkeys(("expert_ffn_hidden_size", "moe_ffn_hidden_size", "shared_intermediate_size"), 32),
+    **dict.fromkeys(
+        ("expert_ffn_hidden_size", "moe_ffn_hidden_size", "shared_intermediate_size"), 32
+    ),
     **dict.fromkeys(("moe_shared_expert_intermediate_size", "expert_intermediate_size"), 32),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_topk"), 2),
@@ -48,17 +52,25 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 32),
     **dict.fromkeys(("mamba_d_ssm",), 128),
     **dict.fromkeys(("n_groups", "mamba_n_groups", "n_mamba_heads"), 1),
-    **dict.fromkeys(("mamba_chunk_size", "chunk_size", "mamba_chunk", "mamba2_chunk_size"), _WINDOW),
+    **dict.fromkeys(
+        ("mamba_chunk_size", "chunk_size", "mamba_chunk", "mamba2_chunk_size"), _WINDOW
+    ),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "sliding_window_size"), _WINDOW),
     **dict.fromkeys(("attention_window_size", "local_attention_window", "window_size"), _WINDOW),
 }
 _HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 # numbers after which a pattern of layers repeats
-_PERIODS = (
-    "attn_layer_period expert_layer_period full_attention_interval interleave_moe_layer_step "
-    "global_attn_every_n_layers attn_layer_offset layer_group_size sliding_window_pattern"
-).split()
+_PERIODS = [
+    "attn_layer_period",
+    "expert_layer_period",
+    "full_attention_interval",
+    "interleave_moe_layer_step",
+    "global_attn_every_n_layers",
+    "attn_layer_offset",
+    "layer_group_size",
+    "sliding_window_pattern",
+]
 # of these heads as many groups as the model has, by kind: one, several, or one for each
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_global_key_value_heads")
 
@@ -154,6 +166,7 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
     Args:
         scale: of the matrices; enlarged, so that attention is far from uniform.
     """
+    register()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -165,6 +178,8 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
                     weight.mul_(scale)
                 if "sink" in name:
                     weight.normal_(0, 2)
-                elif "bias" in name and weight.ndim == 1 and not weight.is_meta and not weight.any():
+                elif (
+                    "bias" in name and weight.ndim == 1 and not weight.is_meta and not weight.any()
+                ):
                     weight.normal_(0, 0.1)
     return model

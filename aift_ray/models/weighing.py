@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from transformers import PreTrainedModel
 
 from aift_ray.config import RunConfig
+from aift_ray.models.experts import expert_parameters
 from aift_ray.models.linear import features
 from aift_ray.models.pieces import Pieces
 from aift_ray.models.targets import adapted_layers
@@ -33,11 +36,14 @@ def weighed(
     found = []
     for name in pieces.names:
         module = model.get_submodule(name)
-        held = _held(module, name in pieces.blocks, config, model, width)
+        held = _held(name, name in pieces.blocks, config, model, width)
         if name in pieces.blocks:
             inner, linear = block_sizes(module)
-            kept = size if again else 10 * size + 4 * inner
-            found.append(Piece(name, held + tokens * width * kept, linear * times))
+            experts = _Experts.of(model, name)
+            kept = size if again else 10 * size + 4 * inner + experts.states
+            copies = 0 if again else experts.copies(config)
+            held += (tokens * kept + copies) * width
+            found.append(Piece(name, held, (linear + experts.taken) * times))
         elif name == pieces.head:
             held = 0 if pieces.tied else held
             work = vocabulary * size * share * (2 + full)
@@ -56,8 +62,53 @@ def working_bytes(
     block = model.get_submodule(pieces.blocks[0])
     size, _ = _sizes(model)
     largest = max(inputs * outputs for inputs, outputs in _linear(block).values())
-    again = tokens * width * (10 * size + 4 * block_sizes(block)[0])
-    return again * config.training.gradient_checkpointing + largest * width * bool(config.base_bits)
+    experts = max((_Experts.of(model, name) for name in pieces.blocks), key=lambda e: e.numbers)
+    again = tokens * (10 * size + 4 * block_sizes(block)[0] + experts.states)
+    again += experts.copies(config)
+    # of an adapter, the gradient of what it was added to; and what it was added to
+    once = experts.numbers * _adapts_experts(config) * (1 + (config.base_bits == 4))
+    once += largest * bool(config.base_bits)
+    return (again * config.training.gradient_checkpointing + once) * width
+
+
+@dataclass(frozen=True)
+class _Experts:
+    """Numbers of the experts of a block; all 0 where it has none.
+
+    Attributes:
+        numbers: weights of all.
+        taken: of those that a token takes.
+        sides: rows and columns of all matrices.
+        states: numbers that are kept of a token for the backward pass.
+    """
+
+    numbers: int = 0
+    taken: float = 0.0
+    sides: int = 0
+    states: int = 0
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, block: str) -> _Experts:
+        """Those of the block of this name."""
+        within = {n: p for n, p in expert_parameters(model).items() if n.startswith(f"{block}.")}
+        if not within:
+            return cls()
+        active = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        numbers = sum(p.numel() for p in within.values())
+        each = sum(sum(p.shape[1:]) for p in within.values())
+        taken = sum(p.numel() * active / len(p) for p in within.values())
+        sides = sum(len(p) * sum(p.shape[1:]) for p in within.values())
+        # what goes into each matrix and what comes out of it, and the two halves of a gate
+        return cls(numbers, taken, sides, round(active * each * 4 / 3))
+
+    def copies(self, config: RunConfig) -> int:
+        """Numbers that are dequantized, or to which adapters are added, for a backward pass."""
+        narrow = config.method != "full" and config.base_bits == 4
+        return self.numbers * (narrow or _adapts_experts(config))
+
+
+def _adapts_experts(config: RunConfig) -> bool:
+    return config.method != "full" and config.lora.experts
 
 
 def _sizes(model: PreTrainedModel) -> tuple[int, int]:
@@ -78,18 +129,20 @@ def _linear(module: torch.nn.Module) -> dict[str, tuple[int, int]]:
     return {name: sizes for name, sizes in found if sizes}
 
 
-def _held(
-    module: torch.nn.Module, block: bool, config: RunConfig, model: PreTrainedModel, width: int
-) -> int:
+def _held(name: str, block: bool, config: RunConfig, model: PreTrainedModel, width: int) -> int:
+    module = model.get_submodule(name)
     weights = sum(p.numel() for p in module.parameters())
     optimizer = config.training.optimizer
     if config.method == "full":
         return weights * _TRAINED + moments(weights, optimizer)[0]
     linear = _linear(module) if block else {}
-    numbers = sum(a * b for a, b in linear.values())
+    numbers, experts = sum(a * b for a, b in linear.values()), _Experts.of(model, name)
     targets = {id(layer) for layer in adapted_layers(model, config.lora).values()}
     adapted = [sizes for name, sizes in linear.items() if id(module.get_submodule(name)) in targets]
-    adapters = sum(config.lora.r * (a + b) for a, b in adapted)
-    rest = (weights - numbers) * width
+    sides = sum(a + b for a, b in adapted) + experts.sides * config.lora.experts
+    adapters = config.lora.r * sides
+    rest = (weights - numbers - experts.numbers) * width
+    # bitsandbytes has no 8 bits for experts
+    rest += held_bytes(experts.numbers, width, 4 if config.base_bits == 4 else None)
     trained = adapters * _TRAINED + moments(adapters, optimizer, full=False)[0]
     return rest + held_bytes(numbers, width, config.base_bits) + trained

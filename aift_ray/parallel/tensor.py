@@ -23,7 +23,8 @@ from torch.nn.functional import dropout
 
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
-from aift_ray.models.quantized import BLOCK, cut_4bit, is_held_in
+from aift_ray.models.experts_4bit import BLOCK
+from aift_ray.models.quantized import cut_4bit, is_held_in
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
 

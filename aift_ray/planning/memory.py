@@ -123,6 +123,11 @@ class Work:
             return _SPLIT_BITS / 8
         return _HELD_BITS[self.base_bits] / 8 if self.base_bits else self.frozen_bytes
 
+    @property
+    def expert_held(self) -> float:
+        """The same of a weight of the experts, which bitsandbytes has no 8 bits for."""
+        return _HELD_BITS[4] / 8 if self.base_bits == 4 else self.frozen_bytes
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -156,9 +161,12 @@ def memories(shape: Shape, work: Work) -> list[Memory]:
 def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     linear, loose, adapters = _counts(shape, part, work.rank, work.split)
     width = work.frozen_bytes
-    trained = linear + loose if work.full else adapters + (work.whole if part.last else 0)
-    frozen = 0 if work.full else round(linear * work.held) + loose * width
-    activations = _activations(shape, part, work)
+    experts = shape.expert_parameters * part.blocks // shape.layers
+    whole = work.whole if part.last else 0
+    trained = linear + experts + loose if work.full else adapters + whole
+    blocks = linear * work.held + experts * work.expert_held
+    frozen = 0 if work.full else round(blocks) + loose * width
+    activations = _activations(shape, part, work) + _widened_experts(shape, part, work)
     if work.full and not work.checkpointing and work.shares == 1:
         # copies that the backward pass needs; those of shared weights are counted as gathered
         activations += part.in_flight * linear * _copied(width)
@@ -176,7 +184,7 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
     )
     if work.shares == 1 and not work.offload:
         return need
-    return _shared_out(need, work, shape.layers, linear * work.held, loose * width)
+    return _shared_out(need, work, shape.layers, blocks, loose * width)
 
 
 def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
@@ -197,6 +205,20 @@ def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int,
     return linear, loose, part.blocks * rank * (columns + rows)
 
 
+def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
+    """Bytes of copies of the experts of a block, in the width of the computation.
+
+    They are dequantized, and PEFT adds an adapter to all of them: the backward pass needs the
+    result, and makes a gradient of its size.
+    """
+    if work.full:
+        return 0
+    block, quantized = shape.block_experts * work.frozen_bytes, work.base_bits == 4
+    kept = block * (quantized or shape.adapts_experts)
+    blocks = 1 if work.checkpointing else part.in_flight * part.blocks
+    return kept * blocks + block * shape.adapts_experts * (1 + quantized)
+
+
 def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
     """Blocks dealt out evenly; of a pipeline (1F1B), earlier stages keep more micro-batches."""
     stages = []
@@ -212,7 +234,8 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
 def _activations(shape: Shape, part: _Part, work: Work) -> int:
     tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward) // work.split
+    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward + shape.routed)
+    inside //= work.split
     block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block

@@ -19,12 +19,18 @@ class Counted:
         adapted: (in, out) of the layers that get adapters.
         loose: all other parameters of the language model, its tables among them.
         beside: parameters that are never trained, such as those of other towers.
+        experts: (experts, in, out) of the stacked weights of all blocks of a mixture.
+        active: experts that a token takes.
+        adapts_experts: whether the experts are among the layers that get adapters.
     """
 
     linear: tuple[tuple[int, int], ...]
     adapted: tuple[tuple[int, int], ...]
     loose: int
     beside: int = 0
+    experts: tuple[tuple[int, int, int], ...] = ()
+    active: int = 1
+    adapts_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,43 @@ class Shape:
         return max(a * b for a, b in (self.counted.linear if self.counted else self.linear_shapes))
 
     @property
+    def expert_parameters(self) -> int:
+        """Parameters of the stacked weights of experts, which are no linear layers."""
+        return sum(number * a * b for number, a, b in self._stacks)
+
+    @property
+    def block_experts(self) -> int:
+        """Those of one block that has experts."""
+        return round(self.expert_parameters * self._share_of_block)
+
+    @property
+    def routed(self) -> int:
+        """Numbers that a block keeps of a token for the backward pass of its experts."""
+        if not self.counted or not self._stacks:
+            return 0
+        sides = sum(a + b for _, a, b in self._stacks) * self._share_of_block
+        # what goes into each matrix and what comes out of it, and the two halves of a gate
+        return round(self.counted.active * sides * 4 / 3)
+
+    @property
+    def _share_of_block(self) -> float:
+        # two stacks, or more, in each; some blocks may have none
+        number = len(self._stacks)
+        return max(2, -(-number // self.layers)) / max(number, 1)
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether the experts get adapters."""
+        return self.counted is not None and self.counted.adapts_experts
+
+    @property
+    def _stacks(self) -> tuple[tuple[int, int, int], ...]:
+        return self.counted.experts if self.counted else ()
+
+    @property
     def loose(self) -> int:
-        """Parameters of the language model outside the linear layers of the blocks."""
-        return self.parameters - self.beside - self.linear_parameters
+        """Parameters of the language model beside the linear layers and experts of the blocks."""
+        return self.parameters - self.beside - self.linear_parameters - self.expert_parameters
 
     @property
     def beside(self) -> int:
@@ -103,20 +143,26 @@ class Shape:
     def parameters(self) -> int:
         """Parameters of the whole model."""
         if self.counted:
-            return self.linear_parameters + self.counted.loose + self.counted.beside
+            inside = self.linear_parameters + self.expert_parameters
+            return inside + self.counted.loose + self.counted.beside
         block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden + self.extra
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + tables + self.hidden
 
-    def weight_bytes(self, width: int, bits: int | None = None) -> int:
+    def weight_bytes(self, width: int, bits: int | None = None, experts: bool = True) -> int:
         """Bytes of the weights alone.
 
         Args:
             width: bytes of a weight.
             bits: of a weight of the linear layers, where those are quantized.
+            experts: in 4 bits they are quantized too.
         """
-        linear = self.linear_parameters if bits else 0
-        return (self.parameters - linear) * width + linear * (bits or 0) // 8
+        narrow = self.linear_parameters if bits else 0
+        narrow += self.expert_parameters if bits == 4 and experts else 0
+        if bits == 8 and not self.counted and self.experts > 1:
+            # not told apart from linear layers
+            narrow -= self.layers * self.experts * 3 * self.hidden * self.feed_forward
+        return (self.parameters - narrow) * width + narrow * (bits or 0) // 8
 
     @property
     def linear_parameters(self) -> int:

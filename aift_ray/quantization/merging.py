@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 
-from aift_ray.models import loading
+from aift_ray.models import loading, provenance
+from aift_ray.models.adapters import reload_adapters
+from aift_ray.models.decoder import causal_model
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
@@ -22,7 +28,10 @@ def load(
 ) -> torch.nn.Module:
     """A model with an adapter on top of its weights, or without one, ready to evaluate."""
     model = loading.load_model(location, dtype, None, quantization, {"": device})
-    found = PeftModel.from_pretrained(model, str(adapter)) if adapter else model
+    with warnings.catch_warnings():
+        # PEFT warns of tied weights, which are taken care of
+        warnings.simplefilter("ignore", UserWarning)
+        found = reload_adapters(model, str(adapter), trainable=False) if adapter else model
     found.eval()
     return found
 
@@ -38,11 +47,45 @@ def merge(
     Raises:
         ModelError: the merged model computes infinite or NaN logits.
     """
-    # safe_merge refuses weights that are not finite
-    model = load(location, adapter, dtype, device).merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    adapted: Any = load(location, adapter, dtype, device)
+    untied = _untie(adapted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        # safe_merge refuses weights that are not finite
+        model = adapted.merge_and_unload(safe_merge=True)
+    if untied:
+        _settle_ties(model)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     copy_companions(adapter, folder)
+    provenance.record(folder)
     check_finite(model, str(folder))
     merged: torch.nn.Module = model.eval()
     return merged
+
+
+def _untie(model: PeftModel) -> bool:
+    """Give the output layer a weight of its own where it shares that of adapted embeddings.
+
+    In one weight, what is merged into either would act on both.
+    """
+    inner = causal_model(model)
+    ends: list[Any] = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    adapted = any(isinstance(end, LoraLayer) for end in ends)
+    table, head = (end.get_base_layer() if isinstance(end, LoraLayer) else end for end in ends)
+    if not adapted or head is None or head.weight is not table.weight:
+        return False
+    head.weight = torch.nn.Parameter(table.weight.detach().clone(), requires_grad=False)
+    return True
+
+
+def _settle_ties(model: PreTrainedModel) -> None:
+    """Have the two share a weight again, where it is the same; else be saved with two."""
+    ends: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    table, head = ends
+    # adapters that were tied too, as PEFT's ensure_weight_tying does, differ by rounding
+    same = torch.allclose(head.weight, table.weight, rtol=torch.finfo(head.weight.dtype).eps)
+    if same:
+        head.weight = table.weight
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = same

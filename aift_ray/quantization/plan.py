@@ -16,7 +16,9 @@ from aift_ray.errors import ConfigError, Problem, UserError
 from aift_ray.launch.output import check_space
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
+from aift_ray.models.experts import expert_parameters
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.measure import Sample
@@ -33,6 +35,7 @@ class Plan:
         own_dtype, dtype: of the model's stored weights; of the result's unquantized ones.
         quantization: None: only merge.
         samples: what is measured on; empty: nothing is.
+        experts: weights of experts, which a folder that transformers reads holds as they are.
     """
 
     config: QuantizeConfig
@@ -45,6 +48,7 @@ class Plan:
     quantization: Quantization | None
     samples: list[Sample]
     parameters: int
+    experts: int
 
 
 def prepare(config: QuantizeConfig) -> Plan:
@@ -56,13 +60,16 @@ def prepare(config: QuantizeConfig) -> Plan:
     folder = Path(config.output_dir).expanduser() if config.output_dir else output.default_folder()
     problems = output.check(folder, config.overwrite)
     device = _device(config, problems)
-    location, adapter, samples, parameters = "", None, [], 0
+    location, adapter, samples, parameters, experts = "", None, [], 0, 0
     own = dtype = torch.float32
     quantization = None
     try:
         location = quantizer.source(config.model)
+        tokenizer = folders.load_tokenizer(location)
+        check_vocabulary(config.model, tokenizer, folders.load_config(location))
         skeleton = loading.skeleton(location)
         parameters = skeleton.num_parameters()
+        experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]
         quantization = _quantization(config, dtype)
@@ -89,6 +96,7 @@ def prepare(config: QuantizeConfig) -> Plan:
         quantization,
         samples,
         parameters,
+        experts,
     )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import folders, loading
+from aift_ray.models import folders, loading, provenance
 from aift_ray.models.quantized import Quantization, unfit_layers
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.measure import evaluating, logits
@@ -28,8 +28,8 @@ def source(name: str) -> str:
     """The location of a model that can be quantized.
 
     Raises:
-        ModelError: there is none of that name, its folder is not whole, or it already is
-            quantized.
+        ModelError: there is none of that name, its folder is not whole, it already is
+            quantized, or its tokenizer or template are not those that it was trained with.
     """
     location = folders.resolve(name)
     stored = getattr(folders.load_config(location), "quantization_config", None)
@@ -39,6 +39,9 @@ def source(name: str) -> str:
         how = f"{given.get('quant_method')}" + (f", {bits} bits" if bits else "")
         remedy = "give the model that it was made from"
         raise ModelError([Problem(f"model {name}", f"is already quantized ({how})", remedy)])
+    changed = provenance.changed_prompts(f"model {name}", Path(location))
+    if changed:
+        raise ModelError(changed)
     return location
 
 
@@ -62,9 +65,12 @@ def quantize(
         quantization = _fitting(location, quantization)
     placement: Any = "auto" if quantization.cpu_offload else {"": device}
     dtype = quantization.compute_dtype
-    model = loading.load_model(location, dtype, None, replace(quantization, repack=True), placement)
+    # plain `from_pretrained` reads experts in the dtype of the rest only
+    stored = replace(quantization, repack=True, experts=False)
+    model = loading.load_model(location, dtype, None, stored, placement)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
+    provenance.record(folder, quantized_from=location)
     check_finite(model, location)
     model.eval()
     return model

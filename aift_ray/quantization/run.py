@@ -92,8 +92,11 @@ def _show(plan: Plan) -> None:
     lines = [("model", f"{config.model}, {plan.parameters:,} parameters")]
     if plan.adapter:
         lines.append(("adapter", f"{config.adapter}, merged first"))
+    rest = f"all else in {plan.dtype}"
+    if plan.experts and plan.quantization:
+        rest += f", {plan.experts:,} weights of experts too: transformers reads them so only"
     lines += [
-        ("how", f"{how[bits]}; all else in {plan.dtype}"),
+        ("how", f"{how[bits]}; {rest}"),
         ("device", str(plan.device)),
         ("measured on", measured),
         ("output", str(plan.output)),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG
+from aift_ray.models import loading
+from aift_ray.models.adapter_folder import adapter_config, check_adapter, check_prompts
 from aift_ray.models.folders import load_tokenizer
 from aift_ray.models.linear import features
 from aift_ray.serving.mixed import Mixed, Pair
@@ -46,7 +47,11 @@ class Adapters:
         if problem:
             raise ModelError([problem])
         # PEFT reads its own files; what it has put around the layers is taken off again
-        peft = PeftModel.from_pretrained(self._base, folder)
+        try:
+            peft = PeftModel.from_pretrained(self._base, folder)
+        except Exception:
+            _unwrap(self._base)
+            raise
         pairs = {
             layer: _pair(module)
             for layer, module in peft.base_model.model.named_modules()
@@ -68,6 +73,13 @@ class Adapters:
     def choose(self, rows: Sequence[str]) -> None:
         """Name the adapter of each row of the next forward pass; BASE: none."""
         self._mixed.choose(rows)
+
+
+def _unwrap(base: PreTrainedModel) -> None:
+    """Take off what PEFT has put around the layers before it failed."""
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            base.set_submodule(name, module.get_base_layer())
 
 
 def _pair(layer: Any) -> Pair:
@@ -111,46 +123,45 @@ def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
     return None
 
 
+@cache
+def skeleton(location: str) -> PreTrainedModel:
+    """The model of a location without weights."""
+    return loading.skeleton(location)
+
+
 def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Problem]:
     """What keeps an adapter folder from being served on the base at a location."""
-    where, path = f"adapter {name}", Path(folder)
+    where, path, found = f"adapter {name}", Path(folder).expanduser(), []
     try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    except OSError:
-        what = f"{folder} holds no adapter_config.json"
-        return [Problem(where, what, "give the folder of an adapter, such as RUN/model")]
-    except ValueError as error:
-        return [Problem(where, f"adapter_config.json is no JSON: {error}")]
-    if not (path / "adapter_model.safetensors").is_file():
-        return [Problem(where, f"{folder} holds no adapter_model.safetensors")]
-    found = []
-    if config.get("peft_type") != "LORA":
-        found.append(Problem(where, f"is a {config.get('peft_type')}, only LoRA is served", MERGE))
+        check_adapter(folder, base, base, skeleton(base), name)
+    except ModelError as error:
+        found = error.problems
+    if not check_prompts(path, where, skeleton(base).config):
+        found += _check_prompts(where, path, encoder)
+    try:
+        config = adapter_config(path, where)
+    except ModelError:
+        # it was told above
+        return found
     if config.get("bias", "none") != "none":
         # PEFT writes such biases into the base itself, for every other adapter too
         found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
-    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+    mixed = ("use_dora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters")
+    for variant in mixed:
         if config.get(variant):
             found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
-    trained_on = config.get("base_model_name_or_path") or ""
-    if trained_on and not _same_base(trained_on, base):
-        what = f"was trained on {trained_on}, and {base} is served"
-        found.append(Problem(where, what, "give the model that it was trained on as --model"))
-    return found + _check_prompts(where, path, encoder)
-
-
-def _same_base(trained_on: str, served: str) -> bool:
-    """By name: a folder may have been moved, and a catalog name stands for a folder."""
-    if trained_on in CATALOG:
-        trained_on = CATALOG[trained_on].location
-    return Path(trained_on).name == Path(served).name
+    return found
 
 
 def _check_prompts(where: str, folder: Path, encoder: PromptEncoder) -> list[Problem]:
     """Whether an adapter's own tokenizer and template, where it has them, make other prompts."""
     if not (folder / "tokenizer.json").is_file():
         return []
-    own = PromptEncoder(load_tokenizer(str(folder)))
+    try:
+        own = PromptEncoder(load_tokenizer(str(folder)))
+    except ModelError as error:
+        reasons = "; ".join(problem.what for problem in error.problems)
+        return [Problem(where, f"the tokenizer of {folder} can't be used: {reasons}")]
     found = []
     if own.tokenizer.chat_template != encoder.tokenizer.chat_template:
         what = f"{folder} has another chat template than the model: {_difference(own, encoder)}"

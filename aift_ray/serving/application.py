@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from aift_ray import __version__
 from aift_ray.serving import fleet as fleets
@@ -29,8 +28,8 @@ from aift_ray.serving.protocol import (
     UnloadAdapterRequest,
 )
 from aift_ray.serving.service import Service
+from aift_ray.serving.web import Page
 
-PAGE = Path(__file__).parent / "page" / "index.html"
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +64,8 @@ def build(
         lifespan=lifespan,
     )
     app.add_middleware(Guard, keys=keys)
+    # the last one sees a request first
+    app.add_middleware(Page, asks_key=keys is not None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -88,6 +89,11 @@ def _add_openai(app: FastAPI, service: Callable[[], Service]) -> None:
     async def models() -> Response:
         return JSONResponse(openai.models(service()))
 
+    # names may hold a slash
+    @app.get("/v1/models/{name:path}", responses=_ERRORS)
+    async def model(name: str) -> Response:
+        return JSONResponse(openai.model(service(), name))
+
 
 def _add_own(app: FastAPI, service: Callable[[], Service]) -> None:
     @app.post("/generate", responses=_ERRORS)
@@ -103,10 +109,6 @@ def _add_own(app: FastAPI, service: Callable[[], Service]) -> None:
         if not service().engine.alive():
             raise ApiError(503, "the engine is stopped")
         return JSONResponse({"status": "ok"})
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE) if PAGE.is_file() else JSONResponse(openai.models(service()))
 
 
 def _add_fleet(
@@ -153,6 +155,8 @@ def _problem(detail: dict[str, Any]) -> tuple[str, str]:
     names = [part for part in place if "[" not in part and part not in ("str",)]
     if detail["type"] == "extra_forbidden":
         return ".".join(names), "there is no such field, or it is not supported"
+    if detail["type"] == "none_required":
+        return ".".join(names), "is not supported"
     return ".".join(names), detail["msg"].removeprefix("Value error, ")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Protocol
 
+from aift_ray.errors import Problem
 from aift_ray.serving import metrics
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.protocol import LoadAdapterRequest, UnloadAdapterRequest
+from aift_ray.serving.recorded import Recorded, record, same_name
 from aift_ray.serving.service import Service
 
 
@@ -17,7 +20,10 @@ class Fleet(Protocol):
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         """What a method of each replica's Service answers."""
 
-    async def record(self, name: str, folder: str | None) -> None:
+    async def recorded(self) -> dict[str, Recorded]:
+        """The adapters that every replica has to have, by name."""
+
+    async def record(self, name: str, wanted: Recorded | None) -> None:
         """Tell replicas that are yet to start of an adapter; None: no more of it."""
 
 
@@ -34,13 +40,14 @@ async def load(
     Args:
         folder: of the adapters that may be loaded.
     """
-    name, found = body.lora_name, _find(folder, body.lora_name)
-    if name == service.name or name in service.adapters:
+    name = same_name(body.lora_name)
+    found = _find(folder, name)
+    if name == service.name or name in await fleet.recorded():
         raise ApiError(400, f"{name} is loaded already", "lora_name")
-    await fleet.record(name, found)
-    problems = max(await fleet.everywhere("load_adapter", name, found), key=len)
+    problems = await asyncio.to_thread(service.check_adapter, name, found)
+    if not problems:
+        problems = await _load(fleet, name, found)
     if problems:
-        await _forget(fleet, name)
         message = "; ".join(f"{each.where} {each.what}" for each in problems)
         raise ApiError(400, message, "lora_name")
     return {"id": name, "object": "model", "created": service.created, "owned_by": "aift-ray"}
@@ -48,11 +55,29 @@ async def load(
 
 async def unload(service: Service, fleet: Fleet, body: UnloadAdapterRequest) -> dict[str, Any]:
     """`POST /v1/unload_lora_adapter`: answers once no request uses it any more."""
-    if body.lora_name not in service.adapters:
+    name = same_name(body.lora_name)
+    if name not in await fleet.recorded():
         message = f"no adapter {body.lora_name!r} is loaded"
         raise ApiError(404, message, "lora_name", "model_not_found")
-    await _forget(fleet, body.lora_name)
-    return {"id": body.lora_name, "object": "model", "deleted": True}
+    await _forget(fleet, name)
+    return {"id": name, "object": "model", "deleted": True}
+
+
+async def _load(fleet: Fleet, name: str, folder: str) -> list[Problem]:
+    """Load an adapter on every replica; where one can't, it is forgotten on all of them."""
+    try:
+        wanted = await asyncio.to_thread(record, folder)
+    except OSError as error:
+        return [Problem(f"adapter {name}", f"{error.filename} can't be read: {error.strerror}")]
+    loaded = False
+    await fleet.record(name, wanted)
+    try:
+        problems: list[Problem] = max(await fleet.everywhere("load_adapter", name, wanted), key=len)
+        loaded = not problems
+    finally:
+        if not loaded:
+            await _forget(fleet, name)
+    return problems
 
 
 async def _forget(fleet: Fleet, name: str) -> None:
@@ -68,7 +93,7 @@ def _find(folder: str | None, name: str) -> str:
     if "/" in name or "\\" in name or name.startswith("."):
         raise ApiError(400, "give the adapter's name, not a path", "lora_name")
     for each in Path(folder).iterdir():
-        if each.name == name and each.is_dir():
+        if same_name(each.name) == name and each.is_dir():
             return str(each)
     message = f"the server's folder of adapters holds no {name!r}"
     raise ApiError(404, message, "lora_name", "model_not_found")

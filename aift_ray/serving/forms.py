@@ -5,23 +5,20 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from aift_ray.serving.requests import Token
 from aift_ray.serving.text import Piece
+from aift_ray.serving.token_bytes import AnswerBytes, TokenBytes
 from aift_ray.serving.tools import CallReader
-
-# id of a token to its text
-TextOf = Callable[[int], str]
 
 
 class Form(ABC):
     """Builds the objects of one response.
 
     Args:
-        text_of: the text of a single token.
         model: as the client named it.
     """
 
@@ -29,8 +26,9 @@ class Form(ABC):
     object_: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, text_of: TextOf, model: str) -> None:
-        self.text_of, self.model = text_of, model
+    def __init__(self, tokens: TokenBytes, model: str) -> None:
+        self.tokens, self.model = tokens, model
+        self._told: dict[int, AnswerBytes] = {}
         self._id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
@@ -43,6 +41,10 @@ class Form(ABC):
         """The response without stream, but for usage."""
         choices = [self.choice(index, piece) for index, piece in enumerate(pieces)]
         return self.head(self.object_) | {"choices": choices}
+
+    def told(self, index: int) -> AnswerBytes:
+        """The bytes of an answer's tokens, told so far."""
+        return self._told.setdefault(index, AnswerBytes(self.tokens))
 
     @abstractmethod
     def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
@@ -79,7 +81,12 @@ class ChatForm(Form):
         return self.head() | {"choices": [self._choice(index, "delta", delta, piece)]}
 
     def _choice(self, index: int, name: str, said: dict[str, Any], piece: Piece) -> dict[str, Any]:
-        told = [self._logprob(token) for token in piece.tokens if token.logprob is not None]
+        answer = self.told(index)
+        told = [
+            self._logprob(token, answer.next(token.id, piece.text)[0])
+            for token in piece.tokens
+            if token.logprob is not None
+        ]
         return {
             "index": index,
             name: said,
@@ -87,13 +94,14 @@ class ChatForm(Form):
             "finish_reason": piece.finish,
         }
 
-    def _logprob(self, token: Token) -> dict[str, Any]:
-        top = [self._entry(id_, logprob) for id_, logprob in token.top]
-        return self._entry(token.id, token.logprob) | {"top_logprobs": top}
+    def _logprob(self, token: Token, said: bytes | None) -> dict[str, Any]:
+        top = [self._entry(id_, logprob, self.tokens.of(id_)) for id_, logprob in token.top]
+        return self._entry(token.id, token.logprob, said) | {"top_logprobs": top}
 
-    def _entry(self, id_: int, logprob: float | None) -> dict[str, Any]:
-        text = self.text_of(id_)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    def _entry(self, id_: int, logprob: float | None, said: bytes | None) -> dict[str, Any]:
+        text = self.tokens.name(id_) if said is None else _shown(said, "")
+        bytes_ = None if said is None else list(said)
+        return {"token": text, "logprob": _finite(logprob), "bytes": bytes_}
 
 
 class ToolForm(ChatForm):
@@ -103,8 +111,8 @@ class ToolForm(ChatForm):
         names: of the functions.
     """
 
-    def __init__(self, text_of: TextOf, model: str, names: Collection[str]) -> None:
-        super().__init__(text_of, model)
+    def __init__(self, tokens: TokenBytes, model: str, names: Collection[str]) -> None:
+        super().__init__(tokens, model)
         self._names = names
         self._readers: dict[int, CallReader] = {}
 
@@ -135,16 +143,12 @@ class TextForm(Form):
     prefix = "cmpl"
     object_ = chunk_object = "text_completion"
 
-    def __init__(self, text_of: TextOf, model: str) -> None:
-        super().__init__(text_of, model)
-        self._told: dict[int, int] = {}
-
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """A whole answer."""
         return {
             "index": index,
             "text": piece.text,
-            "logprobs": self._logprobs(index, piece.tokens),
+            "logprobs": self._logprobs(index, piece),
             "finish_reason": piece.finish,
         }
 
@@ -152,23 +156,39 @@ class TextForm(Form):
         """One chunk a piece."""
         yield self.head() | {"choices": [self.choice(index, piece)]}
 
-    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
+        tokens = piece.tokens
         if not tokens or tokens[0].logprob is None:
             return None
-        texts = [self.text_of(token.id) for token in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(self._told.get(index, 0))
-            self._told[index] = offsets[-1] + len(text)
-        tops = [
-            {self.text_of(id_): _finite(logprob) for id_, logprob in token.top} for token in tokens
-        ]
+        answer = self.told(index)
+        said = [answer.next(token.id, piece.text) for token in tokens]
+        texts = [self._name(token.id, one) for token, (one, _) in zip(tokens, said, strict=True)]
         return {
             "tokens": texts,
             "token_logprobs": [_finite(token.logprob) for token in tokens],
-            "top_logprobs": tops,
-            "text_offset": offsets,
+            "top_logprobs": [self._top(token) for token in tokens],
+            "text_offset": [at for _, at in said],
         }
+
+    def _top(self, token: Token) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for id_, logprob in token.top:
+            text = self._name(id_, self.tokens.of(id_))
+            # two tokens may say the same, such as a letter and the byte that it is
+            names = (text, self.tokens.name(id_), f"token {id_}")
+            found[next(name for name in names if name not in found)] = _finite(logprob)
+        return found
+
+    def _name(self, id_: int, said: bytes | None) -> str:
+        return self.tokens.name(id_) if said is None else _shown(said, "bytes:")
+
+
+def _shown(said: bytes, mark: str) -> str:
+    """A token as text; half a character as OpenAI writes it, its bytes in hexadecimal."""
+    try:
+        return said.decode()
+    except UnicodeDecodeError:
+        return mark + "".join(f"\\x{byte:02x}" for byte in said)
 
 
 def _finite(logprob: float | None) -> float | None:

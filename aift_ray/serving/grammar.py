@@ -12,6 +12,8 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.serving.references import CycleError, check_references
+
 # without a bound, a model that has lost its way writes blanks to the end of its context; llguidance
 # 1.7, which vLLM brings, repeats the pattern without end, so that there it gets no blanks at all
 _BOUNDS = tuple(map(int, version("llguidance").split(".")[:2])) >= (1, 9)
@@ -24,6 +26,12 @@ _OPTIONS: Any = (
 
 class GrammarError(ValueError):
     """Why a schema can't be followed."""
+
+
+def _begins(matcher: LLMatcher, stop_ids: list[int]) -> bool:
+    """Whether an answer may begin with anything but its end."""
+    bits = np.frombuffer(matcher.deep_copy().compute_bitmask(), dtype=np.uint8)
+    return bool(set(np.unpackbits(bits, bitorder="little").nonzero()[0].tolist()) - set(stop_ids))
 
 
 class Grammars:
@@ -51,13 +59,20 @@ class Grammars:
             # takes a second, and most servers never need it
             n_vocab = max(self._vocabulary, len(self._source))
             self._tokenizer = from_tokenizer(self._source, n_vocab, self._stop_ids)
+        if not isinstance(schema.get("x-guidance", {}), dict):
+            raise GrammarError("x-guidance has to be an object")
         try:
+            check_references(schema)
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
             matcher = LLMatcher(self._tokenizer, grammar)
+        except CycleError as error:
+            raise GrammarError(f"$ref {error} leads back to itself") from None
         except (ValueError, RecursionError) as error:
             raise GrammarError(str(error)) from None
         if matcher.is_error():
             raise GrammarError(matcher.get_error().splitlines()[0])
+        if not _begins(matcher, self._stop_ids):
+            raise GrammarError("no value satisfies it")
         return SchemaGrammar(_with_options(schema), matcher)
 
 

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: its key, the size of its body."""
+"""What every request passes before a route sees it: its key, its method, the size of its body."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class Guard:
             message = f"the body may have {BODY_LIMIT:,} bytes at most"
             await ApiError(413, message, None, "body_too_large").response()(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         await self._app(scope, _after(body, receive), send)
 
     def _admitted(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
@@ -59,6 +61,15 @@ async def _body(receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _without_body(send: Send) -> Send:
+    """Passes on what a GET is answered, but for the body."""
+
+    async def sent(message: Message) -> None:
+        await send({**message, "body": b""} if "body" in message else message)
+
+    return sent
 
 
 def _after(body: bytes, receive: Receive) -> Receive:

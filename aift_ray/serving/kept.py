@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shutil
 import tempfile
@@ -15,8 +14,7 @@ from transformers import PreTrainedModel
 from aift_ray.errors import ModelError
 from aift_ray.models.loading import skeleton
 from aift_ray.serving.adapters import misfit
-
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from aift_ray.serving.recorded import FILES, digest
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,17 @@ class KeptAdapters:
         if problem:
             raise ModelError([problem])
         taken = Path(tempfile.mkdtemp(dir=self._place))
-        for file in _FILES:
+        for file in FILES:
             shutil.copyfile(Path(folder) / file, taken / file)
-        digest = _digest(taken)
-        own = self._place / digest
+        content = digest(taken)
+        own = self._place / content
         if own.is_dir():
             shutil.rmtree(taken)
         else:
             taken.rename(own)
         # the number stays with the content for good: what was computed with it may be held still
-        number = self._numbers.setdefault(digest, next(self._next))
-        self._kept[name] = Kept(digest, number, own)
+        number = self._numbers.setdefault(content, next(self._next))
+        self._kept[name] = Kept(content, number, own)
         return self._kept[name]
 
     def drop(self, name: str) -> int | None:
@@ -89,10 +87,3 @@ class KeptAdapters:
     @cached_property
     def _skeleton(self) -> PreTrainedModel:
         return skeleton(self._location)
-
-
-def _digest(folder: Path) -> str:
-    found = hashlib.sha256()
-    for file in _FILES:
-        found.update(hashlib.sha256((folder / file).read_bytes()).digest())
-    return found.hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,12 @@ class Meter:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._left_out = Gauge(
+            "aift_adapters_left_out",
+            "adapters of the server that this replica could not load",
+            ["adapter"],
+            registry=registry,
+        )
         self._gauges = [
             (name, Gauge(f"aift_{name}", meaning, registry=registry))
             for name, meaning in (
@@ -64,6 +71,15 @@ class Meter:
     def refused(self, model: str) -> None:
         """Count a request that found the queue full."""
         self.requests.labels(model, "refused").inc()
+
+    def left_out(self, adapter: str) -> None:
+        """Tell of an adapter that could not be loaded."""
+        self._left_out.labels(adapter).set(1)
+
+    def forgotten(self, adapter: str) -> None:
+        """Tell no more of an adapter."""
+        with suppress(KeyError):
+            self._left_out.remove(adapter)
 
     def timer(self, model: str, prompt_tokens: int) -> Timer:
         """Counts one request from now on."""

@@ -20,17 +20,20 @@ Body = ChatRequest | CompletionRequest
 
 def models(service: Service) -> dict[str, Any]:
     """The base, then the adapters."""
-    data = [
-        {"id": name, "object": "model", "created": service.created, "owned_by": "aift-ray"}
-        for name in (service.name, *service.adapters)
-    ]
+    data = [model(service, name) for name in (service.name, *service.adapters)]
     return {"object": "list", "data": data}
+
+
+def model(service: Service, name: str) -> dict[str, Any]:
+    """The base or an adapter; ApiError 404 where there is none of that name."""
+    known = service.adapter(name) or service.name
+    return {"id": known, "object": "model", "created": service.created, "owned_by": "aift-ray"}
 
 
 async def chat(service: Service, body: ChatRequest) -> Response:
     """`POST /v1/chat/completions`."""
     adapter = service.adapter(body.model)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         message = "give one of max_tokens and max_completion_tokens"
@@ -45,18 +48,17 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     if call:
         request = replace(request, grammar=_following(service, call, "tools"))
     answers = service.start(request, body.stops(), body.n or 1)
-    form = ChatForm(service.text_of, body.model)
+    form = ChatForm(service.token_bytes, body.model)
     if offered:
         names = [each["function"]["name"] for each in offered]
-        form = ToolForm(service.text_of, body.model, names)
+        form = ToolForm(service.token_bytes, body.model, names)
     return await _respond(body, answers, len(prompt), form)
 
 
 async def complete(service: Service, body: CompletionRequest) -> Response:
     """`POST /v1/completions`."""
     adapter = service.adapter(body.model)
-    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    prompts = [service.text_prompt(text) for text in texts]
+    prompts = [service.prompt(prompt) for prompt in body.prompts()]
     rooms = [service.room(prompt, body.max_tokens, "prompt", 16) for prompt in prompts]
     answers: list[Answer] = []
     try:
@@ -67,15 +69,19 @@ async def complete(service: Service, body: CompletionRequest) -> Response:
         for answer in answers:
             answer.cancel()
         raise
-    form = TextForm(service.text_of, body.model)
+    form = TextForm(service.token_bytes, body.model)
     return await _respond(body, answers, sum(map(len, prompts)), form)
 
 
 def _request(
     service: Service, body: Body, prompt: list[int], room: int, adapter: str, top: int | None
 ) -> Request:
-    if body.stream_options is not None and not body.stream:
+    if body.stream_options and body.stream_options.include_usage and not body.stream:
         raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    biases = body.biases()
+    if any(token >= service.engine.vocabulary for token in biases):
+        message = f"the model has tokens 0 to {service.engine.vocabulary - 1}"
+        raise ApiError(400, message, "logit_bias")
     sampling = Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -85,6 +91,7 @@ def _request(
         presence=body.presence_penalty or 0.0,
         frequency=body.frequency_penalty or 0.0,
         seed=body.seed,
+        biases=tuple(biases.items()),
     )
     stop_ids = frozenset(service.encoder.stop_ids)
     grammar = _grammar(service, body.response_format)
@@ -94,13 +101,14 @@ def _request(
 def _grammar(service: Service, wanted: ResponseFormat | None) -> Grammar | None:
     if wanted is None or wanted.type == "text":
         return None
-    schema: dict[str, Any] | None = {"type": "object"}
+    schema: dict[str, Any] = {"type": "object"}
     if wanted.type == "json_schema":
-        schema = wanted.json_schema.schema_ if wanted.json_schema else None
-    where = "response_format.json_schema.schema"
-    if schema is None:
-        raise ApiError(400, "type json_schema needs json_schema: {name, schema}", where)
-    return _following(service, schema, where)
+        if wanted.json_schema is None:
+            message = "type json_schema needs json_schema: {name, schema}"
+            raise ApiError(400, message, "response_format.json_schema")
+        if wanted.json_schema.schema_ is not None:
+            schema = wanted.json_schema.schema_
+    return _following(service, schema, "response_format.json_schema.schema")
 
 
 def _following(service: Service, schema: dict[str, Any], where: str) -> Grammar:

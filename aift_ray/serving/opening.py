@@ -12,11 +12,15 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import folders, loading
+from aift_ray.models import families, folders, loading, provenance
+from aift_ray.models.adapter_folder import CONFIG
+from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
+from aift_ray.serving.recorded import Recorded, record
 from aift_ray.serving.requests import Engine
 from aift_ray.serving.service import Limits, Service
 
@@ -41,27 +45,66 @@ class Checked:
     engine: Choice
 
 
+def on_base(config: ServeConfig) -> ServeConfig:
+    """The same where `model` is the folder of an adapter: its base, with that adapter on it.
+
+    Raises:
+        UserError: the base is not there, or two models get the same name.
+    """
+    if not (Path(config.model).expanduser() / CONFIG).is_file():
+        return config
+    adapter = Path(config.model).expanduser().resolve()
+    name = config.served_model_name or adapter.name
+    changes = {
+        "model": find_place(config.model).base,
+        "adapters": [f"{name}={adapter}", *config.adapters],
+        "served_model_name": None,
+    }
+    changed = config.model_copy(update=changes)
+    problems = changed.contradictions()
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
 def check(config: ServeConfig, gpu: bool) -> Checked:
     """Look at every folder that the settings name.
 
     Raises:
         UserError: what keeps them from being served, all at once.
     """
+    checked = check_base(config, gpu)
+    problems: list[Problem] = []
+    for name, folder in config.adapter_folders().items():
+        problems += adapters.check(name, folder, checked.location, checked.encoder)
+    if problems:
+        raise ModelError(problems)
+    return checked
+
+
+def check_base(config: ServeConfig, gpu: bool) -> Checked:
+    """The same without the adapters, which a replica starts without where it has to.
+
+    Raises:
+        UserError: what keeps the base from being served.
+    """
     location = folders.resolve(config.model)
+    problems = provenance.changed_prompts(f"model {config.model}", Path(location))
+    if problems:
+        raise ModelError(problems)
     encoder = encoder_of(location)
+    check_vocabulary(config.model, encoder.tokenizer, folders.load_config(location))
     device = torch.device("cuda" if gpu else "cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
-    problems: list[Problem] = []
     shelf = config.serving.adapter_folder
     if shelf and not Path(shelf).is_dir():
-        problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
-    for adapter, folder in config.adapter_folders().items():
-        problems += adapters.check(adapter, folder, location, encoder)
-    if problems:
-        raise ModelError(problems)
+        raise ConfigError([Problem("serving.adapter_folder", f"{shelf} is no folder")])
+    if shelf or config.adapters:
+        # made now: while requests are answered it would change torch's default dtype for them
+        adapters.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
 
 
@@ -71,31 +114,41 @@ def encoder_of(location: str) -> PromptEncoder:
     return PromptEncoder(tokenizer, extra_stop_ids=folders.stop_ids(location))
 
 
-async def start(
-    checked: Checked, given: Mapping[str, str] | None = None, replica: str = ""
-) -> Service:
+async def start(checked: Checked, given: Mapping[str, Recorded], replica: str = "") -> Service:
     """Load the weights and the adapters, start the engine.
 
     Args:
-        given: folders of the adapters to load; None: those of the settings.
+        given: the adapters to load; one that can't be loaded is left out.
         replica: what tells it from other replicas of the same server.
-
-    Raises:
-        ModelError: an adapter doesn't fit.
     """
     config, serving = checked.config, checked.config.serving
-    given = config.adapter_folders() if given is None else given
     if checked.engine.engine == "vllm":
-        engine: Engine = await _vllm(checked, given)
+        folders_ = {name: each.folder for name, each in given.items()}
+        engine: Engine = await _vllm(checked, folders_)
     else:
         engine = _transformers(checked)
     limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
     service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
-    for name, folder in given.items():
-        problems = await service.load_adapter(name, folder)
-        if problems:
-            raise ModelError(problems)
+    await service.load_recorded(given)
     return service
+
+
+def recorded(config: ServeConfig) -> dict[str, Recorded]:
+    """The adapters of the settings as they are now.
+
+    Raises:
+        ModelError: a file of one can't be read.
+    """
+    found, problems = {}, []
+    for name, folder in config.adapter_folders().items():
+        try:
+            found[name] = record(folder)
+        except OSError as error:
+            what = f"{error.filename} can't be read: {error.strerror}"
+            problems.append(Problem(f"adapter {name}", what))
+    if problems:
+        raise ModelError(problems)
+    return found
 
 
 def _transformers(checked: Checked) -> Engine:
@@ -104,7 +157,8 @@ def _transformers(checked: Checked) -> Engine:
         bits = 4 if config.load_in == "4bit" else 8
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
-    model = loading.load_model(checked.location, checked.dtype, "sdpa", quantization)
+    attention = families.attention_of(folders.load_config(checked.location))
+    model = loading.load_model(checked.location, checked.dtype, attention, quantization)
     model = model.eval().to(checked.device) if quantization is None else model.eval()
     memory = memory_bytes(serving.prefix_memory)
     return TransformersEngine(model, serving.slots, serving.max_queue, memory)

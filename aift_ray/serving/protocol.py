@@ -2,154 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field
 
+from aift_ray.serving.body import Body, OpenAIBody, Text, Tokens
+from aift_ray.serving.conversation import ChatMessage, NamedTool, Tool
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("holds half a surrogate pair, which is no character") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=4)]
-Tokens = Annotated[int, Field(ge=1, le=2**31)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenNumber = Annotated[int, Field(ge=0, lt=2**31)]
+Prompts = Annotated[list[Text] | list[list[TokenNumber]], Field(min_length=1, max_length=64)]
 
 
-class Body(BaseModel):
-    """Strict: no number in quotes, no unknown field, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class TextPart(Body):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: Text
-
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-
-
-class CalledFunction(Body):
-    """What an assistant called."""
-
-    name: FunctionName
-    arguments: Text
-
-    @field_validator("arguments")
-    @classmethod
-    def _object(cls, value: str) -> str:
-        try:
-            fine = isinstance(json.loads(value), dict)
-        except (ValueError, RecursionError):
-            fine = False
-        if not fine:
-            raise ValueError("has to be an object in JSON")
-        return value
-
-
-class ToolCall(Body):
-    """A call in an assistant's turn."""
-
-    id: Text
-    type: Literal["function"]
-    function: CalledFunction
-
-
-class ChatMessage(Body):
-    """One turn; `developer` is taken as `system`."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    name: Text | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=64)] | None = None
-    tool_call_id: Text | None = None
-    refusal: None = None
-    content: Text | list[TextPart] | None = Field(default=None, validate_default=True)
-
-    @field_validator("content")
-    @classmethod
-    def _there(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None and not info.data.get("tool_calls"):
-            raise ValueError("is needed")
-        return value
-
-    @field_validator("tool_calls")
-    @classmethod
-    def _assistants(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("role") != "assistant":
-            raise ValueError("only an assistant's turn has them")
-        return value
-
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or [])
-
-    def further(self) -> str:
-        """What a template may read beside role and content, in JSON; arguments as objects."""
-        found: dict[str, Any] = {}
-        if self.tool_calls:
-            found["tool_calls"] = [each.model_dump() for each in self.tool_calls]
-            for call in found["tool_calls"]:
-                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        if self.tool_call_id is not None:
-            found["tool_call_id"] = self.tool_call_id
-        return json.dumps(found, ensure_ascii=False) if found else ""
-
-
-class Function(Body):
-    """A function that the model may call."""
-
-    name: FunctionName
-    description: Text | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool; there are no others than functions."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class NamedFunction(Body):
-    """The name of a function."""
-
-    name: FunctionName
-
-
-class NamedTool(Body):
-    """The tool that has to be called."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class StreamOptions(Body):
+class StreamOptions(OpenAIBody):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
+    # OpenAI's protection against who listens to the sizes of encrypted packets
+    include_obfuscation: Any = None
 
 
-class JsonSchema(Body):
-    """A schema for the answer."""
+class JsonSchema(OpenAIBody):
+    """A schema for the answer; without one it may be any object."""
+
+    meaningful: ClassVar[frozenset[str]] = frozenset({"schema"})
 
     name: Annotated[Text, Field(max_length=64)]
     description: Text | None = None
@@ -157,14 +35,14 @@ class JsonSchema(Body):
     strict: bool | None = None
 
 
-class ResponseFormat(Body):
+class ResponseFormat(OpenAIBody):
     """What the answer has to be."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class _Sampled(Body):
+class _Sampled(OpenAIBody):
     """The fields that chat and completions share."""
 
     model: Text
@@ -178,6 +56,7 @@ class _Sampled(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stop: Stop | Stops | None = None
@@ -188,10 +67,18 @@ class _Sampled(Body):
     store: Any = None
     service_tier: Any = None
     parallel_tool_calls: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
 
     def stops(self) -> list[str]:
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    def biases(self) -> dict[int, float]:
+        """What is added to the logits of tokens."""
+        return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
 
 
 class ChatRequest(_Sampled):
@@ -201,16 +88,35 @@ class ChatRequest(_Sampled):
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    # what is not done here, at the values that ask for none of it
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none", "medium"] | None = None
+    verbosity: Literal["medium"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    functions: None = None
+    audio: None = None
+    moderation: None = None
+    prediction: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(_Sampled):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`; a prompt is a text or the ids of its tokens."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
+    prompt: Text | list[TokenNumber] | Prompts
     echo: Literal[False] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # what is not done here, at the values that ask for none of it
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Each prompt."""
+        given: Any = self.prompt
+        single = isinstance(given, str) or (given and isinstance(given[0], int))
+        return [given] if single else given
 
 
 class GenerateRequest(Body):

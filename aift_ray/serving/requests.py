@@ -24,6 +24,7 @@ class Sampling:
         repetition: factor on tokens of prompt and answer (1: none).
         presence, frequency: subtracted from tokens of the answer, once, and for each time.
         seed: None: a new one for each request.
+        biases: what is added to the logits of tokens, (id, bias).
     """
 
     temperature: float = 1.0
@@ -34,6 +35,7 @@ class Sampling:
     presence: float = 0.0
     frequency: float = 0.0
     seed: int | None = None
+    biases: tuple[tuple[int, float], ...] = ()
 
 
 class Constraint(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,19 @@ class AnswerPenalty(LogitsProcessor):
         scores = scores.clone()
         scores[0, tokens] -= self.presence + self.frequency * times.to(scores.dtype)
         return scores
+
+
+class Bias(LogitsProcessor):
+    """OpenAI's logit_bias: (id, bias) is added whatever came before."""
+
+    def __init__(self, biases: Sequence[tuple[int, float]]) -> None:
+        tokens, values = zip(*biases, strict=True)
+        self.tokens, self.values = torch.tensor(tokens), torch.tensor(values)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (1, vocabulary) and the biases."""
+        tokens, values = self.tokens.to(scores.device), self.values.to(scores)
+        return scores.index_add(1, tokens, values[None])
 
 
 class Chooser:
@@ -89,6 +103,8 @@ def _penalties(sampling: Sampling, prompt_length: int) -> Any:
         found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition))
     if sampling.presence or sampling.frequency:
         found.append(AnswerPenalty(sampling.presence, sampling.frequency, prompt_length))
+    if sampling.biases:
+        found.append(Bias(sampling.biases))
     return found
 
 

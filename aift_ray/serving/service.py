@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
@@ -16,12 +18,16 @@ from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.tools import takes_tools
 from aift_ray.errors import ModelError, Problem
 from aift_ray.serving import adapters
+from aift_ray.serving.conversation import ChatMessage
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.grammar import Grammars
 from aift_ray.serving.metrics import Meter
-from aift_ray.serving.protocol import ChatMessage
+from aift_ray.serving.recorded import Recorded, digest, same_name
 from aift_ray.serving.requests import BASE, Engine, EngineError, QueueFull, Request, Stream
 from aift_ray.serving.text import Piece, TextMaker
+from aift_ray.serving.token_bytes import TokenBytes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,31 +67,57 @@ class Service:
         self.created = int(time.time())
         self.grammars = Grammars(encoder.tokenizer, engine.vocabulary, encoder.stop_ids)
         self.meter = Meter(engine, replica)
+        self.token_bytes = TokenBytes(encoder.tokenizer)
 
     def adapter(self, model: str) -> str:
         """The engine's name of what a client calls `model`; ApiError 404 where there is none."""
-        if model == self.name:
+        name = same_name(model)
+        if name == self.name:
             return BASE
-        if model in self.adapters:
-            return model
+        if name in self.adapters:
+            return name
         raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
 
-    async def load_adapter(self, name: str, folder: str) -> list[Problem]:
-        """Load an adapter; what keeps it from being served."""
+    async def load_adapter(self, name: str, wanted: Recorded) -> list[Problem]:
+        """Load an adapter; what keeps it from being served, whatever that is."""
         async with self._changing:
             if name in self.adapters:
                 return []
-            found = await asyncio.to_thread(
-                adapters.check, name, folder, self.location, self.encoder
-            )
-            if found:
-                return found
+            problems = await asyncio.to_thread(self.check_adapter, name, wanted.folder, wanted)
+            if problems:
+                return problems
             try:
-                await self.engine.load(name, folder)
-            except ModelError as error:
-                return error.problems
+                await self.engine.load(name, wanted.folder)
+            except Exception as error:
+                return _problems_of(error, name, wanted.folder)
             self.adapters.append(name)
         return []
+
+    def check_adapter(
+        self, name: str, folder: str, wanted: Recorded | None = None
+    ) -> list[Problem]:
+        """What keeps the adapter of a folder from being served.
+
+        Args:
+            wanted: what it held when other replicas loaded it.
+        """
+        try:
+            found = adapters.check(name, folder, self.location, self.encoder)
+            if not found and wanted and digest(Path(folder)) != wanted.digest:
+                what = f"the files of {folder} have changed since the server loaded it"
+                found = [Problem(f"adapter {name}", what, "unload it and load it again")]
+        except Exception as error:
+            return _problems_of(error, name, folder)
+        return found
+
+    async def load_recorded(self, wanted: Mapping[str, Recorded]) -> None:
+        """Load the adapters that the other replicas have; what can't be loaded is left out."""
+        for name, each in wanted.items():
+            problems = await self.load_adapter(name, each)
+            if problems:
+                reasons = "; ".join(f"{problem.where} {problem.what}" for problem in problems)
+                log.error("started without the adapter %s: %s", name, reasons)
+                self.meter.left_out(name)
 
     async def unload_adapter(self, name: str) -> None:
         """Take no more requests for an adapter, and forget it once the last is answered."""
@@ -93,6 +125,7 @@ class Service:
             if name in self.adapters:
                 self.adapters.remove(name)
                 await self.engine.unload(name)
+            self.meter.forgotten(name)
 
     async def families(self) -> list[Metric]:
         """The figures of this replica."""
@@ -121,6 +154,15 @@ class Service:
         except RowError as error:
             raise ApiError(400, str(error), "messages") from None
 
+    def prompt(self, given: str | list[int]) -> list[int]:
+        """Ids of a prompt that may be given as ids; ApiError 400 where the model has no such id."""
+        if isinstance(given, str):
+            return self.text_prompt(given)
+        if any(token >= self.engine.vocabulary for token in given):
+            message = f"the model has tokens 0 to {self.engine.vocabulary - 1}"
+            raise ApiError(400, message, "prompt")
+        return given
+
     def text_prompt(self, text: str) -> list[int]:
         """Ids of a plain text to go on from."""
         try:
@@ -135,10 +177,6 @@ class Service:
             return self.encoder.prompt_ids(row)
         except RowError as error:
             raise ApiError(400, str(error), "instruction") from None
-
-    def text_of(self, token: int) -> str:
-        """The text of a single token."""
-        return str(self.encoder.tokenizer.decode([token]))
 
     def room(self, prompt: list[int], asked: int | None, param: str, default: int | None) -> int:
         """Tokens that the answer may have; ApiError 400 where they don't fit the context."""
@@ -174,6 +212,14 @@ class Service:
             text = TextMaker(self.encoder.tokenizer.backend_tokenizer, stops)
             answers.append(Answer(stream, text, self.limits, self.meter, model, one))
         return answers
+
+
+def _problems_of(error: Exception, name: str, folder: str) -> list[Problem]:
+    """An adapter is a user's files: whatever they make fail is told, and nothing else fails."""
+    if isinstance(error, ModelError):
+        return error.problems
+    log.error("the adapter %s can't be used", name, exc_info=error)
+    return [Problem(f"adapter {name}", f"{folder} can't be used: {error}")]
 
 
 class Answer:

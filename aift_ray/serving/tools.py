@@ -9,8 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aift_ray.serving.conversation import NamedTool
 from aift_ray.serving.failures import ApiError
-from aift_ray.serving.protocol import ChatRequest, NamedTool
+from aift_ray.serving.protocol import ChatRequest
 from aift_ray.serving.requests import Token
 from aift_ray.serving.text import Piece
 
@@ -26,13 +27,12 @@ def offered(body: ChatRequest) -> list[dict[str, Any]]:
     Raises:
         ApiError: 400, a choice of none of them, or two of one name.
     """
-    if body.tool_choice is not None and not body.tools:
+    if body.tool_choice not in (None, "none", "auto") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", "tool_choice")
     if body.tool_choice == "none":
         return []
-    found = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    found = [tool.for_template() for tool in body.tools or []]
     for tool in found:
-        tool["function"].pop("strict", None)
         tool["function"].setdefault("parameters", _NOTHING)
     names = [tool["function"]["name"] for tool in found]
     if len(set(names)) < len(names):

@@ -77,7 +77,7 @@ def _rank(folder: Path) -> int:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 1
 
 

@@ -36,6 +36,7 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
         frequency_penalty=sampling.frequency,
         # vLLM takes -1 for none
         seed=None if sampling.seed is None else sampling.seed % 2**63,
+        logit_bias=dict(sampling.biases) or None,
         max_tokens=request.max_tokens,
         stop_token_ids=sorted(stop_ids),
         # each id that ends an answer is among the stop ids

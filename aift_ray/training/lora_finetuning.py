@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from aift_ray.config import LoRAConfig, TrainingConfig
+from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.text_dataset import TextDataset
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.japanese_model import JapaneseModel
+from aift_ray.models.places import Place
 from aift_ray.training import runs
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
@@ -82,7 +84,10 @@ class LoRAFinetuningTrainer:
         location = folders.resolve(base_model_name)
         skeleton = loading.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
-        tokenizer = JapaneseModel(str(folder), device).load_tokenizer()
+        own = str(folder) if folders.has_tokenizer(folder) else location
+        tokenizer = Place(location, own).load_tokenizer(base_model_name)
+        # gives it a template where it has none
+        PromptEncoder(tokenizer)
         adapted = reload_adapters(base.load_model(), str(folder), trainable=False)
         return adapted.eval(), tokenizer
 

@@ -19,7 +19,6 @@ from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import output, training, workers
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
-from aift_ray.models.decoder import decoder_of
 
 Rows = list[str] | list[dict[str, Any]]
 
@@ -91,7 +90,6 @@ def run(
         return model.load_model()
     trained = training.run_here(settings, model.device)
     model.model_name, model.tokenizer = str(folder / "model"), None
-    decoder_of(trained).set_attn_implementation("sdpa")
     ready_to_answer(trained)
     trained.eval()
     model.model = trained  # type: ignore[assignment]

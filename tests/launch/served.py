@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -31,6 +34,9 @@ class Served:
     Args:
         python: the interpreter to start it with.
         patience_s: what it may take to be ready.
+
+    Attributes:
+        loading: what `/healthz` answered before it was ready.
     """
 
     def __init__(
@@ -46,21 +52,32 @@ class Served:
         command = [python, "-m", "aift_ray.serve", "--port", str(self.port), *flags]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.wait_for("ready on", patience_s)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.loading: list[httpx.Response] = []
+        self.wait_for("ready on", patience_s, self._ask_health)
         told = self.log.read_text("utf-8")
         self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
-        self.http = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}",
-            headers={"Authorization": f"Bearer {self.key}"},
-            timeout=60,
-        )
+        if self.key:
+            self.http.headers["Authorization"] = f"Bearer {self.key}"
 
-    def wait_for(self, text: str, seconds: float) -> None:
+    def wait_for(
+        self, text: str, seconds: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         end = time.monotonic() + seconds
         while text not in self.log.read_text("utf-8"):
             assert self.process.poll() is None, self.log.read_text("utf-8")
             assert time.monotonic() < end, self.log.read_text("utf-8")
             time.sleep(0.2)
+            meanwhile()
+
+    def _ask_health(self) -> None:
+        """Keep what `/healthz` says while nothing is ready yet."""
+        with suppress(httpx.TransportError):
+            self.loading.append(self.http.get("/healthz", timeout=10))
+
+    def anybody(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """A request without a key, on a connection of its own."""
+        return httpx.request(method, f"http://127.0.0.1:{self.port}{path}", timeout=20, **content)
 
     def running(self) -> float:
         lines = self.http.get("/metrics").text.splitlines()

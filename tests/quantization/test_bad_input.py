@@ -125,7 +125,7 @@ def test_an_adapter_for_another_base_says_which_it_wants(
     refused: Refused, tmp_path: Path, adapter: Path, tiny_model: Path
 ) -> None:
     message = refused("--adapter", str(adapter), model="hina-4m")
-    assert f"made for another base: {tiny_model}" in message
+    assert f"made for another base: {tiny_model}, not hina-4m" in message
     assert f"give --model {tiny_model}" in message
 
 
@@ -138,13 +138,24 @@ def test_an_adapter_whose_layers_do_not_fit_is_refused(
     assert "in another size" in message
 
 
-def test_a_base_that_was_moved_or_copied_is_the_same_base(
-    run: Quantize, tmp_path: Path, tiny_model: Path, adapter: Path, broken: Callable[..., Path]
+def test_a_base_that_was_copied_is_the_same_base(
+    run: Quantize, tmp_path: Path, tiny_model: Path, adapter: Path
 ) -> None:
     copied = shutil.copytree(tiny_model, tmp_path / "another name")
     run("--adapter", str(adapter), "--eval-rows", "0", model=copied, name="copied")
+
+
+def test_a_base_that_is_gone_and_left_no_fingerprint_is_asked_for(
+    refused: Refused, run: Quantize, tiny_model: Path, broken: Callable[..., Path]
+) -> None:
     moved = broken(base_model_name_or_path=f"/elsewhere/{tiny_model.name}")
-    run("--adapter", str(moved), "--eval-rows", "0", name="moved")
+    message = refused("--adapter", str(moved))
+    assert f"trained on /elsewhere/{tiny_model.name}" in message
+    assert f"base_model_name_or_path in {moved / 'adapter_config.json'}" in message
+    config = json.loads((moved / "adapter_config.json").read_text("utf-8"))
+    config["base_model_name_or_path"] = str(tiny_model)
+    (moved / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    run("--adapter", str(moved), "--eval-rows", "0", "--bits", "16")
 
 
 @pytest.mark.parametrize("rank", [0, -4, "four", None])

@@ -19,6 +19,7 @@ from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.serving import application, opening
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.keys import Keys
+from aift_ray.serving.recorded import Recorded
 from tests.conftest import SHIPPED
 from tests.launch.served import Served
 from tests.serving import vllm_environment
@@ -79,7 +80,8 @@ class Site:
         load_in = settings.pop("load_in", None)
         serving = ServingConfig(**({"slots": 4} | settings))
         config = ServeConfig(model=model, adapters=given, load_in=load_in, serving=serving)
-        self.service = self.run(opening.start(opening.check(config, False)))
+        self.shelf = opening.recorded(config)
+        self.service = self.run(opening.start(opening.check(config, False), self.shelf))
 
         async def started() -> None: ...
 
@@ -90,7 +92,13 @@ class Site:
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         return [await getattr(self.service, method)(*args)]
 
-    async def record(self, name: str, folder: str | None) -> None: ...
+    async def recorded(self) -> dict[str, Recorded]:
+        return self.shelf
+
+    async def record(self, name: str, wanted: Recorded | None) -> None:
+        self.shelf.pop(name, None)
+        if wanted:
+            self.shelf[name] = wanted
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))

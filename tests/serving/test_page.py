@@ -1,12 +1,9 @@
-"""The web page in a browser, on the real application with the shipped model."""
+"""The web page in a browser, on `aift-ray serve` with the shipped model."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from aift_ray.config import ServeConfig
-from aift_ray.serving import application, opening, web
-from aift_ray.serving.keys import Keys
+from tests.launch.served import Served
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
     pytest.mark.slow,
+    pytest.mark.ray,
 ]
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -37,36 +33,14 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) -> Iterator[str]:
-    """The application behind uvicorn."""
-    import uvicorn
-
-    key_file = tmp_path_factory.mktemp("page") / "keys"
+    """Where `aift-ray serve` listens."""
+    folder = tmp_path_factory.mktemp("page")
+    key_file = folder / "keys"
     key_file.write_text(f"{KEY}\n", encoding="utf-8")
-    config = ServeConfig(adapters=[f"{name}={folder}" for name, folder in adapters.items()])
-    services: list[Any] = []
-
-    async def start() -> None:
-        services.append(await opening.start(opening.check(config, gpu=False)))
-
-    class Alone:
-        """The only replica."""
-
-        async def everywhere(self, method: str, *args: Any) -> list[Any]:
-            return [await getattr(services[0], method)(*args)]
-
-        async def record(self, name: str, folder: str | None) -> None: ...
-
-    app = application.build(lambda: services[0], Alone(), None, Keys(key_file), start)
-    served = web.Page(app, asks_key=True)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(served, log_level="warning", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    given = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
+    served = Served(folder, "--api-key-file", str(key_file), *given)
+    yield f"http://127.0.0.1:{served.port}"
+    served.stop()
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_an_adapter_is_loaded_answers_as_ever_and_goes(opened: Site, site: Site)
         ("nothing", 404, "holds no 'nothing'"),
         ("hina-4m", 404, "holds no"),
         ("empty", 400, "no adapter_config.json"),
-        ("foreign", 400, "was trained on"),
+        ("foreign", 400, "made for another base"),
     ],
 )
 def test_what_can_not_be_loaded_is_refused(opened: Site, name: str, status: int, told: str) -> None:

@@ -48,7 +48,7 @@ CHANGED: dict[str, Any] = {
 
 def observed(config: ServeConfig) -> dict[str, Any]:
     """What the settings make of a server."""
-    made = asyncio.run(opening.start(opening.check(config, False)))
+    made = asyncio.run(opening.start(opening.check(config, False), opening.recorded(config)))
     made.engine.close()
     replica = serving.deployment(config, serving.key_file(config), {"CPU": 4})
     deployment = replica._bound_deployment

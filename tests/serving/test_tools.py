@@ -122,7 +122,7 @@ def test_calls_and_their_results_come_back_in_a_conversation(tooled: Site) -> No
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": None, "tool_choice": "auto"}, "tool_choice"),
+        ({"tools": None, "tool_choice": "required"}, "tool_choice"),
         ({"tools": [CLOCK, CLOCK]}, "tools"),
         ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),

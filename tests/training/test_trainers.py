@@ -21,6 +21,8 @@ from aift_ray import (
     TrainingConfig,
 )
 from aift_ray.errors import ConfigError, DataError, ModelError
+from aift_ray.models.fingerprint import fingerprint
+from aift_ray.models.provenance import remembered
 
 TEXTS = [f"{i}番目の日は晴れで、{'とても' * (i % 4)}暖かい一日だった。" for i in range(12)]
 ROWS = [{"instruction": f"{i}を言って。", "output": f"はい、{i}です。"} for i in range(12)]
@@ -63,6 +65,7 @@ def test_full_training_returns_the_model_that_its_folder_holds(
     again = JapaneseModel(str(tmp_path / "run" / "model")).load_model()
     assert torch.equal(logits(trained), logits(again))
     assert model.load_model() is trained
+    assert set(remembered(tmp_path / "run" / "model")) == {"tokenizer", "chat_template"}
     assert model.generate_japanese("こんにちは", max_new_tokens=3, do_sample=False) is not None
 
 
@@ -79,6 +82,8 @@ def test_lora_on_instruction_rows_and_its_adapter_loaded_again(
     assert tokenizer.chat_template
     with pytest.raises(ModelError, match="made for another base"):
         LoRAFinetuningTrainer.load_lora_model("hina-4m", adapter)
+    recorded = remembered(Path(adapter))
+    assert recorded["base"] == {"name": str(tiny_model), "weights": fingerprint(str(tiny_model))}
 
 
 def test_layers_trained_as_a_whole_answer_in_16_bits(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What a folder that this package wrote remembers: its base and its prompts.
+
+It is a file of its own, `aift_ray.json`. PEFT warns of keys in adapter_config.json that it does not
+know, other tools that read the file refuse them, and whatever writes the weights anew drops the
+metadata of a safetensors file; a file beside them is read by nobody else and copied with the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from aift_ray.errors import Problem
+from aift_ray.models.fingerprint import fingerprint, on_disk
+
+FILE = "aift_ray.json"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+_SETTINGS = ("bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token")
+_TEMPLATE = "chat_template.jinja"
+
+
+def record(folder: Path, base: str | None = None, quantized_from: str | None = None) -> None:
+    """Write what `folder` remembers, once all else is in it.
+
+    Args:
+        base: of an adapter: the location of the model that it was trained on.
+        quantized_from: of a quantized model: the location of the model with all its bits.
+    """
+    try:
+        found: dict[str, Any] = dict(prompts(folder))
+    except ValueError:
+        found = {}
+    if base is not None:
+        found["base"] = {"name": base, "weights": _known(base)}
+    if quantized_from is not None:
+        found["weights"] = fingerprint(str(folder))
+        found["quantized_from"] = _known(quantized_from)
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def remembered(folder: Path) -> dict[str, Any]:
+    """What a folder remembers; empty for one that others wrote.
+
+    Raises:
+        ValueError: the file, which is named, is damaged.
+    """
+    if not (folder / FILE).is_file():
+        return {}
+    return _object(folder / FILE)
+
+
+def identity(location: str) -> str | None:
+    """The fingerprint of a model, or of the one that it was quantized from.
+
+    So an adapter fits its base in 4 or 8 bits, too. None: the weights are not on this machine.
+
+    Raises:
+        OSError, ValueError: a file can't be read.
+    """
+    own, folder = fingerprint(location), on_disk(location)
+    if own is None or folder is None:
+        return None
+    found = remembered(folder)
+    # the file may have been left behind beside other weights
+    origin = found.get("quantized_from") if found.get("weights") == own else None
+    return str(origin) if origin else own
+
+
+def _known(location: str) -> str | None:
+    try:
+        return identity(location)
+    except (OSError, ValueError):
+        # the weights were loaded, and may be gone since: no reason to lose what was made of them
+        return None
+
+
+def changed_prompts(where: str, folder: Path) -> list[Problem]:
+    """Tokenizer and chat template of a folder that are no longer those it was trained with.
+
+    Args:
+        where: the folder as messages name it.
+    """
+    remedy = f"bring it back; where the change is meant, remove {folder / FILE}"
+    try:
+        found, now = remembered(folder), prompts(folder)
+    except (OSError, ValueError) as error:
+        return [Problem(where, str(error), "copy it anew")]
+    return [
+        Problem(where, f"the {what} of {folder} was changed after it was trained", remedy)
+        for name, what in (("tokenizer", "tokenizer"), ("chat_template", "chat template"))
+        if name in found and found[name] != now.get(name)
+    ]
+
+
+def prompts(folder: Path) -> dict[str, str]:
+    """Digests of what a folder's files say of the ids of a prompt; empty without a tokenizer.
+
+    Raises:
+        ValueError: a file, which is named, is damaged.
+    """
+    vocabulary: dict[str, Any] = {}
+    for name in _VOCABULARIES:
+        if (folder / name).is_file():
+            vocabulary[name] = _content(folder / name)
+    if not vocabulary:
+        return {}
+    file = folder / "tokenizer_config.json"
+    settings = _object(file) if file.is_file() else {}
+    tokens = {name: _text(settings.get(name)) for name in _SETTINGS}
+    template: Any = settings.get("chat_template")
+    if (folder / _TEMPLATE).is_file():
+        template = (folder / _TEMPLATE).read_text(encoding="utf-8")
+    return {"tokenizer": _digest([vocabulary, tokens]), "chat_template": _digest(template)}
+
+
+def _content(file: Path) -> Any:
+    if file.name != "tokenizer.json":
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    # left over from earlier calls of a tokenizer; they change no ids of ours
+    return _object(file) | {"truncation": None, "padding": None}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it holds {type(found).__name__}, no object")
+    return found
+
+
+def _text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""What all bodies of requests have in common: strictness, text, and what asks for nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Tokens = Annotated[int, Field(ge=1, le=2**31)]
+
+
+class Body(BaseModel):
+    """Strict: no number in quotes, no unknown field, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class OpenAIBody(Body):
+    """A body of OpenAI's schema: an optional field that is null or empty asks for nothing.
+
+    Attributes:
+        meaningful: optional fields of which an empty value says something.
+    """
+
+    meaningful: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_idle_fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields.items()
+        optional = {field.alias or name for name, field in fields if not field.is_required()}
+        idle = optional - cls.meaningful
+        return {name: value for name, value in data.items() if name not in idle or _says(value)}
+
+
+def _says(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | list | dict) and not value)

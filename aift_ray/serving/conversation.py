@@ -1,0 +1,162 @@
+"""The turns of a conversation and the tools in it, as OpenAI's clients write them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from aift_ray.serving.body import OpenAIBody, Text
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Part(OpenAIBody):
+    """A part of a message's content."""
+
+    meaningful: ClassVar[frozenset[str]] = frozenset({"text", "refusal"})
+
+    type: Literal["text", "refusal"]
+    text: Text | None = None
+    refusal: Text | None = None
+    # what other servers are told of their caches
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
+
+    @model_validator(mode="after")
+    def _holds_its_kind(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a part of type {self.type} needs {self.type}")
+        return self
+
+    def said(self) -> str:
+        """Its text."""
+        return str(getattr(self, self.type))
+
+
+class CalledFunction(OpenAIBody):
+    """What an assistant called; of an answer that was cut short `arguments` may be empty."""
+
+    name: FunctionName
+    arguments: Text = "{}"
+    # of a stream as OpenAI's client collects it
+    parsed_arguments: Any = None
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, value: str) -> str:
+        if not value.strip():
+            return "{}"
+        try:
+            fine = isinstance(json.loads(value), dict)
+        except (ValueError, RecursionError):
+            fine = False
+        if not fine:
+            raise ValueError("has to be an object in JSON")
+        return value
+
+
+class ToolCall(OpenAIBody):
+    """A call in an assistant's turn."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    # its place among the calls of a stream
+    index: Any = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates read it, the arguments as an object."""
+        arguments = json.loads(self.function.arguments)
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+class ChatMessage(OpenAIBody):
+    """One turn; `developer` is taken as `system`."""
+
+    meaningful: ClassVar[frozenset[str]] = frozenset({"content"})
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    name: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
+    tool_call_id: Text | None = None
+    refusal: Text | None = None
+    # OpenAI's older form of tool_calls; no answer here has one
+    function_call: None = None
+    # what a client repeats of an answer, or tells other servers; no template reads it
+    id: Any = None
+    annotations: Any = None
+    audio: Any = None
+    parsed: Any = None
+    cache_control: Any = None
+    content: Text | list[Part] | None = Field(default=None, validate_default=True)
+
+    @field_validator("content")
+    @classmethod
+    def _there(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls") and not info.data.get("refusal"):
+            raise ValueError("is needed")
+        return value
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _assistants(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role") != "assistant":
+            raise ValueError("only an assistant's turn has them")
+        return value
+
+    def text(self) -> str:
+        """The content as one text; of a turn without any, why the assistant refused."""
+        if isinstance(self.content, str):
+            return self.content
+        if self.content is None:
+            return self.refusal or ""
+        return "".join(part.said() for part in self.content)
+
+    def further(self) -> str:
+        """What a template may read beside role and content, in JSON."""
+        found: dict[str, Any] = {}
+        if self.tool_calls:
+            found["tool_calls"] = [each.for_template() for each in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return json.dumps(found, ensure_ascii=False) if found else ""
+
+
+class Function(OpenAIBody):
+    """A function that the model may call."""
+
+    meaningful: ClassVar[frozenset[str]] = frozenset({"parameters"})
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(OpenAIBody):
+    """A tool; there are no others than functions."""
+
+    type: Literal["function"]
+    function: Function
+    cache_control: Any = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates read it."""
+        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
+        return {"type": self.type, "function": function}
+
+
+class NamedFunction(OpenAIBody):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedTool(OpenAIBody):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction

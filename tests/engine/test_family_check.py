@@ -1,0 +1,139 @@
+"""The check of a model's family, on families of the catalog and on networks of our own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from aift_ray.engine import family_check, loss
+from aift_ray.engine.family_check import measure, supported
+from aift_ray.errors import ModelError
+from aift_ray.models import families
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.families import Refusal, Support
+from aift_ray.models.packed import Packed
+from tests.families import configuration
+from tests.families import families as known_families
+
+CATALOGUED = sorted({entry.architecture.model_type for entry in CATALOG.values()})
+
+
+class MixingConfig(LlamaConfig):
+    """Of a network that the table does not have."""
+
+    model_type = "mixing-llama"
+
+
+class MixingForCausalLM(LlamaForCausalLM):
+    """Each block also mixes neighbouring positions, wherever documents begin."""
+
+    config_class = MixingConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.register_forward_pre_hook(mixed)
+
+
+def mixed(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    return (inputs[0] + torch.nn.functional.pad(inputs[0], (0, 0, 1, -1)),)
+
+
+class NoisyConfig(LlamaConfig):
+    """Of a network whose training differs from its forward."""
+
+    model_type = "noisy-llama"
+
+
+class NoisyForCausalLM(LlamaForCausalLM):
+    """Computes something else while it is trained."""
+
+    config_class = NoisyConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.register_forward_hook(doubled)
+
+
+def doubled(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * 2 if module.training else output
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    for config, model in ((MixingConfig, MixingForCausalLM), (NoisyConfig, NoisyForCausalLM)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
+
+
+@pytest.mark.parametrize("family", CATALOGUED)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_family_of_the_catalog_is_computed_as_its_table_says(family: str, method: Any) -> None:
+    found, listed = measure(configuration(family), method), families.table()[family]
+    assert isinstance(found, Support), found
+    assert isinstance(listed, Support)
+    # the table speaks of both methods
+    assert found.packed >= listed.packed
+    assert found.attention == listed.attention or not listed.packed
+    assert found.batched >= listed.batched
+
+
+def test_a_network_that_carries_state_across_documents_is_padded() -> None:
+    found = measure(MixingConfig(), "full")
+    assert found == Support("documents", packed=False, batched=False)
+
+
+def test_a_network_that_trains_something_else_is_refused_with_the_difference(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        supported(NoisyConfig(), "full", tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.where == "model family noisy-llama"
+    assert "instead of" in problem.what
+    assert "catalog" in problem.remedy
+
+
+def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_document(_: Any) -> Packed:
+        tokens = sum(family_check._LENGTHS)
+        return Packed(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
+
+    monkeypatch.setattr(
+        loss, "documents", lambda b: one_document(b) if b.borders is not None else None
+    )
+    monkeypatch.setattr(loss, "_takes_more", lambda body: False)
+    found = measure(configuration("llama"), "full")
+    assert isinstance(found, Support)
+    assert not found.packed
+
+
+def test_a_measurement_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = supported(MixingConfig(), "full", tmp_path)
+    monkeypatch.setattr(family_check, "measure", lambda *_: pytest.fail("measured again"))
+    began = time.perf_counter()
+    assert supported(MixingConfig(), "full", tmp_path) == first
+    assert time.perf_counter() - began < 1
+    with pytest.raises(pytest.fail.Exception):
+        # another configuration is another network
+        supported(MixingConfig(hidden_act="relu"), "full", tmp_path)
+
+
+def test_the_table_holds_every_language_model_of_transformers() -> None:
+    missing = set(known_families()) - set(families.table())
+    assert not missing, f"run make families: {sorted(missing)}"
+
+
+def test_an_architecture_that_cannot_be_made_small_is_refused() -> None:
+    class Broken(LlamaConfig):
+        model_type = "broken-llama"
+
+    found = measure(Broken(), "full")
+    assert isinstance(found, Refusal)
+    assert "no tiny model" in found.why

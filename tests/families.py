@@ -1,0 +1,239 @@
+"""Every architecture of transformers against its own eager forward: `make families`.
+
+Writes aift_ray/models/tables/families.csv, by which runs are laid out, and the tables of
+docs/models.md and docs/ja/models.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from aift_ray.engine.family_check import measure
+from aift_ray.errors import AiftError
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.families import TABLE, Refusal, Support, family_of
+from aift_ray.models.pieces import pieces_of
+from aift_ray.models.targets import linear_layers
+from aift_ray.models.tiny import shrunk
+from aift_ray.parallel import tensor
+from aift_ray.serving.rows import RowsCache
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
+COLUMNS = ("model_type", "attention", "packed", "batched", "qlora", "targets", "refused")
+# seconds that a family may take
+_LIMIT = 30
+# numbers that every published configuration has, and the class leaves out
+_NUMBERS = {
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+}
+# kinds of layers that published models of a family have, and the class leaves out
+_LAYERS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [2]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+}
+
+
+class _TooLong(BaseException):
+    """A family takes longer than it may."""
+
+
+def families() -> list[str]:
+    """The model types of language models that transformers knows, sorted."""
+    found = set()
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        config = configuration(name)
+        if config is not None:
+            found.add(family_of(config))
+    return sorted(found)
+
+
+def configuration(name: str) -> PreTrainedConfig | None:
+    """The configuration of an architecture as its class has it; None where it can't be made."""
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[name]()
+        text = config.get_text_config(decoder=True)
+    except Exception:
+        return None
+    for field, value in _LAYERS.get(name, {}).items():
+        setattr(text, field, value)
+    for field, number in _NUMBERS.items():
+        try:
+            if hasattr(text, field) and getattr(text, field) is None:
+                setattr(text, field, number)
+        except Exception:  # some fields differ by layer
+            continue
+    return text
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a family.
+
+    Attributes:
+        methods: full, lora and qlora: how each is computed.
+        targets: last names of the layers that get adapters.
+    """
+
+    family: str
+    methods: dict[str, Support | Refusal]
+    targets: list[str]
+    strategies: list[str]
+    engines: list[str]
+
+    @property
+    def support(self) -> Support | Refusal:
+        """Of full training and LoRA together."""
+        full, lora = self.methods["full"], self.methods["lora"]
+        if isinstance(full, Refusal) or isinstance(lora, Refusal):
+            return full if isinstance(full, Refusal) else lora
+        ways = sorted((full, lora), key=lambda way: (way.packed, way.attention == "documents"))
+        return Support(ways[0].attention, ways[0].packed, full.batched and lora.batched)
+
+    def cells(self) -> dict[str, str]:
+        """As the table of the package holds it."""
+        found, yes = self.support, {True: "yes", False: "no"}
+        base = {"model_type": self.family, "targets": " ".join(self.targets)}
+        if isinstance(found, Refusal):
+            return dict.fromkeys(COLUMNS, "") | base | {"refused": found.why, "targets": ""}
+        return base | {
+            "attention": found.attention,
+            "packed": yes[found.packed],
+            "batched": yes[found.batched],
+            "qlora": yes[isinstance(self.methods["qlora"], Support)],
+            "refused": "",
+        }
+
+
+def row(family: str) -> Row:
+    """Measure a family."""
+    config = configuration(family)
+    assert config is not None
+    full = _limited(lambda: measure(config, "full"))
+    methods = {"full": full, "lora": full, "qlora": full}
+    if not isinstance(full, Refusal):
+        methods["lora"] = _limited(lambda: measure(config, "lora"))
+        methods["qlora"] = _limited(lambda: measure(config, "qlora"))
+    made = Row(family, methods, [], [], [])
+    if isinstance(made.support, Refusal):
+        return made
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shrunk(config))
+    return Row(family, methods, linear_layers(model), _strategies(model), _engines(model, made))
+
+
+def _limited(call: Callable[[], Any]) -> Any:
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(_LIMIT)
+    try:
+        return call()
+    except _TooLong:
+        return Refusal(f"a tiny model of it takes more than {_LIMIT} s")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _strategies(model: PreTrainedModel) -> list[str]:
+    found = ["ddp", "fsdp", "zero"]
+    try:
+        pieces_of(model)
+        found += ["pipeline", "model_parallel"]
+    except AiftError:
+        pass
+    return [*found, *(["tensor"] if family_of(model.config) in tensor.FAMILIES else [])]
+
+
+def _engines(model: PreTrainedModel, measured: Row) -> list[str]:
+    support = measured.support
+    try:
+        RowsCache(model.config)
+    except AiftError:
+        return []
+    return ["transformers"] if isinstance(support, Support) and support.batched else []
+
+
+def main() -> int:
+    """Measure the families of the command line, or all."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    rows = []
+    for family in sys.argv[1:] or families():
+        rows.append(row(family))
+        print(f"{family:24} {rows[-1].support}", flush=True)
+    if not sys.argv[1:]:
+        write(rows)
+    return 0
+
+
+def write(rows: list[Row]) -> None:
+    """Write the table of the package and those of the documentation."""
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(one.cells() for one in rows)
+    for language, page in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        for name, table in (("trained", _trained(rows, language)), ("refused", _refused(rows))):
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")
+
+
+_WORDS = {
+    "en": {"packed": "packed", "padded": "padded", "yes": "yes", "no": "refused", "none": "none"},
+    "ja": {"packed": "連結", "padded": "パディング", "yes": "可", "no": "拒否", "none": "なし"},
+}
+
+
+def _trained(rows: list[Row], language: str) -> str:
+    words = _WORDS[language]
+    named = {entry.architecture.model_type for entry in CATALOG.values()}
+    lines = []
+    for one in sorted(rows, key=lambda one: (one.family not in named, one.family)):
+        if isinstance(one.support, Refusal):
+            continue
+        cells = [
+            f"**{one.family}**" if one.family in named else one.family,
+            words["packed" if one.support.packed else "padded"],
+            ", ".join(one.targets),
+            words["yes" if isinstance(one.methods["qlora"], Support) else "no"],
+            ", ".join(one.strategies),
+            ", ".join(one.engines) or words["none"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def _refused(rows: list[Row]) -> str:
+    found = [(one.family, one.support) for one in rows if isinstance(one.support, Refusal)]
+    return "".join(f"| {family} | {why.why.replace('|', '/')} |\n" for family, why in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

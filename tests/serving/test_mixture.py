@@ -1,0 +1,23 @@
+"""A mixture of experts is served; adapters on its experts are merged first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aift_ray.data.prompts import PromptEncoder
+from aift_ray.models.folders import load_tokenizer
+from aift_ray.serving import adapters
+from tests.quantization.conftest import make_adapter
+
+
+def test_an_adapter_of_experts_is_refused_with_the_remedy(
+    tiny_mixture: Path, tmp_path: Path
+) -> None:
+    encoder = PromptEncoder(load_tokenizer(str(tiny_mixture)))
+    plain = make_adapter(tiny_mixture, tmp_path / "plain")
+    assert adapters.check("plain", str(plain), str(tiny_mixture), encoder) == []
+    experts = ["mlp.experts.gate_up_proj"]
+    folder = make_adapter(tiny_mixture, tmp_path / "experts", target_parameters=experts)
+    (problem,) = adapters.check("mine", str(folder), str(tiny_mixture), encoder)
+    assert "uses target_parameters, which can't be mixed in a batch" in problem.what
+    assert "aift-ray quantize --adapter" in problem.remedy
