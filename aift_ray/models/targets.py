@@ -265,7 +265,8 @@ def not_adapted(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
     number, total = sum(left.values()), sum(p.numel() for p in model.parameters())
     names = ", ".join(sorted(left))
     share = f"{number:,} of the model's {total:,} weights"
-    return [f"no adapters on {names} ({share}): PEFT adapts layers that are linear maps"]
+    more = ", and experts by --lora.experts true" if "experts." in names else ""
+    return [f"no adapters on {names} ({share}): PEFT adapts layers that are linear maps{more}"]
 
 
 def _language_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
