@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ _NUMBERS = {
     "n_routed_experts": 4,
     "n_shared_experts": 1,
 }
+# what a configuration may ask for, whatever the class has: a layout must be right with all of it
+_FEATURES: dict[str, Any] = {
+    "sliding_window": 512,
+    "use_sliding_window": True,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 5.0,
+    "logits_scaling": 8.0,
+    "logit_scale": 0.25,
+    "lm_head_multiplier": 0.5,
+    "router_jitter_noise": 0.3,
+    "is_decoder": True,
+}
 # kinds of layers that published models of a family have, and the class leaves out
 _LAYERS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
@@ -78,12 +91,15 @@ def configuration(name: str) -> PreTrainedConfig | None:
         return None
     for field, value in _LAYERS.get(name, {}).items():
         setattr(text, field, value)
-    for field, number in _NUMBERS.items():
-        try:
-            if hasattr(text, field) and getattr(text, field) is None:
-                setattr(text, field, number)
-        except Exception:  # some fields differ by layer
-            continue
+    given = text.to_dict()
+    numbers = {k: v for k, v in _NUMBERS.items() if k in given and given[k] is None}
+    kinds = given.get("layer_types")
+    if kinds and set(kinds) == {"full_attention"} and "sliding_window" in given:
+        pair = ["sliding_attention", "full_attention"]
+        numbers["layer_types"] = (pair * len(kinds))[: len(kinds)]
+    for field, value in (numbers | {k: v for k, v in _FEATURES.items() if k in given}).items():
+        with suppress(Exception):  # some fields differ by layer
+            setattr(text, field, value)
     return text
 
 

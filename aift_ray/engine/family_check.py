@@ -102,10 +102,12 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
 
 def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:
     """Attention and whether rows are packed."""
-    module = sys.modules[type(random_model(tiny, "eager")).__module__]
-    # else its layers choose among classes of their own
+    with torch.device("meta"):
+        places = {type(module).__module__ for module in random_model(tiny, "eager").modules()}
+    # other layers choose among classes of their own
+    asks = any(hasattr(sys.modules[place], "ALL_ATTENTION_FUNCTIONS") for place in places)
     ours: list[tuple[Attention, bool]] = [("documents", True), ("documents", False)]
-    return [*(ours if hasattr(module, "ALL_ATTENTION_FUNCTIONS") else ()), ("eager", False)]
+    return [*(ours if asks else ()), ("eager", False)]
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ def _trainable(tiny: PreTrainedConfig, method: Method, kind: Attention) -> torch
         return whole
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        adapted: torch.nn.Module = add_adapters(model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), "")
+        adapted: torch.nn.Module = add_adapters(
+            model, LoRAConfig(r=4, lora_alpha=4, lora_dropout=0.0), ""
+        )
         with torch.no_grad():
             # B starts at zero, where adapters would change nothing
             for name, weight in adapted.named_parameters():

@@ -118,7 +118,8 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = [*model.notes, *_warnings(config, result)]
+    notes = [*model.notes, *families.not_applied(model_config)]
+    result.warnings = [*notes, *_warnings(config, result)]
     return result
 
 
@@ -217,17 +218,16 @@ def _resumed_state(config: RunConfig, folder: Path) -> State:
         # its adapters have learned to make up for the rounding of another base model
         what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
         raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
-    pissa = adapter and _starts_from_pissa(folder)
+    saved = json.loads((folder / "adapter_config.json").read_text("utf-8")) if adapter else {}
+    if adapter and bool(saved.get("target_parameters")) != config.lora.experts:
+        what = f"its adapters are{' ' if saved.get('target_parameters') else ' not '}on experts too"
+        raise ConfigError([Problem(field, what, "give the --lora.experts it was made with")])
+    pissa = str(saved.get("init_lora_weights")).startswith("pissa")
     if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
         what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
         remedy = "give the --lora.init_lora_weights it was made with"
         raise ConfigError([Problem(field, what, remedy)])
     return state
-
-
-def _starts_from_pissa(adapter: Path) -> bool:
-    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(saved.get("init_lora_weights")).startswith("pissa")
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:

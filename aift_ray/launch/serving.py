@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import display, workers
+from aift_ray.launch import display, home, workers
 from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.models import folders
 from aift_ray.serving import choice, keys, opening
@@ -194,6 +194,8 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     Raises:
         AiftError: the settings are wrong, or the replicas don't start.
     """
+    makes_key = not config.serving.no_auth and not config.serving.api_key_file
+    home.check(makes_key)
     config = opening.on_base(config)
     opening.check(config, gpus_of(config, _here()) > 0)
     path = key_file(config)
@@ -203,9 +205,10 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     if dry_run:
         _show(config, path, None, engine_of(config, _here()))
         return
+    home.make(makes_key)
     made = None
-    if not config.serving.no_auth and not path:
-        path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
+    if makes_key:
+        path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
     try:
         with workers.cluster(_CLUSTER) as resources:
@@ -269,11 +272,6 @@ def _check_port(host: str, port: int) -> None:
         except OSError as error:
             what = f"{host}:{port} can't be listened on: {error.strerror}"
             raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
-
-
-def _key_folder() -> Path:
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "aift_ray"
 
 
 def _shown(host: str) -> str:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 TABLE = Path(__file__).parent / "tables" / "families.csv"
 
-Attention = Literal["documents", "sdpa", "eager"]
+Attention = Literal["documents", "eager"]
+# numbers by which routers of experts are changed at random in training
+NOISE = "router_jitter_noise"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Refusal:
 def family_of(config: Any) -> str:
     """The model type of the language model that a configuration describes."""
     return str(config.get_text_config(decoder=True).model_type)
+
+
+def not_applied(config: Any) -> list[str]:
+    """What of a model's configuration has no effect in training, in words."""
+    noise = getattr(config.get_text_config(decoder=True), NOISE, None)
+    if not noise:
+        return []
+    return [
+        f"the model's {NOISE} {noise:g} is not applied: the same rows would not make the same step"
+    ]
 
 
 def attention_of(config: Any) -> Attention:

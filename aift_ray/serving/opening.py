@@ -75,6 +75,9 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
     """
     checked = check_base(config, gpu)
     problems: list[Problem] = []
+    shelf = config.serving.adapter_folder
+    if shelf and not Path(shelf).is_dir():
+        problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
     for name, folder in config.adapter_folders().items():
         problems += adapters.check(name, folder, checked.location, checked.encoder)
     if problems:
@@ -83,7 +86,7 @@ def check(config: ServeConfig, gpu: bool) -> Checked:
 
 
 def check_base(config: ServeConfig, gpu: bool) -> Checked:
-    """The same without the adapters, which a replica starts without where it has to.
+    """The same without adapters and their folder, which a replica starts without if it has to.
 
     Raises:
         UserError: what keeps the base from being served.
@@ -99,10 +102,7 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
-    shelf = config.serving.adapter_folder
-    if shelf and not Path(shelf).is_dir():
-        raise ConfigError([Problem("serving.adapter_folder", f"{shelf} is no folder")])
-    if shelf or config.adapters:
+    if config.serving.adapter_folder or config.adapters:
         # made now: while requests are answered it would change torch's default dtype for them
         adapters.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)

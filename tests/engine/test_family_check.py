@@ -95,7 +95,7 @@ def test_a_network_that_trains_something_else_is_refused_with_the_difference(
     with pytest.raises(ModelError) as caught:
         supported(NoisyConfig(), "full", tmp_path)
     (problem,) = caught.value.problems
-    assert problem.field == "model family noisy-llama"
+    assert problem.where == "model family noisy-llama"
     assert "instead of" in problem.what
     assert "catalog" in problem.remedy
 

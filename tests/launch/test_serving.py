@@ -146,6 +146,31 @@ def test_what_can_not_be_served_is_refused_before_anything_starts(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_a_home_that_can_not_be_written_is_one_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dry_run: list[str],
+) -> None:
+    for name in ("XDG_STATE_HOME", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").write_text("", "utf-8")
+    # what may be written by its mode, and can't be all the same
+    for home in (tmp_path / "home", Path("/proc/nothing")):
+        if dry_run and home.parent != tmp_path:
+            continue
+        monkeypatch.setenv("HOME", str(home))
+        assert guarded(run, dry_run) == 2
+        told = capsys.readouterr().err
+        assert str(home / ".local" / "state" / "aift_ray") in told
+        assert "--api-key-file" in told
+        assert guarded(run, ["--no-auth", *dry_run]) == 2
+        told = capsys.readouterr().err
+        assert str(home / ".ray") in told
+        assert "RAY_AUTH_TOKEN_PATH" in told
+
+
 def test_an_adapter_of_another_template_or_base_is_refused_with_the_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
