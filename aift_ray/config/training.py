@@ -231,6 +231,11 @@ class RunConfig(Settings):
         found += self.parallel.contradictions(self.base_bits)
         if self.method != "full":
             found += self.lora.contradictions(self.base_bits, self.parallel.strategy)
+            if training.compile and self.lora.experts:
+                what = (
+                    "PEFT changes the experts' parameters in each pass, which torch.compile can't"
+                )
+                found.append(Problem("training.compile", what, "leave one of them off"))
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:

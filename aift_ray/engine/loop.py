@@ -73,9 +73,14 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     targets = run.plan.step_targets(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
+    routers = getattr(run.module, "routers", None)
+    if routers:
+        # a trial may have left something
+        routers.taken()
     loss, tokens = accumulate(run, shares, targets)
-    mine = (loss, tokens) if group.counts else (0.0, 0)
-    loss, all_tokens, heard = group.sum(*mine, asked if group.leads else 0)
+    balance = routers.taken() / max(targets, 1) if routers else 0.0
+    mine = (loss, tokens, balance) if group.counts else (0.0, 0, 0.0)
+    loss, all_tokens, balance, heard = group.sum(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
     limit = run.config.training.max_grad_norm
@@ -91,6 +96,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "step": step + 1,
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
+        **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
         "tokens": int(all_tokens),

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from aift_ray.data.batches import Batch
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.packed import Packed, packed
+from aift_ray.models.router_loss import router_loss
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
@@ -47,10 +48,16 @@ class LossModule(nn.Module):
         self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
         self._head = [_Head(inner)]
+        self.routers = router_loss(model)
+        self._router_logits: tuple[torch.Tensor, ...] = ()
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy summed over the targets of `batch`; a scalar in fp32."""
-        return self.loss(self.states(batch), batch)
+        """Cross-entropy summed over the targets of `batch`, and in training the routers' loss."""
+        total = self.loss(self.states(batch), batch)
+        logits, self._router_logits = self._router_logits, ()
+        if self.routers is None or not self.training:
+            return total
+        return total + self.routers(logits, batch.mask, len(batch.targets)).to(total.device)
 
     def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
@@ -62,6 +69,8 @@ class LossModule(nn.Module):
         inputs = model_inputs(batch, embedded, self._body[0])
         with noisy(self._embeddings[0], alpha, batch), packed(documents(batch)):
             output = self._body[0](**inputs)
+        if self.routers:
+            self._router_logits = output.router_logits
         states: torch.Tensor = output.last_hidden_state
         return states
 
@@ -180,7 +189,11 @@ class _Head:
         body = _Made(hidden.flatten(0, -2)[None], whole, self._decoder)
         model._modules = self._model._modules | {self._body: body}
         named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
-        output = functional_call(model, named, (), {"inputs_embeds": hidden, "use_cache": False})
+        inputs = {"inputs_embeds": hidden, "use_cache": False}
+        if hasattr(model.config, "output_router_logits"):
+            # their loss is added to that of the whole
+            inputs["output_router_logits"] = False
+        output = functional_call(model, named, (), inputs)
         logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
         return logits.float()
 

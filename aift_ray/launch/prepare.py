@@ -85,7 +85,7 @@ def prepare(
     text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
-    length = _sequence_length(config, getattr(text_config, "max_position_embeddings", None))
+    length = _sequence_length(config, folders.context(model_config))
     # config.yaml must say what was run
     config.data.sequence_length = length
     model = measured(location, config)
@@ -118,7 +118,8 @@ def prepare(
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    result.warnings = [*model.notes, *_warnings(config, result)]
+    notes = [*model.notes, *families.not_applied(model_config)]
+    result.warnings = [*notes, *_warnings(config, result)]
     return result
 
 
@@ -130,7 +131,7 @@ def _given(config: RunConfig) -> None:
 
 def _support(config: RunConfig, model_config: Any) -> Support:
     """How the model's family is computed; a ModelError where it can't be."""
-    known = families.table().get(families.family_of(model_config))
+    known = families.known(model_config)
     if isinstance(known, Support):
         return known
     # computes a tiny model
@@ -217,17 +218,16 @@ def _resumed_state(config: RunConfig, folder: Path) -> State:
         # its adapters have learned to make up for the rounding of another base model
         what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
         raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
-    pissa = adapter and _starts_from_pissa(folder)
+    saved = json.loads((folder / "adapter_config.json").read_text("utf-8")) if adapter else {}
+    if adapter and bool(saved.get("target_parameters")) != config.lora.experts:
+        what = f"its adapters are{' ' if saved.get('target_parameters') else ' not '}on experts too"
+        raise ConfigError([Problem(field, what, "give the --lora.experts it was made with")])
+    pissa = str(saved.get("init_lora_weights")).startswith("pissa")
     if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
         what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
         remedy = "give the --lora.init_lora_weights it was made with"
         raise ConfigError([Problem(field, what, remedy)])
     return state
-
-
-def _starts_from_pissa(adapter: Path) -> bool:
-    saved = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(saved.get("init_lora_weights")).startswith("pissa")
 
 
 def _sequence_length(config: RunConfig, limit: int | None) -> int:

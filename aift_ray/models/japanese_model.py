@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizer
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
-from aift_ray.models import attention, fallback, families, folders, loading
+from aift_ray.models import fallback, folders, loading
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.answers import written
+from aift_ray.models.attention import has_flash
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
 from aift_ray.models.places import find_place, say_once
@@ -83,8 +84,9 @@ class JapaneseModel(BaseModel):
         if self.model is None:
             place = find_place(self.model_name)
             fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
-            kind = self._attention(place.base)
-            say_once(f"attention: {_ATTENTION[kind]}")
+            flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
+            kind = loading.answering_attention(place.base, flash)
+            say_once(f"attention: {loading.ATTENTION[kind]}")
             device_map = None if self.device.type == "cpu" else {"": self.device}
             model: Any = loading.load_model(
                 place.base, self.torch_dtype, kind, self.quantization, device_map
@@ -232,17 +234,6 @@ class JapaneseModel(BaseModel):
         _LOG.warning("%s does not load: %s", self.model_name, why)
         self.model = self.tokenizer = self._encoder = None
 
-    def _attention(self, location: str) -> str:
-        """The attention asked of transformers; FlashAttention 2 where it is wanted and computes."""
-        kind = families.attention_of(folders.load_config(location))
-        wanted = self.use_flash_attention and kind == attention.NAME
-        if not wanted or not attention.has_flash(self.device, self.torch_dtype):
-            return kind
-        made = type(loading.skeleton(location))
-        others = getattr(made, "_compatible_flash_implementations", None)
-        fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
-        return "flash_attention_2" if fits else kind
-
     @property
     def _bits(self) -> int | None:
         return self.quantization.bits if self.quantization else None
@@ -270,7 +261,7 @@ class JapaneseModel(BaseModel):
 
     def _room(self, model: PreTrainedModel, prompt: int) -> int:
         """Tokens that are left of the context."""
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = folders.context(model.config)
         if context is None:
             return 2**31
         if prompt >= context:
@@ -287,14 +278,6 @@ class JapaneseModel(BaseModel):
             what = f"{given!r} is not allowed: give a list of model names"
             raise ConfigError([Problem("fallback_models", what)])
         return list(given)
-
-
-_ATTENTION = {
-    attention.NAME: "PyTorch's SDPA",
-    "sdpa": "PyTorch's SDPA",
-    "eager": "transformers' eager functions",
-    "flash_attention_2": "FlashAttention 2",
-}
 
 
 def _known_stops(name: str, tokenizer: Any) -> list[int]:

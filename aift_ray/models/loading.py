@@ -14,15 +14,23 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.attention import register
+from aift_ray.models import families
+from aift_ray.models.attention import NAME, register
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
-from aift_ray.models.targets import freeze_towers, left_in_full
+from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
+
+# of the attention asked of transformers: what computes it
+ATTENTION = {
+    NAME: "PyTorch's SDPA",
+    "eager": "transformers' eager functions",
+    "flash_attention_2": "FlashAttention 2",
+}
 
 
 def skeleton(location: str) -> PreTrainedModel:
@@ -48,6 +56,21 @@ def _check_family(config: Any) -> None:
     what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
     remedy = f"choose a model of another family, such as {other}"
     raise ModelError([Problem(f"model family {kind}", what, remedy)])
+
+
+def answering_attention(location: str, flash: bool) -> str:
+    """The attention asked of transformers for a model that is not trained.
+
+    Args:
+        flash: take FlashAttention 2 where the model can be computed with it.
+    """
+    kind = families.attention_of(load_config(location))
+    if not flash or kind != NAME:
+        return kind
+    made = type(skeleton(location))
+    others = getattr(made, "_compatible_flash_implementations", None)
+    fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
+    return "flash_attention_2" if fits else kind
 
 
 def load_model(
@@ -77,6 +100,11 @@ def load_model(
         options["device_map"] = device_map
     config = load_config(location)
     _check_family(config)
+    text = config.get_text_config(decoder=True)
+    noise = getattr(text, families.NOISE, None)
+    if noise:
+        # layers keep what they are made with
+        setattr(text, families.NOISE, 0.0)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
@@ -86,7 +114,6 @@ def load_model(
     made: Any = AutoModelForCausalLM
     if only is not None:
         whole = skeleton(location)
-        # of a wrapper's configuration the class may take the language model's alone
         made, config = part_class(type(whole), only), whole.config
     with explained(location):
         loaded: Any = made.from_pretrained(
@@ -94,12 +121,14 @@ def load_model(
             config=config,
             dtype=dtype or "auto",
             trust_remote_code=False,
-            attn_implementation=attention,
+            attn_implementation=_of_language_model(location, config, attention),
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
     model, info = loaded
+    if noise:
+        setattr(model.config.get_text_config(decoder=True), families.NOISE, noise)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
@@ -111,8 +140,20 @@ def load_model(
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
-    freeze_towers(found)
+    freeze(found)
     return found
+
+
+def _of_language_model(
+    location: str, config: Any, attention: str | None
+) -> str | dict[str, str] | None:
+    """The attention of the language model alone: towers may not compute by it."""
+    if attention is None or config.get_text_config(decoder=True) is config:
+        return attention
+    # of a wrapper's configuration the class may take the language model's alone
+    if type(skeleton(location).config) is not type(config):
+        return attention
+    return {"": attention, "text_config": attention}
 
 
 def _of_blocks(location: str, quantization: Quantization) -> Quantization:
@@ -122,7 +163,9 @@ def _of_blocks(location: str, quantization: Quantization) -> Quantization:
     left = {*usual, *left_in_full(whole)}
     if left == set(usual):
         return quantization
-    return replace(quantization, skipped=tuple(sorted({*left, *quantization.skipped})))
+    names = {*left, *quantization.skipped}
+    within = {name for name in names for other in names if name.startswith(f"{other}.")}
+    return replace(quantization, skipped=tuple(sorted(names - within)))
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:

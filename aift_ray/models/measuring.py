@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.folders import load_config
 from aift_ray.planning.shape import FAMILIES, Counted, Shape
 
@@ -51,6 +51,7 @@ def measured(location: str, config: RunConfig) -> Measured:
         adapted = shape.linear_shapes * shape.layers
         return Measured(shape, _sizes(adapted) if lora.use_dora else 0)
     # needs the modelling code
+    from aift_ray.models import router_loss
     from aift_ray.models.loading import skeleton
     from aift_ray.models.targets import (
         adapted_layers,
@@ -65,6 +66,9 @@ def measured(location: str, config: RunConfig) -> Measured:
     if config.method == "full":
         if alone:
             check_saved_alone(own, model)
+        problems = router_loss.refused(model, config)
+        if problems:
+            raise ConfigError(problems)
         return Measured(counted(model, {}), notes=[_said(own)] if alone else [])
     check_targets(model, lora, config.base_bits)
     if config.base_bits is not None:
@@ -74,7 +78,7 @@ def measured(location: str, config: RunConfig) -> Measured:
     assert shape.counted is not None
     whole = whole_parameters(model, lora)
     whole += _sizes(list(shape.counted.adapted)) if lora.use_dora else 0
-    notes = not_adapted(model, lora)
+    notes = not_adapted(model, lora) + router_loss.note(model)
     if config.base_bits == 8 and shape.expert_parameters:
         notes.append(
             f"bitsandbytes has no 8 bits for experts: their {shape.expert_parameters:,} weights "
@@ -124,7 +128,7 @@ def counted(
     from aift_ray.models.decoder import decoder_blocks
     from aift_ray.models.experts import stacks
     from aift_ray.models.linear import features
-    from aift_ray.models.targets import linear_maps, towers
+    from aift_ray.models.targets import linear_maps, untrained
 
     def sides(layer: torch.nn.Module) -> tuple[int, int]:
         if isinstance(layer, torch.nn.Embedding):
@@ -134,11 +138,11 @@ def counted(
         return found
 
     linear = {name: sides(layer) for name, layer in linear_maps(model).items()}
-    beside = tuple(f"{name}." for name in towers(model))
+    never = untrained(model)
     # before weights are loaded, two that are going to be one are two
     tied = model.all_tied_weights_keys
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in tied}
-    aside = sum(size for name, size in sizes.items() if name.startswith(beside))
+    aside = sum(size for name, size in sizes.items() if name in never)
     stacked = stacks(model)
     pairs = [sides(layer) for layer in adapted.values()]
     # each expert has adapters of its own

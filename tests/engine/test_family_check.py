@@ -75,7 +75,7 @@ def registered() -> None:
 @pytest.mark.parametrize("family", CATALOGUED)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_family_of_the_catalog_is_computed_as_its_table_says(family: str, method: Any) -> None:
-    found, listed = measure(configuration(family), method), families.table()[family]
+    found, listed = measure(configuration(family), method), families.known(configuration(family))
     assert isinstance(found, Support), found
     assert isinstance(listed, Support)
     # the table speaks of both methods
@@ -95,7 +95,7 @@ def test_a_network_that_trains_something_else_is_refused_with_the_difference(
     with pytest.raises(ModelError) as caught:
         supported(NoisyConfig(), "full", tmp_path)
     (problem,) = caught.value.problems
-    assert problem.field == "model family noisy-llama"
+    assert problem.where == "model family noisy-llama"
     assert "instead of" in problem.what
     assert "catalog" in problem.remedy
 

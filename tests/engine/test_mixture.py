@@ -119,6 +119,7 @@ def test_the_user_is_told_what_8_bits_and_peft_leave_out(
     half = make_tiny_mixture(tmp_path / "half", mlp_only_layers=[0])
     told = "no adapters on mlp.down_proj, mlp.experts.down_proj, mlp.experts.gate_up_proj"
     assert told in warnings(model=str(half), method="lora")
+    assert "and experts by --lora.experts true" in warnings(model=str(half), method="lora")
     adapted = {"lora__experts": True, "lora__lora_dropout": 0.0}
     assert "experts" not in warnings(model=str(tiny_mixture), method="lora", **adapted)
     begun = started(configure(model=str(half), method="lora"), tmp_path)
@@ -134,6 +135,7 @@ def test_the_user_is_told_what_8_bits_and_peft_leave_out(
         ({"lora__lora_dropout": 0.05}, "lora.lora_dropout"),
         ({"lora__use_dora": True}, "lora.use_dora"),
         ({"lora__init_lora_weights": "pissa"}, "lora.init_lora_weights"),
+        ({"training__compile": True}, "training.compile"),
     ],
 )
 def test_settings_that_peft_has_not_for_experts_are_refused_by_name(
@@ -148,3 +150,16 @@ def test_experts_of_a_dense_model_are_refused(configure: Configure, tmp_path: Pa
     config = configure(method="lora", lora__experts=True, lora__lora_dropout=0.0)
     with pytest.raises(ConfigError, match="the model has no experts"):
         prepare(config, tmp_path, 1, False, None)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_checkpoint_goes_on_with_the_experts_it_was_made_with_only(
+    adapted: bool, mixture: Configure, tmp_path: Path
+) -> None:
+    steps = {"method": "lora", "training__save_steps": 1, "training__max_steps": 1}
+    run(mixture(lora__experts=adapted, **steps), tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "step-1"
+    same = mixture(lora__experts=adapted, method="lora")
+    assert prepare(same, tmp_path, 1, False, step).job.resume == step
+    with pytest.raises(ConfigError, match=r"give the --lora\.experts it was made with"):
+        prepare(mixture(lora__experts=not adapted, method="lora"), tmp_path, 1, False, step)

@@ -31,7 +31,7 @@ Configure = Callable[..., Any]
 ALONE = Group(0, 1, torch.device("cpu"))
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a process that dies right after a checkpoint."""
 
 
