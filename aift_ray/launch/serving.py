@@ -123,7 +123,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         what = f"{least} replicas of {cpus} CPUs need {cpus * least}, the cluster has {has}"
         remedy = "lower --num-replicas or --serving.cpus_per_replica"
         raise ConfigError([Problem("serving.num_replicas", what, remedy)])
-    environment = workers.environment() | _ONE_LOOP | {"OMP_NUM_THREADS": str(cpus)}
+    environment = workers.environment() | _ONE_LOOP | _threads(config, cpus)
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {
@@ -150,6 +150,17 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         **options,
     )
     return bound.bind(config, keys_at, cpus, workers.secrets())
+
+
+def _threads(config: ServeConfig, number: int) -> dict[str, str]:
+    """What a replica's OpenMP is told.
+
+    Threads that spin while they wait for each other make a token take thirty times as long where
+    another process has one of their CPUs; vLLM has threads of its own.
+    """
+    waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    told = {"OMP_NUM_THREADS": str(number)}
+    return told | waiting if config.engine == "transformers" else told
 
 
 def gpus_of(config: ServeConfig, resources: dict[str, float]) -> int:
