@@ -12,8 +12,10 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from aift_ray.commandline import validated
 from aift_ray.engine.saving import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
+from tests.models.families import make_hybrid
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -55,9 +58,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "mixture full": {"method": "full"},
     "mixture lora": {"method": "lora", "experts": True},
     "mixture qlora nf4": {"method": "qlora", "experts": True},
+    # layers that carry state beside attention: rows are padded, whatever the layout asked for
+    "hybrid full": {"method": "full"},
+    "hybrid lora": {"method": "lora"},
+    "hybrid qlora nf4": {"method": "qlora"},
 }
-DENSE = [name for name in METHODS if "mixture" not in name]
-MIXTURES = [name for name in METHODS if "mixture" in name]
+OTHERS = ("mixture", "hybrid")
+DENSE = [name for name in METHODS if not name.startswith(OTHERS)]
+FURTHER = [name for name in METHODS if name.startswith(OTHERS)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "concat": {"packing": "concat"},
     "fill": {"packing": "fill"},
@@ -79,9 +87,9 @@ def cases() -> list[tuple[str, str, str, str]]:
     whole = list(product(STRATEGIES, DENSE, ("fp32", "bf16"), ("concat",)))
     laid = list(product(STRATEGIES, ("full", "lora", "qlora nf4"), ("fp32",), list(LAYOUTS)[1:]))
     meshes = list(product(MESHES, ("full", "lora"), ("fp32", "bf16"), ("concat",)))
-    # tensor refuses a mixture
+    # tensor refuses both
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
-    laid += product(names, MIXTURES, ("fp32",), ("concat", "padded", "recomputed"))
+    laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
@@ -154,15 +162,17 @@ def compare(
     folder: Path,
     model: Path,
     rows: Path,
-    mixture: Path | None = None,
+    others: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[tuple[str, str, str, str], tuple[float, float, float]]:
-    """The differences of each case between several workers and a single process."""
+    """The differences of each case between several workers and a single process.
+
+    Args:
+        others: folders of models by the first word of the methods that train them.
+    """
     curves, weights = {}, {}
 
     def of(case: tuple[str, str, str, str], workers: int) -> Any:
-        base = mixture if case[1] in MIXTURES else model
-        assert base
-        return settings(case, workers, base, rows)
+        return settings(case, workers, others.get(case[1].split()[0], model), rows)
 
     for workers in (WORKERS, 2 * WORKERS):
         some = [case for case in chosen if (case[0] in MESHES) == (workers != WORKERS)]
@@ -209,7 +219,8 @@ def main() -> int:
         rows = write_rows(folder / "train.jsonl", 22)
         tiny = make_tiny_model(folder / "tiny", num_hidden_layers=4)
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
-        found = compare(cases(), folder, tiny, rows, mixture)
+        others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
+        found = compare(cases(), folder, tiny, rows, others)
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"

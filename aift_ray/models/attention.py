@@ -93,6 +93,9 @@ def document_attention(
     Raises:
         ModelError: a keyword that changes the result and is not computed here.
     """
+    if attention_mask is not None and attention_mask.ndim:
+        # a mask of its own, made outside `packed`, says all
+        cu_seq_lens_q = None
     documents = _documents(query, cu_seq_lens_q, max_length_q)
     _check_keywords(module, kwargs, documents is not None)
     if documents is None:

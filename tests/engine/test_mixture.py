@@ -37,7 +37,7 @@ CASES = [
 
 def test_two_workers_train_what_one_process_trains(tiny_mixture: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "train.jsonl", 22)
-    found = parity.compare(CASES, tmp_path, tiny_mixture, rows, tiny_mixture)
+    found = parity.compare(CASES, tmp_path, tiny_mixture, rows, {"mixture": tiny_mixture})
     passed = {case: values for case, values in found.items() if max(values) > parity.bound(case)}
     assert passed == {}
     held = [json.loads((tmp_path / f"held{rank}.json").read_text("utf-8")) for rank in (0, 1)]

@@ -138,3 +138,17 @@ def with_towers(family: str, **changes: Any) -> Any:
 
 SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SIGLIP += ("image_size", "patch_size")
+
+
+def make_hybrid(folder: Path) -> Path:
+    """A folder with a tiny random model of linear attention and full attention in turn."""
+    kinds = ["linear_attention", "full_attention"] * 2
+    return make("qwen3_5_text", folder, num_hidden_layers=4, layer_types=kinds, **_LINEAR)
+
+
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
