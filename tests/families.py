@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.families import TABLE, Refusal, Support, family_of
+from aift_ray.models.families import TABLE, Refusal, Support, family_of, layer_kinds
 from aift_ray.models.pieces import pieces_of
 from aift_ray.models.targets import linear_layers
 from aift_ray.models.tiny import shrunk
@@ -34,7 +35,7 @@ from aift_ray.serving.rows import RowsCache
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
-COLUMNS = ("model_type", "attention", "packed", "batched", "qlora", "targets", "refused")
+COLUMNS = ("model_type", "kinds", "attention", "packed", "batched", "qlora", "targets", "refused")
 # seconds that a family may take
 _LIMIT = 30
 # numbers that every published configuration has, and the class leaves out
@@ -46,6 +47,18 @@ _NUMBERS = {
     "num_experts_per_tok": 2,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
+}
+# what a configuration may ask for, whatever the class has: a layout must be right with all of it
+_FEATURES: dict[str, Any] = {
+    "sliding_window": 512,
+    "use_sliding_window": True,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 5.0,
+    "logits_scaling": 8.0,
+    "logit_scale": 0.25,
+    "lm_head_multiplier": 0.5,
+    "router_jitter_noise": 0.3,
+    "is_decoder": True,
 }
 # kinds of layers that published models of a family have, and the class leaves out
 _LAYERS: dict[str, dict[str, Any]] = {
@@ -78,12 +91,15 @@ def configuration(name: str) -> PreTrainedConfig | None:
         return None
     for field, value in _LAYERS.get(name, {}).items():
         setattr(text, field, value)
-    for field, number in _NUMBERS.items():
-        try:
-            if hasattr(text, field) and getattr(text, field) is None:
-                setattr(text, field, number)
-        except Exception:  # some fields differ by layer
-            continue
+    given = text.to_dict()
+    numbers = {k: v for k, v in _NUMBERS.items() if k in given and given[k] is None}
+    kinds = given.get("layer_types")
+    if kinds and set(kinds) == {"full_attention"} and "sliding_window" in given:
+        pair = ["sliding_attention", "full_attention"]
+        numbers["layer_types"] = (pair * len(kinds))[: len(kinds)]
+    for field, value in (numbers | {k: v for k, v in _FEATURES.items() if k in given}).items():
+        with suppress(Exception):  # some fields differ by layer
+            setattr(text, field, value)
     return text
 
 
@@ -93,10 +109,12 @@ class Row:
 
     Attributes:
         methods: full, lora and qlora: how each is computed.
+        kinds: of its layers.
         targets: last names of the layers that get adapters.
     """
 
     family: str
+    kinds: frozenset[str]
     methods: dict[str, Support | Refusal]
     targets: list[str]
     strategies: list[str]
@@ -114,7 +132,8 @@ class Row:
     def cells(self) -> dict[str, str]:
         """As the table of the package holds it."""
         found, yes = self.support, {True: "yes", False: "no"}
-        base = {"model_type": self.family, "targets": " ".join(self.targets)}
+        base = {"model_type": self.family, "kinds": " ".join(sorted(self.kinds))}
+        base["targets"] = " ".join(self.targets)
         if isinstance(found, Refusal):
             return dict.fromkeys(COLUMNS, "") | base | {"refused": found.why, "targets": ""}
         return base | {
@@ -135,12 +154,14 @@ def row(family: str) -> Row:
     if not isinstance(full, Refusal):
         methods["lora"] = _limited(lambda: measure(config, "lora"))
         methods["qlora"] = _limited(lambda: measure(config, "qlora"))
-    made = Row(family, methods, [], [], [])
+    kinds = layer_kinds(config)
+    made = Row(family, kinds, methods, [], [], [])
     if isinstance(made.support, Refusal):
         return made
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shrunk(config))
-    return Row(family, methods, linear_layers(model), _strategies(model), _engines(model, made))
+    targets = linear_layers(model)
+    return Row(family, kinds, methods, targets, _strategies(model), _engines(model, made))
 
 
 def _limited(call: Callable[[], Any]) -> Any:

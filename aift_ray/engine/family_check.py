@@ -32,7 +32,7 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models import loading
 from aift_ray.models.adapters import add_adapters
 from aift_ray.models.decoder import causal_model
-from aift_ray.models.families import Attention, Refusal, Support, family_of, table
+from aift_ray.models.families import Attention, Refusal, Support, family_of, known
 from aift_ray.models.packed import recomputing
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
@@ -57,7 +57,7 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
         ModelError: no way equals transformers' eager forward; with the difference.
     """
     family = family_of(config)
-    found = table().get(family) or _cached(config, method, cache)
+    found = known(config) or _cached(config, method, cache)
     if isinstance(found, Refusal):
         what = f"the family {family} can't be computed as transformers computes it: {found.why}"
         remedy = "choose a model of the catalog (aift-ray train --help names the shipped one; "
@@ -71,8 +71,8 @@ def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | 
     facts = json.dumps([shrunk(config).to_dict(), method, versions], sort_keys=True, default=str)
     file = cache / "families" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
     if file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        return Refusal(**known) if "why" in known else Support(**known)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return Refusal(**kept) if "why" in kept else Support(**kept)
     found = measure(config, method)
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(f".{os.getpid()}")

@@ -13,17 +13,23 @@ from aift_ray.planning.memory import Work, memory
 from aift_ray.planning.ways import remedy
 
 
-def out_of_memory(run: Run, error: BaseException) -> str:
-    """The peak, the computed parts, and the nearest setting with the same global batch."""
+def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
+    """The peak, the computed parts, and the nearest setting with the same global batch.
+
+    Args:
+        place: where it was, after the trial of the longest micro-batch went well; "": in the trial.
+    """
     device = run.group.device
-    lines = [f"the longest micro-batch does not fit into the memory of {device}"]
+    what = f"{place} does" if place else "the longest micro-batch does"
+    lines = [f"{what} not fit into the memory of {device}"]
     if device.type == "cuda":
         peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
         lines[0] += f": {peak / 2**30:.1f} GiB were in use of {total / 2**30:.1f} GiB"
     indices = run.plan.longest_micro_batch()
     tokens = int(run.rows.lengths[indices].sum())
     parts = _parts(run, tokens)
-    lines.append(f"computed for its {len(indices)} rows of {tokens} tokens: {parts}")
+    batch = "the longest micro-batch, of" if place else "its"
+    lines.append(f"computed for {batch} {len(indices)} rows of {tokens} tokens: {parts}")
     lines.append(f"try {remedy(run.config)}")
     lines.append(f"({str(error).splitlines()[0] if str(error) else type(error).__name__})")
     return "\n  ".join(lines)

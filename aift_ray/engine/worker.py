@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from aift_ray.engine import loop
+from aift_ray.engine import loop, run_errors
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
@@ -25,7 +25,7 @@ from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams
 from aift_ray.engine.writing import Writing
-from aift_ray.errors import AiftError, TrainingError
+from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
@@ -44,25 +44,25 @@ def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothi
 
     Returns:
         the run, whose `module.model` is the trained model.
+
+    Raises:
+        AiftError: an error of the code or of the input; others come of a worker that is lost.
     """
     place = job.config.ray.storage_path
     store = Store(place, job.output.name) if place else None
-    run = build(job, group, _start(job, group, store))
-    if job.config.training.trial_batch:
-        loop.trial(run)
-    metrics = Metrics(job.output, run.state.step) if group.leads else None
-    writing = Writing(run, store)
-    session = _Session(run, metrics, writing, report, watch)
-    try:
+    # the others are told of an error before this worker waits for what it still writes
+    with ExitStack() as at_last, run_errors.told(job, group) as reached:
+        run = reached.run = build(job, group, _start(job, group, store))
+        if job.config.training.trial_batch:
+            loop.trial(run)
+        metrics = Metrics(job.output, run.state.step) if group.leads else None
+        writing = Writing(run, store)
+        at_last.callback(writing.close)
+        session = _Session(run, metrics, writing, report, watch)
         if run.state.step == 0:
             session.evaluate_before()
         hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
         session.finish(loop.train(run, hooks))
-    except AiftError:
-        group.leave()
-        raise
-    finally:
-        writing.close()
     group.barrier()
     return run
 

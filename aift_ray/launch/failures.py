@@ -12,6 +12,7 @@ from ray.train import FailureConfig, UserCallback
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
+from aift_ray.engine.run_errors import is_worker_loss, short
 from aift_ray.errors import AiftError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from aift_ray.parallel.group import Group
 
 # seconds in which workers that fail of the same reason all notice it
-PATIENCE = 30.0
+PATIENCE = 10.0
 
 
 def returned(error: AiftError, group: Group) -> AiftError:
@@ -37,10 +38,27 @@ def returned(error: AiftError, group: Group) -> AiftError:
 def own(failures: dict[int, Any]) -> AiftError | None:
     """The error of this package among those of workers; that of the lowest rank."""
     for _, failure in sorted(failures.items()):
-        error = getattr(failure, "_base_exc", failure)
+        error = _own(failure)
         if isinstance(error, AiftError):
             return error
     return None
+
+
+def of_code(failures: dict[int, Any]) -> bool:
+    """Whether workers failed by an error of their code, and none was lost."""
+    errors = [_own(failure) for failure in failures.values()]
+    lost = [type(error).__module__.partition(".")[0] == "ray" for error in errors]
+    return not any(lost) and not all(is_worker_loss(error) for error in errors)
+
+
+def each(failures: dict[int, Any]) -> list[str]:
+    """A line a worker, by rank."""
+    return [f"worker {rank}: {short(_own(error))}" for rank, error in sorted(failures.items())]
+
+
+def _own(failure: Any) -> Any:
+    """What a worker raised, of what Ray makes of it."""
+    return getattr(failure, "_base_exc", failure)
 
 
 class Policy(DefaultFailurePolicy):  # type: ignore[misc]
@@ -51,7 +69,8 @@ class Policy(DefaultFailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Whether the group of workers is started again."""
-        if own(getattr(training_failed_error, "worker_failures", {})):
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if own(failures) or of_code(failures):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
@@ -64,14 +83,7 @@ class Causes(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray with the exceptions of workers by rank."""
-        if own(worker_exceptions):
+        if own(worker_exceptions) or of_code(worker_exceptions):
             return
-        causes = [f"worker {rank}: {short(e)}" for rank, e in sorted(worker_exceptions.items())]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(causes, ensure_ascii=False) + "\n")
-
-
-def short(error: BaseException) -> str:
-    """The kind of an error, and the last line of what it says."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+            file.write(json.dumps(each(worker_exceptions), ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ import yaml
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.metrics import METRICS, PROGRESS, SAVE, STOP, write_json
+from aift_ray.engine.run_errors import LOG
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
 
@@ -21,7 +22,7 @@ CONFIG, SUMMARY = "config.yaml", "summary.json"
 # why the group of workers failed, a line a failure
 FAILURES = ".failures.jsonl"
 # what a run leaves; only these are removed by --overwrite
-_OWN = (CONFIG, SUMMARY, "metrics.jsonl", "loss.png", "checkpoints", "model", "tensorboard")
+_OWN = (CONFIG, SUMMARY, METRICS, "loss.png", "checkpoints", "model", "tensorboard", LOG)
 _OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", FAILURES)
 
 

@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import display, workers
+from aift_ray.launch import display, home, workers
 from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.models import folders
 from aift_ray.serving import choice, keys, opening
@@ -123,7 +123,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         what = f"{least} replicas of {cpus} CPUs need {cpus * least}, the cluster has {has}"
         remedy = "lower --num-replicas or --serving.cpus_per_replica"
         raise ConfigError([Problem("serving.num_replicas", what, remedy)])
-    environment = workers.environment() | _ONE_LOOP | {"OMP_NUM_THREADS": str(cpus)}
+    environment = workers.environment() | _ONE_LOOP | _threads(config, cpus)
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {
@@ -150,6 +150,17 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         **options,
     )
     return bound.bind(config, keys_at, cpus, workers.secrets())
+
+
+def _threads(config: ServeConfig, number: int) -> dict[str, str]:
+    """What a replica's OpenMP is told.
+
+    Threads that spin while they wait for each other make a token take thirty times as long where
+    another process has one of their CPUs; vLLM has threads of its own.
+    """
+    waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    told = {"OMP_NUM_THREADS": str(number)}
+    return told | waiting if config.engine == "transformers" else told
 
 
 def gpus_of(config: ServeConfig, resources: dict[str, float]) -> int:
@@ -194,6 +205,8 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     Raises:
         AiftError: the settings are wrong, or the replicas don't start.
     """
+    makes_key = not config.serving.no_auth and not config.serving.api_key_file
+    home.check(makes_key)
     config = opening.on_base(config)
     opening.check(config, gpus_of(config, _here()) > 0)
     path = key_file(config)
@@ -203,9 +216,10 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     if dry_run:
         _show(config, path, None, engine_of(config, _here()))
         return
+    home.make(makes_key)
     made = None
-    if not config.serving.no_auth and not path:
-        path = str(_key_folder() / f"key-{secrets.token_hex(4)}")
+    if makes_key:
+        path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
     try:
         with workers.cluster(_CLUSTER) as resources:
@@ -269,11 +283,6 @@ def _check_port(host: str, port: int) -> None:
         except OSError as error:
             what = f"{host}:{port} can't be listened on: {error.strerror}"
             raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
-
-
-def _key_folder() -> Path:
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "aift_ray"
 
 
 def _shown(host: str) -> str:

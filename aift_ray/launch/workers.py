@@ -23,10 +23,10 @@ from ray.train import FailureConfig, ScalingConfig
 
 from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
+from aift_ray.engine.run_errors import LOG, short
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 from aift_ray.launch import failures, reaper
 from aift_ray.launch.elastic import SaveBeforeResize
-from aift_ray.launch.failures import short
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.planning.ways import remedy
 
@@ -276,16 +276,16 @@ def _explained(error: BaseException, job: Job) -> AiftError:
     known = failures.own(found)
     if known:
         return known
-    causes_ = [f"worker {rank}: {short(e)}" for rank, e in sorted(found.items())]
-    text = "; ".join(causes_) or short(error)
+    text = "; ".join(failures.each(found)) or short(error)
     if "running low on memory" in str(error):
         text = _host_memory(str(error), job)
-    log = job.output / "error.log"
+    kind = TrainingError if failures.of_code(found) else WorkersLost
+    log = job.output / LOG
     try:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
-        return WorkersLost(f"training failed: {text}")
-    return WorkersLost(f"training failed: {text}\n  the whole of it is in {log}")
+        return kind(f"training failed: {text}")
+    return kind(f"training failed: {text}\n  the whole of it is in {log}")
 
 
 def _host_memory(message: str, job: Job) -> str:

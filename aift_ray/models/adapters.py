@@ -18,7 +18,7 @@ from aift_ray.models.initial_adapters import (
     start_from_what_was_lost,
 )
 from aift_ray.models.linear import is_transposed
-from aift_ray.models.targets import adapted_layers, check_targets, freeze_towers, named_for_peft
+from aift_ray.models.targets import adapted_layers, check_targets, freeze, named_for_peft
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> PeftModel:
@@ -104,7 +104,7 @@ def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True)
 
 def _trained_in_fp32(model: PeftModel) -> PeftModel:
     # with `bias: all` PEFT trains those of other towers too
-    freeze_towers(model)
+    freeze(model)
     # PEFT does so for adapters, not for biases that are trained with them
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -79,7 +79,8 @@ def document_attention(
         key: (batch, kv heads, key tokens, size).
         value: (batch, kv heads, key tokens, value size).
         attention_mask: (batch, 1, tokens, key tokens), True or 0 where a key counts; None: causal.
-            Not looked at in a packed row.
+            In a packed row, what `document_mask` gives.
+        sliding_window: of a packed row's layer, where it hands one on; a mask says the same.
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
         s_aux: (heads,), a further score for each query that takes part in the softmax and has no
             value (gpt-oss's attention sinks).
@@ -112,6 +113,12 @@ def document_attention(
             query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal
         )
         return attended.transpose(1, 2).contiguous(), None
+    # eager attention goes by the mask alone, and some layers hand no window on
+    window = sliding_window
+    if attention_mask is None:
+        window = None
+    elif window is None:
+        window = int(attention_mask)
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -119,8 +126,8 @@ def document_attention(
     # the kernel takes heads of up to 256 channels
     if plain and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return _flash(query, key, value, scaling, sliding_window, documents), None
-    scores = _Scores(scaling, dropout, sliding_window, softcap, s_aux)
+        return _flash(query, key, value, scaling, window, documents), None
+    scores = _Scores(scaling, dropout, window, softcap, s_aux)
     each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
     return each, None
 
@@ -250,7 +257,7 @@ def document_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """No mask in a packed row, which needs none; that of SDPA otherwise.
+    """That of SDPA; in a packed row the window alone, (), on the CPU, or None without a window.
 
     Raises:
         ModelError: the mask of a packed row is not causal within a window.
@@ -259,7 +266,7 @@ def document_mask(
     if documents is not None:
         kind = getattr(kwargs.get("config"), "model_type", "")
         check_causal(kind, mask_function, local_size, use_vmap, documents)
-        return None
+        return None if not local_size else torch.tensor(local_size)
     mask: torch.Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,

@@ -62,20 +62,43 @@ def not_applied(config: Any) -> list[str]:
 
 def attention_of(config: Any) -> Attention:
     """The attention that a family is computed with, where it is only asked; eager if unknown."""
-    found = table().get(family_of(config))
+    found = known(config)
     return found.attention if isinstance(found, Support) else "eager"
 
 
+def layer_kinds(config: Any) -> frozenset[str]:
+    """The kinds of layers of a model that has several, as its configuration names them."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    return frozenset(map(str, kinds))
+
+
+def known(config: Any) -> Support | Refusal | None:
+    """What was measured of a model's family; None: nothing, or of other kinds of layers."""
+    row = table().get(family_of(config))
+    if row is None:
+        return None
+    measured, found = row
+    kinds = layer_kinds(config)
+    # without any attention a model keeps nothing by token
+    if kinds - measured or (kinds and _attends(measured) and not _attends(kinds)):
+        return None
+    return found
+
+
+def _attends(kinds: frozenset[str]) -> bool:
+    return any("attention" in kind and not kind.startswith("linear") for kind in kinds)
+
+
 @cache
-def table() -> dict[str, Support | Refusal]:
-    """What was measured, by model type."""
-    found: dict[str, Support | Refusal] = {}
+def table() -> dict[str, tuple[frozenset[str], Support | Refusal]]:
+    """The kinds of layers that were measured, and what was seen, by model type."""
+    found: dict[str, tuple[frozenset[str], Support | Refusal]] = {}
     with TABLE.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["refused"]:
-                found[row["model_type"]] = Refusal(row["refused"])
-            else:
+            seen: Support | Refusal = Refusal(row["refused"])
+            if not row["refused"]:
                 attention: Any = row["attention"]
-                packed, batched = row["packed"] == "yes", row["batched"] == "yes"
-                found[row["model_type"]] = Support(attention, packed, batched)
+                seen = Support(attention, row["packed"] == "yes", row["batched"] == "yes")
+            found[row["model_type"]] = frozenset(row["kinds"].split()), seen
     return found

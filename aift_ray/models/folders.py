@@ -131,6 +131,12 @@ def load_config(location: str) -> Any:
         return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
 
 
+def context(config: Any) -> int | None:
+    """Tokens of prompt and answer together that a model takes; None: any number."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if found and found > 0 else None
+
+
 def stop_ids(location: str) -> list[int]:
     """End-of-turn ids that generation_config.json names; empty for a Hub id not on disk."""
     file = Path(location) / "generation_config.json"

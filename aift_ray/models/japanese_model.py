@@ -261,7 +261,7 @@ class JapaneseModel(BaseModel):
 
     def _room(self, model: PreTrainedModel, prompt: int) -> int:
         """Tokens that are left of the context."""
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = folders.context(model.config)
         if context is None:
             return 2**31
         if prompt >= context:

@@ -22,7 +22,7 @@ from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
-from aift_ray.models.targets import freeze_towers, left_in_full
+from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
 
 # of the attention asked of transformers: what computes it
@@ -114,7 +114,6 @@ def load_model(
     made: Any = AutoModelForCausalLM
     if only is not None:
         whole = skeleton(location)
-        # of a wrapper's configuration the class may take the language model's alone
         made, config = part_class(type(whole), only), whole.config
     with explained(location):
         loaded: Any = made.from_pretrained(
@@ -122,7 +121,7 @@ def load_model(
             config=config,
             dtype=dtype or "auto",
             trust_remote_code=False,
-            attn_implementation=attention,
+            attn_implementation=_of_language_model(location, config, attention),
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -141,8 +140,20 @@ def load_model(
     if bits:
         repack = quantization.repack if quantization else True
         settle(found, location, bits, repack)
-    freeze_towers(found)
+    freeze(found)
     return found
+
+
+def _of_language_model(
+    location: str, config: Any, attention: str | None
+) -> str | dict[str, str] | None:
+    """The attention of the language model alone: towers may not compute by it."""
+    if attention is None or config.get_text_config(decoder=True) is config:
+        return attention
+    # of a wrapper's configuration the class may take the language model's alone
+    if type(skeleton(location).config) is not type(config):
+        return attention
+    return {"": attention, "text_config": attention}
 
 
 def _of_blocks(location: str, quantization: Quantization) -> Quantization:
@@ -152,7 +163,9 @@ def _of_blocks(location: str, quantization: Quantization) -> Quantization:
     left = {*usual, *left_in_full(whole)}
     if left == set(usual):
         return quantization
-    return replace(quantization, skipped=tuple(sorted({*left, *quantization.skipped})))
+    names = {*left, *quantization.skipped}
+    within = {name for name in names for other in names if name.startswith(f"{other}.")}
+    return replace(quantization, skipped=tuple(sorted(names - within)))
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:

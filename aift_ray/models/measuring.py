@@ -128,7 +128,7 @@ def counted(
     from aift_ray.models.decoder import decoder_blocks
     from aift_ray.models.experts import stacks
     from aift_ray.models.linear import features
-    from aift_ray.models.targets import linear_maps, towers
+    from aift_ray.models.targets import linear_maps, untrained
 
     def sides(layer: torch.nn.Module) -> tuple[int, int]:
         if isinstance(layer, torch.nn.Embedding):
@@ -138,11 +138,11 @@ def counted(
         return found
 
     linear = {name: sides(layer) for name, layer in linear_maps(model).items()}
-    beside = tuple(f"{name}." for name in towers(model))
+    never = untrained(model)
     # before weights are loaded, two that are going to be one are two
     tied = model.all_tied_weights_keys
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in tied}
-    aside = sum(size for name, size in sizes.items() if name.startswith(beside))
+    aside = sum(size for name, size in sizes.items() if name in never)
     stacked = stacks(model)
     pairs = [sides(layer) for layer in adapted.values()]
     # each expert has adapters of its own

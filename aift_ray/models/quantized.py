@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.experts_4bit import BLOCK, ExpertsConfig
+from aift_ray.models.linear import features
 
 KINDS = ("nf4", "fp4")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -125,12 +126,8 @@ def stored_bits(config: Any) -> int | None:
 
 def unfit_layers(skeleton: PreTrainedModel) -> list[str]:
     """Names of linear layers whose 4-bit form a CPU with AVX512-BF16 can't evaluate."""
-    return [
-        name
-        for name, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (module.out_features % _ROWS or module.in_features % _COLUMNS)
-    ]
+    sizes = ((name, features(module)) for name, module in skeleton.named_modules())
+    return [name for name, size in sizes if size and (size[1] % _ROWS or size[0] % _COLUMNS)]
 
 
 def settle(model: PreTrainedModel, location: str, bits: int, repack: bool = False) -> None:

@@ -25,25 +25,30 @@ _BYPASSED = {
     "correction_coefs": ("correction_coefs", "prediction_coefs"),
     "e_score_correction_bias": ("classifier",),
 }
+# what has a part in no loss of a text alone: the choice of positions, attention to what an encoder
+# gives, and the balance of experts, which transformers does not train
+_WITHOUT_GRADIENT = re.compile(
+    r"\.(indexer|encoder_attn\w*|cross_attn\w*)(\.|$)|\.(expert_bias|e_score_correction_bias)$"
+)
 
 
 def linear_maps(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """{name: layer} of the linear maps of the decoder blocks that adapters can go on, in order."""
     inner = causal_model(model)
-    blocks = list(decoder_blocks(inner))
-    inside = {id(one) for block in blocks for one in block.modules()}
-    bypassed = {
+    inside = {id(one) for block in decoder_blocks(inner) for one in block.modules()}
+    usable = inside - _bypassed(inner)
+    named = {n: m for n, m in inner.named_modules() if not _WITHOUT_GRADIENT.search(n)}
+    return {name: one for name, one in named.items() if id(one) in usable and features(one)}
+
+
+def _bypassed(model: PreTrainedModel) -> set[int]:
+    """Identities of the layers whose weights are used without a call."""
+    return {
         id(getattr(owner, name, None))
-        for block in blocks
-        for owner in block.modules()
+        for owner in model.modules()
         for mark, names in _BYPASSED.items()
         if hasattr(owner, mark)
         for name in names
-    }
-    return {
-        name: one
-        for name, one in inner.named_modules()
-        if id(one) in inside and id(one) not in bypassed and features(one)
     }
 
 
@@ -92,11 +97,18 @@ def _outermost(module: torch.nn.Module, kept: set[int], prefix: str = "") -> lis
     return found
 
 
-def freeze_towers(model: torch.nn.Module) -> None:
-    """Have nothing trained beside the language model."""
+def untrained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The weights that no text trains, by name: those of towers, and what has no gradient."""
     inner = causal_model(model)
-    for name in towers(inner):
-        inner.get_submodule(name).requires_grad_(False)
+    beside = tuple(f"{name}." for name in towers(inner))
+    named = inner.named_parameters()
+    return {n: p for n, p in named if n.startswith(beside) or _WITHOUT_GRADIENT.search(n)}
+
+
+def freeze(model: torch.nn.Module) -> None:
+    """Have no weight wait for a gradient that never comes."""
+    for weight in untrained(model).values():
+        weight.requires_grad_(False)
 
 
 def adapted_layers(model: PreTrainedModel, config: LoRAConfig) -> dict[str, torch.nn.Module]:
@@ -172,8 +184,13 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         for one in asked[field]
         if not any(_is_called(name, [one]) for name in named)
     ]
+    bypassed = _bypassed(model)
     for name, module in adapted_layers(model, config).items():
-        if not features(module) and not isinstance(module, torch.nn.Embedding):
+        if id(module) in bypassed:
+            what = f"the weights of {name} are used without a call, past any adapter"
+            remedy = f"the model has {', '.join(linear)}"
+            problems.append(Problem("lora.target_modules", what, remedy))
+        elif not features(module) and not isinstance(module, torch.nn.Embedding):
             what = f"{name} is a {type(module).__name__}, which LoRA can't adapt"
             remedy = f"the model has {', '.join(linear)}"
             problems.append(Problem("lora.target_modules", what, remedy))

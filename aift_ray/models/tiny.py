@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from aift_ray.models.attention import register
+from aift_ray.models.families import NOISE
 
 _HIDDEN, _HEADS, _HEAD, _LAYERS = 64, 4, 16, 4
 VOCABULARY = 320
@@ -82,7 +83,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     given = text.to_dict()
-    layers = _layers(given)
+    total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
+    layers = min(_layers(given), total or _MOST_LAYERS)
     sizes: dict[str, Any] = {
         name: size for name, size in _SIZES.items() if _is_number(given.get(name))
     }
@@ -98,12 +100,11 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["head_dim"] = sizes["qk_rope_head_dim"]
     if "expand" in given and "num_heads" in sizes:
         sizes["head_dim"] = _HIDDEN * given["expand"] // _HEADS
-    total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
     sizes |= {name: layers for name in _LAYER_COUNTS if _is_number(given.get(name))}
     for name, value in given.items():
         if isinstance(value, list | str) and len(value) == total > layers:
             sizes[name] = value[:layers]
-        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+        elif isinstance(value, float) and "drop" in name:
             sizes[name] = 0.0
         if name.endswith(("_indices", "_idxs")) and isinstance(value, list):
             sizes[name] = [number for number in value if number < layers] or [layers - 1]
@@ -118,6 +119,9 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         }
     ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1, "decoder_start_token_id": 2}
     sizes |= {name: id_ for name, id_ in ids.items() if given.get(name) is not None}
+    if given.get(NOISE):
+        # large enough to be seen where it changes more than training
+        sizes[NOISE] = 0.3
     sizes |= _rope(given, sizes) | {"use_cache": True, "dtype": "float32"}
     kept = {k: v for k, v in given.items() if k not in ("architectures", "quantization_config")}
     return type(text).from_dict(kept | sizes)
@@ -163,14 +167,19 @@ def _rope(given: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
 def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -> PreTrainedModel:
     """A model with random weights, the same whatever attention it is asked to compute.
 
+    As in a run, its routers get no random numbers, but for `eager`.
+
     Args:
         scale: of the matrices; enlarged, so that attention is far from uniform.
     """
     register()
+    config = copy.deepcopy(config)
+    if attention != "eager" and getattr(config, NOISE, None):
+        setattr(config, NOISE, 0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation=attention, dtype=torch.float32
+            config, attn_implementation=attention, dtype=torch.float32
         )
         with torch.no_grad():
             for name, weight in model.named_parameters():

@@ -197,7 +197,7 @@ def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int,
         adapters = shape.adapter_parameters(rank) * part.blocks // shape.layers
         return linear, inside + part.tables * tables, adapters
     linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
-    norms = part.blocks * 2 * shape.hidden + (shape.hidden if part.last else 0)
+    norms = part.blocks * (2 * shape.hidden + shape.extra) + (shape.hidden if part.last else 0)
     loose = norms + part.tables * shape.vocabulary * shape.hidden // split
     # of an adapter, the half at the cut is split with its layer
     columns = sum(a + b // split for a, b in shape.column_shapes)

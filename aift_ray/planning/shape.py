@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # model types whose matrices are those that `Shape` computes
@@ -18,7 +18,7 @@ class Counted:
         linear: (in, out) of the linear layers of all blocks.
         adapted: (in, out) of the layers that get adapters.
         loose: all other parameters of the language model, its tables among them.
-        beside: parameters of other towers, which are never trained.
+        beside: parameters that are never trained, such as those of other towers.
         experts: (experts, in, out) of the stacked weights of all blocks of a mixture.
         active: experts that a token takes.
         adapts_experts: whether the experts are among the layers that get adapters.
@@ -38,6 +38,7 @@ class Shape:
     """Numbers of a decoder-only architecture, as its config.json names them.
 
     Attributes:
+        extra: biases and further norms of a block, beside its matrices and two norms.
         counted: where the parameters were counted: they follow from that alone.
     """
 
@@ -50,14 +51,15 @@ class Shape:
     vocabulary: int
     tied: bool
     experts: int = 1
+    extra: int = 0
     counted: Counted | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
         """Read the numbers from a configuration; KeyError where it is of another kind."""
-        heads = config["num_attention_heads"]
+        heads, kind = config["num_attention_heads"], config.get("model_type", "")
         experts = config.get("num_experts") or config.get("num_local_experts") or 1
-        return cls(
+        shape = cls(
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=heads,
@@ -68,6 +70,7 @@ class Shape:
             tied=bool(config.get("tie_word_embeddings")),
             experts=experts,
         )
+        return replace(shape, extra=_extra(shape, kind, config))
 
     @property
     def column_shapes(self) -> list[tuple[int, int]]:
@@ -138,11 +141,11 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model; where they were not counted, but for biases."""
+        """Parameters of the whole model."""
         if self.counted:
             inside = self.linear_parameters + self.expert_parameters
             return inside + self.counted.loose + self.counted.beside
-        block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden
+        block = sum(a * b for a, b in self.linear_shapes) + 2 * self.hidden + self.extra
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * block + tables + self.hidden
 
@@ -173,3 +176,20 @@ class Shape:
         if self.counted:
             return rank * sum(a + b for a, b in self.counted.adapted)
         return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)
+
+
+def _extra(shape: Shape, kind: str, config: Mapping[str, Any]) -> int:
+    """Parameters of a block that are neither of its matrices nor of its two norms."""
+    query, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    found = 0
+    if kind == "qwen2":
+        found += query + 2 * kv
+    elif config.get("attention_bias"):
+        found += query + 2 * kv + shape.hidden
+    if config.get("mlp_bias"):
+        found += 2 * shape.feed_forward + shape.hidden
+    if kind in ("gemma2", "gemma3_text"):
+        found += 2 * shape.hidden
+    if kind in ("gemma3_text", "qwen3"):
+        found += 2 * shape.head_size
+    return found

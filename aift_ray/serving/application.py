@@ -140,7 +140,13 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 
 async def _invalid(request: Request, error: Any) -> Response:
-    problems = [_problem(detail) for detail in error.errors()]
+    details = [(detail["type"], *_problem(detail)) for detail in error.errors()]
+    # of a union the kind that fits best is told, not that it is none of the others
+    problems = [
+        (where, what)
+        for kind, where, what in details
+        if not (kind.endswith("_type") and any(o.startswith(f"{where}.") for _, o, _ in details))
+    ]
     message = "; ".join(f"{where}: {what}" if where else what for where, what in problems[:20])
     return ApiError(400, message, problems[0][0] or None, "invalid_value").response()
 

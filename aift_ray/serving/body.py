@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+_DEEPEST = 100
 
 
 def _encodable(text: str) -> str:
@@ -15,7 +18,28 @@ def _encodable(text: str) -> str:
     return text
 
 
+def representable(value: dict[str, Any]) -> dict[str, Any]:
+    """The same object; ValueError where it can't be written as JSON in UTF-8, or is too deep."""
+    level: list[Any] = [value]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"is more than {_DEEPEST} levels deep")
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for part in parts for each in part if isinstance(each, dict | list)]
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    except ValueError:
+        raise ValueError("holds NaN or an infinite number") from None
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+# an object that a template, a tokenizer and a grammar can be given
+JsonObject = Annotated[dict[str, Any], AfterValidator(representable)]
 Tokens = Annotated[int, Field(ge=1, le=2**31)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from aift_ray.serving.body import OpenAIBody, Text
+from aift_ray.serving.body import JsonObject, OpenAIBody, Text, representable
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -49,11 +49,12 @@ class CalledFunction(OpenAIBody):
         if not value.strip():
             return "{}"
         try:
-            fine = isinstance(json.loads(value), dict)
+            found = json.loads(value)
         except (ValueError, RecursionError):
-            fine = False
-        if not fine:
+            found = None
+        if not isinstance(found, dict):
             raise ValueError("has to be an object in JSON")
+        representable(found)
         return value
 
 
@@ -96,7 +97,9 @@ class ChatMessage(OpenAIBody):
     @field_validator("content")
     @classmethod
     def _there(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None and not info.data.get("tool_calls") and not info.data.get("refusal"):
+        # what was wrong itself is not among the data, and is told already
+        others = [info.data.get(name, "wrong") for name in ("tool_calls", "refusal")]
+        if value is None and not any(others):
             raise ValueError("is needed")
         return value
 
@@ -132,7 +135,7 @@ class Function(OpenAIBody):
 
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,8 +93,10 @@ def _find(folder: str | None, name: str) -> str:
         raise ApiError(404, message, "lora_name")
     if "/" in name or "\\" in name or name.startswith("."):
         raise ApiError(400, "give the adapter's name, not a path", "lora_name")
-    for each in Path(folder).iterdir():
-        if same_name(each.name) == name and each.is_dir():
-            return str(each)
+    with suppress(OSError):
+        # the folder itself may be gone by now
+        for each in Path(folder).iterdir():
+            if same_name(each.name) == name and each.is_dir():
+                return str(each)
     message = f"the server's folder of adapters holds no {name!r}"
     raise ApiError(404, message, "lora_name", "model_not_found")

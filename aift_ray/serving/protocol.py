@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aift_ray.serving.body import Body, OpenAIBody, Text, Tokens
+from aift_ray.serving.body import Body, JsonObject, OpenAIBody, Text, Tokens
 from aift_ray.serving.conversation import ChatMessage, NamedTool, Tool
 
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=4)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 TokenNumber = Annotated[int, Field(ge=0, lt=2**31)]
-Prompts = Annotated[list[Text] | list[list[TokenNumber]], Field(min_length=1, max_length=64)]
+Prompts = Annotated[list[Text] | list[list[TokenNumber]], Field(max_length=64)]
 
 
 class StreamOptions(OpenAIBody):
@@ -31,7 +31,7 @@ class JsonSchema(OpenAIBody):
 
     name: Annotated[Text, Field(max_length=64)]
     description: Text | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -103,9 +103,12 @@ class ChatRequest(_Sampled):
 
 
 class CompletionRequest(_Sampled):
-    """`POST /v1/completions`; a prompt is a text or the ids of its tokens."""
+    """`POST /v1/completions`; a prompt is a text or the ids of its tokens.
 
-    prompt: Text | list[TokenNumber] | Prompts
+    An empty one is the start of a document.
+    """
+
+    prompt: Text | list[TokenNumber] | Prompts | None
     echo: Literal[False] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # what is not done here, at the values that ask for none of it
@@ -114,8 +117,8 @@ class CompletionRequest(_Sampled):
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Each prompt."""
-        given: Any = self.prompt
-        single = isinstance(given, str) or (given and isinstance(given[0], int))
+        given: Any = self.prompt or ""
+        single = isinstance(given, str) or isinstance(given[0], int)
         return [given] if single else given
 
 

@@ -155,7 +155,15 @@ class Service:
             raise ApiError(400, str(error), "messages") from None
 
     def prompt(self, given: str | list[int]) -> list[int]:
-        """Ids of a prompt that may be given as ids; ApiError 400 where the model has no such id."""
+        """Ids of a prompt that may be given as ids, at least one.
+
+        Raises:
+            ApiError: 400, the model has no such id.
+        """
+        if not given:
+            tokenizer = self.encoder.tokenizer
+            starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            return [token for token in starts if token is not None][:1]
         if isinstance(given, str):
             return self.text_prompt(given)
         if any(token >= self.engine.vocabulary for token in given):

@@ -75,7 +75,7 @@ def registered() -> None:
 @pytest.mark.parametrize("family", CATALOGUED)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_family_of_the_catalog_is_computed_as_its_table_says(family: str, method: Any) -> None:
-    found, listed = measure(configuration(family), method), families.table()[family]
+    found, listed = measure(configuration(family), method), families.known(configuration(family))
     assert isinstance(found, Support), found
     assert isinstance(listed, Support)
     # the table speaks of both methods

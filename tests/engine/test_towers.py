@@ -12,12 +12,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from aift_ray.config import LoRAConfig
+from aift_ray.models.adapters import add_adapters
+from aift_ray.models.loading import load_model
+from aift_ray.models.quantized import Quantization
 from aift_ray.models.targets import towers
+from aift_ray.quantization import merging, quantizer
 from tests.engine.runs import spawn
 from tests.engine.test_worker import Killed, losses, run
 from tests.models.families import make, save, with_towers
 
-FAMILIES = ("gemma3", "gemma4", "gemma4_unified", "gpt2")
 STEADY = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
 
 
@@ -26,8 +30,17 @@ def made(family: str, folder: Path) -> str:
     return str(save(with_towers(family), folder) if wrapper else make(family, folder))
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("gemma3", "full"),
+        ("gemma3", "qlora"),
+        ("gemma4", "lora"),
+        ("gemma4_unified", "full"),
+        ("gpt2", "lora"),
+        ("gpt2", "qlora"),
+    ],
+)
 def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
     family: str, method: str, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -82,3 +95,42 @@ def test_two_workers_take_the_steps_of_one(
     for name, found in spawn(path, 2).items():
         for one, other in zip(found, wanted[name.split("_")[1]], strict=True):
             assert one == pytest.approx(other, rel=1e-4), name
+
+
+@pytest.mark.parametrize("family", ["gemma4", "gpt2"])
+def test_an_adapter_merges_and_a_quantized_folder_gives_the_same_logits(
+    family: str, tmp_path: Path
+) -> None:
+    location = made(family, tmp_path / "model")
+    adapted = add_adapters(load_model(location, torch.float32, None), LoRAConfig(r=4), location)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.eval().save_pretrained(str(tmp_path / "adapter"))
+    cpu, ids = torch.device("cpu"), torch.arange(5, 25)[None]
+    merging.merge(location, tmp_path / "adapter", torch.float32, cpu, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    held = quantizer.quantize(location, Quantization(4), cpu, tmp_path / "held")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "held").eval()
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-3)
+        assert torch.equal(opened(input_ids=ids).logits, held(input_ids=ids).logits)
+
+
+def test_shared_out_workers_save_the_whole(configure: Callable[..., Any], tmp_path: Path) -> None:
+    location = made("gemma3", tmp_path / "model")
+    steady = STEADY | {"training__learning_rate": 1e-4, "training__num_epochs": 1}
+    run(configure(model=location, **steady), tmp_path / "alone")
+    more = {"training__batch_size": 2, "parallel__strategy": "fsdp"}
+    shared = configure(model=location, **steady | more, output_dir=str(tmp_path / "shared"))
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({"shared": shared.model_dump(mode="json")}), "utf-8")
+    spawn(path, 2)
+    one, two = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("alone", "shared")
+    )
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4, msg=name)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -17,7 +17,10 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from aift_ray.commandline import guarded
+from aift_ray.config import ServeConfig
+from aift_ray.launch import serving
 from aift_ray.serve import run
+from aift_ray.serving.choice import Choice
 from tests.launch.served import LONG, Served
 from tests.serving.conftest import write_adapter
 from tests.serving.test_openai import QUESTION
@@ -144,6 +147,47 @@ def test_what_can_not_be_served_is_refused_before_anything_starts(
     (tmp_path / "empty").write_text("# none\n", "utf-8")
     assert guarded(run, flags) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_threads_of_a_replica_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(engine: Literal["transformers", "vllm"]) -> str | None:
+        monkeypatch.setattr(serving, "engine_of", lambda *_: Choice(engine, "as set"))
+        made = serving.deployment(ServeConfig(), None, {"CPU": 2})
+        variables = made._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
+        assert variables["OMP_NUM_THREADS"] == "2"
+        policy: str | None = variables.get("OMP_WAIT_POLICY")
+        return policy
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert told("transformers") == "PASSIVE"
+    assert told("vllm") is None
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert told("transformers") == "ACTIVE"
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_a_home_that_can_not_be_written_is_one_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dry_run: list[str],
+) -> None:
+    for name in ("XDG_STATE_HOME", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").write_text("", "utf-8")
+    # what may be written by its mode, and can't be all the same
+    for home in (tmp_path / "home", Path("/proc/nothing")):
+        if dry_run and home.parent != tmp_path:
+            continue
+        monkeypatch.setenv("HOME", str(home))
+        assert guarded(run, dry_run) == 2
+        told = capsys.readouterr().err
+        assert str(home / ".local" / "state" / "aift_ray") in told
+        assert "--api-key-file" in told
+        assert guarded(run, ["--no-auth", *dry_run]) == 2
+        told = capsys.readouterr().err
+        assert str(home / ".ray") in told
+        assert "RAY_AUTH_TOKEN_PATH" in told
 
 
 def test_an_adapter_of_another_template_or_base_is_refused_with_the_difference(

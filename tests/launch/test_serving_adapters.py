@@ -191,6 +191,16 @@ def test_a_new_replica_starts_without_what_it_can_not_load_and_says_so(
     assert answer(served, "rewritten").status_code == 200
 
 
+@pytest.mark.parametrize("name", [*DAMAGES, "other-base"])
+def test_a_damaged_adapter_is_refused_before_the_start(
+    shelf: Path, tiny_model: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(run, ["--adapter", f"x={shelf / name}", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "adapter x" in told
+    assert str(tiny_model if name == "other-base" else shelf / name) in told
+
+
 def test_several_models_are_refused(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(run, ["--model", "hina-4m", f"--model={sound}", "--dry-run"]) == 2
     assert "--adapter NAME=FOLDER" in capsys.readouterr().err

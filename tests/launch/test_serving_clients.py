@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,18 @@ IDLE: dict[str, list[Any]] = {
     "store": [True],
     "user": ["u"],
 }
+
+
+DEEP: Any = functools.reduce(lambda inner, _: {"a": inner}, range(120), {})
+
+
+def calling(arguments: str) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [CALL | {"function": function}]}
+
+
+def offering(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +228,24 @@ def test_what_asks_for_nothing_is_taken_within_messages_and_tools(served: Served
         ({"messages": [QUESTION | {"mood": None}]}, "messages.0.mood"),
         ({"messages": [QUESTION | {"content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": [QUESTION, calling("[]")]}, "messages.1.tool_calls.0.function.arguments"),
+        ({"messages": [QUESTION, calling('{"a":')]}, "messages.1.tool_calls.0.function.arguments"),
+        ({"messages": [QUESTION, calling('{"a": "\\ud800"}')]}, "messages.1.tool_calls.0"),
+        ({"tools": [offering({"a": "\ud800"})]}, "tools.0.function.parameters"),
+        ({"tools": [offering({"a": DEEP})]}, "tools.0.function.parameters"),
     ],
 )
 def test_what_asks_for_something_that_is_not_done_is_refused_by_name(
     served: Served, change: dict[str, Any], param: str
 ) -> None:
-    response = served.http.post("/v1/chat/completions", json=CHAT | change)
+    content = json.dumps(CHAT | change).encode()
+    headers = {"Content-Type": "application/json"}
+    response = served.http.post("/v1/chat/completions", content=content, headers=headers)
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"].startswith(param), response.text
+    error = response.json()["error"]
+    assert error["param"].startswith(param), response.text
+    # and no second reason, which would be false
+    assert not param.startswith("messages") or error["message"].count("messages") == 1, error
 
 
 def test_an_answer_is_sent_back_as_the_client_dumps_it(
@@ -284,6 +307,9 @@ def test_biases_and_prompts_of_tokens_are_taken(served: Served, client: openai.O
     ids = served.http.post("/tokenize", json={"text": "昔々、"}).json()["tokens"]
     asked: dict[str, Any] = {"model": "tooled", "max_tokens": 8, "temperature": 0}
     wanted = client.completions.create(prompt="昔々、", **asked).choices[0].text
+    for prompt in (None, "", []):
+        started = served.http.post("/v1/completions", json=asked | {"prompt": prompt})
+        assert started.json()["usage"]["prompt_tokens"] == 1
     for prompt in (ids, [ids]):
         assert client.completions.create(prompt=prompt, **asked).choices[0].text == wanted
     for one in (wanted, client.completions.create(prompt=[ids, ids], **asked).choices[1].text):

@@ -60,6 +60,11 @@ def save(config: Any, folder: Path) -> Path:
             if weight.ndim > 1:
                 weight.mul_(3)
     model.save_pretrained(folder)
+    return companions(folder)
+
+
+def companions(folder: Path) -> Path:
+    """`folder` with the shipped tokenizer and chat template."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(SHIPPED / name, folder / name)
     return folder

@@ -28,6 +28,8 @@ REPEATED = "今日は朝から雨が降っている。"
 ENDLESS = {"temperature": "0", "max_tokens": "900", "frequency_penalty": "-2"}
 LONG = QUESTION + "雨" * 300 + "a" * 300
 CHAT = "**/v1/chat/completions"
+# over plain HTTP only the loopback address is a secure context
+ELSEWHERE = "page.test"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
@@ -46,8 +48,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path])
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium."""
+    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield opened
         opened.close()
 
@@ -56,6 +59,7 @@ class Visitor:
     """A tab of its own, which keeps what the console says and where requests go."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.address = address
         self.context = browser.new_context(**({"locale": "ja-JP"} | options))
         self.page = self.context.new_page()
         self.page.set_default_timeout(8000)
@@ -102,13 +106,13 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
     """Opens the page; at the end no visitor may have asked another host for anything."""
     visitors: list[Visitor] = []
 
-    def opened(**options: Any) -> Visitor:
-        visitors.append(Visitor(browser, address, **options))
+    def opened(host: str = "127.0.0.1", **options: Any) -> Visitor:
+        visitors.append(Visitor(browser, address.replace("127.0.0.1", host), **options))
         return visitors[-1]
 
     yield opened
     for visitor in visitors:
-        assert [url for url in visitor.urls if not url.startswith(f"{address}/")] == []
+        assert [url for url in visitor.urls if not url.startswith(f"{visitor.address}/")] == []
         visitor.context.close()
 
 
@@ -220,6 +224,24 @@ def test_dark_follows_the_system_until_it_is_switched(visit: Callable[..., Visit
     assert not is_dark(visitor)
     visitor.page.reload()
     assert not is_dark(visitor)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
+def test_an_answer_is_copied_over_plain_http_too(visit: Callable[..., Visitor], host: str) -> None:
+    visitor = visit(host=host)
+    secure = visitor.page.evaluate("() => isSecureContext && !!navigator.clipboard")
+    assert secure == (host != ELSEWHERE)
+    visitor.enter()
+    visitor.ask(QUESTION, temperature="0")
+    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor[".copy"].click()
+    visitor.expect(".copy").to_have_text("コピーしました")
+    visitor.expect(".copy").to_be_focused()
+    visitor.expect("textarea.unseen").to_have_count(0)
+    visitor["#message"].focus()
+    visitor.page.keyboard.press("ControlOrMeta+V")
+    visitor.expect("#message").to_have_value(REPEATED)
+    assert visitor.errors == []
 
 
 def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from aift_ray.config import ServeConfig, ServingConfig
+from aift_ray.errors import ModelError
+from aift_ray.serving import opening
 from tests.serving.conftest import Site, write_adapter
 
 PROMPT = {"prompt": "昔々、", "max_tokens": 12, "temperature": 0}
@@ -76,6 +79,20 @@ def test_no_path_is_taken_and_a_key_is_asked_for(opened: Site) -> None:
     for route in ("load", "unload"):
         path = f"/v1/{route}_lora_adapter"
         assert opened.send("POST", path, key=None, json={"lora_name": "大阪弁"}).status_code == 401
+
+
+def test_a_folder_that_is_gone_takes_no_replica_down(tmp_path: Path) -> None:
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    made = Site(tmp_path, {}, adapter_folder=str(folder))
+    folder.rmdir()
+    response = made.send("POST", "/v1/load_lora_adapter", json={"lora_name": "x"})
+    assert response.status_code == 404
+    config = ServeConfig(serving=ServingConfig(adapter_folder=str(folder)))
+    assert opening.check_base(config, gpu=False).location
+    with pytest.raises(ModelError, match="is no folder"):
+        opening.check(config, gpu=False)
+    made.close()
 
 
 def test_without_a_folder_nothing_is_loaded_and_strangers_are_not_unloaded(site: Site) -> None:

@@ -51,9 +51,31 @@ export function ask(question) {
 }
 
 async function copy(turn) {
-  await navigator.clipboard.writeText(turn.answer);
-  say(turn.element.querySelector(".copy"), "copied");
-  say(find("spoken"), "copied");
+  const word = (await copied(turn.answer)) ? "copied" : "not_copied";
+  say(turn.element.querySelector(".copy"), word);
+  say(find("spoken"), word);
+}
+
+async function copied(content) {
+  try {
+    await navigator.clipboard.writeText(content);
+    return true;
+  } catch {
+    // over plain HTTP browsers have no clipboard but this
+    return copiedBySelection(content);
+  }
+}
+
+function copiedBySelection(content) {
+  const pressed = document.activeElement;
+  const area = document.createElement("textarea");
+  Object.assign(area, { value: content, readOnly: true, className: "unseen" });
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  pressed?.focus();
+  return done;
 }
 
 async function answer(turn) {
@@ -147,7 +169,7 @@ function end(turn, failure, meter, stopped) {
   const shown = element.querySelector(".answer .text");
   if (!turn.answer) say(shown, failure || stopped ? null : "empty");
   say(copies, "copy");
-  copies.hidden = !turn.answer || !navigator.clipboard;
+  copies.hidden = !turn.answer;
   say(again, failure ? "retry" : "again");
   again.hidden = turn !== turns.at(-1);
   say(figuresOf(turn), failure ? null : meter.word(stopped), meter.values());
