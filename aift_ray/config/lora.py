@@ -16,12 +16,6 @@ class LoRAConfig(Section):
     target_modules: list[str] | None = setting(
         None, "names of the adapted layers; default: every linear layer of the decoder blocks"
     )
-    experts: bool = setting(
-        False,
-        "adapt the experts of a mixture too, by PEFT's target_parameters; lora_dropout must be 0. "
-        "Off by default, as in PEFT, TRL and Axolotl: every expert gets adapters of its own, tens "
-        "of times as many in all, and they must be merged before they are served",
-    )
     lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
     bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
@@ -41,6 +35,12 @@ class LoRAConfig(Section):
     )
     lora_plus_ratio: float = setting(
         1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
+    )
+    experts: bool = setting(
+        False,
+        "adapt the experts of a mixture too, by PEFT's target_parameters; lora_dropout must be 0. "
+        "Off by default, as in PEFT, TRL and Axolotl: every expert gets adapters of its own, tens "
+        "of times as many in all, and they must be merged before they are served",
     )
 
     def contradictions(self, base_bits: int | None, strategy: str) -> list[Problem]:
