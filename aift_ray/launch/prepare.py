@@ -24,7 +24,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting
-from aift_ray.models import families, folders
+from aift_ray.models import families, folders, provenance
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
@@ -82,7 +82,6 @@ def prepare(
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
     support = _support(config, model_config)
-    text_config = model_config.get_text_config()
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, folders.context(model_config))
@@ -218,6 +217,10 @@ def _resumed_state(config: RunConfig, folder: Path) -> State:
         # its adapters have learned to make up for the rounding of another base model
         what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
         raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
+    base = provenance.other_base(folder, folders.resolve(config.model)) if adapter else None
+    if base:
+        what = f"was trained on {base}, and {config.model} has other weights"
+        raise ConfigError([Problem(field, what, "give the --model it was made with")])
     saved = json.loads((folder / "adapter_config.json").read_text("utf-8")) if adapter else {}
     if adapter and bool(saved.get("target_parameters")) != config.lora.experts:
         what = f"its adapters are{' ' if saved.get('target_parameters') else ' not '}on experts too"

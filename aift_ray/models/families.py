@@ -80,10 +80,14 @@ def known(config: Any) -> Support | Refusal | None:
         return None
     measured, found = row
     kinds = layer_kinds(config)
-    attends = any("attention" in kind for kind in kinds)
-    if kinds - measured or (kinds and not attends and "attention" in " ".join(measured)):
+    # without any attention a model keeps nothing by token
+    if kinds - measured or (kinds and _attends(measured) and not _attends(kinds)):
         return None
     return found
+
+
+def _attends(kinds: frozenset[str]) -> bool:
+    return any("attention" in kind and not kind.startswith("linear") for kind in kinds)
 
 
 @cache

@@ -69,6 +69,18 @@ def identity(location: str) -> str | None:
     return str(origin) if origin else own
 
 
+def other_base(folder: Path, location: str) -> str | None:
+    """The base that training has recorded in an adapter's folder, where `location` is another.
+
+    Raises:
+        OSError, ValueError: a file can't be read.
+    """
+    recorded = remembered(folder).get("base") or {}
+    held = identity(location)
+    known = recorded.get("weights") and held
+    return str(recorded["name"]) if known and recorded["weights"] != held else None
+
+
 def _known(location: str) -> str | None:
     try:
         return identity(location)

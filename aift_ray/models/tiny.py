@@ -83,7 +83,8 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     text = copy.deepcopy(config.get_text_config(decoder=True))
     given = text.to_dict()
-    layers = _layers(given)
+    total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
+    layers = min(_layers(given), total or _MOST_LAYERS)
     sizes: dict[str, Any] = {
         name: size for name, size in _SIZES.items() if _is_number(given.get(name))
     }
@@ -99,7 +100,6 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["head_dim"] = sizes["qk_rope_head_dim"]
     if "expand" in given and "num_heads" in sizes:
         sizes["head_dim"] = _HIDDEN * given["expand"] // _HEADS
-    total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
     sizes |= {name: layers for name in _LAYER_COUNTS if _is_number(given.get(name))}
     for name, value in given.items():
         if isinstance(value, list | str) and len(value) == total > layers:

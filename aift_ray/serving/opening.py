@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.recorded import Recorded, record
 from aift_ray.serving.requests import Engine
+from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.service import Limits, Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -102,10 +104,29 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
+    if engine.engine == "transformers":
+        _check_family(config.model, folders.load_config(location))
     if config.serving.adapter_folder or config.adapters:
         # made now: while requests are answered it would change torch's default dtype for them
         adapters.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
+
+
+def _check_family(name: str, model_config: Any) -> None:
+    """Refuse a family that the engine transformers can't answer in batches.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    found, where = families.known(model_config), f"model {name}"
+    remedy = "serve a model of another family (docs/models.md), or use --engine vllm"
+    if isinstance(found, families.Refusal):
+        what = f"the family {families.family_of(model_config)} can't be computed: {found.why}"
+        raise ModelError([Problem(where, what, remedy)])
+    if found and not found.batched:
+        what = "prompts of uneven length change each other's answers in this family"
+        raise ModelError([Problem(where, what, remedy)])
+    RowsCache(model_config)
 
 
 def encoder_of(location: str) -> PromptEncoder:

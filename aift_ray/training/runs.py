@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from torch import nn
 
 from aift_ray.commandline import validated
 from aift_ray.config import DataConfig, RunConfig, TrainingConfig
 from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
 from aift_ray.launch import output, training, workers
+from aift_ray.models import folders
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
+from aift_ray.models.loading import weight_bytes
+from aift_ray.utils.gpu_utils import clear_gpu_memory
+
+_LOG = logging.getLogger(__name__)
+# at opening a trained model, and seconds between them
+_ATTEMPTS, _PAUSE = 3, 5.0
 
 Rows = list[str] | list[dict[str, Any]]
 
@@ -82,18 +93,61 @@ def run(
     folder = Path(str(settings.output_dir))
     # the weights are read anew: two copies would not fit
     model.model = None
+    clear_gpu_memory()
     workers.quiet()
     done = settings.resume == "latest" and output.finished(folder)
     if not here or done:
+        _check_room(model)
         training.run(settings)
         model.model_name, model.tokenizer = str(folder / "model"), None
-        return model.load_model()
+        return _opened(model)
     trained = training.run_here(settings, model.device)
     model.model_name, model.tokenizer = str(folder / "model"), None
     ready_to_answer(trained)
     trained.eval()
     model.model = trained  # type: ignore[assignment]
     return trained
+
+
+def _check_room(model: BaseModel) -> None:
+    """Refuse a model that this process could not open once others have trained it.
+
+    Raises:
+        ConfigError: its weights are larger than all the memory of its device and of the host.
+    """
+    bits = model.quantization.bits if model.quantization else None
+    need = weight_bytes(folders.resolve(model.model_name), model.torch_dtype, bits)
+    room = psutil.virtual_memory().total
+    if model.device.type == "cuda":
+        room = max(room, torch.cuda.mem_get_info(model.device)[1])
+    if need > room:
+        what = f"its weights need {need / 2**30:.1f} GiB, and this process, which opens the trained"
+        what += f" model, can have {room / 2**30:.1f} GiB"
+        remedy = "train it with the command aift-ray train, which does not open it"
+        raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
+
+
+def _opened(model: BaseModel) -> nn.Module:
+    """The trained model, on the CPU where its device has no room for it.
+
+    Raises:
+        TrainingError: there is no room here at all; with where the model is.
+    """
+    problem = ""
+    for attempt in range(_ATTEMPTS + 1):
+        if attempt == _ATTEMPTS and model.device.type != "cpu":
+            _LOG.warning("%s; the trained model is loaded on the CPU", problem)
+            model.device = torch.device("cpu")
+        try:
+            return model.load_model()
+        except (ModelError, MemoryError, torch.OutOfMemoryError) as error:
+            problem = str(error)
+            clear_gpu_memory()
+            if attempt < _ATTEMPTS:
+                # the memory of workers comes back a while after they have ended
+                time.sleep(_PAUSE)
+    text = f"the run is done, and its model is in {model.model_name}; it can't be loaded here"
+    raise TrainingError(f"{text}: {problem}")
 
 
 def parts_of(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:

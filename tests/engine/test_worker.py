@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.batches import collate
@@ -119,6 +120,20 @@ def test_resuming_with_other_rows_or_another_method_is_noticed(
     assert "changed since" in " ".join(prepare(other, tmp_path, 1, False, step).warnings)
     with pytest.raises(ConfigError, match="full training"):
         prepare(configure(method="lora"), tmp_path, 1, False, step)
+
+
+def test_an_adapter_goes_on_with_its_own_base_only(
+    configure: Configure, tiny_model: Path, tmp_path: Path
+) -> None:
+    run(configure(method="lora", training__save_steps=1), tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "step-2"
+    copied = shutil.copytree(tiny_model, tmp_path / "copy")
+    prepare(configure(method="lora", model=str(copied)), tmp_path, 1, False, step)
+    weights = load_file(copied / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=f"was trained on {tiny_model}, and .* other weights"):
+        prepare(configure(method="lora", model=str(copied)), tmp_path, 1, False, step)
 
 
 def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from aift_ray.models import loading
+from aift_ray.models.experts import expert_parameters
+from aift_ray.models.experts_4bit import Packed
 from aift_ray.quantization import merging
 from tests.conftest import make_tiny_mixture
+from tests.engine.runs import started, stepped
 from tests.quantization.conftest import Quantize, make_adapter
 
 IDS = torch.tensor([[5, 99, 1203, 42, 7, 3000]])
@@ -57,3 +62,23 @@ def test_a_quantized_mixture_is_read_by_plain_transformers(
     # a token may be sent to other experts than before
     assert torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean() > 0.95
     assert not torch.equal(found, wanted)
+
+
+def test_qlora_on_a_quantized_folder_holds_the_experts_in_4_bits_too(
+    tiny_mixture: Path, run: Quantize, configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = run("--bits", "4", "--eval-rows", "0", model=tiny_mixture)
+    plain = loading.load_model(str(folder), torch.float32, None)
+    assert len(expert_parameters(plain)) == 2 * 2, "to answer it is what transformers reads"
+    assert loading.weight_bytes(str(folder), torch.float32) == pytest.approx(
+        sum(p.nbytes for p in plain.parameters()), rel=0.01
+    )
+    more = {"lora__experts": True, "lora__lora_dropout": 0.0, "training__learning_rate": 1e-3}
+    runs = [
+        started(configure(model=str(m), method="qlora", **more), tmp_path)
+        for m in (tiny_mixture, folder)
+    ]
+    lines = [[line["loss"] for line in stepped(one)] for one in runs]
+    assert lines[0] == pytest.approx(lines[1], abs=1e-4)
+    packed = [m for m in runs[1].module.modules() if isinstance(m, Packed)]
+    assert len(packed) == 2
