@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aift_ray.serving.failures import ApiError
 
-# what a replica may take to say that it is well
-_HEALTH_S = 3.0
+# what a replica may take to say that it is well to who asks, and where a request depends on it
+_HEALTH_S, _REPLICA_S = 3.0, 8.0
 # how long a request waits for the start of its answer before it is asked whether there is a replica
 _PATIENCE_S = 1.0
 _HEALTH = "/healthz"
@@ -116,7 +116,7 @@ class Ingress:
             "headers": headers,
         }
         with suppress(Exception):
-            await asyncio.wait_for(self._app(health, received, note), _HEALTH_S)
+            await asyncio.wait_for(self._app(health, received, note), _REPLICA_S)
         return begun.is_set()
 
 

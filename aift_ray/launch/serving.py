@@ -205,6 +205,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     Raises:
         AiftError: the settings are wrong, or the replicas don't start.
     """
+    workers.quiet()
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
     home.check(makes_key)
     config = opening.on_base(config)

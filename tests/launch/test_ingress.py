@@ -60,6 +60,7 @@ def get(proxy: Proxy, path: str, probe: bool = False) -> httpx.Response:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "_HEALTH_S", 0.2)
+    monkeypatch.setattr(ingress, "_REPLICA_S", 0.3)
     monkeypatch.setattr(ingress, "_PATIENCE_S", 0.1)
 
 
