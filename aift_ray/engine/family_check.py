@@ -31,6 +31,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import loading
 from aift_ray.models.adapters import add_adapters
+from aift_ray.models.catalog import of_family
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.families import Attention, Refusal, Support, family_of, known
 from aift_ray.models.packed import recomputing
@@ -59,9 +60,8 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
     family = family_of(config)
     found = known(config) or _cached(config, method, cache)
     if isinstance(found, Refusal):
-        what = f"the family {family} can't be computed as transformers computes it: {found.why}"
-        remedy = "choose a model of the catalog (aift-ray train --help names the shipped one; "
-        remedy += "docs/models.md lists the families)"
+        what = f"it can't be computed as transformers' eager forward computes it: {found.why}"
+        remedy = f"choose a model of another family (docs/models.md), such as {of_family(family)}"
         raise ModelError([Problem(f"model family {family}", what, remedy)])
     return found
 
@@ -97,7 +97,8 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
                     return Support(kind, packed, not wanted.batch_difference(tiny, method, kind))
             except Exception as error:
                 why = _line(error)
-    return Refusal(why)
+    # the last way that was tried
+    return Refusal(f"rows padded, attention {kind}: {why}")
 
 
 def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:

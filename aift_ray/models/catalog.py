@@ -171,6 +171,13 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in CATALOG.values() if entry.location == name), None)
 
 
+def of_family(kind: str) -> str:
+    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one."""
+    types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
+    near = difflib.get_close_matches(kind, types, 1, 0.4)
+    return types[near[0]] if near else SHIPPED_MODEL
+
+
 def nearest(name: str) -> list[str]:
     """The catalog's names that resemble `name`, best first, at most three."""
     wanted = name.rsplit("/", 1)[-1].lower()

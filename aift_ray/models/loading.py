@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from aift_ray.config import SHIPPED_MODEL
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import families
 from aift_ray.models.attention import NAME, register
-from aift_ray.models.catalog import CATALOG
+from aift_ray.models.catalog import of_family
 from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
@@ -50,11 +48,8 @@ def _check_family(config: Any) -> None:
     kind = config.model_type
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
-    types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
-    near = get_close_matches(kind, types, 1, 0.4)
-    other = types[near[0]] if near else SHIPPED_MODEL
     what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
-    remedy = f"choose a model of another family, such as {other}"
+    remedy = f"choose a model of another family, such as {of_family(kind)}"
     raise ModelError([Problem(f"model family {kind}", what, remedy)])
 
 
