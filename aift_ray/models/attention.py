@@ -8,8 +8,9 @@ pass: a layer that does not hand its keyword arguments on makes no difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.packed import Packed, check_causal, current
+from aift_ray.models.packed import Packed, current, document_mask
 from aift_ray.models.score_attention import attend_with_scores, expanded
 
 NAME = "documents"
+_FLASH = "one call of PyTorch's FlashAttention 2"
+_SDPA = "PyTorch's SDPA, each document by itself"
+_SCORES = "scores in memory, for softcapping or sinks, each document by itself"
+_LOG = logging.getLogger(__name__)
 # what layers hand on that attention does not depend on
 _WITHOUT_EFFECT = frozenset(
     {
@@ -125,14 +130,24 @@ def document_attention(
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
-    plain = softcap is None and s_aux is None and not dropout and key.shape[-1] == value.shape[-1]
+    plain = softcap is None and s_aux is None
+    fits = plain and not dropout and key.shape[-1] == value.shape[-1]
     # the kernel takes heads of up to 256 channels
-    if plain and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8):
+    flash = fits and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8)
+    if not torch.compiler.is_compiling():
+        _say(_FLASH if flash else _SDPA if plain else _SCORES)
+    if flash:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _flash(query, key, value, scaling, window, documents), None
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
     each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
     return each, None
+
+
+@cache
+def _say(kernel: str) -> None:
+    """Log what computes packed documents; once."""
+    _LOG.info("attention of packed documents: %s", kernel)
 
 
 @dataclass(frozen=True)
@@ -246,43 +261,6 @@ def _attend(
         scale=scores.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-
-
-def document_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    local_size: int | None = None,
-    use_vmap: bool = False,
-    **kwargs: Any,
-) -> torch.Tensor | None:
-    """That of SDPA; in a packed row the window alone, (), on the CPU, or None without a window.
-
-    Raises:
-        ModelError: the mask of a packed row is not causal within a window.
-    """
-    documents = current()
-    if documents is not None:
-        kind = getattr(kwargs.get("config"), "model_type", "")
-        check_causal(kind, mask_function, local_size, use_vmap, documents)
-        return None if not local_size else torch.tensor(local_size)
-    mask: torch.Tensor | None = sdpa_mask(
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        local_size=local_size,
-        use_vmap=use_vmap,
-        **kwargs,
-    )
-    return mask
 
 
 def register() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from aift_ray.errors import ModelError, Problem
 
@@ -28,6 +29,8 @@ class Packed:
     tokens: int
 
 
+# configurations, and windows, whose masks were looked at: once is enough, and costs a transfer
+_CHECKED: set[tuple[int, int | None]] = set()
 _PACKED: ContextVar[Packed | None] = ContextVar("packed", default=None)
 
 
@@ -52,8 +55,44 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     return packed(documents), packed(documents)
 
 
-def check_causal(
-    kind: str,
+def document_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """That of SDPA; in a packed row the window alone, (), on the CPU, or None without a window.
+
+    Raises:
+        ModelError: the mask of a packed row is not causal within a window.
+    """
+    documents = current()
+    if documents is not None:
+        _check_causal(kwargs.get("config"), mask_function, local_size, use_vmap, documents)
+        return None if not local_size else torch.tensor(local_size)
+    mask: torch.Tensor | None = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        use_vmap=use_vmap,
+        **kwargs,
+    )
+    return mask
+
+
+def _check_causal(
+    config: Any,
     mask_function: Callable[..., Any],
     window: int | None,
     use_vmap: bool,
@@ -64,8 +103,8 @@ def check_causal(
     Raises:
         ModelError: the mask is not causal within a window.
     """
-    if window == 0:
-        # no layer can use it: some make a mask for windows that they don't have
+    # some models make a mask for windows of no width, which no layer uses
+    if window == 0 or (id(config), window) in _CHECKED:
         return
     borders = documents.cu_seqlens.long()
     at = torch.arange(documents.tokens, device=borders.device)
@@ -80,4 +119,9 @@ def check_causal(
         found = zeros.bool() if use_vmap else mask_function(zeros, zeros, rows, columns)
         if use_vmap or not torch.equal(found.expand_as(same), same if allowed else zeros.bool()):
             what = "its attention is not causal within a window, which packed rows are computed for"
-            raise ModelError([Problem(f"model {kind}", what, "pad the rows: --data.packing false")])
+            kind = getattr(config, "model_type", "")
+            raise ModelError(
+                [Problem(f"model family {kind}", what, "pad the rows: --data.packing false")]
+            )
+    if config is not None:
+        _CHECKED.add((id(config), window))

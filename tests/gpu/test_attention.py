@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aift_ray.models import attention
+from aift_ray.models.packed import Packed, packed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,9 +36,8 @@ def test_one_kernel_attends_as_the_loop_in_fp32_does(
         out, _ = attention.document_attention(
             torch.nn.Module(),
             *leaves,
-            None,
+            None if window is None else torch.tensor(window),
             scaling=size**-0.5,
-            sliding_window=window,
             cu_seq_lens_q=borders,
             max_length_q=max(lengths),
         )
@@ -47,6 +47,23 @@ def test_one_kernel_attends_as_the_loop_in_fp32_does(
         assert rounded.dtype is dtype
         error = (rounded.float() - exact).norm() / exact.norm()
         assert error < 1e-2
+
+
+@pytest.mark.parametrize("how", ["softcap", "sinks"])
+def test_caps_and_sinks_in_16_bits_are_those_of_fp32(how: str) -> None:
+    torch.manual_seed(0)
+    borders = torch.tensor([0, 33, 34, 800], dtype=torch.int32, device="cuda")
+    more = {"softcap": 2.0} if how == "softcap" else {"s_aux": torch.randn(4, device="cuda")}
+    given = [torch.randn(1, heads, 800, 64, device="cuda") for heads in (4, 2, 2)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [each.to(dtype).detach().requires_grad_() for each in given]
+        with packed(Packed(borders, 766, 800)):
+            out, _ = attention.document_attention(torch.nn.Module(), *leaves, None, **more)
+        out.float().square().sum().backward()
+        found.append([out, *[leaf.grad for leaf in leaves]])
+    for exact, rounded in zip(*found, strict=True):
+        assert (rounded.float() - exact).norm() / exact.norm() < 2e-2
 
 
 def test_a_row_takes_one_kernel_however_many_documents_it_has() -> None:
