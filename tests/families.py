@@ -129,6 +129,11 @@ class Row:
         ways = sorted((full, lora), key=lambda way: (way.packed, way.attention == "documents"))
         return Support(ways[0].attention, ways[0].packed, full.batched and lora.batched)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a model of the family, as its class has it, was computed."""
+        return not isinstance(self.support, Refusal) or self.support.computed
+
     def cells(self) -> dict[str, str]:
         """As the table of the package holds it."""
         found, yes = self.support, {True: "yes", False: "no"}
@@ -217,7 +222,8 @@ def write(rows: list[Row]) -> None:
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(one.cells() for one in rows)
+        # of others a run measures its own configuration
+        writer.writerows(one.cells() for one in rows if one.is_known)
     for language, page in PAGES.items():
         text = page.read_text(encoding="utf-8")
         for name, table in (("trained", _trained(rows, language)), ("refused", _refused(rows))):
@@ -253,7 +259,8 @@ def _trained(rows: list[Row], language: str) -> str:
 
 def _refused(rows: list[Row]) -> str:
     found = [(one.family, one.support) for one in rows if isinstance(one.support, Refusal)]
-    return "".join(f"| {family} | {why.why.replace('|', '/')} |\n" for family, why in found)
+    reasons = {family: " ".join(why.why.replace("|", "/").split()) for family, why in found}
+    return "".join(f"| {family} | {why} |\n" for family, why in reasons.items())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
             tiny = shrunk(config)
             wanted = _Wanted.of(tiny, method)
         except Exception as error:
-            return Refusal(f"no tiny model of it can be computed ({_line(error)})")
+            return Refusal(f"no tiny model of it can be computed ({_line(error)})", computed=False)
         why = ""
         for kind, packed in _ways(tiny):
             try:

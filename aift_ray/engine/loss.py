@@ -173,27 +173,20 @@ class _Head:
         self._model = model
         self.layer: nn.Module = model.get_output_embeddings()
         self._decoder = decoder_of(model)
-        modules = {id(module): name for name, module in model.named_modules()}
-        self._name = modules[id(self.layer)]
-        self._body = modules[id(self._decoder)].partition(".")[0]
+        names = {id(module): name for name, module in model.named_modules()}
+        self._body = names[id(self._decoder)].partition(".")[0]
 
     def __call__(
         self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Logits in fp32; with `weights` in place of the output layer's own of those names."""
-        model = copy.copy(self._model)
-        # what others have put around the whole model is not asked for
-        model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
-        model.__dict__.pop("forward", None)
+        """Logits in fp32; with `weights` in place of the model's own of those names."""
         whole = self._model.get_submodule(self._body)
-        body = _Made(hidden.flatten(0, -2)[None], whole, self._decoder)
-        model._modules = self._model._modules | {self._body: body}
-        named = {f"{self._name}.{name}": weight for name, weight in (weights or {}).items()}
+        model = self._around(_Made(hidden.flatten(0, -2)[None], whole, self._decoder))
         inputs = {"inputs_embeds": hidden, "use_cache": False}
         if hasattr(model.config, "output_router_logits"):
             # their loss is added to that of the whole
             inputs["output_router_logits"] = False
-        output = functional_call(model, named, (), inputs)
+        output = functional_call(model, dict(weights or {}), (), inputs)
         logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
         return logits.float()
 
@@ -202,8 +195,17 @@ class _Head:
         return next((p.device for p in self.layer.parameters()), states.device)
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """The weights of the output layer that are trained, by name."""
-        return {name: p for name, p in self.layer.named_parameters() if p.requires_grad}
+        """The weights beside the body that are trained, by name."""
+        named = self._around(nn.Identity()).named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
+
+    def _around(self, body: nn.Module) -> nn.Module:
+        """The model with another body, and without what was put around the whole of it."""
+        model = copy.copy(self._model)
+        model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+        model.__dict__.pop("forward", None)
+        model._modules = self._model._modules | {self._body: body}
+        return model
 
 
 class _Made(nn.Module):

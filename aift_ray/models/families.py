@@ -40,9 +40,14 @@ class Support:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a family is not trained."""
+    """Why a family is not trained.
+
+    Attributes:
+        computed: whether a tiny model of it was computed, and differs.
+    """
 
     why: str
+    computed: bool = True
 
 
 def family_of(config: Any) -> str:
