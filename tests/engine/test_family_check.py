@@ -98,7 +98,8 @@ def test_a_network_that_trains_something_else_is_refused_with_the_difference(
     (problem,) = caught.value.problems
     assert problem.where == "model family noisy-llama"
     assert "instead of" in problem.what
-    assert "catalog" in problem.remedy
+    assert "docs/models.md" in problem.remedy
+    assert "such as" in problem.remedy
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
