@@ -14,7 +14,6 @@ from tests.quantization.conftest import Quantize
 
 IDS = torch.tensor([[5, 99, 1203, 42, 7, 3000]])
 TEXTS = ["富士山は日本でいちばん高い山です。", "琵琶湖は日本でいちばん大きい湖です。"] * 4
-pytest_plugins = ["tests.quantization.conftest"]
 
 
 @pytest.mark.parametrize("narrow", [False, True])
