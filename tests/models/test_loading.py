@@ -80,7 +80,7 @@ def test_the_attention_in_use_is_said_once(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, "aift_ray"):
         for _ in range(2):
             model = JapaneseModel("hina-4m", torch.device("cpu")).load_model()
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == attention.NAME
     assert [r.getMessage() for r in caplog.records] == ["attention: PyTorch's SDPA"]
 
 
