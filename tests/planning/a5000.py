@@ -1,4 +1,4 @@
-"""The table of docs/a5000.md and docs/ja/a5000.md: `python -m tests.planning.a5000` writes it there."""
+"""The table of docs/a5000.md, in both languages: `python -m tests.planning.a5000` writes it."""
 
 from __future__ import annotations
 
