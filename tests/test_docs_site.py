@@ -1,8 +1,9 @@
-"""The documentation site: both API pages show every public name."""
+"""The documentation site: every page is found; both languages show the same names and commands."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import aift_ray
 from tests.conftest import ROOT
@@ -30,3 +31,18 @@ def test_every_page_is_in_the_navigation() -> None:
     site = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f"{page.relative_to(ROOT / 'docs')}\n" in site
+
+
+def code(page: Path) -> set[str]:
+    """The lines of code of a page, without comments."""
+    text = page.read_text("utf-8")
+    fenced = "".join(re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    lines = re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + fenced.splitlines()
+    return {re.sub(r"\s+# .*", "", line).strip() for line in lines}
+
+
+def test_every_command_of_a_japanese_page_is_one_of_its_english_page() -> None:
+    for page in (ROOT / "docs" / "ja").glob("*.md"):
+        # what is left holds text in Japanese, such as a list of files
+        commands = {line for line in code(page) if line.isascii()}
+        assert commands <= code(ROOT / "docs" / page.name), page.name

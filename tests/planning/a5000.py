@@ -1,4 +1,4 @@
-"""The table of docs/a5000.md, computed: `python -m tests.planning.a5000` writes it there."""
+"""The table of docs/a5000.md, in both languages: `python -m tests.planning.a5000` writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.planning.memory import GIB, Memory, Work, memories
 from aift_ray.planning.shape import Shape
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "a5000.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENTS = (DOCS / "a5000.md", DOCS / "ja" / "a5000.md")
 CARD = 22_000_000_000
 MODELS = {
     "8B": Shape.of(CATALOG["elyza/Llama-3-ELYZA-JP-8B"].config),
@@ -61,4 +62,5 @@ def written(document: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(DOCUMENT.read_text("utf-8")), "utf-8")
+    for page in DOCUMENTS:
+        page.write_text(written(page.read_text("utf-8")), "utf-8")

@@ -18,7 +18,7 @@ from aift_ray.planning.memory import Memory, Work, memories
 from aift_ray.planning.ways import Room, Way, choose, ways
 from aift_ray.planning.ways import fitting as fits
 from tests.conftest import SHIPPED
-from tests.planning.a5000 import CARD, DOCUMENT, MODELS, two_cards, written
+from tests.planning.a5000 import CARD, DOCUMENTS, MODELS, two_cards, written
 
 B13, B32 = MODELS["13B"], MODELS["32B"]
 
@@ -149,6 +149,7 @@ def test_an_amount_of_memory_needs_its_unit(size: str, configure: Callable[..., 
         configure(parallel__gpu_memory=size)
 
 
-def test_the_table_of_the_documentation_is_what_is_computed() -> None:
-    text = DOCUMENT.read_text("utf-8")
+@pytest.mark.parametrize("page", DOCUMENTS, ids=["en", "ja"])
+def test_the_table_of_the_documentation_is_what_is_computed(page: Path) -> None:
+    text = page.read_text("utf-8")
     assert text == written(text), "python -m tests.planning.a5000 writes it"
