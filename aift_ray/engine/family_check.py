@@ -139,6 +139,8 @@ class _Wanted:
         (total / count).backward()
         if not torch.isfinite(total):
             raise ValueError("its loss is not finite")
+        if _looks_ahead(causal_model(model)):
+            raise ValueError("it sees the tokens that it is to predict")
         logits = [_answer(causal_model(model), [ids])[0] for ids in _documents()[:2]]
         return cls((total / count).item(), _gradients(model), logits)
 
@@ -218,6 +220,16 @@ def _quantized(tiny: PreTrainedConfig, kind: Attention) -> PreTrainedModel:
 
 def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def _looks_ahead(model: Any) -> bool:
+    """Whether logits depend on later tokens, as those of an encoder do."""
+    ids = _documents()[0][None]
+    short = ids[:, : ids.shape[1] // 2]
+    found = model(input_ids=ids, use_cache=False).logits[0, : short.shape[1]]
+    wanted = model(input_ids=short, use_cache=False).logits[0]
+    return bool(_logit_difference([found.float()], [wanted.float()]))
 
 
 @torch.no_grad()

@@ -84,6 +84,9 @@ def known(config: Any) -> Support | Refusal | None:
     if row is None:
         return None
     measured, found = row
+    if getattr(config.get_text_config(decoder=True), "is_decoder", None) is False:
+        # the same layers without a causal mask
+        return None
     kinds = layer_kinds(config)
     # without any attention a model keeps nothing by token
     if kinds - measured or (kinds and _attends(measured) and not _attends(kinds)):
