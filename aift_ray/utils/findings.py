@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from aift_ray.utils import drivers
 from aift_ray.utils.machine import Gpu, Machine
 
 _GIB = 2**30
@@ -99,11 +100,12 @@ def _unusable(machine: Machine) -> Finding:
         remedy = "pip install --force-reinstall torch==2.13.0, or use the image's target cuda"
         return Finding(machine.name, "cuda", "problem", what, remedy)
     if machine.gpu_error or not machine.gpus:
+        old = drivers.too_old(machine.driver, machine.cuda)
+        if old:
+            remedy = drivers.update(machine.driver, machine.cuda, machine.packages["torch"])
+            return Finding(machine.name, "driver", "problem", old, remedy)
         what = f"torch can't use the GPUs: {machine.gpu_error or 'none is visible'}"
-        remedy = (
-            f"driver {machine.driver} must be new enough for CUDA {machine.cuda}, "
-            "and CUDA_VISIBLE_DEVICES must name the cards"
-        )
+        remedy = "CUDA_VISIBLE_DEVICES must name the cards; see what nvidia-smi says"
         return Finding(machine.name, "cuda", "problem", what, remedy)
     what = f"{cards}, {len(machine.gpus)} in use by torch"
     return Finding(machine.name, "gpu", "note", what, "CUDA_VISIBLE_DEVICES names fewer")

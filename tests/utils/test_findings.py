@@ -41,7 +41,8 @@ def test_a_machine_that_is_well_has_nothing_to_mend() -> None:
 WRONG = {
     "driver": ({"driver": None, "gpus": [], "cuda": "13.0"}, "container toolkit"),
     "cuda": ({"cuda": None, "gpus": []}, "--force-reinstall torch"),
-    "too old": ({"gpus": [], "gpu_error": "driver too old"}, "new enough for CUDA 13.0"),
+    "too old": ({"gpus": [], "driver": "550.54"}, "pip install torch==1.0+cu128"),
+    "hidden": ({"gpus": [], "gpu_error": "no device"}, "CUDA_VISIBLE_DEVICES"),
     "gpu": ({"gpus": [A5000, Gpu("NVIDIA RTX A5000", GIB, 24 * GIB)]}, "another process"),
     "nccl": ({"nccl": None}, "CUDA build"),
     "shm": ({"shm": 64 * 2**20}, "--shm-size"),
