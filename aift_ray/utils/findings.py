@@ -135,6 +135,23 @@ def _memory(machine: Machine) -> Iterator[Finding]:
         yield Finding(name, "disk", "ok", f"{machine.disk / _GIB:.0f} GiB free")
 
 
+def of_exchange(node: str, gpus: int, why: tuple[str, str] | None) -> Finding:
+    """Whether a machine's GPUs exchange data.
+
+    Args:
+        why: it fails, as the machine is and without peer-to-peer; empty where it doesn't; None:
+            there was no answer.
+    """
+    whole, without = why or ("no answer",) * 2
+    if not whole:
+        return Finding(node, "nccl", "ok", f"its {gpus} GPUs exchange data")
+    what = f"its {gpus} GPUs don't exchange data ({whole})"
+    remedy = "see what NCCL_DEBUG=INFO says; NCCL_P2P_DISABLE=1 didn't help"
+    if not without:
+        remedy = "set NCCL_P2P_DISABLE=1, with which they do; or turn ACS and IOMMU off in the BIOS"
+    return Finding(node, "nccl", "problem", what, remedy)
+
+
 def of_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
     """Packages, and Python, that are not the same on all machines."""
     everything = [{"Python": m.python, **m.packages} for m in machines]

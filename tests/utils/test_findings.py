@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray.utils.findings import Finding, of_clocks, of_machine, of_versions
+from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
 from aift_ray.utils.machine import PACKAGES, Gpu, Machine, look
 
 GIB = 2**30
@@ -84,6 +84,16 @@ def test_a_clock_is_wrong_when_it_differs_by_more_than_the_way_takes() -> None:
     ahead = [("h1", 0.0, 0.01), ("h2", 3.0, 0.2), ("h3", 3.0, 2.5), ("h4", -2.0, 0.1)]
     assert [f.node for f in problems(of_clocks(ahead))] == ["h2", "h4"]
     assert "behind" in problems(of_clocks(ahead))[1].what
+
+
+def test_gpus_that_hang_are_told_with_what_helped() -> None:
+    assert problems([of_exchange("h1", 2, ("", ""))]) == []
+    (found,) = problems([of_exchange("h1", 2, ("no answer within 60 s", ""))])
+    assert "no answer within 60 s" in found.what
+    assert "set NCCL_P2P_DISABLE=1" in found.remedy
+    (found,) = problems([of_exchange("h1", 2, ("unhandled error", "unhandled error"))])
+    assert "didn't help" in found.remedy
+    assert problems([of_exchange("h1", 2, None)])
 
 
 def test_this_machine_can_be_looked_at() -> None:
