@@ -99,6 +99,7 @@ def prepare(
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
+    fitting.settle_cpus(config, workers)
     sizes = _sizes(config, model)
     job = Job(
         config=config,

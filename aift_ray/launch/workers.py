@@ -99,7 +99,7 @@ def _connect(address: str | None) -> None:
 
 def asked(config: RayConfig, gpus: int) -> dict[str, float]:
     """What one worker, on `gpus` GPUs, asks of the cluster, {resource: amount}."""
-    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    resources = {"CPU": config.cpus_per_worker or 1.0, **config.resources_per_worker}
     return resources | {"GPU": float(gpus)} if gpus else resources
 
 
@@ -159,7 +159,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     if least != most:
         # when a machine is lost, Ray waits this long for the room that it still believes in
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    threads = str(max(1, int(config.cpus_per_worker)))
+    threads = str(max(1, int(config.cpus_per_worker or 1)))
     told = passing.environment()
     if gpu:
         told |= passing.on_gpus(job.config.parallel.offload)
