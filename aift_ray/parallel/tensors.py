@@ -145,4 +145,5 @@ def _sum_of_squares(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _in_double(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square()
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm.square()
