@@ -144,7 +144,12 @@ class RayConfig(Section):
     num_workers: int | str | None = setting(
         None, "workers, or MIN:MAX for an elastic group; default: one a GPU, or one CPU worker"
     )
-    cpus_per_worker: float = setting(1.0, "CPUs, and threads of computation, a worker", gt=0)
+    cpus_per_worker: float | None = setting(
+        None,
+        "CPUs, and threads of computation, a worker; default: 1, with parallel.offload an equal "
+        "share of this machine's",
+        gt=0,
+    )
     use_gpu: bool | None = setting(None, "workers on GPUs; default: where there are any")
     resources_per_worker: dict[str, float] = setting(
         {}, "further Ray resources a worker asks for, {name: amount}"

@@ -44,6 +44,9 @@ def join_and_work(job: Job) -> Run:
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
+    if job.config.parallel.offload:
+        # torchrun gives each process one thread
+        torch.set_num_threads(max(1, int(job.config.ray.cpus_per_worker or 1)))
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         return work(job, Group(dist.get_rank(), dist.get_world_size(), device))

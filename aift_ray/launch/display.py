@@ -62,6 +62,9 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     if run.memory:
         need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
         rows.append(("memory a worker", need))
+    if config.parallel.offload:
+        cpus = f"{config.ray.cpus_per_worker:g}: the optimizer's step is taken in host memory"
+        rows.append(("CPUs a worker", cpus))
     if run.job.layout:
         rows.append(("layout", laid_out(run.job.layout, config.parallel.strategy)))
     rows.append(("output", str(run.job.output)))

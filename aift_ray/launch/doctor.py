@@ -15,21 +15,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aift_ray.config import DoctorConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import display, workers
+from aift_ray.launch import display, passing, workers
 from aift_ray.launch.probe import Probe
 from aift_ray.utils.files import filesystem
-from aift_ray.utils.findings import Finding, of_clocks, of_machine, of_versions
+from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
 from aift_ray.utils.machine import Machine
 
 # seconds that a node may take to answer; the whole shall take less than 30
 _PATIENCE = 20.0
+# seconds that the GPUs of a machine may take to exchange data, their processes' start included
+_EXCHANGE = 60.0
 # where this project's commands listen unless told otherwise
 _PORTS = {8000: "aift-ray serve", 8265: "Ray's dashboard", 6379: "ray start --head"}
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
-# asks a node's probe something by name; the call of what is returned waits for the answer, which is
-# None where there was none in time
-Ask = Callable[..., Callable[[], Any]]
+# asks a node's probe something by name; the call of what is returned waits for the answer, for 20 s
+# or as many as it is given, and is None where there was none in time
+Ask = Callable[..., Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _looked(storage: list[str], alone: bool) -> tuple[list[Machine], list[Findin
 def _here() -> Node:
     probe = Probe()
     return Node(
-        "here", "127.0.0.1", lambda name, *given: lambda: getattr(probe, name)(*given), True
+        "here", "127.0.0.1", lambda name, *given: lambda *_: getattr(probe, name)(*given), True
     )
 
 
@@ -102,7 +104,7 @@ def _nodes() -> list[Node]:
             actor = probe.options(
                 num_cpus=0,
                 scheduling_strategy=there,
-                runtime_env={"env_vars": workers.environment()},
+                runtime_env={"env_vars": passing.environment()},
             ).remote()
             computes = any(node["Resources"].get(kind) for kind in ("CPU", "GPU"))
             name, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
@@ -114,9 +116,9 @@ def _asking(actor: Any) -> Ask:
     def ask(method: str, *arguments: Any) -> Callable[[], Any]:
         reference = getattr(actor, method).remote(*arguments)
 
-        def answer() -> Any:
+        def answer(patience: float = _PATIENCE) -> Any:
             try:
-                return ray.get(reference, timeout=_PATIENCE)
+                return ray.get(reference, timeout=patience)
             except ray.exceptions.RayError:
                 return None
 
@@ -138,6 +140,7 @@ def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Fi
         machines.append(machine)
         living.append(node)
         findings += of_machine(machine, node.computes)
+    findings += _exchange(living, machines)
     if machines:
         findings += of_versions(machines)
     findings += _network(living)
@@ -145,6 +148,20 @@ def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Fi
     for place in storage:
         findings += _storage(living, place)
     return machines, findings
+
+
+def _exchange(nodes: list[Node], machines: list[Machine]) -> Iterator[Finding]:
+    """Whether the GPUs of each machine exchange data."""
+    several = [
+        (node, len(machine.gpus))
+        for node, machine in zip(nodes, machines, strict=True)
+        if len(machine.gpus) > 1 and machine.nccl
+    ]
+    asked = [(node, gpus, node.ask("exchange", gpus, _EXCHANGE)) for node, gpus in several]
+    for node, gpus, answer in asked:
+        # twice: with peer-to-peer and without
+        why = answer(2 * _EXCHANGE + _PATIENCE)
+        yield of_exchange(node.name, gpus, why)
 
 
 def _offset(node: Node) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import os
 from typing import Any, cast
 
 import psutil
+from ray._private.utils import get_num_cpus
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
@@ -81,6 +82,20 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     if not room.holds(wanted):
         raise ConfigError([_misfit(config, wanted, need, workers, room)])
     return why
+
+
+def settle_cpus(config: RunConfig, workers: int) -> None:
+    """Choose the CPUs of a worker where they are not given.
+
+    With offload the norm of the gradients and the optimizer's step are computed in host memory.
+    """
+    if config.ray.cpus_per_worker is not None:
+        return
+    # what a cluster elsewhere has on each of its machines is not known from here
+    share = config.parallel.offload and "RAY_ADDRESS" not in os.environ
+    # as Ray counts them: of a container its limit
+    cpus = get_num_cpus(override_docker_cpu_warning=True) // workers if share else 1
+    config.ray.cpus_per_worker = max(1.0, float(cpus))
 
 
 def own(config: RunConfig, need: Need) -> Memory:

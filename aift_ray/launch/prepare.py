@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
+from aift_ray.utils.compilers import compiler
 
 
 @dataclass
@@ -99,6 +99,7 @@ def prepare(
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
+    fitting.settle_cpus(config, workers)
     sizes = _sizes(config, model)
     job = Job(
         config=config,
@@ -174,7 +175,7 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
     if config.training.optimizer.startswith("paged") and not gpu:
         what = f"{config.training.optimizer} pages a GPU's memory, and the workers compute on CPUs"
         problems.append(Problem("training.optimizer", what, "use adamw or adamw_8bit, or GPUs"))
-    if config.training.compile and not _compiler(gpu):
+    if config.training.compile and not compiler(gpu):
         what = f"torch.compile needs a {'C' if gpu else 'C++'} compiler, and there is none"
         problems.append(Problem("training.compile", what, "install gcc and g++, or leave it off"))
     if parallel.strategy == "tensor" and not problems:
@@ -186,13 +187,6 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
         problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
     if problems:
         raise ConfigError(problems)
-
-
-def _compiler(gpu: bool) -> str | None:
-    """The compiler that torch.compile calls: of C for its launchers on GPUs, of C++ on CPUs."""
-    own = os.environ.get("CC" if gpu else "CXX")
-    names = [own] if own else ["gcc", "clang", "cc"] if gpu else ["g++"]
-    return next(filter(None, map(shutil.which, names)), None)
 
 
 def _layout(

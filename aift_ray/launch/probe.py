@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from pyarrow import fs
 
+from aift_ray.utils.exchange import exchange
 from aift_ray.utils.files import filesystem
 from aift_ray.utils.machine import Machine, look
 
@@ -21,6 +22,14 @@ class Probe:
     def machine(self) -> Machine:
         """What the node has."""
         return look()
+
+    def exchange(self, gpus: int, limit: float) -> tuple[str, str]:
+        """Sum over the node's GPUs; why that fails, as it is and without peer-to-peer.
+
+        Empty where it doesn't fail; each within `limit` seconds.
+        """
+        why = exchange(gpus, limit)
+        return why, exchange(gpus, limit, NCCL_P2P_DISABLE="1") if why else ""
 
     def now(self) -> float:
         """Its clock, in seconds since 1970."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import signal
@@ -20,8 +19,9 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import display, home, workers
+from aift_ray.launch import display, home, passing, workers
 from aift_ray.launch.fleet import Replicas, shelf
+from aift_ray.launch.reserving import gpus_here, gpus_of
 from aift_ray.models import folders
 from aift_ray.serving import choice, keys, opening
 
@@ -56,7 +56,7 @@ class Server:
     """
 
     def __init__(
-        self, config: ServeConfig, key_file: str | None, threads: int, passed: workers.Secrets
+        self, config: ServeConfig, key_file: str | None, threads: int, passed: passing.Secrets
     ) -> None:
         import torch
 
@@ -112,7 +112,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
     """The application for `serve.run`.
 
     Raises:
-        ConfigError: the cluster has too few CPUs.
+        ConfigError: the cluster has too few CPUs, or too few GPUs.
     """
     serving, (least, most) = config.serving, config.replicas()
     gpus = gpus_of(config, resources)
@@ -123,7 +123,12 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         what = f"{least} replicas of {cpus} CPUs need {cpus * least}, the cluster has {has}"
         remedy = "lower --num-replicas or --serving.cpus_per_replica"
         raise ConfigError([Problem("serving.num_replicas", what, remedy)])
-    environment = workers.environment() | _ONE_LOOP | _threads(config, cpus)
+    environment = passing.environment() | _ONE_LOOP | _threads(config, cpus)
+    if gpus and config.engine == "transformers":
+        environment |= passing.on_gpus(offload=False)
+    if not gpus:
+        # Ray shows all GPUs of a machine to those that have asked for none
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     options: dict[str, Any] = {"num_replicas": least}
     if most > least:
         options = {
@@ -149,7 +154,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         },
         **options,
     )
-    return bound.bind(config, keys_at, cpus, workers.secrets())
+    return bound.bind(config, keys_at, cpus, passing.secrets())
 
 
 def _threads(config: ServeConfig, number: int) -> dict[str, str]:
@@ -163,12 +168,6 @@ def _threads(config: ServeConfig, number: int) -> dict[str, str]:
     return told | waiting if config.engine == "transformers" else told
 
 
-def gpus_of(config: ServeConfig, resources: dict[str, float]) -> int:
-    """GPUs that each replica gets; none where there are too few for all."""
-    each = config.vllm.tensor_parallel_size
-    return each if resources.get("GPU", 0) >= each * config.replicas()[1] else 0
-
-
 def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice:
     """The engine of the replicas on a cluster.
 
@@ -176,14 +175,6 @@ def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice
         ConfigError: what is asked of it, it can't do.
     """
     return choice.made(config, folders.resolve(config.model), gpus_of(config, resources) > 0)
-
-
-def _here() -> dict[str, float]:
-    """What the cluster may have, before it is asked."""
-    import torch
-
-    # a cluster elsewhere may have GPUs
-    return {"GPU": math.inf if os.environ.get("RAY_ADDRESS") else torch.cuda.device_count()}
 
 
 def key_file(config: ServeConfig) -> str | None:
@@ -209,13 +200,13 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
     home.check(makes_key)
     config = opening.on_base(config)
-    opening.check(config, gpus_of(config, _here()) > 0)
+    opening.check(config, gpus_of(config, gpus_here()) > 0)
     path = key_file(config)
     if path:
         keys.Keys(Path(path))
     _check_port(config.serving.host, config.serving.port)
     if dry_run:
-        _show(config, path, None, engine_of(config, _here()))
+        _show(config, path, None, engine_of(config, gpus_here()))
         return
     home.make(makes_key)
     made = None

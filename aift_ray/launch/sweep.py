@@ -45,7 +45,7 @@ def run(given: Given) -> None:
     kept = _kept(config, folder, given.values)
     with ExitStack() as stack:
         joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
-        there = int(joined.get("GPU", 0)) if joined else local_gpus()
+        there = int(joined.get("GPU", 0)) if joined else local_gpus(config)
         devices = gpus_used(config, there)
         fixed = _decided(config, space, folder, devices)
         configs = [trial_config(space, corner, fixed) for corner in space.corners()]

@@ -17,6 +17,7 @@ from aift_ray.errors import ConfigError, Interrupted
 from aift_ray.launch import display, output, workers
 from aift_ray.launch.execution import execute, exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
+from aift_ray.utils.drivers import usable_gpus
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
         # unless it is to tokenize
         early = "RAY_ADDRESS" in os.environ or config.data.prepare == "ray"
         joined = stack.enter_context(workers.cluster()) if early else None
-        gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus())
+        gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus(config))
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         resources = joined or stack.enter_context(workers.cluster())
@@ -132,7 +133,7 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
-    world, gpu = standalone.world_size(), gpus_used(config, local_gpus()) > 0
+    world, gpu = standalone.world_size(), gpus_used(config, local_gpus(config)) > 0
     folder = output.output_folder(config)
     if standalone.leads():
         resume = _resume_point(config, folder)
@@ -156,20 +157,22 @@ def gpus_used(config: RunConfig, there: int) -> int:
     return max(there, 1) if config.ray.use_gpu else 0
 
 
-def local_gpus() -> int:
-    """GPUs of this machine."""
-    import torch
+def local_gpus(config: RunConfig) -> int:
+    """GPUs of this machine, where the run may take any.
 
-    return torch.cuda.device_count()
+    Raises:
+        ConfigError: there are some that torch can't use.
+    """
+    return 0 if config.ray.use_gpu is False else usable_gpus()
 
 
 def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     import yaml
 
-    gpus = gpus_used(config, local_gpus())
+    gpus = gpus_used(config, local_gpus(config))
     group = config.worker_range(gpus)
     prepared = _prepared(config, folder, group, gpus > 0, resume)
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus())}
+    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus(config))}
     if "RAY_ADDRESS" not in os.environ:
         each = config.parallel.gpus_a_worker if gpus else 0
         workers.check_resources(config.ray, group[0], each, local)

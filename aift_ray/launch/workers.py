@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,13 @@ from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
 from aift_ray.engine.run_errors import LOG, short
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
-from aift_ray.launch import failures, reaper
+from aift_ray.launch import failures, passing, reaper
 from aift_ray.launch.elastic import SaveBeforeResize
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.planning.ways import remedy
 
 _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
-# what a worker may need of the driver's environment, by name; never the whole of it
-_PASSED_ON = (
-    "HF_HOME",
-    "HF_ENDPOINT",
-    "HF_HUB_OFFLINE",
-    "HF_HUB_CACHE",
-    "TRANSFORMERS_OFFLINE",
-    "XDG_CACHE_HOME",
-    "NCCL_SOCKET_IFNAME",
-    "NCCL_P2P_DISABLE",
-    "GLOO_SOCKET_IFNAME",
-    "PYTHONPATH",
-)
-_SECRETS = ("HF_TOKEN",)
 
 
 @contextmanager
@@ -114,7 +99,7 @@ def _connect(address: str | None) -> None:
 
 def asked(config: RayConfig, gpus: int) -> dict[str, float]:
     """What one worker, on `gpus` GPUs, asks of the cluster, {resource: amount}."""
-    resources = {"CPU": config.cpus_per_worker, **config.resources_per_worker}
+    resources = {"CPU": config.cpus_per_worker or 1.0, **config.resources_per_worker}
     return resources | {"GPU": float(gpus)} if gpus else resources
 
 
@@ -174,10 +159,13 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     if least != most:
         # when a machine is lost, Ray waits this long for the room that it still believes in
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    threads = str(max(1, int(config.cpus_per_worker)))
+    threads = str(max(1, int(config.cpus_per_worker or 1)))
+    told = passing.environment()
+    if gpu:
+        told |= passing.on_gpus(job.config.parallel.offload)
     return _Trainer(
         _work,
-        train_loop_config={"job": job, "threads": int(threads), "secrets": secrets()},
+        train_loop_config={"job": job, "threads": int(threads), "secrets": passing.secrets()},
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
@@ -191,7 +179,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             storage_path=str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[failures.Causes(job.output / FAILURES), SaveBeforeResize(job.output)],
-            worker_runtime_env={"env_vars": environment() | {"OMP_NUM_THREADS": threads}},
+            worker_runtime_env={"env_vars": told | {"OMP_NUM_THREADS": threads}},
         ),
     )
 
@@ -211,28 +199,6 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         if internal_kv._internal_kv_get("webui:url", namespace="dashboard"):
             return list(callbacks)
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """Variables of the environment that are shown to nobody.
-
-    They travel as an argument: a runtime environment is written to Ray's logs and shown on its
-    dashboard, and so is what a dictionary of arguments holds.
-    """
-
-    values: dict[str, str] = field(repr=False)
-
-
-def secrets() -> Secrets:
-    """What a worker gets of this process's secrets."""
-    return Secrets({name: os.environ[name] for name in _SECRETS if name in os.environ})
-
-
-def environment() -> dict[str, str]:
-    """What a worker gets of this process's environment, without its secrets."""
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return passed | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def causes(output: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import PreTrainedModel
 
@@ -109,4 +110,22 @@ def _trained_in_fp32(model: PeftModel) -> PeftModel:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    leave_casts_to_autocast(model)
     return model
+
+
+def leave_casts_to_autocast(model: torch.nn.Module) -> None:
+    """Keep PEFT from casting the inputs of adapters to fp32 where autocast casts them back.
+
+    It changes no bit, in the backward pass neither. Dropout and DoRA compute with the cast input
+    themselves, so that layers with one of them are left as they are.
+    """
+    for module in model.modules():
+        if not isinstance(module, Linear) or module.lora_variant:
+            continue
+        if all(isinstance(dropout, torch.nn.Identity) for dropout in module.lora_dropout.values()):
+            module._cast_input_dtype = _cast_unless_autocast_does
+
+
+def _cast_unless_autocast_does(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)

@@ -87,9 +87,8 @@ class JapaneseModel(BaseModel):
             flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
             kind = loading.answering_attention(place.base, flash)
             say_once(f"attention: {loading.ATTENTION[kind]}")
-            device_map = None if self.device.type == "cpu" else {"": self.device}
             model: Any = loading.load_model(
-                place.base, self.torch_dtype, kind, self.quantization, device_map
+                place.base, self.torch_dtype, kind, self.quantization, {"": self.device}
             )
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(model)

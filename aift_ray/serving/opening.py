@@ -99,7 +99,8 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
         raise ModelError(problems)
     encoder = encoder_of(location)
     check_vocabulary(config.model, encoder.tokenizer, folders.load_config(location))
-    device = torch.device("cuda" if gpu else "cpu")
+    # the first of those that are reserved: a replica sees no others
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
     if name == "fp16" and not gpu:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
@@ -179,10 +180,11 @@ def _transformers(checked: Checked) -> Engine:
         # threshold 0: without the search for outliers 8 bits are about twice as fast
         quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
     attention = families.attention_of(folders.load_config(checked.location))
-    model = loading.load_model(checked.location, checked.dtype, attention, quantization)
-    model = model.eval().to(checked.device) if quantization is None else model.eval()
+    # else transformers puts quantized weights on the first GPU it sees, reserved or not
+    place = {"": checked.device}
+    model = loading.load_model(checked.location, checked.dtype, attention, quantization, place)
     memory = memory_bytes(serving.prefix_memory)
-    return TransformersEngine(model, serving.slots, serving.max_queue, memory)
+    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory)
 
 
 async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from aift_ray.utils import drivers
 from aift_ray.utils.machine import Gpu, Machine
 
 _GIB = 2**30
@@ -99,11 +100,12 @@ def _unusable(machine: Machine) -> Finding:
         remedy = "pip install --force-reinstall torch==2.13.0, or use the image's target cuda"
         return Finding(machine.name, "cuda", "problem", what, remedy)
     if machine.gpu_error or not machine.gpus:
+        old = drivers.too_old(machine.driver, machine.cuda)
+        if old:
+            remedy = drivers.update(machine.driver, machine.cuda, machine.packages["torch"])
+            return Finding(machine.name, "driver", "problem", old, remedy)
         what = f"torch can't use the GPUs: {machine.gpu_error or 'none is visible'}"
-        remedy = (
-            f"driver {machine.driver} must be new enough for CUDA {machine.cuda}, "
-            "and CUDA_VISIBLE_DEVICES must name the cards"
-        )
+        remedy = "CUDA_VISIBLE_DEVICES must name the cards; see what nvidia-smi says"
         return Finding(machine.name, "cuda", "problem", what, remedy)
     what = f"{cards}, {len(machine.gpus)} in use by torch"
     return Finding(machine.name, "gpu", "note", what, "CUDA_VISIBLE_DEVICES names fewer")
@@ -131,6 +133,23 @@ def _memory(machine: Machine) -> Iterator[Finding]:
         yield Finding(name, "disk", "problem", what, "free some, or set RAY_TMPDIR to another disk")
     else:
         yield Finding(name, "disk", "ok", f"{machine.disk / _GIB:.0f} GiB free")
+
+
+def of_exchange(node: str, gpus: int, why: tuple[str, str] | None) -> Finding:
+    """Whether a machine's GPUs exchange data.
+
+    Args:
+        why: it fails, as the machine is and without peer-to-peer; empty where it doesn't; None:
+            there was no answer.
+    """
+    whole, without = why or ("no answer",) * 2
+    if not whole:
+        return Finding(node, "nccl", "ok", f"its {gpus} GPUs exchange data")
+    what = f"its {gpus} GPUs don't exchange data ({whole})"
+    remedy = "see what NCCL_DEBUG=INFO says; NCCL_P2P_DISABLE=1 didn't help"
+    if not without:
+        remedy = "set NCCL_P2P_DISABLE=1, with which they do; or turn ACS and IOMMU off in the BIOS"
+    return Finding(node, "nccl", "problem", what, remedy)
 
 
 def of_versions(machines: Sequence[Machine]) -> Iterator[Finding]:

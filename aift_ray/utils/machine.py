@@ -78,7 +78,7 @@ def look() -> Machine:
         packages={name: _version(name) for name in PACKAGES},
         unmet=_unmet(),
         cards=_cards(),
-        driver=_driver(),
+        driver=driver_version(),
         cuda=torch.version.cuda,
         gpus=gpus,
         gpu_error=error,
@@ -123,7 +123,8 @@ def _cards() -> int:
     return number
 
 
-def _driver() -> str | None:
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver; None: there is none that answers."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

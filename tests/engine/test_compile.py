@@ -13,6 +13,7 @@ from safetensors import safe_open
 from aift_ray.errors import ConfigError
 from aift_ray.launch import prepare as preparing
 from aift_ray.models import compiled
+from aift_ray.utils.compilers import compiler
 from tests import parity
 from tests.conftest import write_rows
 from tests.engine.runs import curve, started, stepped
@@ -144,7 +145,7 @@ def test_compiled_blocks_of_two_workers_train_what_one_process_trains(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not preparing._compiler(gpu=False), reason="needs a C++ compiler")
+@pytest.mark.skipif(not compiler(gpu=False), reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["full, recomputed", "nf4"])
 def test_blocks_that_inductor_compiles_train_what_uncompiled_ones_do(
     name: str, configure: Configure, tmp_path: Path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.exchange import exchange
 from aift_ray.utils.gpu_utils import (
     clear_gpu_memory,
     get_available_device,
@@ -26,6 +28,12 @@ def test_the_device_is_cuda_and_its_memory_adds_up() -> None:
     for device in info["devices"]:
         assert 0 < device["free_memory_gb"] <= device["total_memory_gb"]
         assert device["multi_processor_count"] > 0
+
+
+def test_the_driver_is_fit_and_all_gpus_exchange_data() -> None:
+    count = usable_gpus()
+    assert count == torch.cuda.device_count()
+    assert exchange(count, 60.0) == ""
 
 
 def test_cleared_memory_is_free_for_others() -> None:

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.train.v2._internal.state.schema import _to_json_serializable_value
 
 from aift_ray.errors import ConfigError
-from aift_ray.launch import workers
+from aift_ray.launch import passing, workers
 from aift_ray.launch.prepare import prepare
 
 
@@ -45,8 +45,8 @@ def test_a_secret_is_in_no_runtime_environment_and_in_nothing_that_ray_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    passed = workers.secrets()
+    passed = passing.secrets()
     assert passed.values == {"HF_TOKEN": "hf_secret"}
-    assert "HF_TOKEN" not in workers.environment()
+    assert "HF_TOKEN" not in passing.environment()
     shown = _to_json_serializable_value({"secrets": passed})
     assert "hf_secret" not in f"{shown} {passed!r} {passed}"

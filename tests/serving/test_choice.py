@@ -7,13 +7,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from aift_ray.commandline import guarded, validated
 from aift_ray.config import ServeConfig, VllmConfig
 from aift_ray.errors import ConfigError
 from aift_ray.launch import serving
 from aift_ray.serve import run
-from aift_ray.serving import choice, vllm_engine, vllm_options
+from aift_ray.serving import choice, opening, vllm_engine, vllm_options
 from tests.conftest import SHIPPED
 from tests.serving.conftest import write_adapter
 
@@ -94,7 +95,53 @@ def test_a_replica_gets_the_gpus_and_the_engine_that_the_cluster_allows(with_vll
     two = {"engine": "vllm", "vllm": {"tensor_parallel_size": 2}}
     assert options({"CPU": 4, "GPU": 2}, **two) == (2, "vllm")
     with pytest.raises(ConfigError, match="splits the model over GPUs"):
-        options({"CPU": 4, "GPU": 1}, **two)
+        options({"CPU": 4}, **two)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "told"),
+    [
+        ({"serving": {"num_replicas": "3"}}, 2, "3 replicas of 1 GPU need 3, and there are 2"),
+        # all that may be started, not only those that are at first
+        ({"serving": {"num_replicas": "1:4"}}, 2, "4 replicas of 1 GPU need 4, and there are 2"),
+        (
+            {"engine": "vllm", "vllm": {"tensor_parallel_size": 2}},
+            1,
+            "1 replicas of 2 GPUs need 2, and there are 1",
+        ),
+    ],
+)
+def test_replicas_without_a_gpu_are_not_made_beside_those_with_one(
+    with_vllm: None, values: dict[str, Any], gpus: int, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        serving.deployment(config(**values), None, {"CPU": 8, "GPU": gpus})
+
+
+def test_a_replica_that_has_reserved_no_gpu_sees_none() -> None:
+    def seen(resources: dict[str, float]) -> str | None:
+        made = serving.deployment(config(), None, resources)._bound_deployment
+        found: str | None = made.ray_actor_options["runtime_env"]["env_vars"].get(
+            "CUDA_VISIBLE_DEVICES"
+        )
+        return found
+
+    assert seen({"CPU": 4}) == ""
+    # Ray says which are reserved
+    assert seen({"CPU": 4, "GPU": 1}) is None
+
+
+def test_quantized_weights_go_where_the_replica_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(self: Any, device_map: Any) -> Any:
+        # stands for what transformers does where there is a GPU: take the first it sees
+        return device_map or {"": "meta"}
+
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "update_device_map", elsewhere)
+    checked = opening.check_base(config(load_in="4bit"), gpu=False)
+    engine: Any = opening._transformers(checked)
+    weights = engine._model.parameters()
+    assert {weight.device for weight in weights} == {CPU}
+    assert opening.check_base(config(), gpu=True).device == torch.device("cuda", 0)
 
 
 def test_adapters_get_the_room_that_they_need(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray.utils.findings import Finding, of_clocks, of_machine, of_versions
+from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
 from aift_ray.utils.machine import PACKAGES, Gpu, Machine, look
 
 GIB = 2**30
@@ -41,7 +41,8 @@ def test_a_machine_that_is_well_has_nothing_to_mend() -> None:
 WRONG = {
     "driver": ({"driver": None, "gpus": [], "cuda": "13.0"}, "container toolkit"),
     "cuda": ({"cuda": None, "gpus": []}, "--force-reinstall torch"),
-    "too old": ({"gpus": [], "gpu_error": "driver too old"}, "new enough for CUDA 13.0"),
+    "too old": ({"gpus": [], "driver": "550.54"}, "pip install torch==1.0+cu128"),
+    "hidden": ({"gpus": [], "gpu_error": "no device"}, "CUDA_VISIBLE_DEVICES"),
     "gpu": ({"gpus": [A5000, Gpu("NVIDIA RTX A5000", GIB, 24 * GIB)]}, "another process"),
     "nccl": ({"nccl": None}, "CUDA build"),
     "shm": ({"shm": 64 * 2**20}, "--shm-size"),
@@ -83,6 +84,16 @@ def test_a_clock_is_wrong_when_it_differs_by_more_than_the_way_takes() -> None:
     ahead = [("h1", 0.0, 0.01), ("h2", 3.0, 0.2), ("h3", 3.0, 2.5), ("h4", -2.0, 0.1)]
     assert [f.node for f in problems(of_clocks(ahead))] == ["h2", "h4"]
     assert "behind" in problems(of_clocks(ahead))[1].what
+
+
+def test_gpus_that_hang_are_told_with_what_helped() -> None:
+    assert problems([of_exchange("h1", 2, ("", ""))]) == []
+    (found,) = problems([of_exchange("h1", 2, ("no answer within 60 s", ""))])
+    assert "no answer within 60 s" in found.what
+    assert "set NCCL_P2P_DISABLE=1" in found.remedy
+    (found,) = problems([of_exchange("h1", 2, ("unhandled error", "unhandled error"))])
+    assert "didn't help" in found.remedy
+    assert problems([of_exchange("h1", 2, None)])
 
 
 def test_this_machine_can_be_looked_at() -> None:
