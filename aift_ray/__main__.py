@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 
 from aift_ray import __version__, doctor, quantize, serve, train, tune
@@ -32,7 +33,9 @@ def main() -> None:
         print(f"aift-ray {__version__}" if name == "--version" else USAGE)
         sys.exit(0)
     if name not in VERBS:
-        print(f"error: there is no verb '{name}'\n\n{USAGE}", file=sys.stderr)
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: there is no verb '{name}'{hint}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
     sys.exit(guarded(VERBS[name], sys.argv[2:]))
 

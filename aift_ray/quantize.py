@@ -25,6 +25,9 @@ def run(argv: Sequence[str]) -> int:
     _one_width(argv)
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, QuantizeConfig, "quantize", description, EPILOG)
+    from aift_ray.launch import early
+
+    early.check_quantization(command.config)
     import transformers
 
     # transformers warns of its own deprecated names

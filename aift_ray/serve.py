@@ -23,6 +23,9 @@ def run(argv: Sequence[str]) -> int:
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, ServeConfig, "serve", description, EPILOG)
+    from aift_ray.launch import early
+
+    early.check_server(command.config)
     from aift_ray.launch import serving
 
     serving.run(command.config, command.dry_run)

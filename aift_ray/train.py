@@ -21,6 +21,10 @@ def run(argv: Sequence[str]) -> int:
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, RunConfig, "train", description, EPILOG)
+    from aift_ray.launch import early
+
+    # torch and Ray take many seconds to load: what is wrong without them is told first
+    early.check_run(command.config)
     from aift_ray.launch import training
     from aift_ray.launch.prepare import process_start
 

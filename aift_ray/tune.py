@@ -22,6 +22,9 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import SweepConfig
 
     found = given(argv, SweepConfig, "tune", DESCRIPTION, EPILOG)
+    from aift_ray.launch import early
+
+    early.check_sweep(found)
     from aift_ray.launch import sweep
 
     sweep.run(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ def main() -> None:
     """Train as a user would, then ask the saved adapter with plain transformers and peft."""
     command = [sys.executable, "-m", "aift_ray.train", "--config", str(ROOT / "examples/demo.yaml")]
     command += ["--train-file", str(ROWS / "train.jsonl"), "--eval-file", str(ROWS / "eval.jsonl")]
-    command += ["--output-dir", str(OUTPUT), "--overwrite"]
+    command += ["--output-dir", str(OUTPUT), "--overwrite", "--num-workers", str(workers())]
     status = subprocess.run(command, check=False).returncode
     if status:
         sys.exit(status)
@@ -27,6 +28,13 @@ def main() -> None:
     print(f"  instruction  {row['instruction']}\n  input        {row['input']}")
     print(f"  answer       {answer(row)}\n  expected     {row['output']}")
     print(f"\neverything lies in {OUTPUT}")
+
+
+def workers() -> int:
+    """Two, or one where there is a single GPU, or no GPU and a single CPU."""
+    import torch
+
+    return min(2, torch.cuda.device_count() or os.cpu_count() or 1)
 
 
 def answer(row: dict[str, str]) -> str:

@@ -146,6 +146,46 @@ def test_the_command_and_ray_s_controller_load_no_libraries_of_the_workers() -> 
     assert found.returncode == 0, found.stderr
 
 
+EARLY = {
+    "train": "data.train_files: no training file is given",
+    "train --train-file no.jsonl --model hina-4n --output-dir FILE": "3 problems",
+    "train --train-file FILE": "unknown suffix",
+    "train --training.batch-size 4": "did you mean '--training.batch_size'?",
+    "train --batch-size 4": "did you mean '--training.batch_size'?",
+    "train --outputdir x": "did you mean '--output-dir'?",
+    "tune --config SPACE --train-file no.jsonl --eval-file FILE": "no.jsonl: there is no such file",
+    "quantize --model hina-4n --adapter nowhere": "adapter: nowhere is no folder",
+    "serve --adapter x=nowhere": "adapter x: nowhere is no folder",
+    "trian": "did you mean train?",
+}
+
+
+@pytest.mark.parametrize("line", [*EARLY, "train --help", "tune --help", "serve --help", "--help"])
+def test_what_needs_neither_torch_nor_ray_is_told_without_them(line: str, tmp_path: Path) -> None:
+    (tmp_path / "FILE").write_text("", "utf-8")
+    space = "training: {learning_rate: {loguniform: [1.0e-4, 1.0e-3]}}\n"
+    (tmp_path / "SPACE").write_text(space, "utf-8")
+    code = (
+        "import sys\n"
+        "from aift_ray.__main__ import main\n"
+        "late = ('torch', 'ray', 'transformers', 'pyarrow', 'numpy')\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('loaded:', [name for name in late if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if line in EARLY else 0), done.stderr
+    assert EARLY.get(line, "") in done.stderr
+    assert "loaded: []" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "part"),
     [

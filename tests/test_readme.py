@@ -31,6 +31,7 @@ def test_both_readmes_show_the_same_commands() -> None:
 def test_every_command_is_of_a_known_kind() -> None:
     verbs = ("train", "quantize", "tune", "serve", "doctor")
     kinds = ("make ", "ray start ", "ray job submit ", *(f"aift-ray {verb} " for verb in verbs))
+    kinds += ("ray get-auth-token ", "export RAY_AUTH_MODE=token", "ray stop")
     kinds += ("ray up -y cluster/a5000x2.yaml", "docker compose -f docker/compose.yaml up -d")
     assert [line for line in commands("README.md") if not line.startswith(kinds)] == []
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from aift_ray.commandline import leaves
-from aift_ray.config import RunConfig
+from aift_ray.config import RunConfig, resuming
 from aift_ray.engine import loop, standalone, worker
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.saving import Saver
 from aift_ray.errors import TrainingError, UserError
-from aift_ray.launch import output, workers
+from aift_ray.launch import output, place, workers
 from aift_ray.launch.prepare import prepare, tokenizing
 from aift_ray.models import compiled
 from aift_ray.parallel.group import Group
@@ -28,6 +28,8 @@ CHANGED: dict[str, Any] = {
     "output_dir": "elsewhere",
     "overwrite": True,
     "resume": "latest",
+    # an error without --resume
+    "resume_allow": ["training.seed"],
     "training.learning_rate": 2e-3,
     "training.batch_size": 3,
     "training.gradient_accumulation_steps": 2,
@@ -210,7 +212,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "tokenizes": tokenizing(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,
-        "folder": str(output.output_folder(config).parent),
+        "folder": str(place.output_folder(config).parent),
         "occupied": bool(output.check(config, folder)),
         "resumes": output.resume_point(config, folder)[0] is not None,
         "workers": str(trainer.scaling_config),
@@ -238,6 +240,11 @@ def changed(base: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 def test_the_table_names_every_setting() -> None:
     assert set(CHANGED) == {name for name, _ in leaves(RunConfig())}
+
+
+def test_what_a_change_means_for_a_resumed_run_is_settled_for_every_setting() -> None:
+    named = [name for names in resuming._NAMES.values() for name in names.split()]
+    assert sorted(named) == sorted(name for name, _ in leaves(RunConfig()))
 
 
 # the compiler looks at it, and pytest makes an error of the warning

@@ -26,7 +26,7 @@ class ParallelConfig(Section):
         None, "memory of each GPU for model_parallel, {0: 22GB} (as a flag 0=22GB); default: 90%"
     )
     pipeline_parallel_size: Positive = setting(
-        1, "workers that hold a model together, with strategy pipeline"
+        1, "workers that hold a model together, with strategy pipeline; 1: all of them"
     )
     tensor_parallel_size: Positive = setting(
         1, "workers that split each matrix, with strategy tensor; 1: all of them"
@@ -101,6 +101,10 @@ class ParallelConfig(Section):
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
             found.append(Problem("parallel.strategy", what, remedy))
+        if strategy == "pipeline" and most < 2:
+            what = "a stage of pipeline is a worker, and there is one"
+            remedy = "give --num-workers 2 or more, or use --strategy ddp"
+            found.append(Problem("parallel.strategy", what, remedy))
         if strategy in ("pipeline", "model_parallel", "tensor") and least != most:
             what = f"{least}:{most} is elastic, and {strategy} takes a fixed number"
             remedy = "give one number, or use --strategy fsdp"
@@ -145,10 +149,6 @@ class ParallelConfig(Section):
             default = type(self).model_fields[name].default
             if strategy != owner and getattr(self, name) != default:
                 found.append(Problem(f"parallel.{name}", f"needs strategy {owner}, not {strategy}"))
-        if strategy == "pipeline" and self.pipeline_parallel_size < 2:
-            what = "must be 2 or more with strategy pipeline: a stage is a worker"
-            remedy = "give --parallel.pipeline_parallel_size 2, or use --strategy ddp"
-            found.append(Problem("parallel.pipeline_parallel_size", what, remedy))
         if self.spill_to_cpu and self.max_memory_per_gpu is None and strategy == "model_parallel":
             what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
             found.append(Problem("parallel.spill_to_cpu", what))

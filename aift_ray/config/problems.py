@@ -10,15 +10,16 @@ from pydantic import BaseModel
 
 from aift_ray.errors import Problem
 
+# of names that are taken for each other; what a name in another section has less
+_ALIKE, _LAST_PART = 0.55, 0.05
 _OWN_FLAGS = ("config", "dry-run", "help")
 
 
 def flags_of(section: type[BaseModel]) -> dict[str, Any]:
     """Every flag and its annotation, the short ones too."""
     found = dict(_annotations(section))
-    return found | {
-        short: found[name] for name, short in getattr(section, "short_flags", {}).items()
-    }
+    shorts = getattr(section, "short_flags", {}).items()
+    return {short: found[name] for name, short in shorts} | found
 
 
 def _annotations(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -43,10 +44,17 @@ def wrong(section: type[BaseModel], detail: dict[str, Any]) -> Problem:
 
 def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
     """A setting or flag that does not exist, with the nearest that does."""
-    known = list(flags_of(section)) + list(_OWN_FLAGS)
-    near = difflib.get_close_matches(name, known, 1, 0.5) or [
-        n for n in known if n.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]
-    ]
-    shown = f"--{name}" if what == "flag" else name
-    hint = f"did you mean '{near[0]}'?" if near else "see --help for all of them"
-    return Problem(shown, f"there is no such {what}", hint)
+    known = [*flags_of(section), *_OWN_FLAGS]
+    near = max(known, key=lambda each: _likeness(name, each))
+    dashes = "--" if what == "flag" else ""
+    found = _likeness(name, near) >= _ALIKE
+    hint = f"did you mean '{dashes}{near}'?" if found else "see --help for all of them"
+    return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
+
+
+def _likeness(given: str, known: str) -> float:
+    """0 to 1: of whole names, or of their last parts, however words are joined in them."""
+    given, known = (text.replace("-", "_").lower() for text in (given, known))
+    whole = difflib.SequenceMatcher(None, given, known).ratio()
+    given, known = (text.rsplit(".", 1)[-1] for text in (given, known))
+    return max(whole, difflib.SequenceMatcher(None, given, known).ratio() - _LAST_PART)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
+from aift_ray.config.resuming import refused_allowances
 from aift_ray.config.section import (
     SHIPPED_MODEL,
     Fraction,
@@ -181,6 +182,7 @@ class RunConfig(Settings):
         "output_dir": "output-dir",
         "training.max_steps": "max-steps",
         "training.seed": "seed",
+        "resume_allow": "resume-allow",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -189,6 +191,7 @@ class RunConfig(Settings):
     output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
     overwrite: bool = setting(False, "empty an output folder that is not empty")
     resume: str | None = setting(None, "'latest' or a checkpoint folder to go on from")
+    resume_allow: list[str] = setting([], "settings that may differ from the checkpoint's")
     training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
@@ -249,6 +252,7 @@ class RunConfig(Settings):
             )
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
+        found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             found.append(
                 Problem(
@@ -258,9 +262,8 @@ class RunConfig(Settings):
         if training.ddp and self.ray.num_workers not in (None, training.world_size):
             found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
         if training.precision in ("bf16", "fp16") and not training.fp16:
-            found.append(
-                Problem("training.fp16", f"false contradicts precision {training.precision}")
-            )
+            what = f"false contradicts precision {training.precision}"
+            found.append(Problem("training.fp16", what))
         return found
 
     def _wrong_numbers(self) -> list[Problem]:

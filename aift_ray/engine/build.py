@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import RunConfig
+from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.cache import TokenRows
@@ -80,6 +81,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
     state.global_batch = state.global_batch or job.global_batch
     state.data, state.trained_as = job.cache.name, config.trained_with
+    state.settings = kept(flat(config))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class State:
         first_loss, eval_loss_before, exact_match_before: for the summary.
         data: name of the token cache that the run trains on.
         trained_as: method, with the bits of a quantized base; empty in older checkpoints.
+        settings: of the run, by their dotted names; empty in older checkpoints.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class State:
     exact_match_before: float | None = None
     data: str = ""
     trained_as: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save(

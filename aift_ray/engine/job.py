@@ -26,6 +26,7 @@ class Job:
         support: how the model's family is computed.
         memory: computed need of a worker; None for an architecture of another kind.
         resume: checkpoint folder to start from, if no newer one of this run is there.
+        changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
@@ -41,6 +42,7 @@ class Job:
     support: Support
     memory: Memory | None = None
     resume: Path | None = None
+    changed: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     layout: dict[str, int] | None = None
 

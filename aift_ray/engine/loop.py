@@ -15,7 +15,8 @@ import torch
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
-from aift_ray.engine.optimizer import learning_rate, set_rate
+from aift_ray.engine.optimizer import set_rate
+from aift_ray.engine.schedule import learning_rate
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.tensors import clip_gradients, gradient_norm
 

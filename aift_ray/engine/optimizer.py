@@ -1,8 +1,7 @@
-"""AdamW and its learning rate."""
+"""AdamW over the trained weights."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -90,15 +89,3 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group of weights its share of the learning rate of this step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_FACTOR]
-
-
-def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
-    """Learning rate of the step with index `step` (from 0) of `total`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    if config.lr_scheduler == "linear":
-        return config.learning_rate * (1 - progress)
-    if config.lr_scheduler == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from aift_ray.engine.metrics import METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.run_errors import LOG
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import place
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 # why the group of workers failed, a line a failure
@@ -26,27 +25,11 @@ _OWN = (CONFIG, SUMMARY, METRICS, "loss.png", "checkpoints", "model", "tensorboa
 _OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", FAILURES)
 
 
-def output_folder(config: RunConfig) -> Path:
-    """The run's folder, absolute: --output-dir, else one named by the time under the parent."""
-    if config.output_dir:
-        return Path(config.output_dir).expanduser().absolute()
-    parent = Path(config.training.output_dir).expanduser()
-    return (parent / time.strftime("%Y%m%d-%H%M%S")).absolute()
-
-
 def check(config: RunConfig, folder: Path) -> list[Problem]:
-    """What speaks against writing into `folder`."""
-    where = f"output folder {folder}"
-    if folder.exists() and not folder.is_dir():
-        return [Problem(where, "is a file", "name another --output-dir")]
-    if _occupied(folder) and not (config.overwrite or config.resume):
-        remedy = "give --resume latest to go on, --overwrite to start anew, or another name"
-        return [Problem(where, "is not empty", remedy)]
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        return [Problem(where, "can't be written", "name another --output-dir")]
-    copies = store(config, folder)
-    return copies.check() if copies else []
+    """What speaks against writing into `folder`, and into the storage path."""
+    problems = place.check(config, folder)
+    copies = None if problems else store(config, folder)
+    return copies.check() if copies else problems
 
 
 def check_space(folder: Path, needed: int, use: str = "checkpoints") -> list[Problem]:
@@ -62,10 +45,6 @@ def check_space(folder: Path, needed: int, use: str = "checkpoints") -> list[Pro
     return [Problem(f"disk of {folder}", what, remedy)]
 
 
-def _occupied(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
 def start(config: RunConfig, folder: Path) -> None:
     """Make the folder ready: emptied of an earlier run where asked for, with config.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +54,9 @@ def start(config: RunConfig, folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in (STOP, SAVE, PROGRESS, FAILURES):
         (folder / name).unlink(missing_ok=True)
-    values = config.model_dump(mode="json", exclude={"overwrite", "resume", "output_dir"})
+    values = config.model_dump(
+        mode="json", exclude={"overwrite", "resume", "resume_allow", "output_dir"}
+    )
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     write_json(folder / SUMMARY, {"status": "running"})
@@ -104,8 +85,8 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
 
 def store(config: RunConfig, folder: Path) -> Store | None:
     """The second place for the run's checkpoints and results, if there is one."""
-    place = config.ray.storage_path
-    return Store(place, folder.name) if place else None
+    path = config.ray.storage_path
+    return Store(path, folder.name) if path else None
 
 
 def finished(folder: Path) -> bool:

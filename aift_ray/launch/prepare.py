@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -18,12 +17,11 @@ from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.encoding import Encode, encode_here
 from aift_ray.data.prompts import PromptEncoder
-from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import fitting
-from aift_ray.models import families, folders, provenance
+from aift_ray.launch import fitting, resuming
+from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
@@ -87,14 +85,16 @@ def prepare(
     length = _sequence_length(config, folders.context(model_config))
     # config.yaml must say what was run
     config.data.sequence_length = length
+    state, changed = resuming.resumed(config, resume) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
+    notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
-    batch = _global_batch(config, workers, resume)
+    batch = state.global_batch if state else _global_batch(config, workers)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
@@ -113,12 +113,15 @@ def prepare(
         support=support,
         memory=fitting.own(config, need),
         resume=resume,
+        changed=changed,
         why=why,
         layout=_layout(config, location, plan, longest, gpu),
     )
     steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    notes = [*model.notes, *families.not_applied(model_config)]
+    if state:
+        notes += changed + resuming.schedule(config, state, plan.steps_per_epoch, steps)
+    notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
     return result
 
@@ -146,10 +149,8 @@ def _longest(lengths: np.ndarray, padded: bool) -> int:
     return int(len(lengths) * lengths.max() if padded else lengths.sum())
 
 
-def _global_batch(config: RunConfig, workers: int, resume: Path | None) -> int:
-    """Units of a step: as configured, or those of the run that is gone on with."""
-    if resume:
-        return _resumed_state(config, resume).global_batch
+def _global_batch(config: RunConfig, workers: int) -> int:
+    """Units of a step."""
     training, replicas = config.training, workers // config.parallel.apart
     return training.batch_size * training.gradient_accumulation_steps * replicas
 
@@ -164,9 +165,11 @@ def tokenizing(config: DataConfig) -> Encode:
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
+    # config.yaml must say what was run
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
-        # config.yaml must say what was run
         parallel.tensor_parallel_size = workers
+    if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
+        parallel.pipeline_parallel_size = workers
     # a group that torchrun has made is of one size
     problems = parallel.misfits(least if most == workers else workers, workers)
     if parallel.offload and not gpu:
@@ -200,33 +203,6 @@ def _layout(
     return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
-def _resumed_state(config: RunConfig, folder: Path) -> State:
-    field, remedy = f"resume {folder}", "give the --method it was made with"
-    adapter = (folder / "adapter_config.json").is_file()
-    if adapter != (config.method != "full"):
-        what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
-        raise ConfigError([Problem(field, what, remedy)])
-    state = read_state(folder)
-    if state.trained_as not in ("", config.trained_with):
-        # its adapters have learned to make up for the rounding of another base model
-        what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
-        raise ConfigError([Problem(field, what, f"{remedy}, and its lora.qlora_4bit")])
-    base = provenance.other_base(folder, folders.resolve(config.model)) if adapter else None
-    if base:
-        what = f"was trained on {base}, and {config.model} has other weights"
-        raise ConfigError([Problem(field, what, "give the --model it was made with")])
-    saved = json.loads((folder / "adapter_config.json").read_text("utf-8")) if adapter else {}
-    if adapter and bool(saved.get("target_parameters")) != config.lora.experts:
-        what = f"its adapters are{' ' if saved.get('target_parameters') else ' not '}on experts too"
-        raise ConfigError([Problem(field, what, "give the --lora.experts it was made with")])
-    pissa = str(saved.get("init_lora_weights")).startswith("pissa")
-    if adapter and pissa != (config.lora.init_lora_weights == "pissa"):
-        what = f"its adapters {'start' if pissa else 'do not start'} from PiSSA"
-        remedy = "give the --lora.init_lora_weights it was made with"
-        raise ConfigError([Problem(field, what, remedy)])
-    return state
-
-
 def _sequence_length(config: RunConfig, limit: int | None) -> int:
     length = config.data.sequence_length
     if limit is None or length <= limit:
@@ -258,13 +234,8 @@ def process_start() -> float:
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:
     found = list(run.prepared.warnings)
-    training, resume = config.training, run.job.resume
-    if resume and read_state(resume).data != run.prepared.folder.name:
-        found.append(
-            "the rows or how they are tokenized changed since the checkpoint: the steps to come "
-            "are not those of the run that was stopped"
-        )
-    if training.warmup_steps >= run.steps:
+    training = config.training
+    if training.warmup_steps > run.steps:
         found.append(
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
             f"learning rate never reaches {training.learning_rate:g}"

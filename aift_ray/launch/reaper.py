@@ -1,18 +1,20 @@
 """Ends what a killed command leaves behind: Ray's agents would stay for another minute.
 
-Runs as a process of its own, `python -m aift_ray.launch.reaper PID`, whose standard input closes
-when the process PID ends, however it ends.
+Runs as a process of its own, `python -m aift_ray.launch.reaper PID [FOLDER]`, whose standard input
+closes when the process PID ends, however it ends. FOLDER is removed last.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -21,10 +23,15 @@ _INTERVAL, _GRACE = 2.0, 5.0
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """While this lasts, the Ray processes that this process starts end with it."""
+def watched(folder: Path | None = None) -> Iterator[None]:
+    """While this lasts, the Ray processes that this process starts end with it.
+
+    Args:
+        folder: what they need, and nobody after them.
+    """
+    command = [sys.executable, "-m", "aift_ray.launch.reaper", str(os.getpid())]
     reaper = subprocess.Popen(
-        [sys.executable, "-m", "aift_ray.launch.reaper", str(os.getpid())],
+        command + ([str(folder)] if folder else []),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -59,6 +66,8 @@ def main() -> None:
         with suppress(psutil.Error):
             # psutil checks that the number was not given to another process
             process.kill()
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def ray_processes(parent: psutil.Process) -> list[psutil.Process]:

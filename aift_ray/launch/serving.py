@@ -198,7 +198,8 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     """
     workers.quiet()
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
-    home.check(makes_key)
+    if makes_key:
+        home.check()
     config = opening.on_base(config)
     opening.check(config, gpus_of(config, gpus_here()) > 0)
     path = key_file(config)
@@ -208,9 +209,9 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     if dry_run:
         _show(config, path, None, engine_of(config, gpus_here()))
         return
-    home.make(makes_key)
     made = None
     if makes_key:
+        home.make()
         path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
         made = keys.make(Path(path))
     try:

@@ -15,7 +15,15 @@ from aift_ray.commandline import Given
 from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.engine.metrics import replace
 from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, UserError
-from aift_ray.launch import display, output, sweep_plots, sweep_results, sweep_trial, workers
+from aift_ray.launch import (
+    display,
+    output,
+    place,
+    sweep_plots,
+    sweep_results,
+    sweep_trial,
+    workers,
+)
 from aift_ray.launch.execution import exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.launch.sweep_search import search
@@ -41,7 +49,7 @@ def run(given: Given) -> None:
         TrainingError: no trial ran to its end, or Ray Tune failed.
     """
     config, space = separate(given.values, given.problems)
-    folder = output.output_folder(config)
+    folder = place.output_folder(config)
     kept = _kept(config, folder, given.values)
     with ExitStack() as stack:
         joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None

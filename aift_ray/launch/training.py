@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aift_ray.config import RunConfig
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, Interrupted
-from aift_ray.launch import display, output, workers
+from aift_ray.launch import display, output, place, resuming, workers
 from aift_ray.launch.execution import execute, exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.utils.drivers import usable_gpus
@@ -37,8 +37,8 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
     """
     if config.training.local_rank >= 0:
         return _run_joined(config, started)
-    folder = output.output_folder(config)
-    if config.resume == "latest" and output.finished(folder):
+    folder = place.output_folder(config)
+    if resuming.done(config, folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
     resume = _resume_point(config, folder)
@@ -69,7 +69,7 @@ def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
     from aift_ray.engine.worker import work
     from aift_ray.parallel.group import Group
 
-    folder, trained = output.output_folder(config), []
+    folder, trained = place.output_folder(config), []
     resume = _resume_point(config, folder)
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
@@ -134,7 +134,7 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     from aift_ray.engine import standalone
 
     world, gpu = standalone.world_size(), gpus_used(config, local_gpus(config)) > 0
-    folder = output.output_folder(config)
+    folder = place.output_folder(config)
     if standalone.leads():
         resume = _resume_point(config, folder)
         prepared = _prepared(config, folder, (world, world), gpu, resume, started)
@@ -208,7 +208,7 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; "
-            f"go on with --output-dir {folder} --resume latest",
+            f"go on with --config {folder / output.CONFIG} --output-dir {folder} --resume latest",
             code,
         )
     return summary

@@ -10,7 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from aift_ray.engine.run_errors import LOG, short
 from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
 from aift_ray.launch import failures, passing, reaper
 from aift_ray.launch.elastic import SaveBeforeResize
+from aift_ray.launch.local_token import own_token
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.planning.ways import remedy
 
@@ -48,13 +49,14 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[dict[str, fl
         yield ray.cluster_resources()
         return
     address = os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else reaper.watched():
+    with ExitStack() as stack:
+        if not address:
+            folder = stack.enter_context(own_token())
+            stack.enter_context(reaper.watched(folder))
+        stack.callback(ray.shutdown)
         with _environment({} if address else variables or {}):
             _connect(address)
-        try:
-            yield ray.cluster_resources()
-        finally:
-            ray.shutdown()
+        yield ray.cluster_resources()
 
 
 @contextmanager
@@ -69,8 +71,6 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _connect(address: str | None) -> None:
-    token = Path.home() / ".ray" / "auth_token"
-    unmade = not token.exists()
     try:
         if address and _HOST_AND_PORT.fullmatch(address):
             # Ray itself would try for a minute
@@ -86,10 +86,8 @@ def _connect(address: str | None) -> None:
                 log_to_driver=False,
                 include_dashboard=None if address else False,
             )
-        if unmade and token.exists():
-            # Ray makes one for its first cluster, which every user of the machine could read
-            token.chmod(0o600)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # where a server of it does not start in time, Ray raises no narrower kind
         if address is None:
             raise TrainingError(f"Ray could not be started: {short(error)}") from error
         remedy = "check that the cluster runs, and that ~/.ray/auth_token is the cluster's"

@@ -20,11 +20,12 @@ from aift_ray.config import DataConfig, RunConfig, TrainingConfig
 from aift_ray.data.cache import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
-from aift_ray.launch import output, training, workers
+from aift_ray.launch import resuming, training, workers
 from aift_ray.models import folders
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.loading import weight_bytes
+from aift_ray.training.messages import in_python
 from aift_ray.utils.gpu_utils import clear_gpu_memory
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +81,21 @@ def run(
         sections: the settings beside those of `config`: method, data, lora, parallel.
         resume: 'latest' or a checkpoint folder.
         here: in this process alone; else on Ray workers, or as one of torchrun's processes.
+
+    Raises:
+        AiftError: as the command, in the words of Python.
     """
+    with in_python():
+        return _run(model, config, sections, resume, here)
+
+
+def _run(
+    model: BaseModel,
+    config: TrainingConfig,
+    sections: dict[str, Any],
+    resume: str | None,
+    here: bool,
+) -> nn.Module:
     settings: RunConfig = validated(
         {
             "model": model.model_name,
@@ -95,7 +110,7 @@ def run(
     model.model = None
     clear_gpu_memory()
     workers.quiet()
-    done = settings.resume == "latest" and output.finished(folder)
+    done = resuming.done(settings, folder)
     if not here or done:
         _check_room(model)
         training.run(settings)

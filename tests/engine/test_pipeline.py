@@ -142,6 +142,16 @@ def same_folders(alone: Path, stages: Path, loader: Any) -> None:
     assert sizes == {p.name: p.stat().st_size for p in two.glob("*.safetensors")}
 
 
+def test_without_a_size_all_workers_are_stages(configure: Configure, tmp_path: Path) -> None:
+    config = configure(parallel__strategy="pipeline", ray__num_workers=2)
+    prepared = prepare(config, tmp_path / "run", 2, False, None)
+    assert prepared.job.config.parallel.pipeline_parallel_size == 2
+    assert set((prepared.job.layout or {}).values()) == {0, 1}
+    assert prepared.job.global_batch == 8, "they hold one model together"
+    with pytest.raises(ConfigError, match="a stage of pipeline is a worker, and there is one"):
+        configure(parallel__strategy="pipeline", ray__num_workers=1)
+
+
 @pytest.mark.parametrize(
     ("more", "workers", "part"),
     [

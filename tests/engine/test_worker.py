@@ -116,7 +116,10 @@ def test_resuming_with_other_rows_or_another_method_is_noticed(
     run(config, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "step-2"
     assert "changed since" not in " ".join(prepare(config, tmp_path, 1, False, step).warnings)
-    other = configure(data__sequence_length=64)
+    (tmp_path / "train.jsonl").write_text('{"text": "別の行"}\n' * 30, "utf-8")
+    with pytest.raises(ConfigError, match=r"data\.train_files: the rows .* changed since"):
+        prepare(config, tmp_path, 1, False, step)
+    other = configure(resume="latest", resume_allow=["data.train_files"])
     assert "changed since" in " ".join(prepare(other, tmp_path, 1, False, step).warnings)
     with pytest.raises(ConfigError, match="full training"):
         prepare(configure(method="lora"), tmp_path, 1, False, step)

@@ -30,13 +30,14 @@ def test_it_is_committed_without_outputs() -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
-def test_it_runs_and_the_model_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_twice_and_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    for _ in range(2):
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
     cells = {cell.id: cell for cell in notebook.cells}
     lines = (tmp_path / "outputs" / "notebook" / "metrics.jsonl").read_text("utf-8").splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]

@@ -252,7 +252,10 @@ def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
 ) -> None:
     others = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment = {k: v for k, v in cluster.environment.items() if k not in others}
-    environment["HOME"] = str(tmp_path / "home")
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    home.mkdir()
+    temporary.mkdir()
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary)}
     argv = flags(tiny_model, rows_file, tmp_path / "run", method="full", training__num_epochs=200)
     command = Command(argv, environment)
     status, output = stopped(command, tmp_path / "run", signal.SIGTERM)
@@ -260,8 +263,8 @@ def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
     assert len(command.family()) > 4
     time.sleep(3)
     assert [process for process in command.family() if process.is_running()] == []
-    token = tmp_path / "home" / ".ray" / "auth_token"
-    assert token.stat().st_mode & 0o777 == 0o600, "Ray made it for this cluster"
+    assert not (home / ".ray").exists(), "every other Ray program would take the token from there"
+    assert list(temporary.rglob("auth_token")) == []
 
 
 def test_a_cluster_that_is_not_there_is_named(

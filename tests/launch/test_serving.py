@@ -184,10 +184,6 @@ def test_a_home_that_can_not_be_written_is_one_message(
         told = capsys.readouterr().err
         assert str(home / ".local" / "state" / "aift_ray") in told
         assert "--api-key-file" in told
-        assert guarded(run, ["--no-auth", *dry_run]) == 2
-        told = capsys.readouterr().err
-        assert str(home / ".ray") in told
-        assert "RAY_AUTH_TOKEN_PATH" in told
 
 
 def test_an_adapter_of_another_template_or_base_is_refused_with_the_difference(

@@ -1,0 +1,88 @@
+"""What a setting that differs from the checkpoint's means for a run that is gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+
+from aift_ray.config.section import Section
+from aift_ray.errors import Problem
+
+
+class Change(Enum):
+    """What a change of a setting does to the steps to come.
+
+    NOTHING: they are the same. TOLD: it is allowed, and told. REFUSED: they are not those of the
+    run that was stopped; allowed where it is asked for by name. FIXED: the checkpoint itself holds
+    the setting, so that no other can be had. JUDGED: not the words count but what they stand for:
+    weights, rows, the method with its bits.
+    """
+
+    NOTHING = "nothing"
+    TOLD = "told"
+    REFUSED = "refused"
+    FIXED = "fixed"
+    JUDGED = "judged"
+
+
+_NAMES = {
+    Change.NOTHING: "output_dir overwrite resume resume_allow "
+    "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
+    "training.async_save training.max_hours training.gradient_checkpointing training.ddp "
+    "training.local_rank training.world_size training.trial_batch training.exact_match_batch_size "
+    "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
+    "ray.cpus_per_worker ray.resources_per_worker ray.storage_path ray.resize_seconds "
+    "ray.max_failures",
+    Change.TOLD: "training.batch_size training.gradient_accumulation_steps training.num_epochs "
+    "training.max_steps training.eval_steps training.fp16 training.precision training.compile "
+    "training.early_stopping_patience training.load_best training.exact_match_rows "
+    "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
+    "training.optimizer parallel.strategy parallel.pipeline_parallel_size "
+    "parallel.tensor_parallel_size parallel.offload parallel.spill_to_cpu "
+    "parallel.pipeline_schedule parallel.pipeline_microbatches ray.num_workers ray.use_gpu",
+    Change.REFUSED: "training.learning_rate training.warmup_steps training.max_grad_norm "
+    "training.seed training.lr_scheduler training.weight_decay training.adam_beta1 "
+    "training.adam_beta2 training.adam_epsilon training.neftune_noise_alpha data.train_files "
+    "data.validation_fraction data.packing data.sequence_length data.on_bad_row data.on_long_row "
+    "data.text_unit data.system_prompt lora.lora_plus_ratio",
+    Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
+    "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
+    "lora.init_lora_weights",
+    Change.JUDGED: "model method lora.use_qlora lora.qlora_4bit data.eval_files",
+}
+# every setting of a training run
+CHANGES = {name: change for change, names in _NAMES.items() for name in names.split()}
+
+
+def flat(section: BaseModel) -> dict[str, Any]:
+    """Every setting by its dotted name, as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(_leaves(section))))
+    return found
+
+
+def kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that a checkpoint keeps; a storage path, which may hold a key, is not among them."""
+    return {n: value for n, value in settings.items() if CHANGES[n] is not Change.NOTHING}
+
+
+def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def refused_allowances(names: list[str], resumes: bool) -> list[Problem]:
+    """What is wrong with the names of settings that may differ."""
+    if names and not resumes:
+        return [Problem("resume_allow", "acts with resume only", "leave it out")]
+    can = [name for name, change in CHANGES.items() if change is Change.REFUSED]
+    what = "can't be allowed to differ"
+    remedy = f"those that can: {', '.join(can)}"
+    return [Problem("resume_allow", f"{name} {what}", remedy) for name in names if name not in can]

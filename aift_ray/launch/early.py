@@ -1,0 +1,85 @@
+"""What is wrong that can be told at once, without torch, Ray or the network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aift_ray.commandline import Given
+from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.data.sources import expand_files
+from aift_ray.errors import ConfigError, DataError, ModelError, Problem
+from aift_ray.launch import place
+from aift_ray.launch.sweep_space import separate
+from aift_ray.models.catalog import CATALOG, nearest
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_run(config: RunConfig) -> None:
+    """Look at the files, the model's name and the output folder of a run.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    data = config.data
+    problems = place.check(config, place.output_folder(config))
+    if not data.train_files:
+        remedy = "name some with --train-file"
+        problems.append(Problem("data.train_files", "no training file is given", remedy))
+    _refuse(_files(data.train_files) + _files(data.eval_files), _model(config.model), problems)
+
+
+def check_sweep(given: Given) -> None:
+    """The same for the first trial of a sweep; UserError with everything that is wrong."""
+    config, _ = separate(given.values, given.problems)
+    check_run(config)
+
+
+def check_quantization(config: QuantizeConfig) -> None:
+    """The same for the model, the adapter and the rows to measure on."""
+    adapters = _adapter("adapter", config.adapter) if config.adapter else []
+    _refuse(_files(config.eval_files), _model(config.model) + adapters, [])
+
+
+def check_server(config: ServeConfig) -> None:
+    """The same for the model and its adapters."""
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse([], _model(config.model) + adapters, [])
+
+
+def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:
+    problems = list(dict.fromkeys((*data, *model, *settings)))
+    if settings or (data and model):
+        raise ConfigError(problems)
+    if problems:
+        raise (DataError if data else ModelError)(problems)
+
+
+def _files(patterns: list[str]) -> list[Problem]:
+    try:
+        # those of a bucket are known to the network alone
+        expand_files([pattern for pattern in patterns if "://" not in pattern])
+    except DataError as error:
+        return error.problems
+    return []
+
+
+def _model(name: str) -> list[Problem]:
+    """What is wrong with a model's name; its folder is looked into where it is loaded."""
+    if name in CATALOG or Path(name).expanduser().is_dir() or _HUB_ID.fullmatch(name):
+        return []
+    near = nearest(name)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "give a folder, or a Hub id"
+    what = "missing: there is no such folder or catalog name"
+    return [Problem(f"model {name}", what, remedy)]
+
+
+def _adapter(where: str, name: str) -> list[Problem]:
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        return []
+    found = "holds no adapter_config.json" if folder.is_dir() else "is no folder"
+    remedy = "give the folder that training or PEFT wrote, such as RUN/model"
+    return [Problem(where, f"{folder} {found}", remedy)]

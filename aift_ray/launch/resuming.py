@@ -1,0 +1,183 @@
+"""Whether a run may go on from a checkpoint with the settings that it is given now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aift_ray.config import RunConfig
+from aift_ray.config.resuming import CHANGES, Change, flat, kept
+from aift_ray.engine.checkpoint import State, read_state
+from aift_ray.engine.schedule import learning_rate
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import output
+from aift_ray.models import folders, provenance
+
+_FILES = "data.train_files"
+
+
+def resumed(config: RunConfig, folder: Path) -> tuple[State, list[str]]:
+    """Where the run of checkpoint `folder` is, and what of its settings has changed.
+
+    Args:
+        config: with what the model and the machine have decided.
+
+    Raises:
+        ConfigError: with every setting that must be as it was.
+    """
+    state = read_state(folder)
+    problems = _judged(config, folder, state)
+    told: list[str] = []
+    if state.settings:
+        told, refused = differences(state.settings, config)
+        problems += refused
+    elif not problems:
+        problems = _older(config, folder)
+    if problems:
+        raise ConfigError(problems)
+    return state, told
+
+
+def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], list[Problem]]:
+    """What may differ from the `saved` settings and does, a line each; and what must not."""
+    told, problems = [], []
+    for name, value in kept(flat(config)).items():
+        change = CHANGES[name]
+        judged = change is Change.JUDGED or name == _FILES
+        # of "auto" the strategy comes later
+        if judged or value == "auto" or saved.get(name, value) == value:
+            continue
+        if name.startswith("lora.") and config.method == "full":
+            continue
+        if change is Change.TOLD or name in config.resume_allow:
+            told.append(f"{name} is {_shown(value)}, and was {_shown(saved[name])}")
+            continue
+        remedy = f"give --{name} {_shown(saved[name])}, or start anew in another output folder"
+        if change is Change.REFUSED:
+            remedy += f"; --resume-allow {name} goes on with other steps"
+        what = f"{_shown(value)} differs from the {_shown(saved[name])} of the run that is resumed"
+        problems.append(Problem(name, what, remedy))
+    return told, problems
+
+
+def check_rows(config: RunConfig, state: State, data: str) -> list[str]:
+    """What to tell where the rows are not those of the run; `data` names their token cache.
+
+    Raises:
+        ConfigError: the training rows changed.
+    """
+    before, now = state.settings, flat(config)
+    named = [n for n in before if n.startswith("data.") and before[n] != now[n]]
+    if state.data == data or set(named) - {_FILES, "data.eval_files"}:
+        # a setting that makes other rows was told already
+        return []
+    if named == ["data.eval_files"]:
+        return ["the evaluation rows changed since the checkpoint"]
+    what = "the rows or how they are tokenized changed since the checkpoint"
+    if not before or _FILES in config.resume_allow:
+        return [f"{what}: the steps to come are not those of the run that was stopped"]
+    remedy = f"give the files as they were; --resume-allow {_FILES} goes on with other steps"
+    raise ConfigError([Problem(_FILES, what, remedy)])
+
+
+def schedule(config: RunConfig, state: State, epoch: int, steps: int) -> list[str]:
+    """What other numbers of steps do to the learning rate.
+
+    Args:
+        epoch: steps of an epoch.
+        steps: of the whole run, now.
+    """
+    saved, training = state.settings, config.training
+    if not saved:
+        return []
+    before = saved["training.max_steps"] or saved["training.num_epochs"] * epoch
+    if before == steps or state.step >= steps:
+        return []
+    was, now = (learning_rate(training, state.step, total) for total in (before, steps))
+    how = f"the run has {steps} steps now, and had {before}"
+    if was == now:
+        return [how]
+    curve = f"the {training.lr_scheduler} schedule is laid over all {steps}"
+    old = f"{was:.2e}" if state.step < before else "none"
+    return [f"{how}: {curve}, so that step {state.step + 1} has a rate of {now:.2e}; it had {old}"]
+
+
+def done(config: RunConfig, folder: Path) -> bool:
+    """Whether the run in `folder` has all the steps that it is asked for.
+
+    Raises:
+        ConfigError: it has, and they were made with other settings.
+    """
+    if config.resume != "latest" or not output.finished(folder):
+        return False
+    try:
+        found = yaml.safe_load((folder / output.CONFIG).read_text(encoding="utf-8"))
+        saved = flat(RunConfig(**found))
+    except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError):
+        # without it nothing is known but that the run is done
+        return True
+    if _more(config, saved, output.summary(folder).get("steps", 0)):
+        return False
+    if "sequence_length" not in config.data.model_fields_set:
+        # the model has settled it
+        saved.pop("data.sequence_length")
+    _, problems = differences(saved, config)
+    if problems:
+        raise ConfigError(problems)
+    return True
+
+
+def _more(config: RunConfig, saved: dict[str, Any], steps: int) -> bool:
+    """Whether more steps or epochs are asked for than those of a finished run."""
+    training = config.training
+    if training.max_steps == saved["training.max_steps"]:
+        epochs = saved["training.num_epochs"]
+        return training.max_steps is None and training.num_epochs > epochs
+    return training.max_steps is None or training.max_steps > steps
+
+
+def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
+    """What is compared by what it stands for: the method, and the weights of the base."""
+    field, remedy = f"resume {folder}", "give the --method it was made with"
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter != (config.method != "full"):
+        what = f"is a checkpoint of {'LoRA' if adapter else 'full'} training"
+        return [Problem(field, what, remedy)]
+    problems = []
+    if state.trained_as not in ("", config.trained_with):
+        # its adapters have learned to make up for the rounding of another base model
+        what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
+        problems.append(Problem(field, what, f"{remedy}, and its lora.qlora_4bit"))
+    base = provenance.other_base(folder, folders.resolve(config.model)) if adapter else None
+    if base:
+        what = f"was trained on {base}, and {config.model} has other weights"
+        problems.append(Problem(field, what, "give the --model it was made with"))
+    return problems
+
+
+def _older(config: RunConfig, folder: Path) -> list[Problem]:
+    """What the adapters themselves tell, of a checkpoint without settings."""
+    file = folder / "adapter_config.json"
+    saved = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if not saved:
+        return []
+    lora, own = config.lora, str(saved.get("init_lora_weights"))
+    pairs = {
+        "r": (lora.r, saved["r"]),
+        "experts": (lora.experts, bool(saved.get("target_parameters"))),
+        "init_lora_weights": (lora.init_lora_weights == "pissa", own.startswith("pissa")),
+    }
+    return [
+        Problem(f"lora.{name}", "differs from the checkpoint's", f"give --lora.{name} as it was")
+        for name, (now, before) in pairs.items()
+        if now != before
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value).lower() if value in (True, False) else str(value)

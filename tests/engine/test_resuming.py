@@ -1,0 +1,148 @@
+"""A run that is gone on with keeps what it was, or says what is different."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aift_ray.config import RunConfig
+from aift_ray.engine.checkpoint import read_state
+from aift_ray.engine.schedule import learning_rate
+from aift_ray.errors import ConfigError
+from aift_ray.launch import output, resuming
+from aift_ray.launch.prepare import prepare
+from tests.engine.test_strategies import run_on
+from tests.engine.test_worker import losses, run
+
+Configure = Callable[..., RunConfig]
+LORA = {"method": "lora", "lora__r": 4, "lora__lora_dropout": 0.0, "training__save_steps": 1}
+
+
+def last_of(folder: Path) -> Path:
+    return max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+
+
+def refused(config: RunConfig, folder: Path) -> dict[str, str]:
+    """Where the problems lie, and their remedies."""
+    with pytest.raises(ConfigError) as error:
+        prepare(config, folder.parent / "other", 1, False, last_of(folder))
+    return {problem.where: problem.remedy for problem in error.value.problems}
+
+
+def test_adapters_of_another_shape_are_refused_all_at_once(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(**LORA), folder)
+    other = LORA | {"lora__r": 16, "lora__modules_to_save": ["embed_tokens"]}
+    found = refused(configure(**other), folder)
+    assert set(found) == {"lora.r", "lora.modules_to_save"}
+    assert "--lora.r 4" in found["lora.r"]
+    assert "--resume-allow" not in found["lora.r"], "the checkpoint holds them"
+    assert prepare(configure(**LORA), folder, 1, False, last_of(folder)).job.changed == []
+
+
+def test_another_seed_or_split_is_refused_unless_it_is_asked_for(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder, split = tmp_path / "run", {"data__validation_fraction": 0.25}
+    run(configure(**split, training__seed=1, training__save_steps=1), folder)
+    assert set(refused(configure(training__seed=2), folder)) == {
+        "training.seed",
+        "data.validation_fraction",
+    }
+    found = refused(configure(**split, training__seed=2), folder)
+    assert "--resume-allow training.seed" in found["training.seed"]
+    asked = {"resume": "latest", "resume_allow": ["training.seed"]}
+    prepared = prepare(
+        configure(**split, **asked, training__seed=2), folder, 1, False, last_of(folder)
+    )
+    assert prepared.job.changed == ["training.seed is 2, and was 1"]
+    assert "training.seed is 2, and was 1" in prepared.warnings
+
+
+def test_a_setting_that_the_checkpoint_holds_can_not_be_allowed(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.r can't be allowed to differ"):
+        configure(resume="latest", resume_allow=["lora.r"])
+    with pytest.raises(ConfigError, match="acts with resume only"):
+        configure(resume_allow=["training.seed"])
+
+
+def test_what_may_change_is_told_and_written_down(configure: Configure, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(configure(training__save_steps=1, training__max_steps=2), folder)
+    more = {"training__batch_size": 4, "training__max_steps": 3, "training__logging_steps": 2}
+    config = configure(**more, resume=str(last_of(folder)))
+    output.start(config, folder)
+    run_on(config, folder)
+    summary = output.summary(folder)
+    assert summary["global_batch"] == 8, "that of the run, whatever batch_size says"
+    assert summary["changed_on_resume"] == [
+        "training.batch_size is 4, and was 8",
+        "training.max_steps is 3, and was 2",
+    ]
+    written = yaml.safe_load((folder / output.CONFIG).read_text("utf-8"))
+    assert written["training"]["batch_size"] == 4
+    assert read_state(last_of(folder)).settings["training.max_steps"] == 3
+
+
+def finished(configure: Configure, folder: Path, **values: Any) -> RunConfig:
+    """A run that is done, with its files as the command leaves them."""
+    config = configure(**values)
+    output.start(config, folder)
+    run(config, folder)
+    assert output.finished(folder)
+    return config
+
+
+def test_a_finished_run_goes_on_where_more_is_asked_for(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    finished(configure, folder, training__max_steps=3)
+
+    def done(**values: Any) -> bool:
+        return resuming.done(configure(**values, resume="latest"), folder)
+
+    assert done(training__max_steps=3)
+    assert done(training__max_steps=2)
+    assert not done(training__max_steps=5)
+    assert not done(training__num_epochs=2)
+    with pytest.raises(ConfigError, match=r"training\.seed: 7 differs"):
+        done(training__max_steps=3, training__seed=7)
+    config = configure(training__max_steps=5, resume=str(last_of(folder)))
+    prepared = prepare(config, folder, 1, False, last_of(folder))
+    rate = learning_rate(config.training, 3, 5)
+    (told,) = [line for line in prepared.warnings if "schedule" in line]
+    assert "the run has 5 steps now, and had 3" in told
+    assert f"step 4 has a rate of {rate:.2e}" in told
+    run_on(config, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "loss" in line}
+    assert rates[4] == pytest.approx(rate)
+    assert [step for step, *_ in losses(folder)] == [1, 2, 3, 4, 5]
+    assert output.summary(folder)["steps"] == 5
+
+
+def test_epochs_count_as_steps_do(configure: Configure, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    finished(configure, folder, training__num_epochs=1)
+    assert resuming.done(configure(resume="latest"), folder)
+    assert not resuming.done(configure(resume="latest", training__num_epochs=2), folder)
+
+
+@pytest.mark.parametrize(("warm_up", "warns"), [(1, False), (2, True)])
+def test_a_warm_up_that_ends_with_the_last_step_reaches_its_rate(
+    warm_up: int, warns: bool, configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(training__max_steps=1, training__warmup_steps=warm_up)
+    told = " ".join(prepare(config, tmp_path / "run", 1, False, None).warnings)
+    assert ("never reaches" in told) == warns
+    run(config, tmp_path / "run")
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert (json.loads(line)["learning_rate"] < config.training.learning_rate) == warns
