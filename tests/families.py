@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.families import TABLE, Refusal, Support, family_of, layer_kinds
+from aift_ray.models.families import FEATURES, TABLE, Refusal, Support, family_of, layer_kinds
 from aift_ray.models.pieces import pieces_of
 from aift_ray.models.targets import linear_layers
 from aift_ray.models.tiny import shrunk
@@ -48,22 +48,11 @@ _NUMBERS = {
     "n_routed_experts": 4,
     "n_shared_experts": 1,
 }
-# what a configuration may ask for, whatever the class has: a layout must be right with all of it
-_FEATURES: dict[str, Any] = {
-    "sliding_window": 512,
-    "use_sliding_window": True,
-    "attn_logit_softcapping": 5.0,
-    "final_logit_softcapping": 5.0,
-    "logits_scaling": 8.0,
-    "logit_scale": 0.25,
-    "lm_head_multiplier": 0.5,
-    "router_jitter_noise": 0.3,
-    "is_decoder": True,
-}
 # kinds of layers that published models of a family have, and the class leaves out
 _LAYERS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }
 
@@ -97,7 +86,7 @@ def configuration(name: str) -> PreTrainedConfig | None:
     if kinds and set(kinds) == {"full_attention"} and "sliding_window" in given:
         pair = ["sliding_attention", "full_attention"]
         numbers["layer_types"] = (pair * len(kinds))[: len(kinds)]
-    for field, value in (numbers | {k: v for k, v in _FEATURES.items() if k in given}).items():
+    for field, value in (numbers | {k: v for k, v in FEATURES.items() if k in given}).items():
         with suppress(Exception):  # some fields differ by layer
             setattr(text, field, value)
     return text

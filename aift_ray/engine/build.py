@@ -22,7 +22,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
-from aift_ray.models import folders, loading
+from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
 from aift_ray.models.packed import recomputing
@@ -156,6 +156,7 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
     base = loading.load_model(source, dtype, job.support.attention, held, only=only)
+    families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:

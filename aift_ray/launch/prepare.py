@@ -82,7 +82,7 @@ def prepare(
     support = _support(config, model_config)
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
-    length = _sequence_length(config, folders.context(model_config))
+    length = _sequence_length(config, model_config)
     # config.yaml must say what was run
     config.data.sequence_length = length
     state, changed = resuming.resumed(config, resume) if resume else (None, [])
@@ -203,8 +203,13 @@ def _layout(
     return decide(config, location, plan, tokens, fitting.width(config, gpu), gpu)
 
 
-def _sequence_length(config: RunConfig, limit: int | None) -> int:
-    length = config.data.sequence_length
+def _sequence_length(config: RunConfig, model_config: Any) -> int:
+    length, limit = config.data.sequence_length, folders.context(model_config)
+    alike = folders.batched_context(model_config)
+    if alike != limit and alike and length > alike:
+        what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
+        what += "frequencies of all others in a batch of this model"
+        raise ConfigError([Problem("data.sequence_length", what, f"give at most {alike}")])
     if limit is None or length <= limit:
         return length
     if "sequence_length" not in config.data.model_fields_set:

@@ -140,6 +140,9 @@ def _other_base(
     what = f"it was made for another base: {wanted}, not {base}"
     if same is None:
         what = f"it was trained on {wanted}, and whether {base} is the same can't be told here"
+    if same is False and Path(wanted).is_dir() and Path(wanted).resolve() == Path(location):
+        what = f"it was made for another base: {base} holds other weights by now"
+        return [Problem(where, what, "bring back those it was trained on, or train it anew")]
     if same is None and trained_on:
         return [Problem(where, what, f"download {base} first, or give its folder")]
     remedy = f"give --model {wanted}, or, if {base} holds the same weights, "

@@ -15,6 +15,45 @@ from typing import Any, Literal
 TABLE = Path(__file__).parent / "tables" / "families.csv"
 
 Attention = Literal["documents", "eager"]
+# what a configuration may ask for, whatever its class has: families are measured with all of it
+FEATURES: dict[str, Any] = {
+    "sliding_window": 512,
+    "use_sliding_window": True,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 5.0,
+    "logits_scaling": 8.0,
+    "logit_scale": 0.25,
+    "lm_head_multiplier": 0.5,
+    "router_jitter_noise": 0.3,
+    "is_decoder": True,
+}
+# with these off a layer does less of what was measured
+_MEASURED_BOTH_WAYS = ("use_sliding_window",)
+# what changes no layer's attention, state or logits
+_WITHOUT_EFFECT = frozenset(
+    {
+        "attention_bias",
+        "attention_k_eq_v",
+        "block_auto_adjust_ff_dim",
+        "dtype",
+        "enable_moe_block",
+        "hidden_act",
+        "hidden_activation",
+        "is_encoder_decoder",
+        "mlp_bias",
+        "model_type",
+        "norm_topk_prob",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "problem_type",
+        "return_dict",
+        "tie_word_embeddings",
+        "transformers_version",
+        "use_cache",
+        "use_double_wide_mlp",
+    }
+)
 # numbers by which routers of experts are changed at random in training
 NOISE = "router_jitter_noise"
 
@@ -55,6 +94,14 @@ def family_of(config: Any) -> str:
     return str(config.get_text_config(decoder=True).model_type)
 
 
+def without_noise(model: Any) -> None:
+    """Let the routers of a model that is trained add no random numbers."""
+    for module in model.modules():
+        for name in (NOISE, "jitter_noise"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
+
+
 def not_applied(config: Any) -> list[str]:
     """What of a model's configuration has no effect in training, in words."""
     noise = getattr(config.get_text_config(decoder=True), NOISE, None)
@@ -84,14 +131,26 @@ def known(config: Any) -> Support | Refusal | None:
     if row is None:
         return None
     measured, found = row
-    if getattr(config.get_text_config(decoder=True), "is_decoder", None) is False:
-        # the same layers without a causal mask
+    if asks_more(config.get_text_config(decoder=True)):
         return None
     kinds = layer_kinds(config)
     # without any attention a model keeps nothing by token
     if kinds - measured or (kinds and _attends(measured) and not _attends(kinds)):
         return None
     return found
+
+
+def asks_more(text: Any) -> list[str]:
+    """What a configuration turns on or chooses, and the measured one of its family did not."""
+    usual = type(text)().to_dict() | FEATURES
+    return sorted(
+        name
+        for name, value in text.to_dict().items()
+        if isinstance(value, bool | str)
+        and name not in _WITHOUT_EFFECT
+        and not name.startswith("_")
+        and value not in (usual.get(name), False if name in _MEASURED_BOTH_WAYS else None)
+    )
 
 
 def _attends(kinds: frozenset[str]) -> bool:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -23,11 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG, find, nearest
+from aift_ray.models.catalog import CATALOG, find, nearest, of_family
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # networks that once were code beside their weights, and have a class in transformers by now:
@@ -123,7 +125,12 @@ def load_config(location: str) -> Any:
     """The transformers configuration of a resolved location."""
     with explained(location):
         stored, _ = PreTrainedConfig.get_config_dict(location)
-        if stored.get("model_type") not in _NATIVE:
+        kind = stored.get("model_type")
+        if kind not in _NATIVE and kind not in CONFIG_MAPPING:
+            what = f"transformers {transformers.__version__} has no model type {kind!r}"
+            remedy = f"choose a model of another family, such as {of_family(str(kind))}"
+            raise ModelError([Problem(f"model {location}", what, remedy)])
+        if kind not in _NATIVE:
             return AutoConfig.from_pretrained(location, trust_remote_code=False)
         kind, renamed = _NATIVE[stored.pop("model_type")]
         stored.pop("auto_map", None)
@@ -135,6 +142,22 @@ def context(config: Any) -> int | None:
     """Tokens of prompt and answer together that a model takes; None: any number."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if found and found > 0 else None
+
+
+def batched_context(config: Any) -> int | None:
+    """Tokens up to which texts of a batch don't change each other; None: any number.
+
+    Rotary frequencies of some kinds are chosen by the longest position of a forward pass.
+    """
+    text = config.get_text_config()
+    limit, rope = context(config), getattr(text, "rope_parameters", None) or {}
+    nested = [one for one in rope.values() if isinstance(one, dict)] or [rope]
+    for one in nested:
+        kind, original = one.get("rope_type"), one.get("original_max_position_embeddings")
+        original = original or getattr(text, "original_max_position_embeddings", None)
+        if kind == "longrope" and original and limit:
+            limit = min(limit, int(original))
+    return limit
 
 
 def stop_ids(location: str) -> list[int]:

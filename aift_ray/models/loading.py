@@ -95,11 +95,6 @@ def load_model(
         options["device_map"] = device_map
     config = load_config(location)
     _check_family(config)
-    text = config.get_text_config(decoder=True)
-    noise = getattr(text, families.NOISE, None)
-    if noise:
-        # layers keep what they are made with
-        setattr(text, families.NOISE, 0.0)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
@@ -122,8 +117,6 @@ def load_model(
             **options,
         )
     model, info = loaded
-    if noise:
-        setattr(model.config.get_text_config(decoder=True), families.NOISE, noise)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])

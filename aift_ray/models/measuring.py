@@ -79,6 +79,11 @@ def measured(location: str, config: RunConfig) -> Measured:
     whole = whole_parameters(model, lora)
     whole += _sizes(list(shape.counted.adapted)) if lora.use_dora else 0
     notes = not_adapted(model, lora) + router_loss.note(model)
+    if alone:
+        notes.append(
+            f"of a {own.model_type} the language model alone is adapted: load the adapter on "
+            f"{type(model).__name__}, and merged it is saved without what reads images or sounds"
+        )
     if config.base_bits == 8 and shape.expert_parameters:
         notes.append(
             f"bitsandbytes has no 8 bits for experts: their {shape.expert_parameters:,} weights "

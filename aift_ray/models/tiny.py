@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from aift_ray.models.attention import register
-from aift_ray.models.families import NOISE
+from aift_ray.models.families import NOISE, without_noise
 
 _HIDDEN, _HEADS, _HEAD, _LAYERS = 64, 4, 16, 4
 VOCABULARY = 320
@@ -174,8 +174,6 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
     """
     register()
     config = copy.deepcopy(config)
-    if attention != "eager" and getattr(config, NOISE, None):
-        setattr(config, NOISE, 0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -191,4 +189,6 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
                     "bias" in name and weight.ndim == 1 and not weight.is_meta and not weight.any()
                 ):
                     weight.normal_(0, 0.1)
+    if attention != "eager":
+        without_noise(model)
     return model

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from aift_ray.models.folders import context
+from aift_ray.models.folders import batched_context
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.batch import PIECE, Batch, Row
 from aift_ray.serving.prefixes import Prefixes
@@ -88,7 +88,7 @@ class TransformersEngine:
     ) -> None:
         config: Any = model.config.get_text_config(decoder=True)
         self.vocabulary: int = config.vocab_size
-        self.context: int = context(model.config) or 2**31
+        self.context: int = batched_context(model.config) or 2**31
         self._slots, self._max_queue = slots, max_queue
         self._model, self._device = model, model.device
         self._adapters = Adapters(model)

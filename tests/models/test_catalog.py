@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from aift_ray.models import families
 from aift_ray.models.catalog import CATALOG, TABLES, find, nearest
 from aift_ray.planning.shape import Shape
 from tests.conftest import SHIPPED
@@ -104,3 +106,19 @@ def test_the_catalog_loads_neither_torch_nor_transformers() -> None:
         "sys.exit(bool({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG))
+def test_a_model_of_the_catalog_is_of_a_family_that_was_measured(name: str) -> None:
+    numbers = dict(CATALOG[name].config)
+    config = CONFIG_MAPPING[numbers.pop("model_type")](**numbers)
+    assert isinstance(families.known(config), families.Support)
+
+
+def test_what_was_not_measured_of_a_family_is_not_taken_for_known() -> None:
+    asked = CONFIG_MAPPING["gemma3_text"](use_bidirectional_attention=True)
+    assert families.known(asked) is None
+    assert families.asks_more(asked) == ["use_bidirectional_attention"]
+    # kinds of layers that the table does not speak of
+    linear = CONFIG_MAPPING["jamba"](num_hidden_layers=4)
+    assert families.known(linear) is None
