@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from aift_ray.commandline import guarded
 
@@ -26,8 +27,11 @@ def run(argv: Sequence[str]) -> int:
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, QuantizeConfig, "quantize", description, EPILOG)
     from aift_ray.launch import early
+    from aift_ray.quantization import folder
 
-    early.check_quantization(command.config)
+    asked = command.config.output_dir
+    occupied = folder.check(Path(asked).expanduser(), command.config.overwrite) if asked else []
+    early.check_quantization(command.config, occupied)
     import transformers
 
     # transformers warns of its own deprecated names

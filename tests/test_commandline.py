@@ -154,8 +154,8 @@ EARLY = {
     "train --batch-size 4": "did you mean '--training.batch_size'?",
     "train --outputdir x": "did you mean '--output-dir'?",
     "tune --config SPACE --train-file no.jsonl --eval-file FILE": "no.jsonl: there is no such file",
-    "quantize --model hina-4n --adapter nowhere": "adapter: nowhere is no folder",
-    "serve --adapter x=nowhere": "adapter x: nowhere is no folder",
+    "quantize --model hina-4n --adapter nowhere": "adapter: no such folder: nowhere",
+    "serve --adapter x=nowhere": "adapter x: no such folder: nowhere",
     "trian": "did you mean train?",
 }
 

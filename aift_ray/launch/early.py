@@ -36,10 +36,14 @@ def check_sweep(given: Given) -> None:
     check_run(config)
 
 
-def check_quantization(config: QuantizeConfig) -> None:
-    """The same for the model, the adapter and the rows to measure on."""
+def check_quantization(config: QuantizeConfig, occupied: list[Problem]) -> None:
+    """The same for the model, the adapter and the rows to measure on.
+
+    Args:
+        occupied: what speaks against writing the result where it is asked for.
+    """
     adapters = _adapter("adapter", config.adapter) if config.adapter else []
-    _refuse(_files(config.eval_files), _model(config.model) + adapters, [])
+    _refuse(_files(config.eval_files), _model(config.model) + adapters, occupied)
 
 
 def check_server(config: ServeConfig) -> None:
@@ -80,6 +84,7 @@ def _adapter(where: str, name: str) -> list[Problem]:
     folder = Path(name).expanduser()
     if (folder / "adapter_config.json").is_file():
         return []
-    found = "holds no adapter_config.json" if folder.is_dir() else "is no folder"
+    what = f"{folder} holds no adapter_config.json"
+    what = what if folder.is_dir() else f"no such folder: {folder}"
     remedy = "give the folder that training or PEFT wrote, such as RUN/model"
-    return [Problem(where, f"{folder} {found}", remedy)]
+    return [Problem(where, what, remedy)]

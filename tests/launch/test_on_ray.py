@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -248,13 +249,19 @@ def test_a_disk_that_fills_up_ends_the_run_and_names_the_last_checkpoint(
 
 
 def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
-    cluster: Cluster, tiny_model: Path, rows_file: Path, tmp_path: Path
+    cluster: Cluster,
+    tiny_model: Path,
+    rows_file: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     others = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     environment = {k: v for k, v in cluster.environment.items() if k not in others}
-    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    # the name of a socket in it may have 107 bytes
+    held = tempfile.TemporaryDirectory(prefix="ray-")
+    request.addfinalizer(held.cleanup)
+    home, temporary = tmp_path / "home", Path(held.name)
     home.mkdir()
-    temporary.mkdir()
     environment |= {"HOME": str(home), "TMPDIR": str(temporary)}
     argv = flags(tiny_model, rows_file, tmp_path / "run", method="full", training__num_epochs=200)
     command = Command(argv, environment)

@@ -58,7 +58,7 @@ def test_both_numbers_of_bits_are_refused(refused: Refused) -> None:
 
 def test_unknown_values_are_named_with_those_allowed(refused: Refused) -> None:
     message = refused("--bits", "3", "--quant-type", "nf5", "--quant_typ", "nf4")
-    for part in ("3", "4, 8 or 16", "nf5", "'nf4' or 'fp4'", "did you mean 'quant_type'"):
+    for part in ("3", "4, 8 or 16", "nf5", "'nf4' or 'fp4'", "did you mean '--quant-type'"):
         assert part in message
 
 
