@@ -48,6 +48,10 @@ CHANGED: dict[str, Any] = {
     "training.max_steps": 2,
     "training.seed": 7,
     "training.lr_scheduler": "linear",
+    "training.warmup_ratio": 0.9,
+    "training.min_lr_ratio": 0.5,
+    # an error without wsd
+    "training.decay_ratio": 0.5,
     "training.weight_decay": 0.5,
     "training.adam_beta1": 0.5,
     "training.adam_beta2": 0.5,

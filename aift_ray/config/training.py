@@ -10,9 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aift_ray.config import schedule
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.resuming import refused_allowances
+from aift_ray.config.schedule import Scheduler, Share
 from aift_ray.config.section import (
     SHIPPED_MODEL,
     Fraction,
@@ -30,12 +32,15 @@ class TrainingConfig(Section):
     """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
 
     learning_rate: float = setting(
-        2e-5, "peak learning rate; LoRA usually wants 1e-4 to 3e-4", gt=0, le=10
+        2e-5, "peak learning rate; adapters take 2e-4 where it is not given", gt=0, le=10
     )
     batch_size: Positive = setting(4, "examples a worker and micro-step (fill: packed rows)")
     gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
     num_epochs: Positive = setting(3, "passes over the training rows")
-    warmup_steps: NotNegative = setting(100, "steps in which the learning rate rises from 0")
+    warmup_steps: NotNegative = setting(
+        100,
+        "steps in which the learning rate rises from 0; not given: at most a tenth of all steps",
+    )
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
     eval_steps: Positive = setting(100, "steps between evaluations (with evaluation data)")
     save_steps: Positive = setting(500, "steps between checkpoints")
@@ -55,8 +60,19 @@ class TrainingConfig(Section):
         None, "hours after which the run stops with a checkpoint and exit status 75"
     )
     seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
-        "cosine", "learning rate after the warm-up: to 0 along a line or a cosine, or constant"
+    lr_scheduler: Scheduler = setting(
+        "cosine",
+        "learning rate after the warm-up, by transformers' names (constant is "
+        "constant_with_warmup, wsd is warmup_stable_decay)",
+    )
+    warmup_ratio: Share | None = setting(
+        None, "warm-up as a share of all steps, rounded up; overrides warmup_steps"
+    )
+    min_lr_ratio: Fraction = setting(
+        0.0, "lowest learning rate over the peak: of linear, cosine, cosine_with_min_lr and wsd"
+    )
+    decay_ratio: Share | None = setting(
+        None, "wsd: share of all steps, the last ones, in which the rate falls; default: 0.1"
     )
     weight_decay: float = setting(0.01, "AdamW's decay; never on norms and biases", ge=0, le=1)
     adam_beta1: Fraction = setting(0.9, "AdamW's decay rate of the first moment")
@@ -174,7 +190,7 @@ class RayConfig(Section):
 class RunConfig(Settings):
     """A whole training run."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "parallel.strategy": "strategy",
         "ray.num_workers": "num-workers",
         "data.train_files": "train-file",
@@ -182,7 +198,7 @@ class RunConfig(Settings):
         "output_dir": "output-dir",
         "training.max_steps": "max-steps",
         "training.seed": "seed",
-        "resume_allow": "resume-allow",
+        "resume_allow": ["resume-allow", "resume.allow"],
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -197,6 +213,13 @@ class RunConfig(Settings):
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @field_validator("resume_allow")
+    @classmethod
+    def _whole_names(cls, value: list[str]) -> list[str]:
+        # a setting may be named by its short flag
+        names = {short: name for name, short in cls.short_flags.items() if isinstance(short, str)}
+        return [names.get(each.removeprefix("--"), each.removeprefix("--")) for each in value]
 
     @model_validator(mode="before")
     @classmethod
@@ -252,6 +275,7 @@ class RunConfig(Settings):
             )
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
+        found += schedule.contradictions(training)
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             found.append(

@@ -82,6 +82,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     state.global_batch = state.global_batch or job.global_batch
     state.data, state.trained_as = job.cache.name, config.trained_with
     state.settings = kept(flat(config))
+    state.changes = list(dict.fromkeys([*state.changes, *_changes(job)]))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(held_out))
@@ -135,6 +136,12 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
     )
+
+
+def _changes(job: Job) -> list[str]:
+    """The settings that differ from the checkpoint's, with the step from which they do."""
+    step = checkpoint.step_of(job.resume.name) if job.resume else None
+    return [] if step is None else [f"from step {step + 1}: {line}" for line in job.changed]
 
 
 def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:

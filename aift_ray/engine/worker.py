@@ -272,7 +272,7 @@ class _Session:
             "start_s": self.start_s,
             "global_batch": state.global_batch,
             "resumed_from": run.resumed_from,
-            "changed_on_resume": run.job.changed,
+            "changed_on_resume": state.changes,
             "stopped_early": status == "stopped early",
             "best_step": state.best_step,
             "skipped": state.skipped,

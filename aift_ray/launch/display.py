@@ -56,6 +56,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
     rows += [("strategy", line) for line in run.job.why]

@@ -17,6 +17,7 @@ from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.encoding import Encode, encode_here
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.engine import schedule
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -38,6 +39,7 @@ class Preparation:
         prepared: the token cache with its counts.
         plan: which rows make which step.
         steps: of the whole run.
+        rate: the learning rate and its schedule, in words.
         held_out: rows to evaluate on.
         memory: computed need of a worker; None for an architecture of another kind.
         checkpoint_bytes: computed size of a checkpoint.
@@ -49,6 +51,7 @@ class Preparation:
     encoder: PromptEncoder
     plan: BatchPlan
     steps: int
+    rate: str
     held_out: int
     memory: Memory | None
     parameters: int
@@ -85,7 +88,7 @@ def prepare(
     length = _sequence_length(config, model_config)
     # config.yaml must say what was run
     config.data.sequence_length = length
-    state, changed = resuming.resumed(config, resume) if resume else (None, [])
+    state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
         tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
@@ -96,6 +99,8 @@ def prepare(
     indices, own = split(config, len(rows), len(evaluation))
     batch = state.global_batch if state else _global_batch(config, workers)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    steps = total_steps(config, plan)
+    rate = schedule.settle(config.training, steps, config.method != "full")
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
@@ -117,8 +122,8 @@ def prepare(
         why=why,
         layout=_layout(config, location, plan, longest, gpu),
     )
-    steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
-    result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
+    held_out = len(evaluation) or len(own)
+    result = Preparation(job, prepared, encoder, plan, steps, rate, held_out, job.memory, *sizes)
     if state:
         notes += changed + resuming.schedule(config, state, plan.steps_per_epoch, steps)
     notes += [*model.notes, *families.not_applied(model_config)]
