@@ -44,7 +44,8 @@ _NAMES = {
     "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
     "training.optimizer training.ddp training.world_size parallel.strategy "
     "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
-    "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches ray.num_workers ray.use_gpu",
+    "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
+    "ray.num_workers ray.use_gpu",
     Change.REFUSED: "training.learning_rate training.warmup_steps training.max_grad_norm "
     "training.seed training.lr_scheduler training.warmup_ratio training.min_lr_ratio "
     "training.decay_ratio training.weight_decay training.adam_beta1 "
