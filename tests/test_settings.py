@@ -86,6 +86,8 @@ CHANGED: dict[str, Any] = {
     "lora.modules_to_save": ["norm"],
     "lora.init_lora_weights": "pissa",
     "lora.lora_plus_ratio": 16.0,
+    # an error: no adapter
+    "lora.init_from": "nowhere",
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,

@@ -54,7 +54,7 @@ _NAMES = {
     "data.text_unit data.system_prompt lora.lora_plus_ratio",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
-    "lora.init_lora_weights",
+    "lora.init_lora_weights lora.init_from",
     Change.JUDGED: "model method lora.use_qlora lora.qlora_4bit data.eval_files",
 }
 # every setting of a training run

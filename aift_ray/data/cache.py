@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aift_ray.config import DataConfig
+from aift_ray.data import memory
 from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.encoding import (
@@ -85,9 +86,9 @@ class TokenRows:
         return ids, flags
 
     def place(self, index: int) -> str:
-        """Where a row came from, as file:line."""
+        """Where a row came from, as file:line; of rows given in Python argument[index]."""
         batch, row = self._locate(index)
-        return f"{batch.column('file')[row].as_py()}:{batch.column('line')[row].as_py()}"
+        return memory.place(batch.column("file")[row].as_py(), batch.column("line")[row].as_py())
 
     def _locate(self, index: int) -> tuple[Any, int]:
         return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS
@@ -164,6 +165,9 @@ def _key(
 
 
 def _file_digest(path: Path) -> str:
+    held = memory.content(path)
+    if held is not None:
+        return hashlib.sha256(held).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -214,8 +218,7 @@ def _publish(scratch: Path, folder: Path) -> None:
 def _raise_for(faults: list[Fault]) -> None:
     if faults:
         problems = [
-            Problem(f.file if f.line is None else f"{f.file}:{f.line}", f.reason, f.remedy)
-            for f in faults[:SHOWN_FAULTS]
+            Problem(memory.place(f.file, f.line), f.reason, f.remedy) for f in faults[:SHOWN_FAULTS]
         ]
         raise DataError(problems, hidden=len(faults) - len(problems))
 

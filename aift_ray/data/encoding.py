@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig
+from aift_ray.data import memory
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
@@ -56,7 +57,8 @@ class Encoding:
         self.counts, self.faults = Counts(), list[Fault]()
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
+        encode = memory.tokens(files) or self.encode
+        for item, encoded in encode(read_examples(files, self.config.text_unit)):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue
@@ -83,7 +85,9 @@ class Encoding:
         fitted = fit(encoded, self.length)
         if fitted is None:
             self.counts.dropped_rows += 1
-            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
+            self._note(
+                f"{memory.place(example.file, example.line)}: dropped, the answer alone is too long"
+            )
             return []
         self.counts.truncated_rows += 1
         return [fitted]
@@ -92,7 +96,7 @@ class Encoding:
         self.faults.append(fault)
         self.counts.skipped_rows += 1
         if fault.line is not None:
-            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+            self._note(f"{memory.place(fault.file, fault.line)}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
         if len(self.counts.notes) < SHOWN_FAULTS:

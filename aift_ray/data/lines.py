@@ -7,8 +7,11 @@ import gzip
 import re
 import shlex
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
+
+from aift_ray.data import memory
 
 _JAPANESE = re.compile("[\u3001\u3002\u3041-\u30ff\u4e00-\u9fff]")
 _SAMPLE_BYTES = 400
@@ -33,6 +36,9 @@ def open_bytes(path: Path) -> BinaryIO:
     Raises:
         OSError: it can't be opened.
     """
+    held = memory.content(path)
+    if held is not None:
+        return BytesIO(held)
     return cast(BinaryIO, gzip.open(path)) if is_packed(path) else path.open("rb")
 
 

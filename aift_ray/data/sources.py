@@ -12,6 +12,7 @@ from itertools import dropwhile, groupby
 from pathlib import Path
 from typing import Literal
 
+from aift_ray.data import memory
 from aift_ray.data.columns import read_csv, read_parquet
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.json_rows import read_json, read_jsonl
@@ -167,6 +168,11 @@ def _folder(folder: Path) -> list[Path]:
 
 def _problem(path: Path) -> Problem | None:
     where = str(path)
+    if memory.content(path) is not None:
+        return None
+    if memory.is_memory(path):
+        what = "rows given in Python are not kept"
+        return Problem(where, what, "give them again in Python, or name files with --train-file")
     if not os.path.exists(path):
         return Problem(where, "there is no such file", _near_name(path))
     if not os.path.isfile(path):

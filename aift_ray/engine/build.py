@@ -25,6 +25,7 @@ from aift_ray.engine.precision import Precision
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
+from aift_ray.models.continued import start_from
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
@@ -174,6 +175,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
         if resume:
             adapted = continue_adapters(base, config.lora, job.location, resume)
+        elif config.lora.init_from:
+            adapted = start_from(base, config.lora, config.lora.init_from)
         else:
             adapted = add_adapters(base, config.lora, job.location)
     return adapted

@@ -28,6 +28,7 @@ class Job:
         resume: checkpoint folder to start from, if no newer one of this run is there.
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
+        events: write down for callbacks what happens.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
@@ -45,6 +46,7 @@ class Job:
     changed: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     layout: dict[str, int] | None = None
+    events: bool = False
 
     @property
     def padded(self) -> bool:

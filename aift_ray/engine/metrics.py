@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 METRICS, PROGRESS = "metrics.jsonl", ".progress.json"
-# files that ask a run to stop with a checkpoint, or to save one and go on
-STOP, SAVE = ".stop", ".save"
+# files that ask a run to stop with a checkpoint, to save one and go on, or to end as if done
+STOP, SAVE, END = ".stop", ".save", ".end"
+# what callbacks are told of, a line each
+EVENTS = ".events.jsonl"
 _BOARD = {"loss": "train/loss", "learning_rate": "train/learning_rate"}
 _BOARD |= {"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"}
 _BOARD |= {"eval_loss": "eval/loss", "exact_match": "eval/exact_match"}
@@ -55,6 +57,13 @@ class Metrics:
         """Finish the files."""
         self._lines.close()
         self.board.close()
+
+
+def tell(folder: Path, event: str, content: dict[str, Any]) -> None:
+    """Write down for callbacks what has happened."""
+    line = json.dumps({"event": event} | content, ensure_ascii=False) + "\n"
+    with (folder / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def keep_until(path: Path, step: int) -> None:

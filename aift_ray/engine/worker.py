@@ -20,7 +20,7 @@ from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.memory import peak_memory_gb
-from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
+from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams
@@ -118,6 +118,8 @@ class _Session:
             if due or "skipped" in line:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
+            if self.run.job.events:
+                tell(self.run.job.output, "step", line)
         self.watch(line)
 
     def asked(self) -> Asked:
@@ -128,6 +130,8 @@ class _Session:
         late = hours is not None and time.time() - job.started > hours * 3600
         if late or (job.output / STOP).exists():
             return Asked.STOP
+        if (job.output / END).exists():
+            return Asked.END
         return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
 
     def evaluate_before(self) -> None:
@@ -201,10 +205,13 @@ class _Session:
     def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
         line = {name: value for name, value in found.items() if value is not None}
-        self.watch(line)
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
-            self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
+            whole = {"step": step, "epoch": epoch, **line, "time": time.time()}
+            self.metrics.write(whole)
+            if self.run.job.events:
+                tell(self.run.job.output, "evaluate", whole)
+        self.watch(line)
 
     def _write_final(self, folder: Path) -> None:
         """Write the final model: tensor by tensor where it is shared out and can be."""

@@ -27,7 +27,9 @@ def check_run(config: RunConfig) -> None:
     if not data.train_files:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
-    _refuse(_files(data.train_files) + _files(data.eval_files), _model(config.model), problems)
+    adapter = config.lora.init_from
+    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    _refuse(_files(data.train_files) + _files(data.eval_files), models, problems)
 
 
 def check_sweep(given: Given) -> None:

@@ -88,6 +88,7 @@ def prepare(
     length = _sequence_length(config, model_config)
     # config.yaml must say what was run
     config.data.sequence_length = length
+    started_from = _adopted(config, location)
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
@@ -105,7 +106,7 @@ def prepare(
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
-    sizes = _sizes(config, model)
+    sizes = _sizes(config, model, started_from)
     job = Job(
         config=config,
         location=location,
@@ -223,9 +224,20 @@ def _sequence_length(config: RunConfig, model_config: Any) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
+def _adopted(config: RunConfig, location: str) -> int | None:
+    """Weights of the adapter that the run starts from, whose settings it takes; None: of none."""
+    if config.lora.init_from is None:
+        return None
+    # needs the modelling code
+    from aift_ray.models.continued import adopt
+
+    return adopt(config, location)
+
+
+def _sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
     """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
     shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    trained = trained if adapter is None else adapter
     if config.method == "full":
         trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments
