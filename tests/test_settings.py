@@ -71,6 +71,7 @@ CHANGED: dict[str, Any] = {
     "training.neftune_noise_alpha": 5.0,
     "training.optimizer": "adamw_8bit",
     "training.compile": True,
+    "training.report_to": [],
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -210,6 +211,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return seen | {
         "lines": [{k: v for k, v in line.items() if k not in unsteady} for line in lines],
         "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),
+        "board": (folder / "tensorboard").is_dir(),
         "trained": [n for n, p in run.module.named_parameters() if p.requires_grad],
         "recomputes": getattr(run.module.model, "is_gradient_checkpointing", None),
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,

@@ -34,7 +34,7 @@ _NAMES = {
     Change.NOTHING: "output_dir overwrite resume resume_allow "
     "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
     "training.async_save training.max_hours training.gradient_checkpointing "
-    "training.local_rank training.trial_batch training.exact_match_batch_size "
+    "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
     "ray.cpus_per_worker ray.resources_per_worker ray.storage_path ray.resize_seconds "
     "ray.max_failures",

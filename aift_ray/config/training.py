@@ -27,6 +27,8 @@ from aift_ray.config.section import (
 )
 from aift_ray.errors import Problem
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 class TrainingConfig(Section):
     """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
@@ -109,9 +111,20 @@ class TrainingConfig(Section):
         "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
         "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
     )
+    report_to: list[Tracker] = Field(
+        default_factory=lambda: list[Tracker](["tensorboard"]),
+        description="where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio; "
+        "none: nowhere",
+    )
     compile: bool = setting(
         False, "torch.compile of each decoder block: faster steps, a slower first one"
     )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _report_to_none(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        return [] if given in (None, ["none"]) else given
 
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):

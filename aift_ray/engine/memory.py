@@ -56,10 +56,14 @@ def _parts(run: Run, tokens: int) -> str:
     return memory(model.shape, work).parts
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host."""
+def peak_memory_gb(device: torch.device, reserved: bool = False) -> float:
+    """Peak memory of this process in GiB: allocated on its GPUs, else resident in the host.
+
+    Args:
+        reserved: what torch has reserved on the GPUs, of which it gives out the allocated part.
+    """
     if device.type == "cuda":
-        numbers = range(torch.cuda.device_count())
-        return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
+        peak = torch.cuda.max_memory_reserved if reserved else torch.cuda.max_memory_allocated
+        return sum(peak(number) for number in range(torch.cuda.device_count())) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

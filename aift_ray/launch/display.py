@@ -206,6 +206,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("model FLOPs utilization", "mfu", "{:.1%}"),
         ("restarts", "restarts", "{}"),
         ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),
@@ -216,7 +217,9 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
             rows.append((label, form.format(summary[name])))
     memory = summary.get("peak_memory_gb")
     if memory:
-        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+        held = summary.get("peak_reserved_gb")
+        more = f" ({', '.join(f'{gb:.2f}' for gb in held)} reserved)" if held else ""
+        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory) + more))
     for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
         if (output / name).exists():
             rows.append((label, str(output / name)))

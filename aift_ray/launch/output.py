@@ -20,8 +20,20 @@ from aift_ray.launch import place
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 # why the group of workers failed, a line a failure
 FAILURES = ".failures.jsonl"
+# where trackers that work offline keep a run
+_TRACKERS = ("trackers.json", "wandb", "mlruns")
 # what a run leaves; only these are removed by --overwrite
-_OWN = (CONFIG, SUMMARY, METRICS, "loss.png", "checkpoints", "model", "tensorboard", LOG)
+_OWN = (
+    CONFIG,
+    SUMMARY,
+    METRICS,
+    "loss.png",
+    "checkpoints",
+    "model",
+    "tensorboard",
+    LOG,
+    *_TRACKERS,
+)
 _WHILE_RUNNING = (STOP, SAVE, END, EVENTS, PROGRESS)
 _OWN_HIDDEN = (*_WHILE_RUNNING, ".ray", FAILURES)
 
@@ -50,7 +62,7 @@ def start(config: RunConfig, folder: Path) -> None:
     """Make the folder ready: emptied of an earlier run where asked for, with config.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
-        for name in (*_OWN, *_OWN_HIDDEN):
+        for name in (*_OWN, *_TRACKERS, *_OWN_HIDDEN):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in (*_WHILE_RUNNING, FAILURES):

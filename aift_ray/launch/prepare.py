@@ -26,6 +26,7 @@ from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
+from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.utils.compilers import compiler
 
@@ -79,6 +80,7 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
+    _trackers(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
@@ -122,6 +124,7 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, plan, longest, gpu),
+        flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
     held_out = len(evaluation) or len(own)
     result = Preparation(job, prepared, encoder, plan, steps, rate, held_out, job.memory, *sizes)
@@ -136,6 +139,15 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+
+
+def _trackers(config: RunConfig) -> None:
+    # needs no package of theirs
+    from aift_ray.engine.trackers import missing
+
+    problems = missing(list(config.training.report_to))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:

@@ -244,6 +244,8 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
     display.show_summary(summary, folder)
     for problem in summary.get("not_copied", ()):
         display.console.print(f"not copied to the storage path: {problem}", markup=False)
+    for problem in summary.get("not_reported", ()):
+        display.console.print(f"not reported to {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; "
