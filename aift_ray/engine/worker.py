@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
+from aift_ray.data import cache
 from aift_ray.engine import loop, run_errors
 from aift_ray.engine.build import Run, build, rebuild
+from aift_ray.engine.card import FILE as CARD
+from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
@@ -110,6 +113,7 @@ class _Session:
     last: dict[str, Any] = field(default_factory=dict)
     eval_loss: float | None = None
     exact_match: float | None = None
+    card: str = ""
 
     def __post_init__(self) -> None:
         self.utilization = Utilization(self.run)
@@ -201,6 +205,10 @@ class _Session:
                 self._evaluated(run.state.step, None, self.exact_match)
         summary = summarized(self, status)
         if not interrupted:
+            prepared = cache.load(run.job.cache)
+            counts = (prepared.train, prepared.eval)
+            held_out = len(prepared.rows("train")) - len(run.plan.indices)
+            self.card = card(run.config, run.job.location, counts, held_out, summary)
             self._write_final(run.job.output / "model")
         if self.metrics is None:
             return
@@ -258,6 +266,7 @@ class _Session:
                 final=True,
                 base=run.job.location,
             )
+        (scratch / CARD).write_text(self.card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 
