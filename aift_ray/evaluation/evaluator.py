@@ -113,7 +113,7 @@ class Evaluator:
     def _texts(self, task: Task, items: Sequence[Item]) -> Iterator[list[Sample]]:
         for part in _parts(items):
             windows = [self._encoder.windows(item.answers[0]) for item in part]
-            sums = iter(self._likelihoods.sums([[each] for each in sum(windows, [])]))
+            sums = iter(self._likelihoods.sums([[each] for pieces in windows for each in pieces]))
             samples = []
             for item, pieces in zip(part, windows, strict=True):
                 total = sum(next(sums)[0] for _ in pieces)

@@ -90,41 +90,40 @@ def _differences(
 
 
 def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the printed table."""
+    """Heads and rows of the printed table: a row for each score and model."""
     models = found["models"]
-    heads = ["task", "score", "rows", *models]
-    if len(models) == 2:
-        heads.append("difference")
+    percent = f"{100 * found['settings']['confidence']:g}%"
+    heads = ["task", "score", "model", f"value [{percent}]"]
+    heads += [f"against {models[0]}"] if len(models) > 1 else []
     verdicts = {(d["task"], d["model"], d["score"]): d for d in found["differences"]}
     rows = []
     for task, by_model in found["scores"].items():
         names = [name for name in by_model[models[0]] if name != "answers"]
         for name in names:
-            first = by_model[models[0]][name]
-            row = [task if name == names[0] else "", name, str(first["rows"])]
-            row += [shown(name, by_model[model][name]) for model in models]
-            if len(models) == 2:
-                verdict = verdicts.get((task, models[1], name))
-                row.append(judged(name, verdict) if verdict else "")
-            rows.append(row)
+            for model in models:
+                first = model == models[0]
+                row = [task if first and name == names[0] else "", name if first else "", model]
+                row.append(shown(name, by_model[model][name]))
+                verdict = verdicts.get((task, model, name))
+                rows.append([*row, judged(name, verdict) if verdict else ""][: len(heads)])
     return heads, rows
 
 
 def shown(name: str, value: Mapping[str, Any]) -> str:
     """A score with its interval."""
-    return f"{_number(name, value['value'])} ({_range(name, value)})"
+    return f"{_number(name, value['value'])} [{_range(name, value)}]"
 
 
 def judged(name: str, verdict: Mapping[str, Any]) -> str:
-    """A difference, its interval, and what may be said of it."""
+    """A difference, and what may be said of it."""
     words = {True: "better", False: "worse", None: "no clear difference"}
     sign = "+" if verdict["value"] >= 0 else ""
-    value = f"{sign}{_number(name, verdict['value'])} ({_range(name, verdict)})"
+    value = f"{sign}{_number(name, verdict['value'])}"
     return f"{value}, p {verdict['p_adjusted']:.2g}: {words[verdict['better']]}"
 
 
 def _range(name: str, value: Mapping[str, Any]) -> str:
-    return f"{_number(name, value['low'])} to {_number(name, value['high'])}"
+    return f"{_number(name, value['low'])}, {_number(name, value['high'])}"
 
 
 def _number(name: str, value: float) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
@@ -228,18 +229,12 @@ def _show_plan(
 
 def _show_results(found: dict[str, Any], output: Path) -> None:
     heads, rows = results.table(found)
-    grid = Table(title="scores", title_justify="left", box=None, padding=(0, 2))
+    grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
     for head in heads:
-        grid.add_column(head)
+        grid.add_column(head, overflow="fold", no_wrap=head.startswith(("score", "value")))
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     display.console.print(grid)
-    models = found["models"]
-    if len(models) > 2:
-        for verdict in found["differences"]:
-            told = results.judged(verdict["score"], verdict)
-            text = f"{verdict['task']}: {verdict['model']} against {models[0]}: {told}"
-            display.console.print(text, markup=False)
     for note in found["notes"]:
         display.console.print(f"note: {note}", style="yellow", markup=False)
     display.table(

@@ -74,7 +74,7 @@ def answer_scores(task: Task, written: str, answers: Sequence[str]) -> tuple[str
 
 
 def extract(rule: Extract, text: str) -> str:
-    """The part of a text that is the answer; all of it without a pattern, nothing without a match."""
+    """The part of a text that is the answer: all of it without a pattern, "" without a match."""
     if not rule.pattern:
         return text
     matches = list(re.finditer(rule.pattern, text))
@@ -86,7 +86,7 @@ def extract(rule: Extract, text: str) -> str:
 
 def aggregate(name: str, total: float, weight: float) -> float:
     """The score of a task from the sums over its rows."""
-    mean = total / weight if weight else math.nan
+    mean = float(total / weight) if weight else math.nan
     return math.exp(min(mean, 700.0)) if name == "perplexity" else mean
 
 

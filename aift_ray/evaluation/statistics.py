@@ -106,7 +106,7 @@ def _contributions(name: str, table: npt.NDArray[np.float64]) -> npt.NDArray[np.
 def _resampled(
     tables: Sequence[npt.NDArray[np.float64]], resamples: int, seed: int
 ) -> list[npt.NDArray[np.float64]]:
-    """Sums over rows drawn with replacement, (resamples, 2) for each table; the same rows in all."""
+    """Sums over rows drawn with replacement, the same in all tables; of each (resamples, 2)."""
     rng, number = np.random.default_rng(seed), len(tables[0])
     found: list[list[npt.NDArray[np.float64]]] = [[] for _ in tables]
     for start in range(0, resamples, _CHUNK):

@@ -20,7 +20,10 @@ def main() -> None:
 
     model, tasks, output = sys.argv[1:4]
     language_model: Any = HFLM(
-        pretrained=model, dtype="float32", device="cpu", batch_size=sys.argv[4] if len(sys.argv) > 4 else 8
+        pretrained=model,
+        dtype="float32",
+        device="cpu",
+        batch_size=sys.argv[4] if len(sys.argv) > 4 else 8,
     )
     found = {}
     with open(tasks, encoding="utf-8") as file:
