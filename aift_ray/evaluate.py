@@ -24,8 +24,7 @@ command with the same --output goes on where it was."""
 def run(argv: Sequence[str]) -> int:
     """Parse, evaluate; the exit status."""
     from aift_ray.commandline import parse
-    from aift_ray.config import SHIPPED_MODEL
-    from aift_ray.config.evaluate import EvaluateConfig
+    from aift_ray.config import SHIPPED_MODEL, EvaluateConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, EvaluateConfig, "evaluate", description, EPILOG)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, ModelError, Problem, UserError

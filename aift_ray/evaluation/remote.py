@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example
 from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.evaluation.evaluator import Sample, Work, answered

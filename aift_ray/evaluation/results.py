@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from aift_ray import __version__
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.evaluation.evaluator import Sample
 from aift_ray.evaluation.scores import LOWER_IS_BETTER
 from aift_ray.evaluation.statistics import Difference, difference, estimate, holm

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
 from aift_ray.evaluation import record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem

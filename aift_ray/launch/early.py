@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig, QuantizeConfig, RunConfig, ServeConfig
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config import EvaluateConfig
 from aift_ray.evaluation import report, results
 from aift_ray.evaluation.task import Task
 
