@@ -1,6 +1,7 @@
 """Every setting, declared once; a file a verb."""
 
 from aift_ray.config.doctor import DoctorConfig
+from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.quantize import QuantizeConfig
@@ -18,6 +19,7 @@ from aift_ray.config.tune import SweepConfig, TuneConfig
 __all__ = [
     "DataConfig",
     "DoctorConfig",
+    "EvaluateConfig",
     "LoRAConfig",
     "MultiGPUTrainingConfig",
     "ParallelConfig",

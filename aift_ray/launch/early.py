@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import EvaluateConfig, QuantizeConfig, RunConfig, ServeConfig
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place
@@ -51,6 +51,19 @@ def check_server(config: ServeConfig) -> None:
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
     _refuse([], _model(config.model) + adapters, [])
+
+
+def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
+    """The same for the models, their adapters and the tasks.
+
+    Args:
+        tasks: what is wrong with the tasks.
+    """
+    named = [] if config.base_url else config.candidates()
+    models = [problem for name in named for problem in _model(name)]
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse(tasks, models + adapters, [])
 
 
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:
