@@ -76,10 +76,10 @@ def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
         return {"load": load, "step": step, "evaluate": evaluate}
-    # shared out block by block: one is whole on the device, and what is outside of blocks
+    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks
     tables = part.tables * shape.vocabulary * shape.hidden
     kept = FLOAT32 if work.full else width
-    block = max(shape.linear_parameters // shape.layers, tables) * kept
+    block = max(shape.linear_parameters // shape.layers, tables) * kept * work.gathers
     empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
     load = replace(step, **empty, optimizer=0)
     # what not all workers see is gathered tensor by tensor
