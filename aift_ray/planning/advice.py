@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aift_ray.config.plan import PlanConfig
@@ -130,7 +130,7 @@ def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy:
     machine, work = Machine.of(config), _work(config, strategy)
     parts = max(phases(shape, work), key=lambda part: max(need.total for need in part.values()))
     phase = max(parts, key=lambda name: parts[name].total)
-    need = parts[phase]
+    need = replace(parts[phase], host=max(each.host for each in parts.values()))
     lack = _lack(need, machine, work)
     rows, steps = config.sequence_length, config.gradient_accumulation_steps
     fast = speed.training(shape, work, machine.card, rows, steps)

@@ -43,7 +43,13 @@ def memory(shape: Shape, work: Work) -> Memory:
 
 def memories(shape: Shape, work: Work) -> list[Memory]:
     """The same of a worker; of each stage, where there are stages."""
-    return [max(each.values(), key=lambda need: need.total) for each in phases(shape, work)]
+    return [_most(each) for each in phases(shape, work)]
+
+
+def _most(each: dict[str, Memory]) -> Memory:
+    """Of the phases that which needs most of the device, with what any needs of the host."""
+    most = max(each.values(), key=lambda need: need.total)
+    return replace(most, host=max(need.host for need in each.values()))
 
 
 def phases(shape: Shape, work: Work) -> list[dict[str, Memory]]:
@@ -76,17 +82,21 @@ def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
         return {"load": load, "step": step, "evaluate": evaluate}
-    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks
-    tables = part.tables * shape.vocabulary * shape.hidden
+    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks;
+    # 4 bits are quantized there matrix by matrix, and what is not shared out yet is in the host
+    tables = part.tables * shape.vocabulary * shape.hidden * work.gathers
     kept = FLOAT32 if work.full else width
-    block = max(shape.linear_parameters // shape.layers, tables) * kept * work.gathers
+    inside = shape.linear_parameters // shape.layers * work.gathers
+    block = max(shape.largest if work.base_bits else inside, tables) * kept
+    matrices = shape.linear_parameters + shape.expert_parameters
+    waiting = held_bytes(matrices, width, work.base_bits) if work.base_bits else 0
     empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
     load = replace(step, **empty, optimizer=0)
     # what not all workers see is gathered tensor by tensor
     save = replace(step, **empty)
     largest = max(shape.largest, shape.vocabulary * shape.hidden) if work.full else 0
     return {
-        "load": replace(load, gathered=block),
+        "load": replace(load, gathered=block, host=max(load.host, waiting // work.shares)),
         "step": step,
         "save": replace(save, gathered=largest * FLOAT32),
         "evaluate": evaluate,

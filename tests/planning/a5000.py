@@ -82,7 +82,7 @@ def _cell(shape: Shape, method: str, strategy: str, offload: str = "") -> str:
     fuller = max(two_cards(shape, method, strategy, bool(offload)), key=lambda need: need.total)
     text = f"{fuller.total / GIB:.1f}"
     text = text if fuller.total <= CARD else f"**{text}**"
-    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host else text
+    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host and offload else text
 
 
 def written(document: str) -> str:

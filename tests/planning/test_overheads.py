@@ -72,6 +72,18 @@ def test_the_most_of_all_phases_is_what_is_planned() -> None:
     assert len(memories(B8, replace(LORA, strategy="pipeline", apart=2))) == 2
 
 
+def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
+    """As tests/models/test_shards_4bit.py counts it."""
+    work = replace(LORA, base_bits=4, workers=4)
+    for strategy, host in (("fsdp", 4), ("tensor", 1)):
+        apart = 4 if strategy == "tensor" else 1
+        (found,) = phases(B32, replace(work, strategy=strategy, apart=apart))
+        assert found["load"].total < found["step"].total
+        assert found["load"].total < 0.75 * memory(B32, replace(work, workers=1)).weights
+        packed = B32.linear_parameters * (4 + 8 / 64 + 32 / (64 * 256)) / 8
+        assert found["load"].host == pytest.approx(packed / host, rel=1e-6)
+
+
 def kept(run: Any) -> int:
     """Bytes that the backward pass of a micro-batch keeps beside weights."""
     batch = collate(run.rows, list(range(8)), padded=False)
