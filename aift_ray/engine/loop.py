@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from aift_ray.data.batches import Batch, collate
+from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import set_rate
@@ -163,13 +164,16 @@ def without_targets(batch: Batch) -> Batch:
 
 
 def trial(run: Run) -> None:
-    """Forward and backward of the longest micro-batch that can come, without a step.
+    """Forward and backward of the longest micro-batch that can come, beside the optimizer's
+    moments, without a step.
 
     Raises:
         TrainingError: it does not fit into the device's memory; with what would.
     """
-    batch = micro_batch(run, run.plan.longest_micro_batch())
     try:
+        # the first step would make them, when the trial has gone well
+        optimizer.allocate(run.optimizer)
+        batch = micro_batch(run, run.plan.longest_micro_batch())
         if run.group.apart > 1:
             # what is in flight at once counts
             number = len(run.plan.share(0, run.group.replica, run.group.replicas))
