@@ -79,14 +79,17 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     if routers:
         # a trial may have left something
         routers.taken()
-    loss, tokens = accumulate(run, shares, targets)
-    balance = routers.taken() / max(targets, 1) if routers else 0.0
-    mine = (loss, tokens, balance) if group.counts else (0.0, 0, 0.0)
-    loss, all_tokens, balance, heard = group.sum(*mine, asked if group.leads else 0)
+    summed, tokens = accumulate(run, shares, targets)
+    balanced = routers.taken() / max(targets, 1) if routers else 0.0
+    mine = (summed, tokens, balanced) if group.counts else (0.0, 0, 0.0)
+    joined = group.joined(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
     limit = run.config.training.max_grad_norm
-    norm = clip_gradients(run.module.parameters(), limit, norm_of)
+    clipped = clip_gradients(run.module.parameters(), limit, norm_of)
+    # the only time in a step that the device is waited for
+    numbers = torch.cat([joined, clipped.to(joined).reshape(1)]).tolist()
+    loss, all_tokens, balance, heard, norm = numbers
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:
@@ -109,15 +112,15 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     }, Asked(int(heard))
 
 
-def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, int]:
-    """Gradients of this worker's micro-batches; its share of the loss, and its tokens.
+def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.Tensor, int]:
+    """Gradients of this worker's micro-batches; its share of the loss, (), and its tokens.
 
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
     the whole global batch.
     """
     tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
     total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
-    return total.item() / max(targets, 1), tokens
+    return total.double() / max(targets, 1), tokens
 
 
 def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
@@ -159,7 +162,13 @@ def micro_batch(run: Run, indices: list[int]) -> Batch:
 def without_targets(batch: Batch) -> Batch:
     """A batch that trains nothing: a worker without rows still joins the reduction."""
     return Batch(
-        batch.ids, batch.positions, batch.mask, batch.borders, batch.sources[:0], batch.targets[:0]
+        batch.ids,
+        batch.positions,
+        batch.mask,
+        batch.borders,
+        batch.sources[:0],
+        batch.targets[:0],
+        batch.longest,
     )
 
 

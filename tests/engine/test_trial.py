@@ -13,7 +13,6 @@ from aift_ray.engine import loop, optimizer
 from aift_ray.errors import TrainingError
 from aift_ray.planning.memory import moments
 from tests.engine.runs import started, stepped
-from tests.engine.test_worker import losses, run
 
 Configure = Callable[..., Any]
 
@@ -69,12 +68,3 @@ def test_moments_that_do_not_fit_end_the_trial_with_the_parts_and_a_remedy(
     monkeypatch.setattr(optimizer, "allocate", full)
     with pytest.raises(TrainingError, match=r"does not fit[^$]*optimizer [^$]*try --"):
         loop.trial(started(configure(), tmp_path))
-
-
-def test_a_trial_of_the_optimizer_of_8_bits_changes_no_loss(
-    configure: Configure, tmp_path: Path
-) -> None:
-    values = {"training__optimizer": "adamw_8bit"}
-    run(configure(**values, training__trial_batch=True), tmp_path / "tried")
-    run(configure(**values, training__trial_batch=False), tmp_path / "untried")
-    assert losses(tmp_path / "tried") == losses(tmp_path / "untried")

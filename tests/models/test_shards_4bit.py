@@ -27,7 +27,8 @@ from aift_ray.parallel.group import Group
 from tests.conftest import make_tiny_mixture, make_tiny_model
 
 CPU = torch.device("cpu")
-WIDE = {"hidden_size": 256, "intermediate_size": 704, "head_dim": 64, "num_hidden_layers": 16}
+WIDE = {"hidden_size": 256, "intermediate_size": 704, "head_dim": 64, "num_hidden_layers": 8}
+VOCABULARY = 512
 KINDS = {"llama": make_tiny_model, "qwen3_moe": make_tiny_mixture}
 
 
@@ -75,7 +76,7 @@ def pair() -> Iterator[Group]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
-    sizes = WIDE | {"moe_intermediate_size": 256}
+    sizes = WIDE | {"moe_intermediate_size": 256, "vocab_size": VOCABULARY}
     return {kind: str(make(root / kind, kind, **sizes)) for kind, make in KINDS.items()}
 
 
@@ -115,7 +116,7 @@ def test_no_worker_holds_the_whole_while_it_loads(kind: str, folders: dict[str, 
     packed = packed_bytes(model)
     assert packed_bytes(cut) == packed / 2
     assert whole.bytes - shard.bytes == pytest.approx(packed / 2, rel=0.01)
-    assert shard.peak < whole.peak
+    assert whole.peak - shard.peak > 0.7 * packed / 2
     largest = max(state.shape.numel() for _, state in quantized(model).values())
     tables = sum(p.nbytes for n, p in cut.named_parameters() if "embed" in n or "lm_head" in n)
     scales = sum(

@@ -74,14 +74,14 @@ def test_a_token_takes_what_its_keys_and_values_take(model: Any) -> None:
 def test_answers_are_the_same_with_room_for_few_and_never_more_is_held(
     model: Any, tight: Callable[[int], TransformersEngine], held: list[tuple[int, int]]
 ) -> None:
-    engine = tight(600)
-    asked = [prompt(seed, 20 + 7 * seed) for seed in range(8)]
-    found = together(engine, [request(each, 120) for each in asked])
-    assert [ids(each) for each in found] == [generated(model, each, 120) for each in asked]
+    engine = tight(400)
+    asked = [prompt(seed, 20 + 5 * seed) for seed in range(5)]
+    found = together(engine, [request(each, 60) for each in asked])
+    assert [ids(each) for each in found] == [generated(model, each, 60) for each in asked]
     rows = [number for number, _ in held]
     # three fit at first, and as they grow two
-    assert max(rows) > min(rows[20:-120])
-    assert max(tokens for _, tokens in held) <= 600
+    assert max(rows) > min(rows[10:-60])
+    assert max(tokens for _, tokens in held) <= 400
     assert engine.figures().running == engine.figures().waiting == 0
 
 
@@ -89,10 +89,11 @@ def test_an_answer_that_waits_in_between_keeps_its_seed_and_its_penalties(
     tight: Callable[[int], TransformersEngine], held: list[tuple[int, int]]
 ) -> None:
     sampling = Sampling(temperature=0.9, seed=7, repetition=1.2, presence=0.5)
-    asked = [request(prompt(seed, 30), 150, sampling=sampling) for seed in range(4)]
-    alone = [together(tight(4000), [each])[0] for each in asked]
+    asked = [request(prompt(seed, 30), 60, sampling=sampling) for seed in range(3)]
+    roomy = tight(4000)
+    alone = [together(roomy, [each])[0] for each in asked]
     held.clear()
-    found = together(tight(500), asked)
+    found = together(tight(330), asked)
     assert [ids(each) for each in found] == [ids(each) for each in alone]
     read = [tokens for rows, tokens in held if rows > 1]
     assert read, "some were worked on together"
@@ -146,9 +147,9 @@ def test_memory_that_is_full_after_all_costs_nobody_an_answer(
 ) -> None:
     failed = full(monkeypatch, lambda _, rows: len(rows) > 2)
     engine = tight(100_000)
-    asked = [prompt(seed, 20 + 3 * seed) for seed in range(6)]
-    found = together(engine, [request(each, 40) for each in asked])
-    assert [ids(each) for each in found] == [generated(model, each, 40) for each in asked]
+    asked = [prompt(seed, 20 + 3 * seed) for seed in range(5)]
+    found = together(engine, [request(each, 20) for each in asked])
+    assert [ids(each) for each in found] == [generated(model, each, 20) for each in asked]
     assert failed
     assert engine._limit < engine.budget, "fewer are held at once for a while"
 
