@@ -4,6 +4,7 @@ from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
+from aift_ray.config.plan import PlanConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
@@ -23,6 +24,7 @@ __all__ = [
     "LoRAConfig",
     "MultiGPUTrainingConfig",
     "ParallelConfig",
+    "PlanConfig",
     "QuantizeConfig",
     "RayConfig",
     "RunConfig",

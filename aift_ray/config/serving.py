@@ -46,6 +46,11 @@ class ServingConfig(Section):
         "512MiB",
         "memory for keys and values of earlier requests, for prompts that begin alike; 0MiB: none",
     )
+    kv_cache_memory: str | None = setting(
+        None,
+        "memory for keys and values of the requests that are worked on, 4GiB, with the engine "
+        "transformers; default: what the GPU has left, on a CPU half of what is free",
+    )
     drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
     cpus_per_replica: Positive | None = setting(
         None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
@@ -56,10 +61,10 @@ class ServingConfig(Section):
     def _replicas(cls, value: int | str) -> int | str:
         return workers_range(value)
 
-    @field_validator("prefix_memory")
+    @field_validator("prefix_memory", "kv_cache_memory")
     @classmethod
-    def _memory(cls, value: str) -> str:
-        return memory_size(value)
+    def _memory(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
 
 
 class VllmConfig(Section):

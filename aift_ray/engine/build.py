@@ -28,6 +28,7 @@ from aift_ray.models.compiled import compile_blocks
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
 
@@ -155,7 +156,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, job.support.attention, held, only=only)
+    attention, shards = job.support.attention, _shards(config, group)
+    base = loading.load_model(source, dtype, attention, held, only=only, shards=shards)
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
@@ -170,6 +172,18 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         else:
             adapted = add_adapters(base, config.lora, job.location)
     return adapted
+
+
+def _shards(config: RunConfig, group: Group) -> Loading | None:
+    """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
+    parallel, lora = config.parallel, config.lora
+    if config.base_bits != 4 or not (parallel.divides or parallel.strategy == "model_parallel"):
+        return None
+    # these look at the whole base for where the adapters start
+    look = lora.use_dora or lora.init_lora_weights != "default"
+    if parallel.shares and group.world > 1 and not look:
+        return Loading(group.device, group.rank, group.world)
+    return Loading(group.device)
 
 
 def rebuild(run: Run, folder: Path) -> None:

@@ -19,7 +19,7 @@ from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
-from aift_ray.engine.memory import peak_memory_gb
+from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
 from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
 from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
@@ -249,10 +249,19 @@ class _Session:
             "not_copied": [f"{name}: {why}" for name, why in saver.not_copied.items()],
         }
 
+    def _of_all(self, *mine: float) -> list[list[float]]:
+        """Each of this worker's numbers with those of the others, by rank."""
+        group = self.run.group
+        numbers = [0.0] * (len(mine) * group.world)
+        numbers[group.rank :: group.world] = mine
+        found = [round(number, 3) for number in group.sum(*numbers)]
+        return [found[at : at + group.world] for at in range(0, len(found), group.world)]
+
     def _summary(self, status: str) -> dict[str, Any]:
         run, state = self.run, self.run.state
-        mine = [0.0] * run.group.world
-        mine[run.group.rank] = peak_memory_gb(run.group.device)
+        device = run.group.device
+        peaks, reserved, held = self._of_all(peak_memory_gb(device), *device_memory_gb(device))
+        gpu = device.type == "cuda"
         return {
             "status": "done" if status == "stopped early" else status,
             "steps": state.step,
@@ -263,7 +272,9 @@ class _Session:
             "exact_match_before": state.exact_match_before,
             "exact_match": self.exact_match,
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
-            "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
+            "peak_memory_gb": peaks,
+            "peak_reserved_gb": reserved if gpu else None,
+            "device_memory_gb": held if gpu else None,
             "strategy": run.config.parallel.strategy,
             "strategy_why": run.job.why,
             "method": run.config.trained_as,

@@ -82,6 +82,10 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
 
 
+def _gibs(sizes: list[float]) -> str:
+    return ", ".join(f"{gb:.2f} GiB" for gb in sizes)
+
+
 def _packing(run: Preparation) -> str:
     packing = run.job.config.data.packing
     if not run.job.support.packed:
@@ -215,7 +219,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
             rows.append((label, form.format(summary[name])))
     memory = summary.get("peak_memory_gb")
     if memory:
-        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+        rows.append(("peak memory", _gibs(memory)))
+    reserved, held = summary.get("peak_reserved_gb"), summary.get("device_memory_gb")
+    if reserved and held:
+        rows.append(("reserved by torch", _gibs(reserved)))
+        rows.append(("held by the device", _gibs(held)))
     for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
         if (output / name).exists():
             rows.append((label, str(output / name)))
