@@ -100,6 +100,12 @@ CHANGED: dict[str, Any] = {
     "data.on_long_row": "error",
     "data.text_unit": "paragraph",
     "data.system_prompt": "あなたは親切です。",
+    # an error on UTF-8, and without such a column
+    "data.encoding": "cp932",
+    "data.columns": {"output": "回答"},
+    # an error without an .xlsx file
+    "data.sheet": "Sheet1",
+    "data.chat_template": "other.jinja",
     "data.prepare": "ray",
     "data.cache_dir": "tokens",
     "ray.num_workers": 2,

@@ -102,12 +102,17 @@ class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
     """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
 
 
+_ENCODINGS = dict.fromkeys(("shift-jis", "sjis", "windows-31j", "ms932"), "cp932")
+_ENCODINGS |= {"utf8": "utf-8", "utf-8-sig": "utf-8", "eucjp": "euc-jp"}
+
+
 class DataConfig(Section):
     """Which rows are read, and how they become token ids."""
 
     train_files: list[str] = setting(
         [],
-        "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz); s3://, gs:// too",
+        "training files, folders or globs (.jsonl .json .csv .tsv .txt, each .gz or .zst; .parquet "
+        ".arrow .xlsx; a folder of datasets.save_to_disk); s3://, gs:// too",
     )
     eval_files: list[str] = setting([], "evaluation files, folders or globs")
     validation_fraction: Fraction = setting(
@@ -124,7 +129,19 @@ class DataConfig(Section):
         "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
     )
     text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
+    encoding: Literal["utf-8", "auto", "cp932", "euc-jp"] = setting(
+        "utf-8", "of text files; auto: CP932 where a file can be nothing else, else UTF-8"
+    )
+    columns: dict[str, str] = setting(
+        {},
+        "which column or key holds which key of a row: instruction=質問,output=回答; common names "
+        "of columns are known without",
+    )
+    sheet: str | None = setting(None, "sheet of .xlsx files; default: the only one with rows")
     system_prompt: str | None = setting(None, "system message put before rows without one")
+    chat_template: str | None = setting(
+        None, "file of a Jinja chat template, in place of the model's own; saved with the model"
+    )
     prepare: Literal["local", "ray"] = setting(
         "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
     )
@@ -137,6 +154,12 @@ class DataConfig(Section):
     def _packing_as_word(cls, value: Any) -> Any:
         words = {"true": "concat", "false": "false", "none": "false"}
         return words.get(str(value).lower(), value)
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _encoding_by_its_names(cls, value: Any) -> Any:
+        name = str(value).lower().replace("_", "-")
+        return _ENCODINGS.get(name, name)
 
 
 class RayConfig(Section):

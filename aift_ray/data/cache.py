@@ -35,13 +35,14 @@ from aift_ray.data.encoding import (
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.remote import brought
+from aift_ray.data.rows import check_columns
 from aift_ray.data.sources import expand_files
-from aift_ray.errors import DataError, Problem
+from aift_ray.errors import ConfigError, DataError, Problem
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
 
-VERSION = 2
+VERSION = 3
 _BATCH_ROWS = 2048
 # while a cache is made
 _DIGESTS = "digests"
@@ -131,15 +132,30 @@ def prepare(
         DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
             that are too long where that is an error, or no supervised token at all.
     """
+    check_columns(config)
     place = cache_folder(config)
     train, evaluation = (
         expand_files(brought(patterns, place))
         for patterns in (config.train_files, config.eval_files)
     )
+    _check_sheet(config, [*train, *evaluation])
     folder = place / _key(config, encoder, sequence_length, train, evaluation)
     if not folder.is_dir():
         _build(folder, config, partial(encode, encoder), sequence_length, train, evaluation)
     return load(folder)
+
+
+def _check_sheet(config: DataConfig, files: Sequence[Path]) -> None:
+    if config.sheet is not None and not any(p.suffix.lower() == ".xlsx" for p in files):
+        what = f"{config.sheet} is named, and no file is an .xlsx one"
+        raise ConfigError([Problem("data.sheet", what, "leave it out")])
+
+
+def _check_used(config: DataConfig, used: set[str]) -> None:
+    missing = [name for key, name in config.columns.items() if key not in used]
+    if missing:
+        what = f"no file has a column or key {' and '.join(missing)}"
+        raise ConfigError([Problem("data.columns", what, "name one that is there: KEY=COLUMN")])
 
 
 def load(folder: Path) -> Prepared:
@@ -158,6 +174,7 @@ def _key(
 ) -> str:
     parts: list[Any] = [VERSION, encoder.digest(), sequence_length]
     parts += [config.on_bad_row, config.on_long_row, config.text_unit]
+    parts += [config.encoding, sorted(config.columns.items()), config.sheet]
     for files in (train, evaluation):
         parts.append([[str(path), _file_digest(path)] for path in files])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -182,7 +199,7 @@ def _build(
     try:
         duplicates = DuplicateCounter(scratch / _DIGESTS)
         faults: list[Fault] = []
-        sets = {}
+        sets, used = {}, set[str]()
         for name, files in (("train", train), ("eval", evaluation)):
             note = duplicates.add_train if name == "train" else duplicates.add_eval
             encoding = Encoding(config, encode, sequence_length, note)
@@ -190,7 +207,9 @@ def _build(
             faults += encoding.faults if config.on_bad_row == "error" else []
             faults += [f for f in encoding.faults if f.line is None and f not in faults]
             sets[name] = encoding.counts
+            used |= encoding.reading.used
         _raise_for(faults)
+        _check_used(config, used)
         if not sets["train"].supervised_tokens:
             raise DataError([_nothing_supervised(sets["train"])])
         stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}

@@ -1,14 +1,17 @@
-"""Rows of .csv and .parquet files, whose header or schema names the keys of every row."""
+"""Rows of .csv, .tsv, .parquet and .arrow files, whose header or schema names every row's keys."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from aift_ray.data import column_names
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.lines import WrongFile, read_lines
+from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
+from aift_ray.data.reading import PLAIN, Reading
 from aift_ray.data.rows import Form, WrongRow, find_form, make_example, shown
 
 _CELL_CHARACTERS = 1 << 26
@@ -16,41 +19,70 @@ _BATCH_ROWS = 512
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "，": "full-width commas", "、": "Japanese commas"}
 
 
-def read_csv(path: Path) -> Iterator[Example | Fault]:
+def read_csv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """Rows of a CSV file with a header; a row is named by the line in which it starts.
 
     Raises:
-        WrongFile: not UTF-8, a header that names no kind of row, or a quote that is never closed.
+        WrongFile: another encoding, a header that names no kind of row, or a quote that is never
+            closed.
         OSError, EOFError, zlib.error: the file can't be read or unpacked.
     """
-    rows, file = _csv_rows(path), str(path)
-    first = next(rows, None)
-    if first is None:
-        return
-    header_line, header = first
-    if isinstance(header, csv.Error):
-        raise WrongFile(f"line {header_line}: not a CSV header: {header}")
-    names = [name.strip() for name in header]
-    form = _csv_form(names, header_line)
-    places = {names.index(key): key for key in form.keys if key in names}
-    for line, cells in rows:
-        if isinstance(cells, csv.Error):
-            yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
-        elif len(cells) != len(names):
-            number = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
-            remedy = "put cells that hold commas or line ends in double quotes"
-            yield Fault(file, line, f"{number}, expected {len(names)} as in the header", remedy)
-        elif any("\0" in cell for cell in cells):
-            yield Fault(file, line, "the row holds NUL bytes", "remove them")
-        else:
-            yield make_example({key: cells[place] for place, key in places.items()}, file, line)
+    return _read_separated(path, reading, ",")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def read_tsv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+    """Rows of a file as `read_csv` takes, with tabs for commas."""
+    return _read_separated(path, reading, "\t")
+
+
+def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example | Fault]:
+    rows, file = _csv_rows(path, reading, sign), str(path)
+    try:
+        first = next(rows, None)
+        if first is None:
+            return
+        header_line, header = first
+        if isinstance(header, csv.Error):
+            raise WrongFile(f"line {header_line}: not a CSV header: {header}")
+        names, form = table_form(header, path, reading, f"line {header_line}: ")
+        places = {names.index(key): key for key in form.keys if key in names}
+        for line, cells in rows:
+            if isinstance(cells, csv.Error):
+                yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
+            elif len(cells) != len(names):
+                number = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
+                what = "tabs" if sign == "\t" else "commas"
+                remedy = f"put cells that hold {what} or line ends in double quotes"
+                reason = f"{number}, expected {len(names)} as in the header"
+                yield Fault(file, line, reason, remedy)
+            elif any("\0" in cell for cell in cells):
+                yield Fault(file, line, "the row holds NUL bytes", "remove them")
+            else:
+                row = {key: cells[place] for place, key in places.items()}
+                yield make_example(row, file, line)
+    except WrongEncoding as wrong:
+        raise _with_columns(wrong, path, sign) from None
+
+
+def _with_columns(wrong: WrongEncoding, path: Path, sign: str) -> WrongFile:
+    """The same, with how the columns are read once the encoding is given."""
+    with open_bytes(path) as stream:
+        head = stream.readline(1 << 16).decode(wrong.flag or "utf-8", errors="ignore")
+    names = [name.strip().strip('"') for name in head.split(sign)]
+    flag = "" if not wrong.flag or _is_form(names) else column_names.suggestion(names)
+    first, _, rest = wrong.remedy.partition(", or ")
+    remedy = f"{first} {flag}, or {rest}" if flag else wrong.remedy
+    return WrongFile(wrong.reason, remedy)
+
+
+def _csv_rows(
+    path: Path, reading: Reading, sign: str
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Rows that are not blank, or what is wrong with them, with the line in which they start."""
     # the default limit is below the length of a long document
     csv.field_size_limit(max(csv.field_size_limit(), _CELL_CHARACTERS))
-    reader = csv.reader((text for _, text in read_lines(path)), strict=True)
+    lines = (text for _, text in read_lines(path, reading))
+    reader = csv.reader(lines, strict=True, delimiter=sign)
     while True:
         line = reader.line_num + 1
         try:
@@ -68,39 +100,77 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
             yield line, cells
 
 
-def _csv_form(names: Sequence[str], line: int) -> Form:
+def table_form(
+    header: Sequence[str], path: Path, reading: Reading, where: str
+) -> tuple[list[str], Form]:
+    """The columns of a table without nested values by the keys of a row, and its kind of row.
+
+    Args:
+        where: what is put before the reason of an error.
+
+    Raises:
+        WrongFile: they are no kind of row.
+    """
+    names = [name.strip() for name in header]
     try:
-        form = _form(names)
+        names, form = _form(names, path, reading)
     except WrongFile as wrong:
-        remedy = _other_format(names) or wrong.remedy
-        raise WrongFile(f"line {line}: {wrong.reason}", remedy) from None
+        remedy = _other_format(names, path) or wrong.remedy
+        raise WrongFile(f"{where}{wrong.reason}", remedy) from None
     if form.kind == "messages":
-        reason = f"line {line}: {form.required[0]} has no CSV form"
+        reason = f"{where}{form.required[0]} has no {_suffix(path)[1:].upper()} form"
         raise WrongFile(reason, "use .jsonl, .json or .parquet")
-    return form
+    return names, form
 
 
-def _other_format(names: Sequence[str]) -> str:
+def _suffix(path: Path) -> str:
+    return next((s.lower() for s in path.suffixes[::-1] if s.lower() not in (".gz", ".zst")), "")
+
+
+def _other_format(names: Sequence[str], path: Path) -> str:
     if names[0].startswith(("{", "[")):
         return "the file looks like JSON: name it .jsonl or .json"
     for sign, called in _SEPARATORS.items():
         if len(names) == 1 and sign in names[0]:
-            return f"the columns seem to be separated by {called}: use commas"
+            mend = "name the file .tsv" if sign == "\t" else "use commas"
+            mend = "name the file .csv" if sign == "," else mend
+            return f"the columns seem to be separated by {called}: {mend}"
     return ""
 
 
-def _form(names: Sequence[str]) -> Form:
-    double = sorted({name for name in names if name and names.count(name) > 1})
+def _form(header: Sequence[str], path: Path, reading: Reading) -> tuple[list[str], Form]:
+    """The columns by the keys of a row, and the kind of row that they are.
+
+    Raises:
+        WrongFile: a column that stands there twice, or columns that are no kind of row.
+    """
+    double = sorted({name for name in header if name and header.count(name) > 1})
     if double:
         listed = ", ".join(shown(name) for name in double)
         raise WrongFile(f"duplicate column {listed}", "keep one of each")
+    names = column_names.renamed(header, reading, _is_form(header))
     try:
-        return find_form(names, "column")
+        form = find_form(names, "column")
     except WrongRow as wrong:
-        raise WrongFile(wrong.reason, wrong.remedy) from None
+        flag = column_names.suggestion([name for name in header if name])
+        remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
+        raise WrongFile(wrong.reason, remedy) from None
+    pairs = zip(names, header, strict=True)
+    found = {key: column for key, column in pairs if key != column and key in form.keys}
+    if found and not reading.columns:
+        reading.remark(f"{path}: read as {column_names.flag(found)}")
+    return names, form
 
 
-def read_parquet(path: Path) -> Iterator[Example | Fault]:
+def _is_form(names: Sequence[str]) -> bool:
+    try:
+        find_form(names, "column")
+    except WrongRow:
+        return False
+    return True
+
+
+def read_parquet(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """Rows of a Parquet file, numbered from 1.
 
     Raises:
@@ -110,22 +180,65 @@ def read_parquet(path: Path) -> Iterator[Example | Fault]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    with path.open("rb") as stream:
-        if not stream.read(1):
-            raise WrongFile("the file is empty (0 bytes)")
+    _not_empty(path)
     try:
         # without pre_buffer only pages are held, not a whole row group
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
-            columns = _parquet_columns(source.schema_arrow)
-            first = 1
-            for batch in source.iter_batches(_BATCH_ROWS, columns=columns):
-                for number, row in enumerate(_python_rows(batch, first), first):
-                    yield make_example(row, str(path), number)
-                first += batch.num_rows
+            columns = _typed_columns(source.schema_arrow, path, reading)
+            batches = source.iter_batches(_BATCH_ROWS, columns=list(columns.values()))
+            yield from _batched_rows(batches, columns, path)
     except (pa.ArrowException, OSError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = f"not a Parquet file, or a damaged one: {said[:200]}"
-        raise WrongFile(reason, "make the file again") from None
+        raise _damaged("a Parquet file", error) from None
+
+
+def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+    """Rows of an Arrow IPC file or stream, as `datasets` writes them, numbered from 1.
+
+    Raises:
+        WrongFile: not Arrow, damaged, or columns that are no kind of row.
+        OSError: the file can't be opened.
+    """
+    import pyarrow as pa
+
+    _not_empty(path)
+    try:
+        with closing(pa.memory_map(str(path))) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            columns = _typed_columns(opened.schema, path, reading)
+            batches = map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened
+            cut = (
+                part.slice(start, _BATCH_ROWS).select(list(columns.values()))
+                for part in batches
+                for start in range(0, part.num_rows, _BATCH_ROWS)
+            )
+            yield from _batched_rows(cut, columns, path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged("an Arrow file", error) from None
+
+
+def _not_empty(path: Path) -> None:
+    with path.open("rb") as stream:
+        if not stream.read(1):
+            raise WrongFile("the file is empty (0 bytes)")
+
+
+def _damaged(what: str, error: Exception) -> WrongFile:
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WrongFile(f"not {what}, or a damaged one: {said[:200]}", "make the file again")
+
+
+def _batched_rows(
+    batches: Iterator[Any], columns: dict[str, str], path: Path
+) -> Iterator[Example | Fault]:
+    """Rows of record batches, of which `columns` names the column of each key."""
+    first, key_of = 1, {column: key for key, column in columns.items()}
+    for batch in batches:
+        for number, row in enumerate(_python_rows(batch, first), first):
+            named = {key_of[name]: value for name, value in row.items()}
+            yield make_example(named, str(path), number)
+        first += batch.num_rows
 
 
 def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
@@ -138,11 +251,12 @@ def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
     return rows
 
 
-def _parquet_columns(schema: Any) -> list[str]:
-    form = _form(schema.names)
-    columns = [key for key in form.keys if key in schema.names]
+def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
+    """{key of a row: the column that holds it}, each of the type that the key needs."""
+    names, form = _form(schema.names, path, reading)
+    columns = {key: schema.names[names.index(key)] for key in form.keys if key in names}
     wants_list = form.kind == "messages"
-    for name in columns:
+    for name in columns.values():
         found = schema.field(name).type
         if not (_is_list(found) if wants_list else _is_text(found)):
             expected = "a list of messages" if wants_list else "string"

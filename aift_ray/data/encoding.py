@@ -12,6 +12,7 @@ from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
 from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.data.reading import Reading
 from aift_ray.data.sources import read_examples
 
 SHOWN_FAULTS = 20
@@ -29,6 +30,8 @@ class Counts:
     skipped_rows: int = 0
     split_documents: int = 0
     notes: list[str] = field(default_factory=list)
+    # what was found out about the files, and not given
+    remarks: list[str] = field(default_factory=list)
 
 
 # an example with its tokens, or with what is wrong with it; a fault of the file with nothing
@@ -48,15 +51,21 @@ def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Enc
             yield item, error
 
 
+def reading(config: DataConfig, remark: Callable[[str], None]) -> Reading:
+    """How the files of `config` are read; `remark` is told what is found out about them."""
+    return Reading(config.text_unit, config.encoding, config.columns, config.sheet, remark)
+
+
 class Encoding:
     """Examples to token rows, counting what happens to them."""
 
     def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
         self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
+        self.reading = reading(config, self.counts.remarks.append)
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
+        for item, encoded in self.encode(read_examples(files, self.reading)):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue

@@ -8,7 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from aift_ray.config import DataConfig
+from aift_ray.data.column_names import suggestion
 from aift_ray.data.examples import Example, Fault, Kind, Message
+from aift_ray.errors import ConfigError, Problem
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN_KEYS = 8
@@ -63,6 +66,25 @@ EXPECTED = (
 )
 
 
+def check_columns(config: DataConfig) -> None:
+    """Refuse columns that are named for what is no key of a row, as a ConfigError."""
+    problems = [
+        Problem(
+            "data.columns",
+            f"{shown(key)} is no key of a row: write KEY=COLUMN",
+            _swapped(key, column) or f"keys are {', '.join(FORM_OF_KEY)}",
+        )
+        for key, column in config.columns.items()
+        if key not in FORM_OF_KEY
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _swapped(key: str, column: str) -> str:
+    return f"did you mean --data.columns {column}={key}?" if column in FORM_OF_KEY else ""
+
+
 def make_example(row: object, file: str, line: int) -> Example | Fault:
     """The example that a row is, or the fault that says why it is none."""
     try:
@@ -92,7 +114,8 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
         needed = f"this kind of row needs the {noun}s {' and '.join(forms[0].required)}"
         raise WrongRow(
             f"the {noun} {' and '.join(missing)} is missing; found {_listed(keys)}",
-            _did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed,
+            (_did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed)
+            + _flag(keys),
         )
     return forms[0]
 
@@ -115,7 +138,14 @@ def _no_known_key(keys: Collection[str], noun: str) -> WrongRow:
     if not keys:
         return WrongRow(f"the row has no {noun}", f"expected {EXPECTED}")
     remedy = _did_you_mean(keys, list(FORM_OF_KEY)) or f"expected {EXPECTED}"
+    remedy += _flag(keys)
     return WrongRow(f"unknown {noun}s: found {_listed(keys)}", remedy)
+
+
+def _flag(keys: Collection[str]) -> str:
+    """The flag that says which of the keys or columns are meant, where it can be guessed."""
+    flag = suggestion([key for key in keys if key])
+    return f"; or say which they are, for example {flag}" if flag else ""
 
 
 def _listed(keys: Collection[str]) -> str:

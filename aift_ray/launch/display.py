@@ -52,6 +52,8 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", _counts(run.prepared.eval)))
     elif run.held_out:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
+    remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
+    rows += [("files", remark) for remark in remarks]
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),

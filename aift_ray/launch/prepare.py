@@ -17,6 +17,7 @@ from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.encoding import Encode, encode_here
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.template_file import read_template
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -81,6 +82,8 @@ def prepare(
     _spread(config, model_config, workers, gpu)
     support = _support(config, model_config)
     tokenizer = folders.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
     check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, model_config)
     # config.yaml must say what was run
