@@ -94,6 +94,9 @@ CHANGED: dict[str, Any] = {
     "data.train_files": ["other.jsonl"],
     "data.eval_files": [],
     "data.validation_fraction": 0.5,
+    "data.near_duplicates": "drop",
+    "data.near_duplicate_threshold": 0.99,
+    "data.contamination_files": ["other.jsonl"],
     "data.packing": "false",
     "data.sequence_length": 64,
     "data.on_bad_row": "error",
@@ -128,10 +131,15 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
         file.write('{"instruction": "空の答え", "output": ""}\n')
         long = {"instruction": "長い" * 300, "output": "はい。"}
         file.write(json.dumps(long, ensure_ascii=False) + "\n")
+        # nearly a row to evaluate on
+        near = {"text": "雨にも負けず風にも負けず雪にも夏の暑さにも負けぬ丈夫な体を持ち、欲はなく"}
+        file.write(json.dumps(near, ensure_ascii=False) + "\n")
     (tmp_path / "poem.txt").write_text("古池や\n蛙飛びこむ\n水の音\n", "utf-8")
     write_rows(tmp_path / "other.jsonl", 5, 50)
     (tmp_path / "other").symlink_to(tiny_model)
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    with held_out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": near["text"] + "、"}, ensure_ascii=False) + "\n")
     training = {
         "learning_rate": 1e-2,
         "batch_size": 4,
@@ -214,6 +222,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "recomputes": getattr(run.module.model, "is_gradient_checkpointing", None),
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,
         "counts": vars(prepared.prepared.train),
+        "warned": prepared.prepared.warnings,
         "cache": str(prepared.job.cache.parent),
         "tokenizes": tokenizing(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,

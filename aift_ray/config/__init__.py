@@ -1,5 +1,6 @@
 """Every setting, declared once; a file a verb."""
 
+from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
@@ -7,7 +8,6 @@ from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.training import (
-    DataConfig,
     MultiGPUTrainingConfig,
     RayConfig,
     RunConfig,

@@ -49,6 +49,7 @@ _NAMES = {
     "training.adam_beta2 training.adam_epsilon training.neftune_noise_alpha data.train_files "
     "data.validation_fraction data.packing data.sequence_length data.on_bad_row data.on_long_row "
     "data.text_unit data.encoding data.columns data.sheet data.system_prompt data.chat_template "
+    "data.near_duplicates data.near_duplicate_threshold data.contamination_files "
     "lora.lora_plus_ratio",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.resuming import refused_allowances
@@ -100,66 +101,6 @@ class TrainingConfig(Section):
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
     """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
-
-
-_ENCODINGS = dict.fromkeys(("shift-jis", "sjis", "windows-31j", "ms932"), "cp932")
-_ENCODINGS |= {"utf8": "utf-8", "utf-8-sig": "utf-8", "eucjp": "euc-jp"}
-
-
-class DataConfig(Section):
-    """Which rows are read, and how they become token ids."""
-
-    train_files: list[str] = setting(
-        [],
-        "training files, folders or globs (.jsonl .json .csv .tsv .txt, each .gz or .zst; .parquet "
-        ".arrow .xlsx; a folder of datasets.save_to_disk); s3://, gs:// too",
-    )
-    eval_files: list[str] = setting([], "evaluation files, folders or globs")
-    validation_fraction: Fraction = setting(
-        0.0, "share of the training rows held out for evaluation; not with eval files"
-    )
-    packing: Literal["concat", "fill", "false"] = setting(
-        "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
-    )
-    sequence_length: Annotated[int, Field(ge=8)] = setting(
-        2048, "tokens a row at most; at most what the model takes"
-    )
-    on_bad_row: Literal["error", "skip"] = setting("error", "a wrong row stops, or is counted")
-    on_long_row: Literal["truncate", "error"] = setting(
-        "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
-    )
-    text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
-    encoding: Literal["utf-8", "auto", "cp932", "euc-jp"] = setting(
-        "utf-8", "of text files; auto: CP932 where a file can be nothing else, else UTF-8"
-    )
-    columns: dict[str, str] = setting(
-        {},
-        "which column or key holds which key of a row: instruction=質問,output=回答; common names "
-        "of columns are known without",
-    )
-    sheet: str | None = setting(None, "sheet of .xlsx files; default: the only one with rows")
-    system_prompt: str | None = setting(None, "system message put before rows without one")
-    chat_template: str | None = setting(
-        None, "file of a Jinja chat template, in place of the model's own; saved with the model"
-    )
-    prepare: Literal["local", "ray"] = setting(
-        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
-    )
-    cache_dir: str | None = setting(
-        None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
-    )
-
-    @field_validator("packing", mode="before")
-    @classmethod
-    def _packing_as_word(cls, value: Any) -> Any:
-        words = {"true": "concat", "false": "false", "none": "false"}
-        return words.get(str(value).lower(), value)
-
-    @field_validator("encoding", mode="before")
-    @classmethod
-    def _encoding_by_its_names(cls, value: Any) -> Any:
-        name = str(value).lower().replace("_", "-")
-        return _ENCODINGS.get(name, name)
 
 
 class RayConfig(Section):
@@ -273,6 +214,9 @@ class RunConfig(Settings):
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
             )
+        if self.data.contamination_files and self.data.near_duplicates == "off":
+            what = "are given, and data.near_duplicates is off"
+            found.append(Problem("data.contamination_files", what, "give count or drop"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += refused_allowances(self.resume_allow, bool(self.resume))

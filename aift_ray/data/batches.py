@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.cache import TokenRows
 from aift_ray.data.packing import best_fit
+from aift_ray.data.token_rows import TokenRows
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
 from aift_ray.config import DataConfig
+from aift_ray.data.documents import Documents
 from aift_ray.data.duplicates import DuplicateCounter
-from aift_ray.data.encoded import Encoded
 from aift_ray.data.encoding import (
     SHOWN_FAULTS,
     Counts,
@@ -31,67 +29,21 @@ from aift_ray.data.encoding import (
     Encoding,
     Encodings,
     encode_here,
+    reading,
 )
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.remote import brought
 from aift_ray.data.rows import check_columns
+from aift_ray.data.screening import Screen
 from aift_ray.data.sources import expand_files
+from aift_ray.data.token_rows import Ids, TokenRows, write_rows
 from aift_ray.errors import ConfigError, DataError, Problem
 
-Ids = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.uint8]
-
 VERSION = 3
-_BATCH_ROWS = 2048
 # while a cache is made
 _DIGESTS = "digests"
-_SCHEMA = pa.schema(
-    [
-        ("ids", pa.list_(pa.int32())),
-        ("supervised", pa.list_(pa.uint8())),
-        ("targets", pa.int32()),
-        ("file", pa.string()),
-        ("line", pa.int32()),
-    ]
-)
-
-
-class TokenRows:
-    """The rows of one set, read from a memory-mapped Arrow file.
-
-    Attributes:
-        lengths: tokens a row, shape (rows,).
-        targets: supervised tokens a row that have a token before them, shape (rows,).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        lengths, targets = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-        for number in range(self._reader.num_record_batches):
-            batch = self._reader.get_batch(number)
-            lengths.append(batch.column("ids").value_lengths().to_numpy())
-            targets.append(batch.column("targets").to_numpy())
-        self.lengths: Ids = np.concatenate(lengths)
-        self.targets: Ids = np.concatenate(targets)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def row(self, index: int) -> tuple[Ids, Flags]:
-        """Token ids and supervision flags of a row, each of shape (length,)."""
-        batch, row = self._locate(index)
-        ids: Ids = batch.column("ids")[row].values.to_numpy()
-        flags: Flags = batch.column("supervised")[row].values.to_numpy()
-        return ids, flags
-
-    def place(self, index: int) -> str:
-        """Where a row came from, as file:line."""
-        batch, row = self._locate(index)
-        return f"{batch.column('file')[row].as_py()}:{batch.column('line')[row].as_py()}"
-
-    def _locate(self, index: int) -> tuple[Any, int]:
-        return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS
+_GROUPS = "groups.npy"
 
 
 @dataclass(frozen=True)
@@ -107,6 +59,20 @@ class Prepared:
     def rows(self, name: str) -> TokenRows:
         """The rows of set `name`, train or eval."""
         return TokenRows(self.folder / f"{name}.arrow")
+
+    def groups(self) -> Ids:
+        """The group of each training row, shape (rows,); rows of one are not to be parted."""
+        found: Ids = np.load(self.folder / _GROUPS)
+        return found
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a run, found."""
+
+    train: list[Path]
+    evaluation: list[Path]
+    contamination: list[Path]
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -134,14 +100,16 @@ def prepare(
     """
     check_columns(config)
     place = cache_folder(config)
-    train, evaluation = (
-        expand_files(brought(patterns, place))
-        for patterns in (config.train_files, config.eval_files)
+    files = Files(
+        *(
+            expand_files(brought(patterns, place))
+            for patterns in (config.train_files, config.eval_files, config.contamination_files)
+        )
     )
-    _check_sheet(config, [*train, *evaluation])
-    folder = place / _key(config, encoder, sequence_length, train, evaluation)
+    _check_sheet(config, [*files.train, *files.evaluation])
+    folder = place / _key(config, encoder, sequence_length, files)
     if not folder.is_dir():
-        _build(folder, config, partial(encode, encoder), sequence_length, train, evaluation)
+        _build(folder, config, partial(encode, encoder), sequence_length, files)
     return load(folder)
 
 
@@ -169,14 +137,16 @@ def _key(
     config: DataConfig,
     encoder: PromptEncoder,
     sequence_length: int,
-    train: Sequence[Path],
-    evaluation: Sequence[Path],
+    files: Files,
 ) -> str:
     parts: list[Any] = [VERSION, encoder.digest(), sequence_length]
     parts += [config.on_bad_row, config.on_long_row, config.text_unit]
     parts += [config.encoding, sorted(config.columns.items()), config.sheet]
-    for files in (train, evaluation):
-        parts.append([[str(path), _file_digest(path)] for path in files])
+    parts += [config.near_duplicates, config.near_duplicate_threshold]
+    # without a split no row is held against the others of its set
+    parts.append(bool(config.validation_fraction))
+    for paths in (files.train, files.evaluation, files.contamination):
+        parts.append([[str(path), _file_digest(path)] for path in paths])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -190,35 +160,53 @@ def _build(
     config: DataConfig,
     encode: Callable[[Iterator[Example | Fault]], Encodings],
     sequence_length: int,
-    train: Sequence[Path],
-    evaluation: Sequence[Path],
+    files: Files,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
         duplicates = DuplicateCounter(scratch / _DIGESTS)
-        faults: list[Fault] = []
-        sets, used = {}, set[str]()
-        for name, files in (("train", train), ("eval", evaluation)):
-            note = duplicates.add_train if name == "train" else duplicates.add_eval
-            encoding = Encoding(config, encode, sequence_length, note)
-            _write(scratch / f"{name}.arrow", encoding.rows(files))
-            faults += encoding.faults if config.on_bad_row == "error" else []
-            faults += [f for f in encoding.faults if f.line is None and f not in faults]
-            sets[name] = encoding.counts
-            used |= encoding.reading.used
-        _raise_for(faults)
-        _check_used(config, used)
-        if not sets["train"].supervised_tokens:
-            raise DataError([_nothing_supervised(sets["train"])])
+        looks = config.near_duplicates != "off"
+        near = looks and config.validation_fraction > 0
+        documents = Documents(scratch, config.near_duplicate_threshold if near else None)
+        screen = _screen(config, files) if looks else None
+        train = Encoding(config, encode, sequence_length, duplicates.add_train, documents, screen)
+        held_out = Encoding(config, encode, sequence_length, duplicates.add_eval)
+        write_rows(scratch / "train.arrow", train.rows(files.train))
+        write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation))
+        _raise_for(_faults(config, [train, held_out], screen))
+        _check_used(config, train.reading.used | held_out.reading.used)
+        sets = {"train": train.counts, "eval": held_out.counts}
+        if not train.counts.supervised_tokens:
+            raise DataError([_nothing_supervised(train.counts)])
+        np.save(scratch / _GROUPS, documents.groups())
+        (scratch / "signatures").unlink(missing_ok=True)
+        warnings = duplicates.warnings() + (screen.warnings() if screen else [])
+        warnings += documents.warnings()
         stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}
-        stored |= {"warnings": duplicates.warnings(), "sequence_length": sequence_length}
+        stored |= {"warnings": warnings, "sequence_length": sequence_length}
         shutil.rmtree(scratch / _DIGESTS, ignore_errors=True)
         (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
         _publish(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _screen(config: DataConfig, files: Files) -> Screen | None:
+    if not files.evaluation and not files.contamination:
+        return None
+    how = reading(config, lambda remark: None)
+    return Screen(config, files.evaluation, files.contamination, how)
+
+
+def _faults(config: DataConfig, sets: list[Encoding], screen: Screen | None) -> list[Fault]:
+    """What keeps the cache from being made."""
+    faults: list[Fault] = []
+    for each in sets:
+        faults += each.faults if config.on_bad_row == "error" else []
+        faults += [f for f in each.faults if f.line is None and f not in faults]
+    return faults + (screen.faults if screen else [])
 
 
 def _publish(scratch: Path, folder: Path) -> None:
@@ -246,32 +234,3 @@ def _nothing_supervised(counts: Counts) -> Problem:
         f"({counts.dropped_rows} rows were dropped because the answer does not fit)",
         "raise --data.sequence_length, or check the rows with --dry-run",
     )
-
-
-def _write(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        columns: list[list[Any]] = [[] for _ in _SCHEMA]
-        for encoded, example in rows:
-            ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
-            targets = int(np.count_nonzero(flags[1:]))
-            values = (ids, flags, targets, example.file, example.line)
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-            if len(columns[0]) == _BATCH_ROWS:
-                writer.write_batch(_batch(columns))
-                columns = [[] for _ in _SCHEMA]
-        if columns[0]:
-            writer.write_batch(_batch(columns))
-
-
-def _batch(columns: list[list[Any]]) -> Any:
-    arrays = [_lists(columns[0]), _lists(columns[1])]
-    arrays += [pa.array(c, type=f.type) for c, f in list(zip(columns, _SCHEMA, strict=True))[2:]]
-    return pa.record_batch(arrays, schema=_SCHEMA)
-
-
-def _lists(rows: list[Any]) -> Any:
-    """An Arrow column of lists; as `pa.array`, which would take a Python number at a time."""
-    ends = np.cumsum([len(row) for row in rows], dtype=np.int32)
-    starts = np.concatenate([np.zeros(1, np.int32), ends])
-    return pa.ListArray.from_arrays(pa.array(starts), pa.array(np.concatenate(rows)))

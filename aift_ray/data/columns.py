@@ -12,7 +12,7 @@ from aift_ray.data import column_names
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import Form, WrongRow, find_form, make_example, shown
+from aift_ray.data.rows import Form, WrongRow, find_form, read_row, shown
 
 _CELL_CHARACTERS = 1 << 26
 _BATCH_ROWS = 512
@@ -44,8 +44,8 @@ def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example
         header_line, header = first
         if isinstance(header, csv.Error):
             raise WrongFile(f"line {header_line}: not a CSV header: {header}")
-        names, form = table_form(header, path, reading, f"line {header_line}: ")
-        places = {names.index(key): key for key in form.keys if key in names}
+        names, taken = table_form(header, path, reading, f"line {header_line}: ")
+        places = {names.index(key): key for key in taken}
         for line, cells in rows:
             if isinstance(cells, csv.Error):
                 yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
@@ -59,7 +59,7 @@ def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example
                 yield Fault(file, line, "the row holds NUL bytes", "remove them")
             else:
                 row = {key: cells[place] for place, key in places.items()}
-                yield make_example(row, file, line)
+                yield read_row(row, file, line, reading)
     except WrongEncoding as wrong:
         raise _with_columns(wrong, path, sign) from None
 
@@ -102,8 +102,8 @@ def _csv_rows(
 
 def table_form(
     header: Sequence[str], path: Path, reading: Reading, where: str
-) -> tuple[list[str], Form]:
-    """The columns of a table without nested values by the keys of a row, and its kind of row.
+) -> tuple[list[str], list[str]]:
+    """The columns of a table without nested values by the keys of a row, and those to be read.
 
     Args:
         where: what is put before the reason of an error.
@@ -112,6 +112,8 @@ def table_form(
         WrongFile: they are no kind of row.
     """
     names = [name.strip() for name in header]
+    if reading.any_row:
+        return names, list(dict.fromkeys(name for name in names if name))
     try:
         names, form = _form(names, path, reading)
     except WrongFile as wrong:
@@ -120,7 +122,7 @@ def table_form(
     if form.kind == "messages":
         reason = f"{where}{form.required[0]} has no {_suffix(path)[1:].upper()} form"
         raise WrongFile(reason, "use .jsonl, .json or .parquet")
-    return names, form
+    return names, [key for key in form.keys if key in names]
 
 
 def _suffix(path: Path) -> str:
@@ -186,7 +188,7 @@ def read_parquet(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fau
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
             columns = _typed_columns(source.schema_arrow, path, reading)
             batches = source.iter_batches(_BATCH_ROWS, columns=list(columns.values()))
-            yield from _batched_rows(batches, columns, path)
+            yield from _batched_rows(batches, columns, path, reading)
     except (pa.ArrowException, OSError) as error:
         raise _damaged("a Parquet file", error) from None
 
@@ -213,7 +215,7 @@ def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault
                 for part in batches
                 for start in range(0, part.num_rows, _BATCH_ROWS)
             )
-            yield from _batched_rows(cut, columns, path)
+            yield from _batched_rows(cut, columns, path, reading)
     except (pa.ArrowException, OSError) as error:
         raise _damaged("an Arrow file", error) from None
 
@@ -230,14 +232,14 @@ def _damaged(what: str, error: Exception) -> WrongFile:
 
 
 def _batched_rows(
-    batches: Iterator[Any], columns: dict[str, str], path: Path
+    batches: Iterator[Any], columns: dict[str, str], path: Path, reading: Reading
 ) -> Iterator[Example | Fault]:
     """Rows of record batches, of which `columns` names the column of each key."""
     first, key_of = 1, {column: key for key, column in columns.items()}
     for batch in batches:
         for number, row in enumerate(_python_rows(batch, first), first):
             named = {key_of[name]: value for name, value in row.items()}
-            yield make_example(named, str(path), number)
+            yield read_row(named, str(path), number, reading)
         first += batch.num_rows
 
 
@@ -253,6 +255,8 @@ def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
 
 def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
     """{key of a row: the column that holds it}, each of the type that the key needs."""
+    if reading.any_row:
+        return {name: name for name in schema.names}
     names, form = _form(schema.names, path, reading)
     columns = {key: schema.names[names.index(key)] for key in form.keys if key in names}
     wants_list = form.kind == "messages"

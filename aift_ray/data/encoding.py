@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig
+from aift_ray.data.documents import Documents
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.reading import Reading
+from aift_ray.data.screening import Screen
 from aift_ray.data.sources import read_examples
 
 SHOWN_FAULTS = 20
@@ -53,19 +55,31 @@ def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Enc
 
 def reading(config: DataConfig, remark: Callable[[str], None]) -> Reading:
     """How the files of `config` are read; `remark` is told what is found out about them."""
-    return Reading(config.text_unit, config.encoding, config.columns, config.sheet, remark)
+    return Reading(config.text_unit, config.encoding, config.columns, config.sheet, remark=remark)
 
 
 class Encoding:
     """Examples to token rows, counting what happens to them."""
 
-    def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        encode: Any,
+        sequence_length: int,
+        note: Any,
+        documents: Documents | None = None,
+        screen: Screen | None = None,
+    ) -> None:
+        self.documents, self.screen = documents, screen
         self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
         self.reading = reading(config, self.counts.remarks.append)
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item, encoded in self.encode(read_examples(files, self.reading)):
+        items = read_examples(files, self.reading)
+        if self.screen:
+            items = self.screen.kept(items)
+        for item, encoded in self.encode(items):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue
@@ -73,7 +87,10 @@ class Encoding:
                 self._fault(Fault(item.file, item.line, str(encoded)))
                 continue
             self.note(item)
-            for piece in self._pieces(encoded, item):
+            pieces = self._pieces(encoded, item)
+            if self.documents and pieces:
+                self.documents.add(item, len(pieces))
+            for piece in pieces:
                 self._count(piece)
                 yield piece, item
 

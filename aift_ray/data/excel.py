@@ -13,7 +13,7 @@ from aift_ray.data.columns import table_form
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import make_example
+from aift_ray.data.rows import read_row
 
 # a workbook with a password, and those of Excel before 2007
 _OLD = b"\xd0\xcf\x11\xe0"
@@ -96,8 +96,8 @@ def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[E
         if not names:
             texts = [_text(cell, cell) for cell in cells]
             where = f"sheet {sheet.title}, row {number}: "
-            names, form = table_form(texts, path, reading, where)
-            keys = {names.index(key): key for key in form.keys if key in names}
+            names, taken = table_form(texts, path, reading, where)
+            keys = {names.index(key): key for key in taken}
             continue
         try:
             row = {}
@@ -107,7 +107,7 @@ def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[E
         except _WrongCell as wrong:
             yield Fault(str(path), number, str(wrong), "format the cell as text, and type it anew")
             continue
-        yield make_example(row, str(path), number)
+        yield read_row(row, str(path), number, reading)
 
 
 def _is_blank(cell: Any) -> bool:

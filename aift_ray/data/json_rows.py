@@ -12,7 +12,7 @@ from aift_ray.data.column_names import renamed_row
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile, open_bytes, read_lines, read_pieces
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import FORM_OF_KEY, WrongRow, make_example, shown
+from aift_ray.data.rows import FORM_OF_KEY, WrongRow, read_row, shown
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -62,7 +62,7 @@ class _Decoder:
         if self.constants:
             reason = f"the row holds {self.constants[0]}, which is not JSON"
             return Fault(file, line, reason, "write null or leave the key out")
-        return make_example(renamed_row(value, self._reading), file, line)
+        return read_row(renamed_row(value, self._reading), file, line, self._reading)
 
 
 def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:

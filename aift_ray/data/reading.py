@@ -22,6 +22,7 @@ class Reading:
         encoding: of text files: utf-8, cp932, euc-jp, or auto to find out.
         columns: {key of a row: the column or key of the file that holds it}.
         sheet: of an .xlsx file; None: the only one that holds rows.
+        any_row: rows of no known kind are taken too, as a text of their fields, NUL between them.
         remark: called with a sentence for each thing that was found out, not given.
         used: keys of `columns` that some file had a column for, so far.
     """
@@ -30,6 +31,7 @@ class Reading:
     encoding: str = "utf-8"
     columns: Mapping[str, str] = field(default_factory=dict)
     sheet: str | None = None
+    any_row: bool = False
     remark: Callable[[str], None] = _nobody
     used: set[str] = field(default_factory=set)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from aift_ray.config import DataConfig
 from aift_ray.data.column_names import suggestion
 from aift_ray.data.examples import Example, Fault, Kind, Message
+from aift_ray.data.reading import Reading
 from aift_ray.errors import ConfigError, Problem
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -93,6 +94,24 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
         return _example(find_form(row), row, file, line)
     except WrongRow as wrong:
         return Fault(file, line, wrong.reason, wrong.remedy)
+
+
+def read_row(row: object, file: str, line: int, reading: Reading) -> Example | Fault:
+    """As `make_example`; where rows of any kind are read, one of no kind is a text."""
+    found = make_example(row, file, line)
+    if isinstance(found, Example) or not reading.any_row:
+        return found
+    text = "\0".join(_strings(row))
+    return Example("text", file, line, output=text) if text.strip("\0 ") else found
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a JSON value, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def find_form(keys: Collection[str], noun: str = "key") -> Form:

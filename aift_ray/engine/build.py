@@ -15,7 +15,7 @@ from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.cache import TokenRows
+from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
@@ -84,7 +84,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     state.settings = kept(flat(config))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(held_out))
+    indices, own = split(config, prepared.groups(), len(held_out))
     length, packed = prepared.sequence_length, job.support.packed
     plan = plan_batches(config, rows, indices, state.global_batch, length, packed)
     tokenizer = folders.load_tokenizer(job.location)

@@ -30,7 +30,8 @@ def check_run(config: RunConfig) -> None:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
     problems += _data(data)
-    _refuse(_files(data.train_files) + _files(data.eval_files), _model(config.model), problems)
+    files = _files(data.train_files) + _files(data.eval_files) + _files(data.contamination_files)
+    _refuse(files, _model(config.model), problems)
 
 
 def _data(data: DataConfig) -> list[Problem]:

@@ -96,7 +96,8 @@ def prepare(
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(evaluation))
+    indices, own = split(config, prepared.groups(), len(evaluation))
+    _check_split(config, len(evaluation) or len(own))
     batch = state.global_batch if state else _global_batch(config, workers)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
@@ -127,6 +128,13 @@ def prepare(
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
     return result
+
+
+def _check_split(config: RunConfig, held_out: int) -> None:
+    if config.data.validation_fraction and not held_out:
+        what = "all training rows are one document, or a group of duplicates: none can be held out"
+        remedy = "leave it out, or name evaluation rows with --eval-file"
+        raise ConfigError([Problem("data.validation_fraction", what, remedy)])
 
 
 def _given(config: RunConfig) -> None:
