@@ -15,7 +15,7 @@ import psutil
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.encoding import Encode, encode_here
+from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.template_file import read_template
 from aift_ray.engine.job import Job
@@ -170,7 +170,7 @@ def tokenizing(config: DataConfig) -> Encode:
     """Who tokenizes."""
     from aift_ray.launch.tokenizing import encode_on_cluster
 
-    return encode_on_cluster if config.prepare == "ray" else encode_here
+    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
