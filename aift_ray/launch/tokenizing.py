@@ -30,7 +30,7 @@ class _Tokenizer:
 
 
 def _packed(found: Any) -> Any:
-    """What travels in place of an encoding; lists of numbers would cost more than to encode them."""
+    """What travels in place of an encoding; lists of numbers would cost more than encoding."""
     if not isinstance(found, Encoded):
         return found
     return np.array(found.ids, np.int32), np.array(found.supervised, bool)
