@@ -92,6 +92,8 @@ CHANGED: dict[str, Any] = {
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
     "data.train_files": ["other.jsonl"],
+    # an error beside training files
+    "data.mixture": [{"files": ["other.jsonl"]}],
     "data.eval_files": [],
     "data.validation_fraction": 0.5,
     "data.near_duplicates": "drop",

@@ -3,6 +3,7 @@
 from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "DoctorConfig",
     "LoRAConfig",
+    "MixedSet",
     "MultiGPUTrainingConfig",
     "ParallelConfig",
     "QuantizeConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from aift_ray.config.mixture import MixedSet
 from aift_ray.config.section import Fraction, Section, setting
 
 _ENCODINGS = dict.fromkeys(("shift-jis", "sjis", "windows-31j", "ms932"), "cp932")
@@ -19,6 +20,11 @@ class DataConfig(Section):
         [],
         "training files, folders or globs (.jsonl .json .csv .tsv .txt, each .gz or .zst; .parquet "
         ".arrow .xlsx; a folder of datasets.save_to_disk); s3://, gs:// too",
+    )
+    mixture: list[MixedSet] = setting(
+        [],
+        "several training sets: [{files: [F], weight: W | rows: N | epochs: X, name: NAME}]; in "
+        "place of train_files",
     )
     eval_files: list[str] = setting([], "evaluation files, folders or globs")
     validation_fraction: Fraction = setting(

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.resuming import refused_allowances
 from aift_ray.config.section import (
@@ -214,6 +215,7 @@ class RunConfig(Settings):
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
             )
+        found += wrong_mixture(self.data.mixture, self.data.train_files)
         if self.data.contamination_files and self.data.near_duplicates == "off":
             what = "are given, and data.near_duplicates is off"
             found.append(Problem("data.contamination_files", what, "give count or drop"))

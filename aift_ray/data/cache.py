@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from aift_ray.config import DataConfig
+from aift_ray.config.mixture import names
 from aift_ray.data.documents import Documents
 from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.encoding import (
@@ -36,6 +37,7 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.remote import brought
 from aift_ray.data.rows import check_columns
 from aift_ray.data.screening import Screen
+from aift_ray.data.sets import Files, SetCounts, check_filled, check_sets, counted
 from aift_ray.data.sources import expand_files
 from aift_ray.data.token_rows import Ids, TokenRows, write_rows
 from aift_ray.errors import ConfigError, DataError, Problem
@@ -48,13 +50,24 @@ _GROUPS = "groups.npy"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cache folder: `train` and `eval` rows of at most `sequence_length` tokens, and counts."""
+    """A cache folder: `train` and `eval` rows of at most `sequence_length` tokens, and counts.
+
+    Attributes:
+        sets: what each set of a mixture holds, in the order of the rows; empty without a mixture.
+    """
 
     folder: Path
     train: Counts
     eval: Counts
     warnings: list[str]
     sequence_length: int
+    sets: list[SetCounts] = field(default_factory=list)
+
+    def set_of(self) -> Ids | None:
+        """The set of the mixture that each training row is of, shape (rows,); None without one."""
+        if not self.sets:
+            return None
+        return np.repeat(np.arange(len(self.sets), dtype=np.int32), [s.rows for s in self.sets])
 
     def rows(self, name: str) -> TokenRows:
         """The rows of set `name`, train or eval."""
@@ -64,15 +77,6 @@ class Prepared:
         """The group of each training row, shape (rows,); rows of one are not to be parted."""
         found: Ids = np.load(self.folder / _GROUPS)
         return found
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of a run, found."""
-
-    train: list[Path]
-    evaluation: list[Path]
-    contamination: list[Path]
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -100,12 +104,13 @@ def prepare(
     """
     check_columns(config)
     place = cache_folder(config)
-    files = Files(
-        *(
-            expand_files(brought(patterns, place))
-            for patterns in (config.train_files, config.eval_files, config.contamination_files)
-        )
+    sets = [each.files for each in config.mixture] or [config.train_files]
+    *found, evaluation, contamination = (
+        expand_files(brought(patterns, place))
+        for patterns in (*sets, config.eval_files, config.contamination_files)
     )
+    files = Files(found, evaluation, contamination)
+    check_sets(files)
     _check_sheet(config, [*files.train, *files.evaluation])
     folder = place / _key(config, encoder, sequence_length, files)
     if not folder.is_dir():
@@ -130,7 +135,8 @@ def load(folder: Path) -> Prepared:
     """Open a cache folder that `prepare` made."""
     stored = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     train, held_out = (Counts(**stored[name]) for name in ("train", "eval"))
-    return Prepared(folder, train, held_out, stored["warnings"], stored["sequence_length"])
+    sets = [SetCounts(**each) for each in stored["sets"]]
+    return Prepared(folder, train, held_out, stored["warnings"], stored["sequence_length"], sets)
 
 
 def _key(
@@ -145,6 +151,8 @@ def _key(
     parts += [config.near_duplicates, config.near_duplicate_threshold]
     # without a split no row is held against the others of its set
     parts.append(bool(config.validation_fraction))
+    parts.append([len(paths) for paths in files.sets] if config.mixture else None)
+    parts.append(names(config.mixture))
     for paths in (files.train, files.evaluation, files.contamination):
         parts.append([[str(path), _file_digest(path)] for path in paths])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -173,18 +181,20 @@ def _build(
         screen = _screen(config, files) if looks else None
         train = Encoding(config, encode, sequence_length, duplicates.add_train, documents, screen)
         held_out = Encoding(config, encode, sequence_length, duplicates.add_eval)
-        write_rows(scratch / "train.arrow", train.rows(files.train))
+        sets = [SetCounts(name) for name in names(config.mixture)]
+        write_rows(scratch / "train.arrow", counted(train.rows(files.train), files, sets))
         write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation))
         _raise_for(_faults(config, [train, held_out], screen))
         _check_used(config, train.reading.used | held_out.reading.used)
-        sets = {"train": train.counts, "eval": held_out.counts}
+        check_filled(sets)
         if not train.counts.supervised_tokens:
             raise DataError([_nothing_supervised(train.counts)])
         np.save(scratch / _GROUPS, documents.groups())
         (scratch / "signatures").unlink(missing_ok=True)
         warnings = duplicates.warnings() + (screen.warnings() if screen else [])
         warnings += documents.warnings()
-        stored: dict[str, Any] = {name: asdict(counts) for name, counts in sets.items()}
+        stored: dict[str, Any] = {"train": asdict(train.counts), "eval": asdict(held_out.counts)}
+        stored["sets"] = [asdict(each) for each in sets]
         stored |= {"warnings": warnings, "sequence_length": sequence_length}
         shutil.rmtree(scratch / _DIGESTS, ignore_errors=True)
         (scratch / "counts.json").write_text(json.dumps(stored, ensure_ascii=False), "utf-8")

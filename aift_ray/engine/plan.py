@@ -41,12 +41,14 @@ def plan_batches(
     global_batch: int,
     length: int,
     packed: bool = True,
+    set_of: np.ndarray | None = None,
 ) -> BatchPlan:
     """The steps over `indices` of `rows`.
 
     Args:
         length: capacity of a filled row, in tokens.
         packed: whether the model takes packed rows; without, none are filled.
+        set_of: the set of a mixture that each of `rows` is of; None without a mixture.
     """
     return BatchPlan(
         rows.lengths[indices],
@@ -56,6 +58,8 @@ def plan_batches(
         global_batch,
         config.training.seed,
         length if packed and config.data.packing == "fill" else None,
+        None if set_of is None else set_of[indices],
+        tuple(config.data.mixture),
     )
 
 

@@ -54,6 +54,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
+    rows += [("mixture", line) for line in _mixture(run)]
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
@@ -93,6 +94,21 @@ def _packing(run: Preparation) -> str:
         return packing
     examples = len(run.plan.indices) / max(1, len(run.plan.units))
     return f"fill, {examples:.1f} examples a row"
+
+
+def _mixture(run: Preparation) -> list[str]:
+    """What an epoch takes of each set, a line each."""
+    mixture, sets = run.plan.mixture, run.prepared.sets
+    if mixture is None:
+        return []
+    pairs = list(zip(sets, mixture.sizes, mixture.amounts, strict=True))
+    passes = [amount / max(size, 1) for _, size, amount in pairs]
+    tokens = [each.tokens * times for (each, _, _), times in zip(pairs, passes, strict=True)]
+    return [
+        f"{each.name}: {each.rows:,} rows x {times:.3g} an epoch, {amount / mixture.total:.1%} of "
+        f"the examples, {held / max(sum(tokens), 1):.1%} of the tokens"
+        for (each, _, amount), times, held in zip(pairs, passes, tokens, strict=True)
+    ]
 
 
 def _counts(counts: Counts) -> str:

@@ -26,11 +26,16 @@ def check_run(config: RunConfig) -> None:
     """
     data = config.data
     problems = place.check(config, place.output_folder(config))
-    if not data.train_files:
+    if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
     problems += _data(data)
-    files = _files(data.train_files) + _files(data.eval_files) + _files(data.contamination_files)
+    mixed = [pattern for each in data.mixture for pattern in each.files]
+    files = (
+        _files(data.train_files + mixed)
+        + _files(data.eval_files)
+        + _files(data.contamination_files)
+    )
     _refuse(files, _model(config.model), problems)
 
 

@@ -99,7 +99,8 @@ def prepare(
     indices, own = split(config, prepared.groups(), len(evaluation))
     _check_split(config, len(evaluation) or len(own))
     batch = state.global_batch if state else _global_batch(config, workers)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
+    plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
@@ -138,7 +139,7 @@ def _check_split(config: RunConfig, held_out: int) -> None:
 
 
 def _given(config: RunConfig) -> None:
-    if not config.data.train_files:
+    if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
 
