@@ -9,7 +9,7 @@ from typing import Any
 
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile, read_lines
-from aift_ray.data.rows import Form, WrongRow, find_form, make_example, shown
+from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, find_form, make_example, shown
 
 _CELL_CHARACTERS = 1 << 26
 _BATCH_ROWS = 512
@@ -32,7 +32,7 @@ def read_csv(path: Path) -> Iterator[Example | Fault]:
         raise WrongFile(f"line {header_line}: not a CSV header: {header}")
     names = [name.strip() for name in header]
     form = _csv_form(names, header_line)
-    places = {names.index(key): key for key in form.keys if key in names}
+    places = {names.index(key): key for key in (*form.keys, *ROW_KEYS) if key in names}
     for line, cells in rows:
         if isinstance(cells, csv.Error):
             yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
@@ -135,7 +135,24 @@ def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
         last = first + batch.num_rows - 1
         reason = f"one of the rows {first} to {last} holds text that is not UTF-8"
         raise WrongFile(reason, "make the file again from text in UTF-8") from None
-    return rows
+    return [_own_keys(row) for row in rows]
+
+
+def _own_keys(row: dict[str, Any]) -> dict[str, object]:
+    """The row without nulls in its tools and calls: objects of a column have the keys of all."""
+    for key in ("tools", "chat_template_kwargs"):
+        if key in row:
+            row[key] = _without_nulls(row[key])
+    for turn in row.get("messages") or ():
+        if isinstance(turn, dict) and turn.get("tool_calls"):
+            turn["tool_calls"] = _without_nulls(turn["tool_calls"])
+    return row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(held) for key, held in value.items() if held is not None}
+    return [_without_nulls(held) for held in value] if isinstance(value, list) else value
 
 
 def _parquet_columns(schema: Any) -> list[str]:
@@ -150,7 +167,7 @@ def _parquet_columns(schema: Any) -> list[str]:
                 f"the column {name} is {found}, expected {expected}",
                 f"write the column {name} as {expected}",
             )
-    return columns
+    return [*columns, *(key for key in ROW_KEYS if key in schema.names)]
 
 
 def _is_text(found: Any) -> bool:
