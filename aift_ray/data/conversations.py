@@ -18,7 +18,7 @@ from aift_ray.data.examples import Message
 from aift_ray.data.safe_tokenizer import SafeTokenizer
 from aift_ray.data.spans import Joiner, Prompt
 from aift_ray.data.supervision import Supervision
-from aift_ray.data.templates import ChatTemplate, lost_text
+from aift_ray.data.templates import ChatTemplate, Shape, lost_text
 
 _VERDICTS = 1024
 # messages to parts with rewritten literals
@@ -58,8 +58,9 @@ class Renderer:
             RowError: the template loses a text, or can't write the row.
         """
         trained = self._trained(messages)
-        parts = self._named(template.parts(messages, False, self._safe))
-        why = self._verdict(template, messages, trained, parts)
+        own, shape = template.parts_and_shape(messages, False, self._safe)
+        parts = self._named(own)
+        why = self._verdict(template, messages, trained, shape)
         if not why:
             prompt = self._joiner.join(parts)
             _check_arguments(prompt.text, messages)
@@ -100,17 +101,15 @@ class Renderer:
         template: ChatTemplate,
         messages: Sequence[Message],
         trained: Sequence[int],
-        parts: Sequence[Part],
+        marked: Shape | None,
     ) -> str:
         """Why the whole row can't be taken, "" where it can; the same for rows of one shape."""
-        apart = any(part.content and not part.content.assistant for part in parts)
-        if not apart:
+        if marked is None:
             # the template looks into what is said, so that nothing can be said of the shape
             def real(turns: Sequence[Message], generation: bool) -> list[Part]:
                 return self._named(template.parts(turns, generation, self._safe))
 
             return self._unlike(template, messages, trained, real, shape=False)
-        marked, _ = Marking(template.tags).mark(messages)
         key = (template, *marked, *trained)
         if key not in self._verdicts:
             if len(self._verdicts) >= _VERDICTS:

@@ -33,6 +33,8 @@ from aift_ray.errors import ModelError, Problem
 # runs at midnight, and serving would see other prompts than training.
 PINNED_DATE = date(2024, 7, 26)
 _SHAPES = 512
+# a conversation with sentinels for its contents
+Shape = tuple[Message, ...]
 # the argument of the call that `learn_calls` makes, and its id
 CALLED_WITH, CALL_ID = "value_c", "call00001"
 
@@ -193,6 +195,15 @@ class ChatTemplate:
         Raises:
             RowError: a content is not found where the template puts it, or holds our marker.
         """
+        return self.parts_and_shape(messages, generation, safe)[0]
+
+    def parts_and_shape(
+        self, messages: Sequence[Message], generation: bool, safe: SafeTokenizer
+    ) -> tuple[list[Part], Shape | None]:
+        """The parts, and the conversation with sentinels for contents: what others may share.
+
+        None stands where the template treats the contents by what they say.
+        """
         for each in messages:
             safe.unmarked(each.content)
             safe.unmarked(each.thought)
@@ -212,10 +223,11 @@ class ChatTemplate:
         others = [each.content for each in messages if each.role != "assistant"]
         if any(safe.has_control(text) for text in others):
             raise refusal
-        parts = self._aligned(full, messages, generation, Marking(self.tags, all_roles=False))
+        marking = Marking(self.tags, all_roles=False)
+        parts, _ = self._aligned(full, messages, generation, marking)
         if not generation:
             _check_held(full, messages)
-        return parts
+        return parts, None
 
     def _written_tools(self) -> str:
         return json.dumps(self._tools, ensure_ascii=False) if self._tools else ""
@@ -229,14 +241,15 @@ class ChatTemplate:
         marked, contents = Marking(self.tags).mark(messages)
         return marked_parts(self._shapes(tuple(marked), generation), contents)
 
-    def _rendered_shape(self, marked: tuple[Message, ...], generation: bool) -> str:
+    def _rendered_shape(self, marked: Shape, generation: bool) -> str:
         return self.render(marked, generation)
 
     def _aligned(
         self, full: str, messages: Sequence[Message], generation: bool, marking: Marking
-    ) -> list[Part]:
+    ) -> tuple[list[Part], Shape]:
         marked, contents = marking.mark(messages)
-        return align(full, self._shapes(tuple(marked), generation), contents)
+        shape = tuple(marked)
+        return align(full, self._shapes(shape, generation), contents), shape
 
 
 def _reads(source: str, key: str) -> bool:
@@ -304,6 +317,7 @@ __all__ = [
     "CallForm",
     "ChatTemplate",
     "Part",
+    "Shape",
     "line_of",
     "lost_text",
     "pin_dates",

@@ -105,6 +105,9 @@ def _turn(key: str, number: int, turn: object) -> Message:
         reason = f"{where}: unknown {form.speaker} {shown(said_by)}, expected one of {names}"
         raise WrongRow(reason, did_you_mean([said_by], list(form.roles)))
     role = form.roles[said_by]
+    if len(turn) == 2 and role != "tool" and said_by != "function_call":
+        # the usual case, at once
+        return Message(role, _text(turn, where, form, role, False, said_by))
     refuse_media(turn, f"{where}: ")
     if role != "assistant":
         _refuse_assistants(turn, f"{where}: ", role)
@@ -205,6 +208,8 @@ def _linked(messages: list[Message]) -> tuple[Message, ...]:
     Raises:
         WrongRow: a result of no call.
     """
+    if not any(each.further or each.role == "tool" for each in messages):
+        return tuple(messages)
     made, open_ids, number = [], list[str](), 0
     for place, message in enumerate(messages, 1):
         further = json.loads(message.further) if message.further else {}

@@ -163,10 +163,8 @@ def test_each_answer_is_what_its_template_shows_for_it(
             continue
         # R1's prompt opens a thought, which its template cuts away; in Harmony's history the
         # thought of a call is gone once there is an answer
-        same = next(
-            n for n, pair in enumerate(zip(full, prompt, strict=False)) if len(set(pair)) > 1
-        )
-        tail = full[same:]
+        pairs = enumerate(zip(full, prompt, strict=False))
+        tail = full[next((n for n, pair in pairs if len(set(pair)) > 1), len(prompt)) :]
         assert text.endswith(tail) or full.endswith(text)
         assert thought in text
     assert not encoder.generation_gap
