@@ -64,6 +64,18 @@ class DataConfig(Section):
     chat_template: str | None = setting(
         None, "file of a Jinja chat template, in place of the model's own; saved with the model"
     )
+    train_turns: Literal["all", "last"] = setting("all", "which answers of a row are trained")
+    train_thoughts: Literal["all", "masked", "none"] = setting(
+        "all", "thoughts before answers: trained, shown and not trained, or left out"
+    )
+    train_end: Literal["turn", "all", "none"] = setting(
+        "turn", "end-of-turn tokens trained: those of trained answers, of all messages, or none"
+    )
+    on_rewritten_turn: Literal["split", "error", "keep"] = setting(
+        "split",
+        "answers that the template writes otherwise once they are history, as without their "
+        "thoughts: one row an answer, a wrong row, or trained as the history shows them",
+    )
     prepare: Literal["local", "ray"] = setting(
         "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
     )

@@ -50,6 +50,7 @@ _NAMES = {
     "data.validation_fraction data.packing data.sequence_length data.on_bad_row data.on_long_row "
     "data.text_unit data.encoding data.columns data.sheet data.system_prompt data.chat_template "
     "data.mixture data.near_duplicates data.near_duplicate_threshold data.contamination_files "
+    "data.train_turns data.train_thoughts data.train_end data.on_rewritten_turn "
     "lora.lora_plus_ratio",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "

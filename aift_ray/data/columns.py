@@ -12,7 +12,7 @@ from aift_ray.data import column_names
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import Form, WrongRow, find_form, read_row, shown
+from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, find_form, read_row, shown
 
 _CELL_CHARACTERS = 1 << 26
 _BATCH_ROWS = 512
@@ -122,7 +122,7 @@ def table_form(
     if form.kind == "messages":
         reason = f"{where}{form.required[0]} has no {_suffix(path)[1:].upper()} form"
         raise WrongFile(reason, "use .jsonl, .json or .parquet")
-    return names, [key for key in form.keys if key in names]
+    return names, [key for key in (*form.keys, *ROW_KEYS) if key in names]
 
 
 def _suffix(path: Path) -> str:
@@ -158,7 +158,7 @@ def _form(header: Sequence[str], path: Path, reading: Reading) -> tuple[list[str
         remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
         raise WrongFile(wrong.reason, remedy) from None
     pairs = zip(names, header, strict=True)
-    found = {key: column for key, column in pairs if key != column and key in form.keys}
+    found = {key: column for key, column in pairs if key and key != column}
     if found and not reading.columns:
         reading.remark(f"{path}: read as {column_names.flag(found)}")
     return names, form
@@ -250,7 +250,24 @@ def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
         last = first + batch.num_rows - 1
         reason = f"one of the rows {first} to {last} holds text that is not UTF-8"
         raise WrongFile(reason, "make the file again from text in UTF-8") from None
-    return rows
+    return [_own_keys(row) for row in rows]
+
+
+def _own_keys(row: dict[str, Any]) -> dict[str, object]:
+    """The row without nulls in its tools and calls: objects of a column have the keys of all."""
+    for key in ("tools", "chat_template_kwargs"):
+        if key in row:
+            row[key] = _without_nulls(row[key])
+    for turn in row.get("messages") or ():
+        if isinstance(turn, dict) and turn.get("tool_calls"):
+            turn["tool_calls"] = _without_nulls(turn["tool_calls"])
+    return row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(held) for key, held in value.items() if held is not None}
+    return [_without_nulls(held) for held in value] if isinstance(value, list) else value
 
 
 def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
@@ -268,7 +285,8 @@ def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
                 f"the column {name} is {found}, expected {expected}",
                 f"write the column {name} as {expected}",
             )
-    return columns
+    more = {key: schema.names[names.index(key)] for key in ROW_KEYS if key in names}
+    return columns | more
 
 
 def _is_text(found: Any) -> bool:

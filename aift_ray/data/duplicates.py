@@ -203,13 +203,18 @@ def prompt_text(example: Example) -> str:
 
 def _parts(example: Example) -> tuple[list[str], str]:
     """The prompt, in parts that begin with the kind, and the answer."""
-    if example.messages:
-        *turns, last = example.messages
-        prompt = [text for turn in turns for text in (turn.role, turn.content)]
-        return [example.kind, *prompt], last.content
-    if example.kind == "text":
-        return [example.kind], example.output
-    return [example.kind, example.instruction, example.input], example.output
+    turns = list(example.messages)
+    own = [example.kind, *filter(None, (example.tools, example.options))]
+    if example.kind == "messages":
+        last = turns.pop()
+        answer = [last.content, last.thought, last.further]
+    else:
+        answer = [example.output, example.thought]
+    for turn in turns:
+        own += [turn.role, turn.content, *filter(None, (turn.thought, turn.further))]
+    if example.kind in ("instruction", "prompt"):
+        own += [example.instruction, example.input]
+    return own, "\0".join(filter(None, answer))
 
 
 def _digest(parts: list[str]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aift_ray.config import DataConfig
 from aift_ray.data.documents import Documents
-from aift_ray.data.encoded import Encoded
+from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
 from aift_ray.data.prompts import PromptEncoder, RowError
@@ -28,7 +28,13 @@ _FIRST, _BATCH = 512, 64
 
 @dataclass
 class Counts:
-    """What became of the rows of a set; tokens are counted as they are trained."""
+    """What became of the rows of a set; tokens are counted as they are trained.
+
+    Attributes:
+        split_rows: conversations that became one row an answer.
+        not_shown: for each key that changes what is trained, how many rows hold it without
+            effect.
+    """
 
     rows: int = 0
     tokens: int = 0
@@ -37,13 +43,15 @@ class Counts:
     dropped_rows: int = 0
     skipped_rows: int = 0
     split_documents: int = 0
+    split_rows: int = 0
+    not_shown: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     # what was found out about the files, and not given
     remarks: list[str] = field(default_factory=list)
 
 
 # an example with its tokens, or with what is wrong with it; a fault of the file with nothing
-Encodings = Iterator[tuple[Example | Fault, Encoded | RowError | None]]
+Encodings = Iterator[tuple[Example | Fault, EncodedRow | RowError | None]]
 Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
 
 
@@ -54,7 +62,7 @@ def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Enc
             yield item, None
             continue
         try:
-            yield item, encoder.encode(item)
+            yield item, encoder.rows(item)
         except RowError as error:
             yield item, error
 
@@ -114,10 +122,14 @@ class Encoding:
                 self._fault(item)
                 continue
             if isinstance(encoded, RowError):
-                self._fault(Fault(item.file, item.line, str(encoded)))
+                remedy = getattr(encoded, "remedy", "")
+                self._fault(Fault(item.file, item.line, str(encoded), remedy))
                 continue
             self.note(item)
-            pieces = self._pieces(encoded, item)
+            self.counts.split_rows += encoded.split
+            for key in encoded.not_shown:
+                self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
+            pieces = [piece for whole in encoded.pieces for piece in self._pieces(whole, item)]
             if self.documents and pieces:
                 self.documents.add(item, len(pieces))
             for piece in pieces:

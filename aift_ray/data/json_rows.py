@@ -33,12 +33,21 @@ _PLAIN = {
 
 
 class _Decoder:
-    """Strict JSON: notes NaN and Infinity, which Python would take."""
+    """Strict JSON: notes NaN, Infinity and repeated keys, which Python would take."""
 
     def __init__(self, reading: Reading) -> None:
-        self.constants: list[str] = []
         self._reading = reading
-        self._decoder = json.JSONDecoder(parse_constant=self.constants.append)
+        self.constants, self.repeated = list[str](), list[str]()
+        self._decoder = json.JSONDecoder(
+            parse_constant=self.constants.append, object_pairs_hook=self._object
+        )
+
+    def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.repeated.append(next(key for key in keys if keys.count(key) > 1))
+        return found
 
     def decode(self, text: str, start: int) -> tuple[object, int]:
         """The value at `start` and where it ends.
@@ -48,6 +57,7 @@ class _Decoder:
             WrongRow: a value beyond Python's limits.
         """
         self.constants.clear()
+        self.repeated.clear()
         try:
             return self._decoder.raw_decode(text, start)
         except RecursionError:
@@ -62,6 +72,9 @@ class _Decoder:
         if self.constants:
             reason = f"the row holds {self.constants[0]}, which is not JSON"
             return Fault(file, line, reason, "write null or leave the key out")
+        if self.repeated:
+            reason = f"the key {shown(self.repeated[0])} is repeated in one object"
+            return Fault(file, line, reason, "keep one of them")
         return read_row(renamed_row(value, self._reading), file, line, self._reading)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aift_ray.data.encoding import Counts
+from aift_ray.data.notes import told
 from aift_ray.engine.metrics import PROGRESS
 from aift_ray.launch.output import FAILURES, read_failures
 from aift_ray.launch.prepare import Preparation
@@ -21,6 +22,7 @@ from aift_ray.planning.layout import HOST
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
+_PREVIEW_RUN = 160
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -52,6 +54,10 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", _counts(run.prepared.eval)))
     elif run.held_out:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
+    for name in ("train", "eval"):
+        counts: Counts = getattr(run.prepared, name)
+        where = "" if name == "train" else "evaluation: "
+        rows += [("not trained", where + told(*each)) for each in counts.not_shown.items()]
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
     rows += [("mixture", line) for line in _mixture(run)]
@@ -118,6 +124,8 @@ def _counts(counts: Counts) -> str:
     )
     if counts.skipped_rows:
         text += f", {counts.skipped_rows} skipped"
+    if counts.split_rows:
+        text += f"; {counts.split_rows:,} conversations are one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
 
 
@@ -128,17 +136,28 @@ def show_preview(run: Preparation, number: int = 3) -> None:
     console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
     for index in run.plan.indices[:number].tolist():
         ids, flags = rows.row(index)
-        line, inside = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim"), False
-        start = 0
-        for at in range(1, min(len(ids), _PREVIEW_TOKENS) + 1):
-            if at == min(len(ids), _PREVIEW_TOKENS) or flags[at] != flags[start]:
+        line = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim")
+        shown = start = 0
+        for at in range(1, len(ids) + 1):
+            if shown < _PREVIEW_TOKENS and (at == len(ids) or flags[at] != flags[start]):
+                piece = _shortened(tokenizer, ids[start:at].tolist())
                 inside = bool(flags[start])
-                piece = str(tokenizer.decode(ids[start:at].tolist()))
                 line.append(f"⟦{piece}⟧" if inside else piece, "bold green" if inside else "")
+                shown += min(at - start, _PREVIEW_RUN)
                 start = at
         console.print(line)
     for note in run.prepared.train.notes + run.prepared.eval.notes:
         console.print(note, style="yellow", markup=False)
+
+
+def _shortened(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a run of tokens; a long one loses its middle, so that others are seen too."""
+    left_out = len(ids) - _PREVIEW_RUN
+    if left_out <= 0:
+        return str(tokenizer.decode(ids))
+    half = _PREVIEW_RUN // 2
+    head, tail = (str(tokenizer.decode(part)) for part in (ids[:half], ids[-half:]))
+    return f"{head} … {left_out:,} tokens … {tail}"
 
 
 class Follower:

@@ -17,6 +17,7 @@ from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
@@ -91,7 +92,10 @@ def prepare(
     state, changed = resuming.resumed(config, resume) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
-        tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=folders.stop_ids(location),
+        supervision=Supervision.of(config.data),
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []

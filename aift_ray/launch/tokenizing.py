@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from aift_ray.data.encoded import Encoded
+from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.encoding import Encodings, encode_here, encode_in_threads
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
@@ -31,16 +31,18 @@ class _Tokenizer:
 
 def _packed(found: Any) -> Any:
     """What travels in place of an encoding; lists of numbers would cost more than encoding."""
-    if not isinstance(found, Encoded):
+    if not isinstance(found, EncodedRow):
         return found
-    return np.array(found.ids, np.int32), np.array(found.supervised, bool)
+    pieces = [(np.array(p.ids, np.int32), np.array(p.supervised, bool)) for p in found.pieces]
+    return pieces, found.split, found.not_shown
 
 
 def _unpacked(found: Any) -> Any:
     if not isinstance(found, tuple):
         return found
-    ids, supervised = found
-    return Encoded(ids.tolist(), supervised.tolist())
+    pieces, split, not_shown = found
+    whole = [Encoded(ids.tolist(), supervised.tolist()) for ids, supervised in pieces]
+    return EncodedRow(whole, split, not_shown)
 
 
 def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
