@@ -34,7 +34,7 @@ def encoder_of(model: str) -> Any:
     return PromptEncoder(folders.load_tokenizer(model), extra_stop_ids=folders.stop_ids(model))
 
 
-def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, Any]:
+def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, float, Any]:
     """Seconds to the finished cache, files read and checked in them; ids and labels."""
     import ray
 
@@ -52,15 +52,15 @@ def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, Any]:
         data = DataConfig(train_files=[str(warm)], cache_dir=folder)
         cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
     data = DataConfig(train_files=[rows], cache_dir=folder)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     prepared = cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, cpu_seconds() - used
     token_rows = prepared.rows("train")
     pairs = (token_rows.row(index) for index in range(len(token_rows)))
-    return seconds, ((ids.tolist(), flags.tolist()) for ids, flags in pairs)
+    return seconds, used, ((ids.tolist(), flags.tolist()) for ids, flags in pairs)
 
 
-def by_datasets(model: str, rows: str, folder: str) -> tuple[float, Any]:
+def by_datasets(model: str, rows: str, folder: str) -> tuple[float, float, Any]:
     """Seconds of map alone, to its finished cache file."""
     import datasets
 
@@ -92,43 +92,57 @@ def by_datasets(model: str, rows: str, folder: str) -> tuple[float, Any]:
             labels.append([len(prompt) <= at <= last for at in range(len(row))])
         return {"ids": ids, "supervised": labels}
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     made = table.map(tokenize, batched=True, num_proc=2, remove_columns=table.column_names)
-    seconds = time.perf_counter() - began
-    return seconds, ((row["ids"], list(map(int, row["supervised"]))) for row in made)
+    seconds, used = time.perf_counter() - began, cpu_seconds() - used
+    return seconds, used, ((row["ids"], list(map(int, row["supervised"]))) for row in made)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended; Ray's are not."""
+    times = os.times()
+    return sum(times[:4])
 
 
 def measure(model: str, rows: str, way: str) -> dict[str, Any]:
     """One way in this process: its seconds, and a digest of ids and labels."""
     with tempfile.TemporaryDirectory() as folder:
         made = by_datasets(model, rows, folder) if way == "datasets" else None
-        seconds, found = made or by_us(model, rows, folder, way)
+        seconds, cpu, found = made or by_us(model, rows, folder, way)
         state = hashlib.sha256()
         for row in found:
             state.update(json.dumps(row).encode())
-    return {"seconds": seconds, "digest": state.hexdigest()}
+    return {"seconds": seconds, "cpu": cpu, "digest": state.hexdigest()}
 
 
-def alternated(model: str, rows: str, rounds: int) -> dict[str, Any]:
+def alternated(model: str, rows: str, rounds: int, ways: list[str]) -> dict[str, Any]:
     """Each way in turn, `rounds` times; the results must be equal."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     # for the processes of map; each of them tokenizes on one thread, as ours do
     environment |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
     digests = set()
     for turn in range(rounds):
-        for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+        for way in ways if turn % 2 == 0 else ways[::-1]:
             argv = [sys.executable, __file__, model, "--rows-file", rows, "--way", way]
             done = subprocess.run(argv, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
             found = json.loads(done.stdout.splitlines()[-1])
             seconds[way].append(found["seconds"])
+            cpu[way].append(found["cpu"])
             digests.add(found["digest"])
-            print(model, turn, way, f"{found['seconds']:.2f} s", flush=True)
+            shown = f"{found['seconds']:.2f} s, {found['cpu']:.2f} of a CPU"
+            print(Path(model).name, turn, way, shown, flush=True)
     if len(digests) != 1:
         raise SystemExit("the ids or labels differ")
-    return {"model": Path(model).name, "seconds": seconds, "bytes": Path(rows).stat().st_size}
+    return {
+        "model": Path(model).name,
+        "seconds": seconds,
+        "cpu": cpu,
+        "bytes": Path(rows).stat().st_size,
+    }
 
 
 def ratios(slow: list[float], fast: list[float]) -> str:
@@ -142,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--rows-file", help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -157,15 +172,19 @@ def main() -> None:
         number = given.rows
         rows.write_text("".join(lines[n % len(lines)] for n in range(number)), "utf-8")
         for model in given.models:
-            results.append(alternated(model, str(rows), given.rounds))
+            results.append(alternated(model, str(rows), given.rounds, given.ways))
     for result in results:
         seconds = result["seconds"]
         megabytes = result["bytes"] / 1e6
         print(result["model"])
         for way, times in seconds.items():
             print(f"  {way}: {megabytes / statistics.median(times):.2f} MB/s (median)")
-        print(f"  datasets.map / here: {ratios(seconds['datasets'], seconds['here'])}")
-        print(f"  ray, one CPU / two: {ratios(seconds['ray-1'], seconds['ray-2'])}")
+        for slow, fast in (("datasets", "here"), ("ray-1", "ray-2")):
+            if slow in seconds and fast in seconds:
+                print(f"  {slow} / {fast}: {ratios(seconds[slow], seconds[fast])}")
+        if "datasets" in seconds and "here" in seconds:
+            used = ratios(result["cpu"]["datasets"], result["cpu"]["here"])
+            print(f"  datasets / here, seconds of a CPU: {used}")
     file = ROOT / "benchmarks" / "results" / "tokenizing.json"
     file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 

@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from itertools import dropwhile, groupby
 from pathlib import Path
 
-from aift_ray.data.columns import read_arrow, read_csv, read_parquet, read_tsv
+from aift_ray.data.arrow_tables import read_arrow, read_parquet
+from aift_ray.data.columns import read_csv, read_tsv
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.excel import read_xlsx
 from aift_ray.data.json_rows import read_json, read_jsonl
