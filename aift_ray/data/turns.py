@@ -105,7 +105,7 @@ def _turn(key: str, number: int, turn: object) -> Message:
         reason = f"{where}: unknown {form.speaker} {shown(said_by)}, expected one of {names}"
         raise WrongRow(reason, did_you_mean([said_by], list(form.roles)))
     role = form.roles[said_by]
-    if len(turn) == 2 and role != "tool" and said_by != "function_call":
+    if len(turn) == 2 and not calling and role != "tool" and said_by != "function_call":
         # the usual case, at once
         return Message(role, _text(turn, where, form, role, False, said_by))
     refuse_media(turn, f"{where}: ")

@@ -84,9 +84,6 @@ class ChatMessage(OpenAIBody):
     tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
     tool_call_id: Text | None = None
     refusal: Text | None = None
-    # what an assistant thought before it spoke, as reasoning models' servers tell it
-    reasoning_content: Text | None = None
-    reasoning: Text | None = None
     # OpenAI's older form of tool_calls; no answer here has one
     function_call: None = None
     # what a client repeats of an answer, or tells other servers; no template reads it

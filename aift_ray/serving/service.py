@@ -135,7 +135,12 @@ class Service:
         self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()
     ) -> list[int]:
         """Ids of a conversation; ApiError 400 where the template refuses it."""
-        turns = turns_of(messages)
+        turns = [
+            Message(
+                "system" if each.role == "developer" else each.role, each.text(), each.further()
+            )
+            for each in messages
+        ]
         if turns[-1].role == "assistant":
             raise ApiError(400, "the last message has to be the user's or a tool's", "messages")
         if not self._takes_tools:
@@ -215,19 +220,6 @@ class Service:
             text = TextMaker(self.encoder.tokenizer.backend_tokenizer, stops)
             answers.append(Answer(stream, text, self.limits, self.meter, model, one))
         return answers
-
-
-def turns_of(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The messages of a request as prompts are made of them."""
-    return [
-        Message(
-            "system" if each.role == "developer" else each.role,
-            each.text(),
-            each.further(),
-            each.reasoning_content or each.reasoning or "",
-        )
-        for each in messages
-    ]
 
 
 def _problems_of(error: Exception, name: str, folder: str) -> list[Problem]:

@@ -11,12 +11,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from aift_ray.data.encoded import EncodedRow
-from aift_ray.data.examples import Example
+from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.rows import make_example
 from aift_ray.data.supervision import Supervision
 from aift_ray.serving.conversation import ChatMessage
-from aift_ray.serving.service import turns_of
 from tests.data import chat_templates as families
 from tests.data.chat_templates import wrap
 from tests.data.rows import runs, trained
@@ -196,8 +195,10 @@ def test_serving_feeds_the_same_ids_for_the_same_messages(
     made: Callable[..., PromptEncoder], name: str
 ) -> None:
     encoder = made(name)
-    for messages in (ROUND, ROWS["two rounds"]):
-        served = turns_of([ChatMessage.model_validate(each) for each in messages])
+    named = [{**ASKED, "name": "太郎"}, *ROUND[1:]]
+    for messages in (ROUND, ROWS["two rounds"], named):
+        read = [ChatMessage.model_validate(each) for each in messages]
+        served = [Message(each.role, each.text(), each.further()) for each in read]
         answers = [at for at, each in enumerate(messages) if each["role"] == "assistant"]
         fed = [encoder.chat_ids(served[:at], TOOLS[name]) for at in answers]
         assert starts(encoder.rows(example(messages, tools=TOOLS[name]))) == fed
