@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.cache import TokenRows
+from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
@@ -44,6 +44,8 @@ class Run:
         state: where the run is.
         resumed_from: step of the checkpoint it started from.
         outline: the whole model without weights, where this worker holds a part of it and writes.
+        set_of: the set that each row is of, in a mixture of several.
+        set_losses: summed loss of each set in this step so far, of this worker's rows.
     """
 
     job: Job
@@ -61,6 +63,9 @@ class Run:
     total_steps: int
     resumed_from: int | None = None
     outline: torch.nn.Module | None = None
+    set_of: np.ndarray | None = None
+    set_names: list[str] = field(default_factory=list)
+    set_losses: torch.Tensor | None = None
 
     @property
     def written(self) -> torch.nn.Module:
@@ -85,9 +90,10 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     state.settings = kept(flat(config))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(held_out))
+    indices, own = split(config, prepared.groups(), len(held_out))
     length, packed = prepared.sequence_length, job.support.packed
-    plan = plan_batches(config, rows, indices, state.global_batch, length, packed)
+    set_of = prepared.set_of()
+    plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
     tokenizer = folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
@@ -135,6 +141,10 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
+        # of one set it is the loss itself
+        set_of=set_of if len(prepared.sets) > 1 else None,
+        set_names=[each.name for each in prepared.sets],
+        set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
     )
 
 

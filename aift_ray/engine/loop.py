@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.schedule import learning_rate
+from aift_ray.engine.set_losses import by_set
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.tensors import clip_gradients, gradient_norm
 
@@ -79,6 +81,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     if routers:
         # a trial may have left something
         routers.taken()
+    if run.set_losses is not None:
+        run.set_losses.zero_()
     summed, tokens = accumulate(run, shares, targets)
     balanced = routers.taken() / max(targets, 1) if routers else 0.0
     mine = (summed, tokens, balanced) if group.counts else (0.0, 0, 0.0)
@@ -101,6 +105,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "step": step + 1,
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
+        **by_set(run, step),
         **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
@@ -155,8 +160,9 @@ def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
     """The tensors of some rows, on this worker's device."""
-    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0])
-    return batch.to(run.group.device)
+    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
+    moved = batch.to(run.group.device)
+    return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
 
 
 def without_targets(batch: Batch) -> Batch:

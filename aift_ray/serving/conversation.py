@@ -125,6 +125,8 @@ class ChatMessage(OpenAIBody):
             found["tool_calls"] = [each.for_template() for each in self.tool_calls]
         if self.tool_call_id is not None:
             found["tool_call_id"] = self.tool_call_id
+        if self.name:
+            found["name"] = self.name
         return json.dumps(found, ensure_ascii=False) if found else ""
 
 
