@@ -6,6 +6,7 @@
 import MarkdownIt from "./vendor/markdown-it.js";
 import cjkFriendly from "./vendor/markdown-it-cjk-friendly.js";
 import { copyButton } from "./clipboard.js";
+import { highlighted } from "./highlight.js";
 
 // emphasis next to Japanese punctuation, as in **重要：**これは, is none by CommonMark's own rules
 const parser = new MarkdownIt({ html: false, breaks: true, linkify: true }).use(cjkFriendly);
@@ -160,7 +161,9 @@ function codeBlock(content, language) {
   caption.append(element("span", language), copyButton(() => code));
   const frame = element("pre", "");
   frame.tabIndex = 0;
-  frame.append(element("code", code));
+  const shown = element("code", "");
+  shown.append(highlighted(code, language));
+  frame.append(shown);
   figure.append(caption, frame);
   return figure;
 }

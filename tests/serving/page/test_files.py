@@ -32,8 +32,8 @@ def test_the_vendored_files_are_those_that_their_table_names() -> None:
     found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     assert found == named
     licences = (FOLDER / "vendor" / "LICENSES.txt").read_text("utf-8")
-    versions = re.findall(r"\| ([\w.-]+) (\d+\.\d+\.\d+)", table)
-    assert len(versions) == 3
+    versions = re.findall(r"\| (@?[\w./-]+) (\d+\.\d+\.\d+)", table)
+    assert len(versions) == 4
     for name, version in versions:
         assert f"==== {name} {version}\n" in licences
 

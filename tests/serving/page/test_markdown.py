@@ -87,6 +87,7 @@ def test_markdown_is_shown_as_its_author_meant_it(visit: Visit) -> None:
     visitor.expect(f"{BODY} ol ul ul > li").to_have_text("さらに")
     visitor.expect(f"{BODY} pre").to_have_text('print("<b>")')
     visitor.expect(f"{BODY} figcaption span").to_have_text("python")
+    visitor.expect(f"{BODY} pre .code-string").to_have_text('"<b>"')
     visitor.expect(f"{BODY} td.to-right").to_have_text("120円")
     visitor.expect(f"{BODY} td br").to_have_count(1)
     links = visitor[f"{BODY} a"].evaluate_all("all => all.map((a) => [a.href, a.target, a.rel])")
@@ -204,6 +205,8 @@ def test_a_very_deep_and_a_very_long_answer_stay_usable(visit: Visit) -> None:
     for text in (">" * 3000 + " a", "- " * 2000 + "a", "[" * 3000, "*a **a " * 3000, "`" * 5000):
         said(visitor, text)
         visitor["#new"].click()
+    said(visitor, f"```python\n{'x = (' * 9000}\n```\n```html\n{'<script>' * 3000}\n```")
+    visitor["#new"].click()
     said(visitor, "長い。\n\n" * 3000)
     visitor.expect(f"{BODY} p").to_have_count(3000)
     assert visitor.errors == []
