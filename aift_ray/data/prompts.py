@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -132,14 +132,21 @@ class PromptEncoder:
         return self._chat_ids(self._messages(example)[:-1], self._template)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
+
+        Args:
+            options: further variables of the template, such as enable_thinking.
 
         Raises:
             RowError: the conversation can't be rendered.
         """
-        template = ChatTemplate(self.tokenizer, tools) if tools else self._template
+        plain = not tools and not options
+        template = self._template if plain else ChatTemplate(self.tokenizer, tools, options)
         return self._chat_ids(self._with_system(messages), template)
 
     def answer_text(self, example: Example) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -76,15 +76,20 @@ class ChatTemplate:
     Args:
         tokenizer: has a `chat_template`.
         tools: what the template offers to the model, as OpenAI writes them.
+        options: further variables of the template, such as enable_thinking.
 
     Raises:
         ModelError: there are several templates and none is the default.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._options = dict(options or {})
         self._tools: list[Any] = list(tools)
         try:
             self.source = tokenizer.get_chat_template()
@@ -112,6 +117,7 @@ class ChatTemplate:
                 chat_template=self._pinned,
                 add_generation_prompt=generation,
                 tokenize=False,
+                **self._options,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise RowError(f"the chat template refuses this conversation: {error}") from None
@@ -130,10 +136,14 @@ class ChatTemplate:
         """
         for each in messages:
             safe.unmarked(each.content)
-        for text in (json.dumps(self._tools, ensure_ascii=False), *(m.further for m in messages)):
+        given = [json.dumps(each, ensure_ascii=False) for each in (self._tools, self._options)]
+        for text in (*given, *(each.further for each in messages)):
             # they are not told apart from what the template writes
             if safe.has_control(safe.unmarked(text)):
-                raise RowError("a tool or a call of one holds a control string of the model")
+                raise RowError(
+                    "a tool, a call of one, a thought or a variable of the template holds a "
+                    "control string of the model"
+                )
         full = self.render(messages, generation)
         try:
             return self._aligned(full, messages, generation)

@@ -83,6 +83,8 @@ class TransformersEngine:
         prefix_memory: bytes for keys and values of earlier requests, for prompts that begin alike.
     """
 
+    holds_thoughts = True
+
     def __init__(
         self, model: PreTrainedModel, slots: int, max_queue: int, prefix_memory: int = 0
     ) -> None:

@@ -64,13 +64,17 @@ class ChatForm(Form):
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """A whole answer."""
-        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.thought:
+            message |= {"content": piece.text or None, "reasoning_content": piece.thought}
         return self._choice(index, "message", message, piece)
 
     def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
-        """The role first, then text, then why it ended."""
+        """The role first, then the thought and the text, then why it ended."""
         if first:
             yield self._chunk(index, {"role": "assistant", "content": ""}, Piece(""))
+        if piece.thought:
+            yield self._chunk(index, {"reasoning_content": piece.thought}, Piece(""))
         if piece.text or piece.tokens:
             told = Piece(piece.text, piece.tokens)
             yield self._chunk(index, {"content": piece.text}, told)

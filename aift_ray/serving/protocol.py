@@ -90,9 +90,12 @@ class ChatRequest(_Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    # of models that think, where their templates read it
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=2**31)] | None = None
     # what is not done here, at the values that ask for none of it
     modalities: list[Literal["text"]] | None = None
-    reasoning_effort: Literal["none", "medium"] | None = None
     verbosity: Literal["medium"] | None = None
     function_call: Literal["none", "auto"] | None = None
     functions: None = None

@@ -139,6 +139,8 @@ class Engine(Protocol):
 
     vocabulary: int
     context: int
+    # whether a Constraint of ours is asked at each token
+    holds_thoughts: bool
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. QueueFull where too many wait."""

@@ -168,6 +168,9 @@ class VllmEngine:
         max_queue: requests that may wait for a slot.
     """
 
+    # vLLM is given schemas, and holds all of an answer to them
+    holds_thoughts = False
+
     def __init__(
         self, llm: Any, location: str, slots: int, max_queue: int, statistics: _Statistics
     ) -> None:
