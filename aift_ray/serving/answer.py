@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.metrics import Meter
@@ -94,4 +94,4 @@ class Answer:
         tokens = tuple(token for piece in pieces for token in piece.tokens)
         thought = "".join(piece.thought for piece in pieces)
         text = "".join(piece.text for piece in pieces)
-        return Piece(text, tokens, pieces[-1].finish, thought)
+        return replace(pieces[-1], text=text, tokens=tokens, thought=thought)

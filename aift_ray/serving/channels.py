@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -141,7 +141,7 @@ class ChannelReader(TextMaker):
         piece = super()._tell(finish)
         if piece is None:
             return Piece("", thought=thought) if thought else None
-        return Piece(piece.text, piece.tokens, piece.finish, thought)
+        return replace(piece, thought=thought)
 
 
 @dataclass

@@ -36,10 +36,7 @@ def begin(service: Service, body: ChatRequest) -> Begun:
         message = "give one of max_tokens and max_completion_tokens"
         raise ApiError(400, message, "max_completion_tokens")
     offered = tools.offered(body)
-    options = service.template.of(
-        body.chat_template_kwargs, body.reasoning_effort, service.thinking is not None
-    )
-    prompt = service.chat_prompt(body.messages, offered, options)
+    prompt = prompt_of(service, body)
     asked = body.max_completion_tokens or body.max_tokens
     room = service.room(prompt, asked, "messages", None)
     top = (body.top_logprobs or 0) if body.logprobs else None
@@ -51,6 +48,14 @@ def begin(service: Service, body: ChatRequest) -> Begun:
     answers = service.start(request, body.stops(), body.n or 1, thinks=True)
     names = [each["function"]["name"] for each in offered]
     return Begun(answers, len(prompt), names)
+
+
+def prompt_of(service: Service, body: ChatRequest) -> list[int]:
+    """Ids of a conversation with the tools that are offered; ApiError 400 where there are none."""
+    options = service.template.of(
+        body.chat_template_kwargs, body.reasoning_effort, service.thinking is not None
+    )
+    return service.chat_prompt(body.messages, tools.offered(body), options)
 
 
 def _held(service: Service, request: Request, budget: int | None) -> Request:

@@ -50,7 +50,7 @@ class _Sampled(OpenAIBody):
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -133,7 +133,7 @@ class GenerateRequest(Body):
     model: Text | None = None
     max_new_tokens: Tokens | None = None  # 512, or what the context leaves
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    top_p: Annotated[float, Field(ge=0, le=1)] = 0.9
     top_k: Annotated[int, Field(ge=0, le=2**31)] = 50
     do_sample: bool = True
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -20,12 +20,14 @@ class Piece:
         tokens: in streaming, a token is told with the text that it completes.
         finish: set on the last piece.
         thought: what a model that thinks before it answers has thought; it is no part of `text`.
+        stop: the stop string that ended the answer.
     """
 
     text: str
     tokens: tuple[Token, ...] = ()
     finish: Finish | Literal["tool_calls"] | None = None
     thought: str = ""
+    stop: str | None = None
 
 
 class TextMaker:
@@ -89,25 +91,25 @@ class TextMaker:
     def _tell(self, finish: Finish | None) -> Piece | None:
         cut = self._cut()
         if cut is not None:
-            return self._piece(cut, "stop", cut=True)
+            return self._piece(cut[0], "stop", cut[1])
         if finish:
             return self._piece(len(self._text), finish)
         certain = len(self._text) - held(self._text[self._sent :], self._stops)
         return self._piece(certain, None) if certain > self._sent else None
 
-    def _piece(self, end: int, finish: Finish | None, cut: bool = False) -> Piece:
+    def _piece(self, end: int, finish: Finish | None, stop: str | None = None) -> Piece:
         text, self._sent = self._text[self._sent : end], end
-        whole = finish is not None and not cut
+        whole = finish is not None and stop is None
         told = tuple(token for start, token in self._pending if start < end or whole)
         self._pending = [pair for pair in self._pending if pair[0] >= end]
-        return Piece(text, told, finish)
+        return Piece(text, told, finish, stop=stop)
 
-    def _cut(self) -> int | None:
-        """Where the first stop string begins."""
+    def _cut(self) -> tuple[int, str] | None:
+        """Where the first stop string begins, and which it is."""
         longest = max(map(len, self._stops), default=0)
         start = max(self._start, self._sent - longest)
-        found = [self._text.find(stop, start) for stop in self._stops]
-        return min((at for at in found if at >= 0), default=None)
+        found = [(self._text.find(stop, start), stop) for stop in self._stops]
+        return min((pair for pair in found if pair[0] >= 0), default=None)
 
 
 def held(tail: str, stops: Sequence[str]) -> int:

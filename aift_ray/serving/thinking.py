@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -147,7 +147,7 @@ class TagReader(TextMaker):
         piece = self._answer(finish)
         if piece is None:
             return Piece("", thought=thought) if thought else None
-        return Piece(piece.text, piece.tokens, piece.finish, thought)
+        return replace(piece, thought=thought)
 
     def _begun(self, finish: Finish | None) -> bool:
         """Whether the first letters tell if there is a thought."""
@@ -232,9 +232,11 @@ class TagConstraint:
         elif self._inner and self._place == "behind":
             self._inner.allow(logits)
         elif self._inner and self._place == "before":
-            free = logits[0, self._opening[0]].clone()
-            self._inner.allow(logits)
-            logits[0, self._opening[0]] = free
+            # held to JSON, a model that would say neither must not be driven into a thought
+            if int(logits.argmax()) == self._opening[0]:
+                only(logits, self._opening[:1])
+            else:
+                self._inner.allow(logits)
         elif self._inner:
             logits[0, self._ends.to(logits.device)] = float("-inf")
             self._forbid_beyond(logits)

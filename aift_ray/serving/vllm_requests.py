@@ -28,7 +28,8 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
         stop_ids.add(end)
     return SamplingParams(
         temperature=sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
-        top_p=sampling.top_p,
+        # vLLM takes no 0; so little leaves the likeliest token
+        top_p=max(sampling.top_p, 1e-9),
         top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition,

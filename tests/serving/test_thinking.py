@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
-from aift_ray.serving import application
-from tests.data import chat_templates as families
-from tests.serving.scripted import ScriptedEngine, scripted
+from tests.serving.scripted import ASK, Model, ScriptedEngine
 
-ASK = {"model": "m", "messages": [{"role": "user", "content": "日本の首都は？"}]}
-SWITCH = """{%- if enable_thinking is defined and enable_thinking is false %}
-{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"""
-QWEN3 = families.QWEN3.removesuffix("{%- endif %}") + SWITCH
-TEMPLATES = {
-    "qwen3": (QWEN3, None, "<|im_end|>"),
-    "r1": (families.R1, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
-    "harmony": (
-        families.HARMONY.replace("system<|message|>", "system<|message|>' + "
-                                 "(reasoning_effort or 'medium') + '"),
-        "<|startoftext|>",
-        "<|return|>",
-    ),
-}  # fmt: skip
 SCHEMA = {
     "type": "object",
     "properties": {"答": {"const": "東京"}},
@@ -35,56 +17,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
-
-
-class Model:
-    """A scripted model of a family behind the whole application."""
-
-    def __init__(self, family: str, tokens: str = "bpe", special: bool = False) -> None:
-        template, bos, eos = TEMPLATES[family]
-        backend = getattr(families, tokens)()
-        self.tokenizer = families.wrap(backend, template, bos, eos)
-        if special:
-            marks = ["<think>", "</think>"]
-            self.tokenizer.add_special_tokens({"additional_special_tokens": marks})
-        self.service, self.engine = scripted(self.tokenizer)
-
-        async def start() -> None: ...
-
-        fleet: Any = None
-        self.app = application.build(lambda: self.service, fleet, None, None, start)
-
-    def ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def send(self, script: str | list[int], path: str = "chat/completions", **body: Any) -> Any:
-        self.engine.script = self.ids(script) if isinstance(script, str) else script
-
-        async def sent() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
-                return await client.post(f"/v1/{path}", json=ASK | body)
-
-        return asyncio.run(sent())
-
-    def message(self, script: str | list[int], **body: Any) -> dict[str, Any]:
-        response = self.send(script, **body)
-        assert response.status_code == 200, response.text
-        choice = response.json()["choices"][0]
-        deltas = self.deltas(script, **body)
-        joined = {
-            name: "".join(delta.get(name) or "" for delta in deltas)
-            for name in ("content", "reasoning_content")
-        }
-        message = choice["message"]
-        assert joined["content"] == (message["content"] or "")
-        assert joined["reasoning_content"] == message.get("reasoning_content", "")
-        return message | {"finish": choice["finish_reason"]}
-
-    def deltas(self, script: str | list[int], **body: Any) -> list[dict[str, Any]]:
-        lines = self.send(script, stream=True, **body).text.splitlines()
-        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        return [event["choices"][0]["delta"] for event in events]
 
 
 @pytest.fixture(scope="module")
@@ -297,13 +229,8 @@ def test_a_thought_is_sent_back_to_a_template_that_reads_it(model: Models) -> No
 def test_generate_tells_the_answer_alone(model: Models) -> None:
     one = model("r1", "bpe")
 
-    async def sent() -> httpx.Response:
-        transport = httpx.ASGITransport(one.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
-            return await client.post("/generate", json={"instruction": "首都は？"})
-
     one.engine.script = one.ids("考え</think>\n\n東京です。")
-    told = asyncio.run(sent()).json()
+    told = one.post("/generate", {"instruction": "首都は？"}).json()
     assert (told["text"], told["reasoning_content"]) == ("東京です。", "考え")
 
 
