@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.serving import keys
 
 
 def key_folder() -> Path:
@@ -26,8 +27,24 @@ def check() -> None:
         raise ConfigError([_problem(folder)])
 
 
-def make() -> None:
-    """Make the key's folder; ConfigError where it can't be made after all."""
+def key(port: int) -> tuple[str, str | None]:
+    """The file of the key that a server on a port made, and the key where it is a new one.
+
+    The file stays when the server stops, so that its clients go on after a restart.
+
+    Raises:
+        ConfigError: it can't be written, or holds no key.
+    """
+    file = key_folder() / f"key-{port}"
+    if file.exists():
+        keys.Keys(file)
+        file.chmod(0o600)
+        return str(file), None
+    _make_folder()
+    return str(file), keys.make(file)
+
+
+def _make_folder() -> None:
     folder = key_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.metrics import Meter
-from aift_ray.serving.requests import EngineError, Request, Stream
+from aift_ray.serving.requests import EngineError, Request, Stream, Token
 from aift_ray.serving.text import Piece, TextMaker
 
 
@@ -42,6 +42,7 @@ class Answer:
         request: Request,
     ) -> None:
         self.tokens = 0
+        self._nothing = request.max_tokens == 0
         self._stream, self._text, self._limits = stream, text, limits
         self._timer = meter.timer(model, len(request.prompt))
 
@@ -58,16 +59,22 @@ class Answer:
         """
         deadline = self._timer.start + self._limits.request_s
         tokens = aiter(self._stream)
+        prompt: tuple[Token, ...] = ()
         try:
             while True:
                 left = min(deadline - time.monotonic(), self._limits.idle_s)
                 async with asyncio.timeout(max(left, 0.001)):
                     token = await anext(tokens)
-                self.tokens += 1
-                self._timer.token()
-                piece = self._text.push(token)
+                prompt = token.prompt or prompt
+                if self._nothing:
+                    piece: Piece | None = Piece("", finish="length")
+                else:
+                    self.tokens += 1
+                    self._timer.token()
+                    piece = self._text.push(token)
                 if piece:
-                    yield piece
+                    yield replace(piece, prompt=prompt)
+                    prompt = ()
                     if piece.finish:
                         self._timer.finished(piece.finish)
                         return
@@ -94,4 +101,6 @@ class Answer:
         tokens = tuple(token for piece in pieces for token in piece.tokens)
         thought = "".join(piece.thought for piece in pieces)
         text = "".join(piece.text for piece in pieces)
-        return replace(pieces[-1], text=text, tokens=tokens, thought=thought)
+        return replace(
+            pieces[-1], text=text, tokens=tokens, thought=thought, prompt=pieces[0].prompt
+        )

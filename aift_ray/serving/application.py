@@ -20,6 +20,7 @@ from aift_ray.serving.failures import ApiError
 from aift_ray.serving.fleet import Fleet
 from aift_ray.serving.guard import Guard
 from aift_ray.serving.keys import Keys
+from aift_ray.serving.outside import Outside
 from aift_ray.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -33,6 +34,7 @@ from aift_ray.serving.service import Service
 from aift_ray.serving.web import Page
 
 log = logging.getLogger(__name__)
+NOWHERE_ELSE = Outside()
 
 
 def build(
@@ -41,6 +43,7 @@ def build(
     adapter_folder: str | None,
     keys: Keys | None,
     start: Callable[[], Awaitable[None]],
+    outside: Outside = NOWHERE_ELSE,
 ) -> FastAPI:
     """The application.
 
@@ -49,6 +52,7 @@ def build(
         adapter_folder: of the adapters that may be loaded while it runs.
         keys: None: nobody is asked for one.
         start: called once, before the first request.
+        outside: how clients see the server.
     """
 
     @asynccontextmanager
@@ -68,6 +72,7 @@ def build(
     app.add_middleware(Guard, keys=keys)
     # the last one sees a request first
     app.add_middleware(Page, asks_key=keys is not None)
+    outside.add_to(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

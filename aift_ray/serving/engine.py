@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from aift_ray.serving.requests import (
     Token,
 )
 from aift_ray.serving.sampling import Chooser
+from aift_ray.serving.scoring import score
 from aift_ray.utils import heap
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class _Stream:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
     over: bool = False
+    scored: tuple[Token, ...] = ()
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
@@ -227,6 +229,8 @@ class TransformersEngine:
         rows: list[Row] = []
         for stream in self._next_ones():
             try:
+                if stream.request.scores:
+                    stream.scored = score(self._model, self._adapters, stream.request)
                 rows.append(Row(stream.key, stream.request, Chooser(stream.request, self._device)))
             except Exception as error:
                 del self._working[stream.key]
@@ -254,6 +258,8 @@ class TransformersEngine:
         if isinstance(told, Exception) or told.finish:
             self._working.pop(row.key, None)
         if stream:
+            if stream.scored and isinstance(told, Token):
+                told, stream.scored = replace(told, prompt=stream.scored), ()
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -41,19 +42,34 @@ async def chat(service: Service, body: ChatRequest) -> Response:
 async def complete(service: Service, body: CompletionRequest) -> Response:
     """`POST /v1/completions`."""
     adapter = service.adapter(body.model)
-    prompts = [service.prompt(prompt) for prompt in body.prompts()]
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "needs echo: true, or at least 1", "max_tokens")
+    given = body.prompts()
+    prompts = [service.prompt(prompt) for prompt in given]
     rooms = [service.room(prompt, body.max_tokens, "prompt", 16) for prompt in prompts]
     answers: list[Answer] = []
+    number = body.n or 1
     try:
         for prompt, room in zip(prompts, rooms, strict=True):
             request = request_of(service, body, prompt, room, adapter, body.logprobs)
-            answers += service.start(request, body.stops(), body.n or 1)
+            if body.echo and body.logprobs is not None:
+                request = replace(request, scores=True)
+            answers += service.start(request, body.stops(), number)
     except ApiError:
         for answer in answers:
             answer.cancel()
         raise
-    form = TextForm(service.token_bytes, body.model)
+    texts = [_text(service, prompt) for prompt in given for _ in range(number)]
+    logprobs = body.logprobs is not None
+    form = TextForm(service.token_bytes, body.model, logprobs, texts if body.echo else ())
     return await _respond(body, answers, sum(map(len, prompts)), form)
+
+
+def _text(service: Service, prompt: str | list[int]) -> str:
+    """What is echoed of a prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(service.encoder.tokenizer.decode(prompt, skip_special_tokens=True))
 
 
 async def _respond(body: Body, answers: list[Answer], prompt_tokens: int, form: Form) -> Response:

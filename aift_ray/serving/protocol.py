@@ -112,7 +112,8 @@ class CompletionRequest(_Sampled):
     """
 
     prompt: Text | list[TokenNumber] | Prompts | None
-    echo: Literal[False] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # what is not done here, at the values that ask for none of it
     best_of: Literal[1] | None = None

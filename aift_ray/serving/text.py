@@ -21,6 +21,7 @@ class Piece:
         finish: set on the last piece.
         thought: what a model that thinks before it answers has thought; it is no part of `text`.
         stop: the stop string that ended the answer.
+        prompt: with the first piece: the tokens of the prompt, where they were asked for.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Piece:
     finish: Finish | Literal["tool_calls"] | None = None
     thought: str = ""
     stop: str | None = None
+    prompt: tuple[Token, ...] = ()
 
 
 class TextMaker:

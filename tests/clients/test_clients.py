@@ -30,7 +30,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("clients")
     shutil.copytree(SHIPPED, folder / "hina")
     (folder / "hina" / "chat_template.jinja").write_text(TEMPLATE + SWITCH, "utf-8")
-    made = Served(folder, "--model", str(folder / "hina"), "--served-model-name", MODEL)
+    flags = ["--model", str(folder / "hina"), "--served-model-name", MODEL]
+    made = Served(folder, *flags, patience_s=300)
     yield made
     made.stop()
 
