@@ -74,8 +74,7 @@ class Server:
         from aift_ray.serving.outside import Outside
 
         folder = self._checked.config.serving.adapter_folder
-        serving = self._checked.config.serving
-        outside = Outside(serving.root_path, serving.allowed_origins)
+        outside = Outside.of(self._checked.config.serving)
         return build(lambda: self._service, self._fleet, folder, self._keys, self._open, outside)
 
     async def _open(self) -> None:

@@ -11,6 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aift_ray.config import ServingConfig
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -23,6 +25,11 @@ class Outside:
 
     root_path: str = ""
     origins: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, config: ServingConfig) -> Outside:
+        """What the settings say of it."""
+        return cls(config.root_path, config.allowed_origins)
 
     def add_to(self, app: FastAPI) -> None:
         """Put it around an application, as the first that sees a request."""
