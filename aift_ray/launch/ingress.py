@@ -75,7 +75,7 @@ class Ingress:
         finally:
             await _ended(task)
         error = ApiError(503, _NOT_READY, None, "not_ready", {"Retry-After": "2"})
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     async def _begins(self, scope: Scope, answer: _Answer, task: asyncio.Task[None]) -> bool:
         """Wait for the start of the answer; whether a replica gives it."""
