@@ -200,7 +200,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     workers.quiet()
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
     if makes_key:
-        home.check()
+        home.check(config.serving.port)
     config = opening.on_base(config)
     opening.check(config, gpus_of(config, gpus_here()) > 0)
     path = key_file(config)

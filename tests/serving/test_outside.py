@@ -141,6 +141,8 @@ def test_a_made_key_survives_a_restart(tmp_path: Path, monkeypatch: pytest.Monke
     Path(file).chmod(0o644)
     home.key(8000)
     assert Path(file).stat().st_mode & 0o777 == 0o600
+    home.check(8000)
     Path(file).write_text("\n", "utf-8")
-    with pytest.raises(ConfigError, match="holds no key"):
-        home.key(8000)
+    for look in (home.check, home.key):
+        with pytest.raises(ConfigError, match="holds no key"):
+            look(8000)
