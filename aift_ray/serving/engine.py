@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Figures, QueueFull, Request, Token
 from aift_ray.serving.rows import AHEAD
 from aift_ray.serving.sampling import Chooser
+from aift_ray.serving.scoring import score
 from aift_ray.serving.token_stream import TokenStream
 from aift_ray.utils import heap
 
@@ -48,6 +50,8 @@ class TransformersEngine:
     Raises:
         ConfigError: that memory holds no request.
     """
+
+    holds_thoughts = True
 
     def __init__(
         self,
@@ -202,6 +206,8 @@ class TransformersEngine:
         rows: list[Row] = []
         for stream in self._next_ones():
             try:
+                if stream.request.scores and not stream.row:
+                    stream.scored = score(self._model, self._adapters, stream.request)
                 rows.append(stream.row or self._new_row(stream))
             except Exception as error:
                 del self._working[stream.key]
@@ -283,6 +289,8 @@ class TransformersEngine:
         if isinstance(told, Exception) or told.finish:
             self._working.pop(row.key, None)
         if stream:
+            if stream.scored and isinstance(told, Token):
+                told, stream.scored = replace(told, prompt=stream.scored), ()
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:

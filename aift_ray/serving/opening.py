@@ -19,12 +19,13 @@ from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
+from aift_ray.serving.answer import Limits
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.recorded import Recorded, record
 from aift_ray.serving.requests import Engine
 from aift_ray.serving.rows import RowsCache
-from aift_ray.serving.service import Limits, Service
+from aift_ray.serving.service import Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -20,6 +20,7 @@ class TokenStream:
     Attributes:
         cancelled: called with `key` where nobody wants its tokens any more.
         row: what there is of it, once it has had a slot.
+        scored: the tokens of its prompt, told with the first of its answer.
     """
 
     key: int
@@ -29,6 +30,7 @@ class TokenStream:
     queue: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
     over: bool = False
     row: Row | None = None
+    scored: tuple[Token, ...] = ()
 
     @property
     def tokens(self) -> list[int]:

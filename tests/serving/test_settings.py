@@ -12,8 +12,9 @@ import pytest
 from aift_ray.commandline import leaves, validated
 from aift_ray.config import ServeConfig
 from aift_ray.errors import UserError
-from aift_ray.launch import serving
+from aift_ray.launch import ingress, serving
 from aift_ray.serving import opening
+from aift_ray.serving.outside import Outside
 from tests.conftest import SHIPPED
 
 CHANGED: dict[str, Any] = {
@@ -32,6 +33,9 @@ CHANGED: dict[str, Any] = {
     "vllm.enforce_eager": True,
     "serving.host": "0.0.0.0",
     "serving.port": 8001,
+    "serving.root_path": "/llm",
+    "serving.forwarded_allow_ips": ["10.0.0.5"],
+    "serving.allowed_origins": ["https://chat.example.com"],
     "serving.api_key_file": "keys",
     "serving.adapter_folder": "absent",
     "serving.no_auth": True,
@@ -63,6 +67,8 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "actor": str(deployment.ray_actor_options),
         "arguments": deployment.init_args[1:],
         "http": str(serving.http_options(config)),
+        "outside": Outside.of(config.serving),
+        "proxies": ingress.trust(config.serving.forwarded_allow_ips),
         "guarded": serving.key_file(config) is not None or not config.serving.no_auth,
     }
 
