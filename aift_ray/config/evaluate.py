@@ -14,7 +14,7 @@ from aift_ray.errors import Problem
 class EvaluateConfig(Settings):
     """Scores of models and adapters on tasks."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "models": "model",
         "adapters": "adapter",
         "tasks": "task",

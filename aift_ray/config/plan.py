@@ -19,7 +19,7 @@ from aift_ray.config.section import (
 class PlanConfig(Settings):
     """A machine, a model, and what is to be done with it."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "gpu_memory": "gpu-memory",
         "host_memory": "host-memory",
         "sequence_length": "sequence-length",

@@ -141,7 +141,7 @@ class VllmConfig(Section):
 class ServeConfig(Settings):
     """A whole server."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "adapters": "adapter",
         "load_in": "load-in",
         "served_model_name": "served-model-name",

@@ -30,6 +30,8 @@ class Asked(IntEnum):
     NOTHING = 0
     SAVE = 1
     STOP = 2
+    # as if this were the last step
+    END = 3
 
 
 class Watch:
@@ -52,13 +54,13 @@ def train(run: Run, watch: Watch) -> str:
         line, asked = train_step(run, watch.asked())
         state.step += 1
         watch.logged(line)
-        last = state.step == run.total_steps
+        last = state.step == run.total_steps or asked is Asked.END
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
-        if ended_early:
+        if ended_early or (asked is Asked.END and state.step < run.total_steps):
             return "stopped early"
         if asked is Asked.STOP and not last:
             return "interrupted"

@@ -65,6 +65,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
     rows += [("strategy", line) for line in run.job.why]
@@ -246,6 +247,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("model FLOPs utilization", "mfu", "{:.1%}"),
         ("restarts", "restarts", "{}"),
         ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),

@@ -36,7 +36,9 @@ def check_run(config: RunConfig) -> None:
         + _files(data.eval_files)
         + _files(data.contamination_files)
     )
-    _refuse(files, _model(config.model), problems)
+    adapter = config.lora.init_from
+    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    _refuse(files, models, problems)
 
 
 def _data(data: DataConfig) -> list[Problem]:
