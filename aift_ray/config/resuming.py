@@ -51,7 +51,10 @@ _NAMES = {
     "training.decay_ratio training.weight_decay training.adam_beta1 "
     "training.adam_beta2 training.adam_epsilon training.neftune_noise_alpha data.train_files "
     "data.validation_fraction data.packing data.sequence_length data.on_bad_row data.on_long_row "
-    "data.text_unit data.system_prompt lora.lora_plus_ratio",
+    "data.text_unit data.encoding data.columns data.sheet data.system_prompt data.chat_template "
+    "data.mixture data.near_duplicates data.near_duplicate_threshold data.contamination_files "
+    "data.train_turns data.train_thoughts data.train_end data.on_rewritten_turn "
+    "lora.lora_plus_ratio",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
     "lora.init_lora_weights lora.init_from",
@@ -63,7 +66,9 @@ CHANGES = {name: change for change, names in _NAMES.items() for name in names.sp
 
 def flat(section: BaseModel) -> dict[str, Any]:
     """Every setting by its dotted name, as JSON has it."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(_leaves(section))))
+    # a section within a list is a value too
+    text = json.dumps(dict(_leaves(section)), default=lambda held: held.model_dump(mode="json"))
+    found: dict[str, Any] = json.loads(text)
     return found
 
 

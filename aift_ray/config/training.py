@@ -11,7 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config import schedule
+from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.resuming import refused_allowances
 from aift_ray.config.schedule import Scheduler, Share
@@ -129,43 +131,6 @@ class TrainingConfig(Section):
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
     """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
-
-
-class DataConfig(Section):
-    """Which rows are read, and how they become token ids."""
-
-    train_files: list[str] = setting(
-        [],
-        "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz); s3://, gs:// too",
-    )
-    eval_files: list[str] = setting([], "evaluation files, folders or globs")
-    validation_fraction: Fraction = setting(
-        0.0, "share of the training rows held out for evaluation; not with eval files"
-    )
-    packing: Literal["concat", "fill", "false"] = setting(
-        "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
-    )
-    sequence_length: Annotated[int, Field(ge=8)] = setting(
-        2048, "tokens a row at most; at most what the model takes"
-    )
-    on_bad_row: Literal["error", "skip"] = setting("error", "a wrong row stops, or is counted")
-    on_long_row: Literal["truncate", "error"] = setting(
-        "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
-    )
-    text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
-    system_prompt: str | None = setting(None, "system message put before rows without one")
-    prepare: Literal["local", "ray"] = setting(
-        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
-    )
-    cache_dir: str | None = setting(
-        None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
-    )
-
-    @field_validator("packing", mode="before")
-    @classmethod
-    def _packing_as_word(cls, value: Any) -> Any:
-        words = {"true": "concat", "false": "false", "none": "false"}
-        return words.get(str(value).lower(), value)
 
 
 class RayConfig(Section):
@@ -289,6 +254,10 @@ class RunConfig(Settings):
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
             )
+        found += wrong_mixture(self.data.mixture, self.data.train_files)
+        if self.data.contamination_files and self.data.near_duplicates == "off":
+            what = "are given, and data.near_duplicates is off"
+            found.append(Problem("data.contamination_files", what, "give count or drop"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += schedule.contradictions(training)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aift_ray.engine.memory import peak_memory_gb
+from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
+from aift_ray.parallel.group import Group
 
 
 def summarized(session: Any, status: str) -> dict[str, Any]:
@@ -15,11 +16,9 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         status: done, stopped early or interrupted.
     """
     run, state = session.run, session.run.state
-    group, mine = run.group, [0.0] * run.group.world
-    mine[group.rank] = peak_memory_gb(group.device)
-    reserved = [0.0] * group.world
-    reserved[group.rank] = peak_memory_gb(group.device, reserved=True)
-    on_gpu = group.device.type == "cuda"
+    group, device = run.group, run.group.device
+    peaks, reserved, held = _of_all(group, peak_memory_gb(device), *device_memory_gb(device))
+    on_gpu = device.type == "cuda"
     return {
         "status": "done" if status == "stopped early" else status,
         "steps": state.step,
@@ -30,8 +29,9 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "exact_match_before": state.exact_match_before,
         "exact_match": session.exact_match,
         "tokens_per_second": session.tokens / session.seconds if session.seconds else None,
-        "peak_memory_gb": [round(gb, 3) for gb in group.sum(*mine)],
-        "peak_reserved_gb": [round(gb, 3) for gb in group.sum(*reserved)] if on_gpu else None,
+        "peak_memory_gb": peaks,
+        "peak_reserved_gb": reserved if on_gpu else None,
+        "device_memory_gb": held if on_gpu else None,
         "mfu": session.utilization.mean(),
         "strategy": run.config.parallel.strategy,
         "strategy_why": run.job.why,
@@ -46,3 +46,11 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "best_step": state.best_step,
         "skipped": state.skipped,
     }
+
+
+def _of_all(group: Group, *mine: float) -> list[list[float]]:
+    """Each of this worker's numbers with those of the others, by rank."""
+    numbers = [0.0] * (len(mine) * group.world)
+    numbers[group.rank :: group.world] = mine
+    found = [round(number, 3) for number in group.sum(*numbers)]
+    return [found[at : at + group.world] for at in range(0, len(found), group.world)]

@@ -15,8 +15,10 @@ import psutil
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.encoding import Encode, encode_here
+from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.supervision import Supervision
+from aift_ray.data.template_file import read_template
 from aift_ray.engine import schedule
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
@@ -86,6 +88,8 @@ def prepare(
     _spread(config, model_config, workers, gpu)
     support = _support(config, model_config)
     tokenizer = folders.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
     check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, model_config)
     # config.yaml must say what was run
@@ -94,14 +98,19 @@ def prepare(
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
-        tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=folders.stop_ids(location),
+        supervision=Supervision.of(config.data),
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(evaluation))
+    indices, own = split(config, prepared.groups(), len(evaluation))
+    _check_split(config, len(evaluation) or len(own))
     batch = state.global_batch if state else _global_batch(config, workers)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
+    plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
     steps = total_steps(config, plan)
     rate = schedule.settle(config.training, steps, config.method != "full")
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
@@ -135,8 +144,15 @@ def prepare(
     return result
 
 
+def _check_split(config: RunConfig, held_out: int) -> None:
+    if config.data.validation_fraction and not held_out:
+        what = "all training rows are one document, or a group of duplicates: none can be held out"
+        remedy = "leave it out, or name evaluation rows with --eval-file"
+        raise ConfigError([Problem("data.validation_fraction", what, remedy)])
+
+
 def _given(config: RunConfig) -> None:
-    if not config.data.train_files:
+    if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
 
@@ -177,7 +193,7 @@ def tokenizing(config: DataConfig) -> Encode:
     """Who tokenizes."""
     from aift_ray.launch.tokenizing import encode_on_cluster
 
-    return encode_on_cluster if config.prepare == "ray" else encode_here
+    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
