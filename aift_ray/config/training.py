@@ -231,15 +231,7 @@ class RunConfig(Settings):
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, found = self.training, []
-        if self.method == "full" and self.lora.use_qlora:
-            what = "true contradicts method full: adapters are trained, and no more"
-            found.append(Problem("lora.use_qlora", what, "use --method qlora"))
-        if self.method == "full" and self.lora.init_from:
-            what = "is an adapter, and method full trains all weights"
-            found.append(Problem("lora.init_from", what, "use --method lora, or merge it first"))
-        if not self.lora.qlora_4bit and self.base_bits is None:
-            what = "false speaks of QLoRA, which is off"
-            found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
+        found += self.lora.beside_method(self.method == "full", self.base_bits)
         found += self.parallel.contradictions(self.base_bits)
         if self.method != "full":
             found += self.lora.contradictions(self.base_bits, self.parallel.strategy)
@@ -251,9 +243,8 @@ class RunConfig(Settings):
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
-            found.append(
-                Problem("data.validation_fraction", "stands beside eval files", "give one of them")
-            )
+            what = "stands beside eval files"
+            found.append(Problem("data.validation_fraction", what, "give one of them"))
         found += wrong_mixture(self.data.mixture, self.data.train_files)
         if self.data.contamination_files and self.data.near_duplicates == "off":
             what = "are given, and data.near_duplicates is off"
@@ -263,11 +254,8 @@ class RunConfig(Settings):
         found += schedule.contradictions(training)
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
-            found.append(
-                Problem(
-                    "training.world_size", "acts with ddp or local_rank only", "use --num-workers"
-                )
-            )
+            what = "acts with ddp or local_rank only"
+            found.append(Problem("training.world_size", what, "use --num-workers"))
         if training.ddp and self.ray.num_workers not in (None, training.world_size):
             found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
         if training.precision in ("bf16", "fp16") and not training.fp16:

@@ -19,17 +19,17 @@ from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
-from aift_ray.engine import schedule
+from aift_ray.engine import schedule, trackers
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting, resuming
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
-from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.measuring import measured
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
-from aift_ray.planning.memory import Memory, moments
+from aift_ray.planning.memory import Memory
 from aift_ray.utils.compilers import compiler
 
 
@@ -82,7 +82,6 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
-    _trackers(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
@@ -117,7 +116,7 @@ def prepare(
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
-    sizes = _sizes(config, model, started_from)
+    sizes = fitting.sizes(config, model, started_from)
     job = Job(
         config=config,
         location=location,
@@ -155,13 +154,7 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-
-
-def _trackers(config: RunConfig) -> None:
-    # needs no package of theirs
-    from aift_ray.engine.trackers import missing
-
-    problems = missing(list(config.training.report_to))
+    problems = trackers.missing(list(config.training.report_to))
     if problems:
         raise ConfigError(problems)
 
@@ -260,16 +253,6 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
-
-
-def _sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
-    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
-    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
-    trained = trained if adapter is None else adapter
-    if config.method == "full":
-        trained = shape.parameters - shape.beside
-    # trained weights in fp32, and their moments
-    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 
 
 def process_start() -> float:
