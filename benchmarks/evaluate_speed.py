@@ -1,4 +1,4 @@
-"""`aift-ray evaluate` against lm-evaluation-harness with its automatic batch size, on the same rows.
+"""`aift-ray evaluate` against lm-evaluation-harness with automatic batch size, on the same rows.
 
 Choices of JCommonsenseQA with three examples and answers of NIILC, greedy, in fp32. Whole commands,
 loading included, in turn. The harness runs in an environment of its own, which has lm-eval 0.4.13
