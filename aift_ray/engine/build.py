@@ -150,12 +150,14 @@ def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
 
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
-    source = resume if resume and full else job.location
+    weights = resume if full else None
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, job.support.attention, held, only=only)
+    base = loading.load_model(
+        job.location, dtype, job.support.attention, held, only=only, weights=weights
+    )
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)

@@ -185,7 +185,7 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
         from aift_ray.parallel.tensor import unfit
 
         targets = config.lora.target_modules if config.method != "full" else None
-        numbers = model_config.to_dict()
+        numbers = model_config.get_text_config(decoder=True).to_dict()
         quantized = config.base_bits is not None
         problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
     if problems:

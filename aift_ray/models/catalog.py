@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,15 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in CATALOG.values() if entry.location == name), None)
 
 
-def of_family(kind: str) -> str:
-    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one."""
+def of_family(kind: str, fits: Callable[[str], bool] | None = None) -> str:
+    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one.
+
+    Args:
+        fits: whether a model of a type may be named; None: all may.
+    """
     types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
-    near = difflib.get_close_matches(kind, types, 1, 0.4)
+    named = [each for each in types if fits is None or fits(each)]
+    near = difflib.get_close_matches(kind, named, 1, 0.4)
     return types[near[0]] if near else SHIPPED_MODEL
 
 

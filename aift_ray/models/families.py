@@ -90,8 +90,18 @@ class Refusal:
 
 
 def family_of(config: Any) -> str:
-    """The model type of the language model that a configuration describes."""
-    return str(config.get_text_config(decoder=True).model_type)
+    """The model type of what is computed of a configuration: mostly that of its language model.
+
+    Of a wrapper that AutoModelForCausalLM does not know it is the wrapper's, whose class is taken.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is not config:
+        # slow to import, and of no use to others
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return str(config.model_type)
+    return str(text.model_type)
 
 
 def without_noise(model: Any) -> None:
