@@ -21,10 +21,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
@@ -40,6 +37,10 @@ from aift_ray.serving.rows import RowsCache
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
 COLUMNS = ("model_type", "kinds", "attention", "packed", "batched", "qlora", "targets", "refused")
+# of those that AutoModelForCausalLM does not know: of any other a run measures its own
+_WRAPPERS = ("cohere2_vision", "exaone4_5", "glm4v", "idefics3", "internvl", "llava", "mistral3")
+_WRAPPERS += ("llava_onevision", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+_WRAPPERS += ("smolvlm", "voxtral")
 # seconds that a family may take
 _LIMIT = 30
 # numbers that every published configuration has, and the class leaves out
@@ -68,9 +69,9 @@ class _TooLong(BaseException):
 
 
 def families() -> list[str]:
-    """The model types of language models that transformers knows, sorted."""
+    """The model types of language models that transformers knows, and of wrappers, sorted."""
     found = set()
-    for name in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    for name in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_WRAPPERS):
         config = configuration(name)
         if config is not None:
             found.add(family_of(config))

@@ -61,8 +61,15 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
     found = known(config) or _cached(config, method, cache)
     if isinstance(found, Refusal):
         what = f"it can't be computed as transformers' eager forward computes it: {found.why}"
-        raise ModelError([refusal(family, what, None)])
+        raise ModelError([refusal(family, what, _instead(config, method, cache))])
     return found
+
+
+def _instead(config: PreTrainedConfig, method: Method, cache: Path) -> str | None:
+    """A method by which a family that is refused with 4 bits is computed."""
+    if method == "qlora" and isinstance(_cached(config, "lora", cache), Support):
+        return "train it with --method lora"
+    return None
 
 
 def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | Refusal:

@@ -24,6 +24,7 @@ from aift_ray.launch import fitting, resuming
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.utils.compilers import compiler
@@ -209,7 +210,9 @@ def _sequence_length(config: RunConfig, model_config: Any) -> int:
     if alike != limit and alike and length > alike:
         what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
         what += "frequencies of all others in a batch of this model"
-        raise ConfigError([Problem("data.sequence_length", what, f"give at most {alike}")])
+        kind, field = families.family_of(model_config), "data.sequence_length"
+        layout = f"give --{field} {alike} or less"
+        raise ConfigError([refusal(kind, what, layout, is_llama_like, field)])
     if limit is None or length <= limit:
         return length
     if "sequence_length" not in config.data.model_fields_set:

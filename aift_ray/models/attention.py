@@ -21,8 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models.packed import Packed, current, document_mask
+from aift_ray.models.refusals import PADDED, refusal
 from aift_ray.models.score_attention import attend_with_scores, expanded
 
 NAME = "documents"
@@ -104,7 +105,7 @@ def document_attention(
     if attention_mask is not None and attention_mask.ndim:
         # a mask of its own, made outside `packed`, says all
         cu_seq_lens_q = None
-    documents = _documents(query, cu_seq_lens_q, max_length_q)
+    documents = _documents(module, query, cu_seq_lens_q, max_length_q)
     _check_keywords(module, kwargs, documents is not None)
     if documents is None:
         if softcap is None and s_aux is None:
@@ -165,7 +166,7 @@ class _Scores:
 
 
 def _documents(
-    query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
+    module: torch.nn.Module, query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
 ) -> Packed | None:
     """The documents of a call: handed on by the layer, or those of the forward pass."""
     if cu_seqlens is not None:
@@ -174,7 +175,7 @@ def _documents(
     documents = current()
     if documents is not None and (query.shape[0], query.shape[2]) != (1, documents.tokens):
         what = f"attends {tuple(query.shape)} in a packed row of {documents.tokens} tokens"
-        raise ModelError([Problem("attention", what, "pad the rows: --data.packing false")])
+        raise ModelError([refusal(_kind(module), what, PADDED)])
     return documents
 
 
@@ -191,7 +192,12 @@ def _check_keywords(module: torch.nn.Module, given: dict[str, Any], in_documents
         dropped.append("is_causal=False")
     if dropped:
         what = f"{type(module).__name__} asks attention for {', '.join(dropped)}, which it can't do"
-        raise ModelError([Problem("attention", what, "use another model, or report it")])
+        raise ModelError([refusal(_kind(module), what, PADDED if in_documents else None)])
+
+
+def _kind(module: torch.nn.Module) -> str:
+    config: Any = getattr(module, "config", None)
+    return str(getattr(config, "model_type", None) or type(module).__name__)
 
 
 # their number and lengths are not known to a compiler

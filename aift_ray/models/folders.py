@@ -29,7 +29,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG, find, nearest, of_family
+from aift_ray.models.catalog import CATALOG, find, nearest
+from aift_ray.models.refusals import refusal
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # networks that once were code beside their weights, and have a class in transformers by now:
@@ -127,9 +128,8 @@ def load_config(location: str) -> Any:
         stored, _ = PreTrainedConfig.get_config_dict(location)
         kind = stored.get("model_type")
         if kind not in _NATIVE and kind not in CONFIG_MAPPING:
-            what = f"transformers {transformers.__version__} has no model type {kind!r}"
-            remedy = f"choose a model of another family, such as {of_family(str(kind))}"
-            raise ModelError([Problem(f"model {location}", what, remedy)])
+            what = f"transformers {transformers.__version__} has no network for {location}"
+            raise ModelError([refusal(str(kind), what, None)])
         if kind not in _NATIVE:
             return AutoConfig.from_pretrained(location, trust_remote_code=False)
         kind, renamed = _NATIVE[stored.pop("model_type")]

@@ -5,16 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aift_ray.errors import Problem
-from aift_ray.models.catalog import of_family
+from aift_ray.models import families
+from aift_ray.models.catalog import CATALOG, of_family
+from aift_ray.planning.shape import FAMILIES
 
-NO_LAYOUT = "no packing, strategy or method computes it"
+NO_LAYOUT = "no packing, strategy or method computes it (docs/models.md)"
+
+PADDED = "pad the rows: --data.packing false"
+
+USE_VLLM = "serve it with --engine vllm, where that has a network for it"
+
+Fits = Callable[[str], bool]
+
+
+def is_llama_like(kind: str) -> bool:
+    """Whether every strategy splits a model type."""
+    return kind in FAMILIES
+
+
+def has_experts(kind: str) -> bool:
+    """Whether a catalogued model of a type is a mixture."""
+    found = (entry.architecture for entry in CATALOG.values())
+    return any(one.model_type == kind and one.experts > 1 for one in found)
+
+
+def is_supported(kind: str) -> bool:
+    """Whether a model type was seen to be computed right."""
+    found = families.table().get(kind)
+    return found is not None and isinstance(found[1], families.Support)
+
+
+def is_batched(kind: str) -> bool:
+    """Whether the engine transformers serves a model type."""
+    found = families.table().get(kind)
+    return found is not None and isinstance(found[1], families.Support) and found[1].batched
 
 
 def refusal(
     family: str,
     what: str,
     layout: str | None,
-    fits: Callable[[str], bool] | None = None,
+    fits: Fits = is_supported,
     field: str | None = None,
 ) -> Problem:
     """The problem of a model family that lacks something.
@@ -23,7 +54,7 @@ def refusal(
         family: its model type.
         what: the feature that is missing, and why.
         layout: settings with which a model of the family works, as they are typed; None: none do.
-        fits: whether a model of a type has the feature; None: of every catalogued family.
+        fits: whether a model type has the feature.
         field: the setting that asks for the feature; None: the model itself does.
     """
     name = f"model family {family}"

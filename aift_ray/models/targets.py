@@ -17,6 +17,7 @@ from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import experts
 from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.linear import can_be_held_in_fewer_bits, features
+from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.towers import absent, names_in_whole, towers
 
 # layers whose weights are used without a call, past an adapter and past the scales of fewer bits,
@@ -169,18 +170,17 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         raise ConfigError(problems)
     if not adapted_layers(model, config):
         what = "it has no linear layer in its blocks that LoRA could adapt"
-        where = f"model family {causal_model(model).config.model_type}"
-        raise ModelError([Problem(where, what, "train it with --method full")])
+        kind = causal_model(model).config.model_type
+        raise ModelError([refusal(kind, what, "train it with --method full")])
 
 
 def check_quantizable(model: PreTrainedModel) -> None:
     """Refuse a model whose linear layers transformers would not quantize, with a ModelError."""
     left = [m for m in linear_maps(model).values() if not can_be_held_in_fewer_bits(m)]
     if left:
-        kind = type(left[0]).__name__
-        what = f"its linear layers are of class {kind}, which can't be held in 4 or 8 bits"
-        where = f"model family {causal_model(model).config.model_type}"
-        raise ModelError([Problem(where, what, "train it with --method lora")])
+        kind, layer = causal_model(model).config.model_type, type(left[0]).__name__
+        what = f"its linear layers are of class {layer}, which can't be held in 4 or 8 bits"
+        raise ModelError([refusal(kind, what, "train it with --method lora", is_llama_like)])
 
 
 def left_in_full(model: PreTrainedModel) -> list[str]:

@@ -25,6 +25,7 @@ from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.experts_4bit import BLOCK
 from aift_ray.models.quantized import cut_4bit, is_held_in
+from aift_ray.models.refusals import refusal
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
 
@@ -51,8 +52,9 @@ def unfit(
     """
     kind = config["model_type"]
     if kind not in FAMILIES:
-        what = f"tensor knows how to split {', '.join(FAMILIES)}, and the model is a {kind}"
-        return [Problem("parallel.strategy", what, "use --strategy fsdp")]
+        what = f"tensor knows how to split {', '.join(FAMILIES)} alone"
+        field, layout = "parallel.strategy", "use --strategy fsdp"
+        return [refusal(kind, what, layout, FAMILIES.__contains__, field)]
     heads = config["num_attention_heads"]
     numbers = {
         "attention heads": heads,

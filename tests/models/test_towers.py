@@ -20,6 +20,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.errors import AiftError
 from aift_ray.models.adapters import add_adapters
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.families import Support, known
 from aift_ray.models.loading import load_model
 from aift_ray.models.measuring import measured
 from aift_ray.models.quantized import Quantization, is_held_in
@@ -161,3 +162,10 @@ def test_towers_within_the_language_model_are_refused(
     CONFIG_MAPPING[family]().save_pretrained(tmp_path)
     with pytest.raises(AiftError, match=f"model family {family}: .*lies within"):
         measured(str(tmp_path), configure(model=str(tmp_path)))
+
+
+def test_a_wrapper_of_another_language_model_than_was_measured_is_measured_itself() -> None:
+    usual = CONFIG_MAPPING["llava"]()
+    assert isinstance(known(usual), Support)
+    other = CONFIG_MAPPING["llava"](text_config={"model_type": "bloom"})
+    assert known(other) is None
