@@ -247,18 +247,14 @@ class RunConfig(Settings):
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
-            found.append(
-                Problem("data.validation_fraction", "stands beside eval files", "give one of them")
-            )
+            what = "stands beside eval files"
+            found.append(Problem("data.validation_fraction", what, "give one of them"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
-            found.append(
-                Problem(
-                    "training.world_size", "acts with ddp or local_rank only", "use --num-workers"
-                )
-            )
+            what = "acts with ddp or local_rank only"
+            found.append(Problem("training.world_size", what, "use --num-workers"))
         if training.ddp and self.ray.num_workers not in (None, training.world_size):
             found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
         if training.precision in ("bf16", "fp16") and not training.fp16:

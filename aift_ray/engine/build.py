@@ -100,24 +100,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
-    answers = (
-        config.training.exact_match_rows,
-        config.training.exact_match_batch_size,
-        config.training.exact_match_max_tokens,
-    )
-    tested, numbers = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
-    evaluator = Evaluator(
-        tested,
-        numbers,
-        config.micro_batch,
-        answers,
-        tokenizer,
-        job.stop_ids,
-        precision,
-        group,
-        job.padded,
-        job.support.batched,
-    )
+    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     return Run(
         job=job,
         group=group,
@@ -129,11 +112,41 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         scaler=scaler,
         rows=rows,
         plan=plan,
-        evaluator=evaluator if len(numbers) else None,
+        evaluator=_evaluator(job, group, precision, tokenizer, *tested),
         state=state,
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
+    )
+
+
+def _evaluator(
+    job: Job,
+    group: Group,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: TokenRows,
+    numbers: np.ndarray,
+) -> Evaluator | None:
+    """What evaluates on the rows of these numbers; None where there are none."""
+    if not len(numbers):
+        return None
+    config, training = job.config, job.config.training
+    return Evaluator(
+        rows,
+        numbers,
+        config.micro_batch,
+        (
+            training.exact_match_rows,
+            training.exact_match_batch_size,
+            training.exact_match_max_tokens,
+        ),
+        tokenizer,
+        job.stop_ids,
+        precision,
+        group,
+        job.padded,
+        job.support.batched,
     )
 
 

@@ -34,7 +34,7 @@ def write_model(
         state: the weights, where they are not those that the model holds now.
         streamed: writes the weights of a full model into a file, where none holds them all.
         final: an adapter is to fit the base as it was published, not to be trained further.
-        base: the location of the model that an adapter is trained on.
+        base: the location of the model that is trained, or that an adapter is trained on.
     """
     inner: Any = causal_model(model)
     if isinstance(model, PeftModel):
@@ -61,7 +61,9 @@ def write_model(
         inner.save_pretrained(folder, state_dict=state)
     _write_generation(folder, inner, stop_ids)
     tokenizer.save_pretrained(folder)
-    provenance.record(Path(folder), base if isinstance(model, PeftModel) else None)
+    # a model that stands by itself belongs to no other
+    alone = final and not isinstance(model, PeftModel)
+    provenance.record(Path(folder), None if alone else base)
 
 
 def write_whole(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.encoding import Encode, encode_here
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -79,29 +77,22 @@ def prepare(
     _given(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
-    _spread(config, model_config, workers, gpu)
-    support = _support(config, model_config)
+    support = _settled(config, model_config, workers, gpu)
     tokenizer = folders.load_tokenizer(location)
     check_vocabulary(config.model, tokenizer, model_config)
-    length = _sequence_length(config, model_config)
     # config.yaml must say what was run
-    config.data.sequence_length = length
+    length = config.data.sequence_length = _sequence_length(config, model_config)
     state, changed = resuming.resumed(config, resume) if resume else (None, [])
-    model = measured(location, config)
-    encoder = PromptEncoder(
-        tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
-    )
+    model = _measured(config, location, state)
+    stops = folders.stop_ids(location)
+    encoder = PromptEncoder(tokenizer, config.data.system_prompt, extra_stop_ids=stops)
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
-    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(evaluation))
     batch = state.global_batch if state else _global_batch(config, workers)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
-    longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
-    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
+    laid = _laid_out(config, prepared, batch, support)
+    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
-    sizes = _sizes(config, model)
     job = Job(
         config=config,
         location=location,
@@ -116,21 +107,65 @@ def prepare(
         resume=resume,
         changed=changed,
         why=why,
-        layout=_layout(config, location, plan, longest, gpu),
+        layout=_layout(config, location, laid.plan, laid.longest, gpu),
     )
-    steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
-    result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
-    if state:
-        notes += changed + resuming.schedule(config, state, plan.steps_per_epoch, steps)
+    counts = (laid.plan, laid.steps, laid.held_out)
+    result = Preparation(job, prepared, encoder, *counts, job.memory, *_sizes(config, model))
+    notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
     return result
+
+
+def _of_resumed(config: RunConfig, state: State, run: Preparation) -> list[str]:
+    """What to tell of a run that goes on: what has changed since."""
+    curve = resuming.schedule(config, state, run.plan.steps_per_epoch, run.steps)
+    return run.job.changed + curve
+
+
+def _measured(config: RunConfig, location: str, state: State | None) -> Measured:
+    """The model's numbers; a ConfigError where its experts are not those of the checkpoint."""
+    model = measured(location, config)
+    if state:
+        resuming.check_experts(config, state, model.shape.expert_parameters)
+    return model
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How the rows of a run are laid out.
+
+    Attributes:
+        longest: tokens of the longest micro-batch.
+        steps: of the whole run.
+        held_out: rows to evaluate on.
+    """
+
+    plan: BatchPlan
+    longest: int
+    steps: int
+    held_out: int
+
+
+def _laid_out(config: RunConfig, prepared: cache.Prepared, batch: int, support: Support) -> _Rows:
+    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
+    indices, own = split(config, len(rows), len(evaluation))
+    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    lengths = rows.lengths[plan.longest_micro_batch()]
+    longest = _longest(lengths, support.pads(config.data.packing))
+    return _Rows(plan, longest, total_steps(config, plan), len(evaluation) or len(own))
 
 
 def _given(config: RunConfig) -> None:
     if not config.data.train_files:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+
+
+def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> Support:
+    """How the model is computed, once it is settled how it is spread; see `_spread`."""
+    _spread(config, model_config, workers, gpu)
+    return _support(config, model_config)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:
@@ -228,16 +263,6 @@ def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
         trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments
     return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
-
-
-def process_start() -> float:
-    """When this process began, as time.time() counts."""
-    if sys.platform != "linux":
-        return float(psutil.Process().create_time())
-    # psutil adds the start to a boot time that is known to whole seconds only
-    ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    since_boot = int(ticks) / os.sysconf("SC_CLK_TCK")
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:

@@ -151,11 +151,29 @@ def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
         # its adapters have learned to make up for the rounding of another base model
         what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
         problems.append(Problem(field, what, f"{remedy}, and its lora.qlora_4bit"))
-    base = provenance.other_base(folder, folders.resolve(config.model)) if adapter else None
+    base = provenance.other_base(folder, folders.resolve(config.model))
     if base:
         what = f"was trained on {base}, and {config.model} has other weights"
         problems.append(Problem(field, what, "give the --model it was made with"))
     return problems
+
+
+def check_experts(config: RunConfig, state: State, experts: int) -> None:
+    """Refuse adapters that were trained on experts in 16 bits, where they are in 4 now.
+
+    Before settings were kept with checkpoints, QLoRA left the experts of a mixture as they are.
+    Its adapters have learned beside exact experts: the steps to come would be those of no run.
+
+    Args:
+        experts: number of the experts' weights.
+
+    Raises:
+        ConfigError: such a checkpoint.
+    """
+    if not state.settings and experts and config.base_bits == 4:
+        what = "was trained on experts in 16 bits, which are held in 4 now"
+        remedy = "start anew in another output folder, or finish it with the version it began with"
+        raise ConfigError([Problem(f"resume {config.resume}", what, remedy)])
 
 
 def _older(config: RunConfig, folder: Path) -> list[Problem]:

@@ -108,44 +108,61 @@ def document_attention(
     documents = _documents(module, query, cu_seq_lens_q, max_length_q)
     _check_keywords(module, kwargs, documents is not None)
     if documents is None:
-        if softcap is None and s_aux is None:
-            output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-            return output
-        causal = attention_mask is None and query.shape[2] > 1
-        attended = attend_with_scores(
-            query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal
+        plain = softcap is None and s_aux is None
+        made = sdpa_attention_forward if plain else _with_scores
+        more = kwargs if plain else {"softcap": softcap, "sinks": s_aux}
+        output: tuple[torch.Tensor, None] = made(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
-        return attended.transpose(1, 2).contiguous(), None
+        return output
     # eager attention goes by the mask alone, and some layers hand no window on
-    window = sliding_window
-    if attention_mask is None:
-        window = None
-    elif window is None:
+    window = sliding_window if attention_mask is not None else None
+    if attention_mask is not None and window is None:
         window = int(attention_mask)
+    scores = _Scores(scaling, dropout, window, softcap, s_aux)
+    return _in_documents(query, key, value, documents, scores), None
+
+
+def _with_scores(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, None]:
+    """Attention under a mask with softcapping or sinks, as `document_attention`."""
+    causal = mask is None and query.shape[2] > 1
+    options = (scaling, dropout, softcap, sinks, causal)
+    return attend_with_scores(query, key, value, mask, *options).transpose(1, 2).contiguous(), None
+
+
+def _in_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Packed,
+    scores: _Scores,
+) -> torch.Tensor:
+    """(1, tokens, heads, value size): each document by itself, in one call where there is one."""
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
-    plain = softcap is None and s_aux is None
-    fits = plain and not dropout and key.shape[-1] == value.shape[-1]
+    plain = scores.softcap is None and scores.sinks is None
+    fits = plain and not scores.dropout and key.shape[-1] == value.shape[-1]
     # the kernel takes heads of up to 256 channels
     flash = fits and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8)
     if not torch.compiler.is_compiling():
         _say(_FLASH if flash else _SDPA if plain else _SCORES)
     if flash:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return _flash(query, key, value, scaling, window, documents), None
-    scores = _Scores(scaling, dropout, window, softcap, s_aux)
+        return _flash(query, key, value, scores.scaling, scores.window, documents)
     each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
-    return each, None
+    return each
 
 
 @cache

@@ -9,7 +9,7 @@ from torch import nn
 
 from aift_ray.config import TrainingConfig
 from aift_ray.data.text_dataset import TextDataset
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import runs
 
@@ -23,6 +23,10 @@ class FullFinetuningTrainer:
         train_dataset, eval_dataset: in place of the texts given to `train`.
         use_accelerate: join the group that `accelerate launch` has started; False: this process
             alone, on one device, whoever started it. Both give the same losses.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
+        ConfigError: the model's weights are held in 8 or 4 bits.
     """
 
     def __init__(
@@ -33,6 +37,12 @@ class FullFinetuningTrainer:
         eval_dataset: TextDataset | None = None,
         use_accelerate: bool = True,
     ) -> None:
+        check_arguments(
+            "FullFinetuningTrainer",
+            model=(model, BaseModel),
+            config=(config, TrainingConfig),
+            use_accelerate=(use_accelerate, bool),
+        )
         if model.quantization is not None:
             what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
             remedy = "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"

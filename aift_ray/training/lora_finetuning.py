@@ -10,6 +10,7 @@ from torch import nn
 from aift_ray.config import LoRAConfig, TrainingConfig
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.text_dataset import TextDataset
+from aift_ray.errors import check_arguments
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
@@ -30,6 +31,9 @@ class LoRAFinetuningTrainer:
         lora_config: the adapters.
         training_config: with `ddp=True`, `world_size` Ray Train workers; else this process alone.
         train_dataset, eval_dataset: in place of the texts given to `train`.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
     """
 
     def __init__(
@@ -40,6 +44,12 @@ class LoRAFinetuningTrainer:
         train_dataset: TextDataset | None = None,
         eval_dataset: TextDataset | None = None,
     ) -> None:
+        check_arguments(
+            "LoRAFinetuningTrainer",
+            model=(model, BaseModel),
+            lora_config=(lora_config, LoRAConfig),
+            training_config=(training_config, TrainingConfig),
+        )
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from aift_ray.config import LoRAConfig, MultiGPUTrainingConfig, ParallelConfig
 from aift_ray.data.text_dataset import TextDataset
+from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import runs
 from aift_ray.training.lora_finetuning import lora_sections
@@ -21,6 +22,9 @@ class AdvancedMultiGPUTrainer:
         config: strategy and training; `world_size` workers where it is given, else one a GPU.
         train_dataset, eval_dataset: in place of the texts given to `train`.
         lora_config: train adapters; None: all weights.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
     """
 
     def __init__(
@@ -32,6 +36,12 @@ class AdvancedMultiGPUTrainer:
         *,
         lora_config: LoRAConfig | None = None,
     ) -> None:
+        check_arguments(
+            "AdvancedMultiGPUTrainer",
+            model=(model, BaseModel),
+            config=(config, MultiGPUTrainingConfig),
+            lora_config=(lora_config, (LoRAConfig, type(None))),
+        )
         self.model, self.config, self.lora_config = model, config, lora_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
 
