@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.encoding import Encode, encode_here
+from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.supervision import Supervision
+from aift_ray.data.template_file import read_template
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
-from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting, resuming
+from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
+from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.utils.compilers import compiler
 
@@ -37,6 +38,7 @@ class Preparation:
         prepared: the token cache with its counts.
         plan: which rows make which step.
         steps: of the whole run.
+        rate: the learning rate and its schedule, in words.
         held_out: rows to evaluate on.
         memory: computed need of a worker; None for an architecture of another kind.
         checkpoint_bytes: computed size of a checkpoint.
@@ -48,6 +50,7 @@ class Preparation:
     encoder: PromptEncoder
     plan: BatchPlan
     steps: int
+    rate: str
     held_out: int
     memory: Memory | None
     parameters: int
@@ -78,28 +81,27 @@ def prepare(
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)
-    tokenizer = folders.load_tokenizer(location)
-    check_vocabulary(config.model, tokenizer, model_config)
+    encoder = _encoder(config, location, model_config)
     # config.yaml must say what was run
     length = config.data.sequence_length = _sequence_length(config, model_config)
-    state, changed = resuming.resumed(config, resume) if resume else (None, [])
+    started_from = _adopted(config, location)
+    state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
-    stops = folders.stop_ids(location)
-    encoder = PromptEncoder(tokenizer, config.data.system_prompt, extra_stop_ids=stops)
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
-    batch = state.global_batch if state else _global_batch(config, workers)
-    laid = _laid_out(config, prepared, batch, support)
+    batch = state.global_batch if state else global_batch(config, workers)
+    laid = laid_out(config, prepared, batch, support)
     need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
+    sizes = _sizes(config, model, started_from)
     job = Job(
         config=config,
         location=location,
         output=output,
         cache=prepared.folder.absolute(),
         stop_ids=encoder.stop_ids,
-        chat_template=tokenizer.chat_template,
+        chat_template=encoder.tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
         support=support,
@@ -108,13 +110,32 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, laid.plan, laid.longest, gpu),
+        flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
-    counts = (laid.plan, laid.steps, laid.held_out)
-    result = Preparation(job, prepared, encoder, *counts, job.memory, *_sizes(config, model))
+    counts = (laid.plan, laid.steps, laid.rate, laid.held_out)
+    result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
     notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
     return result
+
+
+def _encoder(config: RunConfig, location: str, model_config: Any) -> PromptEncoder:
+    """The prompts of a model, with the template asked for.
+
+    Raises:
+        ModelError: ids beyond its embeddings.
+    """
+    tokenizer = folders.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
+    check_vocabulary(config.model, tokenizer, model_config)
+    return PromptEncoder(
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=folders.stop_ids(location),
+        supervision=Supervision.of(config.data),
+    )
 
 
 def _of_resumed(config: RunConfig, state: State, run: Preparation) -> list[str]:
@@ -131,41 +152,26 @@ def _measured(config: RunConfig, location: str, state: State | None) -> Measured
     return model
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """How the rows of a run are laid out.
-
-    Attributes:
-        longest: tokens of the longest micro-batch.
-        steps: of the whole run.
-        held_out: rows to evaluate on.
-    """
-
-    plan: BatchPlan
-    longest: int
-    steps: int
-    held_out: int
-
-
-def _laid_out(config: RunConfig, prepared: cache.Prepared, batch: int, support: Support) -> _Rows:
-    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(evaluation))
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
-    lengths = rows.lengths[plan.longest_micro_batch()]
-    longest = _longest(lengths, support.pads(config.data.packing))
-    return _Rows(plan, longest, total_steps(config, plan), len(evaluation) or len(own))
-
-
 def _given(config: RunConfig) -> None:
-    if not config.data.train_files:
+    if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    _trackers(config)
 
 
 def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> Support:
     """How the model is computed, once it is settled how it is spread; see `_spread`."""
     _spread(config, model_config, workers, gpu)
     return _support(config, model_config)
+
+
+def _trackers(config: RunConfig) -> None:
+    # needs no package of theirs
+    from aift_ray.engine.trackers import missing
+
+    problems = missing(list(config.training.report_to))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:
@@ -180,22 +186,11 @@ def _support(config: RunConfig, model_config: Any) -> Support:
     return supported(model_config, method, cache.cache_folder(config.data))
 
 
-def _longest(lengths: np.ndarray, padded: bool) -> int:
-    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
-    return int(len(lengths) * lengths.max() if padded else lengths.sum())
-
-
-def _global_batch(config: RunConfig, workers: int) -> int:
-    """Units of a step."""
-    training, replicas = config.training, workers // config.parallel.apart
-    return training.batch_size * training.gradient_accumulation_steps * replicas
-
-
 def tokenizing(config: DataConfig) -> Encode:
     """Who tokenizes."""
     from aift_ray.launch.tokenizing import encode_on_cluster
 
-    return encode_on_cluster if config.prepare == "ray" else encode_here
+    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
@@ -256,9 +251,20 @@ def _sequence_length(config: RunConfig, model_config: Any) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
+def _adopted(config: RunConfig, location: str) -> int | None:
+    """Weights of the adapter that the run starts from, whose settings it takes; None: of none."""
+    if config.lora.init_from is None:
+        return None
+    # needs the modelling code
+    from aift_ray.models.continued import adopt
+
+    return adopt(config, location)
+
+
+def _sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
     """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
     shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    trained = trained if adapter is None else adapter
     if config.method == "full":
         trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments

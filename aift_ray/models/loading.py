@@ -18,6 +18,7 @@ from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.models.shards_4bit import Loading, loading
 from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
 
@@ -73,6 +74,7 @@ def load_model(
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
     only: Collection[str] | None = None,
+    shards: Loading | None = None,
     whole: bool = False,
     weights: str | None = None,
 ) -> PreTrainedModel:
@@ -85,6 +87,7 @@ def load_model(
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
         only: names of the pieces to load, stand-ins for the others; None: all.
+        shards: what of 4-bit weights is kept, in host memory, and where they are quantized.
         whole: with its towers for images and sounds, where it has some.
         weights: folder of other weights of it, such as those of a checkpoint; None: its own.
 
@@ -93,8 +96,9 @@ def load_model(
     """
     register()
     options: dict[str, Any] = {}
-    if device_map:
-        options["device_map"] = device_map
+    if device_map or shards:
+        # else transformers puts all of a quantized model on the GPU
+        options["device_map"] = device_map or {"": "cpu"}
     config = _config(location, weights)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
@@ -107,7 +111,8 @@ def load_model(
         outline = skeleton(location)
         made, config = part_class(type(outline), only), outline.config
     options["attn_implementation"] = of_language_model(config, attention)
-    model = _read(made, weights or location, config, dtype, options)
+    with loading(shards):
+        model = _read(made, weights or location, config, dtype, options)
     _settle(model, location, quantization, held)
     return model
 

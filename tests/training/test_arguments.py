@@ -17,7 +17,10 @@ MODEL = aift_ray.JapaneseModel("hina-4m")
 WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "LoRAFinetuningTrainer": (
         lambda: aift_ray.LoRAFinetuningTrainer(MODEL, TRAINING, LORA),  # type: ignore[arg-type]
-        ["lora_config: a LoRAConfig is expected, and a TrainingConfig", "it would fit training_"],
+        [
+            "lora_config: a LoRAConfig or LoraConfig is expected, and a TrainingConfig",
+            "it would fit training_",
+        ],
     ),
     "FullFinetuningTrainer": (
         lambda: aift_ray.FullFinetuningTrainer(TRAINING, MODEL),  # type: ignore[arg-type]
