@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = ["PromptEncoder", "RefusedRow", "RowError", "digest"]
 # Goes up whenever the same rows would get other ids, so that stored rows are made anew.
 VERSION = 2
 _COMPARED_ROWS = 100
+_LEFT_OVER = re.compile(r'"truncation":.*?"added_tokens"', re.DOTALL)
 
 
 class PromptEncoder:
@@ -184,15 +186,22 @@ class PromptEncoder:
         return self._chat_ids(self._messages(example)[:-1], template)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
+
+        Args:
+            options: further variables of the template, such as enable_thinking.
 
         Raises:
             RowError: the conversation can't be rendered.
         """
         written = json.dumps(list(tools), ensure_ascii=False) if tools else ""
-        template = self._template.given(written, "")
+        variables = json.dumps(dict(options), ensure_ascii=False) if options else ""
+        template = self._template.given(written, variables)
         return self._chat_ids(self._with_system(messages), template)
 
     def answer_text(self, example: Example) -> str:
@@ -295,9 +304,9 @@ class PromptEncoder:
 def digest(encoder: PromptEncoder) -> str:
     """sha256, in hex, of everything that changes ids: tokenizer, template, system prompt, us."""
     tokenizer = encoder.tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left over from earlier calls of the tokenizer; they change no ids of ours.
-    state.update(truncation=None, padding=None)
+    # Left over from earlier calls of the tokenizer; they change no ids of ours. As text: a large
+    # vocabulary takes seconds to be read and written.
+    state = _LEFT_OVER.sub('"added_tokens"', tokenizer.backend_tokenizer.to_str(), count=1)
     parts = [
         VERSION,
         PINNED_DATE.isoformat(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from aift_ray.config import DataConfig
 from aift_ray.data import row_keys
+from aift_ray.data.column_names import suggestion
 from aift_ray.data.examples import Example, Fault, Kind, Message
+from aift_ray.data.reading import Reading
 from aift_ray.data.turns import read_turns
 from aift_ray.data.wrong_row import (
     WrongRow,
@@ -17,6 +20,7 @@ from aift_ray.data.wrong_row import (
     shown,
     string,
 )
+from aift_ray.errors import ConfigError, Problem
 
 __all__ = ["FORMS", "FORM_OF_KEY", "ROW_KEYS", "WrongRow", "find_form", "make_example", "shown"]
 
@@ -51,6 +55,25 @@ EXPECTED = (
 )
 
 
+def check_columns(config: DataConfig) -> None:
+    """Refuse columns that are named for what is no key of a row, as a ConfigError."""
+    problems = [
+        Problem(
+            "data.columns",
+            f"{shown(key)} is no key of a row: write KEY=COLUMN",
+            _swapped(key, column) or f"keys are {', '.join((*FORM_OF_KEY, *row_keys.ROW_KEYS))}",
+        )
+        for key, column in config.columns.items()
+        if key not in FORM_OF_KEY and key not in ROW_KEYS
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _swapped(key: str, column: str) -> str:
+    return f"did you mean --data.columns {column}={key}?" if column in FORM_OF_KEY else ""
+
+
 def make_example(row: object, file: str, line: int) -> Example | Fault:
     """The example that a row is, or the fault that says why it is none."""
     try:
@@ -59,6 +82,24 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
         return _example(find_form(row), row, file, line)
     except WrongRow as wrong:
         return Fault(file, line, wrong.reason, wrong.remedy)
+
+
+def read_row(row: object, file: str, line: int, reading: Reading) -> Example | Fault:
+    """As `make_example`; where rows of any kind are read, one of no kind is a text."""
+    found = make_example(row, file, line)
+    if isinstance(found, Example) or not reading.any_row:
+        return found
+    text = "\0".join(_strings(row))
+    return Example("text", file, line, output=text) if text.strip("\0 ") else found
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a JSON value, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def find_form(keys: Collection[str], noun: str = "key") -> Form:
@@ -80,7 +121,8 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
         needed = f"this kind of row needs the {noun}s {' and '.join(forms[0].required)}"
         raise WrongRow(
             f"the {noun} {' and '.join(missing)} is missing; found {listed(keys)}",
-            did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed,
+            (did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed)
+            + _flag(keys),
         )
     return forms[0]
 
@@ -89,7 +131,14 @@ def _no_known_key(keys: Collection[str], noun: str) -> WrongRow:
     if not keys:
         return WrongRow(f"the row has no {noun}", f"expected {EXPECTED}")
     remedy = did_you_mean(keys, list(FORM_OF_KEY)) or f"expected {EXPECTED}"
+    remedy += _flag(keys)
     return WrongRow(f"unknown {noun}s: found {listed(keys)}", remedy)
+
+
+def _flag(keys: Collection[str]) -> str:
+    """The flag that says which of the keys or columns are meant, where it can be guessed."""
+    flag = suggestion([key for key in keys if key])
+    return f"; or say which they are, for example {flag}" if flag else ""
 
 
 _KNOWN = frozenset(ROW_KEYS)

@@ -58,10 +58,14 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         counts: Counts = getattr(run.prepared, name)
         where = "" if name == "train" else "evaluation: "
         rows += [("not trained", where + told(*each)) for each in counts.not_shown.items()]
+    remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
+    rows += [("files", remark) for remark in remarks]
+    rows += [("mixture", line) for line in _mixture(run)]
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
     rows += [("strategy", line) for line in run.job.why]
@@ -88,6 +92,10 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
 
 
+def _gibs(sizes: list[float]) -> str:
+    return ", ".join(f"{gb:.2f} GiB" for gb in sizes)
+
+
 def _packing(run: Preparation) -> str:
     packing = run.job.config.data.packing
     if not run.job.support.packed:
@@ -97,6 +105,21 @@ def _packing(run: Preparation) -> str:
         return packing
     examples = len(run.plan.indices) / max(1, len(run.plan.units))
     return f"fill, {examples:.1f} examples a row"
+
+
+def _mixture(run: Preparation) -> list[str]:
+    """What an epoch takes of each set, a line each."""
+    mixture, sets = run.plan.mixture, run.prepared.sets
+    if mixture is None:
+        return []
+    pairs = list(zip(sets, mixture.sizes, mixture.amounts, strict=True))
+    passes = [amount / max(size, 1) for _, size, amount in pairs]
+    tokens = [each.tokens * times for (each, _, _), times in zip(pairs, passes, strict=True)]
+    return [
+        f"{each.name}: {each.rows:,} rows x {times:.3g} an epoch, {amount / mixture.total:.1%} of "
+        f"the examples, {held / max(sum(tokens), 1):.1%} of the tokens"
+        for (each, _, amount), times, held in zip(pairs, passes, tokens, strict=True)
+    ]
 
 
 def _counts(counts: Counts) -> str:
@@ -224,6 +247,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("model FLOPs utilization", "mfu", "{:.1%}"),
         ("restarts", "restarts", "{}"),
         ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),
@@ -234,7 +258,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
             rows.append((label, form.format(summary[name])))
     memory = summary.get("peak_memory_gb")
     if memory:
-        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+        rows.append(("peak memory", _gibs(memory)))
+    reserved, held = summary.get("peak_reserved_gb"), summary.get("device_memory_gb")
+    if reserved and held:
+        rows.append(("reserved by torch", _gibs(reserved)))
+        rows.append(("held by the device", _gibs(held)))
     for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
         if (output / name).exists():
             rows.append((label, str(output / name)))
