@@ -49,6 +49,10 @@ CHANGED: dict[str, Any] = {
     "training.max_steps": 2,
     "training.seed": 7,
     "training.lr_scheduler": "linear",
+    "training.warmup_ratio": 0.9,
+    "training.min_lr_ratio": 0.5,
+    # an error without wsd
+    "training.decay_ratio": 0.5,
     "training.weight_decay": 0.5,
     "training.adam_beta1": 0.5,
     "training.adam_beta2": 0.5,
@@ -68,6 +72,7 @@ CHANGED: dict[str, Any] = {
     "training.neftune_noise_alpha": 5.0,
     "training.optimizer": "adamw_8bit",
     "training.compile": True,
+    "training.report_to": [],
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -83,6 +88,8 @@ CHANGED: dict[str, Any] = {
     "lora.modules_to_save": ["norm"],
     "lora.init_lora_weights": "pissa",
     "lora.lora_plus_ratio": 16.0,
+    # an error: no adapter
+    "lora.init_from": "nowhere",
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,
@@ -234,6 +241,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return seen | {
         "lines": [{k: v for k, v in line.items() if k not in unsteady} for line in lines],
         "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),
+        "board": (folder / "tensorboard").is_dir(),
         "trained": [n for n, p in run.module.named_parameters() if p.requires_grad],
         "recomputes": getattr(run.module.model, "is_gradient_checkpointing", None),
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,

@@ -32,6 +32,7 @@ class Batch:
     Attributes:
         sources: (targets,), flat positions in `ids` whose next token is a target.
         targets: (targets,), the token ids to predict there.
+        longest: tokens of the longest document; 0: looked up, which waits for a device.
         sets: (targets,), the set of a mixture that each is of.
         set_losses: (sets,), to which the losses of each set are added, in double precision.
     """
@@ -42,23 +43,30 @@ class Batch:
     borders: torch.Tensor | None
     sources: torch.Tensor
     targets: torch.Tensor
+    longest: int = 0
     sets: torch.Tensor | None = None
     set_losses: torch.Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.longest:
+            return
+        borders = self.borders
+        longest = self.ids.shape[1] if borders is None else int(borders.diff().max())
+        object.__setattr__(self, "longest", longest)
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`; a GPU gets it while it computes something else."""
+
+        def sent(value: torch.Tensor) -> torch.Tensor:
+            # what is not pinned is waited for
+            pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
+            return pinned.to(device, non_blocking=True)
+
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if value is not None else None
+            name: sent(value) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
         return Batch(**moved)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        if self.borders is None:
-            return self.ids.shape[1]
-        return int((self.borders[1:] - self.borders[:-1]).max())
 
     def document_lengths(self) -> torch.Tensor:
         """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
@@ -101,14 +109,14 @@ def collate(
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
-        return Batch(ids[None], positions[None], None, borders, *flat, sets)
+        return Batch(ids[None], positions[None], None, borders, *flat, sets=sets, longest=width)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):
         table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
-    return Batch(table, positions, mask, None, *flat, sets)
+    return Batch(table, positions, mask, None, *flat, sets=sets)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from aift_ray.config import DataConfig
 from aift_ray.config.mixture import names
+from aift_ray.data import memory
 from aift_ray.data.documents import Documents
 from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.encoding import (
@@ -159,6 +160,9 @@ def _key(
 
 
 def _file_digest(path: Path) -> str:
+    held = memory.content(path)
+    if held is not None:
+        return hashlib.sha256(held).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -231,8 +235,7 @@ def _publish(scratch: Path, folder: Path) -> None:
 def _raise_for(faults: list[Fault]) -> None:
     if faults:
         problems = [
-            Problem(f.file if f.line is None else f"{f.file}:{f.line}", f.reason, f.remedy)
-            for f in faults[:SHOWN_FAULTS]
+            Problem(memory.place(f.file, f.line), f.reason, f.remedy) for f in faults[:SHOWN_FAULTS]
         ]
         raise DataError(problems, hidden=len(faults) - len(problems))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from aift_ray.data import memory
 from aift_ray.data.examples import Example
 
 _SHOWN_PLACES = 3
@@ -103,7 +104,7 @@ class _Finding:
     def sentence(self, files: list[str]) -> str:
         what = f"row {self.one}" if self.count == 1 else f"rows {self.several}"
         shown = ", ".join(
-            f"{files[file]}:{line} (see {files[old_file]}:{old_line})"
+            f"{memory.place(files[file], line)} (see {memory.place(files[old_file], old_line)})"
             for _, (file, line), (old_file, old_line) in self.places
         )
         more = ", ..." if self.count > _SHOWN_PLACES else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig
+from aift_ray.data import memory
 from aift_ray.data.documents import Documents
 from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Fault
@@ -117,7 +118,8 @@ class Encoding:
         items = read_examples(files, self.reading)
         if self.screen:
             items = self.screen.kept(items)
-        for item, encoded in self.encode(items):
+        encode = memory.tokens(files) or self.encode
+        for item, encoded in encode(items):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue
@@ -151,7 +153,9 @@ class Encoding:
         fitted = fit(encoded, self.length)
         if fitted is None:
             self.counts.dropped_rows += 1
-            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
+            self._note(
+                f"{memory.place(example.file, example.line)}: dropped, the answer alone is too long"
+            )
             return []
         self.counts.truncated_rows += 1
         return [fitted]
@@ -160,7 +164,7 @@ class Encoding:
         self.faults.append(fault)
         self.counts.skipped_rows += 1
         if fault.line is not None:
-            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+            self._note(f"{memory.place(fault.file, fault.line)}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
         if len(self.counts.notes) < SHOWN_FAULTS:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from aift_ray.data import memory
 from aift_ray.data.reading import PLAIN, Reading
 from aift_ray.data.text_encoding import (
     WrongEncoding,
@@ -31,6 +32,9 @@ def open_bytes(path: Path) -> BinaryIO:
     Raises:
         OSError: it can't be opened.
     """
+    held = memory.content(path)
+    if held is not None:
+        return io.BytesIO(held)
     name = path.name.lower()
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.open(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -186,15 +186,22 @@ class PromptEncoder:
         return self._chat_ids(self._messages(example)[:-1], template)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
+
+        Args:
+            options: further variables of the template, such as enable_thinking.
 
         Raises:
             RowError: the conversation can't be rendered.
         """
         written = json.dumps(list(tools), ensure_ascii=False) if tools else ""
-        template = self._template.given(written, "")
+        variables = json.dumps(dict(options), ensure_ascii=False) if options else ""
+        template = self._template.given(written, variables)
         return self._chat_ids(self._with_system(messages), template)
 
     def answer_text(self, example: Example) -> str:

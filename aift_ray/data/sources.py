@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from itertools import dropwhile, groupby
 from pathlib import Path
 
+from aift_ray.data import memory
 from aift_ray.data.arrow_tables import read_arrow, read_parquet
 from aift_ray.data.columns import read_csv, read_tsv
 from aift_ray.data.examples import Example, Fault
@@ -208,6 +209,11 @@ def _saved(folder: Path) -> list[Path]:
 
 def _problem(path: Path) -> Problem | None:
     where = str(path)
+    if memory.content(path) is not None:
+        return None
+    if memory.is_memory(path):
+        what = "rows given in Python are not kept"
+        return Problem(where, what, "give them again in Python, or name files with --train-file")
     if not os.path.exists(path):
         return Problem(where, "there is no such file", _near_name(path))
     if not os.path.isfile(path):

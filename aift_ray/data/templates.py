@@ -207,10 +207,13 @@ class ChatTemplate:
         for each in messages:
             safe.unmarked(each.content)
             safe.unmarked(each.thought)
-        for text in (self._written_tools(), *(each.further for each in messages)):
+        for text in (*self._written(), *(each.further for each in messages)):
             # they are not told apart from what the template writes
             if text and safe.has_control(safe.unmarked(text)):
-                raise RowError("a tool or a call of one holds a control string of the model")
+                raise RowError(
+                    "a tool, a call of one or a variable of the template holds a control string "
+                    "of the model"
+                )
         full = self.render(messages, generation)
         try:
             return self._aligned(full, messages, generation, Marking(self.tags))
@@ -229,8 +232,10 @@ class ChatTemplate:
             _check_held(full, messages)
         return parts, None
 
-    def _written_tools(self) -> str:
-        return json.dumps(self._tools, ensure_ascii=False) if self._tools else ""
+    def _written(self) -> list[str]:
+        """Tools and variables, in JSON, those that there are."""
+        given = (self._tools, self._options)
+        return [json.dumps(each, ensure_ascii=False) for each in given if each]
 
     def shape(self, messages: Sequence[Message], generation: bool) -> list[Part]:
         """The parts of a conversation with sentinels for its contents.

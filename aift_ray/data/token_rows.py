@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aift_ray.data import memory
 from aift_ray.data.encoded import Encoded
 from aift_ray.data.examples import Example
 
@@ -57,9 +58,9 @@ class TokenRows:
         return ids, flags
 
     def place(self, index: int) -> str:
-        """Where a row came from, as file:line."""
+        """Where a row came from, as file:line; of rows given in Python argument[index]."""
         batch, row = self._locate(index)
-        return f"{batch.column('file')[row].as_py()}:{batch.column('line')[row].as_py()}"
+        return memory.place(batch.column("file")[row].as_py(), batch.column("line")[row].as_py())
 
     def _locate(self, index: int) -> tuple[Any, int]:
         return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS

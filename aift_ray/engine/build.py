@@ -25,9 +25,11 @@ from aift_ray.engine.precision import Precision
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
+from aift_ray.models.continued import start_from
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
 
@@ -87,6 +89,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     state.global_batch = state.global_batch or job.global_batch
     state.data, state.trained_as = job.cache.name, config.trained_with
     state.settings = kept(flat(config))
+    state.changes = list(dict.fromkeys([*state.changes, *_changes(job)]))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, prepared.groups(), len(held_out))
@@ -147,6 +150,12 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     )
 
 
+def _changes(job: Job) -> list[str]:
+    """The settings that differ from the checkpoint's, with the step from which they do."""
+    step = checkpoint.step_of(job.resume.name) if job.resume else None
+    return [] if step is None else [f"from step {step + 1}: {line}" for line in job.changed]
+
+
 def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:
     if job.config.parallel.strategy != "pipeline" or not group.leads:
         return None
@@ -165,7 +174,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, job.support.attention, held, only=only)
+    attention, shards = job.support.attention, _shards(config, group)
+    base = loading.load_model(source, dtype, attention, held, only=only, shards=shards)
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
@@ -177,9 +187,23 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
         if resume:
             adapted = continue_adapters(base, config.lora, job.location, resume)
+        elif config.lora.init_from:
+            adapted = start_from(base, config.lora, config.lora.init_from)
         else:
             adapted = add_adapters(base, config.lora, job.location)
     return adapted
+
+
+def _shards(config: RunConfig, group: Group) -> Loading | None:
+    """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
+    parallel, lora = config.parallel, config.lora
+    if config.base_bits != 4 or not (parallel.divides or parallel.strategy == "model_parallel"):
+        return None
+    # these look at the whole base for where the adapters start
+    look = lora.use_dora or lora.init_lora_weights != "default"
+    if parallel.shares and group.world > 1 and not look:
+        return Loading(group.device, group.rank, group.world)
+    return Loading(group.device)
 
 
 def rebuild(run: Run, folder: Path) -> None:

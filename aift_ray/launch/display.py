@@ -65,6 +65,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
     rows += [("strategy", line) for line in run.job.why]
@@ -89,6 +90,10 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     kind = "stage" if strategy == "pipeline" else "GPU"
     places = {n: "the host" if n == HOST else f"{kind} {n}" for n in numbers}
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
+
+
+def _gibs(sizes: list[float]) -> str:
+    return ", ".join(f"{gb:.2f} GiB" for gb in sizes)
 
 
 def _packing(run: Preparation) -> str:
@@ -242,6 +247,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("model FLOPs utilization", "mfu", "{:.1%}"),
         ("restarts", "restarts", "{}"),
         ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),
@@ -252,7 +258,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
             rows.append((label, form.format(summary[name])))
     memory = summary.get("peak_memory_gb")
     if memory:
-        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+        rows.append(("peak memory", _gibs(memory)))
+    reserved, held = summary.get("peak_reserved_gb"), summary.get("device_memory_gb")
+    if reserved and held:
+        rows.append(("reserved by torch", _gibs(reserved)))
+        rows.append(("held by the device", _gibs(held)))
     for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
         if (output / name).exists():
             rows.append((label, str(output / name)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import DataConfig, QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import DataConfig, EvaluateConfig, QuantizeConfig, RunConfig, ServeConfig
 from aift_ray.data.rows import check_columns
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
@@ -36,7 +36,9 @@ def check_run(config: RunConfig) -> None:
         + _files(data.eval_files)
         + _files(data.contamination_files)
     )
-    _refuse(files, _model(config.model), problems)
+    adapter = config.lora.init_from
+    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    _refuse(files, models, problems)
 
 
 def _data(data: DataConfig) -> list[Problem]:
@@ -79,6 +81,19 @@ def check_server(config: ServeConfig) -> None:
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
     _refuse([], _model(config.model) + adapters, [])
+
+
+def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
+    """The same for the models, their adapters and the tasks.
+
+    Args:
+        tasks: what is wrong with the tasks.
+    """
+    named = [] if config.base_url else config.candidates()
+    models = [problem for name in named for problem in _model(name)]
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse(tasks, models + adapters, [])
 
 
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import display, home, passing, workers
+from aift_ray.launch import display, home, ingress, passing, workers
 from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.launch.reserving import gpus_here, gpus_of
 from aift_ray.models import folders
@@ -72,9 +71,11 @@ class Server:
 
     def __serve_build_asgi_app__(self) -> Any:
         from aift_ray.serving.application import build
+        from aift_ray.serving.outside import Outside
 
         folder = self._checked.config.serving.adapter_folder
-        return build(lambda: self._service, self._fleet, folder, self._keys, self._open)
+        outside = Outside.of(self._checked.config.serving)
+        return build(lambda: self._service, self._fleet, folder, self._keys, self._open, outside)
 
     async def _open(self) -> None:
         wanted = await self._fleet.recorded()
@@ -199,7 +200,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     workers.quiet()
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
     if makes_key:
-        home.check()
+        home.check(config.serving.port)
     config = opening.on_base(config)
     opening.check(config, gpus_of(config, gpus_here()) > 0)
     path = key_file(config)
@@ -211,15 +212,9 @@ def run(config: ServeConfig, dry_run: bool) -> None:
         return
     made = None
     if makes_key:
-        home.make()
-        path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
-        made = keys.make(Path(path))
-    try:
-        with workers.cluster(_CLUSTER) as resources:
-            _serve(config, path, made, resources)
-    finally:
-        if made and path:
-            Path(path).unlink(missing_ok=True)
+        path, made = home.key(config.serving.port)
+    with workers.cluster(_CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)) as resources:
+        _serve(config, path, made, resources)
 
 
 def _serve(
