@@ -68,6 +68,35 @@ class ConfigError(UserError):
     title = "the configuration is wrong"
 
 
+class ArgumentError(ConfigError, TypeError):
+    """An argument of the Python API is of another type than documented."""
+
+    title = "the arguments are wrong"
+
+
+def check_arguments(owner: str, **given: tuple[object, type | tuple[type, ...]]) -> None:
+    """Refuse arguments of another type than expected.
+
+    Args:
+        owner: the class whose arguments they are.
+        given: {argument: (its value, what it may be)}.
+
+    Raises:
+        ArgumentError: with each argument, what is expected, and what was given.
+    """
+    problems = []
+    for name, (value, kinds) in given.items():
+        if not isinstance(value, kinds):
+            allowed = kinds if isinstance(kinds, tuple) else (kinds,)
+            expected = " or ".join("None" if k is type(None) else k.__name__ for k in allowed)
+            what = f"a {expected} is expected, and a {type(value).__name__} was given"
+            fits = [other for other, (_, k) in given.items() if isinstance(value, k)]
+            remedy = f"it would fit {fits[0]}: give the arguments by name" if fits else ""
+            problems.append(Problem(f"{owner}: {name}", what, remedy))
+    if problems:
+        raise ArgumentError(problems)
+
+
 class DataError(UserError):
     """A data file or a row of it is wrong."""
 

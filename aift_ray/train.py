@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     # torch and Ray take many seconds to load: what is wrong without them is told first
     early.check_run(command.config)
     from aift_ray.launch import training
-    from aift_ray.launch.prepare import process_start
+    from aift_ray.launch.process_start import process_start
 
     training.run(command.config, command.dry_run, process_start())
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -27,6 +27,7 @@ from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families import FEATURES, TABLE, Refusal, Support, family_of, layer_kinds
+from aift_ray.models.loading import built
 from aift_ray.models.pieces import pieces_of
 from aift_ray.models.targets import linear_layers
 from aift_ray.models.tiny import shrunk
@@ -36,6 +37,10 @@ from aift_ray.serving.rows import RowsCache
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
 COLUMNS = ("model_type", "kinds", "attention", "packed", "batched", "qlora", "targets", "refused")
+# of those that AutoModelForCausalLM does not know: of any other a run measures its own
+_WRAPPERS = ("cohere2_vision", "exaone4_5", "glm4v", "idefics3", "internvl", "llava", "mistral3")
+_WRAPPERS += ("llava_onevision", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+_WRAPPERS += ("smolvlm", "voxtral")
 # seconds that a family may take
 _LIMIT = 30
 # numbers that every published configuration has, and the class leaves out
@@ -48,12 +53,14 @@ _NUMBERS = {
     "n_routed_experts": 4,
     "n_shared_experts": 1,
 }
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 # kinds of layers that published models of a family have, and the class leaves out
 _LAYERS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    **{name: {"rope_parameters": _SECTIONS} for name in ("qwen2_vl", "qwen2_5_vl", "glm4v")},
 }
 
 
@@ -62,9 +69,9 @@ class _TooLong(BaseException):
 
 
 def families() -> list[str]:
-    """The model types of language models that transformers knows, sorted."""
+    """The model types of language models that transformers knows, and of wrappers, sorted."""
     found = set()
-    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    for name in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_WRAPPERS):
         config = configuration(name)
         if config is not None:
             found.add(family_of(config))
@@ -72,7 +79,10 @@ def families() -> list[str]:
 
 
 def configuration(name: str) -> PreTrainedConfig | None:
-    """The configuration of an architecture as its class has it; None where it can't be made."""
+    """The configuration of an architecture as its class has it; None where it can't be made.
+
+    Of a wrapper that AutoModelForCausalLM does not know the whole, else the language model's.
+    """
     try:
         config: PreTrainedConfig = CONFIG_MAPPING[name]()
         text = config.get_text_config(decoder=True)
@@ -89,7 +99,7 @@ def configuration(name: str) -> PreTrainedConfig | None:
     for field, value in (numbers | {k: v for k, v in FEATURES.items() if k in given}).items():
         with suppress(Exception):  # some fields differ by layer
             setattr(text, field, value)
-    return text
+    return text if family_of(config) == text.model_type else config
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ def row(family: str) -> Row:
     if isinstance(made.support, Refusal):
         return made
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shrunk(config))
+        model = built(shrunk(config))
     targets = linear_layers(model)
     return Row(family, kinds, methods, targets, _strategies(model), _engines(model, made))
 
@@ -180,7 +190,11 @@ def _strategies(model: PreTrainedModel) -> list[str]:
         found += ["pipeline", "model_parallel"]
     except AiftError:
         pass
-    return [*found, *(["tensor"] if family_of(model.config) in tensor.FAMILIES else [])]
+    return [*found, *(["tensor"] if _text_kind(model) in tensor.FAMILIES else [])]
+
+
+def _text_kind(model: PreTrainedModel) -> str:
+    return str(model.config.get_text_config(decoder=True).model_type)
 
 
 def _engines(model: PreTrainedModel, measured: Row) -> list[str]:

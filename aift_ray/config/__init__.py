@@ -8,11 +8,11 @@ from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.plan import PlanConfig
 from aift_ray.config.quantize import QuantizeConfig
+from aift_ray.config.ray import RayConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.training import (
     MultiGPUTrainingConfig,
-    RayConfig,
     RunConfig,
     TrainingConfig,
 )

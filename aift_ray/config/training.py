@@ -15,6 +15,7 @@ from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
+from aift_ray.config.ray import RayConfig
 from aift_ray.config.resuming import refused_allowances
 from aift_ray.config.schedule import Scheduler, Share
 from aift_ray.config.section import (
@@ -25,7 +26,6 @@ from aift_ray.config.section import (
     Section,
     Settings,
     setting,
-    workers_range,
 )
 from aift_ray.errors import Problem
 
@@ -131,38 +131,6 @@ class TrainingConfig(Section):
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
     """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
-
-
-class RayConfig(Section):
-    """Where the workers run and what Ray does for them."""
-
-    num_workers: int | str | None = setting(
-        None, "workers, or MIN:MAX for an elastic group; default: one a GPU, or one CPU worker"
-    )
-    cpus_per_worker: float | None = setting(
-        None,
-        "CPUs, and threads of computation, a worker; default: 1, with parallel.offload an equal "
-        "share of this machine's",
-        gt=0,
-    )
-    use_gpu: bool | None = setting(None, "workers on GPUs; default: where there are any")
-    resources_per_worker: dict[str, float] = setting(
-        {}, "further Ray resources a worker asks for, {name: amount}"
-    )
-    storage_path: str | None = setting(
-        None, "folder or URI to which checkpoints are copied as well (local, NFS, s3://...)"
-    )
-    resize_seconds: Annotated[float, Field(gt=0)] = setting(
-        60.0, "seconds between looks for more room, for an elastic group"
-    )
-    max_failures: Annotated[int, Field(ge=-1)] = setting(
-        3, "restarts of the group of workers after a lost one; -1: without limit"
-    )
-
-    @field_validator("num_workers")
-    @classmethod
-    def _workers(cls, value: int | str | None) -> int | str | None:
-        return value if value is None else workers_range(value)
 
 
 class RunConfig(Settings):

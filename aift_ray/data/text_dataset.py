@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.errors import DataError, Problem
+from aift_ray.errors import DataError, Problem, check_arguments
 
 IGNORED = -100
 
@@ -22,12 +22,19 @@ class TextDataset(Dataset[dict[str, torch.Tensor]]):
         max_length: tokens of an item.
 
     Raises:
+        ArgumentError: a TypeError: an argument is of another type.
         DataError: every text that is none, by index and type.
     """
 
     def __init__(
         self, texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int = 512
     ) -> None:
+        check_arguments(
+            "TextDataset",
+            texts=(texts, (list, tuple)),
+            tokenizer=(tokenizer, PreTrainedTokenizerBase),
+            max_length=(max_length, int),
+        )
         check_texts(texts, "texts", str)
         self.texts, self.tokenizer, self.max_length = list(texts), tokenizer, max_length
 

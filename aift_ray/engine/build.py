@@ -109,24 +109,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
-    answers = (
-        config.training.exact_match_rows,
-        config.training.exact_match_batch_size,
-        config.training.exact_match_max_tokens,
-    )
-    tested, numbers = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
-    evaluator = Evaluator(
-        tested,
-        numbers,
-        config.micro_batch,
-        answers,
-        tokenizer,
-        job.stop_ids,
-        precision,
-        group,
-        job.padded,
-        job.support.batched,
-    )
+    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     return Run(
         job=job,
         group=group,
@@ -138,7 +121,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         scaler=scaler,
         rows=rows,
         plan=plan,
-        evaluator=evaluator if len(numbers) else None,
+        evaluator=_evaluator(job, group, precision, tokenizer, *tested),
         state=state,
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
@@ -147,6 +130,36 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
         set_of=set_of if len(prepared.sets) > 1 else None,
         set_names=[each.name for each in prepared.sets],
         set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
+    )
+
+
+def _evaluator(
+    job: Job,
+    group: Group,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: TokenRows,
+    numbers: np.ndarray,
+) -> Evaluator | None:
+    """What evaluates on the rows of these numbers; None where there are none."""
+    if not len(numbers):
+        return None
+    config, training = job.config, job.config.training
+    return Evaluator(
+        rows,
+        numbers,
+        config.micro_batch,
+        (
+            training.exact_match_rows,
+            training.exact_match_batch_size,
+            training.exact_match_max_tokens,
+        ),
+        tokenizer,
+        job.stop_ids,
+        precision,
+        group,
+        job.padded,
+        job.support.batched,
     )
 
 
@@ -169,13 +182,15 @@ def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
 
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
-    source = resume if resume and full else job.location
+    weights = resume if full else None
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
-    base = loading.load_model(source, dtype, attention, held, only=only, shards=shards)
+    base = loading.load_model(
+        job.location, dtype, attention, held, only=only, shards=shards, weights=weights
+    )
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)

@@ -10,9 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.models import provenance
+from aift_ray.models import folders, provenance
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.initial_adapters import as_plain_lora
+from aift_ray.models.whole_folder import WholeFolder
 
 
 def write_model(
@@ -33,7 +34,7 @@ def write_model(
         state: the weights, where they are not those that the model holds now.
         streamed: writes the weights of a full model into a file, where none holds them all.
         final: an adapter is to fit the base as it was published, not to be trained further.
-        base: the location of the model that an adapter is trained on.
+        base: the location of the model that is trained, or that an adapter is trained on.
     """
     inner: Any = causal_model(model)
     if isinstance(model, PeftModel):
@@ -58,7 +59,55 @@ def write_model(
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in own}
         inner.config.dtype = dtype or inner.dtype
         inner.save_pretrained(folder, state_dict=state)
-    inner.generation_config.eos_token_id = list(stop_ids)
-    inner.generation_config.save_pretrained(folder)
+    _write_generation(folder, inner, stop_ids)
     tokenizer.save_pretrained(folder)
-    provenance.record(Path(folder), base if isinstance(model, PeftModel) else None)
+    # a model that stands by itself belongs to no other
+    alone = final and not isinstance(model, PeftModel)
+    provenance.record(Path(folder), None if alone else base)
+
+
+def write_whole(
+    folder: str,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: list[int],
+    location: str,
+    state: dict[str, torch.Tensor] | None = None,
+    streamed: Callable[[Callable[[str, torch.Tensor], None]], None] | None = None,
+) -> None:
+    """Save a trained language model in the whole that it belongs to, with its towers.
+
+    Args:
+        location: of the whole.
+        state: the weights, where they are not those that the model holds now.
+        streamed: hands over the weights one by one, where none holds them all.
+
+    Raises:
+        OSError: it could not be written.
+        ModelError: the source does not hold the weights by now.
+    """
+    whole = WholeFolder(location)
+    whole.begin(Path(folder))
+    if streamed:
+        streamed(whole.put)
+    else:
+        for name, tensor in (state or model.state_dict()).items():
+            whole.put(name, tensor)
+    whole.end()
+    _write_generation(folder, causal_model(model), stop_ids)
+    if not holds_prompts(Path(folder), tokenizer):
+        tokenizer.save_pretrained(folder)
+    provenance.record(Path(folder))
+
+
+def holds_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a folder holds a tokenizer, and the chat template of `tokenizer`."""
+    if not folders.has_tokenizer(folder):
+        return False
+    same: bool = folders.load_tokenizer(str(folder)).chat_template == tokenizer.chat_template
+    return same
+
+
+def _write_generation(folder: str, model: Any, stop_ids: list[int]) -> None:
+    model.generation_config.eos_token_id = list(stop_ids)
+    model.generation_config.save_pretrained(folder)

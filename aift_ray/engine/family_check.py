@@ -28,14 +28,14 @@ from transformers.utils import logging
 from aift_ray.config import LoRAConfig
 from aift_ray.data.batches import collate
 from aift_ray.engine.loss import LossModule
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models import loading
 from aift_ray.models.adapters import add_adapters
-from aift_ray.models.catalog import of_family
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.families import Attention, Refusal, Support, family_of, known
 from aift_ray.models.packed import recomputing
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.refusals import refusal
 from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
 
 Method = Literal["full", "lora", "qlora"]
@@ -61,9 +61,15 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
     found = known(config) or _cached(config, method, cache)
     if isinstance(found, Refusal):
         what = f"it can't be computed as transformers' eager forward computes it: {found.why}"
-        remedy = f"choose a model of another family (docs/models.md), such as {of_family(family)}"
-        raise ModelError([Problem(f"model family {family}", what, remedy)])
+        raise ModelError([refusal(family, what, _instead(config, method, cache))])
     return found
+
+
+def _instead(config: PreTrainedConfig, method: Method, cache: Path) -> str | None:
+    """A method by which a family that is refused with 4 bits is computed."""
+    if method == "qlora" and isinstance(_cached(config, "lora", cache), Support):
+        return "train it with --method lora"
+    return None
 
 
 def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | Refusal:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.tensors import is_shared_out, whole
 
@@ -32,33 +33,64 @@ def write(path: Path | None, tensors: Tensors, dtype: torch.dtype | None = None)
     Raises:
         OSError: it could not be written; only after all took part, so that no worker waits.
     """
-    problem: OSError | None = None
+    if path is None:
+        gather(tensors, None)
+        return
+    with _File(path, header(tensors, dtype)) as file:
+        gather(tensors, lambda _, tensor: file.write(_content(tensor, dtype)))
 
-    def attempt(act: Callable[[], Any]) -> Any:
-        nonlocal problem
-        try:
-            return act() if path and problem is None else None
-        except OSError as error:
-            problem = error
 
-    file = attempt(lambda: path.open("wb"))  # type: ignore[union-attr]
-    attempt(lambda: file.write(header(tensors, dtype)))
-    for tensor in tensors.values():
+def gather(tensors: Tensors, put: Callable[[str, torch.Tensor], Any] | None) -> None:
+    """Bring each tensor together, one after the other; every worker must call this alike.
+
+    Args:
+        put: takes a tensor under its name; None: this worker takes part, and keeps nothing.
+
+    Raises:
+        OSError, ModelError: what `put` raised; only after all took part.
+    """
+    problem: Exception | None = None
+    for name, tensor in tensors.items():
         full = whole(tensor.detach())
-        attempt(lambda full=full: file.write(_content(full, dtype)))  # type: ignore[misc]
-    if file:
-        problem = _closed(file, problem)
+        try:
+            if put and problem is None:
+                put(name, full)
+        except (OSError, ModelError) as error:
+            problem = error
     if problem:
         raise problem
 
 
-def _closed(file: Any, problem: OSError | None) -> OSError | None:
-    try:
-        # what is still in its buffer may not fit either
-        file.close()
-    except OSError as error:
-        return problem or error
-    return problem
+class _File:
+    """A file of which an error, that of opening it too, is raised where it is closed at last."""
+
+    def __init__(self, path: Path, begin: bytes) -> None:
+        self._path, self._begin = path, begin
+        self._file: Any = None
+        self._problem: OSError | None = None
+
+    def __enter__(self) -> _File:
+        try:
+            self._file = self._path.open("wb")
+            self._file.write(self._begin)
+        except OSError as error:
+            self._problem = error
+        return self
+
+    def write(self, content: memoryview) -> None:
+        """Write; nothing after an error."""
+        if self._problem is None:
+            self._file.write(content)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file:
+            try:
+                # what is still in its buffer may not fit either
+                self._file.close()
+            except OSError as error:
+                self._problem = self._problem or error
+        if self._problem:
+            raise self._problem
 
 
 def header(tensors: Tensors, dtype: torch.dtype | None) -> bytes:
@@ -104,6 +136,14 @@ class Streams:
 
     def __init__(self, sets: dict[str, Tensors]) -> None:
         self._left = dict(sets)
+
+    def give(self, name: str, put: Callable[[str, torch.Tensor], Any]) -> None:
+        """Hand a set over, tensor by tensor; worker 0 alone calls this, as `write`.
+
+        Raises:
+            OSError, ModelError: of `put`.
+        """
+        gather(self._left.pop(name), put)
 
     def write(self, name: str, path: Path, dtype: torch.dtype | None = None) -> None:
         """Write a set; worker 0 alone calls this, in the order that they were given in.

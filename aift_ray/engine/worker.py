@@ -19,7 +19,7 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import FILE as CARD
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.export import write_model
+from aift_ray.engine.export import write_model, write_whole
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
@@ -31,6 +31,8 @@ from aift_ray.engine.trackers import Trackers
 from aift_ray.engine.utilization import Utilization
 from aift_ray.engine.writing import Writing
 from aift_ray.errors import TrainingError
+from aift_ray.models.folders import load_config
+from aift_ray.models.wrappers import is_wrapper
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
@@ -252,20 +254,16 @@ class _Session:
         run, scratch = self.run, folder.with_name(".model.partial")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        dtype = run.precision.compute if run.config.method == "full" else None
-        streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+        full, place = run.config.method == "full", run.job.location
+        told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
         with parts.ending() if parts else nullcontext():
-            write_model(
-                str(scratch),
-                run.written,
-                run.tokenizer,
-                run.job.stop_ids,
-                dtype,
-                weights,
-                streamed,
-                final=True,
-                base=run.job.location,
-            )
+            if full and is_wrapper(load_config(place)):
+                give = partial(parts.give, "model") if parts else None
+                write_whole(*told, place, weights, give)
+            else:
+                dtype = run.precision.compute if full else None
+                streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+                write_model(*told, dtype, weights, streamed, final=True, base=place)
         (scratch / CARD).write_text(self.card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place
 from aift_ray.launch.sweep_space import separate
-from aift_ray.models.catalog import CATALOG, nearest
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
 
 
 def check_run(config: RunConfig) -> None:
@@ -115,12 +112,9 @@ def _files(patterns: list[str]) -> list[Problem]:
 
 def _model(name: str) -> list[Problem]:
     """What is wrong with a model's name; its folder is looked into where it is loaded."""
-    if name in CATALOG or Path(name).expanduser().is_dir() or _HUB_ID.fullmatch(name):
+    if name in CATALOG or Path(name).expanduser().is_dir() or is_hub_id(name):
         return []
-    near = nearest(name)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "give a folder, or a Hub id"
-    what = "missing: there is no such folder or catalog name"
-    return [Problem(f"model {name}", what, remedy)]
+    return [unknown(name)]
 
 
 def _adapter(where: str, name: str) -> list[Problem]:

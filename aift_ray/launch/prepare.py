@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import psutil
 
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
@@ -19,14 +14,16 @@ from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
-from aift_ray.engine import schedule, trackers
+from aift_ray.engine import trackers
+from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
-from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import fitting, resuming
+from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
-from aift_ray.models.measuring import measured
+from aift_ray.models.measuring import Measured, measured
+from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
@@ -84,36 +81,18 @@ def prepare(
     _given(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
-    _spread(config, model_config, workers, gpu)
-    support = _support(config, model_config)
-    tokenizer = folders.load_tokenizer(location)
-    if config.data.chat_template:
-        tokenizer.chat_template = read_template(config.data.chat_template)
-    check_vocabulary(config.model, tokenizer, model_config)
-    length = _sequence_length(config, model_config)
+    support = _settled(config, model_config, workers, gpu)
+    encoder = _encoder(config, location, model_config)
     # config.yaml must say what was run
-    config.data.sequence_length = length
+    length = config.data.sequence_length = _sequence_length(config, model_config)
     started_from = _adopted(config, location)
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
-    model = measured(location, config)
-    encoder = PromptEncoder(
-        tokenizer,
-        config.data.system_prompt,
-        extra_stop_ids=folders.stop_ids(location),
-        supervision=Supervision.of(config.data),
-    )
+    model = _measured(config, location, state)
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
-    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, prepared.groups(), len(evaluation))
-    _check_split(config, len(evaluation) or len(own))
-    batch = state.global_batch if state else _global_batch(config, workers)
-    most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
-    plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
-    steps = total_steps(config, plan)
-    rate = schedule.settle(config.training, steps, config.method != "full")
-    longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
-    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
+    batch = state.global_batch if state else global_batch(config, workers)
+    laid = laid_out(config, prepared, batch, support)
+    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
     sizes = fitting.sizes(config, model, started_from)
@@ -123,7 +102,7 @@ def prepare(
         output=output,
         cache=prepared.folder.absolute(),
         stop_ids=encoder.stop_ids,
-        chat_template=tokenizer.chat_template,
+        chat_template=encoder.tokenizer.chat_template,
         global_batch=batch,
         started=time.time() if started is None else started,
         support=support,
@@ -131,23 +110,47 @@ def prepare(
         resume=resume,
         changed=changed,
         why=why,
-        layout=_layout(config, location, plan, longest, gpu),
+        layout=_layout(config, location, laid.plan, laid.longest, gpu),
         flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
-    held_out = len(evaluation) or len(own)
-    result = Preparation(job, prepared, encoder, plan, steps, rate, held_out, job.memory, *sizes)
-    if state:
-        notes += changed + resuming.schedule(config, state, plan.steps_per_epoch, steps)
+    counts = (laid.plan, laid.steps, laid.rate, laid.held_out)
+    result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
+    notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
     return result
 
 
-def _check_split(config: RunConfig, held_out: int) -> None:
-    if config.data.validation_fraction and not held_out:
-        what = "all training rows are one document, or a group of duplicates: none can be held out"
-        remedy = "leave it out, or name evaluation rows with --eval-file"
-        raise ConfigError([Problem("data.validation_fraction", what, remedy)])
+def _encoder(config: RunConfig, location: str, model_config: Any) -> PromptEncoder:
+    """The prompts of a model, with the template asked for.
+
+    Raises:
+        ModelError: ids beyond its embeddings.
+    """
+    tokenizer = folders.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
+    check_vocabulary(config.model, tokenizer, model_config)
+    return PromptEncoder(
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=folders.stop_ids(location),
+        supervision=Supervision.of(config.data),
+    )
+
+
+def _of_resumed(config: RunConfig, state: State, run: Preparation) -> list[str]:
+    """What to tell of a run that goes on: what has changed since."""
+    curve = resuming.schedule(config, state, run.plan.steps_per_epoch, run.steps)
+    return run.job.changed + curve
+
+
+def _measured(config: RunConfig, location: str, state: State | None) -> Measured:
+    """The model's numbers; a ConfigError where its experts are not those of the checkpoint."""
+    model = measured(location, config)
+    if state:
+        resuming.check_experts(config, state, model.shape.expert_parameters)
+    return model
 
 
 def _given(config: RunConfig) -> None:
@@ -157,6 +160,12 @@ def _given(config: RunConfig) -> None:
     problems = trackers.missing(list(config.training.report_to))
     if problems:
         raise ConfigError(problems)
+
+
+def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> Support:
+    """How the model is computed, once it is settled how it is spread; see `_spread`."""
+    _spread(config, model_config, workers, gpu)
+    return _support(config, model_config)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:
@@ -169,17 +178,6 @@ def _support(config: RunConfig, model_config: Any) -> Support:
 
     method: Any = config.trained_as
     return supported(model_config, method, cache.cache_folder(config.data))
-
-
-def _longest(lengths: np.ndarray, padded: bool) -> int:
-    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
-    return int(len(lengths) * lengths.max() if padded else lengths.sum())
-
-
-def _global_batch(config: RunConfig, workers: int) -> int:
-    """Units of a step."""
-    training, replicas = config.training, workers // config.parallel.apart
-    return training.batch_size * training.gradient_accumulation_steps * replicas
 
 
 def tokenizing(config: DataConfig) -> Encode:
@@ -212,7 +210,7 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
         from aift_ray.parallel.tensor import unfit
 
         targets = config.lora.target_modules if config.method != "full" else None
-        numbers = model_config.to_dict()
+        numbers = model_config.get_text_config(decoder=True).to_dict()
         quantized = config.base_bits is not None
         problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
     if problems:
@@ -236,7 +234,9 @@ def _sequence_length(config: RunConfig, model_config: Any) -> int:
     if alike != limit and alike and length > alike:
         what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
         what += "frequencies of all others in a batch of this model"
-        raise ConfigError([Problem("data.sequence_length", what, f"give at most {alike}")])
+        kind, field = families.family_of(model_config), "data.sequence_length"
+        layout = f"give --{field} {alike} or less"
+        raise ConfigError([refusal(kind, what, layout, is_llama_like, field)])
     if limit is None or length <= limit:
         return length
     if "sequence_length" not in config.data.model_fields_set:
@@ -253,16 +253,6 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
-
-
-def process_start() -> float:
-    """When this process began, as time.time() counts."""
-    if sys.platform != "linux":
-        return float(psutil.Process().create_time())
-    # psutil adds the start to a boot time that is known to whole seconds only
-    ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    since_boot = int(ticks) / os.sysconf("SC_CLK_TCK")
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:

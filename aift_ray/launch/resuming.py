@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +221,30 @@ def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
     return problems
 
 
+def check_experts(config: RunConfig, state: State, experts: int) -> None:
+    """Refuse adapters that were trained on experts in 16 bits, where they are in 4 now.
+
+    Before settings were kept with checkpoints, QLoRA left the experts of a mixture as they are.
+    Its adapters have learned beside exact experts: the steps to come would be those of no run.
+
+    Args:
+        experts: number of the experts' weights.
+
+    Raises:
+        ConfigError: such a checkpoint.
+    """
+    if not state.settings and experts and config.base_bits == 4:
+        what = "was trained on experts in 16 bits, which are held in 4 now"
+        remedy = "start anew in another output folder, or finish it with the version it began with"
+        raise ConfigError([Problem(f"resume {config.resume}", what, remedy)])
+
+
 def _other_base(config: RunConfig, folder: Path, state: State, adapter: bool) -> str | None:
     """The model of the run, where the one that is named now is another."""
-    if adapter:
-        return provenance.other_base(folder, folders.resolve(config.model))
-    # all weights are in the checkpoint; by another name they must have begun as the same
+    recorded = provenance.other_base(folder, folders.resolve(config.model))
+    if recorded or adapter:
+        return recorded
+    # older checkpoints of all weights have the name alone: it must have begun as the same
     before = str(state.settings.get("model", config.model))
     was, now = _identity(before), _identity(config.model)
     return before if was and now and was != now else None
@@ -258,6 +278,12 @@ def _older(config: RunConfig, folder: Path) -> list[Problem]:
 
 
 def _shown(value: Any) -> str:
+    """A value as it is typed behind its flag."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={held}" for name, held in value.items()) or "none"
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        given = [{k: v for k, v in each.items() if v is not None} for each in value]
+        return shlex.quote(json.dumps(given, ensure_ascii=False))
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value).lower() if value in (True, False) else str(value)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, provenance
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.towers import absent
 from aift_ray.models.vocabulary import check_vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,8 +30,11 @@ def check_adapter(
     location: str,
     skeleton: PreTrainedModel,
     name: str | None = None,
+    merging: bool = False,
 ) -> Path:
     """The adapter's folder, where it is whole and belongs to the model.
+
+    What it adapts of towers that are not loaded makes no difference to text, and is passed over.
 
     Args:
         folder: as the user named it.
@@ -38,19 +42,26 @@ def check_adapter(
         location: that model, resolved.
         skeleton: the same without weights; it stays as it is.
         name: of the adapter; None: its folder.
+        merging: it is to be merged, which must lose nothing.
 
     Raises:
         ModelError: no adapter, a damaged one, or one for another base, which is named.
     """
     path, where = Path(folder).expanduser(), f"adapter {name or folder}"
     config = adapter_config(path, where)
-    stored = _stored(path, where)
+    beside = tuple(f"{_PREFIX}{tower}." for tower in absent(skeleton))
+    every = _stored(path, where)
+    stored = {key: shape for key, shape in every.items() if not key.startswith(beside)}
     problems = _wrong_ranks(config, stored, path, where)
     problems = problems or _other_base(config, path, where, base, location)
     if not problems:
         wanted = str(config.get("base_model_name_or_path") or "")
         expected = _expected(path, where, skeleton)
         problems = _misfits(stored, expected, skeleton, path, where, wanted, base)
+    if merging and len(stored) < len(every):
+        what = f"it adapts {_first([key for key in every if key not in stored])}, beside the "
+        what += "language model, which alone is merged"
+        problems.append(Problem(where, what, "merge it with plain PEFT"))
     problems += check_prompts(path, where, skeleton.config)
     if problems:
         raise ModelError(problems)

@@ -21,8 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models.packed import Packed, current, document_mask, leave_documents_alone
+from aift_ray.models.refusals import PADDED, refusal
 from aift_ray.models.score_attention import attend_with_scores, expanded
 
 NAME = "documents"
@@ -104,47 +105,64 @@ def document_attention(
     if attention_mask is not None and attention_mask.ndim:
         # a mask of its own, made outside `packed`, says all
         cu_seq_lens_q = None
-    documents = _documents(query, cu_seq_lens_q, max_length_q)
+    documents = _documents(module, query, cu_seq_lens_q, max_length_q)
     _check_keywords(module, kwargs, documents is not None)
     if documents is None:
-        if softcap is None and s_aux is None:
-            output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-            return output
-        causal = attention_mask is None and query.shape[2] > 1
-        attended = attend_with_scores(
-            query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal
+        plain = softcap is None and s_aux is None
+        made = sdpa_attention_forward if plain else _with_scores
+        more = kwargs if plain else {"softcap": softcap, "sinks": s_aux}
+        output: tuple[torch.Tensor, None] = made(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
-        return attended.transpose(1, 2).contiguous(), None
+        return output
     # eager attention goes by the mask alone, and some layers hand no window on
-    window = sliding_window
-    if attention_mask is None:
-        window = None
-    elif window is None:
+    window = sliding_window if attention_mask is not None else None
+    if attention_mask is not None and window is None:
         window = int(attention_mask)
+    scores = _Scores(scaling, dropout, window, softcap, s_aux)
+    return _in_documents(query, key, value, documents, scores), None
+
+
+def _with_scores(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, None]:
+    """Attention under a mask with softcapping or sinks, as `document_attention`."""
+    causal = mask is None and query.shape[2] > 1
+    options = (scaling, dropout, softcap, sinks, causal)
+    return attend_with_scores(query, key, value, mask, *options).transpose(1, 2).contiguous(), None
+
+
+def _in_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Packed,
+    scores: _Scores,
+) -> torch.Tensor:
+    """(1, tokens, heads, value size): each document by itself, in one call where there is one."""
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
-    plain = softcap is None and s_aux is None
-    fits = plain and not dropout and key.shape[-1] == value.shape[-1]
+    plain = scores.softcap is None and scores.sinks is None
+    fits = plain and not scores.dropout and key.shape[-1] == value.shape[-1]
     # the kernel takes heads of up to 256 channels
     flash = fits and flash_computes(query.device, dtype) and query.shape[-1] in range(8, 257, 8)
     if not torch.compiler.is_compiling():
         _say(_FLASH if flash else _SDPA if plain else _SCORES)
     if flash:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return _flash(query, key, value, scaling, window, documents), None
-    scores = _Scores(scaling, dropout, window, softcap, s_aux)
+        return _flash(query, key, value, scores.scaling, scores.window, documents)
     each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
-    return each, None
+    return each
 
 
 @cache
@@ -165,7 +183,7 @@ class _Scores:
 
 
 def _documents(
-    query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
+    module: torch.nn.Module, query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
 ) -> Packed | None:
     """The documents of a call: handed on by the layer, or those of the forward pass."""
     if cu_seqlens is not None:
@@ -174,7 +192,7 @@ def _documents(
     documents = current()
     if documents is not None and (query.shape[0], query.shape[2]) != (1, documents.tokens):
         what = f"attends {tuple(query.shape)} in a packed row of {documents.tokens} tokens"
-        raise ModelError([Problem("attention", what, "pad the rows: --data.packing false")])
+        raise ModelError([refusal(_kind(module), what, PADDED)])
     return documents
 
 
@@ -191,7 +209,12 @@ def _check_keywords(module: torch.nn.Module, given: dict[str, Any], in_documents
         dropped.append("is_causal=False")
     if dropped:
         what = f"{type(module).__name__} asks attention for {', '.join(dropped)}, which it can't do"
-        raise ModelError([Problem("attention", what, "use another model, or report it")])
+        raise ModelError([refusal(_kind(module), what, PADDED if in_documents else None)])
+
+
+def _kind(module: torch.nn.Module) -> str:
+    config: Any = getattr(module, "config", None)
+    return str(getattr(config, "model_type", None) or type(module).__name__)
 
 
 # their number and lengths are not known to a compiler

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
-from aift_ray.errors import ConfigError, Problem, UserError
+from aift_ray.errors import ArgumentError, ConfigError, Problem, UserError
 from aift_ray.models.quantized import Quantization
 from aift_ray.utils.gpu_utils import half_precision, usable_device
 
@@ -26,7 +26,8 @@ class BaseModel(ABC):
         model, tokenizer: None until they are loaded.
 
     Raises:
-        ConfigError: every argument that is wrong, before anything is loaded.
+        ConfigError: every argument that is wrong, before anything is loaded; where one is of
+            another type an ArgumentError, which is a TypeError too.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BaseModel(ABC):
         torch_dtype: torch.dtype | None = None,
     ) -> None:
         problems = wrong_flags(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+        kind = ConfigError if isinstance(model_name, str) and not problems else ArgumentError
         if not isinstance(model_name, str) or not model_name.strip():
             what = f"{model_name!r} is not allowed: give a catalog name, Hub id or folder"
             problems.append(Problem("model_name", what))
@@ -52,7 +54,7 @@ class BaseModel(ABC):
         except UserError as error:
             problems += error.problems
         if problems:
-            raise ConfigError(problems)
+            raise kind(problems)
         self.model_name = model_name
         self.load_in_8bit = load_in_8bit
         self.load_in_4bit = load_in_4bit

@@ -11,16 +11,19 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aift_ray.config import SHIPPED_MODEL
+from aift_ray.errors import Problem
 
 ASSETS = Path(__file__).parent / "assets"
 TABLES = Path(__file__).parent / "tables"
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # GiB of memory that cards are sold with
 _CARDS = (2, 4, 8, 16, 24, 32, 48, 64, 80, 141)
 
@@ -171,10 +174,34 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in CATALOG.values() if entry.location == name), None)
 
 
-def of_family(kind: str) -> str:
-    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one."""
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository on the Hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def unknown(name: str) -> Problem:
+    """What is wrong with a name that is no catalogued model, no folder and no Hub id."""
+    what = "missing: there is no such folder or catalog name"
+    return Problem(f"model {name}", what, suggestion(name))
+
+
+def suggestion(name: str) -> str:
+    """What to give in place of a model's name that was not found."""
+    near = nearest(name)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "give a folder, a Hub id, or a name of aift_ray.JapaneseModel.list_supported_models()"
+
+
+def of_family(kind: str, fits: Callable[[str], bool] | None = None) -> str:
+    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one.
+
+    Args:
+        fits: whether a model of a type may be named; None: all may.
+    """
     types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
-    near = difflib.get_close_matches(kind, types, 1, 0.4)
+    named = [each for each in types if fits is None or fits(each)]
+    near = difflib.get_close_matches(kind, named, 1, 0.4)
     return types[near[0]] if near else SHIPPED_MODEL
 
 

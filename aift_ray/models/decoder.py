@@ -6,8 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from aift_ray.config import SHIPPED_MODEL
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
+from aift_ray.models.refusals import refusal
 
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:
@@ -51,5 +51,4 @@ def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 
 def _unknown(model: PreTrainedModel, what: str) -> ModelError:
-    where = f"model family {model.config.model_type}"
-    return ModelError([Problem(where, what, f"choose another, such as {SHIPPED_MODEL}")])
+    return ModelError([refusal(model.config.model_type, what, None)])

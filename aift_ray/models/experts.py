@@ -13,6 +13,7 @@ from torch import nn
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks
+from aift_ray.models.refusals import has_experts, refusal
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -80,7 +81,9 @@ def unfit(model: nn.Module, config: LoRAConfig, bits: int | None) -> list[Proble
     """
     stacked = expert_parameters(model)
     if config.experts and not stacked:
-        return [Problem("lora.experts", "the model has no experts", "leave it off")]
+        kind = causal_model(model).config.model_type
+        what = "the model has no experts"
+        return [refusal(kind, what, "leave lora.experts off", has_experts, "lora.experts")]
     found = []
     names = {part for name in stacked for part in name.split(".")[-2:]}
     whole = [one for one in config.modules_to_save or () if one in names]

@@ -90,8 +90,18 @@ class Refusal:
 
 
 def family_of(config: Any) -> str:
-    """The model type of the language model that a configuration describes."""
-    return str(config.get_text_config(decoder=True).model_type)
+    """The model type of what is computed of a configuration: mostly that of its language model.
+
+    Of a wrapper that AutoModelForCausalLM does not know it is the wrapper's, whose class is taken.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is not config:
+        # slow to import, and of no use to others
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return str(config.model_type)
+    return str(text.model_type)
 
 
 def without_noise(model: Any) -> None:
@@ -127,11 +137,11 @@ def layer_kinds(config: Any) -> frozenset[str]:
 
 def known(config: Any) -> Support | Refusal | None:
     """What was measured of a model's family; None: nothing, or of other kinds of layers."""
-    row = table().get(family_of(config))
+    row, text = table().get(family_of(config)), config.get_text_config(decoder=True)
     if row is None:
         return None
     measured, found = row
-    if asks_more(config.get_text_config(decoder=True)):
+    if asks_more(text) or (text is not config and not _is_usual(config, text)):
         return None
     kinds = layer_kinds(config)
     # without any attention a model keeps nothing by token
@@ -151,6 +161,14 @@ def asks_more(text: Any) -> list[str]:
         and not name.startswith("_")
         and value not in (usual.get(name), False if name in _MEASURED_BOTH_WAYS else None)
     )
+
+
+def _is_usual(config: Any, text: Any) -> bool:
+    """Whether a wrapper holds the language model that its family was measured with."""
+    if family_of(config) == text.model_type:
+        return True
+    usual: Any = type(config)().get_text_config(decoder=True)
+    return bool(usual.model_type == text.model_type)
 
 
 def _attends(kinds: frozenset[str]) -> bool:

@@ -38,7 +38,7 @@ def fingerprint(location: str) -> str | None:
     folder = on_disk(location)
     if folder is None:
         return None
-    files = _weight_files(folder)
+    files = weight_files(folder)
     stamps = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     return _fingerprint(folder, stamps) if files else None
 
@@ -54,7 +54,7 @@ def on_disk(location: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would read; a folder may hold the weights twice."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -72,7 +72,7 @@ def _weight_files(folder: Path) -> list[Path]:
 # the stamps stand for the content: a folder that is written anew is read anew
 @lru_cache(maxsize=64)
 def _fingerprint(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    headers = {name: _header(folder / name) for name, *_ in stamps}
+    headers = {name: header(folder / name) for name, *_ in stamps}
     tensors = {
         tensor: (name, begin, entry)
         for name, (begin, entries) in headers.items()
@@ -100,7 +100,7 @@ def _pieces(size: int, whole: bool) -> Iterator[tuple[int, int]]:
         yield (size - _PIECE) * number // (_PIECES - 1), _PIECE
 
 
-def _header(file: Path) -> tuple[int, dict[str, Any]]:
+def header(file: Path) -> tuple[int, dict[str, Any]]:
     """Where the tensors of a safetensors file begin, and its table of them."""
     with file.open("rb") as stream:
         try:

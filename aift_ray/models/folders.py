@@ -6,7 +6,6 @@ Nothing here loads weights, so the command that starts a run needs none of the m
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG, find, nearest, of_family
+from aift_ray.models.catalog import CATALOG, find, is_hub_id, suggestion, unknown
+from aift_ray.models.refusals import refusal
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
 _NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
@@ -50,19 +49,11 @@ def resolve(name: str) -> str:
     if folder.is_dir():
         _check_folder(name, folder)
         return str(folder.resolve())
-    if name in CATALOG and not _HUB_ID.fullmatch(location):
+    if name in CATALOG and not is_hub_id(location):
         raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
-    if not _HUB_ID.fullmatch(location):
-        what = "missing: there is no such folder or catalog name"
-        raise ModelError([Problem(f"model {name}", what, _suggestion(name))])
+    if not is_hub_id(location):
+        raise ModelError([unknown(name)])
     return location
-
-
-def _suggestion(name: str) -> str:
-    near = nearest(name)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return "see aift_ray.JapaneseModel.list_supported_models() for the catalog"
 
 
 def _check_folder(name: str, folder: Path) -> None:
@@ -127,9 +118,8 @@ def load_config(location: str) -> Any:
         stored, _ = PreTrainedConfig.get_config_dict(location)
         kind = stored.get("model_type")
         if kind not in _NATIVE and kind not in CONFIG_MAPPING:
-            what = f"transformers {transformers.__version__} has no model type {kind!r}"
-            remedy = f"choose a model of another family, such as {of_family(str(kind))}"
-            raise ModelError([Problem(f"model {location}", what, remedy)])
+            what = f"transformers {transformers.__version__} has no network for {location}"
+            raise ModelError([refusal(str(kind), what, None)])
         if kind not in _NATIVE:
             return AutoConfig.from_pretrained(location, trust_remote_code=False)
         kind, renamed = _NATIVE[stored.pop("model_type")]
@@ -193,7 +183,7 @@ def _explanation(location: str, error: Exception) -> Problem:
         return Problem(where, "gated: the Hub wants an account that has accepted its terms", remedy)
     if caused_by(error, RepositoryNotFoundError):
         what = "missing: the Hub has no such model, or it is private"
-        return Problem(where, what, _suggestion(location))
+        return Problem(where, what, suggestion(location))
     if unreachable(error):
         return out_of_reach(location)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

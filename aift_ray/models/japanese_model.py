@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder, RowError
-from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
+from aift_ray.errors import ArgumentError, ConfigError, DataError, ModelError, Problem, UserError
 from aift_ray.models import fallback, folders, loading
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.answers import written
@@ -61,12 +61,14 @@ class JapaneseModel(BaseModel):
         problems = wrong_flags(
             use_flash_attention=use_flash_attention, gradient_checkpointing=gradient_checkpointing
         )
+        kind: type[ConfigError] = ArgumentError if problems else ConfigError
         try:
             super().__init__(model_name, device, load_in_8bit, load_in_4bit, torch_dtype)
         except ConfigError as error:
             problems = error.problems + problems
+            kind = ArgumentError if kind is ArgumentError else type(error)
         if problems:
-            raise ConfigError(problems)
+            raise kind(problems)
         self.use_flash_attention = use_flash_attention
         self.gradient_checkpointing = gradient_checkpointing
         self.failures: dict[str, str] = {}

@@ -7,14 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import families
+from aift_ray.models import families, wrappers
 from aift_ray.models.attention import NAME, register
-from aift_ray.models.catalog import of_family
 from aift_ray.models.experts_4bit import pack
 from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
@@ -32,26 +30,26 @@ ATTENTION = {
 }
 
 
-def skeleton(location: str) -> PreTrainedModel:
+def skeleton(location: str, whole: bool = False) -> PreTrainedModel:
     """The model of a resolved location without its weights, on the meta device.
+
+    Args:
+        whole: with its towers for images and sounds; else its language model alone.
 
     Raises:
         ModelError: of a family without a causal language model, or not to be built.
     """
     config = load_config(location)
-    _check_family(config)
     with explained(location), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        return model
+        return built(config, whole)
 
 
-def _check_family(config: Any) -> None:
-    kind = config.model_type
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
-    what = "transformers' AutoModelForCausalLM has no language model of it that stands alone"
-    remedy = f"choose a model of another family, such as {of_family(kind)}"
-    raise ModelError([Problem(f"model family {kind}", what, remedy)])
+def built(config: Any, whole: bool = False, **options: Any) -> PreTrainedModel:
+    """A model of a configuration, on torch's default device; see `skeleton`."""
+    made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
+    make = getattr(made, "from_config", None) or made._from_config
+    model: PreTrainedModel = make(config, **options)
+    return model
 
 
 def answering_attention(location: str, flash: bool) -> str:
@@ -77,6 +75,8 @@ def load_model(
     device_map: dict[str, torch.device] | str | None = None,
     only: Collection[str] | None = None,
     shards: Loading | None = None,
+    whole: bool = False,
+    weights: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -88,6 +88,8 @@ def load_model(
         device_map: accelerate's, where it is not to lie on the CPU.
         only: names of the pieces to load, stand-ins for the others; None: all.
         shards: what of 4-bit weights is kept, in host memory, and where they are quantized.
+        whole: with its towers for images and sounds, where it has some.
+        weights: folder of other weights of it, such as those of a checkpoint; None: its own.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
@@ -97,25 +99,45 @@ def load_model(
     if device_map or shards:
         # else transformers puts all of a quantized model on the GPU
         options["device_map"] = device_map or {"": "cpu"}
-    config = load_config(location)
-    _check_family(config)
+    config = _config(location, weights)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
-        options["quantization_config"] = _of_blocks(location, quantization).config()
-    made: Any = AutoModelForCausalLM
+        options["quantization_config"] = _of_blocks(location, quantization, whole).config()
+    made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
     if only is not None:
-        whole = skeleton(location)
-        made, config = part_class(type(whole), only), whole.config
-    with explained(location), loading(shards):
+        outline = skeleton(location)
+        made, config = part_class(type(outline), only), outline.config
+    options["attn_implementation"] = of_language_model(config, attention)
+    with loading(shards):
+        model = _read(made, weights or location, config, dtype, options)
+    _settle(model, location, quantization, held)
+    return model
+
+
+def _config(location: str, weights: str | None) -> Any:
+    """The configuration of a model that is read from a folder of other weights of it."""
+    if weights is None or not wrappers.is_wrapper(load_config(location)):
+        return load_config(weights or location)
+    # a folder of the language model alone may not say how it is opened
+    config, found = load_config(location), load_config(weights)
+    for one in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        one.dtype = found.dtype
+    return config
+
+
+def _read(
+    made: Any, folder: str, config: Any, dtype: torch.dtype | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The weights of a folder in a model of class `made`; a ModelError where some are missing."""
+    with explained(folder):
         loaded: Any = made.from_pretrained(
-            location,
+            folder,
             config=config,
             dtype=dtype or "auto",
             trust_remote_code=False,
-            attn_implementation=_of_language_model(location, config, attention),
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -123,36 +145,43 @@ def load_model(
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError([Problem(f"model {location}", f"weights are missing: {missing} ...")])
+        raise ModelError([Problem(f"model {folder}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
-    found.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
-    bits = quantization.bits if quantization else held
-    if quantization and quantization.bits == 4 and quantization.experts:
-        pack(found, quantization.kind, quantization.double)
-    if bits:
-        repack = quantization.repack if quantization else True
-        settle(found, location, bits, repack)
-    freeze(found)
     return found
 
 
-def _of_language_model(
-    location: str, config: Any, attention: str | None
-) -> str | dict[str, str] | None:
+def _settle(
+    model: PreTrainedModel, location: str, quantization: Quantization | None, held: int | None
+) -> None:
+    """Make freshly read weights ready to compute with.
+
+    Args:
+        held: bits in which the folder holds the linear layers.
+    """
+    model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
+    bits = quantization.bits if quantization else held
+    if quantization and quantization.bits == 4 and quantization.experts:
+        pack(model, quantization.kind, quantization.double)
+    if bits:
+        repack = quantization.repack if quantization else True
+        settle(model, location, bits, repack)
+    freeze(model)
+
+
+def of_language_model(config: Any, attention: str | None) -> str | dict[str, str] | None:
     """The attention of the language model alone: towers may not compute by it."""
-    if attention is None or config.get_text_config(decoder=True) is config:
+    text = config.get_text_config(decoder=True)
+    if attention is None or text is config or wrappers.taken_out(config):
         return attention
-    # of a wrapper's configuration the class may take the language model's alone
-    if type(skeleton(location).config) is not type(config):
-        return attention
-    return {"": attention, "text_config": attention}
+    named = [name for name in config.sub_configs if getattr(config, name, None) is text]
+    return {"": attention, **dict.fromkeys(named, attention)}
 
 
-def _of_blocks(location: str, quantization: Quantization) -> Quantization:
+def _of_blocks(location: str, quantization: Quantization, whole: bool) -> Quantization:
     """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
-    whole = skeleton(location)
-    usual = get_keys_to_not_convert(whole)
-    left = {*usual, *left_in_full(whole)}
+    outline = skeleton(location, whole)
+    usual = get_keys_to_not_convert(outline)
+    left = {*usual, *left_in_full(outline)}
     if left == set(usual):
         return quantization
     names = {*left, *quantization.skipped}

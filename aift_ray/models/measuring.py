@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.errors import ConfigError
 from aift_ray.models.folders import load_config
 from aift_ray.planning.shape import FAMILIES, Counted, Shape
 
@@ -60,16 +60,15 @@ def measured(location: str, config: RunConfig) -> Measured:
         not_adapted,
         whole_parameters,
     )
+    from aift_ray.models.wrappers import is_wrapper
 
     model = skeleton(location)
-    alone = type(model.config) is not type(own)
+    said = _said(own, location, config) if is_wrapper(own) else []
     if config.method == "full":
-        if alone:
-            check_saved_alone(own, model)
         problems = router_loss.refused(model, config)
         if problems:
             raise ConfigError(problems)
-        return Measured(counted(model, {}), notes=[_said(own)] if alone else [])
+        return Measured(counted(model, {}), notes=said)
     check_targets(model, lora, config.base_bits)
     if config.base_bits is not None:
         check_quantizable(model)
@@ -78,12 +77,7 @@ def measured(location: str, config: RunConfig) -> Measured:
     assert shape.counted is not None
     whole = whole_parameters(model, lora)
     whole += _sizes(list(shape.counted.adapted)) if lora.use_dora else 0
-    notes = not_adapted(model, lora) + router_loss.note(model)
-    if alone:
-        notes.append(
-            f"of a {own.model_type} the language model alone is adapted: load the adapter on "
-            f"{type(model).__name__}, and merged it is saved without what reads images or sounds"
-        )
+    notes = not_adapted(model, lora) + router_loss.note(model) + said
     if config.base_bits == 8 and shape.expert_parameters:
         notes.append(
             f"bitsandbytes has no 8 bits for experts: their {shape.expert_parameters:,} weights "
@@ -92,21 +86,25 @@ def measured(location: str, config: RunConfig) -> Measured:
     return Measured(shape, whole, notes)
 
 
-def check_saved_alone(config: Any, model: PreTrainedModel) -> None:
-    """Refuse a language model whose folder plain transformers would not open."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _said(own: Any, location: str, config: RunConfig) -> list[str]:
+    """What becomes of the towers of a wrapper.
 
-    if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        what = "its language model is trained alone, and can't be opened again without its towers"
-        problem = Problem(f"model family {config.model_type}", what, "train it with --method lora")
-        raise ModelError([problem])
+    Raises:
+        ModelError: full training could not be saved in the whole.
+    """
+    from aift_ray.models.fingerprint import on_disk
+    from aift_ray.models.whole_folder import WholeFolder
+    from aift_ray.models.wrappers import named_for_users
 
-
-def _said(config: Any) -> str:
-    return (
-        f"of a {config.model_type} the language model alone is trained and saved: what reads "
-        "images or sounds is not in the folder"
-    )
+    alone = f"of a {own.model_type} the language model alone is"
+    if config.method != "full":
+        return [f"{alone} loaded and adapted: plain PEFT loads it on {named_for_users(own)}"]
+    if on_disk(location):
+        WholeFolder(location)
+    return [
+        f"{alone} loaded and trained; the final folder holds the whole, all else as in the source, "
+        "in the dtypes of the source"
+    ]
 
 
 def is_plain(config: Any) -> bool:

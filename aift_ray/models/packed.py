@@ -12,7 +12,8 @@ import torch
 from transformers import masking_utils
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
+from aift_ray.models.refusals import PADDED, refusal
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,6 @@ def _check_causal(
         if use_vmap or not torch.equal(found.expand_as(same), same if allowed else zeros.bool()):
             what = "its attention is not causal within a window, which packed rows are computed for"
             kind = getattr(config, "model_type", "")
-            raise ModelError(
-                [Problem(f"model family {kind}", what, "pad the rows: --data.packing false")]
-            )
+            raise ModelError([refusal(kind, what, PADDED)])
     if config is not None:
         _CHECKED.add((id(config), window))

@@ -12,8 +12,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
+from aift_ray.models.refusals import is_llama_like, refusal
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def pieces_of(model: nn.Module) -> Pieces:
     plain = len(rest) == 1 and all(p.ndim == 1 for p in rest[0].parameters())
     if outside or not plain or len(numbers) != len(set(numbers)):
         what = "it is more than embeddings, blocks, a norm and an output layer, and can't be split"
-        problem = Problem(f"model {type(inner).__name__}", what, "use --strategy ddp or fsdp")
-        raise ModelError([problem])
+        kind = inner.config.model_type
+        raise ModelError([refusal(kind, what, "use --strategy ddp or fsdp", is_llama_like)])
     return Pieces(
         names[id(table)],
         [names[id(block)] for block in blocks],

@@ -25,7 +25,7 @@ def record(folder: Path, base: str | None = None, quantized_from: str | None = N
     """Write what `folder` remembers, once all else is in it.
 
     Args:
-        base: of an adapter: the location of the model that it was trained on.
+        base: of an adapter, or of a checkpoint: the location of the model that it was trained on.
         quantized_from: of a quantized model: the location of the model with all its bits.
     """
     try:
@@ -70,7 +70,7 @@ def identity(location: str) -> str | None:
 
 
 def other_base(folder: Path, location: str) -> str | None:
-    """The base that training has recorded in an adapter's folder, where `location` is another.
+    """The base that training has recorded in a folder, where `location` is another.
 
     Raises:
         OSError, ValueError: a file can't be read.

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.experts_4bit import BLOCK, ExpertsConfig
 from aift_ray.models.linear import features
+from aift_ray.models.refusals import is_llama_like, refusal
 
 KINDS = ("nf4", "fp4")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -145,7 +146,8 @@ def settle(model: PreTrainedModel, location: str, bits: int, repack: bool = Fals
     found = layers(model, bits)
     if not found:
         what = f"no layer could be held in {bits} bits"
-        raise ModelError([Problem(f"model {location}", what, "load it without quantization")])
+        layout = f"load {location} without quantization"
+        raise ModelError([refusal(model.config.model_type, what, layout, is_llama_like)])
     for layer in found:
         if repack and bits == 4:
             # bitsandbytes' own way back rounds the scales

@@ -16,6 +16,7 @@ from torch import nn
 from aift_ray.config import RunConfig
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model
+from aift_ray.models.refusals import has_experts, refusal
 
 _NAMES = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
 _REMEDY = "set output_router_logits to false in its config.json"
@@ -72,17 +73,18 @@ def router_loss(model: nn.Module) -> RouterLoss | None:
 def refused(model: nn.Module, config: RunConfig) -> list[Problem]:
     """Why full training can't have the auxiliary loss that a model's configuration asks for."""
     inner: Any = causal_model(model)
+    kind = inner.config.model_type
     if not _asked_for(inner):
         return []
     if _unknown(inner):
         what = "its configuration asks for an auxiliary loss (output_router_logits), and how it is "
         what += "computed is not known"
-        return [Problem(f"model family {inner.config.model_type}", what, _REMEDY)]
+        return [refusal(kind, what, f"{_REMEDY}, or use --method lora", has_experts)]
     if config.parallel.strategy == "pipeline":
         what = "the auxiliary loss that the model's configuration asks for (output_router_logits) "
         what += "is of the routers of all blocks, and a stage has some of them"
         remedy = f"use --strategy fsdp, or {_REMEDY}"
-        return [Problem("parallel.strategy", what, remedy)]
+        return [refusal(kind, what, remedy, field="parallel.strategy")]
     return []
 
 

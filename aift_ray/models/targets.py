@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import experts
-from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
+from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.linear import can_be_held_in_fewer_bits, features
+from aift_ray.models.refusals import is_llama_like, refusal
+from aift_ray.models.towers import absent, names_in_whole, towers
 
 # layers whose weights are used without a call, past an adapter and past the scales of fewer bits,
 # by an attribute of the module that holds them: state space mixers, AltUp of Gemma 3n, a router
@@ -55,46 +57,6 @@ def _bypassed(model: PreTrainedModel) -> set[int]:
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Last names of all linear maps of the decoder blocks, sorted."""
     return sorted({_last(name) for name in linear_maps(model)})
-
-
-def towers(model: torch.nn.Module) -> list[str]:
-    """Names of the modules beside the language model: what makes embeddings of images and sounds.
-
-    Raises:
-        ModelError: such a module lies within the language model.
-    """
-    inner = causal_model(model)
-    # of some classes the kinds of configuration inside are an attribute of each object
-    if inner.config.get_text_config(decoder=True) is inner.config and not inner.config.sub_configs:
-        return []
-    decoder = decoder_of(inner)
-    kept = {id(one) for one in (decoder, inner.get_output_embeddings()) if one is not None}
-    inside = {id(one) for block in decoder_blocks(inner) for one in block.modules()}
-    for module in decoder.modules():
-        if (
-            isinstance(module, PreTrainedModel)
-            and module is not decoder
-            and id(module) not in inside
-        ):
-            what = (
-                f"{type(module).__name__} lies within its language model, and text alone is trained"
-            )
-            where = f"model family {inner.config.model_type}"
-            raise ModelError([Problem(where, what, "choose a model for text alone")])
-    return _outermost(inner, kept)
-
-
-def _outermost(module: torch.nn.Module, kept: set[int], prefix: str = "") -> list[str]:
-    """Names of the largest modules with weights that hold nothing of `kept`."""
-    found = []
-    for name, child in module.named_children():
-        if id(child) in kept:
-            continue
-        if any(id(one) in kept for one in child.modules()):
-            found += _outermost(child, kept, f"{prefix}{name}.")
-        elif next(child.parameters(), None) is not None:
-            found.append(prefix + name)
-    return found
 
 
 def untrained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -151,7 +113,7 @@ def named_for_peft(model: PreTrainedModel, config: LoRAConfig) -> tuple[list[str
     `exclude_modules`, it is older than any PEFT in use, and vLLM goes by the weights' names.
     """
     chosen = list(adapted_layers(model, config))
-    names = [name for name, _ in model.named_modules()]
+    names = names_in_whole(model)
     wanted = config.target_modules or sorted({_last(name) for name in chosen})
     targets: list[str] | str = wanted
     if {name for name in names if _is_called(name, wanted)} - _held_whole(names, config) != set(
@@ -208,18 +170,17 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         raise ConfigError(problems)
     if not adapted_layers(model, config):
         what = "it has no linear layer in its blocks that LoRA could adapt"
-        where = f"model family {causal_model(model).config.model_type}"
-        raise ModelError([Problem(where, what, "train it with --method full")])
+        kind = causal_model(model).config.model_type
+        raise ModelError([refusal(kind, what, "train it with --method full")])
 
 
 def check_quantizable(model: PreTrainedModel) -> None:
     """Refuse a model whose linear layers transformers would not quantize, with a ModelError."""
     left = [m for m in linear_maps(model).values() if not can_be_held_in_fewer_bits(m)]
     if left:
-        kind = type(left[0]).__name__
-        what = f"its linear layers are of class {kind}, which can't be held in 4 or 8 bits"
-        where = f"model family {causal_model(model).config.model_type}"
-        raise ModelError([Problem(where, what, "train it with --method lora")])
+        kind, layer = causal_model(model).config.model_type, type(left[0]).__name__
+        what = f"its linear layers are of class {layer}, which can't be held in 4 or 8 bits"
+        raise ModelError([refusal(kind, what, "train it with --method lora", is_llama_like)])
 
 
 def left_in_full(model: PreTrainedModel) -> list[str]:
@@ -271,7 +232,7 @@ def not_adapted(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
 
 def _language_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     """All modules by name, but for those beside the language model and what is in them."""
-    beside = tuple(towers(model))
+    beside = (*towers(model), *absent(model))
     inner = causal_model(model)
     return {n: m for n, m in inner.named_modules() if not _is_within(n, beside)}
 

@@ -6,10 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from aift_ray.models.attention import register
 from aift_ray.models.families import NOISE, without_noise
+from aift_ray.models.loading import built, of_language_model
+from aift_ray.models.wrappers import is_wrapper, materialized, taken_out
 
 _HIDDEN, _HEADS, _HEAD, _LAYERS = 64, 4, 16, 4
 VOCABULARY = 320
@@ -46,8 +49,8 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("moe_num_shared_experts", "num_dense_layers", "n_dense_layers"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "index_topk"), 16),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "d_state"), 16),
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
-    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 2),
     **dict.fromkeys(("qk_rope_head_dim", "rotary_dim", "time_step_rank", "mamba_dt_rank"), 8),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "mamba_heads"), 4),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 32),
@@ -77,11 +80,34 @@ _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_global_ke
 
 
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of a tiny language model with all kinds of layers that `config` has.
+    """The configuration of a tiny model with all kinds of layers that `config` has.
 
     Windows and chunks are shorter than a document of ten tokens, and nothing is dropped at random.
+    Of a wrapper whose own class computes the language model the wrapper stays.
+
+    Raises:
+        ValueError: the configuration of a wrapper's language model lies deeper than in it.
     """
-    text = copy.deepcopy(config.get_text_config(decoder=True))
+    text = config.get_text_config(decoder=True)
+    small = _shrunk_text(text)
+    if text is config or not is_wrapper(config):
+        return small
+    if taken_out(config) and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return small
+    named = [name for name in config.sub_configs if getattr(config, name, None) is text]
+    if not named:
+        raise ValueError("it holds its language model deeper than others")
+    whole = copy.deepcopy(config)
+    for name in named:
+        setattr(whole, name, small)
+    whole.dtype = torch.float32
+    if hasattr(whole, "quantization_config"):
+        del whole.quantization_config
+    return whole
+
+
+def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
+    text = copy.deepcopy(config)
     given = text.to_dict()
     total = next((given[name] for name in _LAYER_COUNTS if _is_number(given.get(name))), 0)
     layers = min(_layers(given), total or _MOST_LAYERS)
@@ -164,6 +190,17 @@ def _rope(given: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": made}
 
 
+def _built(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    asked: Any = of_language_model(config, attention)
+    options: dict[str, Any] = {"attn_implementation": asked, "dtype": torch.float32}
+    if not is_wrapper(config) or torch.get_default_device().type == "meta":
+        return built(config, **options)
+    # towers are large, and never there
+    with torch.device("meta"):
+        model = built(config, **options)
+    return materialized(model)
+
+
 def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -> PreTrainedModel:
     """A model with random weights, the same whatever attention it is asked to compute.
 
@@ -176,9 +213,7 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
     config = copy.deepcopy(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, dtype=torch.float32
-        )
+        model = _built(config, attention)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.ndim > 1:

@@ -10,7 +10,7 @@ gradients are summed over the workers. Source: Megatron-LM, arXiv:1909.08053 and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,11 +21,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.functional import dropout
 
+from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.quantized import cut_4bit, is_held_in
+from aift_ray.models.refusals import refusal
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
-from aift_ray.planning.split import COLUMNS, FAMILIES, ROWS, unfit
+from aift_ray.planning import split
+from aift_ray.planning.split import COLUMNS, FAMILIES, ROWS
 
 __all__ = ["FAMILIES", "unfit", "wrap"]
 # what PEFT puts between the name of a layer and its weights
@@ -33,6 +36,18 @@ _COPIES = r"\.base_layer|\.original_module|\.modules_to_save\.default"
 _BY_COLUMNS = re.compile(rf"\.({'|'.join(COLUMNS)}|lm_head)({_COPIES}|\.lora_B\.default)?$")
 _BY_ROWS = re.compile(rf"\.({'|'.join(ROWS)})({_COPIES}|\.lora_A\.default)?$")
 _TABLE = re.compile(rf"\.embed_tokens({_COPIES})?$")
+
+
+def unfit(
+    config: Mapping[str, Any], parts: int, targets: list[str], quantized: bool = False
+) -> list[Problem]:
+    """Why a model can't be split into `parts`; see `split.unfit`."""
+    kind = config["model_type"]
+    if kind in FAMILIES:
+        return split.unfit(config, parts, targets, quantized)
+    what = f"tensor knows how to split {', '.join(FAMILIES)} alone"
+    field, layout = "parallel.strategy", "use --strategy fsdp"
+    return [refusal(kind, what, layout, FAMILIES.__contains__, field)]
 
 
 def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:

@@ -24,6 +24,7 @@ _COMPANIONS = (
     "merges.txt",
     "spiece.model",
     "generation_config.json",
+    "*processor_config.json",
     "LICENSE*",
     "NOTICE*",
 )

@@ -11,10 +11,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from aift_ray.errors import ModelError, Problem
 from aift_ray.models import loading, provenance
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.decoder import causal_model
+from aift_ray.models.folders import load_config
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.whole_folder import WholeFolder
+from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
 
@@ -55,13 +59,44 @@ def merge(
         model = adapted.merge_and_unload(safe_merge=True)
     if untied:
         _settle_ties(model)
-    model.save_pretrained(folder)
+    _write(location, model, folder)
     copy_tokenizer(location, folder)
     copy_companions(adapter, folder)
     provenance.record(folder)
     check_finite(model, str(folder))
     merged: torch.nn.Module = model.eval()
     return merged
+
+
+def _write(location: str, model: PreTrainedModel, folder: Path) -> None:
+    """Write a model, or the whole that it is the language model of."""
+    if not is_wrapper(load_config(location)):
+        model.save_pretrained(folder)
+        return
+    whole, state = WholeFolder(location), model.state_dict()
+    apart = [name for name in _ends(model) if not whole.holds(name)]
+    table, head = _pair(model)
+    tied = head.weight is table.weight
+    if apart and not tied:
+        what = (
+            "merged, its output layer would differ from its embeddings, and the files of the "
+            f"whole model have no place for {apart[0]}"
+        )
+        remedy = "serve it as an adapter, or train one without embed_tokens and lm_head"
+        raise ModelError([Problem("adapter", what, remedy)])
+    folder.mkdir(exist_ok=True)
+    whole.write(folder, state)
+
+
+def _ends(model: PreTrainedModel) -> list[str]:
+    """Names of the weights of the embeddings and the output layer."""
+    ends = _pair(model)
+    return [f"{name}.weight" for name, one in model.named_modules() if any(one is e for e in ends)]
+
+
+def _pair(model: PreTrainedModel) -> tuple[Any, Any]:
+    """Embeddings and output layer."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _untie(model: PeftModel) -> bool:
@@ -81,8 +116,7 @@ def _untie(model: PeftModel) -> bool:
 
 def _settle_ties(model: PreTrainedModel) -> None:
     """Have the two share a weight again, where it is the same; else be saved with two."""
-    ends: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
-    table, head = ends
+    table, head = _pair(model)
     # adapters that were tied too, as PEFT's ensure_weight_tying does, differ by rounding
     same = torch.allclose(head.weight, table.weight, rtol=torch.finfo(head.weight.dtype).eps)
     if same:

@@ -17,6 +17,7 @@ from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.refusals import USE_VLLM, is_batched, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
 from aift_ray.serving.answer import Limits
@@ -120,14 +121,14 @@ def _check_family(name: str, model_config: Any) -> None:
     Raises:
         ModelError: with the reason.
     """
-    found, where = families.known(model_config), f"model {name}"
-    remedy = "serve a model of another family (docs/models.md), or use --engine vllm"
+    found, kind = families.known(model_config), families.family_of(model_config)
+    what = ""
     if isinstance(found, families.Refusal):
-        what = f"the family {families.family_of(model_config)} can't be computed: {found.why}"
-        raise ModelError([Problem(where, what, remedy)])
-    if found and not found.batched:
-        what = "prompts of uneven length change each other's answers in this family"
-        raise ModelError([Problem(where, what, remedy)])
+        what = f"{name} can't be computed: {found.why}"
+    elif found and not found.batched:
+        what = f"prompts of uneven length change each other's answers in {name}"
+    if what:
+        raise ModelError([refusal(kind, what, USE_VLLM, is_batched)])
     RowsCache(model_config)
 
 

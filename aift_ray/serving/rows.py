@@ -14,7 +14,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
+from aift_ray.models.families import family_of
+from aift_ray.models.refusals import USE_VLLM, is_batched, refusal
 
 # keys and values of one row in one layer, (heads, tokens, size) each
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -75,8 +77,7 @@ class RowsCache(DynamicCache):
         foreign = {type(layer).__name__ for layer in self.layers if type(layer) not in kinds}
         if foreign:
             what = f"its layers keep {', '.join(sorted(foreign))}, not keys and values by token"
-            remedy = "serve a model of which every layer is attention"
-            raise ModelError([Problem("model", what, remedy)])
+            raise ModelError([refusal(family_of(config), what, USE_VLLM, is_batched)])
         self._rows = [RowsLayer(kinds[type(layer)]) for layer in self.layers]
         self.layers = list(self._rows)
 

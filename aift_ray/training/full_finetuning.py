@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import given, runs
 
@@ -29,6 +29,10 @@ class FullFinetuningTrainer:
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
+        ConfigError: the model's weights are held in 8 or 4 bits.
     """
 
     def __init__(
@@ -44,6 +48,12 @@ class FullFinetuningTrainer:
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
+        check_arguments(
+            "FullFinetuningTrainer",
+            model=(model, BaseModel),
+            config=(config, TrainingConfig),
+            use_accelerate=(use_accelerate, bool),
+        )
         if model.quantization is not None:
             what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
             remedy = "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"

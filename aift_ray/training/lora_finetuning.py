@@ -11,6 +11,7 @@ from torch import nn
 
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.errors import check_arguments
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
@@ -39,6 +40,9 @@ class LoRAFinetuningTrainer:
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
     """
 
     def __init__(
@@ -54,6 +58,12 @@ class LoRAFinetuningTrainer:
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
+        check_arguments(
+            "LoRAFinetuningTrainer",
+            model=(model, BaseModel),
+            lora_config=(lora_config, (LoRAConfig, LoraConfig)),
+            training_config=(training_config, TrainingConfig),
+        )
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.options = given.Options(callbacks, data, ray, overwrite)

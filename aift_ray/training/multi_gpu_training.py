@@ -15,6 +15,7 @@ from aift_ray.config import (
     ParallelConfig,
     RayConfig,
 )
+from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import given, runs
 from aift_ray.training.lora_finetuning import lora_sections
@@ -36,6 +37,9 @@ class AdvancedMultiGPUTrainer:
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
     """
 
     def __init__(
@@ -51,6 +55,12 @@ class AdvancedMultiGPUTrainer:
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
+        check_arguments(
+            "AdvancedMultiGPUTrainer",
+            model=(model, BaseModel),
+            config=(config, MultiGPUTrainingConfig),
+            lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
+        )
         self.model, self.config, self.lora_config = model, config, lora_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.options = given.Options(callbacks, data, ray, overwrite)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.quantized import Quantization
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.folder import beside
@@ -23,9 +23,17 @@ class QuantizationOptimizer:
     Args:
         model_name_or_path: catalog name, Hub id or folder of a model that is not quantized yet.
         device: where to quantize and compute; None: a GPU where there is one.
+
+    Raises:
+        ArgumentError: a TypeError: an argument is of another type.
     """
 
     def __init__(self, model_name_or_path: str, device: torch.device | None = None) -> None:
+        check_arguments(
+            "QuantizationOptimizer",
+            model_name_or_path=(model_name_or_path, (str, Path)),
+            device=(device, (torch.device, str, type(None))),
+        )
         self.model_name_or_path = model_name_or_path
         self.device = device if device is not None else quantizer.default_device()
 

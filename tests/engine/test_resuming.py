@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from aift_ray.config import RunConfig
-from aift_ray.engine.checkpoint import read_state
+from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.schedule import learning_rate
 from aift_ray.errors import ConfigError
 from aift_ray.launch import output, resuming
@@ -231,3 +234,32 @@ def test_a_warm_up_that_ends_with_the_last_step_reaches_its_rate(
     run(config, tmp_path / "run")
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert (json.loads(line)["learning_rate"] < config.training.learning_rate) == warns
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_on_other_weights_is_not_gone_on_with(
+    method: str, configure: Configure, tmp_path: Path
+) -> None:
+    folder, steady = tmp_path / "run", {"method": method, "training__save_steps": 1}
+    run(configure(**steady), folder)
+    same, other = (shutil.copytree(configure().model, tmp_path / n) for n in ("same", "other"))
+    prepare(configure(**steady, model=str(same)), folder, 1, False, last_of(folder))
+    weights = load_file(other / "model.safetensors")
+    save_file({n: w + 1e-3 for n, w in weights.items()}, other / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"was trained on .*, and {other} has other weights"):
+        prepare(configure(**steady, model=str(other)), folder, 1, False, last_of(folder))
+    assert "base" not in json.loads((folder / "model" / "aift_ray.json").read_text("utf-8")) or (
+        method == "lora"
+    )
+
+
+def test_adapters_that_were_trained_beside_exact_experts_are_refused_on_4_bits(
+    configure: Configure, tmp_path: Path
+) -> None:
+    before = State(step=1, trained_as="qlora in 4 bits")
+    config = configure(method="qlora", resume="latest")
+    with pytest.raises(ConfigError, match="experts in 16 bits, which are held in 4 now"):
+        resuming.check_experts(config, before, experts=8)
+    resuming.check_experts(config, before, experts=0)
+    resuming.check_experts(configure(method="lora", resume="latest"), before, experts=8)
+    resuming.check_experts(config, replace(before, settings={"model": "x"}), experts=8)

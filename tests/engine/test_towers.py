@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray.config import LoRAConfig
 from aift_ray.models.adapters import add_adapters
 from aift_ray.models.loading import load_model
 from aift_ray.models.quantized import Quantization
-from aift_ray.models.targets import towers
+from aift_ray.models.towers import towers
 from aift_ray.quantization import merging, quantizer
 from tests.engine.runs import spawn
 from tests.engine.test_worker import Killed, losses, run
@@ -26,8 +26,17 @@ STEADY = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_
 
 
 def made(family: str, folder: Path) -> str:
-    wrapper = family in ("gemma3", "gemma4", "gemma4_unified")
-    return str(save(with_towers(family), folder) if wrapper else make(family, folder))
+    return str(make(family, folder) if family == "gpt2" else save(with_towers(family), folder))
+
+
+def whole_model(folder: Path | str) -> Any:
+    """All of a model, as plain transformers opens it."""
+    auto = AutoModelForCausalLM if is_plain(folder) else AutoModelForMultimodalLM
+    return auto.from_pretrained(folder)
+
+
+def is_plain(folder: Path | str) -> bool:
+    return AutoConfig.from_pretrained(folder).model_type == "gpt2"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +45,11 @@ def made(family: str, folder: Path) -> str:
         ("gemma3", "full"),
         ("gemma3", "qlora"),
         ("gemma4", "lora"),
-        ("gemma4_unified", "full"),
+        ("mistral3", "full"),
+        ("mistral3", "qlora"),
+        ("mllama", "full"),
+        ("qwen3_vl_moe", "full"),
+        ("qwen3_vl", "lora"),
         ("gpt2", "lora"),
         ("gpt2", "qlora"),
     ],
@@ -54,14 +67,18 @@ def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(a, b)
-    base = AutoModelForCausalLM.from_pretrained(location)
+    base = whole_model(location)
     beside = [base.get_submodule(name) for name in towers(base)]
     before = [p.clone() for one in beside for p in one.parameters()]
     if method == "full":
-        opened = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model")
+        opened = whole_model(tmp_path / "whole" / "model")
         assert type(opened) is type(base)
         after = [p for name in towers(opened) for p in opened.get_submodule(name).parameters()]
         assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        # a run may start from it as from the source
+        again = load_model(str(tmp_path / "whole" / "model"), torch.float32, None)
+        for mine, theirs in zip(again.parameters(), whole.module.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
     else:
         opened = PeftModel.from_pretrained(base, tmp_path / "whole" / "model")
     if method != "qlora":
@@ -74,7 +91,10 @@ def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
             )
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+STRATEGIES = {"mistral3": ("fsdp", "tensor", "pipeline"), "gpt2": ("ddp", "fsdp")}
+
+
+@pytest.mark.parametrize("family", STRATEGIES)
 def test_two_workers_take_the_steps_of_one(
     family: str, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -86,8 +106,11 @@ def test_two_workers_take_the_steps_of_one(
         alone = configure(model=location, method=method, lora={"lora_dropout": 0.0}, **steady)
         run(alone, tmp_path / method)
         wanted[method] = [(loss, norm) for _, loss, _, norm in losses(tmp_path / method)]
-        for strategy in ("ddp", "fsdp"):
-            how = steady | {"training__batch_size": 2, "parallel__strategy": strategy}
+        for strategy in STRATEGIES[family]:
+            batch = 2 if strategy in ("ddp", "fsdp") else 4
+            how = steady | {"training__batch_size": batch, "parallel__strategy": strategy}
+            if batch == 4:
+                how[f"parallel__{strategy}_parallel_size"] = 2
             more = {"model": location, "method": method, "lora": {"lora_dropout": 0.0}}
             runs[f"{strategy}_{method}"] = configure(**more, **how).model_dump(mode="json")
     path = tmp_path / "runs.json"
@@ -97,7 +120,7 @@ def test_two_workers_take_the_steps_of_one(
             assert one == pytest.approx(other, rel=1e-4), name
 
 
-@pytest.mark.parametrize("family", ["gemma4", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma4", "mistral3", "qwen3_5", "gpt2"])
 def test_an_adapter_merges_and_a_quantized_folder_gives_the_same_logits(
     family: str, tmp_path: Path
 ) -> None:
@@ -109,17 +132,30 @@ def test_an_adapter_merges_and_a_quantized_folder_gives_the_same_logits(
     adapted.eval().save_pretrained(str(tmp_path / "adapter"))
     cpu, ids = torch.device("cpu"), torch.arange(5, 25)[None]
     merging.merge(location, tmp_path / "adapter", torch.float32, cpu, tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    merged = whole_model(tmp_path / "merged")
     held = quantizer.quantize(location, Quantization(4), cpu, tmp_path / "held")
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "held").eval()
+    # of a Qwen 3.5 the language model alone is quantized
+    kind = AutoModelForCausalLM if family == "qwen3_5" else AutoModelForMultimodalLM
+    opened = (AutoModelForCausalLM if family == "gpt2" else kind).from_pretrained(tmp_path / "held")
+    opened, answering = opened.eval(), load_model(str(tmp_path / "held"), torch.float32, None)
     with torch.no_grad():
         wanted = adapted(input_ids=ids).logits
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-3)
         assert torch.equal(opened(input_ids=ids).logits, held(input_ids=ids).logits)
+        found = answering.eval()(input_ids=ids).logits
+        torch.testing.assert_close(found, held(input_ids=ids).logits, rtol=0, atol=1e-5)
+    source, whole = whole_model(location), whole_model(tmp_path / "merged")
+    for name in towers(source):
+        for a, b in zip(
+            source.get_submodule(name).parameters(),
+            whole.get_submodule(name).parameters(),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
 
 
 def test_shared_out_workers_save_the_whole(configure: Callable[..., Any], tmp_path: Path) -> None:
-    location = made("gemma3", tmp_path / "model")
+    location = made("mistral3", tmp_path / "model")
     steady = STEADY | {"training__learning_rate": 1e-4, "training__num_epochs": 1}
     run(configure(model=location, **steady), tmp_path / "alone")
     more = {"training__batch_size": 2, "parallel__strategy": "fsdp"}
@@ -127,10 +163,7 @@ def test_shared_out_workers_save_the_whole(configure: Callable[..., Any], tmp_pa
     path = tmp_path / "runs.json"
     path.write_text(json.dumps({"shared": shared.model_dump(mode="json")}), "utf-8")
     spawn(path, 2)
-    one, two = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").state_dict()
-        for name in ("alone", "shared")
-    )
+    one, two = (whole_model(tmp_path / name / "model").state_dict() for name in ("alone", "shared"))
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4, msg=name)

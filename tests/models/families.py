@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from tests.conftest import SHIPPED
 
@@ -51,15 +52,17 @@ def configured(family: str, **changes: Any) -> Any:
     return type(default)(**known | changes)
 
 
-def save(config: Any, folder: Path) -> Path:
-    """A folder with a random model whose attention is far from uniform."""
+def save(config: Any, folder: Path, **options: Any) -> Path:
+    """A folder with a random model whose attention is far from uniform; of a wrapper the whole."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float()
+    wraps = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    kind = AutoModelForMultimodalLM if wraps else AutoModelForCausalLM
+    model = kind.from_config(config).float()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(3)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **options)
     return companions(folder)
 
 
@@ -121,21 +124,28 @@ _EARS: dict[str, Any] = {
 def with_towers(family: str, **changes: Any) -> Any:
     """The configuration of a wrapper in small: its language model, and towers beside it."""
     kind = CONFIG_MAPPING[family]
+    # which mllama asks for
+    changes = ({"bos_token_id": 0} if family == "mllama" else {}) | changes
     text = configured(family, **changes)
     towers = {}
     for name, small in (("vision_config", _EYES), ("audio_config", _EARS)):
         spec = kind.sub_configs_defaults.get(name)
         own = getattr(spec, "config_class", spec)
+        if own is not None and own.__name__ == "AutoConfig" and family in _OF_OTHERS:
+            own = CONFIG_MAPPING[_OF_OTHERS[family]]
         if own is not None and own.__name__ != "AutoConfig":
             known = own().to_dict()
             towers[name] = {key: value for key, value in small.items() if key in known}
+            towers[name]["model_type"] = own.model_type
     if family == "gemma3":
         towers["vision_config"] = {k: v for k, v in _EYES.items() if k in SIGLIP}
         towers["mm_tokens_per_image"] = 4
-    tied = {"tie_word_embeddings": text.tie_word_embeddings}
+    tied = {"tie_word_embeddings": changes.get("tie_word_embeddings", False)}
     return kind(text_config=text.to_dict(), **towers, **tied)
 
 
+# whose towers are those of other families
+_OF_OTHERS = {"mistral3": "pixtral", "llava": "clip_vision_model"}
 SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SIGLIP += ("image_size", "patch_size")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray.config import ServeConfig
 from aift_ray.errors import ModelError
@@ -17,7 +17,7 @@ from aift_ray.models.tiny import random_model, shrunk
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.opening import check
 from tests.families import configuration
-from tests.models.families import companions
+from tests.models.families import companions, save, with_towers
 from tests.serving.test_engine import generated, ids, prompt, request, together
 
 
@@ -40,6 +40,23 @@ def test_answers_in_a_batch_are_those_of_eager_generate_alone(family: str, tmp_p
     eager = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
+    compare(model, eager)
+
+
+@pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl"])
+def test_answers_of_a_language_model_are_those_of_its_whole(family: str, tmp_path: Path) -> None:
+    sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    changes = {"rope_parameters": sections} if family == "qwen2_5_vl" else {}
+    folder = save(with_towers(family, **changes), tmp_path / "model")
+    checked = check(ServeConfig(model=str(folder), engine="transformers"), gpu=False)
+    attention = families.attention_of(load_config(checked.location))
+    assert attention == "documents"
+    whole = AutoModelForMultimodalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    compare(loading.load_model(str(folder), torch.float32, attention).eval(), whole)
+
+
+def compare(model: Any, eager: Any) -> None:
+    """Answers of the engine with a model, and of transformers alone."""
     eager.generation_config.eos_token_id = None
     engine = TransformersEngine(model, 4, 4)
     try:

@@ -1,0 +1,65 @@
+"""How a family that is refused is told: its name, the feature, what would work, a near model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aift_ray.errors import Problem
+from aift_ray.models import families
+from aift_ray.models.catalog import CATALOG, of_family
+from aift_ray.planning.shape import FAMILIES
+
+NO_LAYOUT = "no packing, strategy or method computes it (docs/models.md)"
+
+PADDED = "pad the rows: --data.packing false"
+
+USE_VLLM = "serve it with --engine vllm, where that has a network for it"
+
+Fits = Callable[[str], bool]
+
+
+def is_llama_like(kind: str) -> bool:
+    """Whether every strategy splits a model type."""
+    return kind in FAMILIES
+
+
+def has_experts(kind: str) -> bool:
+    """Whether a catalogued model of a type is a mixture."""
+    found = (entry.architecture for entry in CATALOG.values())
+    return any(one.model_type == kind and one.experts > 1 for one in found)
+
+
+def is_supported(kind: str) -> bool:
+    """Whether a model type was seen to be computed right."""
+    found = families.table().get(kind)
+    return found is not None and isinstance(found[1], families.Support)
+
+
+def is_batched(kind: str) -> bool:
+    """Whether the engine transformers serves a model type."""
+    found = families.table().get(kind)
+    return found is not None and isinstance(found[1], families.Support) and found[1].batched
+
+
+def refusal(
+    family: str,
+    what: str,
+    layout: str | None,
+    fits: Fits = is_supported,
+    field: str | None = None,
+) -> Problem:
+    """The problem of a model family that lacks something.
+
+    Args:
+        family: its model type.
+        what: the feature that is missing, and why.
+        layout: settings with which a model of the family works, as they are typed; None: none do.
+        fits: whether a model type has the feature.
+        field: the setting that asks for the feature; None: the model itself does.
+    """
+    name = f"model family {family}"
+    other = of_family(family, fits)
+    remedy = f"{layout or NO_LAYOUT}; or choose another model, such as {other}"
+    if field is None:
+        return Problem(name, what, remedy)
+    return Problem(field, f"{name}: {what}", remedy)
