@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 
-from aift_ray import __version__, doctor, quantize, serve, train, tune
+from aift_ray import __version__, doctor, evaluate, plan, quantize, serve, train, tune
 from aift_ray.commandline import guarded
 
 VERBS = {
@@ -13,6 +13,8 @@ VERBS = {
     "tune": tune.run,
     "quantize": quantize.run,
     "serve": serve.run,
+    "evaluate": evaluate.run,
+    "plan": plan.run,
     "doctor": doctor.run,
 }
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
@@ -21,6 +23,8 @@ USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its fla
   tune      sweep over training runs on Ray Tune
   quantize  merge an adapter, hold the weights in 8 or 4 bits, measure the cost
   serve     answer over HTTP, as OpenAI's API does
+  evaluate  score models and adapters on tasks, and test their differences
+  plan      what fits given GPUs, and how fast, by arithmetic
   doctor    look at this machine or cluster: what is wrong, and how to mend it
 
 aift-ray {__version__}"""

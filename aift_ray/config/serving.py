@@ -60,6 +60,11 @@ class ServingConfig(Section):
         "512MiB",
         "memory for keys and values of earlier requests, for prompts that begin alike; 0MiB: none",
     )
+    kv_cache_memory: str | None = setting(
+        None,
+        "memory for keys and values of the requests that are worked on, 4GiB, with the engine "
+        "transformers; default: what the GPU has left, on a CPU half of what is free",
+    )
     drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
     cpus_per_replica: Positive | None = setting(
         None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
@@ -97,10 +102,10 @@ class ServingConfig(Section):
     def _replicas(cls, value: int | str) -> int | str:
         return workers_range(value)
 
-    @field_validator("prefix_memory")
+    @field_validator("prefix_memory", "kv_cache_memory")
     @classmethod
-    def _memory(cls, value: str) -> str:
-        return memory_size(value)
+    def _memory(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
 
 
 class VllmConfig(Section):
@@ -136,7 +141,7 @@ class VllmConfig(Section):
 class ServeConfig(Settings):
     """A whole server."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "adapters": "adapter",
         "load_in": "load-in",
         "served_model_name": "served-model-name",

@@ -17,8 +17,13 @@ from aift_ray.errors import TrainingError
 from aift_ray.launch import output, workers
 
 
-def execute(job: Job, go: Callable[[], None]) -> dict[str, Any]:
+def execute(
+    job: Job, go: Callable[[], None], ended: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Have `go` do `job`, by whatever workers; returns the summary.
+
+    Args:
+        ended: called when the workers are done, while all that they wrote down is there.
 
     Raises:
         AiftError: what stopped the workers, with what is left of the run.
@@ -26,6 +31,7 @@ def execute(job: Job, go: Callable[[], None]) -> dict[str, Any]:
     folder, status = job.output, "failed"
     try:
         go()
+        ended()
         output.bring(job.config, folder)
         status = output.summary(folder).get("status", "failed")
     except TrainingError as error:

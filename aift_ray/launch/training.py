@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
+from aift_ray.engine.job import Job
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, Interrupted
 from aift_ray.launch import display, output, place, resuming, workers
 from aift_ray.launch.execution import execute, exit_status, stop_signals
+from aift_ray.launch.listening import Listener
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.utils.drivers import usable_gpus
 
@@ -23,12 +26,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def run(config: RunConfig, dry_run: bool = False, started: float | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    dry_run: bool = False,
+    started: float | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
     """Train as `config` says; returns the summary.
 
     Args:
         dry_run: show what would be done, and do nothing.
         started: when the run was asked for, as time.time() counts; None: now.
+        callbacks: told in this process of steps, evaluations and checkpoints; those of worker 0
+            alone under torchrun.
 
     Raises:
         UserError: the input is wrong; nothing was started.
@@ -36,8 +46,9 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
         TrainingError: failed after the start.
     """
     if config.training.local_rank >= 0:
-        return _run_joined(config, started)
+        return _run_joined(config, started, callbacks)
     folder = place.output_folder(config)
+    listener = Listener(folder, callbacks)
     if resuming.done(config, folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
@@ -56,12 +67,17 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
         resources = joined or stack.enter_context(workers.cluster())
         each = config.parallel.gpus_a_worker if gpus else 0
         workers.check_resources(config.ray, group[0], each, resources)
-        go = partial(workers.train, prepared.job, group, gpus > 0)
-        return _train(config, folder, prepared, go)
+        go = partial(workers.train, _job(prepared, listener), group, gpus > 0)
+        return _train(config, folder, prepared, go, listener)
 
 
-def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
+def run_here(
+    config: RunConfig, device: torch.device, callbacks: Sequence[Any] = ()
+) -> torch.nn.Module:
     """Train as `config` says in this process alone, without Ray; returns the trained model.
+
+    Args:
+        callbacks: told of steps, evaluations and checkpoints, which wait for them.
 
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
@@ -70,16 +86,22 @@ def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
     from aift_ray.parallel.group import Group
 
     folder, trained = place.output_folder(config), []
+    listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
     def go(show: Callable[[], None]) -> None:
+        job, group = _job(prepared, listener), Group(0, 1, device)
         with _again_and_again(show):
-            trained.append(work(prepared.job, Group(0, 1, device)))
+            trained.append(work(job, group, watch=lambda _: listener.poll()))
 
-    _train(config, folder, prepared, go)
+    _train(config, folder, prepared, go, listener, here=True)
     model: torch.nn.Module = trained[0].module.model
     return model
+
+
+def _job(prepared: Preparation, listener: Listener) -> Job:
+    return replace(prepared.job, events=listener.listens)
 
 
 @contextmanager
@@ -129,12 +151,15 @@ def _prepared(
     return prepared
 
 
-def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
+def _run_joined(
+    config: RunConfig, started: float | None, callbacks: Sequence[Any]
+) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
     world, gpu = standalone.world_size(), gpus_used(config, local_gpus(config)) > 0
     folder = place.output_folder(config)
+    listener = Listener(folder, callbacks if standalone.leads() else ())
     if standalone.leads():
         resume = _resume_point(config, folder)
         prepared = _prepared(config, folder, (world, world), gpu, resume, started)
@@ -143,9 +168,10 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
         resume = output.resume_point(config, folder)[0]
         prepared = prepare(config, folder, world, gpu, resume, started)
     workers.quiet()
-    standalone.join_and_work(prepared.job)
+    standalone.join_and_work(_job(prepared, listener), lambda _: listener.poll())
     if not standalone.leads():
         return {}
+    listener.close()
     seconds = time.time() - prepared.job.started
     return _ended(output.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
@@ -187,8 +213,14 @@ def _train(
     folder: Path,
     prepared: Preparation,
     go: Callable[[Callable[[], None]], None],
+    listener: Listener,
+    here: bool = False,
 ) -> dict[str, Any]:
-    """Do the run by `go`, which calls what shows its progress again and again."""
+    """Do the run by `go`, which calls what shows its progress again and again.
+
+    Args:
+        here: callbacks are called by the training itself.
+    """
     output.start(config, folder)
 
     def stop() -> None:
@@ -196,7 +228,14 @@ def _train(
         display.console.print("stopping at the end of this step, with a checkpoint")
 
     with stop_signals(stop) as asked, display.Follower(folder) as follower:
-        summary = execute(prepared.job, partial(go, follower.poll))
+
+        def show() -> None:
+            follower.poll()
+            if not here:
+                listener.poll()
+
+        summary = execute(prepared.job, partial(go, show), listener.poll)
+    listener.close()
     return _ended(summary, folder, exit_status(asked))
 
 
@@ -205,6 +244,8 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
     display.show_summary(summary, folder)
     for problem in summary.get("not_copied", ()):
         display.console.print(f"not copied to the storage path: {problem}", markup=False)
+    for problem in summary.get("not_reported", ()):
+        display.console.print(f"not reported to {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; "

@@ -68,7 +68,7 @@ def _suggestion(name: str) -> str:
 def _check_folder(name: str, folder: Path) -> None:
     problems = []
     if (folder / "adapter_config.json").is_file():
-        remedy = "give the base model as --model; merge the adapter first to train on top of it"
+        remedy = f"give its base as --model; to train it further, --lora.init_from {folder} too"
         problems.append(Problem(f"model {name}", "the folder holds an adapter, no model", remedy))
     elif not (folder / "config.json").is_file():
         problems.append(Problem(f"model {name}", "the folder has no config.json"))

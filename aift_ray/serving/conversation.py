@@ -122,20 +122,20 @@ class ChatMessage(OpenAIBody):
             return self.refusal or ""
         return "".join(part.said() for part in self.content)
 
-    def further(self, thought: str | None = None) -> str:
-        """What a template may read beside role and content, in JSON.
+    def thought(self) -> str:
+        """What an assistant has thought before its answer; "" where nothing."""
+        said = self.reasoning_content or self.reasoning or ""
+        return said if self.role == "assistant" else ""
 
-        Args:
-            thought: how the template calls an assistant's thought.
-        """
+    def further(self) -> str:
+        """What a template may read beside role, content and thought, in JSON."""
         found: dict[str, Any] = {}
         if self.tool_calls:
             found["tool_calls"] = [each.for_template() for each in self.tool_calls]
         if self.tool_call_id is not None:
             found["tool_call_id"] = self.tool_call_id
-        thoughts = self.reasoning_content or self.reasoning
-        if thought and thoughts and self.role == "assistant":
-            found[thought] = thoughts
+        if self.name:
+            found["name"] = self.name
         return json.dumps(found, ensure_ascii=False) if found else ""
 
 

@@ -184,8 +184,9 @@ def _transformers(checked: Checked) -> Engine:
     # else transformers puts quantized weights on the first GPU it sees, reserved or not
     place = {"": checked.device}
     model = loading.load_model(checked.location, checked.dtype, attention, quantization, place)
-    memory = memory_bytes(serving.prefix_memory)
-    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory)
+    memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory
+    held = None if given is None else memory_bytes(given)
+    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory, held)
 
 
 async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:

@@ -138,12 +138,13 @@ class Service:
         Args:
             options: further variables of the template.
         """
-        thought = self.template.thought
+        thinks = self.template.thought is not None
         turns = [
             Message(
                 "system" if each.role == "developer" else each.role,
                 each.text(),
-                each.further(thought),
+                each.further(),
+                each.thought() if thinks else "",
             )
             for each in messages
         ]

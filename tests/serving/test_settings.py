@@ -46,6 +46,7 @@ CHANGED: dict[str, Any] = {
     "serving.idle_timeout_s": 1.0,
     "serving.drain_timeout_s": 1.0,
     "serving.prefix_memory": "1GiB",
+    "serving.kv_cache_memory": "1GiB",
     "serving.cpus_per_replica": 2,
 }
 
@@ -61,6 +62,7 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "weights": {str(p.dtype) for p in made.engine._model.parameters()},
         "limits": made.limits,
         "engine": (made.engine._slots, made.engine._max_queue, made.engine._prefixes.memory),
+        "budget": config.serving.kv_cache_memory and made.engine.budget,
         "deployment": str(deployment._deployment_config),
         "actor": str(deployment.ray_actor_options),
         "arguments": deployment.init_args[1:],
