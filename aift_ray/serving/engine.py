@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -285,8 +284,6 @@ class TransformersEngine:
         if isinstance(told, Exception) or told.finish:
             self._working.pop(row.key, None)
         if stream:
-            if stream.scored and isinstance(told, Token):
-                told, stream.scored = replace(told, prompt=stream.scored), ()
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aift_ray.serving.batch import Row
 from aift_ray.serving.requests import EngineError, Request, Token
@@ -57,6 +57,8 @@ class TokenStream:
 
     def put(self, item: Token | Exception) -> None:
         """Called in the engine's thread."""
+        if self.scored and isinstance(item, Token):
+            item, self.scored = replace(item, prompt=self.scored), ()
         try:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
         except RuntimeError:
