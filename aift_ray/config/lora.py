@@ -49,6 +49,20 @@ class LoRAConfig(Section):
         "and layers are taken",
     )
 
+    def beside_method(self, full: bool, base_bits: int | None) -> list[Problem]:
+        """What contradicts the method: all weights where `full`, else adapters."""
+        found = []
+        if full and self.use_qlora:
+            what = "true contradicts method full: adapters are trained, and no more"
+            found.append(Problem("lora.use_qlora", what, "use --method qlora"))
+        if full and self.init_from:
+            what = "is an adapter, and method full trains all weights"
+            found.append(Problem("lora.init_from", what, "use --method lora, or merge it first"))
+        if not self.qlora_4bit and base_bits is None:
+            what = "false speaks of QLoRA, which is off"
+            found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
+        return found
+
     def contradictions(self, base_bits: int | None, strategy: str) -> list[Problem]:
         """What can't be had together, with a base of `base_bits` bits if quantized."""
         start, field, found = self.init_lora_weights, "lora.init_lora_weights", []

@@ -199,15 +199,7 @@ class RunConfig(Settings):
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         training, found = self.training, []
-        if self.method == "full" and self.lora.use_qlora:
-            what = "true contradicts method full: adapters are trained, and no more"
-            found.append(Problem("lora.use_qlora", what, "use --method qlora"))
-        if self.method == "full" and self.lora.init_from:
-            what = "is an adapter, and method full trains all weights"
-            found.append(Problem("lora.init_from", what, "use --method lora, or merge it first"))
-        if not self.lora.qlora_4bit and self.base_bits is None:
-            what = "false speaks of QLoRA, which is off"
-            found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
+        found += self.lora.beside_method(self.method == "full", self.base_bits)
         found += self.parallel.contradictions(self.base_bits)
         if self.method != "full":
             found += self.lora.contradictions(self.base_bits, self.parallel.strategy)

@@ -81,6 +81,8 @@ class Answer:
         if self._closing in written:
             # the template closes the thought by itself, and some open an empty one before
             own = written.rpartition(self._opening)[2]
+            if message.thought:
+                own = own[: own.startswith("\n")] + own.lstrip()
             return [*opening, Part(lead + message.thought), Part(own), *rest[1:]]
         tail = Part(f"\n{self._closing}\n\n")
         return [*opening, Part(lead + message.thought.strip("\n")), tail, *rest]

@@ -24,7 +24,7 @@ from aift_ray.data.sources import read_examples
 
 SHOWN_FAULTS = 20
 # rows that one thread encodes before others do, and rows that a thread gets at once
-_FIRST, _BATCH = 512, 64
+_FIRST, _BATCH = 128, 64
 
 
 @dataclass

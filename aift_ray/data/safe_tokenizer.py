@@ -133,14 +133,21 @@ class SafeTokenizer:
         it is alone, if that holds from the last control token on, which is a short text and often
         the same one.
         """
-        names = [match.start() for match in self._named.finditer(text)]
+        found = [(match.start(), int(match[1])) for match in self._named.finditer(text)]
+        names = [start for start, _ in found]
         before = [bisect_left(names, border) for border in borders]
         if not before or before[0] == 0:
             return None
         ids = self.encode(text)
-        places = [at for at, token in enumerate(ids) if token in self.control_ids]
-        if len(places) != len(names):
-            return None
+        # nothing but these names makes control tokens, so each is the next of its id
+        places, at = [], 0
+        for _, token in found[: before[-1]]:
+            try:
+                at = ids.index(token, at)
+            except ValueError:
+                return None
+            places.append(at)
+            at += 1
         counts = []
         for border, number in zip(borders, before, strict=True):
             start, first = names[number - 1], places[number - 1]

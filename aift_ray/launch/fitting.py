@@ -10,7 +10,8 @@ from ray._private.utils import get_num_cpus
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.planning.memory import GIB, Memory, Work, memory
+from aift_ray.models.measuring import Measured
+from aift_ray.planning.memory import GIB, Memory, Work, memory, moments
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
 
@@ -165,3 +166,17 @@ def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
     numbers = range(torch.cuda.device_count())
     sizes = [torch.cuda.get_device_properties(n).total_memory for n in numbers]
     return Room(min(sizes, default=None), host)
+
+
+def sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
+    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed.
+
+    Args:
+        adapter: weights of the saved adapter that the run starts from; None: it has new ones.
+    """
+    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    trained = trained if adapter is None else adapter
+    if config.method == "full":
+        trained = shape.parameters - shape.beside
+    # trained weights in fp32, and their moments
+    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))

@@ -14,6 +14,7 @@ from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
+from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
@@ -25,7 +26,7 @@ from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
-from aift_ray.planning.memory import Memory, moments
+from aift_ray.planning.memory import Memory
 from aift_ray.utils.compilers import compiler
 
 
@@ -94,7 +95,7 @@ def prepare(
     need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
-    sizes = _sizes(config, model, started_from)
+    sizes = fitting.sizes(config, model, started_from)
     job = Job(
         config=config,
         location=location,
@@ -156,22 +157,15 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
-    _trackers(config)
+    problems = trackers.missing(list(config.training.report_to))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> Support:
     """How the model is computed, once it is settled how it is spread; see `_spread`."""
     _spread(config, model_config, workers, gpu)
     return _support(config, model_config)
-
-
-def _trackers(config: RunConfig) -> None:
-    # needs no package of theirs
-    from aift_ray.engine.trackers import missing
-
-    problems = missing(list(config.training.report_to))
-    if problems:
-        raise ConfigError(problems)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:
@@ -259,16 +253,6 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
-
-
-def _sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
-    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
-    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
-    trained = trained if adapter is None else adapter
-    if config.method == "full":
-        trained = shape.parameters - shape.beside
-    # trained weights in fp32, and their moments
-    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,12 @@ def _older(config: RunConfig, folder: Path) -> list[Problem]:
 
 
 def _shown(value: Any) -> str:
+    """A value as it is typed behind its flag."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={held}" for name, held in value.items()) or "none"
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        given = [{k: v for k, v in each.items() if v is not None} for each in value]
+        return shlex.quote(json.dumps(given, ensure_ascii=False))
     if isinstance(value, list):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value).lower() if value in (True, False) else str(value)

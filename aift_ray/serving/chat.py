@@ -132,7 +132,9 @@ def request_of(
 def _grammar(service: Service, wanted: ResponseFormat | None) -> Grammar | None:
     if wanted is None or wanted.type == "text":
         return None
-    schema: dict[str, Any] = {"type": "object"}
+    if wanted.value is not None and wanted.type != "json_object":
+        raise ApiError(400, "only type json_object has it", "response_format.value")
+    schema: dict[str, Any] = wanted.value or {"type": "object"}
     if wanted.type == "json_schema":
         if wanted.json_schema is None:
             message = "type json_schema needs json_schema: {name, schema}"

@@ -208,16 +208,15 @@ class TransformersEngine:
             try:
                 if stream.request.scores and not stream.row:
                     stream.scored = score(self._model, self._adapters, stream.request)
-                rows.append(stream.row or self._new_row(stream))
+                if not stream.row:
+                    chooser = Chooser(stream.request, self._device)
+                    stream.row = Row(stream.key, stream.request, chooser)
+                rows.append(stream.row)
             except Exception as error:
                 del self._working[stream.key]
                 stream.put(error)
         if rows:
             self._batch.begin(rows)
-
-    def _new_row(self, stream: TokenStream) -> Row:
-        stream.row = Row(stream.key, stream.request, Chooser(stream.request, self._device))
-        return stream.row
 
     def _next_ones(self) -> list[TokenStream]:
         """Those whose turn it is and whose prompts can be read together."""
@@ -257,8 +256,7 @@ class TransformersEngine:
     def _start_again(self) -> bool:
         """After an error of memory: drop all keys and values, and hold fewer from now on.
 
-        Returns:
-            whether the requests wait for another turn; a single one has no use of it.
+        Whether it was of use: not to a single request.
         """
         if len(self._working) <= 1:
             # whatever it was that did not fit is gone with it
@@ -266,9 +264,7 @@ class TransformersEngine:
             return False
         used = min(self._limit, self._batch.tokens_with())
         self._limit = used * 4 // 5
-        log.warning(
-            "memory is full: %d tokens at once are too many, %d are tried", used, self._limit
-        )
+        log.warning("memory is full: %d tokens are too many, %d are tried", used, self._limit)
         self._prefixes.clear()
         self._batch = Batch(self._model, self._adapters, self._prefixes)
         self._wait_again([*self._working])

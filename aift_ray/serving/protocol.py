@@ -40,6 +40,8 @@ class ResponseFormat(OpenAIBody):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    # a schema, as Hugging Face's client hands one on: {"type": "json_object", "value": ...}
+    value: JsonObject | None = None
 
 
 class _Sampled(OpenAIBody):

@@ -59,7 +59,7 @@ def held_to(body: ChatRequest, tools: list[dict[str, Any]]) -> dict[str, Any] | 
             "type": "object",
             "properties": {
                 "name": {"const": function["name"]},
-                "arguments": function["parameters"],
+                "arguments": _closed(function["parameters"]),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -67,6 +67,21 @@ def held_to(body: ChatRequest, tools: list[dict[str, Any]]) -> dict[str, Any] | 
         for function in functions
     ]
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _closed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The same with no arguments but those that are named, unless the schema speaks of others.
+
+    What follows it follows the schema as well; a small model would go on inventing names.
+    """
+    named = parameters.get("properties")
+    open_ones = {"properties", "type", "required", "title", "description", "$defs", "definitions"}
+    if not isinstance(named, dict) or not named or not set(parameters) <= open_ones:
+        return parameters
+    required = parameters.get("required", [])
+    if not isinstance(required, list) or not all(name in named for name in required):
+        return parameters
+    return parameters | {"additionalProperties": False}
 
 
 @dataclass(frozen=True)

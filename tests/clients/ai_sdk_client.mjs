@@ -30,7 +30,7 @@ assert.equal(text, whole.text);
 assert.equal((await stream.usage).outputTokens, whole.usage.outputTokens);
 
 const town = z.object({ town: z.enum(["東京", "大阪"]) });
-const held = await generateObject({ ...plain, schema: town, maxOutputTokens: 300 });
+const held = await generateObject({ ...plain, schema: town, maxOutputTokens: 1500 });
 assert.ok(["東京", "大阪"].includes(held.object.town));
 
 let asked = 0;
@@ -47,7 +47,7 @@ const steps = await generateText({
   tools: { weather },
   stopWhen: stepCountIs(2),
   prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
-  maxOutputTokens: 300,
+  maxOutputTokens: 1500,
 });
 assert.equal(asked, 1);
 assert.equal(steps.steps.length, 2);

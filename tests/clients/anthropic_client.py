@@ -10,13 +10,17 @@ from tests.clients.common import FUNCTION, KEY, MODEL, QUESTION, SCHEMA, TOWNS, 
 
 client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0)
 TOOL = {"name": "weather", "description": FUNCTION["description"], "input_schema": SCHEMA}
-ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 300}
+ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 1500}
 messages: list[Any] = [{"role": "user", "content": QUESTION}]
 
-answer = client.messages.create(messages=messages, system="短く。", temperature=0, **ASK)
+answer = client.messages.create(
+    messages=messages, system="短く。", extra_body={"temperature": 0}, **ASK
+)
 assert answer.stop_reason in ("end_turn", "max_tokens")
 assert all(block.type == "text" for block in answer.content)
-with client.messages.stream(messages=messages, system="短く。", temperature=0, **ASK) as events:
+with client.messages.stream(
+    messages=messages, system="短く。", extra_body={"temperature": 0}, **ASK
+) as events:
     text = "".join(events.text_stream)
     final = events.get_final_message()
 assert text == "".join(block.text for block in answer.content)
@@ -49,7 +53,7 @@ with client.messages.stream(messages=messages[:1], thinking=thinking, **ASK) as 
 
 for wrong, kind in (
     ({"model": "other"}, anthropic.NotFoundError),
-    ({"top_k": -5}, anthropic.BadRequestError),
+    ({"extra_body": {"top_k": -5}}, anthropic.BadRequestError),
 ):
     asked = ASK | wrong | {"messages": messages[:1]}
     assert refused(kind, client.messages.create, **asked).body["type"] == "error"

@@ -18,7 +18,7 @@ assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
 chunks = list(client.chat_completion(**asked, stream=True, stream_options={"include_usage": True}))
 pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
 assert "".join(pieces) == whole.choices[0].message.content
-longer = asked | {"max_tokens": 300}
+longer = asked | {"max_tokens": 1500}
 called = client.chat_completion(**longer, tools=[TOOL], tool_choice="required")
 [call] = called.choices[0].message.tool_calls
 assert json.loads(call.function.arguments)["town"] in TOWNS

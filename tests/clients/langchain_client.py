@@ -32,7 +32,7 @@ assert said.usage_metadata["output_tokens"] > 0
 assert "".join(chunk.content for chunk in model.stream(QUESTION)) == said.content
 assert len(model.batch([QUESTION, "はい。"])) == 2
 
-longer = ChatOpenAI(**place, max_tokens=300, seed=1)
+longer = ChatOpenAI(**place, max_tokens=1500, seed=1)
 called = longer.bind_tools([weather], tool_choice="any").invoke([HumanMessage(QUESTION)])
 [call] = called.tool_calls
 assert call["args"]["town"] in TOWNS

@@ -20,7 +20,7 @@ for provider in ("openai", "hosted_vllm"):
     assert litellm.stream_chunk_builder(chunks).choices[0].message.content == text
 
     called = litellm.completion(
-        **(asked | {"max_tokens": 300}), tools=[TOOL], tool_choice="required"
+        **(asked | {"max_tokens": 1500}), tools=[TOOL], tool_choice="required"
     )
     message = called.choices[0].message
     [call] = message.tool_calls
@@ -31,7 +31,7 @@ for provider in ("openai", "hosted_vllm"):
 
     schema = {"name": "town", "schema": SCHEMA, "strict": True}
     held = litellm.completion(
-        **(asked | {"max_tokens": 300}),
+        **(asked | {"max_tokens": 1500}),
         response_format={"type": "json_schema", "json_schema": schema},
     )
     assert json.loads(held.choices[0].message.content)["town"] in TOWNS

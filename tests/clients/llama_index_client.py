@@ -1,7 +1,5 @@
 """llama-index: OpenAILike's complete, chat, stream, tools, structured answers."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from llama_index.core.llms import ChatMessage
@@ -32,7 +30,7 @@ question = [ChatMessage(role="user", content=QUESTION)]
 said = model.chat(question)
 assert "".join(each.delta for each in model.stream_chat(question)) == said.message.content
 assert model.complete("こんにちは。").text is not None
-longer = OpenAILike(**settings, max_tokens=300)
+longer = OpenAILike(**settings, max_tokens=1500)
 called = longer.chat_with_tools(
     [FunctionTool.from_defaults(weather)], user_msg=QUESTION, tool_required=True
 )

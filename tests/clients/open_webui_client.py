@@ -48,7 +48,7 @@ for prompt in ("### Task:\nGenerate a title as JSON.", "### Task:\nGenerate 1-3 
     told = http.post("/v1/chat/completions", json=body).json()
     assert isinstance(told["choices"][0]["message"]["content"], str)
 # native tools: deltas with an index, then the result
-held = chat | {"tools": [TOOL], "tool_choice": "required", "max_tokens": 300, "stop": None}
+held = chat | {"tools": [TOOL], "tool_choice": "required", "max_tokens": 1500, "stop": None}
 _, events = streamed(held)
 calls = [
     call

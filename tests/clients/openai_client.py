@@ -29,7 +29,7 @@ assert final.choices[0].message.content == answer.choices[0].message.content
 # a loop of tools, each answer sent back as it came
 for choice in ("required", "none"):
     said = client.chat.completions.create(
-        messages=messages, tools=[TOOL], tool_choice=choice, **(ASK | {"max_tokens": 300})
+        messages=messages, tools=[TOOL], tool_choice=choice, **(ASK | {"max_tokens": 1500})
     ).choices[0]
     messages.append(said.message)
     for call in said.message.tool_calls or []:
@@ -43,18 +43,18 @@ class Town(BaseModel):
 
 
 parsed = client.chat.completions.parse(
-    messages=messages[:1], response_format=Town, **(ASK | {"max_tokens": 300})
+    messages=messages[:1], response_format=Town, **(ASK | {"max_tokens": 1500})
 )
 assert parsed.choices[0].message.parsed.town in TOWNS
 tools = [openai.pydantic_function_tool(Town, name="weather")]
 called = client.chat.completions.parse(
-    messages=messages[:1], tools=tools, tool_choice="required", **(ASK | {"max_tokens": 300})
+    messages=messages[:1], tools=tools, tool_choice="required", **(ASK | {"max_tokens": 1500})
 )
 assert called.choices[0].message.tool_calls[0].function.parsed_arguments.town in TOWNS
 
 thought = client.chat.completions.create(messages=messages[:1], extra_body=THINKING, **ASK)
 assert thought.choices[0].message.reasoning_content
-assert thought.usage.completion_tokens_details.reasoning_tokens > 5
+assert thought.usage.completion_tokens_details.reasoning_tokens > 0
 
 response = client.responses.create(model=MODEL, input=QUESTION, max_output_tokens=30)
 assert response.output_text == "" or response.output[-1].type == "message"
@@ -67,7 +67,7 @@ kinds = [
 assert kinds[0] == "response.created"
 assert kinds[-1] in ("response.completed", "response.incomplete")
 assert client.responses.parse(
-    model=MODEL, input=QUESTION, text_format=Town, max_output_tokens=300
+    model=MODEL, input=QUESTION, text_format=Town, max_output_tokens=1500
 ).output_parsed.town in TOWNS  # fmt: skip
 more = {"model": MODEL, "input": "a", "previous_response_id": "resp_1"}
 error = refused(openai.BadRequestError, client.responses.create, **more)

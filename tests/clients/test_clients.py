@@ -43,7 +43,7 @@ def test_a_client_works_unchanged(served: Served, name: str, tmp_path: Path) -> 
     if program.suffix == ".mjs":
         if not environment.node().exists():
             pytest.skip("there is no Node")
-        command = ["node", str(program), *given, str(environment.node())]
+        command = ["node", str(program), *given, str(environment.node().resolve())]
     else:
         kind = "llama-index" if name == "llama_index" else ""
         command = [str(environment.python(kind)), "-m", f"tests.clients.{program.stem}", *given]

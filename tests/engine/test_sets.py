@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,10 @@ def test_another_mixture_is_refused_on_resume(
     with pytest.raises(ConfigError) as error:
         prepare(configure(**how, data__mixture=other), tmp_path / "other", 1, False, last)
     assert [problem.where for problem in error.value.problems] == ["data.mixture"]
+    typed = error.value.problems[0].remedy.partition("--data.mixture ")[2].partition(", or ")[0]
+    assert json.loads(shlex.split(typed)[0]) == [
+        each | {"weight": w} for each, w in zip(sets, (2.0, 1.0), strict=True)
+    ]
     same = prepare(configure(**how, data__mixture=sets), tmp_path / "other", 1, False, last)
     assert same.job.changed == []
 

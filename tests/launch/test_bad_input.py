@@ -246,7 +246,7 @@ def test_a_dry_run_shows_plan_preview_and_configuration_and_writes_nothing(
     assert guarded(train.run, argv) == 0
     shown = capsys.readouterr().out
     assert not folder.exists()
-    for part in ("3,000 rows", "supervised", "steps", "learning_rate: 2.0e-05", "packing: concat"):
+    for part in ("3,000 rows", "supervised", "steps", "learning_rate: 0.0002", "packing: concat"):
         assert part in shown
     assert shown.count("⟦") >= 3
     assert "です" in shown

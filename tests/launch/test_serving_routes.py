@@ -44,11 +44,12 @@ def test_a_server_that_is_loading_is_503(served: Served) -> None:
 def test_every_file_that_the_page_names_is_there_for_everybody(served: Served) -> None:
     index = served.anybody("GET", "/")
     assert 'data-asks-key="yes"' in index.text
-    modules = re.findall(r'from "\./([\w.]+)"', (PAGE / "page.js").read_text("utf-8"))
+    modules = [path.relative_to(PAGE.parent).as_posix() for path in PAGE.rglob("*.js")]
     named = [*re.findall(r'(?:src|href)="(page/[^"]+)"', index.text)]
-    assert {"page/page.js", "page/page.css", "page/icon.svg"} == set(named)
+    styles = {"page/page.css", "page/chat.css"}
+    assert {"page/page.js", "page/icon.svg"} | styles == set(named)
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-    for path in (*named, *(f"page/{module}" for module in modules)):
+    for path in (*named, *modules):
         for response in (served.anybody("GET", f"/{path}"), served.http.get(f"/{path}")):
             assert response.status_code == 200, path
             assert response.text == (PAGE.parent / path).read_text("utf-8")

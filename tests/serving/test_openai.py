@@ -112,7 +112,9 @@ def test_an_answer_follows_a_json_schema(site: Site, stream: bool) -> None:
         "required": ["名前", "年"],
         "additionalProperties": False,
     }
-    wanted = {"type": "json_schema", "json_schema": {"name": "人", "schema": schema}}
+    wanted: dict[str, Any] = {"type": "json_object", "value": schema}
+    if not stream:
+        wanted = {"type": "json_schema", "json_schema": {"name": "人", "schema": schema}}
     body = {"model": "b", "messages": QUESTION, "response_format": wanted, "seed": 5, "n": 2}
     texts = ["", ""]
     response = site.send("POST", "/v1/chat/completions", json=body | {"stream": stream})

@@ -182,3 +182,12 @@ def test_an_answer_is_read_alike_in_any_pieces(text: str, said: str, names: list
         assert "".join(piece.text for piece, _ in told) == said
         assert [call.name for _, calls in told for call in calls] == names
         assert told[-1][0].finish == ("tool_calls" if names else "stop")
+
+
+def test_a_call_has_no_arguments_beside_those_that_are_named(tooled: Site) -> None:
+    town = {"town": {"enum": ["東京", "大阪"]}}
+    schema = {"type": "object", "properties": town, "required": ["town"]}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    told = chat(tooled, tools=[tool], tool_choice="required", temperature=0).json()
+    [call] = told["choices"][0]["message"]["tool_calls"]
+    assert list(json.loads(call["function"]["arguments"])) == ["town"]

@@ -48,6 +48,8 @@ export default {
   presence_penalty_hint: "−2 to 2",
   frequency_penalty: "frequency_penalty",
   frequency_penalty_hint: "−2 to 2",
+  thinking_token_budget: "thinking_token_budget",
+  thinking_token_budget_hint: "most tokens of a thought; empty: no limit",
   out_of_range: "Give a number from {least} to {most}",
   not_whole: "Give a whole number",
   history: "Conversations",

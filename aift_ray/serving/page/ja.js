@@ -48,6 +48,8 @@ export default {
   presence_penalty_hint: "−2〜2",
   frequency_penalty: "frequency_penalty",
   frequency_penalty_hint: "−2〜2",
+  thinking_token_budget: "thinking_token_budget（思考の最大トークン数）",
+  thinking_token_budget_hint: "空欄なら制限なし",
   out_of_range: "{least}〜{most} の数を入れてください",
   not_whole: "整数を入れてください",
   history: "会話の履歴",

@@ -17,6 +17,7 @@ const RARE = [
   { name: "repetition_penalty", least: 0.01, most: 10, step: 0.05 },
   { name: "presence_penalty", least: -2, most: 2, step: 0.1 },
   { name: "frequency_penalty", least: -2, most: 2, step: 0.1 },
+  { name: "thinking_token_budget", least: 0, most: 2 ** 31 },
 ];
 const FIELDS = [...COMMON, ...RARE];
 const SWITCHES = ["thoughtless", "markdown", "logprobs", "keep"];

@@ -275,7 +275,7 @@ def test_while_a_model_thinks_the_page_says_so(visit: Visit) -> None:
     visitor.expect(".waiting").to_be_hidden()
 
 
-def test_a_model_can_be_asked_not_to_think(visit: Visit) -> None:
+def test_a_model_can_be_asked_to_think_less_or_not_at_all(visit: Visit) -> None:
     visitor = visit().enter()
     visitor["#thoughtless"].check()
     with visitor.page.expect_request(CHAT) as caught:
@@ -284,7 +284,10 @@ def test_a_model_can_be_asked_not_to_think(visit: Visit) -> None:
     visitor.expect(BODY).to_have_text(REPEATED)
     visitor.answered()
     visitor["#thoughtless"].uncheck()
+    visitor["#settings summary"].click()
+    visitor["#thinking_token_budget"].fill("64")
     bodies = visitor.answers("はい。")
     visitor.ask("次")
     visitor.answered()
     assert "reasoning_effort" not in bodies[0]
+    assert bodies[0]["thinking_token_budget"] == 64
