@@ -48,8 +48,8 @@ def is_plain(folder: Path | str) -> bool:
         ("mistral3", "full"),
         ("mistral3", "qlora"),
         ("mllama", "full"),
-        ("qwen3_vl_moe", "full"),
-        ("qwen3_vl", "lora"),
+        pytest.param("qwen3_vl_moe", "full", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "lora", marks=pytest.mark.slow),
         ("gpt2", "lora"),
         ("gpt2", "qlora"),
     ],
@@ -94,7 +94,7 @@ def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
 STRATEGIES = {"mistral3": ("fsdp", "tensor", "pipeline"), "gpt2": ("ddp", "fsdp")}
 
 
-@pytest.mark.parametrize("family", STRATEGIES)
+@pytest.mark.parametrize("family", [pytest.param("mistral3", marks=pytest.mark.slow), "gpt2"])
 def test_two_workers_take_the_steps_of_one(
     family: str, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
