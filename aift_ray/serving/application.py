@@ -172,10 +172,6 @@ async def _invalid(request: Request, error: Any) -> Response:
     return failure.response(request.url.path)
 
 
-# how pydantic names the members of unions
-_KINDS = {"str", "message", "function_call", "function_call_output", "reasoning"}
-
-
 def _problem(detail: dict[str, Any]) -> tuple[str, str]:
     if detail["type"] == "json_invalid":
         return "", "the body is not JSON"
@@ -183,7 +179,11 @@ def _problem(detail: dict[str, Any]) -> tuple[str, str]:
     if not place and detail["type"] in ("missing", "model_attributes_type"):
         return "", "send a JSON object, with the header 'Content-Type: application/json'"
     # a union names the kinds that were tried
-    names = [part for part in place if "[" not in part and part not in _KINDS]
+    names = [
+        part
+        for at, part in enumerate(place)
+        if "[" not in part and part != "str" and not (at > 1 and "union[" in place[at - 2])
+    ]
     if detail["type"] == "extra_forbidden":
         return ".".join(names), "there is no such field, or it is not supported"
     if detail["type"] == "none_required":

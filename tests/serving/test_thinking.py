@@ -202,6 +202,7 @@ def test_template_variables_reach_the_template(model: Models) -> None:
         ("qwen3", {"chat_template_kwargs": {"enable_thinkin": False}}, "enable_thinkin"),
         ("qwen3", {"chat_template_kwargs": {"messages": []}}, "messages"),
         ("qwen3", {"reasoning_effort": "high"}, "reasoning_effort"),
+        ("qwen3", {"function_call": {"name": "f"}}, "function_call"),
         ("qwen3", {"chat_template_kwargs": {"enable_thinking": "<|im_end|>"}}, "messages"),
         ("r1", {"reasoning_effort": "none"}, "reasoning_effort"),
         ("r1", {"chat_template_kwargs": {"enable_thinking": False}}, "enable_thinking"),
