@@ -20,6 +20,7 @@ from aift_ray.config.section import (
     Positive,
     Section,
     Settings,
+    memory_size,
     setting,
     workers_range,
 )
@@ -131,6 +132,14 @@ class DataConfig(Section):
     cache_dir: str | None = setting(
         None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
     )
+    cache_limit: str | None = setting(
+        None, "size of all token caches, 20GB, above which those longest unused go; default: none"
+    )
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
 
     @field_validator("packing", mode="before")
     @classmethod
@@ -185,6 +194,19 @@ class RunConfig(Settings):
         "resume_allow": "resume-allow",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
+    common: ClassVar[tuple[str, ...]] = (
+        "training.learning_rate",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.num_epochs",
+        "training.gradient_checkpointing",
+        "training.eval_steps",
+        "training.save_steps",
+        "lora.r",
+        "data.sequence_length",
+        "data.packing",
+        "data.validation_fraction",
+    )
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")

@@ -13,16 +13,16 @@ from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.metrics import METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.run_errors import LOG
+from aift_ray.engine.stages import STAGE
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import place
+from aift_ray.launch.causes import FAILURES
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-# why the group of workers failed, a line a failure
-FAILURES = ".failures.jsonl"
 # what a run leaves; only these are removed by --overwrite
 _OWN = (CONFIG, SUMMARY, METRICS, "loss.png", "checkpoints", "model", "tensorboard", LOG)
-_OWN_HIDDEN = (PROGRESS, STOP, SAVE, ".ray", FAILURES)
+_OWN_HIDDEN = (PROGRESS, STAGE, STOP, SAVE, ".ray", FAILURES)
 
 
 def check(config: RunConfig, folder: Path) -> list[Problem]:
@@ -52,7 +52,7 @@ def start(config: RunConfig, folder: Path) -> None:
         for name in (*_OWN, *_OWN_HIDDEN):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in (STOP, SAVE, PROGRESS, FAILURES):
+    for name in (STOP, SAVE, PROGRESS, STAGE, FAILURES):
         (folder / name).unlink(missing_ok=True)
     values = config.model_dump(
         mode="json", exclude={"overwrite", "resume", "resume_allow", "output_dir"}
@@ -107,7 +107,7 @@ def finish(folder: Path, **values: Any) -> dict[str, Any]:
     """Add `values` to the run's summary and remove what only the running needs."""
     result = summary(folder) | values
     write_json(folder / SUMMARY, result)
-    for name in (STOP, SAVE, PROGRESS):
+    for name in (STOP, SAVE, PROGRESS, STAGE):
         (folder / name).unlink(missing_ok=True)
     return result
 
@@ -133,11 +133,3 @@ def copy(config: RunConfig, folder: Path) -> None:
     copies = store(config, folder)
     if copies:
         copies.put_results(folder, (CONFIG, SUMMARY))
-
-
-def read_failures(path: Path) -> list[str]:
-    """Why the group of workers failed, an entry a failure; a half-written last one is left out."""
-    if not path.is_file():
-        return []
-    whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("]")]
-    return ["; ".join(json.loads(line)) for line in whole]

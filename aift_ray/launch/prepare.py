@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
+from aift_ray.data.cache import TokenRows
+from aift_ray.data.caches import note_user
 from aift_ray.data.encoding import Encode, encode_here
+from aift_ray.data.place import cache_folder
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import fitting, resuming
+from aift_ray.launch import caches, fitting, resuming
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
+from aift_ray.models.folders import tokenizer_bytes
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.memory import Memory, moments
@@ -92,12 +94,17 @@ def prepare(
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
+    with suppress(OSError):
+        # a cache that others have made may not be ours to write into
+        note_user(prepared.folder, output)
+        notes += caches.keep_limit(config.data, prepared.folder)
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     batch = state.global_batch if state else _global_batch(config, workers)
     plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
-    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole)
+    host = fitting.Host(tokenizer_bytes(location), _most_targets(plan, rows))
+    need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole, host)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
     sizes = _sizes(config, model)
@@ -141,12 +148,18 @@ def _support(config: RunConfig, model_config: Any) -> Support:
     from aift_ray.engine.family_check import supported
 
     method: Any = config.trained_as
-    return supported(model_config, method, cache.cache_folder(config.data))
+    return supported(model_config, method, cache_folder(config.data))
 
 
 def _longest(lengths: np.ndarray, padded: bool) -> int:
     """Tokens of a micro-batch of documents of these `lengths`, padding included."""
     return int(len(lengths) * lengths.max() if padded else lengths.sum())
+
+
+def _most_targets(plan: BatchPlan, rows: TokenRows) -> int:
+    """Supervised tokens that a micro-batch has at most."""
+    targets = np.sort(rows.targets[plan.indices])
+    return int(targets[-len(plan.longest_micro_batch()) :].sum())
 
 
 def _global_batch(config: RunConfig, workers: int) -> int:
@@ -225,16 +238,6 @@ def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
         trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments
     return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
-
-
-def process_start() -> float:
-    """When this process began, as time.time() counts."""
-    if sys.platform != "linux":
-        return float(psutil.Process().create_time())
-    # psutil adds the start to a boot time that is known to whole seconds only
-    ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    since_boot = int(ticks) / os.sysconf("SC_CLK_TCK")
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,23 +14,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.engine.metrics import STOP
-from aift_ray.errors import ConfigError, Interrupted
-from aift_ray.launch import display, output, place, resuming, workers
-from aift_ray.launch.execution import execute, exit_status, stop_signals
+from aift_ray.engine.job import Job
+from aift_ray.engine.metrics import PROGRESS, STOP
+from aift_ray.engine.run_errors import short
+from aift_ray.errors import AiftError, ConfigError, Interrupted
+from aift_ray.launch import display, output, place, resources, resuming, supervise
+from aift_ray.launch.execution import execute, exit_status, in_words, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
+from aift_ray.launch.progress import Follower, doing
+from aift_ray.launch.supervise import Attempt
 from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.heap import trim
+from aift_ray.utils.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from aift_ray.engine.build import Run
 
 
-def run(config: RunConfig, dry_run: bool = False, started: float | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    dry_run: bool = False,
+    started: float | None = None,
+    attempt: Attempt | None = None,
+) -> dict[str, Any]:
     """Train as `config` says; returns the summary.
 
     Args:
         dry_run: show what would be done, and do nothing.
         started: when the run was asked for, as time.time() counts; None: now.
+        attempt: this process is a child of the command, which starts another one where it is lost:
+            a single worker on this machine needs no Ray. None: it is not.
 
     Raises:
         UserError: the input is wrong; nothing was started.
@@ -37,27 +55,79 @@ def run(config: RunConfig, dry_run: bool = False, started: float | None = None) 
     """
     if config.training.local_rank >= 0:
         return _run_joined(config, started)
-    folder = place.output_folder(config)
+    folder, again = place.output_folder(config), attempt is not None and attempt.number > 0
     if resuming.done(config, folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
-    resume = _resume_point(config, folder)
+    resume = _resume_point(config, folder, again)
     if dry_run:
         _show_dry_run(config, folder, resume)
         return {}
+    if attempt and config.worker_range(local_gpus(config)) == (1, 1):
+        return _run_alone(config, folder, resume, started, attempt)
+    return _run_on_ray(config, folder, resume, started)
+
+
+def _run_alone(
+    config: RunConfig, folder: Path, resume: Path | None, started: float | None, attempt: Attempt
+) -> dict[str, Any]:
+    """As a child of the command, by itself."""
+    import torch
+
+    quiet()
+    there = local_gpus(config)
+    gpus = gpus_used(config, there)
+    prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, attempt.number > 0)
+    each = config.parallel.gpus_a_worker if gpus else 0
+    resources.check_resources(config.ray, 1, each, resources.of_machine(there))
+    attempt.tell(memory=in_words(prepared.job.memory))
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker or 1)))
+    # what reads the tokenizer from here on reads little at a time, and may fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
+
+    job, tokenizer = prepared.job, prepared.encoder.tokenizer
+    # the encoder's copies of a large vocabulary
+    del prepared
+    gc.collect()
+    trim()
+
+    def go(show: Callable[[], None]) -> None:
+        try:
+            _work_here(job, device, show, tokenizer)
+        except AiftError:
+            raise
+        except Exception as error:
+            # an error of the code has been made one of this package
+            attempt.tell(cause=f"worker 0: {short(error)}")
+            sys.exit(supervise.LOST)
+
+    return _train(config, folder, job, go, attempt.number > 0)
+
+
+def _run_on_ray(
+    config: RunConfig, folder: Path, resume: Path | None, started: float | None
+) -> dict[str, Any]:
+    """On workers of a cluster, or of a Ray that is started here while the rows are tokenized."""
+    from aift_ray.launch import cluster, workers
+
     with ExitStack() as stack:
-        # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well,
-        # unless it is to tokenize
+        # a cluster is joined first, for its GPUs, and one that is to tokenize is there for that
         early = "RAY_ADDRESS" in os.environ or config.data.prepare == "ray"
-        joined = stack.enter_context(workers.cluster()) if early else None
-        gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus(config))
+        if early:
+            joined = stack.enter_context(cluster.cluster())
+            there = int(joined.get("GPU", 0))
+        else:
+            there = local_gpus(config)
+            starting = stack.enter_context(cluster.starting_cluster())
+        gpus = gpus_used(config, there)
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
-        resources = joined or stack.enter_context(workers.cluster())
         each = config.parallel.gpus_a_worker if gpus else 0
-        workers.check_resources(config.ray, group[0], each, resources)
+        found = joined if early else starting()
+        resources.check_resources(config.ray, group[0], each, found)
         go = partial(workers.train, prepared.job, group, gpus > 0)
-        return _train(config, folder, prepared, go)
+        return _train(config, folder, prepared.job, go)
 
 
 def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
@@ -66,20 +136,29 @@ def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
     """
-    from aift_ray.engine.worker import work
-    from aift_ray.parallel.group import Group
-
     folder, trained = place.output_folder(config), []
     resume = _resume_point(config, folder)
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
     def go(show: Callable[[], None]) -> None:
-        with _again_and_again(show):
-            trained.append(work(prepared.job, Group(0, 1, device)))
+        trained.append(_work_here(prepared.job, device, show))
 
-    _train(config, folder, prepared, go)
+    _train(config, folder, prepared.job, go)
     model: torch.nn.Module = trained[0].module.model
     return model
+
+
+def _work_here(
+    job: Job,
+    device: torch.device,
+    show: Callable[[], None],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Run:
+    from aift_ray.engine.worker import work
+    from aift_ray.parallel.group import Group
+
+    with _again_and_again(show):
+        return work(job, Group(0, 1, device), tokenizer=tokenizer)
 
 
 @contextmanager
@@ -100,9 +179,13 @@ def _again_and_again(act: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _resume_point(config: RunConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from, where the output folder is fit to be used."""
-    problems = output.check(config, folder)
+def _resume_point(config: RunConfig, folder: Path, again: bool = False) -> Path | None:
+    """The checkpoint to go on from, where the output folder is fit to be used.
+
+    Args:
+        again: the run has begun before, and its worker was lost.
+    """
+    problems = [] if again else output.check(config, folder)
     if problems:
         raise ConfigError(problems)
     resume, notes = output.resume_point(config, folder)
@@ -118,14 +201,21 @@ def _prepared(
     gpu: bool,
     resume: Path | None,
     started: float | None = None,
+    again: bool = False,
 ) -> Preparation:
-    """The run, ready to start, its plan shown; or an error that says why it can't."""
-    prepared = prepare(config, folder, group[1], gpu, resume, started)
+    """The run, ready to start, its plan shown; or an error that says why it can't.
+
+    Args:
+        again: it has begun before, and its plan was shown.
+    """
+    with doing("reading the model and tokenizing the rows", display.console):
+        prepared = prepare(config, folder, group[1], gpu, resume, started)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
         raise ConfigError(problems)
-    display.show_plan(prepared, group, gpu)
+    if not again:
+        display.show_plan(prepared, group, gpu)
     return prepared
 
 
@@ -142,7 +232,7 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
     else:
         resume = output.resume_point(config, folder)[0]
         prepared = prepare(config, folder, world, gpu, resume, started)
-    workers.quiet()
+    quiet()
     standalone.join_and_work(prepared.job)
     if not standalone.leads():
         return {}
@@ -172,10 +262,10 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     gpus = gpus_used(config, local_gpus(config))
     group = config.worker_range(gpus)
     prepared = _prepared(config, folder, group, gpus > 0, resume)
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus(config))}
     if "RAY_ADDRESS" not in os.environ:
         each = config.parallel.gpus_a_worker if gpus else 0
-        workers.check_resources(config.ray, group[0], each, local)
+        local = resources.of_machine(local_gpus(config))
+        resources.check_resources(config.ray, group[0], each, local)
     display.show_preview(prepared)
     display.console.print("configuration:", style="bold")
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -185,19 +275,33 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
 def _train(
     config: RunConfig,
     folder: Path,
-    prepared: Preparation,
+    job: Job,
     go: Callable[[Callable[[], None]], None],
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Do the run by `go`, which calls what shows its progress again and again."""
-    output.start(config, folder)
+    """Do the run by `go`, which calls what shows its progress again and again.
 
-    def stop() -> None:
+    Args:
+        again: it has begun before; its folder stays as it is.
+    """
+    if not again:
+        output.start(config, folder)
+
+    def stop(number: int) -> None:
+        if not (folder / PROGRESS).exists():
+            # nothing has been trained yet that a checkpoint could hold
+            text = f"stopped before the first step; {_how_to_go_on(folder)}"
+            raise Interrupted(text, exit_status([number]))
         (folder / STOP).touch()
         display.console.print("stopping at the end of this step, with a checkpoint")
 
-    with stop_signals(stop) as asked, display.Follower(folder) as follower:
-        summary = execute(prepared.job, partial(go, follower.poll))
+    with stop_signals(stop) as asked, Follower(folder, display.console) as follower:
+        summary = execute(job, partial(go, follower.poll))
     return _ended(summary, folder, exit_status(asked))
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"go on with --config {folder / output.CONFIG} --output-dir {folder} --resume latest"
 
 
 def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
@@ -207,8 +311,7 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
         display.console.print(f"not copied to the storage path: {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
-            f"stopped after step {summary['steps']} with a checkpoint; "
-            f"go on with --config {folder / output.CONFIG} --output-dir {folder} --resume latest",
+            f"stopped after step {summary['steps']} with a checkpoint; {_how_to_go_on(folder)}",
             code,
         )
     return summary

@@ -86,6 +86,12 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in TOKENIZERS)
 
 
+def tokenizer_bytes(location: str) -> int:
+    """The size of a tokenizer's file; 0 for a Hub id not on disk."""
+    file = Path(location) / TOKENIZERS[0]
+    return file.stat().st_size if file.is_file() else 0
+
+
 def _check_weights(name: str, folder: Path) -> list[Problem]:
     where, files = f"model {name}", sorted(folder.glob("*.safetensors"))
     pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))

@@ -45,6 +45,7 @@ class Memory:
 
     Attributes:
         gathered: weights of other workers, while they are used.
+        process: libraries and tokenizer, where the device is the host itself.
         host: held in host memory instead of the device.
     """
 
@@ -54,6 +55,7 @@ class Memory:
     activations: int
     logits: int
     gathered: int = 0
+    process: int = 0
     host: int = 0
 
     @property
@@ -86,6 +88,9 @@ class Work:
             split each matrix.
         offload: shares of weights, gradients and optimizer state lie in host memory.
         optimizer: as the configuration names it.
+        process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
+        targets: supervised tokens of a micro-batch at most, where that is known.
+        dropout: whether adapters drop inputs, on a CPU.
     """
 
     method: str
@@ -100,6 +105,9 @@ class Work:
     apart: int = 1
     offload: bool = False
     optimizer: str = "adamw"
+    process: int = 0
+    targets: int | None = None
+    dropout: bool = False
 
     @property
     def full(self) -> bool:
@@ -179,7 +187,8 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
         gradients=trained * _FLOAT32,
         optimizer=on_device,
         activations=activations,
-        logits=_logits(shape, work.tokens, width if work.full else 0) if part.last else 0,
+        logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
+        process=work.process,
         host=in_host,
     )
     if work.shares == 1 and not work.offload:
@@ -242,12 +251,13 @@ def _activations(shape: Shape, part: _Part, work: Work) -> int:
     return part.in_flight * part.blocks * tokens * shape.hidden // work.split + block
 
 
-def _logits(shape: Shape, tokens: int, width: int) -> int:
+def _logits(shape: Shape, work: Work, width: int) -> int:
     """Bytes of a piece's logits; where the output layer is trained, of its gradient too.
 
     Args:
         width: bytes of a weight in the computation, where the output layer is trained; else 0.
     """
+    tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
     logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
     trained = _copied(width) + width + _FLOAT32 if width else 0

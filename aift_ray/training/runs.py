@@ -17,16 +17,17 @@ from torch import nn
 
 from aift_ray.commandline import validated
 from aift_ray.config import DataConfig, RunConfig, TrainingConfig
-from aift_ray.data.cache import cache_folder
+from aift_ray.data.place import cache_folder
 from aift_ray.data.text_dataset import TextDataset, check_texts
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
-from aift_ray.launch import resuming, training, workers
+from aift_ray.launch import resuming, training
 from aift_ray.models import folders
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.loading import weight_bytes
 from aift_ray.training.messages import in_python
 from aift_ray.utils.gpu_utils import clear_gpu_memory
+from aift_ray.utils.quiet import quiet
 
 _LOG = logging.getLogger(__name__)
 # at opening a trained model, and seconds between them
@@ -109,7 +110,7 @@ def _run(
     # the weights are read anew: two copies would not fit
     model.model = None
     clear_gpu_memory()
-    workers.quiet()
+    quiet()
     done = resuming.done(settings, folder)
     if not here or done:
         _check_room(model)

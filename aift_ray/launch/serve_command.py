@@ -1,0 +1,177 @@
+"""The command that serves: Ray and Serve start while the model is looked at, then the replicas."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from aift_ray.config import ServeConfig
+from aift_ray.errors import AiftError, ConfigError, Problem
+from aift_ray.launch import cluster, display, home
+from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
+from aift_ray.serving import keys
+
+if TYPE_CHECKING:
+    from aift_ray.serving.choice import Choice
+
+
+def run(config: ServeConfig, dry_run: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        AiftError: the settings are wrong, or the replicas don't start.
+    """
+    makes_key = not config.serving.no_auth and not config.serving.api_key_file
+    if makes_key:
+        home.check()
+    path = key_file(config)
+    if path:
+        keys.Keys(Path(path))
+    _check_port(config.serving.host, config.serving.port)
+    if dry_run:
+        config, engine = _checked(config)
+        _show(config, path, None, engine)
+        return
+    made = None
+    if makes_key:
+        home.make()
+        path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
+        made = keys.make(Path(path))
+    try:
+        _serve(config, path, made)
+    finally:
+        if made and path:
+            Path(path).unlink(missing_ok=True)
+
+
+def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
+    began, stop = time.monotonic(), threading.Event()
+
+    def tell(what: str) -> None:
+        print(f"{what} ({time.monotonic() - began:.0f} s)", flush=True)
+
+    # what has been started ends with this process, and the key goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    tell("starting Ray and Serve")
+    with cluster.starting_cluster(CLUSTER, lambda: _start(config)) as started:
+        # imports torch and transformers meanwhile
+        from aift_ray.launch import serving
+        from aift_ray.launch.reserving import gpus_here, gpus_of
+        from aift_ray.serving import opening
+        from aift_ray.utils.quiet import quiet
+
+        quiet()
+        config = opening.on_base(config)
+        gpu = gpus_of(config, gpus_here()) > 0
+        resources = started()
+        tell("loading the model in the replicas")
+        application = serving.deployment(config, path, resources)
+        with _deployed(application):
+            # the replicas take longer than this, which says more plainly what is wrong
+            opening.check(config, gpu)
+        # Ray sets handlers of its own when it starts
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        _show(config, path, made, serving.engine_of(config, resources))
+        serving_ = config.serving
+        print(f"ready on http://{_shown(serving_.host)}:{serving_.port}", flush=True)
+        stop.wait()
+        print("stopping after the answers under way", flush=True)
+        # the replicas end their answers first; shutdown alone would stop the proxy in their midst
+        serve.delete(NAME)
+        # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
+        if os.environ.get("RAY_ADDRESS"):
+            serve.shutdown()
+
+
+@contextmanager
+def _deployed(application: Any) -> Iterator[None]:
+    """Start the replicas, and wait for them once what is done meanwhile is over.
+
+    Raises:
+        AiftError: they don't start.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(serve.run, application, name=NAME, route_prefix="/", blocking=False)
+        try:
+            yield
+        except BaseException:
+            # whoever waits for replicas that are never to come is told so
+            serve.delete(NAME)
+            wait([running])
+            raise
+        try:
+            running.result()
+        except RuntimeError as error:
+            raise AiftError(f"the server could not be started: {error}") from error
+
+
+def _start(config: ServeConfig) -> None:
+    """Start Serve's controller and its proxies."""
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
+    except RuntimeError as error:
+        raise AiftError(f"the server could not be started: {error}") from error
+
+
+def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
+    """The settings, on the base of an adapter, and the engine, once every folder is looked at.
+
+    Raises:
+        UserError: what keeps them from being served.
+    """
+    # torch and transformers
+    from aift_ray.launch.reserving import gpus_here, gpus_of
+    from aift_ray.serving import opening
+    from aift_ray.utils.quiet import quiet
+
+    quiet()
+    config = opening.on_base(config)
+    checked = opening.check(config, gpus_of(config, gpus_here()) > 0)
+    return config, checked.engine
+
+
+def _show(config: ServeConfig, path: str | None, made: str | None, engine: Choice) -> None:
+    key = f"one of {path}" if path else "one that is made at the start"
+    if config.serving.no_auth:
+        key = "none is asked for"
+    rows = [
+        ("model", config.name()),
+        ("adapters", ", ".join(config.adapter_folders()) or "none"),
+        ("engine", f"{engine.engine} ({engine.why})"),
+        ("replicas", str(config.serving.num_replicas)),
+        ("API key", key),
+    ]
+    display.table("server", rows)
+    if made:
+        print(f"the key, shown this once: {made}")
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            what = f"{host}:{port} can't be listened on: {error.strerror}"
+            raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
