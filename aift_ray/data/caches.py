@@ -74,14 +74,18 @@ def doomed(
 
     A cache of a run that goes on stays.
     """
-    now, kept, going = time.time(), 0, []
+    now, going, full = time.time(), [], False
+    kept = sum(cache.size for cache in caches if cache.running)
     for cache in caches:
-        kept += cache.size
+        if cache.running:
+            continue
         old = older_than_days is not None and now - cache.used > older_than_days * 86_400
-        beyond = keep_bytes is not None and kept > keep_bytes
-        if (old or beyond) and not cache.running:
+        # what is longer unused than one that goes goes too
+        full = full or (keep_bytes is not None and kept + cache.size > keep_bytes)
+        if old or full:
             going.append(cache)
-            kept -= cache.size
+        else:
+            kept += cache.size
     return going[::-1]
 
 

@@ -12,6 +12,7 @@ from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place
 from aift_ray.launch.sweep_space import separate
 from aift_ray.models.catalog import CATALOG, nearest
+from aift_ray.models.folder_check import check
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -50,7 +51,9 @@ def check_server(config: ServeConfig) -> None:
     """The same for the model and its adapters."""
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
-    _refuse([], _model(config.model) + adapters, [])
+    # an adapter's own folder stands for its base, with the adapter on it
+    alone = (Path(config.model).expanduser() / "adapter_config.json").is_file()
+    _refuse([], ([] if alone else _model(config.model)) + adapters, [])
 
 
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:
@@ -71,8 +74,11 @@ def _files(patterns: list[str]) -> list[Problem]:
 
 
 def _model(name: str) -> list[Problem]:
-    """What is wrong with a model's name; its folder is looked into where it is loaded."""
-    if name in CATALOG or Path(name).expanduser().is_dir() or _HUB_ID.fullmatch(name):
+    """What is wrong with a model's name, or in its folder."""
+    folder = Path(name).expanduser()
+    if name not in CATALOG and folder.is_dir():
+        return check(name, folder)
+    if name in CATALOG or _HUB_ID.fullmatch(name):
         return []
     near = nearest(name)
     remedy = f"did you mean {' or '.join(near)}?" if near else "give a folder, or a Hub id"
