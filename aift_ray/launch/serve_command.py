@@ -76,12 +76,17 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
         quiet()
         config = opening.on_base(config)
         gpu = gpus_of(config, gpus_here()) > 0
+        # a replica would start without an adapter that is wrong
+        adapted = bool(config.adapters or config.serving.adapter_folder)
+        if adapted:
+            opening.check(config, gpu)
         resources = started()
         tell("loading the model in the replicas")
         application = serving.deployment(config, path, resources)
         with _deployed(application):
             # the replicas take longer than this, which says more plainly what is wrong
-            opening.check(config, gpu)
+            if not adapted:
+                opening.check(config, gpu)
         # Ray sets handlers of its own when it starts
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -112,6 +117,8 @@ def _deployed(application: Any) -> Iterator[None]:
             # whoever waits for replicas that are never to come is told so
             serve.delete(NAME)
             wait([running])
+            # it may have been told of only now
+            serve.delete(NAME)
             raise
         try:
             running.result()
