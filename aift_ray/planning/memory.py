@@ -244,6 +244,9 @@ def _activations(shape: Shape, part: _Part, work: Work) -> int:
     tokens = work.tokens * work.frozen_bytes
     # where matrices are split, so are the positions in between; two gathered copies come on top
     inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward + shape.routed)
+    if work.dropout and not work.full:
+        # of each adapter its input with gaps, and the gaps, which a CPU keeps in full width
+        inside += 2 * tokens * shape.adapted_inputs
     inside //= work.split
     block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
     if not work.checkpointing:

@@ -171,6 +171,13 @@ class Shape:
             return sum(a * b for a, b in self.counted.linear)
         return self.layers * sum(a * b for a, b in self.linear_shapes)
 
+    @property
+    def adapted_inputs(self) -> int:
+        """Inputs of a block's layers that get adapters, added up."""
+        if self.counted:
+            return sum(inputs for inputs, _ in self.counted.adapted) // self.layers
+        return sum(inputs for inputs, _ in self.linear_shapes)
+
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of LoRA adapters; where not counted, on every linear layer of the blocks."""
         if self.counted:
