@@ -15,6 +15,22 @@ from pydantic.fields import FieldInfo
 from aift_ray.config.section import Settings
 
 _WIDTH = 80
+# what `--help` shows beside settings with a short flag and those outside of sections
+_COMMON = frozenset(
+    {
+        "training.learning_rate",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.num_epochs",
+        "training.gradient_checkpointing",
+        "training.eval_steps",
+        "training.save_steps",
+        "lora.r",
+        "data.sequence_length",
+        "data.packing",
+        "data.validation_fraction",
+    }
+)
 _OWN = (
     ("--config FILE", "YAML file of settings; may be given again, later ones win"),
     ("--dry-run", "show what would be done, and do nothing"),
@@ -76,7 +92,7 @@ def _flags(section: type[BaseModel], shorts: dict[str, str], prefix: str) -> Ite
 def shown(settings: type[Settings], verb: str, description: str, epilog: str, whole: bool) -> str:
     """The text of --help, or of --help-all where `whole`."""
     every = flags(settings)
-    common = [f for f in every if not f.group or f.short or f.name in settings.common]
+    common = [f for f in every if not f.group or f.short or f.name in _COMMON]
     rest = [flag for flag in every if flag not in common]
     lines = [f"usage: aift-ray {verb} [--config FILE] [--SETTING VALUE ...]", ""]
     lines += [*_prose(description), ""]

@@ -131,8 +131,6 @@ class Settings(Section):
     short_flags: ClassVar[dict[str, str]] = {}
     # flag -> the value that it has when none is given
     bare_flags: ClassVar[dict[str, str]] = {}
-    # what `--help` shows beside those with a short flag and those outside of sections
-    common: ClassVar[tuple[str, ...]] = ()
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""

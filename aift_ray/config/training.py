@@ -194,19 +194,6 @@ class RunConfig(Settings):
         "resume_allow": "resume-allow",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
-    common: ClassVar[tuple[str, ...]] = (
-        "training.learning_rate",
-        "training.batch_size",
-        "training.gradient_accumulation_steps",
-        "training.num_epochs",
-        "training.gradient_checkpointing",
-        "training.eval_steps",
-        "training.save_steps",
-        "lora.r",
-        "data.sequence_length",
-        "data.packing",
-        "data.validation_fraction",
-    )
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")

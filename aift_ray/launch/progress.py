@@ -82,22 +82,25 @@ class Follower:
         for cause in read_failures(self._output / FAILURES)[self._told :]:
             self._say(f"workers lost: {cause}")
             self._told += 1
-        self._show_stage()
+        stage = _read(self._output / STAGE).get("stage", "")
+        new_stage = stage not in ("", self._stage)
+        if new_stage and self._seen < 0:
+            self._show_stage(stage)
         for line in self._metrics.read():
             self._show_evaluation(line)
         line = _read(self._output / PROGRESS)
         if "step" in line and line["step"] != self._seen:
-            self._show_step(line, last)
+            self._show_step(line, last or new_stage)
+        if new_stage and stage != self._stage:
+            # what comes after steps is told after the last of them
+            self._show_stage(stage)
 
-    def _show_stage(self) -> None:
-        stage = _read(self._output / STAGE).get("stage", "")
-        if not stage or stage == self._stage:
-            return
+    def _show_stage(self, stage: str) -> None:
         self._stage = stage
-        if self._task is not None:
-            self._bar.update(self._task, description=stage, total=None)
-        else:
+        if self._task is None:
             self._say(f"{stage} ({time.time() - self._began:.0f} s)")
+        elif self._seen < 0:
+            self._bar.update(self._task, description=stage, total=None)
 
     def _show_evaluation(self, line: dict[str, Any]) -> None:
         found = []

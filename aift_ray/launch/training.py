@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +13,17 @@ from typing import TYPE_CHECKING, Any
 from aift_ray.config import RunConfig
 from aift_ray.engine.job import Job
 from aift_ray.engine.metrics import PROGRESS, STOP
-from aift_ray.engine.run_errors import short
-from aift_ray.errors import AiftError, ConfigError, Interrupted
-from aift_ray.launch import display, output, place, resources, resuming, supervise
-from aift_ray.launch.execution import execute, exit_status, in_words, stop_signals
+from aift_ray.errors import ConfigError, Interrupted
+from aift_ray.launch import alone, display, output, place, resources, resuming
+from aift_ray.launch.execution import execute, exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.launch.progress import Follower, doing
 from aift_ray.launch.supervise import Attempt
 from aift_ray.utils.drivers import usable_gpus
-from aift_ray.utils.heap import trim
 from aift_ray.utils.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from aift_ray.engine.build import Run
 
 
 def run(
@@ -72,37 +64,18 @@ def _run_alone(
     config: RunConfig, folder: Path, resume: Path | None, started: float | None, attempt: Attempt
 ) -> dict[str, Any]:
     """As a child of the command, by itself."""
-    import torch
-
     quiet()
-    there = local_gpus(config)
+    there, again = local_gpus(config), attempt.number > 0
     gpus = gpus_used(config, there)
-    prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, attempt.number > 0)
+    prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
     each = config.parallel.gpus_a_worker if gpus else 0
     resources.check_resources(config.ray, 1, each, resources.of_machine(there))
-    attempt.tell(memory=in_words(prepared.job.memory))
-    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker or 1)))
-    # what reads the tokenizer from here on reads little at a time, and may fork
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
-
     job, tokenizer = prepared.job, prepared.encoder.tokenizer
     # the encoder's copies of a large vocabulary
     del prepared
-    gc.collect()
-    trim()
-
-    def go(show: Callable[[], None]) -> None:
-        try:
-            _work_here(job, device, show, tokenizer)
-        except AiftError:
-            raise
-        except Exception as error:
-            # an error of the code has been made one of this package
-            attempt.tell(cause=f"worker 0: {short(error)}")
-            sys.exit(supervise.LOST)
-
-    return _train(config, folder, job, go, attempt.number > 0)
+    alone.make_room()
+    go = partial(alone.attempt_it, job, gpus > 0, tokenizer, attempt)
+    return _train(config, folder, job, go, again)
 
 
 def _run_on_ray(
@@ -141,42 +114,11 @@ def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
     def go(show: Callable[[], None]) -> None:
-        trained.append(_work_here(prepared.job, device, show))
+        trained.append(alone.work_here(prepared.job, device, show))
 
     _train(config, folder, prepared.job, go)
     model: torch.nn.Module = trained[0].module.model
     return model
-
-
-def _work_here(
-    job: Job,
-    device: torch.device,
-    show: Callable[[], None],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Run:
-    from aift_ray.engine.worker import work
-    from aift_ray.parallel.group import Group
-
-    with _again_and_again(show):
-        return work(job, Group(0, 1, device), tokenizer=tokenizer)
-
-
-@contextmanager
-def _again_and_again(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` twice a second in a thread of its own."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(0.5):
-            act()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _resume_point(config: RunConfig, folder: Path, again: bool = False) -> Path | None:
