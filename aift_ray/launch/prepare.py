@@ -94,10 +94,7 @@ def prepare(
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
-    with suppress(OSError):
-        # a cache that others have made may not be ours to write into
-        note_user(prepared.folder, output)
-        notes += caches.keep_limit(config.data, prepared.folder)
+    notes += _noted(config, prepared, output)
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
     indices, own = split(config, len(rows), len(evaluation))
     batch = state.global_batch if state else _global_batch(config, workers)
@@ -154,6 +151,15 @@ def _support(config: RunConfig, model_config: Any) -> Support:
 def _longest(lengths: np.ndarray, padded: bool) -> int:
     """Tokens of a micro-batch of documents of these `lengths`, padding included."""
     return int(len(lengths) * lengths.max() if padded else lengths.sum())
+
+
+def _noted(config: RunConfig, prepared: cache.Prepared, output: Path) -> list[str]:
+    """Keep in mind who uses the cache; what was removed for the limit of all of them."""
+    with suppress(OSError):
+        # one that others have made may not be ours to write into
+        note_user(prepared.folder, output)
+        return caches.keep_limit(config.data, prepared.folder)
+    return []
 
 
 def _most_targets(plan: BatchPlan, rows: TokenRows) -> int:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,9 @@ from aift_ray.serving import keys
 
 if TYPE_CHECKING:
     from aift_ray.serving.choice import Choice
+
+# seconds in which Serve takes an application
+_TOLD_S = 3.0
 
 
 def run(config: ServeConfig, dry_run: bool) -> None:
@@ -109,21 +111,29 @@ def _deployed(application: Any) -> Iterator[None]:
     Raises:
         AiftError: they don't start.
     """
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(serve.run, application, name=NAME, route_prefix="/", blocking=False)
+    failed: list[BaseException] = []
+
+    def deploy() -> None:
         try:
-            yield
-        except BaseException:
-            # whoever waits for replicas that are never to come is told so
-            serve.delete(NAME)
-            wait([running])
-            # it may have been told of only now
-            serve.delete(NAME)
-            raise
-        try:
-            running.result()
-        except RuntimeError as error:
-            raise AiftError(f"the server could not be started: {error}") from error
+            serve.run(application, name=NAME, route_prefix="/", blocking=False)
+        except BaseException as error:
+            failed.append(error)
+
+    # a daemon: for an application that is deleted, Serve would wait without an end
+    thread = threading.Thread(target=deploy, name="serve-run", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        # Serve has been told of it by then
+        thread.join(_TOLD_S)
+        serve.delete(NAME)
+        raise
+    thread.join()
+    if failed and isinstance(failed[0], RuntimeError):
+        raise AiftError(f"the server could not be started: {failed[0]}") from failed[0]
+    if failed:
+        raise failed[0]
 
 
 def _start(config: ServeConfig) -> None:
