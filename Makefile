@@ -1,5 +1,5 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
-# make vllm-env,
+# make vllm-env, make test-clients,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env test-clients families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -24,7 +24,7 @@ demo: $(VENV)/stamp
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder \
-	  -m "not real_model and not faults and not slow and not containers"
+	  -m "not real_model and not faults and not slow and not containers and not clients"
 
 # minutes each: a cluster that shrinks and grows, a sweep, the page, several launchers, a run killed 25 times
 test-faults: $(VENV)/stamp
@@ -34,6 +34,12 @@ test-faults: $(VENV)/stamp
 # vLLM on a CPU in an environment of its own (AIFT_VLLM_ENV, else build/vllm-env), to test that engine
 vllm-env:
 	$(PYTHON) tests/serving/vllm_environment.py
+
+# clients of other projects, unchanged, against a launched server; in AIFT_CLIENTS_ENV, else
+# build/clients-env
+test-clients: $(VENV)/stamp
+	$(PYTHON) tests/clients/environment.py
+	$(BIN)/python -m pytest -m clients
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

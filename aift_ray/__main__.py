@@ -6,7 +6,18 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from aift_ray import __version__, cache, completion, doctor, quantize, serve, train, tune
+from aift_ray import (
+    __version__,
+    cache,
+    completion,
+    doctor,
+    evaluate,
+    plan,
+    quantize,
+    serve,
+    train,
+    tune,
+)
 from aift_ray.commandline import guarded
 
 VERBS = {
@@ -14,6 +25,8 @@ VERBS = {
     "tune": tune.run,
     "quantize": quantize.run,
     "serve": serve.run,
+    "evaluate": evaluate.run,
+    "plan": plan.run,
     "doctor": doctor.run,
     "cache": cache.run,
     "completion": completion.run,
@@ -24,6 +37,8 @@ USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its fla
   tune        sweep over training runs on Ray Tune
   quantize    merge an adapter, hold the weights in 8 or 4 bits, measure the cost
   serve       answer over HTTP, as OpenAI's API does
+  evaluate    score models and adapters on tasks, and test their differences
+  plan        what fits given GPUs, and how fast, by arithmetic
   doctor      look at this machine or cluster: what is wrong, and how to mend it
   cache       list and prune the token caches of earlier runs
   completion  print what makes bash, zsh or fish complete this command

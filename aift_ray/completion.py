@@ -46,6 +46,8 @@ def _flags() -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
         "tune": config.SweepConfig,
         "quantize": config.QuantizeConfig,
         "serve": config.ServeConfig,
+        "evaluate": config.EvaluateConfig,
+        "plan": config.PlanConfig,
         "doctor": config.DoctorConfig,
         "cache": CacheConfig,
     }

@@ -48,8 +48,10 @@ def rows(
             reading = []
             while batch.reading:
                 batch.read()
+                batch.settle()
     while batch.rows:
         batch.step()
+        batch.settle()
     return [row.answer for row in every]
 
 

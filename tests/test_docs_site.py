@@ -43,6 +43,19 @@ def code(page: Path) -> set[str]:
 
 def test_every_command_of_a_japanese_page_is_one_of_its_english_page() -> None:
     for page in (ROOT / "docs" / "ja").glob("*.md"):
+        if page.name == "messages.md":
+            # explains what is printed, and has no English page
+            continue
         # what is left holds text in Japanese, such as a list of files
         commands = {line for line in code(page) if line.isascii()}
         assert commands <= code(ROOT / "docs" / page.name), page.name
+
+
+def test_every_message_that_is_explained_is_printed() -> None:
+    page = (ROOT / "docs/ja/messages.md").read_text("utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) > 70
+    source = "".join(p.read_text("utf-8") for p in sorted((ROOT / "aift_ray").rglob("*.py")))
+    # a sentence may be broken over two literals
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", source)
+    assert [one for one in messages if one not in source and one not in joined] == []

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from aift_ray.commandline import given, parse
-from aift_ray.config import DoctorConfig, QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import (
+    DoctorConfig,
+    EvaluateConfig,
+    PlanConfig,
+    QuantizeConfig,
+    RunConfig,
+    ServeConfig,
+)
 from tests.conftest import ROOT
 
 READMES = ("README.md", "README.ja.md")
@@ -29,7 +36,7 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    verbs = ("train", "quantize", "tune", "serve", "doctor")
+    verbs = ("train", "quantize", "evaluate", "tune", "serve", "doctor", "plan")
     kinds = ("make ", "ray start ", "ray job submit ", *(f"aift-ray {verb} " for verb in verbs))
     kinds += ("ray get-auth-token ", "export RAY_AUTH_MODE=token", "ray stop")
     kinds += ("ray up -y cluster/a5000x2.yaml", "docker compose -f docker/compose.yaml up -d")
@@ -37,7 +44,13 @@ def test_every_command_is_of_a_known_kind() -> None:
 
 
 TRAINING = [c for c in commands("README.md") if "aift-ray train " in c or "aift_ray.train" in c]
-OTHERS = {"quantize": QuantizeConfig, "serve": ServeConfig, "doctor": DoctorConfig}
+OTHERS = {
+    "quantize": QuantizeConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+    "doctor": DoctorConfig,
+    "plan": PlanConfig,
+}
 
 
 @pytest.mark.parametrize("verb", OTHERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ CHANGED: dict[str, Any] = {
     "training.max_steps": 2,
     "training.seed": 7,
     "training.lr_scheduler": "linear",
+    "training.warmup_ratio": 0.9,
+    "training.min_lr_ratio": 0.5,
+    # an error without wsd
+    "training.decay_ratio": 0.5,
     "training.weight_decay": 0.5,
     "training.adam_beta1": 0.5,
     "training.adam_beta2": 0.5,
@@ -69,6 +74,7 @@ CHANGED: dict[str, Any] = {
     "training.neftune_noise_alpha": 5.0,
     "training.optimizer": "adamw_8bit",
     "training.compile": True,
+    "training.report_to": [],
     "lora.r": 2,
     "lora.lora_alpha": 1,
     "lora.target_modules": ["q_proj"],
@@ -84,6 +90,8 @@ CHANGED: dict[str, Any] = {
     "lora.modules_to_save": ["norm"],
     "lora.init_lora_weights": "pissa",
     "lora.lora_plus_ratio": 16.0,
+    # an error: no adapter
+    "lora.init_from": "nowhere",
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,
@@ -94,14 +102,29 @@ CHANGED: dict[str, Any] = {
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
     "data.train_files": ["other.jsonl"],
+    # an error beside training files
+    "data.mixture": [{"files": ["other.jsonl"]}],
     "data.eval_files": [],
     "data.validation_fraction": 0.5,
+    "data.near_duplicates": "drop",
+    "data.near_duplicate_threshold": 0.99,
+    "data.contamination_files": ["other.jsonl"],
     "data.packing": "false",
     "data.sequence_length": 64,
     "data.on_bad_row": "error",
     "data.on_long_row": "error",
     "data.text_unit": "paragraph",
     "data.system_prompt": "あなたは親切です。",
+    # an error on UTF-8, and without such a column
+    "data.encoding": "cp932",
+    "data.columns": {"output": "回答"},
+    # an error without an .xlsx file
+    "data.sheet": "Sheet1",
+    "data.chat_template": "other.jinja",
+    "data.train_turns": "last",
+    "data.train_thoughts": "none",
+    "data.train_end": "none",
+    "data.on_rewritten_turn": "error",
     "data.prepare": "ray",
     "data.cache_dir": "tokens",
     "data.cache_limit": "1MB",
@@ -125,10 +148,24 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
         file.write('{"instruction": "空の答え", "output": ""}\n')
         long = {"instruction": "長い" * 300, "output": "はい。"}
         file.write(json.dumps(long, ensure_ascii=False) + "\n")
+        # nearly a row to evaluate on
+        near = {"text": "雨にも負けず風にも負けず雪にも夏の暑さにも負けぬ丈夫な体を持ち、欲はなく"}
+        file.write(json.dumps(near, ensure_ascii=False) + "\n")
+        said = ["一は？", "<think>数える</think>二。", "三は？", "<think>足す</think>四。"]
+        turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]
+        file.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
     (tmp_path / "poem.txt").write_text("古池や\n蛙飛びこむ\n水の音\n", "utf-8")
     write_rows(tmp_path / "other.jsonl", 5, 50)
     (tmp_path / "other").symlink_to(tiny_model)
+    # a template that cuts thoughts from the history
+    forgetful = shutil.copytree(tiny_model, tmp_path / "forgetful")
+    template = (tiny_model / "chat_template.jinja").read_text("utf-8")
+    shown = "message['content']", "(message['content'] if loop.last else message['content'].split"
+    template = template.replace(shown[0], shown[1] + "('</think>')[-1])")
+    (forgetful / "chat_template.jinja").write_text(template, "utf-8")
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
+    with held_out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": near["text"] + "、"}, ensure_ascii=False) + "\n")
     training = {
         "learning_rate": 1e-2,
         "batch_size": 4,
@@ -149,7 +186,7 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
         "on_bad_row": "skip",
     }
     lora = {"lora_dropout": 0.0}
-    return {"model": str(tiny_model), "training": training, "data": data, "lora": lora}
+    return {"model": str(forgetful), "training": training, "data": data, "lora": lora}
 
 
 def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -211,10 +248,12 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return seen | {
         "lines": [{k: v for k, v in line.items() if k not in unsteady} for line in lines],
         "checkpoints": sorted(p.name for p in (folder / "checkpoints").iterdir()),
+        "board": (folder / "tensorboard").is_dir(),
         "trained": [n for n, p in run.module.named_parameters() if p.requires_grad],
         "recomputes": getattr(run.module.model, "is_gradient_checkpointing", None),
         "on_gpu": Precision.resolve(config, torch.device("cuda")).name,
         "counts": vars(prepared.prepared.train),
+        "warned": prepared.prepared.warnings,
         "cache": str(prepared.job.cache.parent),
         "spare cache": spare.exists(),
         "tokenizes": tokenizing(config.data).__name__,

@@ -59,16 +59,16 @@ DOCUMENTED = {
         "(texts: list[str], tokenizer, max_length: int = 512)"
     ),
     "aift_ray.training.full_finetuning.FullFinetuningTrainer": (
-        "(model: BaseModel, config: TrainingConfig, train_dataset: TextDataset | None = None, "
-        "eval_dataset: TextDataset | None = None, use_accelerate: bool = True)"
+        "(model: BaseModel, config: TrainingConfig, train_dataset=None, "
+        "eval_dataset=None, use_accelerate: bool = True)"
     ),
     "aift_ray.training.full_finetuning.FullFinetuningTrainer.train": (
         "(self, train_texts: list[str] | None = None, eval_texts: list[str] | None = None, "
         "resume_from_checkpoint: str | None = None) -> nn.Module"
     ),
     "aift_ray.training.lora_finetuning.LoRAFinetuningTrainer": (
-        "(model: BaseModel, lora_config: LoRAConfig, training_config: TrainingConfig, "
-        "train_dataset: TextDataset | None = None, eval_dataset: TextDataset | None = None)"
+        "(model: BaseModel, lora_config, training_config: TrainingConfig, "
+        "train_dataset=None, eval_dataset=None)"
     ),
     "aift_ray.training.lora_finetuning.LoRAFinetuningTrainer.train": (
         "(self, train_texts=None, eval_texts=None, resume_from_checkpoint=None) -> nn.Module"
@@ -77,8 +77,7 @@ DOCUMENTED = {
         "(base_model_name: str, lora_adapter_path: str, device: torch.device | None = None)"
     ),
     "aift_ray.training.multi_gpu_training.AdvancedMultiGPUTrainer": (
-        "(model: BaseModel, config: MultiGPUTrainingConfig, "
-        "train_dataset: TextDataset | None = None, eval_dataset: TextDataset | None = None)"
+        "(model: BaseModel, config: MultiGPUTrainingConfig, train_dataset=None, eval_dataset=None)"
     ),
     "aift_ray.training.multi_gpu_training.AdvancedMultiGPUTrainer.train": (
         "(self, train_texts=None, eval_texts=None, resume_from_checkpoint=None)"

@@ -1,13 +1,16 @@
 """Every setting, declared once; a file a verb."""
 
+from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
+from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
+from aift_ray.config.plan import PlanConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.training import (
-    DataConfig,
     MultiGPUTrainingConfig,
     RayConfig,
     RunConfig,
@@ -18,9 +21,12 @@ from aift_ray.config.tune import SweepConfig, TuneConfig
 __all__ = [
     "DataConfig",
     "DoctorConfig",
+    "EvaluateConfig",
     "LoRAConfig",
+    "MixedSet",
     "MultiGPUTrainingConfig",
     "ParallelConfig",
+    "PlanConfig",
     "QuantizeConfig",
     "RayConfig",
     "RunConfig",

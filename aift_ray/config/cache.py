@@ -13,7 +13,7 @@ from aift_ray.errors import Problem
 class CacheConfig(Settings):
     """Which token caches are looked at, and which of them go."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "older_than": "older-than",
         "keep_gb": "keep-gb",
         "cache_dir": "cache-dir",

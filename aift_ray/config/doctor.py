@@ -10,7 +10,7 @@ from aift_ray.config.section import Settings, setting
 class DoctorConfig(Settings):
     """What is looked at, and how it is told."""
 
-    short_flags: ClassVar[dict[str, str]] = {"as_json": "json"}
+    short_flags: ClassVar[dict[str, str | list[str]]] = {"as_json": "json"}
 
     storage: list[str] = setting(
         [], "folders or URIs (s3://...) that every node must see and write; may be given again"

@@ -60,13 +60,16 @@ class Flag:
     @property
     def typed(self) -> str:
         """The flag and what it takes."""
+        typed = f"--{self.short or self.name} "
         words = "|".join(self.choices) or _word(self.field.annotation)
-        return f"--{self.short or self.name} {words}"
+        return typed + (words if len(typed + words) <= _WIDTH - 2 else "WORD")
 
     @property
     def meaning(self) -> str:
         """In a sentence, with the default and the name in a YAML file."""
         text = self.field.description or ""
+        if self.typed.endswith(" WORD"):
+            text = f"{', '.join(self.choices)}: {text}"
         default = self.field.get_default(call_default_factory=True)
         if default not in (None, [], {}) and "default:" not in text:
             shown = str(default).lower() if isinstance(default, bool) else default
@@ -76,7 +79,10 @@ class Flag:
 
 def flags(settings: type[Settings]) -> list[Flag]:
     """Every setting, in the order of declaration."""
-    return list(_flags(settings, settings.short_flags, ""))
+    shorts = settings.short_flags.items()
+    # of several the first is shown
+    first = {name: short if isinstance(short, str) else short[0] for name, short in shorts}
+    return list(_flags(settings, first, ""))
 
 
 def _flags(section: type[BaseModel], shorts: dict[str, str], prefix: str) -> Iterator[Flag]:

@@ -43,12 +43,21 @@ class LoRAConfig(Section):
         "of times as many in all, and they must be merged before they are served",
     )
 
+    init_from: str | None = setting(
+        None,
+        "folder of a saved adapter (of this program, PEFT or TRL) to start from; its rank, scale "
+        "and layers are taken",
+    )
+
     def contradictions(self, base_bits: int | None, strategy: str) -> list[Problem]:
         """What can't be had together, with a base of `base_bits` bits if quantized."""
         start, field, found = self.init_lora_weights, "lora.init_lora_weights", []
         if start == "pissa" and base_bits:
             what = f"pissa takes its share out of the base, which {base_bits} bits can't give"
             found.append(Problem(field, what, "use loftq, or --method lora"))
+        if start != "default" and self.init_from:
+            what = f"{start} and lora.init_from both say where the adapters start"
+            found.append(Problem(field, what, "use one of them"))
         if start == "loftq" and base_bits != 4:
             what = "loftq makes up for what 4 bits lose, and the base is not in 4 bits"
             found.append(Problem(field, what, "use pissa, or --method qlora"))

@@ -19,7 +19,8 @@ def flags_of(section: type[BaseModel]) -> dict[str, Any]:
     """Every flag and its annotation, the short ones too."""
     found = dict(_annotations(section))
     shorts = getattr(section, "short_flags", {}).items()
-    return {short: found[name] for name, short in shorts} | found
+    flags = [(n, [short] if isinstance(short, str) else short) for n, short in shorts]
+    return {short: found[name] for name, several in flags for short in several} | found
 
 
 def _annotations(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

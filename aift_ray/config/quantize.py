@@ -22,7 +22,7 @@ _ACTS_FOR = {
 class QuantizeConfig(Settings):
     """Fewer bits for a model, after an adapter was merged into it where one is given."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "output_dir": "output-dir",
         "quant_type": "quant-type",
         "double_quant": "double-quant",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from enum import Enum
@@ -32,8 +33,8 @@ class Change(Enum):
 _NAMES = {
     Change.NOTHING: "output_dir overwrite resume resume_allow "
     "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
-    "training.async_save training.max_hours training.gradient_checkpointing training.ddp "
-    "training.local_rank training.world_size training.trial_batch training.exact_match_batch_size "
+    "training.async_save training.max_hours training.gradient_checkpointing "
+    "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
     "data.cache_limit ray.cpus_per_worker ray.resources_per_worker ray.storage_path "
     "ray.resize_seconds ray.max_failures",
@@ -41,17 +42,22 @@ _NAMES = {
     "training.max_steps training.eval_steps training.fp16 training.precision training.compile "
     "training.early_stopping_patience training.load_best training.exact_match_rows "
     "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
-    "training.optimizer parallel.strategy parallel.pipeline_parallel_size "
-    "parallel.tensor_parallel_size parallel.offload parallel.spill_to_cpu "
-    "parallel.pipeline_schedule parallel.pipeline_microbatches ray.num_workers ray.use_gpu",
+    "training.optimizer training.ddp training.world_size parallel.strategy "
+    "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
+    "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
+    "ray.num_workers ray.use_gpu",
     Change.REFUSED: "training.learning_rate training.warmup_steps training.max_grad_norm "
-    "training.seed training.lr_scheduler training.weight_decay training.adam_beta1 "
+    "training.seed training.lr_scheduler training.warmup_ratio training.min_lr_ratio "
+    "training.decay_ratio training.weight_decay training.adam_beta1 "
     "training.adam_beta2 training.adam_epsilon training.neftune_noise_alpha data.train_files "
     "data.validation_fraction data.packing data.sequence_length data.on_bad_row data.on_long_row "
-    "data.text_unit data.system_prompt lora.lora_plus_ratio",
+    "data.text_unit data.encoding data.columns data.sheet data.system_prompt data.chat_template "
+    "data.mixture data.near_duplicates data.near_duplicate_threshold data.contamination_files "
+    "data.train_turns data.train_thoughts data.train_end data.on_rewritten_turn "
+    "lora.lora_plus_ratio",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
-    "lora.init_lora_weights",
+    "lora.init_lora_weights lora.init_from",
     Change.JUDGED: "model method lora.use_qlora lora.qlora_4bit data.eval_files",
 }
 # every setting of a training run
@@ -60,7 +66,9 @@ CHANGES = {name: change for change, names in _NAMES.items() for name in names.sp
 
 def flat(section: BaseModel) -> dict[str, Any]:
     """Every setting by its dotted name, as JSON has it."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(_leaves(section))))
+    # a section within a list is a value too
+    text = json.dumps(dict(_leaves(section)), default=lambda held: held.model_dump(mode="json"))
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -83,6 +91,16 @@ def refused_allowances(names: list[str], resumes: bool) -> list[Problem]:
     if names and not resumes:
         return [Problem("resume_allow", "acts with resume only", "leave it out")]
     can = [name for name, change in CHANGES.items() if change is Change.REFUSED]
-    what = "can't be allowed to differ"
     remedy = f"those that can: {', '.join(can)}"
-    return [Problem("resume_allow", f"{name} {what}", remedy) for name in names if name not in can]
+    found = []
+    for name in names:
+        change = CHANGES.get(name)
+        if change in (Change.TOLD, Change.NOTHING):
+            problem = Problem("resume_allow", f"{name} may differ anyway", "leave it out")
+            found.append(problem)
+        elif change is not Change.REFUSED:
+            what = "can't be allowed to differ" if change else "is not a setting"
+            near = difflib.get_close_matches(name, can, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near and not change else remedy
+            found.append(Problem("resume_allow", f"{name} {what}", hint))
+    return found

@@ -127,8 +127,8 @@ def _plain(annotation: Any) -> Any:
 class Settings(Section):
     """All settings of a verb."""
 
-    # dotted setting -> its short flag
-    short_flags: ClassVar[dict[str, str]] = {}
+    # dotted setting -> its short flag, or several
+    short_flags: ClassVar[dict[str, str | list[str]]] = {}
     # flag -> the value that it has when none is given
     bare_flags: ClassVar[dict[str, str]] = {}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from ipaddress import ip_network
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -31,6 +33,18 @@ class ServingConfig(Section):
     api_key_file: str | None = setting(
         None, "file of API keys, one a line; default: a key is made and printed once"
     )
+    root_path: str = setting(
+        "", "path under which a proxy has the server, such as /llm; default: at the root"
+    )
+    forwarded_allow_ips: list[str] = setting(
+        [],
+        "addresses of proxies whose X-Forwarded headers count, or networks (10.0.0.0/8); may be "
+        "given again",
+    )
+    allowed_origins: list[str] = setting(
+        [],
+        "origins whose pages may ask, such as https://chat.example.com, or *; may be given again",
+    )
     adapter_folder: str | None = setting(
         None, "folder whose subfolders may be loaded as adapters, by name, while it runs"
     )
@@ -46,20 +60,52 @@ class ServingConfig(Section):
         "512MiB",
         "memory for keys and values of earlier requests, for prompts that begin alike; 0MiB: none",
     )
+    kv_cache_memory: str | None = setting(
+        None,
+        "memory for keys and values of the requests that are worked on, 4GiB, with the engine "
+        "transformers; default: what the GPU has left, on a CPU half of what is free",
+    )
     drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
     cpus_per_replica: Positive | None = setting(
         None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
     )
+
+    @field_validator("root_path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if path and not re.fullmatch(r"(/[\w~-][\w.~-]*)+", path, re.ASCII):
+            raise ValueError("has to begin with / and to be a plain path, such as /llm")
+        return path
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        for each in value:
+            try:
+                ip_network(each)
+            except ValueError:
+                what = f"{each} is no address and no network; all: 0.0.0.0/0"
+                raise ValueError(what) from None
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for each in value:
+            if each != "*" and not re.fullmatch(r"https?://[^/\s*]+", each):
+                raise ValueError(f"{each} is no origin, such as https://chat.example.com")
+        return value
 
     @field_validator("num_replicas")
     @classmethod
     def _replicas(cls, value: int | str) -> int | str:
         return workers_range(value)
 
-    @field_validator("prefix_memory")
+    @field_validator("prefix_memory", "kv_cache_memory")
     @classmethod
-    def _memory(cls, value: str) -> str:
-        return memory_size(value)
+    def _memory(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
 
 
 class VllmConfig(Section):
@@ -95,12 +141,15 @@ class VllmConfig(Section):
 class ServeConfig(Settings):
     """A whole server."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "adapters": "adapter",
         "load_in": "load-in",
         "served_model_name": "served-model-name",
         "serving.host": "host",
         "serving.port": "port",
+        "serving.root_path": "root-path",
+        "serving.forwarded_allow_ips": "forwarded-allow-ips",
+        "serving.allowed_origins": "allowed-origins",
         "serving.api_key_file": "api-key-file",
         "serving.no_auth": "no-auth",
         "serving.num_replicas": "num-replicas",

@@ -10,9 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aift_ray.config import schedule
+from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.resuming import refused_allowances
+from aift_ray.config.schedule import Scheduler, Share
 from aift_ray.config.section import (
     SHIPPED_MODEL,
     Fraction,
@@ -20,23 +24,27 @@ from aift_ray.config.section import (
     Positive,
     Section,
     Settings,
-    memory_size,
     setting,
     workers_range,
 )
 from aift_ray.errors import Problem
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class TrainingConfig(Section):
     """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
 
     learning_rate: float = setting(
-        2e-5, "peak learning rate; LoRA usually wants 1e-4 to 3e-4", gt=0, le=10
+        2e-5, "peak learning rate; adapters take 2e-4 where it is not given", gt=0, le=10
     )
     batch_size: Positive = setting(4, "examples a worker and micro-step (fill: packed rows)")
     gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
     num_epochs: Positive = setting(3, "passes over the training rows")
-    warmup_steps: NotNegative = setting(100, "steps in which the learning rate rises from 0")
+    warmup_steps: NotNegative = setting(
+        100,
+        "steps in which the learning rate rises from 0; not given: at most a tenth of all steps",
+    )
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
     eval_steps: Positive = setting(100, "steps between evaluations (with evaluation data)")
     save_steps: Positive = setting(500, "steps between checkpoints")
@@ -56,8 +64,19 @@ class TrainingConfig(Section):
         None, "hours after which the run stops with a checkpoint and exit status 75"
     )
     seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
-        "cosine", "learning rate after the warm-up: to 0 along a line or a cosine, or constant"
+    lr_scheduler: Scheduler = setting(
+        "cosine",
+        "learning rate after the warm-up, by transformers' names (constant is "
+        "constant_with_warmup, wsd is warmup_stable_decay)",
+    )
+    warmup_ratio: Share | None = setting(
+        None, "warm-up as a share of all steps, rounded up; overrides warmup_steps"
+    )
+    min_lr_ratio: Fraction = setting(
+        0.0, "lowest learning rate over the peak: of linear, cosine, cosine_with_min_lr and wsd"
+    )
+    decay_ratio: Share | None = setting(
+        None, "wsd: share of all steps, the last ones, in which the rate falls; default: 0.1"
     )
     weight_decay: float = setting(0.01, "AdamW's decay; never on norms and biases", ge=0, le=1)
     adam_beta1: Fraction = setting(0.9, "AdamW's decay rate of the first moment")
@@ -94,58 +113,24 @@ class TrainingConfig(Section):
         "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
         "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
     )
+    report_to: list[Tracker] = Field(
+        default_factory=lambda: list[Tracker](["tensorboard"]),
+        description="where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio; "
+        "none: nowhere",
+    )
     compile: bool = setting(
         False, "torch.compile of each decoder block: faster steps, a slower first one"
     )
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _report_to_none(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        return [] if given in (None, ["none"]) else given
+
 
 class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
     """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
-
-
-class DataConfig(Section):
-    """Which rows are read, and how they become token ids."""
-
-    train_files: list[str] = setting(
-        [],
-        "training files, folders or globs (.jsonl .json .csv .parquet .txt, .gz); s3://, gs:// too",
-    )
-    eval_files: list[str] = setting([], "evaluation files, folders or globs")
-    validation_fraction: Fraction = setting(
-        0.0, "share of the training rows held out for evaluation; not with eval files"
-    )
-    packing: Literal["concat", "fill", "false"] = setting(
-        "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
-    )
-    sequence_length: Annotated[int, Field(ge=8)] = setting(
-        2048, "tokens a row at most; at most what the model takes"
-    )
-    on_bad_row: Literal["error", "skip"] = setting("error", "a wrong row stops, or is counted")
-    on_long_row: Literal["truncate", "error"] = setting(
-        "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
-    )
-    text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
-    system_prompt: str | None = setting(None, "system message put before rows without one")
-    prepare: Literal["local", "ray"] = setting(
-        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
-    )
-    cache_dir: str | None = setting(
-        None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
-    )
-    cache_limit: str | None = setting(
-        None, "size of all token caches, 20GB, above which those longest unused go; default: none"
-    )
-
-    @field_validator("cache_limit")
-    @classmethod
-    def _limit(cls, value: str | None) -> str | None:
-        return value if value is None else memory_size(value)
-
-    @field_validator("packing", mode="before")
-    @classmethod
-    def _packing_as_word(cls, value: Any) -> Any:
-        words = {"true": "concat", "false": "false", "none": "false"}
-        return words.get(str(value).lower(), value)
 
 
 class RayConfig(Section):
@@ -183,7 +168,7 @@ class RayConfig(Section):
 class RunConfig(Settings):
     """A whole training run."""
 
-    short_flags: ClassVar[dict[str, str]] = {
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
         "parallel.strategy": "strategy",
         "ray.num_workers": "num-workers",
         "data.train_files": "train-file",
@@ -191,7 +176,7 @@ class RunConfig(Settings):
         "output_dir": "output-dir",
         "training.max_steps": "max-steps",
         "training.seed": "seed",
-        "resume_allow": "resume-allow",
+        "resume_allow": ["resume-allow", "resume.allow"],
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -206,6 +191,13 @@ class RunConfig(Settings):
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @field_validator("resume_allow")
+    @classmethod
+    def _whole_names(cls, value: list[str]) -> list[str]:
+        # a setting may be named by its short flag
+        names = {short: name for name, short in cls.short_flags.items() if isinstance(short, str)}
+        return [names.get(each.removeprefix("--"), each.removeprefix("--")) for each in value]
 
     @model_validator(mode="before")
     @classmethod
@@ -242,6 +234,9 @@ class RunConfig(Settings):
         if self.method == "full" and self.lora.use_qlora:
             what = "true contradicts method full: adapters are trained, and no more"
             found.append(Problem("lora.use_qlora", what, "use --method qlora"))
+        if self.method == "full" and self.lora.init_from:
+            what = "is an adapter, and method full trains all weights"
+            found.append(Problem("lora.init_from", what, "use --method lora, or merge it first"))
         if not self.lora.qlora_4bit and self.base_bits is None:
             what = "false speaks of QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
@@ -259,8 +254,13 @@ class RunConfig(Settings):
             found.append(
                 Problem("data.validation_fraction", "stands beside eval files", "give one of them")
             )
+        found += wrong_mixture(self.data.mixture, self.data.train_files)
+        if self.data.contamination_files and self.data.near_duplicates == "off":
+            what = "are given, and data.near_duplicates is off"
+            found.append(Problem("data.contamination_files", what, "give count or drop"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
+        found += schedule.contradictions(training)
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             found.append(

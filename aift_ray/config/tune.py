@@ -49,7 +49,7 @@ class TuneConfig(Section):
 class SweepConfig(RunConfig):
     """A sweep of training runs."""
 
-    short_flags: ClassVar[dict[str, str]] = RunConfig.short_flags | {
+    short_flags: ClassVar[dict[str, str | list[str]]] = RunConfig.short_flags | {
         "tune.num_samples": "num-samples",
         "tune.max_concurrent": "max-concurrent",
     }

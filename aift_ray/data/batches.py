@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.cache import TokenRows
+from aift_ray.config.mixture import MixedSet
+from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.data.packing import best_fit
+from aift_ray.data.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Batch:
     Attributes:
         sources: (targets,), flat positions in `ids` whose next token is a target.
         targets: (targets,), the token ids to predict there.
+        longest: tokens of the longest document; 0: looked up, which waits for a device.
+        sets: (targets,), the set of a mixture that each is of.
+        set_losses: (sets,), to which the losses of each set are added, in double precision.
     """
 
     ids: torch.Tensor
@@ -38,21 +43,30 @@ class Batch:
     borders: torch.Tensor | None
     sources: torch.Tensor
     targets: torch.Tensor
+    longest: int = 0
+    sets: torch.Tensor | None = None
+    set_losses: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.longest:
+            return
+        borders = self.borders
+        longest = self.ids.shape[1] if borders is None else int(borders.diff().max())
+        object.__setattr__(self, "longest", longest)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`; a GPU gets it while it computes something else."""
+
+        def sent(value: torch.Tensor) -> torch.Tensor:
+            # what is not pinned is waited for
+            pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
+            return pinned.to(device, non_blocking=True)
+
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if value is not None else None
+            name: sent(value) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
         return Batch(**moved)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        if self.borders is None:
-            return self.ids.shape[1]
-        return int((self.borders[1:] - self.borders[:-1]).max())
 
     def document_lengths(self) -> torch.Tensor:
         """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
@@ -63,8 +77,18 @@ class Batch:
         return lengths.repeat_interleave(lengths).float().unsqueeze(0)
 
 
-def collate(rows: TokenRows, indices: Sequence[int], padded: bool, pad_id: int = 0) -> Batch:
-    """Tensors of the rows `indices`; padding, where asked for, is on the right and masked."""
+def collate(
+    rows: TokenRows,
+    indices: Sequence[int],
+    padded: bool,
+    pad_id: int = 0,
+    set_of: np.ndarray | None = None,
+) -> Batch:
+    """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
+
+    Args:
+        set_of: the set of a mixture that each of all rows is of.
+    """
     parts = [rows.row(index) for index in indices]
     lengths = [len(ids) for ids, _ in parts]
     width = max(lengths)
@@ -75,19 +99,24 @@ def collate(rows: TokenRows, indices: Sequence[int], padded: bool, pad_id: int =
         [np.flatnonzero(flags[1:]) + start for (_, flags), start in zip(parts, starts, strict=True)]
     )
     targets = np.concatenate([ids[1:][flags[1:] != 0] for ids, flags in parts])
+    sets = None
+    if set_of is not None:
+        # int32 in the file, int64 where torch counts by it
+        each = np.repeat(set_of[list(indices)], [np.count_nonzero(f[1:]) for _, f in parts])
+        sets = torch.from_numpy(each.astype(np.int64))
     flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
     if not padded:
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
-        return Batch(ids[None], positions[None], None, borders, *flat)
+        return Batch(ids[None], positions[None], None, borders, *flat, sets=sets, longest=width)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):
         table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
-    return Batch(table, positions, mask, None, *flat)
+    return Batch(table, positions, mask, None, *flat, sets=sets)
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,8 @@ class BatchPlan:
         batch_size: units (examples, or filled rows) a micro-step and worker.
         global_batch: units a step.
         capacity: tokens of a filled row; None where a unit is one example.
+        sets: the set of a mixture that each row is of, shape (rows,); None without a mixture.
+        mixed: the sets, as they are configured.
     """
 
     lengths: np.ndarray
@@ -109,19 +140,48 @@ class BatchPlan:
     global_batch: int
     seed: int
     capacity: int | None = None
+    sets: np.ndarray | None = None
+    mixed: tuple[MixedSet, ...] = ()
 
     @cached_property
     def units(self) -> list[list[int]]:
         """Positions in `indices` that go together, in the order before shuffling."""
+        return [unit for units in self._units_of_sets for unit in units]
+
+    @cached_property
+    def _units_of_sets(self) -> list[list[list[int]]]:
+        everything = np.arange(len(self.indices))
+        if self.sets is None:
+            return [self._packed(everything, 0)]
+        numbers = range(len(self.mixed))
+        return [self._packed(everything[self.sets == number], number) for number in numbers]
+
+    def _packed(self, rows: np.ndarray, number: int) -> list[list[int]]:
+        """The units of a set: each row by itself, or rows that share a filled one."""
         if self.capacity is None:
-            return [[row] for row in range(len(self.indices))]
-        order = np.random.default_rng([self.seed, 0]).permutation(len(self.indices))
-        return best_fit(self.lengths.tolist(), order.tolist(), self.capacity)
+            return [[row] for row in rows.tolist()]
+        entropy = [self.seed, 0, number] if number else [self.seed, 0]
+        order = np.random.default_rng(entropy).permutation(len(rows))
+        return best_fit(self.lengths.tolist(), rows[order].tolist(), self.capacity)
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """How much of each set an epoch takes; None where it takes all rows once."""
+        if self.sets is None:
+            return None
+        sizes = [len(units) for units in self._units_of_sets]
+        rows = np.bincount(self.sets, minlength=len(self.mixed)).tolist()
+        return Mixture(tuple(sizes), tuple(amounts(self.mixed, rows, sizes)), self.seed)
+
+    @property
+    def units_per_epoch(self) -> int:
+        """Units that an epoch takes; of a mixture, some more than once or not at all."""
+        return self.mixture.total if self.mixture else len(self.units)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a pass; the last one may be smaller than the others."""
-        return -(-len(self.units) // self.global_batch)
+        return -(-self.units_per_epoch // self.global_batch)
 
     def epoch(self, step: int) -> float:
         """Passes over the data that are behind after `step` steps."""
@@ -138,6 +198,13 @@ class BatchPlan:
     def step_targets(self, step: int) -> int:
         """Supervised tokens of the whole global batch."""
         return sum(int(self.targets[unit].sum()) for unit in self.global_units(step))
+
+    def set_targets(self, step: int) -> list[int]:
+        """Supervised tokens of each set of the mixture in the whole global batch."""
+        assert self.sets is not None
+        rows = [row for unit in self.global_units(step) for row in unit]
+        found = np.bincount(self.sets[rows], self.targets[rows], len(self.mixed))
+        return [int(number) for number in found]
 
     def share(self, step: int, rank: int, world: int) -> list[list[int]]:
         """Micro-batches of one worker: token-row indices; an empty one where no unit is left.
@@ -166,7 +233,10 @@ class BatchPlan:
         # one epoch is kept: permuting a million units a step would cost more than the step
         if self._kept.get("epoch") != epoch:
             rng = np.random.default_rng([self.seed, 1 + epoch])
-            self._kept.update(epoch=epoch, order=rng.permutation(len(self.units)))
+            shuffled = rng.permutation(self.units_per_epoch)
+            if self.mixture:
+                shuffled = self.mixture.drawn(epoch)[shuffled]
+            self._kept.update(epoch=epoch, order=shuffled)
         order: np.ndarray = self._kept["order"]
         return order
 

@@ -1,56 +1,85 @@
-"""Rows of .csv and .parquet files, whose header or schema names the keys of every row."""
+"""Rows of .csv and .tsv files, whose header names the keys of every row."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from aift_ray.data import column_names
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.lines import WrongFile, read_lines
-from aift_ray.data.rows import Form, WrongRow, find_form, make_example, shown
+from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
+from aift_ray.data.reading import PLAIN, Reading
+from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, find_form, read_row, shown
 
 _CELL_CHARACTERS = 1 << 26
-_BATCH_ROWS = 512
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "，": "full-width commas", "、": "Japanese commas"}
 
 
-def read_csv(path: Path) -> Iterator[Example | Fault]:
+def read_csv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """Rows of a CSV file with a header; a row is named by the line in which it starts.
 
     Raises:
-        WrongFile: not UTF-8, a header that names no kind of row, or a quote that is never closed.
+        WrongFile: another encoding, a header that names no kind of row, or a quote that is never
+            closed.
         OSError, EOFError, zlib.error: the file can't be read or unpacked.
     """
-    rows, file = _csv_rows(path), str(path)
-    first = next(rows, None)
-    if first is None:
-        return
-    header_line, header = first
-    if isinstance(header, csv.Error):
-        raise WrongFile(f"line {header_line}: not a CSV header: {header}")
-    names = [name.strip() for name in header]
-    form = _csv_form(names, header_line)
-    places = {names.index(key): key for key in form.keys if key in names}
-    for line, cells in rows:
-        if isinstance(cells, csv.Error):
-            yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
-        elif len(cells) != len(names):
-            number = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
-            remedy = "put cells that hold commas or line ends in double quotes"
-            yield Fault(file, line, f"{number}, expected {len(names)} as in the header", remedy)
-        elif any("\0" in cell for cell in cells):
-            yield Fault(file, line, "the row holds NUL bytes", "remove them")
-        else:
-            yield make_example({key: cells[place] for place, key in places.items()}, file, line)
+    return _read_separated(path, reading, ",")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def read_tsv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+    """Rows of a file as `read_csv` takes, with tabs for commas."""
+    return _read_separated(path, reading, "\t")
+
+
+def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example | Fault]:
+    rows, file = _csv_rows(path, reading, sign), str(path)
+    try:
+        first = next(rows, None)
+        if first is None:
+            return
+        header_line, header = first
+        if isinstance(header, csv.Error):
+            raise WrongFile(f"line {header_line}: not a CSV header: {header}")
+        names, taken = table_form(header, path, reading, f"line {header_line}: ")
+        places = {names.index(key): key for key in taken}
+        for line, cells in rows:
+            if isinstance(cells, csv.Error):
+                yield Fault(file, line, f"not CSV: {cells}", 'write a quote within quotes as ""')
+            elif len(cells) != len(names):
+                number = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
+                what = "tabs" if sign == "\t" else "commas"
+                remedy = f"put cells that hold {what} or line ends in double quotes"
+                reason = f"{number}, expected {len(names)} as in the header"
+                yield Fault(file, line, reason, remedy)
+            elif any("\0" in cell for cell in cells):
+                yield Fault(file, line, "the row holds NUL bytes", "remove them")
+            else:
+                row = {key: cells[place] for place, key in places.items()}
+                yield read_row(row, file, line, reading)
+    except WrongEncoding as wrong:
+        raise _with_columns(wrong, path, sign) from None
+
+
+def _with_columns(wrong: WrongEncoding, path: Path, sign: str) -> WrongFile:
+    """The same, with how the columns are read once the encoding is given."""
+    with open_bytes(path) as stream:
+        head = stream.readline(1 << 16).decode(wrong.flag or "utf-8", errors="ignore")
+    names = [name.strip().strip('"') for name in head.split(sign)]
+    flag = "" if not wrong.flag or _is_form(names) else column_names.suggestion(names)
+    first, _, rest = wrong.remedy.partition(", or ")
+    remedy = f"{first} {flag}, or {rest}" if flag else wrong.remedy
+    return WrongFile(wrong.reason, remedy)
+
+
+def _csv_rows(
+    path: Path, reading: Reading, sign: str
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Rows that are not blank, or what is wrong with them, with the line in which they start."""
     # the default limit is below the length of a long document
     csv.field_size_limit(max(csv.field_size_limit(), _CELL_CHARACTERS))
-    reader = csv.reader((text for _, text in read_lines(path)), strict=True)
+    lines = (text for _, text in read_lines(path, reading))
+    reader = csv.reader(lines, strict=True, delimiter=sign)
     while True:
         line = reader.line_num + 1
         try:
@@ -68,101 +97,73 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
             yield line, cells
 
 
-def _csv_form(names: Sequence[str], line: int) -> Form:
+def table_form(
+    header: Sequence[str], path: Path, reading: Reading, where: str
+) -> tuple[list[str], list[str]]:
+    """The columns of a table without nested values by the keys of a row, and those to be read.
+
+    Args:
+        where: what is put before the reason of an error.
+
+    Raises:
+        WrongFile: they are no kind of row.
+    """
+    names = [name.strip() for name in header]
+    if reading.any_row:
+        return names, list(dict.fromkeys(name for name in names if name))
     try:
-        form = _form(names)
+        names, form = find_columns(names, path, reading)
     except WrongFile as wrong:
-        remedy = _other_format(names) or wrong.remedy
-        raise WrongFile(f"line {line}: {wrong.reason}", remedy) from None
+        remedy = _other_format(names, path) or wrong.remedy
+        raise WrongFile(f"{where}{wrong.reason}", remedy) from None
     if form.kind == "messages":
-        reason = f"line {line}: {form.required[0]} has no CSV form"
+        reason = f"{where}{form.required[0]} has no {_suffix(path)[1:].upper()} form"
         raise WrongFile(reason, "use .jsonl, .json or .parquet")
-    return form
+    return names, [key for key in (*form.keys, *ROW_KEYS) if key in names]
 
 
-def _other_format(names: Sequence[str]) -> str:
+def _suffix(path: Path) -> str:
+    return next((s.lower() for s in path.suffixes[::-1] if s.lower() not in (".gz", ".zst")), "")
+
+
+def _other_format(names: Sequence[str], path: Path) -> str:
     if names[0].startswith(("{", "[")):
         return "the file looks like JSON: name it .jsonl or .json"
     for sign, called in _SEPARATORS.items():
         if len(names) == 1 and sign in names[0]:
-            return f"the columns seem to be separated by {called}: use commas"
+            mend = "name the file .tsv" if sign == "\t" else "use commas"
+            mend = "name the file .csv" if sign == "," else mend
+            return f"the columns seem to be separated by {called}: {mend}"
     return ""
 
 
-def _form(names: Sequence[str]) -> Form:
-    double = sorted({name for name in names if name and names.count(name) > 1})
+def find_columns(header: Sequence[str], path: Path, reading: Reading) -> tuple[list[str], Form]:
+    """The columns by the keys of a row, and the kind of row that they are.
+
+    Raises:
+        WrongFile: a column that stands there twice, or columns that are no kind of row.
+    """
+    double = sorted({name for name in header if name and header.count(name) > 1})
     if double:
         listed = ", ".join(shown(name) for name in double)
         raise WrongFile(f"duplicate column {listed}", "keep one of each")
+    names = column_names.renamed(header, reading, _is_form(header))
     try:
-        return find_form(names, "column")
+        form = find_form(names, "column")
     except WrongRow as wrong:
-        raise WrongFile(wrong.reason, wrong.remedy) from None
+        flag = column_names.suggestion([name for name in header if name])
+        remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
+        raise WrongFile(wrong.reason, remedy) from None
+    pairs = zip(names, header, strict=True)
+    found = {key: column for key, column in pairs if key and key != column}
+    if found and not reading.columns:
+        reading.remark(f"{path}: read as {column_names.flag(found)}")
+    return names, form
 
 
-def read_parquet(path: Path) -> Iterator[Example | Fault]:
-    """Rows of a Parquet file, numbered from 1.
-
-    Raises:
-        WrongFile: not Parquet, damaged, or columns that are no kind of row.
-        OSError: the file can't be opened.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with path.open("rb") as stream:
-        if not stream.read(1):
-            raise WrongFile("the file is empty (0 bytes)")
+def _is_form(names: Sequence[str]) -> bool:
     try:
-        # without pre_buffer only pages are held, not a whole row group
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
-            columns = _parquet_columns(source.schema_arrow)
-            first = 1
-            for batch in source.iter_batches(_BATCH_ROWS, columns=columns):
-                for number, row in enumerate(_python_rows(batch, first), first):
-                    yield make_example(row, str(path), number)
-                first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = f"not a Parquet file, or a damaged one: {said[:200]}"
-        raise WrongFile(reason, "make the file again") from None
-
-
-def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
-    try:
-        rows: list[dict[str, object]] = batch.to_pylist()
-    except UnicodeDecodeError:
-        last = first + batch.num_rows - 1
-        reason = f"one of the rows {first} to {last} holds text that is not UTF-8"
-        raise WrongFile(reason, "make the file again from text in UTF-8") from None
-    return rows
-
-
-def _parquet_columns(schema: Any) -> list[str]:
-    form = _form(schema.names)
-    columns = [key for key in form.keys if key in schema.names]
-    wants_list = form.kind == "messages"
-    for name in columns:
-        found = schema.field(name).type
-        if not (_is_list(found) if wants_list else _is_text(found)):
-            expected = "a list of messages" if wants_list else "string"
-            raise WrongFile(
-                f"the column {name} is {found}, expected {expected}",
-                f"write the column {name} as {expected}",
-            )
-    return columns
-
-
-def _is_text(found: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(found):
-        return _is_text(found.value_type)
-    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    return any(test(found) for test in tests)
-
-
-def _is_list(found: Any) -> bool:
-    from pyarrow import types
-
-    return any(test(found) for test in (types.is_list, types.is_large_list))
+        find_form(names, "column")
+    except WrongRow:
+        return False
+    return True

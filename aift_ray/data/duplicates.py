@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from aift_ray.data import memory
 from aift_ray.data.examples import Example
 
 _SHOWN_PLACES = 3
@@ -53,10 +54,7 @@ class DuplicateCounter:
         return findings.sentences(list(self._files))
 
     def _add(self, example: Example, evaluation: bool) -> None:
-        prompt, answer = _parts(example)
-        # a text has no prompt: without this, all texts would contradict each other
-        of_prompt = _digest(prompt) if len(prompt) > 1 else _NO_PROMPT
-        row = _digest([*prompt, "", answer])
+        row, of_prompt = digests(example)
         file = self._files.setdefault(example.file, len(self._files))
         # equal rows have equal prompts
         part = (row if of_prompt == _NO_PROMPT else of_prompt)[0]
@@ -106,7 +104,7 @@ class _Finding:
     def sentence(self, files: list[str]) -> str:
         what = f"row {self.one}" if self.count == 1 else f"rows {self.several}"
         shown = ", ".join(
-            f"{files[file]}:{line} (see {files[old_file]}:{old_line})"
+            f"{memory.place(files[file], line)} (see {memory.place(files[old_file], old_line)})"
             for _, (file, line), (old_file, old_line) in self.places
         )
         more = ", ..." if self.count > _SHOWN_PLACES else ""
@@ -185,15 +183,39 @@ def _contradictions(rows: str) -> _Finding:
     )
 
 
+def digests(example: Example) -> tuple[bytes, bytes]:
+    """16 bytes each of the whole row and of its prompt; zeros where it has none."""
+    prompt, answer = _parts(example)
+    # a text has no prompt: without this, all texts would contradict each other
+    return _digest([*prompt, "", answer]), _digest(prompt) if len(prompt) > 1 else _NO_PROMPT
+
+
+def whole_text(example: Example) -> str:
+    """All that a row says."""
+    return "\n".join(text for text in (prompt_text(example), _parts(example)[1]) if text)
+
+
+def prompt_text(example: Example) -> str:
+    """What stands before the last answer of a row; "" of a plain text."""
+    if example.messages:
+        return "\n".join(each.content for each in example.messages[:-1])
+    return "\n".join(text for text in (example.instruction, example.input) if text)
+
+
 def _parts(example: Example) -> tuple[list[str], str]:
     """The prompt, in parts that begin with the kind, and the answer."""
-    if example.messages:
-        *turns, last = example.messages
-        prompt = [text for turn in turns for text in (turn.role, turn.content)]
-        return [example.kind, *prompt], last.content
-    if example.kind == "text":
-        return [example.kind], example.output
-    return [example.kind, example.instruction, example.input], example.output
+    turns = list(example.messages)
+    own = [example.kind, *filter(None, (example.tools, example.options))]
+    if example.kind == "messages":
+        last = turns.pop()
+        answer = [last.content, last.thought, last.further]
+    else:
+        answer = [example.output, example.thought]
+    for turn in turns:
+        own += [turn.role, turn.content, *filter(None, (turn.thought, turn.further))]
+    if example.kind in ("instruction", "prompt"):
+        own += [example.instruction, example.input]
+    return own, "\0".join(filter(None, answer))
 
 
 def _digest(parts: list[str]) -> bytes:

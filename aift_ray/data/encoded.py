@@ -20,3 +20,18 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """What a row of a data file becomes.
+
+    Attributes:
+        pieces: one, or several where each answer of a conversation needs its own.
+        split: the row was cut into one piece an answer.
+        not_shown: keys of the row of which nothing stands in the pieces.
+    """
+
+    pieces: list[Encoded]
+    split: bool = False
+    not_shown: tuple[str, ...] = ()

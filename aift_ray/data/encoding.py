@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig
-from aift_ray.data.encoded import Encoded
+from aift_ray.data import memory
+from aift_ray.data.documents import Documents
+from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
 from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.data.reading import Reading
+from aift_ray.data.screening import Screen
 from aift_ray.data.sources import read_examples
 
 SHOWN_FAULTS = 20
+# rows that one thread encodes before others do, and rows that a thread gets at once
+_FIRST, _BATCH = 512, 64
 
 
 @dataclass
 class Counts:
-    """What became of the rows of a set; tokens are counted as they are trained."""
+    """What became of the rows of a set; tokens are counted as they are trained.
+
+    Attributes:
+        split_rows: conversations that became one row an answer.
+        not_shown: for each key that changes what is trained, how many rows hold it without
+            effect.
+    """
 
     rows: int = 0
     tokens: int = 0
@@ -28,43 +44,97 @@ class Counts:
     dropped_rows: int = 0
     skipped_rows: int = 0
     split_documents: int = 0
+    split_rows: int = 0
+    not_shown: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    # what was found out about the files, and not given
+    remarks: list[str] = field(default_factory=list)
 
 
 # an example with its tokens, or with what is wrong with it; a fault of the file with nothing
-Encodings = Iterator[tuple[Example | Fault, Encoded | RowError | None]]
+Encodings = Iterator[tuple[Example | Fault, EncodedRow | RowError | None]]
 Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
 
 
 def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
-    """Tokenize examples one after the other, in this process."""
+    """Tokenize examples one after the other, in this process and thread."""
     for item in items:
         if isinstance(item, Fault):
             yield item, None
             continue
         try:
-            yield item, encoder.encode(item)
+            yield item, encoder.rows(item)
         except RowError as error:
             yield item, error
+
+
+def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
+    """As `encode_here`, on all CPUs that this process may use, in order and in constant memory.
+
+    A tokenizer runs without Python's lock, and takes most of the time. The first rows are encoded
+    by one thread, as `encoder` keeps of them what the user is to be warned of.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    first = islice(items, _FIRST if threads and threads > 1 else None)
+    yield from encode_here(encoder, first)
+
+    def encoded(batch: list[Example | Fault]) -> list[Any]:
+        return list(encode_here(encoder, batch))
+
+    waiting = 2 * (threads or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[Any] = deque()
+        while batch := list(islice(items, _BATCH)):
+            under_way.append(pool.submit(encoded, batch))
+            if len(under_way) == waiting:
+                yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
+
+
+def reading(config: DataConfig, remark: Callable[[str], None]) -> Reading:
+    """How the files of `config` are read; `remark` is told what is found out about them."""
+    return Reading(config.text_unit, config.encoding, config.columns, config.sheet, remark=remark)
 
 
 class Encoding:
     """Examples to token rows, counting what happens to them."""
 
-    def __init__(self, config: DataConfig, encode: Any, sequence_length: int, note: Any) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        encode: Any,
+        sequence_length: int,
+        note: Any,
+        documents: Documents | None = None,
+        screen: Screen | None = None,
+    ) -> None:
+        self.documents, self.screen = documents, screen
         self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
+        self.reading = reading(config, self.counts.remarks.append)
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
-        for item, encoded in self.encode(read_examples(files, self.config.text_unit)):
+        items = read_examples(files, self.reading)
+        if self.screen:
+            items = self.screen.kept(items)
+        encode = memory.tokens(files) or self.encode
+        for item, encoded in encode(items):
             if isinstance(item, Fault):
                 self._fault(item)
                 continue
             if isinstance(encoded, RowError):
-                self._fault(Fault(item.file, item.line, str(encoded)))
+                remedy = getattr(encoded, "remedy", "")
+                self._fault(Fault(item.file, item.line, str(encoded), remedy))
                 continue
             self.note(item)
-            for piece in self._pieces(encoded, item):
+            self.counts.split_rows += encoded.split
+            for key in encoded.not_shown:
+                self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
+            pieces = [piece for whole in encoded.pieces for piece in self._pieces(whole, item)]
+            if self.documents and pieces:
+                self.documents.add(item, len(pieces))
+            for piece in pieces:
                 self._count(piece)
                 yield piece, item
 
@@ -83,7 +153,9 @@ class Encoding:
         fitted = fit(encoded, self.length)
         if fitted is None:
             self.counts.dropped_rows += 1
-            self._note(f"{example.file}:{example.line}: dropped, the answer alone is too long")
+            self._note(
+                f"{memory.place(example.file, example.line)}: dropped, the answer alone is too long"
+            )
             return []
         self.counts.truncated_rows += 1
         return [fitted]
@@ -92,7 +164,7 @@ class Encoding:
         self.faults.append(fault)
         self.counts.skipped_rows += 1
         if fault.line is not None:
-            self._note(f"{fault.file}:{fault.line}: skipped, {fault.reason}")
+            self._note(f"{memory.place(fault.file, fault.line)}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
         if len(self.counts.notes) < SHOWN_FAULTS:

@@ -13,14 +13,20 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: system, user or assistant; in serving also tool.
-        further: in serving, an object in JSON: what else a template may read of the turn
-            (tool_calls, tool_call_id).
+        role: system, user, assistant or tool.
+        content: the text; "" for a turn that only calls tools.
+        further: an object in JSON: what else a template may read of the turn (tool_calls,
+            tool_call_id, name).
+        thought: what an assistant thinks before the answer, without tags; "" where the row has
+            none, or has it in `content` (`<think>...</think>`).
+        trained: for an assistant's turn, whether it is a training target.
     """
 
     role: str
     content: str
     further: str = ""
+    thought: str = ""
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,18 @@ class Example:
             `conversations`); prompt (prompt and completion, both raw text); text (raw text).
         file: the file as the user named it.
         line: physical line from 1 (Parquet: row from 1; a row over several lines: its first line).
-        messages: for kind messages, the turns; else empty.
+        messages: for kind messages, the turns; for kind instruction, the turns before the
+            instruction (`system`, `history`); else empty.
         instruction, input, output: for kind instruction; `input` is "" where the row has none.
             For kind prompt, `instruction` is the prompt and `output` the completion.
             For kind text, `output` is the text.
+        thought: for kind instruction, what is thought before the output.
+        tools: a list in JSON, "" where there are none: the functions that can be called, as
+            templates read them.
+        options: an object in JSON, "" where there is none: further variables of the template
+            (`chat_template_kwargs`).
+        unused: keys of the row that would change how a conversation is trained, and that this
+            kind of row has no place for.
     """
 
     kind: Kind
@@ -45,6 +59,10 @@ class Example:
     instruction: str = ""
     input: str = ""
     output: str = ""
+    thought: str = ""
+    tools: str = ""
+    options: str = ""
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from aift_ray.data.column_names import renamed_row
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile, open_bytes, read_lines, read_pieces
-from aift_ray.data.rows import FORM_OF_KEY, WrongRow, make_example, shown
+from aift_ray.data.reading import PLAIN, Reading
+from aift_ray.data.rows import FORM_OF_KEY, WrongRow, read_row, shown
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -31,11 +33,21 @@ _PLAIN = {
 
 
 class _Decoder:
-    """Strict JSON: notes NaN and Infinity, which Python would take."""
+    """Strict JSON: notes NaN, Infinity and repeated keys, which Python would take."""
 
-    def __init__(self) -> None:
-        self.constants: list[str] = []
-        self._decoder = json.JSONDecoder(parse_constant=self.constants.append)
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self.constants, self.repeated = list[str](), list[str]()
+        self._decoder = json.JSONDecoder(
+            parse_constant=self.constants.append, object_pairs_hook=self._object
+        )
+
+    def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.repeated.append(next(key for key in keys if keys.count(key) > 1))
+        return found
 
     def decode(self, text: str, start: int) -> tuple[object, int]:
         """The value at `start` and where it ends.
@@ -45,6 +57,7 @@ class _Decoder:
             WrongRow: a value beyond Python's limits.
         """
         self.constants.clear()
+        self.repeated.clear()
         try:
             return self._decoder.raw_decode(text, start)
         except RecursionError:
@@ -59,18 +72,21 @@ class _Decoder:
         if self.constants:
             reason = f"the row holds {self.constants[0]}, which is not JSON"
             return Fault(file, line, reason, "write null or leave the key out")
-        return make_example(value, file, line)
+        if self.repeated:
+            reason = f"the key {shown(self.repeated[0])} is repeated in one object"
+            return Fault(file, line, reason, "keep one of them")
+        return read_row(renamed_row(value, self._reading), file, line, self._reading)
 
 
-def read_jsonl(path: Path) -> Iterator[Example | Fault]:
+def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """Rows of JSON Lines; blank lines are skipped.
 
     Raises:
         WrongFile: not UTF-8.
         OSError, EOFError, zlib.error: the file can't be read or unpacked.
     """
-    decoder, file = _Decoder(), str(path)
-    for number, text in read_lines(path):
+    decoder, file = _Decoder(reading), str(path)
+    for number, text in read_lines(path, reading):
         if not text.strip():
             continue
         try:
@@ -102,7 +118,7 @@ def _plain(error: json.JSONDecodeError) -> str:
     return _PLAIN.get(error.msg, error.msg)
 
 
-def read_json(path: Path) -> Iterator[Example | Fault]:
+def read_json(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """Rows of a JSON list, or of JSON Lines under the name .json.
 
     Raises:
@@ -112,10 +128,10 @@ def read_json(path: Path) -> Iterator[Example | Fault]:
     with open_bytes(path) as stream:
         head = stream.read(_HEAD_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
     if head.startswith("["):
-        return _read_list(path)
+        return _read_list(path, reading)
     if head.startswith("{"):
         _check_object(head)
-    return read_jsonl(path)
+    return read_jsonl(path, reading)
 
 
 def _check_object(head: str) -> None:
@@ -162,9 +178,9 @@ def _behind_blanks(text: str, position: int) -> int:
     return found.end() if found else position
 
 
-def _read_list(path: Path) -> Iterator[Example | Fault]:
-    decoder, text, file = _Decoder(), _Window(read_pieces(path, _PIECE_BYTES)), str(path)
-    number = 0
+def _read_list(path: Path, reading: Reading) -> Iterator[Example | Fault]:
+    decoder, file, number = _Decoder(reading), str(path), 0
+    text = _Window(read_pieces(path, _PIECE_BYTES, reading))
     text.next_character()
     text.advance(text.position + 1)
     more = text.next_character() != "]"

@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.alpaca import FALLBACK_TEMPLATE, before_input, is_fallback
-from aift_ray.data.encoded import Encoded
+from aift_ray.data.answers import RefusedRow
+from aift_ray.data.conversations import Renderer
+from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Message
+from aift_ray.data.fast_tokenizer import check, prefix
+from aift_ray.data.notes import RAW, not_shown, without_thoughts
 from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
-from aift_ray.data.templates import (
-    PINNED_DATE,
-    ChatTemplate,
-    Part,
-    join,
-)
+from aift_ray.data.spans import Joiner, Prompt, Span
+from aift_ray.data.supervision import ANSWERS, Supervision
+from aift_ray.data.templates import CALL_ID, CALLED_WITH, PINNED_DATE, ChatTemplate, Part
 from aift_ray.errors import ModelError, Problem
 
-__all__ = ["PromptEncoder", "RowError", "digest"]
+__all__ = ["PromptEncoder", "RefusedRow", "RowError", "digest"]
 
 # Goes up whenever the same rows would get other ids, so that stored rows are made anew.
-VERSION = 1
+VERSION = 2
 _COMPARED_ROWS = 100
+_LEFT_OVER = re.compile(r'"truncation":.*?"added_tokens"', re.DOTALL)
 
 
 class PromptEncoder:
@@ -44,6 +48,7 @@ class PromptEncoder:
         system_prompt: for rows without a system message; put in front of the first user turn
             where the template has no system role.
         extra_stop_ids: what the model's generation_config stops at.
+        supervision: which parts of a conversation are trained.
 
     Attributes:
         used_fallback: the chat template is our Alpaca form.
@@ -61,10 +66,12 @@ class PromptEncoder:
         system_prompt: str | None = None,
         *,
         extra_stop_ids: Iterable[int] = (),
+        supervision: Supervision = ANSWERS,
     ) -> None:
-        _check(tokenizer)
+        check(tokenizer)
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
+        self.supervision = supervision
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
@@ -73,51 +80,97 @@ class PromptEncoder:
         self.piecewise_rows = 0
         self._compared = 0
         self._eos: int = tokenizer.eos_token_id
-        self._prefix = _prefix(tokenizer)
+        self._prefix = prefix(tokenizer)
         self._folds_system = not self._has_system_role()
-        self._header, turn_end, self.generation_gap = self._probe()
-        self.stop_ids = list(dict.fromkeys([self._eos, *extra_stop_ids, turn_end]))
+        ends = [self._eos, *extra_stop_ids]
+        self._joiner, self.generation_gap = self._probe()
+        ends.append(self._turn_end)
+        ends += self._learn_calls(ends)
+        self.stop_ids = list(dict.fromkeys(ends))
+        self._renderer = Renderer(self._safe, self._joiner, supervision)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # what it keeps beside its arguments can't be sent, and is made anew
-        return partial(PromptEncoder, extra_stop_ids=self.stop_ids), (
-            self.tokenizer,
-            self.system_prompt,
-        )
+        make = partial(PromptEncoder, extra_stop_ids=self.stop_ids, supervision=self.supervision)
+        return make, (self.tokenizer, self.system_prompt)
 
-    def encode(self, example: Example) -> Encoded:
+    def rows(self, example: Example) -> EncodedRow:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.
+
+        A conversation whose answers the template writes otherwise once they are history becomes
+        several, each behind the ids that serving feeds for it.
 
         Raises:
             RowError: why the row can't be encoded.
         """
+        if example.kind in ("text", "prompt"):
+            unused = tuple(f"{RAW}{key}" for key in example.unused)
+            return EncodedRow([self._encode_raw(example)], not_shown=unused)
+        template = self._template.given(example.tools, example.options)
+        messages, left_out = self._messages(example), False
+        if self.supervision.thoughts == "none":
+            messages, left_out = without_thoughts(messages, template.tags)
+        made = self._renderer.renderings(template, messages)
+        pieces = [self._encode_prompt(*each) for each in made.prompts]
+        prompt, trained = made.prompts[-1]
+        if self._compared < _COMPARED_ROWS:
+            self._compared += 1
+            last = next(span for span in reversed(prompt.spans) if span.turn in trained)
+            asked = self._chat_ids(messages[: last.turn], template)
+            self.generation_gap |= pieces[-1].ids[: len(asked)] != asked
+        notes = not_shown(template, messages, example, prompt.text, left_out, bool(made.lost))
+        return EncodedRow(pieces, made.split, notes)
+
+    def encode(self, example: Example) -> Encoded:
+        """As `rows`, of a row that stays one.
+
+        Raises:
+            RowError: it can't be encoded, or becomes several.
+        """
+        encoded = self.rows(example).pieces
+        if len(encoded) > 1:
+            raise RowError(f"the row becomes {len(encoded)}, one an answer")
+        return encoded[0]
+
+    def _encode_raw(self, example: Example) -> Encoded:
         safe = self._safe
         if example.kind == "text":
             return self._raw(safe.encode(safe.unmarked(example.output)), 0)
-        if example.kind == "prompt":
-            text = safe.unmarked(example.instruction + example.output)
-            grown = safe.grow(text, [len(example.instruction)])
-            self.piecewise_rows += grown.piecewise
-            return self._raw(grown.ids, grown.counts[0])
-        parts = self._parts(self._messages(example), False, self._template)
-        prompt = join(parts, self._header, self._safe)
-        if not prompt.spans:
-            raise RowError("the conversation has no answer")
-        grown = safe.grow(prompt.text, [span.start for span in prompt.spans])
+        text = safe.unmarked(example.instruction + example.output)
+        grown = safe.grow(text, [len(example.instruction)])
+        self.piecewise_rows += grown.piecewise
+        return self._raw(grown.ids, grown.counts[0])
+
+    def _encode_prompt(self, prompt: Prompt, trained: frozenset[int]) -> Encoded:
+        grown = self._safe.grow(prompt.text, [span.start for span in prompt.spans])
         supervised = [False] * len(grown.ids)
+        end = self.supervision.end
+        ends = {span.turn_end for span in prompt.spans} | {self._turn_end}
         for span, first in zip(prompt.spans, grown.counts, strict=True):
+            if span.turn not in trained:
+                continue
+            self.generation_gap |= span.gap
             # No content makes a control token, so the turn's end is found by counting.
             after = first
             for _ in range(span.times):
                 after = grown.ids.index(span.turn_end, after) + 1
-            supervised[first:after] = [True] * (after - first)
+            if self.supervision.thoughts == "masked" and span.thought_end > span.start:
+                first = max(first, self._shared(prompt, span, grown.ids))
+            stop = after - (end == "none")
+            supervised[first:stop] = [True] * (stop - first)
+        if end == "all":
+            supervised = [
+                flag or token in ends for flag, token in zip(supervised, grown.ids, strict=True)
+            ]
         self.piecewise_rows += grown.piecewise
-        self.generation_gap |= prompt.gap
-        if self._compared < _COMPARED_ROWS:
-            self._compared += 1
-            before = grown.ids[: grown.counts[-1]]
-            self.generation_gap |= before != self.prompt_ids(example)
         return Encoded(grown.ids, supervised)
+
+    def _shared(self, prompt: Prompt, span: Span, ids: list[int]) -> int:
+        """How many ids hold nothing behind the thought of a turn."""
+        borders = [each.start for each in prompt.spans if each.start <= span.start]
+        alone = self._safe.grow(prompt.text[: span.thought_end], borders).ids
+        pairs = zip(alone, ids, strict=False)
+        return next((at for at, (one, other) in enumerate(pairs) if one != other), len(alone))
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The ids that serving feeds for the last answer of a row.
@@ -129,17 +182,26 @@ class PromptEncoder:
             raise RowError("a plain text has no prompt")
         if example.kind == "prompt":
             return self._prefix + self._safe.encode(self._safe.unmarked(example.instruction))
-        return self._chat_ids(self._messages(example)[:-1], self._template)
+        template = self._template.given(example.tools, example.options)
+        return self._chat_ids(self._messages(example)[:-1], template)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
+
+        Args:
+            options: further variables of the template, such as enable_thinking.
 
         Raises:
             RowError: the conversation can't be rendered.
         """
-        template = ChatTemplate(self.tokenizer, tools) if tools else self._template
+        written = json.dumps(list(tools), ensure_ascii=False) if tools else ""
+        variables = json.dumps(dict(options), ensure_ascii=False) if options else ""
+        template = self._template.given(written, variables)
         return self._chat_ids(self._with_system(messages), template)
 
     def answer_text(self, example: Example) -> str:
@@ -151,13 +213,14 @@ class PromptEncoder:
         return digest(self)
 
     def _chat_ids(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
-        prompt = join(self._parts(messages, True, template), self._header, self._safe)
+        prompt = self._joiner.join(self._parts(messages, True, template))
         return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
 
     def _raw(self, ids: list[int], first: int) -> Encoded:
         """A row without template; supervised from ids[first] on."""
         unsupervised = len(self._prefix) + first
-        supervised = [False] * unsupervised + [True] * (len(ids) - first + 1)
+        supervised = [False] * unsupervised + [True] * (len(ids) - first)
+        supervised.append(self.supervision.end != "none")
         return Encoded([*self._prefix, *ids, self._eos], supervised)
 
     def _messages(self, example: Example) -> list[Message]:
@@ -166,7 +229,8 @@ class PromptEncoder:
         question = example.instruction
         if example.input:
             question += before_input(self._template.source) + example.input
-        return self._with_system([Message("user", question), Message("assistant", example.output)])
+        answer = Message("assistant", example.output, thought=example.thought)
+        return self._with_system([*example.messages, Message("user", question), answer])
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         chat = list(messages)
@@ -174,7 +238,8 @@ class PromptEncoder:
             chat.insert(0, Message("system", self.system_prompt))
         if self._folds_system and len(chat) > 1 and chat[0].role == "system":
             system, user = chat[:2]
-            chat[:2] = [Message(user.role, f"{system.content}\n\n{user.content}")]
+            head = f"{system.content}\n\n" if system.content.strip() else ""
+            chat[:2] = [Message(user.role, head + user.content, user.further)]
         return chat
 
     def _parts(
@@ -193,48 +258,55 @@ class PromptEncoder:
         except RowError:
             return False
 
-    def _probe(self) -> tuple[str, int, bool]:
-        """The header before an answer, the id that ends a turn, and whether there is a gap."""
+    def _probe(self) -> tuple[Joiner, bool]:
+        """What finds answers in a rendering, and whether there is a gap before them."""
         question, answer = Message("user", "質問"), Message("assistant", "答え")
         try:
             parts = self._parts([question], True, self._template)
             if len(parts) == 1:
                 raise RowError("it does not write what the user says")
-            header = parts[-1].text
-            parts = self._parts([question, answer], False, self._template)
-            prompt = join(parts, header, self._safe)
+            joiner = Joiner(self._safe, [parts[-1].text])
+            prompt = joiner.join(self._parts([question, answer], False, self._template))
         except RowError as error:
             remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
             raise ModelError([Problem("chat_template", str(error), remedy)]) from None
-        return header, prompt.spans[-1].turn_end, prompt.gap
+        self._turn_end = prompt.spans[-1].turn_end
+        # the prompt may open a thought, which is then trained too
+        opening = self._safe.literal(self._template.tags.opening)
+        gap = prompt.spans[-1].gap and opening not in joiner.headers[0]
+        return joiner, gap
 
-
-def _check(tokenizer: PreTrainedTokenizerBase) -> None:
-    problems = []
-    if not tokenizer.is_fast:
-        remedy = "convert it to tokenizer.json (transformers.convert_slow_tokenizer)"
-        problems.append(Problem("tokenizer", "it is a slow one, without offsets", remedy))
-    if tokenizer.eos_token_id is None:
-        remedy = "set eos_token in tokenizer_config.json"
-        problems.append(Problem("tokenizer", "it has no end-of-text token (eos_token)", remedy))
-    if problems:
-        raise ModelError(problems)
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a plain text, such as BOS."""
-    plain = tokenizer.encode("a", add_special_tokens=False)
-    whole = tokenizer.encode("a", add_special_tokens=True)
-    starts = range(len(whole) - len(plain) + 1)
-    return next((whole[:at] for at in starts if whole[at : at + len(plain)] == plain), [])
+    def _learn_calls(self, ends: Sequence[int]) -> list[int]:
+        """How the template writes calls of tools; ids that end a turn with one."""
+        self._joiner.call_ends.update(ends)
+        chat = self._template.learn_calls() if "tool_calls" in self._template.source else []
+        if not chat:
+            return []
+        safe = self._safe
+        try:
+            text = safe.literal(self._template.render(chat[:2], False))
+            after = text.rindex(CALLED_WITH) + len(CALLED_WITH)
+            found = list[int]()
+            while (control := safe.first_control(text, after, len(text))) is not None:
+                found.append(control[1])
+                after = control[2]
+            known = [each for each in found if each in ends]
+            self._joiner.call_ends.update(known or found[-1:])
+            parts = self._parts(chat, True, self._template)
+        except (RowError, ValueError):
+            return []
+        if len(parts) > 1:
+            # behind the id of this very call, where the template shows it
+            self._joiner.headers.append(parts[-1].text.rpartition(CALL_ID)[2])
+        return known or found[-1:]
 
 
 def digest(encoder: PromptEncoder) -> str:
     """sha256, in hex, of everything that changes ids: tokenizer, template, system prompt, us."""
     tokenizer = encoder.tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left over from earlier calls of the tokenizer; they change no ids of ours.
-    state.update(truncation=None, padding=None)
+    # Left over from earlier calls of the tokenizer; they change no ids of ours. As text: a large
+    # vocabulary takes seconds to be read and written.
+    state = _LEFT_OVER.sub('"added_tokens"', tokenizer.backend_tokenizer.to_str(), count=1)
     parts = [
         VERSION,
         PINNED_DATE.isoformat(),
@@ -242,5 +314,6 @@ def digest(encoder: PromptEncoder) -> str:
         tokenizer.get_chat_template(),
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
+        astuple(encoder.supervision),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -12,12 +12,11 @@ from typing import Any
 
 from pyarrow import fs
 
+from aift_ray.data.sources import ABOUT, SUFFIXES
 from aift_ray.errors import DataError, Problem
 from aift_ray.utils.files import filesystem
 
 _PIECE = 1 << 20
-_PACKED = (".jsonl.gz", ".json.gz", ".csv.gz", ".txt.gz")
-_SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", *_PACKED)
 # a key before the bucket's name, and what comes behind a question mark
 _PRIVATE = re.compile(r"(?<=://)[^/@]*@|\?.*")
 
@@ -60,7 +59,10 @@ def _entries(files: Any, path: str) -> list[Any]:
     if entry.type == fs.FileType.File:
         return [entry]
     inside = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    rows = (e for e in inside if e.type == fs.FileType.File and e.path.lower().endswith(_SUFFIXES))
+    rows = [e for e in inside if e.type == fs.FileType.File and e.path.lower().endswith(SUFFIXES)]
+    if any(each.base_name in ABOUT for each in rows):
+        # of a folder of datasets.save_to_disk
+        rows = [each for each in rows if each.base_name.startswith("data-")]
     return sorted(rows, key=lambda each: str(each.path))
 
 

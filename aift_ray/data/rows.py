@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from aift_ray.config import DataConfig
+from aift_ray.data import row_keys
+from aift_ray.data.column_names import suggestion
 from aift_ray.data.examples import Example, Fault, Kind, Message
+from aift_ray.data.reading import Reading
+from aift_ray.data.turns import read_turns
+from aift_ray.data.wrong_row import (
+    WrongRow,
+    did_you_mean,
+    kind_of,
+    listed,
+    not_blank,
+    shown,
+    string,
+)
+from aift_ray.errors import ConfigError, Problem
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_SHOWN_KEYS = 8
-_SHOWN_CHARACTERS = 40
-_SPEAKERS = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-_ROLES = {role: role for role in ("system", "user", "assistant")}
+__all__ = ["FORMS", "FORM_OF_KEY", "ROW_KEYS", "WrongRow", "find_form", "make_example", "shown"]
 
-
-class WrongRow(Exception):
-    """A row that can't be an example.
-
-    Args:
-        reason: what was found and what was expected.
-        remedy: what to do about it; may be empty.
-    """
-
-    def __init__(self, reason: str, remedy: str = "") -> None:
-        self.reason, self.remedy = reason, remedy
-        super().__init__(reason)
+# read beside the keys of any kind of row
+ROW_KEYS = (*row_keys.ROW_KEYS, *row_keys.MEDIA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +55,25 @@ EXPECTED = (
 )
 
 
+def check_columns(config: DataConfig) -> None:
+    """Refuse columns that are named for what is no key of a row, as a ConfigError."""
+    problems = [
+        Problem(
+            "data.columns",
+            f"{shown(key)} is no key of a row: write KEY=COLUMN",
+            _swapped(key, column) or f"keys are {', '.join((*FORM_OF_KEY, *row_keys.ROW_KEYS))}",
+        )
+        for key, column in config.columns.items()
+        if key not in FORM_OF_KEY and key not in ROW_KEYS
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _swapped(key: str, column: str) -> str:
+    return f"did you mean --data.columns {column}={key}?" if column in FORM_OF_KEY else ""
+
+
 def make_example(row: object, file: str, line: int) -> Example | Fault:
     """The example that a row is, or the fault that says why it is none."""
     try:
@@ -71,6 +82,24 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
         return _example(find_form(row), row, file, line)
     except WrongRow as wrong:
         return Fault(file, line, wrong.reason, wrong.remedy)
+
+
+def read_row(row: object, file: str, line: int, reading: Reading) -> Example | Fault:
+    """As `make_example`; where rows of any kind are read, one of no kind is a text."""
+    found = make_example(row, file, line)
+    if isinstance(found, Example) or not reading.any_row:
+        return found
+    text = "\0".join(_strings(row))
+    return Example("text", file, line, output=text) if text.strip("\0 ") else found
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a JSON value, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def find_form(keys: Collection[str], noun: str = "key") -> Form:
@@ -91,142 +120,89 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
     if missing:
         needed = f"this kind of row needs the {noun}s {' and '.join(forms[0].required)}"
         raise WrongRow(
-            f"the {noun} {' and '.join(missing)} is missing; found {_listed(keys)}",
-            _did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed,
+            f"the {noun} {' and '.join(missing)} is missing; found {listed(keys)}",
+            (did_you_mean([key for key in keys if key not in FORM_OF_KEY], missing) or needed)
+            + _flag(keys),
         )
     return forms[0]
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
-    if isinstance(value, bool):
-        return "a boolean"
-    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def shown(text: str) -> str:
-    """Text of a user in quotes, cut and made safe to print."""
-    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-    return json.dumps(cut, ensure_ascii=bool(_LONE_SURROGATE.search(cut)))
 
 
 def _no_known_key(keys: Collection[str], noun: str) -> WrongRow:
     if not keys:
         return WrongRow(f"the row has no {noun}", f"expected {EXPECTED}")
-    remedy = _did_you_mean(keys, list(FORM_OF_KEY)) or f"expected {EXPECTED}"
-    return WrongRow(f"unknown {noun}s: found {_listed(keys)}", remedy)
+    remedy = did_you_mean(keys, list(FORM_OF_KEY)) or f"expected {EXPECTED}"
+    remedy += _flag(keys)
+    return WrongRow(f"unknown {noun}s: found {listed(keys)}", remedy)
 
 
-def _listed(keys: Collection[str]) -> str:
-    names = [shown(key) for key in list(keys)[:_SHOWN_KEYS]]
-    return ", ".join(names) + (", …" if len(keys) > _SHOWN_KEYS else "")
+def _flag(keys: Collection[str]) -> str:
+    """The flag that says which of the keys or columns are meant, where it can be guessed."""
+    flag = suggestion([key for key in keys if key])
+    return f"; or say which they are, for example {flag}" if flag else ""
 
 
-def _did_you_mean(found: Collection[str], wanted: Sequence[str]) -> str:
-    for key in found:
-        near = get_close_matches(key.strip().lower()[:_SHOWN_CHARACTERS], wanted, n=1)
-        if near:
-            return f"found {shown(key)}: did you mean {shown(near[0])}?"
-    return ""
+_KNOWN = frozenset(ROW_KEYS)
 
 
 def _example(form: Form, row: dict[str, object], file: str, line: int) -> Example:
+    plain = _KNOWN.isdisjoint(row)
+    if not plain:
+        row_keys.refuse_media(row)
+        row_keys.row_weight(row)
+    if form.kind in ("text", "prompt"):
+        unused = () if plain else tuple(key for key in row_keys.ROW_KEYS[:-3] if _filled(row, key))
+        unused += () if plain or not row_keys.thought(row) else ("reasoning_content",)
+        if form.kind == "text":
+            return Example("text", file, line, output=_text(row, "text"), unused=unused)
+        prompt, answer = (_text(row, key) for key in form.required)
+        return Example("prompt", file, line, instruction=prompt, output=answer, unused=unused)
+    tools, options = ("", "") if plain else (row_keys.tools(row), row_keys.options(row))
+    before = () if plain else (*_system(row), *_history(row))
     if form.kind == "messages":
-        return Example("messages", file, line, messages=_messages(form.required[0], row))
-    if form.kind == "text":
-        return Example("text", file, line, output=_filled(row, "text"))
-    prompt, answer = (_filled(row, key) for key in form.required)
-    given = row.get("input") if form.optional else None
-    extra = "" if given is None else _string(given, "input")
-    return Example(form.kind, file, line, instruction=prompt, input=extra, output=answer)
+        if not plain and row_keys.thought(row):
+            what = "reasoning_content belongs into the message from assistant"
+            raise WrongRow(what, "move it there")
+        messages = read_turns(form.required[0], row[form.required[0]], before)
+        return Example("messages", file, line, messages, tools=tools, options=options)
+    instruction, answer = (_text(row, key) for key in form.required)
+    given = row.get("input")
+    extra = "" if given is None else string(given, "input")
+    thought = "" if plain else row_keys.thought(row)
+    return Example(
+        "instruction", file, line, before, instruction, extra, answer, thought, tools, options
+    )
 
 
-def _filled(row: dict[str, object], key: str) -> str:
-    return _not_blank(_string(row[key], key), key)
+def _filled(row: dict[str, object], key: str) -> bool:
+    value = row.get(key)
+    return bool(value) and not (isinstance(value, str) and not value.strip())
 
 
-def _string(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise WrongRow(f"{name} is {kind_of(value)}, expected a string")
-    lone = _LONE_SURROGATE.search(value)
-    if lone:
-        code = f"U+{ord(lone.group()):04X}"
-        raise WrongRow(f"{name} holds half a character: the lone surrogate {code}")
-    return value
+def _text(row: dict[str, object], key: str) -> str:
+    return not_blank(string(row[key], key), key)
 
 
-def _not_blank(text: str, name: str) -> str:
-    if not text.strip():
-        raise WrongRow(f"{name} is {'only white space' if text else 'empty'}, expected text")
-    return text
+def _system(row: dict[str, object]) -> tuple[Message, ...]:
+    """The row's own system text; an empty one is none."""
+    value = row.get("system")
+    text = "" if value is None else string(value, "system")
+    return (Message("system", text),) if text.strip() else ()
 
 
-def _messages(key: str, row: dict[str, object]) -> tuple[Message, ...]:
-    turns = row[key]
-    if not isinstance(turns, list):
-        raise WrongRow(f"{key} is {kind_of(turns)}, expected a list of messages")
-    if not turns:
-        raise WrongRow(f"{key} has no message, expected at least a user and an assistant message")
-    messages = tuple(_message(key, number, turn) for number, turn in enumerate(turns, 1))
-    _check_order(messages)
-    return messages
-
-
-def _message(key: str, number: int, turn: object) -> Message:
-    where = f"message {number}"
-    if not isinstance(turn, dict):
-        raise WrongRow(f"{where} is {kind_of(turn)}, expected an object")
-    chat = key == "messages"
-    speaker, content = ("role", "content") if chat else ("from", "value")
-    roles = _ROLES if chat else _SPEAKERS
-    for name in (speaker, content):
-        if name not in turn:
-            other = ("from", "value") if chat else ("role", "content")
-            remedy = (
-                f"{' and '.join(other)} are the keys of {'conversations' if chat else 'messages'}"
-            )
-            raise WrongRow(
-                f"{where}: the key {name} is missing; found {_listed(turn)}",
-                remedy if other[0] in turn else _did_you_mean(turn, [name]),
-            )
-    said_by = _string(turn[speaker], f"{where}: {speaker}")
-    if said_by not in roles:
-        reason = f"{where}: unknown {speaker} {shown(said_by)}, expected one of {', '.join(roles)}"
-        raise WrongRow(reason, _did_you_mean([said_by], list(roles)))
-    role = roles[said_by]
-    text = _content(turn[content], f"{where}: {content}")
-    return Message(role, text if role == "system" else _not_blank(text, f"{where}: {content}"))
-
-
-def _content(value: object, name: str) -> str:
-    if not isinstance(value, list):
-        return _string(value, name)
-    texts = []
-    for number, part in enumerate(value, 1):
-        if not isinstance(part, dict) or part.get("type") != "text" or "text" not in part:
-            raise WrongRow(
-                f'{name}: part {number} is no text part, expected {{"type": "text", "text": ...}}'
-            )
-        texts.append(_string(part["text"], f"{name}: part {number}: text"))
-    return "".join(texts)
-
-
-def _check_order(messages: tuple[Message, ...]) -> None:
-    roles = [message.role for message in messages]
-    if "assistant" not in roles:
-        raise WrongRow("no assistant message: nothing to train on")
-    system = roles[0] == "system"
-    for index in range(int(system), len(roles)):
-        expected = "user" if (index - system) % 2 == 0 else "assistant"
-        if roles[index] == expected:
-            continue
-        if roles[index] == "system":
-            raise WrongRow(f"message {index + 1} is a system message, which may only stand first")
-        place = f"after the {roles[index - 1]} message before it" if index else "first"
-        raise WrongRow(
-            f"message {index + 1} is from {roles[index]}, expected {expected} {place}",
-            "user and assistant speak in turn, user first",
-        )
-    if roles[-1] != "assistant":
-        raise WrongRow(f"the last message is from {roles[-1]}, expected assistant")
+def _history(row: dict[str, object]) -> list[Message]:
+    """Earlier turns as LLaMA-Factory's Alpaca form has them: pairs of question and answer."""
+    found = row_keys.parsed(row.get("history"), "history")
+    if not found:
+        return []
+    if not isinstance(found, list):
+        raise WrongRow(f"history is {kind_of(found)}, expected a list of pairs")
+    turns = []
+    for number, pair in enumerate(found, 1):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            what = f"history: pair {number} is {kind_of(pair)}"
+            raise WrongRow(f"{what}, expected a list of a question and its answer")
+        for role, value in zip(("user", "assistant"), pair, strict=True):
+            name = f"history: pair {number}: {role}"
+            text = not_blank(string(value, name), name)
+            turns.append(Message(role, text))
+    return turns

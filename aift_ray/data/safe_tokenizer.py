@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,8 @@ from aift_ray.errors import ModelError, Problem
 MARK = "\ufdd0aift-"
 # Text to put in front of a piece; one that doesn't melt into it is taken.
 _ANCHORS = ("\n", "。", "a")
+# characters of a text that is encoded alone and kept
+_SHORT = 256
 _BLANK = " \t\r\n\u3000\u2581"
 
 
@@ -73,6 +76,7 @@ class SafeTokenizer:
         longest_first = sorted(self.names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._named = re.compile(f"{MARK}token-([0-9]+)\ufdd1")
+        self._short = lru_cache(maxsize=1024)(lambda text: tuple(self.encode(text)))
         self.literal = lru_cache(maxsize=4096)(self._literal)
         # "\n" in front shows whether a piece is encoded otherwise at the start of a text.
         alone = self.encode("あ")
@@ -120,6 +124,35 @@ class SafeTokenizer:
         Raises:
             RowError: the tokenizer can't be made to start anew at a border.
         """
+        return self._grown_whole(text, borders) or self._grown_by_parts(text, borders)
+
+    def _grown_whole(self, text: str, borders: Sequence[int]) -> Grown | None:
+        """As `grow` where the whole text is encoded once; None where that can't be told so.
+
+        A control token parts a text before all else. So what stands before a border is encoded as
+        it is alone, if that holds from the last control token on, which is a short text and often
+        the same one.
+        """
+        names = [match.start() for match in self._named.finditer(text)]
+        before = [bisect_left(names, border) for border in borders]
+        if not before or before[0] == 0:
+            return None
+        ids = self.encode(text)
+        places = [at for at, token in enumerate(ids) if token in self.control_ids]
+        if len(places) != len(names):
+            return None
+        counts = []
+        for border, number in zip(borders, before, strict=True):
+            start, first = names[number - 1], places[number - 1]
+            if border - start > _SHORT:
+                return None
+            tail = self._short(text[start:border])
+            if tuple(ids[first : first + len(tail)]) != tail:
+                return None
+            counts.append(first + len(tail))
+        return Grown(ids, counts, False)
+
+    def _grown_by_parts(self, text: str, borders: Sequence[int]) -> Grown:
         ids: list[int] = []
         counts: list[int] = []
         cut = 0

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import dropwhile, groupby
 from pathlib import Path
-from typing import Literal
 
-from aift_ray.data.columns import read_csv, read_parquet
+from aift_ray.data import memory
+from aift_ray.data.arrow_tables import read_arrow, read_parquet
+from aift_ray.data.columns import read_csv, read_tsv
 from aift_ray.data.examples import Example, Fault
+from aift_ray.data.excel import read_xlsx
 from aift_ray.data.json_rows import read_json, read_jsonl
-from aift_ray.data.lines import WrongFile, read_lines
+from aift_ray.data.lines import PACKED, WrongFile, read_lines
+from aift_ray.data.reading import PLAIN, Reading, TextUnit
 from aift_ray.data.rows import make_example
 from aift_ray.errors import DataError, Problem
 
-TextUnit = Literal["line", "paragraph", "file"]
-Reader = Callable[[Path], Iterator[Example | Fault]]
+Reader = Callable[[Path, Reading], Iterator[Example | Fault]]
 
-_READERS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-}
-_ALLOWED = "allowed are .jsonl, .json, .csv, .txt (each also with .gz behind) and .parquet"
+# text, so that it may be packed
+_TEXT: dict[str, Reader] = {".jsonl": read_jsonl, ".json": read_json}
+_TEXT |= {".csv": read_csv, ".tsv": read_tsv}
+_BINARY: dict[str, Reader] = {".parquet": read_parquet, ".arrow": read_arrow, ".xlsx": read_xlsx}
+SUFFIXES = (*_TEXT, ".txt", *_BINARY, *(f"{s}{p}" for s in (*_TEXT, ".txt") for p in PACKED))
+_ALLOWED = (
+    "allowed are .jsonl, .json, .csv, .tsv, .txt (each also with .gz or .zst behind), .parquet, "
+    ".arrow, .xlsx, and a folder of datasets.save_to_disk"
+)
+# what a program can write instead
+_OTHERS = {".xls": "save it as .xlsx", ".xlsm": "save it as .xlsx", ".ods": "save it as .xlsx"}
+# beside the rows in a folder of datasets.save_to_disk
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+ABOUT = (_STATE, _SPLITS, "dataset_info.json")
 
 
 def expand_files(patterns: Sequence[str]) -> list[Path]:
@@ -57,7 +67,7 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
     return list(files.values())
 
 
-def read_examples(files: Sequence[Path], text_unit: TextUnit = "line") -> Iterator[Example | Fault]:
+def read_examples(files: Sequence[Path], reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     """The rows of `files` in their order, each an Example or a Fault; no file is held in memory.
 
     A Fault with line None is a wrong file: the rest of it is not read, the next files are.
@@ -65,7 +75,7 @@ def read_examples(files: Sequence[Path], text_unit: TextUnit = "line") -> Iterat
     for path in files:
         rows = 0
         try:
-            for item in _open(path, text_unit):
+            for item in _open(path, reading):
                 rows += 1
                 yield item
             if not rows:
@@ -79,35 +89,42 @@ def read_examples(files: Sequence[Path], text_unit: TextUnit = "line") -> Iterat
             yield Fault(str(path), None, f"can't be read: {error.strerror or error}")
 
 
-def _open(path: Path, text_unit: TextUnit) -> Iterator[Example | Fault]:
+def _open(path: Path, reading: Reading) -> Iterator[Example | Fault]:
     suffix = _suffix(path)
     if suffix == ".txt":
-        return _read_txt(path, text_unit)
-    if suffix not in _READERS:
-        raise WrongFile(f"unknown suffix {path.suffix!r}", _ALLOWED)
-    return _READERS[suffix](path)
+        return _read_txt(path, reading)
+    reader = (_TEXT | _BINARY).get(suffix)
+    if reader is None:
+        raise WrongFile(*_unknown(path))
+    return reader(path, reading)
 
 
 def _suffix(path: Path) -> str:
     """The suffix in lower case that chooses the reader, "" where none does."""
     name = path.name.lower()
-    packed = name.endswith(".gz")
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix == ".txt" or suffix in _READERS:
-        return "" if packed and suffix == ".parquet" else suffix
-    return ""
+    packed = next((each for each in PACKED if name.endswith(each)), "")
+    suffix = Path(name.removesuffix(packed)).suffix
+    known = suffix == ".txt" or suffix in _TEXT or (suffix in _BINARY and not packed)
+    return suffix if known else ""
 
 
-def _read_txt(path: Path, unit: TextUnit) -> Iterator[Example | Fault]:
-    for line, text in _documents(path, unit):
+def _unknown(path: Path) -> tuple[str, str]:
+    """What is wrong with a file of another suffix, and what to do."""
+    remedy = _OTHERS.get(path.suffix.lower(), _ALLOWED)
+    return f"unknown suffix {path.suffix!r}", remedy
+
+
+def _read_txt(path: Path, reading: Reading) -> Iterator[Example | Fault]:
+    for line, text in _documents(path, reading):
         if "\0" in text:
             yield Fault(str(path), line, "the text holds NUL bytes", "remove them")
         else:
             yield make_example({"text": text}, str(path), line)
 
 
-def _documents(path: Path, unit: TextUnit) -> Iterator[tuple[int, str]]:
-    ended = ((number, _without_end(text)) for number, text in read_lines(path))
+def _documents(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    unit: TextUnit = reading.text_unit
+    ended = ((number, _without_end(text)) for number, text in read_lines(path, reading))
     if unit == "line":
         yield from (line for line in ended if not _is_blank(line))
     elif unit == "paragraph":
@@ -155,6 +172,13 @@ def _folder(folder: Path) -> list[Path]:
         inside = sorted(folder.iterdir())
     except OSError as error:
         raise WrongFile(f"the folder can't be read: {error.strerror}") from None
+    names = {path.name for path in inside}
+    if _STATE in names:
+        return _saved(folder)
+    if _SPLITS in names:
+        splits = [str(path) for path in inside if (path / _STATE).is_file()]
+        reason = "the folder holds several splits of datasets.save_to_disk"
+        raise WrongFile(reason, f"name one of them: {', '.join(splits)}")
     files = [
         path
         for path in inside
@@ -165,14 +189,37 @@ def _folder(folder: Path) -> list[Path]:
     return files
 
 
+def _saved(folder: Path) -> list[Path]:
+    """The files of a folder that datasets.save_to_disk has made, in their order."""
+    try:
+        state = json.loads((folder / _STATE).read_text("utf-8"))
+        files = [folder / each["filename"] for each in state["_data_files"]]
+        indices = state.get("_indices_data_files")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{_STATE} is not that of datasets.save_to_disk: {type(error).__name__}: {error}"
+        raise WrongFile(reason, "save the data set again") from None
+    if indices:
+        # written by datasets before 2.0 of a set that was filtered or sorted
+        remedy = "save it again: dataset.flatten_indices().save_to_disk(...)"
+        raise WrongFile("the folder holds a selection by indices, which is not read", remedy)
+    if not files:
+        raise WrongFile("the data set that was saved there holds no row")
+    return files
+
+
 def _problem(path: Path) -> Problem | None:
     where = str(path)
+    if memory.content(path) is not None:
+        return None
+    if memory.is_memory(path):
+        what = "rows given in Python are not kept"
+        return Problem(where, what, "give them again in Python, or name files with --train-file")
     if not os.path.exists(path):
         return Problem(where, "there is no such file", _near_name(path))
     if not os.path.isfile(path):
         return Problem(where, "not a regular file, expected a file, a folder or a glob")
     if not _suffix(path):
-        return Problem(where, f"unknown suffix {path.suffix!r}", _ALLOWED)
+        return Problem(where, *_unknown(path))
     if not os.access(path, os.R_OK):
         return Problem(where, "the file may not be read", f"chmod +r {where}")
     return None

@@ -1,60 +1,42 @@
-"""The literal text of a prompt: which characters the chat template wrote, and which the row did.
-
-A conversation is rendered twice, once as it is and once with a sentinel in place of each content.
-What stands between the sentinels is the template's own, and only there a control string such as
-`<|im_end|>` may become its token.
-"""
+"""The tokenizer's chat template: rendered to text, and to parts of the template's and the row's."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.data.alignment import (
+    Content,
+    Marking,
+    Part,
+    Tags,
+    align,
+    holds,
+    marked_parts,
+)
 from aift_ray.data.examples import Message
-from aift_ray.data.safe_tokenizer import MARK, RowError, SafeTokenizer
+from aift_ray.data.row_keys import THOUGHTS
+from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
 from aift_ray.errors import ModelError, Problem
-
-_PART = re.compile(f"{MARK}part-([0-9]+)\ufdd1")
-_THOUGHTS = re.compile(r"(\s*<think>)(.*?)(</think>)(.*)", re.DOTALL)
-# What clients send back of R1, whose prompt holds the opening tag.
-_RETURNED = re.compile(r"()(.*?)(</think>)(.*)", re.DOTALL)
 
 # Llama 3.1's own default. Any fixed day does: a moving one would change token caches and resumed
 # runs at midnight, and serving would see other prompts than training.
 PINNED_DATE = date(2024, 7, 26)
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A text that the row put into a conversation.
-
-    Attributes:
-        turn: index of its message.
-        text: the text before the template, which may strip it.
-        answer: True for what an assistant says, False for its thoughts and for other roles.
-        assistant: True for all that an assistant's message holds.
-    """
-
-    turn: int
-    text: str
-    answer: bool
-    assistant: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a rendering: `content` is None where the template wrote it."""
-
-    text: str
-    content: Content | None = None
+_SHAPES = 512
+# a conversation with sentinels for its contents
+Shape = tuple[Message, ...]
+# the argument of the call that `learn_calls` makes, and its id
+CALLED_WITH, CALL_ID = "value_c", "call00001"
 
 
 def pin_dates(template: str) -> str:
@@ -70,27 +52,80 @@ def pin_dates(template: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants turns that call tools.
+
+    Attributes:
+        no_content: the content of a turn without words is null, not "".
+        text_arguments: arguments are text in JSON, not an object.
+    """
+
+    no_content: bool = False
+    text_arguments: bool = False
+
+
 class ChatTemplate:
-    """The tokenizer's chat template, rendered to parts.
+    """The tokenizer's chat template, with the tools and variables of one conversation.
 
     Args:
         tokenizer: has a `chat_template`.
-        tools: what the template offers to the model, as OpenAI writes them.
+
+    Attributes:
+        source: the template.
+        tags: what it writes around thoughts.
+        thought_keys: keys of a message in which it reads thoughts.
 
     Raises:
         ModelError: there are several templates and none is the default.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._tools: list[Any] = list(tools)
+        self._tools: list[Any] = []
+        self._options: dict[str, Any] = {}
         try:
             self.source = tokenizer.get_chat_template()
         except ValueError as error:
             raise ModelError([Problem("chat_template", str(error))]) from None
         self._pinned = pin_dates(self.source)
+        self.tags = Tags(self.source)
+        self.thought_keys = tuple(key for key in THOUGHTS if _reads(self.source, key))
+        self._calls = CallForm()
+        self._shapes = lru_cache(maxsize=_SHAPES)(self._rendered_shape)
+        self.given = lru_cache(maxsize=64)(self._given)
+
+    def _given(self, tools: str, options: str) -> ChatTemplate:
+        """The template with tools and variables, in JSON; "" for none."""
+        if not tools and not options:
+            return self
+        made = copy.copy(self)
+        made._tools = json.loads(tools or "[]")
+        made._options = json.loads(options or "{}")
+        made._shapes = lru_cache(maxsize=_SHAPES)(made._rendered_shape)
+        return made
+
+    @property
+    def tools(self) -> list[Any]:
+        """What the model is offered."""
+        return self._tools
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template shows the model which tools there are."""
+        function: dict[str, Any] = {"name": "any_tool_at_all", "description": "何でもします。"}
+        function |= {"parameters": {"type": "object", "properties": {}}}
+        tools = json.dumps([{"type": "function", "function": function}], ensure_ascii=False)
+        try:
+            return "any_tool_at_all" in self._given(tools, "").render(
+                [Message("user", "質問")], True
+            )
+        except RowError:
+            return False
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template speaks of a variable."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
         """The template's text for a conversation.
@@ -101,21 +136,53 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses the conversation.
         """
-        chat = [
-            {"role": each.role, "content": each.content} | json.loads(each.further or "{}")
-            for each in messages
-        ]
-        try:
+        chat = [self._for_template(each) for each in messages]
+        with _refusals(self.source):
             text = self._tokenizer.apply_chat_template(
                 chat,
                 tools=cast(Any, self._tools) or None,
                 chat_template=self._pinned,
                 add_generation_prompt=generation,
                 tokenize=False,
+                **self._options,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RowError(f"the chat template refuses this conversation: {error}") from None
         return str(text)
+
+    def _for_template(self, message: Message) -> dict[str, Any]:
+        made: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.thought:
+            made |= dict.fromkeys(self.thought_keys, message.thought)
+        if not message.further:
+            return made
+        made |= json.loads(message.further)
+        if "tool_calls" in made:
+            if self._calls.no_content and not message.content:
+                made["content"] = None
+            if self._calls.text_arguments:
+                for call in made["tool_calls"]:
+                    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                    call["function"]["arguments"] = arguments
+        return made
+
+    def learn_calls(self) -> list[Message]:
+        """Find out how the template wants calls of tools; a conversation that shows it, or []."""
+        function = {"name": "function_a", "arguments": {"key_b": CALLED_WITH}}
+        further = json.dumps({"tool_calls": [{"id": CALL_ID, "type": "function",
+                                              "function": function}]})  # fmt: skip
+        chat = [
+            Message("user", "質問"),
+            Message("assistant", "", further),
+            Message("tool", "結果", json.dumps({"tool_call_id": CALL_ID})),
+        ]
+        for text_arguments in (False, True):
+            for no_content in (False, True):
+                self._calls = CallForm(no_content, text_arguments)
+                with suppress(RowError):
+                    text = self.render(chat, True)
+                    if all(word in text for word in ("function_a", "key_b", CALLED_WITH, "結果")):
+                        return chat
+        self._calls = CallForm()
+        return []
 
     def parts(
         self, messages: Sequence[Message], generation: bool, safe: SafeTokenizer
@@ -128,169 +195,135 @@ class ChatTemplate:
         Raises:
             RowError: a content is not found where the template puts it, or holds our marker.
         """
+        return self.parts_and_shape(messages, generation, safe)[0]
+
+    def parts_and_shape(
+        self, messages: Sequence[Message], generation: bool, safe: SafeTokenizer
+    ) -> tuple[list[Part], Shape | None]:
+        """The parts, and the conversation with sentinels for contents: what others may share.
+
+        None stands where the template treats the contents by what they say.
+        """
         for each in messages:
             safe.unmarked(each.content)
-        for text in (json.dumps(self._tools, ensure_ascii=False), *(m.further for m in messages)):
+            safe.unmarked(each.thought)
+        for text in (*self._written(), *(each.further for each in messages)):
             # they are not told apart from what the template writes
-            if safe.has_control(safe.unmarked(text)):
-                raise RowError("a tool or a call of one holds a control string of the model")
+            if text and safe.has_control(safe.unmarked(text)):
+                raise RowError(
+                    "a tool, a call of one or a variable of the template holds a control string "
+                    "of the model"
+                )
         full = self.render(messages, generation)
         try:
-            return self._aligned(full, messages, generation)
+            return self._aligned(full, messages, generation, Marking(self.tags))
         except RowError as error:
             refusal = error
-        if generation:
+        if generation or self.tags.known:
             with suppress(RowError):
-                return self._aligned(full, messages, generation, thoughts=_RETURNED)
-        others = (each.content for each in messages if each.role != "assistant")
+                marking = Marking(self.tags, returned=True)
+                return self._aligned(full, messages, generation, marking)
+        others = [each.content for each in messages if each.role != "assistant"]
         if any(safe.has_control(text) for text in others):
             raise refusal
-        return self._aligned(full, messages, generation, all_roles=False)
+        marking = Marking(self.tags, all_roles=False)
+        parts, _ = self._aligned(full, messages, generation, marking)
+        if not generation:
+            _check_held(full, messages)
+        return parts, None
+
+    def _written(self) -> list[str]:
+        """Tools and variables, in JSON, those that there are."""
+        given = (self._tools, self._options)
+        return [json.dumps(each, ensure_ascii=False) for each in given if each]
+
+    def shape(self, messages: Sequence[Message], generation: bool) -> list[Part]:
+        """The parts of a conversation with sentinels for its contents.
+
+        Raises:
+            RowError: the template refuses the conversation.
+        """
+        marked, contents = Marking(self.tags).mark(messages)
+        return marked_parts(self._shapes(tuple(marked), generation), contents)
+
+    def _rendered_shape(self, marked: Shape, generation: bool) -> str:
+        return self.render(marked, generation)
 
     def _aligned(
-        self,
-        full: str,
-        messages: Sequence[Message],
-        generation: bool,
-        all_roles: bool = True,
-        thoughts: re.Pattern[str] = _THOUGHTS,
-    ) -> list[Part]:
-        contents: list[Content] = []
-        marked = [
-            replace(each, content=_mark(each, turn, contents, thoughts))
-            if all_roles or each.role == "assistant"
-            else each
-            for turn, each in enumerate(messages)
-        ]
-        return _align(full, self.render(marked, generation), contents)
+        self, full: str, messages: Sequence[Message], generation: bool, marking: Marking
+    ) -> tuple[list[Part], Shape]:
+        marked, contents = marking.mark(messages)
+        shape = tuple(marked)
+        return align(full, self._shapes(shape, generation), contents), shape
 
 
-def _mark(message: Message, turn: int, contents: list[Content], thoughts: re.Pattern[str]) -> str:
-    def sentinel(text: str, answer: bool) -> str:
-        contents.append(Content(turn, text, answer, message.role == "assistant"))
-        return f"{MARK}part-{len(contents) - 1}\ufdd1"
+def _reads(source: str, key: str) -> bool:
+    return re.search(rf"\.{key}\b|['\"]{key}['\"]", source) is not None
 
-    if message.role != "assistant":
-        return sentinel(message.content, False)
-    if message.further and not message.content:
-        # only calls of tools: a template writes no content where there is none
+
+def _check_held(full: str, messages: Sequence[Message]) -> None:
+    for turn, each in enumerate(messages):
+        if each.role != "assistant" and not holds(full, each.content):
+            raise RowError(f"the chat template changes the text of message {turn + 1}")
+
+
+@contextmanager
+def _refusals(source: str) -> Iterator[None]:
+    """RowError for whatever a template raises, with its line."""
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        where, trace = "", error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == "<template>":
+                where = line_of(source, trace.tb_lineno)
+            trace = trace.tb_next
+        reason = f"the chat template refuses this conversation: {error}{where}"
+        raise RowError(reason) from None
+
+
+def line_of(source: str, number: int) -> str:
+    """A line of a template as messages show it, "" where there is none."""
+    lines = source.splitlines()
+    if not 0 < number <= len(lines):
         return ""
-    # Qwen3 writes an empty think block around an answer without one, so the tags have to stay.
-    found = thoughts.fullmatch(message.content)
-    if found is None:
-        return sentinel(message.content, True)
-    opening, inner, closing, answer = found.groups()
-    return opening + sentinel(inner, False) + closing + sentinel(answer, True)
+    line = lines[number - 1].strip()
+    return f" (line {number} of the template: {line[:100]}{'…' if len(line) > 100 else ''})"
 
 
-def _align(full: str, marked: str, contents: list[Content]) -> list[Part]:
-    """Walk `full` along the literals of `marked`; nothing is searched, an answer may hold all."""
-    pieces = _PART.split(marked)
-    literals, order = pieces[::2], [contents[int(index)] for index in pieces[1::2]]
-    if [each for each in order if each.answer] != [each for each in contents if each.answer]:
-        raise RowError("the chat template drops or repeats an answer")
-    if not full.startswith(literals[0]):
-        raise RowError("the chat template writes other text around this conversation")
-    parts, position = [Part(literals[0])], len(literals[0])
-    for content, literal in zip(order, literals[1:], strict=True):
-        form = next(
-            (
-                form
-                for form in _forms(content.text)
-                if full.startswith(form, position)
-                and full.startswith(literal, position + len(form))
-            ),
-            None,
-        )
-        if form is None:
-            raise RowError(f"the chat template changes the text of turn {content.turn + 1}")
-        parts += [Part(form, content), Part(literal)]
-        position += len(form) + len(literal)
-    if position != len(full):
-        raise RowError("the chat template writes other text after this conversation")
-    return parts
+def lost_text(source: str, messages: Sequence[Message], content: Content) -> str:
+    """What to say of a text that a template does not write, with the line that speaks of it."""
+    message = messages[content.turn]
+    calls = '"tool_calls"' in message.further
+    words = (message.role, "tool_calls") if calls else (message.role,)
+    lines = source.splitlines()
+    number = next(
+        (
+            number
+            for word in reversed(words)
+            for number, line in enumerate(lines, 1)
+            if re.search(rf"['\"]{word}['\"]|\.{word}\b", line)
+        ),
+        0,
+    )
+    what = {"call": "the call of", "thought": "the thought"}.get(content.kind, "the text")
+    text = content.text if len(content.text) <= 40 else content.text[:40] + "…"
+    shown = json.dumps(text, ensure_ascii=False)
+    return (
+        f"the chat template does not write {what} {shown} of message {content.turn + 1} "
+        f"({message.role}){line_of(source, number)}"
+    )
 
 
-def _forms(text: str) -> tuple[str, ...]:
-    """What templates make of a content, most complete first."""
-    lines = (text, text.strip("\n"), text.lstrip("\n"), text.rstrip("\n"))
-    return (*lines, text.lstrip(), text.rstrip(), text.strip())
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What is trained of an assistant turn.
-
-    Attributes:
-        start, end: where it stands in the text.
-        turn_end: id of the token that ends the turn.
-        times: how often that token stands in the span; the last one ends it.
-    """
-
-    start: int
-    end: int
-    turn_end: int
-    times: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A rendering that is ready to be encoded by the safe tokenizer.
-
-    Attributes:
-        text: with the template's control strings under the safe tokenizer's names.
-        spans: one for each assistant turn.
-        gap: an answer does not follow the header that serving writes.
-    """
-
-    text: str
-    spans: list[Span]
-    gap: bool
-
-
-def join(parts: Sequence[Part], header: str, safe: SafeTokenizer) -> Prompt:
-    """Put parts together and find what is trained.
-
-    Args:
-        parts: of `ChatTemplate.parts`, the literals rewritten by `SafeTokenizer.literal`.
-        header: what serving writes between a user's turn and the answer, rewritten too.
-
-    Raises:
-        RowError: an answer isn't followed by an end-of-turn token.
-    """
-    text = "".join(part.text for part in parts)
-    spans: list[Span] = []
-    position = said = 0  # said: where the last turn before this one ended
-    gap = False
-    begin: int | None = None
-    for part, following in zip(parts, [*parts[1:], Part("")], strict=True):
-        content = part.content
-        if content is not None and content.assistant and begin is None:
-            begin, missing = _start(text, said, position, header)
-            gap |= missing
-        position += len(part.text)
-        if content is not None and (content.answer or not content.assistant):
-            said = position
-        if content is not None and content.answer and begin is not None:
-            found = safe.first_control(text, position, position + len(following.text))
-            if found is None:
-                raise RowError("the chat template writes no end-of-turn token after an answer")
-            name, turn_end, end = found
-            spans.append(Span(begin, end, turn_end, text.count(name, begin, end)))
-            begin = None
-    return Prompt(text, spans, gap)
-
-
-def _start(text: str, said: int, content: int, header: str) -> tuple[int, bool]:
-    """Where an answer's span starts, and whether the header is not there in full.
-
-    The model writes all that follows the header, such as Harmony's channel or Qwen3's empty think
-    block. Where other contents weren't told apart, the header is the last one before the answer.
-    """
-    if text.startswith(header, said):
-        return said + len(header), False
-    for known, missing in ((header, False), (header.partition("<think>")[0], True)):
-        found = text.rfind(known, said, content) if known else -1
-        if found >= 0:
-            return found + len(known), missing
-    return content, True
+__all__ = [
+    "CALLED_WITH",
+    "CALL_ID",
+    "PINNED_DATE",
+    "CallForm",
+    "ChatTemplate",
+    "Part",
+    "Shape",
+    "line_of",
+    "lost_text",
+    "pin_dates",
+]

@@ -36,6 +36,13 @@ def build(name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Op
     return made
 
 
+def allocate(optimizer: Any) -> None:
+    """Make the moments of all weights, all of them zero."""
+    for number, group in enumerate(optimizer.param_groups):
+        for place, weight in enumerate(group["params"]):
+            optimizer.init_state(group, weight, number, place)
+
+
 def saved(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """A weight's state in torch's names; what codes of 8 bits mean is the same for all weights."""
     moments = {name: state[own] for own, name in _SAVED_AS.items() if own in state}

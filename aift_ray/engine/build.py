@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.cache import TokenRows
+from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
@@ -25,9 +25,11 @@ from aift_ray.engine.precision import Precision
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
+from aift_ray.models.continued import start_from
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
 
@@ -43,6 +45,8 @@ class Run:
         state: where the run is.
         resumed_from: step of the checkpoint it started from.
         outline: the whole model without weights, where this worker holds a part of it and writes.
+        set_of: the set that each row is of, in a mixture of several.
+        set_losses: summed loss of each set in this step so far, of this worker's rows.
     """
 
     job: Job
@@ -60,6 +64,9 @@ class Run:
     total_steps: int
     resumed_from: int | None = None
     outline: torch.nn.Module | None = None
+    set_of: np.ndarray | None = None
+    set_names: list[str] = field(default_factory=list)
+    set_losses: torch.Tensor | None = None
 
     @property
     def written(self) -> torch.nn.Module:
@@ -91,11 +98,13 @@ def build(
     state.global_batch = state.global_batch or job.global_batch
     state.data, state.trained_as = job.cache.name, config.trained_with
     state.settings = kept(flat(config))
+    state.changes = list(dict.fromkeys([*state.changes, *_changes(job)]))
     prepared = cache.load(job.cache)
     rows, held_out = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(held_out))
+    indices, own = split(config, prepared.groups(), len(held_out))
     length, packed = prepared.sequence_length, job.support.packed
-    plan = plan_batches(config, rows, indices, state.global_batch, length, packed)
+    set_of = prepared.set_of()
+    plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
     tokenizer = tokenizer or folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
@@ -143,7 +152,17 @@ def build(
         total_steps=total_steps(config, plan),
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
+        # of one set it is the loss itself
+        set_of=set_of if len(prepared.sets) > 1 else None,
+        set_names=[each.name for each in prepared.sets],
+        set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
     )
+
+
+def _changes(job: Job) -> list[str]:
+    """The settings that differ from the checkpoint's, with the step from which they do."""
+    step = checkpoint.step_of(job.resume.name) if job.resume else None
+    return [] if step is None else [f"from step {step + 1}: {line}" for line in job.changed]
 
 
 def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:
@@ -164,7 +183,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
-    base = loading.load_model(source, dtype, job.support.attention, held, only=only)
+    attention, shards = job.support.attention, _shards(config, group)
+    base = loading.load_model(source, dtype, attention, held, only=only, shards=shards)
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
@@ -176,9 +196,23 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
         if resume:
             adapted = continue_adapters(base, config.lora, job.location, resume)
+        elif config.lora.init_from:
+            adapted = start_from(base, config.lora, config.lora.init_from)
         else:
             adapted = add_adapters(base, config.lora, job.location)
     return adapted
+
+
+def _shards(config: RunConfig, group: Group) -> Loading | None:
+    """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
+    parallel, lora = config.parallel, config.lora
+    if config.base_bits != 4 or not (parallel.divides or parallel.strategy == "model_parallel"):
+        return None
+    # these look at the whole base for where the adapters start
+    look = lora.use_dora or lora.init_lora_weights != "default"
+    if parallel.shares and group.world > 1 and not look:
+        return Loading(group.device, group.rank, group.world)
+    return Loading(group.device)
 
 
 def rebuild(run: Run, folder: Path) -> None:

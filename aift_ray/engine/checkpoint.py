@@ -34,6 +34,7 @@ class State:
         data: name of the token cache that the run trains on.
         trained_as: method, with the bits of a quantized base; empty in older checkpoints.
         settings: of the run, by their dotted names; empty in older checkpoints.
+        changes: of the settings when the run was resumed, a line each, with the step.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class State:
     data: str = ""
     trained_as: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
 
 def save(

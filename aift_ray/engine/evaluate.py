@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.batches import collate
-from aift_ray.data.cache import TokenRows
+from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.models.answers import turn_text

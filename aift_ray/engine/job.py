@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aift_ray.config import RunConfig
 from aift_ray.models.families import Support
+from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
 
 
@@ -28,6 +29,8 @@ class Job:
         resume: checkpoint folder to start from, if no newer one of this run is there.
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
+        flops: operations that a step needs; None for an architecture of another kind.
+        events: write down for callbacks what happens.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
@@ -45,6 +48,8 @@ class Job:
     changed: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     layout: dict[str, int] | None = None
+    flops: Flops | None = None
+    events: bool = False
 
     @property
     def padded(self) -> bool:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 
 from aift_ray.data.batches import Batch, collate
+from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.schedule import learning_rate
+from aift_ray.engine.set_losses import by_set
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.tensors import clip_gradients, gradient_norm
 
@@ -27,6 +30,8 @@ class Asked(IntEnum):
     NOTHING = 0
     SAVE = 1
     STOP = 2
+    # as if this were the last step
+    END = 3
 
 
 class Watch:
@@ -49,13 +54,13 @@ def train(run: Run, watch: Watch) -> str:
         line, asked = train_step(run, watch.asked())
         state.step += 1
         watch.logged(line)
-        last = state.step == run.total_steps
+        last = state.step == run.total_steps or asked is Asked.END
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
-        if ended_early:
+        if ended_early or (asked is Asked.END and state.step < run.total_steps):
             return "stopped early"
         if asked is Asked.STOP and not last:
             return "interrupted"
@@ -78,14 +83,19 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     if routers:
         # a trial may have left something
         routers.taken()
-    loss, tokens = accumulate(run, shares, targets)
-    balance = routers.taken() / max(targets, 1) if routers else 0.0
-    mine = (loss, tokens, balance) if group.counts else (0.0, 0, 0.0)
-    loss, all_tokens, balance, heard = group.sum(*mine, asked if group.leads else 0)
+    if run.set_losses is not None:
+        run.set_losses.zero_()
+    summed, tokens = accumulate(run, shares, targets)
+    balanced = routers.taken() / max(targets, 1) if routers else 0.0
+    mine = (summed, tokens, balanced) if group.counts else (0.0, 0, 0.0)
+    joined = group.joined(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
     limit = run.config.training.max_grad_norm
-    norm = clip_gradients(run.module.parameters(), limit, norm_of)
+    clipped = clip_gradients(run.module.parameters(), limit, norm_of)
+    # the only time in a step that the device is waited for
+    numbers = torch.cat([joined, clipped.to(joined).reshape(1)]).tolist()
+    loss, all_tokens, balance, heard, norm = numbers
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:
@@ -97,6 +107,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "step": step + 1,
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
+        **by_set(run, step),
         **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
@@ -108,15 +119,15 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     }, Asked(int(heard))
 
 
-def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[float, int]:
-    """Gradients of this worker's micro-batches; its share of the loss, and its tokens.
+def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.Tensor, int]:
+    """Gradients of this worker's micro-batches; its share of the loss, (), and its tokens.
 
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
     the whole global batch.
     """
     tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
     total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
-    return total.item() / max(targets, 1), tokens
+    return total.double() / max(targets, 1), tokens
 
 
 def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
@@ -151,14 +162,21 @@ def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
     """The tensors of some rows, on this worker's device."""
-    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0])
-    return batch.to(run.group.device)
+    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
+    moved = batch.to(run.group.device)
+    return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
 
 
 def without_targets(batch: Batch) -> Batch:
     """A batch that trains nothing: a worker without rows still joins the reduction."""
     return Batch(
-        batch.ids, batch.positions, batch.mask, batch.borders, batch.sources[:0], batch.targets[:0]
+        batch.ids,
+        batch.positions,
+        batch.mask,
+        batch.borders,
+        batch.sources[:0],
+        batch.targets[:0],
+        batch.longest,
     )
 
 
@@ -174,13 +192,16 @@ def trial(run: Run) -> None:
 
 
 def try_longest(run: Run) -> None:
-    """Forward and backward of the longest micro-batch that can come, without a step.
+    """Forward and backward of the longest micro-batch that can come, beside the optimizer's
+    moments, without a step.
 
     Raises:
         TrainingError: it does not fit into the device's memory; with what would.
     """
-    batch = micro_batch(run, run.plan.longest_micro_batch())
     try:
+        # the first step would make them, when the trial has gone well
+        optimizer.allocate(run.optimizer)
+        batch = micro_batch(run, run.plan.longest_micro_batch())
         if run.group.apart > 1:
             # what is in flight at once counts
             number = len(run.plan.share(0, run.group.replica, run.group.replicas))

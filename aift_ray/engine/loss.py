@@ -11,7 +11,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +21,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
+from aift_ray.engine.chunked_loss import summed_cross_entropy
+from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.packed import Packed, packed
 from aift_ray.models.router_loss import router_loss
-
-# positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
-CHUNK = 256
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -78,7 +76,9 @@ class LossModule(nn.Module):
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
-        total = summed_cross_entropy(self._head[0], chosen.to(device), batch.targets.to(device))
+        note = SetLosses(batch) if batch.sets is not None and self.training else None
+        targets = batch.targets.to(device)
+        total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -235,65 +235,3 @@ class _States(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
-
-
-def summed_cross_entropy(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `head(hidden)`, summed.
-
-    Args:
-        head: hidden states (n, width) to logits (n, vocabulary).
-        hidden: (targets, width).
-        targets: (targets,), token ids.
-    """
-    if not torch.is_grad_enabled():
-        pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for states, ids in pieces:
-            total = total + cross_entropy(head(states), ids, reduction="sum")
-        return total
-    apply: Any = _ChunkedLoss.apply
-    loss: torch.Tensor = apply(head, hidden, targets, *head.trained().values())
-    return loss
-
-
-def _computed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`weight` in the dtype that autocast multiplies in; itself where there is none."""
-    if not torch.is_autocast_enabled(device.type):
-        return weight.detach()
-    return weight.detach().to(torch.get_autocast_dtype(device.type))
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradient of each piece in the forward pass and keeps only that."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor, *weights: torch.Tensor
-    ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        # brought to the width of the computation once for all pieces; summed in fp32
-        width = partial(_computed, device=hidden.device)
-        narrow = {n: width(w).requires_grad_() for n, w in head.trained().items()}
-        grads = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-        for start in range(0, len(targets), CHUNK):
-            piece = slice(start, start + CHUNK)
-            with torch.enable_grad():
-                states = hidden[piece].detach().requires_grad_()
-                logits = head(states, narrow)
-                loss = cross_entropy(logits, targets[piece], reduction="sum")
-            grad_states, *grad_weights = torch.autograd.grad(loss, [states, *narrow.values()])
-            total += loss.detach()
-            del logits, loss
-            grad_hidden[piece] = grad_states
-            for grad, part in zip(grads, grad_weights, strict=True):
-                grad += part
-        ctx.save_for_backward(grad_hidden, *grads)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> Any:
-        (scale,) = outputs
-        grad_hidden, *grads = ctx.saved_tensors
-        # in place: the tensors belong to this function alone
-        return None, grad_hidden.mul_(scale), None, *[grad.mul_(scale) for grad in grads]

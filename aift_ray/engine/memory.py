@@ -25,6 +25,8 @@ def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
     if device.type == "cuda":
         peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
         lines[0] += f": {peak / 2**30:.1f} GiB were in use of {total / 2**30:.1f} GiB"
+        reserved, held = device_memory_gb(device)
+        lines[0] += f", {reserved:.1f} GiB reserved, and the device holds {held:.1f} GiB"
     indices = run.plan.longest_micro_batch()
     tokens = int(run.rows.lengths[indices].sum())
     parts = _parts(run, tokens)
@@ -52,6 +54,8 @@ def _parts(run: Run, tokens: int) -> str:
         run.group.apart,
         config.parallel.offload,
         config.training.optimizer,
+        dropout=config.lora.lora_dropout > 0,
+        gpu=run.group.device.type == "cuda",
     )
     return memory(model.shape, work).parts
 
@@ -63,3 +67,14 @@ def peak_memory_gb(device: torch.device) -> float:
         return sum(torch.cuda.max_memory_allocated(number) for number in numbers) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def device_memory_gb(device: torch.device) -> tuple[float, float]:
+    """GiB that torch has reserved at most of this process's GPUs, and that these hold now, with
+    CUDA's context, NCCL's buffers and other processes; 0 without GPUs."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    numbers = range(torch.cuda.device_count())
+    reserved = sum(torch.cuda.max_memory_reserved(number) for number in numbers)
+    held = sum(total - free for free, total in map(torch.cuda.mem_get_info, numbers))
+    return reserved / 2**30, held / 2**30

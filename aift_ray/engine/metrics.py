@@ -1,4 +1,4 @@
-"""What a run leaves for people and scripts: metrics, TensorBoard files, a plot, progress."""
+"""What a run leaves for people and scripts: metrics, a plot, progress."""
 
 from __future__ import annotations
 
@@ -6,43 +6,37 @@ import json
 import os
 import statistics
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 METRICS, PROGRESS = "metrics.jsonl", ".progress.json"
-# files that ask a run to stop with a checkpoint, or to save one and go on
-STOP, SAVE = ".stop", ".save"
-_BOARD = {"loss": "train/loss", "learning_rate": "train/learning_rate"}
-_BOARD |= {"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"}
-_BOARD |= {"eval_loss": "eval/loss", "exact_match": "eval/exact_match"}
+# files that ask a run to stop with a checkpoint, to save one and go on, or to end as if done
+STOP, SAVE, END = ".stop", ".save", ".end"
+# what callbacks are told of, a line each
+EVENTS = ".events.jsonl"
 
 
 class Metrics:
-    """Writes a line a logged step; goes on after `step`, dropping later lines of a killed run."""
+    """Writes a line a logged step; goes on after `step`, dropping later lines of a killed run.
 
-    def __init__(self, folder: Path, step: int) -> None:
+    Args:
+        trackers: get each line too.
+    """
+
+    def __init__(self, folder: Path, step: int, trackers: Any = None) -> None:
         self._file = folder / METRICS
         self._progress = folder / PROGRESS
         self._shown = 0.0
         keep_until(self._file, step)
         self._lines = self._file.open("a", encoding="utf-8")
-        self._folder, self._step = folder, step
+        self.trackers = trackers
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line; it is on its way to the disk when this returns."""
         self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._lines.flush()
-        for name, tag in _BOARD.items():
-            if line.get(name) is not None:
-                self.board.add_scalar(tag, line[name], line["step"])
-
-    @cached_property
-    def board(self) -> Any:
-        """TensorBoard's writer; its import takes a second that the first step need not wait for."""
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
+        if self.trackers:
+            self.trackers.log(line)
 
     def show(self, progress: dict[str, Any], now: bool = False) -> None:
         """Tell whoever watches how far the run is, twice a second at most."""
@@ -54,7 +48,13 @@ class Metrics:
     def close(self) -> None:
         """Finish the files."""
         self._lines.close()
-        self.board.close()
+
+
+def tell(folder: Path, event: str, content: dict[str, Any]) -> None:
+    """Write down for callbacks what has happened."""
+    line = json.dumps({"event": event} | content, ensure_ascii=False) + "\n"
+    with (folder / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -42,6 +42,26 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
     return torch.optim.AdamW(groups, **how, fused=True)
 
 
+def allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Make the moments that the first step would make, all of them zero.
+
+    Those of a restored optimizer stay as they are.
+    """
+    if optimizer.state:
+        return
+    if not isinstance(optimizer, torch.optim.AdamW):
+        bnb_adamw.allocate(optimizer)
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            # as AdamW does it, in its fused form
+            optimizer.state[weight] = {
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+                "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+            }
+
+
 def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
     state = optimizer.state

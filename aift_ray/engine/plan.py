@@ -6,22 +6,32 @@ import numpy as np
 
 from aift_ray.config import RunConfig
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.cache import TokenRows
+from aift_ray.data.token_rows import TokenRows
 
 
-def split(config: RunConfig, rows: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+def split(config: RunConfig, groups: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the rows to train on, and of those of the same set to evaluate on.
 
     Args:
-        rows: number of training rows.
+        groups: the group of each training row; rows of one stay together.
         held_out: number of rows of the evaluation files; with any, nothing is split off.
     """
-    everything = np.arange(rows)
-    if held_out or not config.data.validation_fraction:
+    everything = np.arange(len(groups))
+    names, sizes = np.unique(groups, return_counts=True)
+    if held_out or not config.data.validation_fraction or len(names) < 2:
         return everything, everything[:0]
-    order = np.random.default_rng([config.training.seed, 2**31]).permutation(rows)
-    number = min(rows - 1, max(1, round(rows * config.data.validation_fraction)))
-    return np.sort(order[number:]), np.sort(order[:number])
+    order = np.random.default_rng([config.training.seed, 2**31]).permutation(len(names))
+    wanted = max(1, round(len(groups) * config.data.validation_fraction))
+    wanted = min(len(groups) - 1, wanted)
+    chosen, number = [], 0
+    for group in order.tolist():
+        if number + sizes[group] <= wanted:
+            chosen.append(group)
+            number += int(sizes[group])
+    # where all groups are larger than what is asked for: the smallest
+    chosen = chosen or [int(order[np.argmin(sizes[order])])]
+    own = np.isin(groups, names[chosen])
+    return everything[~own], everything[own]
 
 
 def plan_batches(
@@ -31,12 +41,14 @@ def plan_batches(
     global_batch: int,
     length: int,
     packed: bool = True,
+    set_of: np.ndarray | None = None,
 ) -> BatchPlan:
     """The steps over `indices` of `rows`.
 
     Args:
         length: capacity of a filled row, in tokens.
         packed: whether the model takes packed rows; without, none are filled.
+        set_of: the set of a mixture that each of `rows` is of; None without a mixture.
     """
     return BatchPlan(
         rows.lengths[indices],
@@ -46,6 +58,8 @@ def plan_batches(
         global_batch,
         config.training.seed,
         length if packed and config.data.packing == "fill" else None,
+        None if set_of is None else set_of[indices],
+        tuple(config.data.mixture),
     )
 
 

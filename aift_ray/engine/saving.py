@@ -23,6 +23,7 @@ from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.export import write_model
+from aift_ray.engine.metrics import tell
 from aift_ray.engine.shares import Shares, all_see, await_others
 from aift_ray.engine.storage import Store
 from aift_ray.engine.streaming import Streams, Tensors, can_stream, named_weights, write
@@ -228,6 +229,8 @@ class Saver:
         except OSError as error:
             text = f"the checkpoint of step {state.step} could not be written: {error}"
             raise TrainingError(text) from error
+        if run.job.events:
+            tell(run.job.output, "save", {"step": state.step, "folder": str(folder)})
         best = state.best_step if training.load_best else None
         checkpoint.prune(run.job.checkpoints, training.keep_checkpoints, best)
         if self._store:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from aift_ray.engine.build import Run
 from aift_ray.engine.job import Job
-from aift_ray.engine.worker import work
+from aift_ray.engine.worker import Report, nothing, work
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.group import Group
 
@@ -36,8 +36,12 @@ def leads() -> bool:
     return os.environ["RANK"] == "0"
 
 
-def join_and_work(job: Job) -> Run:
-    """Do this process's share of `job` as a worker of torchrun's group."""
+def join_and_work(job: Job, watch: Report = nothing) -> Run:
+    """Do this process's share of `job` as a worker of torchrun's group.
+
+    Args:
+        watch: as of `work`.
+    """
     # one command gives all processes the same flags: torchrun's own number comes first
     local = int(os.environ.get("LOCAL_RANK", job.config.training.local_rank))
     gpu = torch.cuda.is_available()
@@ -49,6 +53,7 @@ def join_and_work(job: Job) -> Run:
         torch.set_num_threads(max(1, int(job.config.ray.cpus_per_worker or 1)))
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
-        return work(job, Group(dist.get_rank(), dist.get_world_size(), device))
+        group = Group(dist.get_rank(), dist.get_world_size(), device)
+        return work(job, group, watch=watch)
     finally:
         dist.destroy_process_group()

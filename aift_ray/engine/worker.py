@@ -14,17 +14,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.data import cache
 from aift_ray.engine import loop, run_errors, stages
 from aift_ray.engine.build import Run, build, rebuild
+from aift_ray.engine.card import FILE as CARD
+from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.export import write_model
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
-from aift_ray.engine.memory import peak_memory_gb
-from aift_ray.engine.metrics import SAVE, STOP, Metrics, plot, write_json
+from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams
+from aift_ray.engine.summary import summarized
+from aift_ray.engine.trackers import Trackers
+from aift_ray.engine.utilization import Utilization
 from aift_ray.engine.writing import Writing
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
@@ -66,7 +71,8 @@ def work(
             if group.device.type != "cpu":
                 stages.tell(job.output, group, stages.TRYING)
             loop.trial(run)
-        metrics = Metrics(job.output, run.state.step) if group.leads else None
+        metrics = _metrics(run, job) if group.leads else None
+        at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
         writing = Writing(run, store)
         at_last.callback(writing.close)
         session = _Session(run, metrics, writing, report, watch)
@@ -77,6 +83,11 @@ def work(
         session.finish(loop.train(run, hooks))
     group.barrier()
     return run
+
+
+def _metrics(run: Run, job: Job) -> Metrics:
+    names, step = job.config.training.report_to, run.state.step
+    return Metrics(job.output, step, Trackers(list(names), job.output, step, run.state.settings))
 
 
 def _start(job: Job, group: Group, store: Store | None) -> Path | None:
@@ -107,15 +118,21 @@ class _Session:
     writing: Writing
     report: Report
     watch: Report
+    utilization: Utilization = field(init=False)
     tokens: float = 0.0
     seconds: float = 0.0
     start_s: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     eval_loss: float | None = None
     exact_match: float | None = None
+    card: str = ""
+
+    def __post_init__(self) -> None:
+        self.utilization = Utilization(self.run)
 
     def logged(self, line: dict[str, Any]) -> None:
         """After each step: keep the line, write it where one is due."""
+        line |= self.utilization.of(line)
         state, every = self.run.state, self.run.config.training.logging_steps
         if self.start_s is None:
             self.start_s = time.time() - self.run.job.started
@@ -130,6 +147,8 @@ class _Session:
             if due or "skipped" in line:
                 self.metrics.write(line)
             self.metrics.show(line | {"total_steps": self.run.total_steps})
+            if self.run.job.events:
+                tell(self.run.job.output, "step", line)
         self.watch(line)
 
     def asked(self) -> Asked:
@@ -140,6 +159,8 @@ class _Session:
         late = hours is not None and time.time() - job.started > hours * 3600
         if late or (job.output / STOP).exists():
             return Asked.STOP
+        if (job.output / END).exists():
+            return Asked.END
         return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
 
     def evaluate_before(self) -> None:
@@ -195,15 +216,21 @@ class _Session:
             self.exact_match = self._exact_match()
             if self.exact_match is not None:
                 self._evaluated(run.state.step, None, self.exact_match)
-        summary = self._summary(status)
+        summary = summarized(self, status)
         if not interrupted:
             stages.tell(run.job.output, run.group, stages.SAVING)
+            prepared = cache.load(run.job.cache)
+            counts = (prepared.train, prepared.eval)
+            held_out = len(prepared.rows("train")) - len(run.plan.indices)
+            self.card = card(run.config, run.job.location, counts, held_out, summary)
             self._write_final(run.job.output / "model")
         if self.metrics is None:
             return
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
+        self.metrics.trackers.close(summary)
+        summary["not_reported"] = [f"{k}: {why}" for k, why in self.metrics.trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
 
     def _exact_match(self) -> float | None:
@@ -215,10 +242,13 @@ class _Session:
     def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
         line = {name: value for name, value in found.items() if value is not None}
-        self.watch(line)
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
-            self.metrics.write({"step": step, "epoch": epoch, **line, "time": time.time()})
+            whole = {"step": step, "epoch": epoch, **line, "time": time.time()}
+            self.metrics.write(whole)
+            if self.run.job.events:
+                tell(self.run.job.output, "evaluate", whole)
+        self.watch(line)
 
     def _write_final(self, folder: Path) -> None:
         """Write the final model: tensor by tensor where it is shared out and can be."""
@@ -250,6 +280,7 @@ class _Session:
                 final=True,
                 base=run.job.location,
             )
+        (scratch / CARD).write_text(self.card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
 
@@ -261,33 +292,4 @@ class _Session:
         return {
             "saving_s": round(saver.seconds, 3),
             "not_copied": [f"{name}: {why}" for name, why in saver.not_copied.items()],
-        }
-
-    def _summary(self, status: str) -> dict[str, Any]:
-        run, state = self.run, self.run.state
-        mine = [0.0] * run.group.world
-        mine[run.group.rank] = peak_memory_gb(run.group.device)
-        return {
-            "status": "done" if status == "stopped early" else status,
-            "steps": state.step,
-            "first_loss": state.first_loss,
-            "last_loss": self.last.get("loss"),
-            "eval_loss_before": state.eval_loss_before,
-            "eval_loss": self.eval_loss,
-            "exact_match_before": state.exact_match_before,
-            "exact_match": self.exact_match,
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
-            "peak_memory_gb": [round(gb, 3) for gb in run.group.sum(*mine)],
-            "strategy": run.config.parallel.strategy,
-            "strategy_why": run.job.why,
-            "method": run.config.trained_as,
-            "precision": run.precision.name,
-            "world_size": run.group.world,
-            "start_s": self.start_s,
-            "global_batch": state.global_batch,
-            "resumed_from": run.resumed_from,
-            "changed_on_resume": run.job.changed,
-            "stopped_early": status == "stopped early",
-            "best_step": state.best_step,
-            "skipped": state.skipped,
         }

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.engine.job import Job
 from aift_ray.engine.run_errors import short
@@ -35,13 +35,14 @@ def work_here(
     device: torch.device,
     show: Callable[[], None],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    watch: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Run:
-    """Do `job`; `show` is called again and again in a thread of its own."""
+    """Do `job`; `show` is called again and again in a thread of its own, `watch` at each step."""
     from aift_ray.engine.worker import work
     from aift_ray.parallel.group import Group
 
     with _again_and_again(show):
-        return work(job, Group(0, 1, device), tokenizer=tokenizer)
+        return work(job, Group(0, 1, device), watch=watch, tokenizer=tokenizer)
 
 
 def attempt_it(

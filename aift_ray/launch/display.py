@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aift_ray.data.notes import told
 from aift_ray.planning.layout import HOST
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
+_PREVIEW_RUN = 160
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -48,10 +50,18 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         rows.append(("evaluation rows", _counts(run.prepared.eval)))
     elif run.held_out:
         rows.append(("evaluation rows", f"{run.held_out} of the training rows, held out"))
+    for name in ("train", "eval"):
+        counts: Counts = getattr(run.prepared, name)
+        where = "" if name == "train" else "evaluation: "
+        rows += [("not trained", where + told(*each)) for each in counts.not_shown.items()]
+    remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
+    rows += [("files", remark) for remark in remarks]
+    rows += [("mixture", line) for line in _mixture(run)]
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
         ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
+        ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
     rows += [("strategy", line) for line in run.job.why]
@@ -78,6 +88,10 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
 
 
+def _gibs(sizes: list[float]) -> str:
+    return ", ".join(f"{gb:.2f} GiB" for gb in sizes)
+
+
 def _packing(run: Preparation) -> str:
     packing = run.job.config.data.packing
     if not run.job.support.packed:
@@ -89,6 +103,21 @@ def _packing(run: Preparation) -> str:
     return f"fill, {examples:.1f} examples a row"
 
 
+def _mixture(run: Preparation) -> list[str]:
+    """What an epoch takes of each set, a line each."""
+    mixture, sets = run.plan.mixture, run.prepared.sets
+    if mixture is None:
+        return []
+    pairs = list(zip(sets, mixture.sizes, mixture.amounts, strict=True))
+    passes = [amount / max(size, 1) for _, size, amount in pairs]
+    tokens = [each.tokens * times for (each, _, _), times in zip(pairs, passes, strict=True)]
+    return [
+        f"{each.name}: {each.rows:,} rows x {times:.3g} an epoch, {amount / mixture.total:.1%} of "
+        f"the examples, {held / max(sum(tokens), 1):.1%} of the tokens"
+        for (each, _, amount), times, held in zip(pairs, passes, tokens, strict=True)
+    ]
+
+
 def _counts(counts: Counts) -> str:
     text = (
         f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.supervised_tokens:,} supervised; "
@@ -96,6 +125,8 @@ def _counts(counts: Counts) -> str:
     )
     if counts.skipped_rows:
         text += f", {counts.skipped_rows} skipped"
+    if counts.split_rows:
+        text += f"; {counts.split_rows:,} conversations are one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
 
 
@@ -106,17 +137,28 @@ def show_preview(run: Preparation, number: int = 3) -> None:
     console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
     for index in run.plan.indices[:number].tolist():
         ids, flags = rows.row(index)
-        line, inside = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim"), False
-        start = 0
-        for at in range(1, min(len(ids), _PREVIEW_TOKENS) + 1):
-            if at == min(len(ids), _PREVIEW_TOKENS) or flags[at] != flags[start]:
+        line = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim")
+        shown = start = 0
+        for at in range(1, len(ids) + 1):
+            if shown < _PREVIEW_TOKENS and (at == len(ids) or flags[at] != flags[start]):
+                piece = _shortened(tokenizer, ids[start:at].tolist())
                 inside = bool(flags[start])
-                piece = str(tokenizer.decode(ids[start:at].tolist()))
                 line.append(f"⟦{piece}⟧" if inside else piece, "bold green" if inside else "")
+                shown += min(at - start, _PREVIEW_RUN)
                 start = at
         console.print(line)
     for note in run.prepared.train.notes + run.prepared.eval.notes:
         console.print(note, style="yellow", markup=False)
+
+
+def _shortened(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a run of tokens; a long one loses its middle, so that others are seen too."""
+    left_out = len(ids) - _PREVIEW_RUN
+    if left_out <= 0:
+        return str(tokenizer.decode(ids))
+    half = _PREVIEW_RUN // 2
+    head, tail = (str(tokenizer.decode(part)) for part in (ids[:half], ids[-half:]))
+    return f"{head} … {left_out:,} tokens … {tail}"
 
 
 def show_summary(summary: dict[str, Any], output: Path) -> None:
@@ -131,6 +173,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
+        ("model FLOPs utilization", "mfu", "{:.1%}"),
         ("restarts", "restarts", "{}"),
         ("batches left out", "skipped", "{}"),
         ("seconds to first step", "start_s", "{:.1f}"),
@@ -141,7 +184,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
             rows.append((label, form.format(summary[name])))
     memory = summary.get("peak_memory_gb")
     if memory:
-        rows.append(("peak memory", ", ".join(f"{gb:.2f} GiB" for gb in memory)))
+        rows.append(("peak memory", _gibs(memory)))
+    reserved, held = summary.get("peak_reserved_gb"), summary.get("device_memory_gb")
+    if reserved and held:
+        rows.append(("reserved by torch", _gibs(reserved)))
+        rows.append(("held by the device", _gibs(held)))
     for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
         if (output / name).exists():
             rows.append((label, str(output / name)))

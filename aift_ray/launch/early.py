@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import DataConfig, EvaluateConfig, QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.data.rows import check_columns
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place
 from aift_ray.launch.sweep_space import separate
+from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, nearest
-from aift_ray.models.folder_check import check
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -25,10 +27,38 @@ def check_run(config: RunConfig) -> None:
     """
     data = config.data
     problems = place.check(config, place.output_folder(config))
-    if not data.train_files:
+    if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
-    _refuse(_files(data.train_files) + _files(data.eval_files), _model(config.model), problems)
+    problems += _data(data)
+    mixed = [pattern for each in data.mixture for pattern in each.files]
+    files = (
+        _files(data.train_files + mixed)
+        + _files(data.eval_files)
+        + _files(data.contamination_files)
+    )
+    adapter = config.lora.init_from
+    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    _refuse(files, models, problems)
+
+
+def _data(data: DataConfig) -> list[Problem]:
+    """What is wrong with how files are to be read, and with a chat template."""
+    problems = []
+    checks: list[Callable[[DataConfig], None]] = [check_columns, _check_template]
+    for check in checks:
+        try:
+            check(data)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _check_template(data: DataConfig) -> None:
+    if data.chat_template:
+        from aift_ray.data.template_file import read_template
+
+        read_template(data.chat_template)
 
 
 def check_sweep(given: Given) -> None:
@@ -56,6 +86,19 @@ def check_server(config: ServeConfig) -> None:
     _refuse([], ([] if alone else _model(config.model)) + adapters, [])
 
 
+def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
+    """The same for the models, their adapters and the tasks.
+
+    Args:
+        tasks: what is wrong with the tasks.
+    """
+    named = [] if config.base_url else config.candidates()
+    models = [problem for name in named for problem in _model(name)]
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse(tasks, models + adapters, [])
+
+
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:
     problems = list(dict.fromkeys((*data, *model, *settings)))
     if settings or (data and model):
@@ -77,7 +120,7 @@ def _model(name: str) -> list[Problem]:
     """What is wrong with a model's name, or in its folder."""
     folder = Path(name).expanduser()
     if name not in CATALOG and folder.is_dir():
-        return check(name, folder)
+        return folder_check.check(name, folder)
     if name in CATALOG or _HUB_ID.fullmatch(name):
         return []
     near = nearest(name)

@@ -21,8 +21,13 @@ from aift_ray.planning.memory import Memory
 from aift_ray.planning.ways import remedy
 
 
-def execute(job: Job, go: Callable[[], None]) -> dict[str, Any]:
+def execute(
+    job: Job, go: Callable[[], None], ended: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Have `go` do `job`, by whatever workers; returns the summary.
+
+    Args:
+        ended: called when the workers are done, while all that they wrote down is there.
 
     Raises:
         AiftError: what stopped the workers, with what is left of the run.
@@ -30,6 +35,7 @@ def execute(job: Job, go: Callable[[], None]) -> dict[str, Any]:
     folder, status = job.output, "failed"
     try:
         go()
+        ended()
         output.bring(job.config, folder)
         status = output.summary(folder).get("status", "failed")
     except Interrupted:

@@ -14,8 +14,6 @@ from aift_ray.planning.memory import GIB, Memory, Work, memory
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
 
-# what a GPU's context takes; a figure of experience, not measured here
-_CONTEXT = GIB
 # what a worker on a CPU holds of libraries, and of each byte of its tokenizer's file; measured with
 # torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights
 _LIBRARIES, _OF_TOKENIZER = round(0.48 * GIB), 8
@@ -50,10 +48,10 @@ def needs(
         tokens: of the longest micro-batch.
         whole: weights trained as a whole beside the adapters.
     """
-    planned = gpu or config.parallel.gpu_memory is not None
-    held = None if planned else host
+    held = None if _on_gpus(config, gpu) else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
-    dropout = bool(held and config.lora.lora_dropout)
+
+    training, planned = config.training, _on_gpus(config, gpu)
 
     def need(way: Way) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
@@ -62,26 +60,41 @@ def needs(
             config.lora.r,
             tokens,
             width(config, gpu),
-            config.training.gradient_checkpointing,
+            training.gradient_checkpointing,
             bits,
             way.strategy,
             workers,
             whole,
             way.stages or config.parallel.apart,
             way.offload,
-            config.training.optimizer,
-            process,
-            held.targets if held else None,
-            dropout,
+            training.optimizer,
+            dropout=config.lora.lora_dropout > 0,
+            gpu=planned,
+            copies=planned and training.async_save,
+            answer_tokens=answer_tokens(config),
+            process=process,
+            targets=held.targets if held else None,
         )
         return memory(shape, work)
 
     return need
 
 
+def answer_tokens(config: RunConfig) -> int:
+    """Tokens of the prompts and answers that an evaluation makes at once."""
+    training = config.training
+    rows = min(training.exact_match_rows, training.exact_match_batch_size)
+    return rows * (config.data.sequence_length + training.exact_match_max_tokens)
+
+
+def _on_gpus(config: RunConfig, gpu: bool) -> bool:
+    """Whether GPUs are planned for; memory given for them speaks of a run on them."""
+    return gpu or config.parallel.gpu_memory is not None
+
+
 def width(config: RunConfig, gpu: bool) -> int:
-    """Bytes of a weight that is not trained; memory given for GPUs speaks of a run on them."""
-    planned = gpu or config.parallel.gpu_memory is not None
+    """Bytes of a weight that is not trained."""
+    planned = _on_gpus(config, gpu)
     narrow = planned if config.training.precision == "auto" else config.training.precision != "fp32"
     return 2 if narrow else 4
 
@@ -110,7 +123,23 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     wanted = need(Way(method, parallel.strategy, parallel.offload))
     if not room.holds(wanted):
         raise ConfigError([_misfit(config, wanted, need, workers, room)])
-    return why
+    return why + _settle_saving(config, wanted, room)
+
+
+def _settle_saving(config: RunConfig, wanted: Memory, room: Room) -> list[str]:
+    """Write checkpoints without a copy where host memory does not hold one; why, in a line."""
+    both = wanted.host + wanted.copied
+    if not wanted.copied or room.host is None or both <= room.host:
+        return []
+    what = (
+        f"the copy of a checkpoint takes {wanted.copied / GIB:.1f} GiB of host memory a worker"
+        f"{f' beside {wanted.host / GIB:.1f}' if wanted.host else ''}, and there are "
+        f"{room.host / GIB:.1f}"
+    )
+    if "async_save" in config.training.model_fields_set:
+        raise ConfigError([Problem("training.async_save", what, "use --training.async_save false")])
+    config.training.async_save = False
+    return [f"training.async_save is off: {what}"]
 
 
 def settle_cpus(config: RunConfig, workers: int) -> None:
@@ -164,4 +193,4 @@ def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
 
     numbers = range(torch.cuda.device_count())
     sizes = [torch.cuda.get_device_properties(n).total_memory for n in numbers]
-    return Room(min(sizes) - _CONTEXT if sizes else None, host)
+    return Room(min(sizes, default=None), host)

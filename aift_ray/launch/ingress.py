@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +25,14 @@ _HEALTH = "/healthz"
 _OF_SERVE = "/-/"
 _NOT_READY = "no replica can answer: the server is loading, stopping or replacing one"
 log = logging.getLogger("ray.serve")
+
+
+def trust(proxies: Sequence[str]) -> dict[str, str]:
+    """What Serve's proxies read when they start: whose X-Forwarded headers count.
+
+    uvicorn, which they run on, would believe every program of this machine.
+    """
+    return {"FORWARDED_ALLOW_IPS": ",".join(proxies)}
 
 
 def middlewares() -> list[Middleware]:
@@ -66,7 +75,7 @@ class Ingress:
         finally:
             await _ended(task)
         error = ApiError(503, _NOT_READY, None, "not_ready", {"Retry-After": "2"})
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     async def _begins(self, scope: Scope, answer: _Answer, task: asyncio.Task[None]) -> bool:
         """Wait for the start of the answer; whether a replica gives it."""

@@ -11,7 +11,7 @@ import yaml
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
-from aift_ray.engine.metrics import METRICS, PROGRESS, SAVE, STOP, write_json
+from aift_ray.engine.metrics import END, EVENTS, METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.run_errors import LOG
 from aift_ray.engine.stages import STAGE
 from aift_ray.engine.storage import Store, newest
@@ -20,9 +20,22 @@ from aift_ray.launch import place
 from aift_ray.launch.causes import FAILURES
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
+# where trackers that work offline keep a run
+_TRACKERS = ("trackers.json", "wandb", "mlruns")
 # what a run leaves; only these are removed by --overwrite
-_OWN = (CONFIG, SUMMARY, METRICS, "loss.png", "checkpoints", "model", "tensorboard", LOG)
-_OWN_HIDDEN = (PROGRESS, STAGE, STOP, SAVE, ".ray", FAILURES)
+_OWN = (
+    CONFIG,
+    SUMMARY,
+    METRICS,
+    "loss.png",
+    "checkpoints",
+    "model",
+    "tensorboard",
+    LOG,
+    *_TRACKERS,
+)
+_WHILE_RUNNING = (STOP, SAVE, END, EVENTS, PROGRESS, STAGE)
+_OWN_HIDDEN = (*_WHILE_RUNNING, ".ray", FAILURES)
 
 
 def check(config: RunConfig, folder: Path) -> list[Problem]:
@@ -49,10 +62,10 @@ def start(config: RunConfig, folder: Path) -> None:
     """Make the folder ready: emptied of an earlier run where asked for, with config.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
-        for name in (*_OWN, *_OWN_HIDDEN):
+        for name in (*_OWN, *_TRACKERS, *_OWN_HIDDEN):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in (STOP, SAVE, PROGRESS, STAGE, FAILURES):
+    for name in (*_WHILE_RUNNING, FAILURES):
         (folder / name).unlink(missing_ok=True)
     values = config.model_dump(
         mode="json", exclude={"overwrite", "resume", "resume_allow", "output_dir"}
@@ -107,7 +120,7 @@ def finish(folder: Path, **values: Any) -> dict[str, Any]:
     """Add `values` to the run's summary and remove what only the running needs."""
     result = summary(folder) | values
     write_json(folder / SUMMARY, result)
-    for name in (STOP, SAVE, PROGRESS, STAGE):
+    for name in _WHILE_RUNNING:
         (folder / name).unlink(missing_ok=True)
     return result
 

@@ -20,9 +20,24 @@ _NAMES = (
     "GLOO_SOCKET_IFNAME",
     "CUDA_DEVICE_ORDER",
     "PYTHONPATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
 )
-_PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_")
-_SECRETS = ("HF_TOKEN",)
+_PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_", "HF_HUB_", "WANDB_", "MLFLOW_", "TRACKIO_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_SECRETS = (
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    # an address may hold a password
+    "MLFLOW_TRACKING_URI",
+    *_PROXIES,
+    *map(str.lower, _PROXIES),
+)
 # words in a name that speak of something to be kept
 _KEPT = ("TOKEN", "SECRET", "PASSW", "CREDENTIAL", "KEY")
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -53,6 +68,8 @@ def environment() -> dict[str, str]:
 def _is_passed(name: str) -> bool:
     if name in _NAMES:
         return True
+    if name in _SECRETS:
+        return False
     return name.startswith(_PREFIXES) and not any(word in name.upper() for word in _KEPT)
 
 

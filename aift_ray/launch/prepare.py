@@ -13,11 +13,14 @@ import numpy as np
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
-from aift_ray.data.cache import TokenRows
 from aift_ray.data.caches import note_user
-from aift_ray.data.encoding import Encode, encode_here
+from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.place import cache_folder
 from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.supervision import Supervision
+from aift_ray.data.template_file import read_template
+from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine import schedule
 from aift_ray.engine.job import Job
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -27,6 +30,7 @@ from aift_ray.models.families import Support
 from aift_ray.models.folders import tokenizer_bytes
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.vocabulary import check_vocabulary
+from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory, moments
 from aift_ray.utils.compilers import compiler
 
@@ -40,6 +44,7 @@ class Preparation:
         prepared: the token cache with its counts.
         plan: which rows make which step.
         steps: of the whole run.
+        rate: the learning rate and its schedule, in words.
         held_out: rows to evaluate on.
         memory: computed need of a worker; None for an architecture of another kind.
         checkpoint_bytes: computed size of a checkpoint.
@@ -51,6 +56,7 @@ class Preparation:
     encoder: PromptEncoder
     plan: BatchPlan
     steps: int
+    rate: str
     held_out: int
     memory: Memory | None
     parameters: int
@@ -78,33 +84,44 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
+    _trackers(config)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     _spread(config, model_config, workers, gpu)
     support = _support(config, model_config)
     tokenizer = folders.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
     check_vocabulary(config.model, tokenizer, model_config)
     length = _sequence_length(config, model_config)
     # config.yaml must say what was run
     config.data.sequence_length = length
-    state, changed = resuming.resumed(config, resume) if resume else (None, [])
+    started_from = _adopted(config, location)
+    state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = measured(location, config)
     encoder = PromptEncoder(
-        tokenizer, config.data.system_prompt, extra_stop_ids=folders.stop_ids(location)
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=folders.stop_ids(location),
+        supervision=Supervision.of(config.data),
     )
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     rows, evaluation = prepared.rows("train"), prepared.rows("eval")
-    indices, own = split(config, len(rows), len(evaluation))
+    indices, own = split(config, prepared.groups(), len(evaluation))
+    _check_split(config, len(evaluation) or len(own))
     batch = state.global_batch if state else _global_batch(config, workers)
-    plan = plan_batches(config, rows, indices, batch, prepared.sequence_length, support.packed)
+    most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
+    plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
+    steps = total_steps(config, plan)
+    rate = schedule.settle(config.training, steps, config.method != "full")
     longest = _longest(rows.lengths[plan.longest_micro_batch()], support.pads(config.data.packing))
     host = fitting.Host(tokenizer_bytes(location), _most_targets(plan, rows))
     need = fitting.needs(config, model.shape, longest, workers, gpu, model.whole, host)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
-    sizes = _sizes(config, model)
+    sizes = _sizes(config, model, started_from)
     job = Job(
         config=config,
         location=location,
@@ -120,9 +137,10 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, plan, longest, gpu),
+        flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
-    steps, held_out = total_steps(config, plan), len(evaluation) or len(own)
-    result = Preparation(job, prepared, encoder, plan, steps, held_out, job.memory, *sizes)
+    held_out = len(evaluation) or len(own)
+    result = Preparation(job, prepared, encoder, plan, steps, rate, held_out, job.memory, *sizes)
     if state:
         notes += changed + resuming.schedule(config, state, plan.steps_per_epoch, steps)
     notes += [*model.notes, *families.not_applied(model_config)]
@@ -130,10 +148,26 @@ def prepare(
     return result
 
 
+def _check_split(config: RunConfig, held_out: int) -> None:
+    if config.data.validation_fraction and not held_out:
+        what = "all training rows are one document, or a group of duplicates: none can be held out"
+        remedy = "leave it out, or name evaluation rows with --eval-file"
+        raise ConfigError([Problem("data.validation_fraction", what, remedy)])
+
+
 def _given(config: RunConfig) -> None:
-    if not config.data.train_files:
+    if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+
+
+def _trackers(config: RunConfig) -> None:
+    # needs no package of theirs
+    from aift_ray.engine.trackers import missing
+
+    problems = missing(list(config.training.report_to))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _support(config: RunConfig, model_config: Any) -> Support:
@@ -178,7 +212,7 @@ def tokenizing(config: DataConfig) -> Encode:
     """Who tokenizes."""
     from aift_ray.launch.tokenizing import encode_on_cluster
 
-    return encode_on_cluster if config.prepare == "ray" else encode_here
+    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
@@ -237,9 +271,20 @@ def _sequence_length(config: RunConfig, model_config: Any) -> int:
     raise ConfigError([Problem("data.sequence_length", what)])
 
 
-def _sizes(config: RunConfig, model: Measured) -> tuple[int, int, int]:
+def _adopted(config: RunConfig, location: str) -> int | None:
+    """Weights of the adapter that the run starts from, whose settings it takes; None: of none."""
+    if config.lora.init_from is None:
+        return None
+    # needs the modelling code
+    from aift_ray.models.continued import adopt
+
+    return adopt(config, location)
+
+
+def _sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
     """Weights of the model, weights that are trained, bytes of a checkpoint; all computed."""
     shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    trained = trained if adapter is None else adapter
     if config.method == "full":
         trained = shape.parameters - shape.beside
     # trained weights in fp32, and their moments

@@ -12,27 +12,34 @@ from aift_ray.config import RunConfig
 from aift_ray.config.resuming import CHANGES, Change, flat, kept
 from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.schedule import learning_rate
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.launch import output
 from aift_ray.models import folders, provenance
 
 _FILES = "data.train_files"
+# what the run itself decides where the user leaves it out
+_DERIVED = ("learning_rate", "warmup_steps")
 
 
-def resumed(config: RunConfig, folder: Path) -> tuple[State, list[str]]:
+def resumed(config: RunConfig, folder: Path, workers: int) -> tuple[State, list[str]]:
     """Where the run of checkpoint `folder` is, and what of its settings has changed.
 
     Args:
-        config: with what the model and the machine have decided.
+        config: with what the model and the machine have decided; gets what the run keeps of what
+            is not given: its learning rate and warm-up, and the micro-steps of its global batch.
+        workers: the largest number of workers.
 
     Raises:
         ConfigError: with every setting that must be as it was.
     """
     state = read_state(folder)
+    keep_derived(config, state.settings)
     problems = _judged(config, folder, state)
+    kept_batch = _keep_batch(config, state, workers)
     told: list[str] = []
     if state.settings:
         told, refused = differences(state.settings, config)
+        told += kept_batch + _renamed(config, state)
         problems += refused
     elif not problems:
         problems = _older(config, folder)
@@ -41,14 +48,54 @@ def resumed(config: RunConfig, folder: Path) -> tuple[State, list[str]]:
     return state, told
 
 
+def _renamed(config: RunConfig, state: State) -> list[str]:
+    """What to tell of a base with another name, whose weights are the same or can't be compared."""
+    before = state.settings["model"]
+    same = before == config.model
+    return [] if same else [f"model is {config.model}, and was {before}"]
+
+
+def keep_derived(config: RunConfig, saved: dict[str, Any]) -> None:
+    """Give what was left out, and is derived in a new run, the value of the `saved` settings.
+
+    A checkpoint of older versions has no settings: its run took the defaults as they stand.
+    """
+    training = config.training
+    for name in _DERIVED:
+        if name not in training.model_fields_set:
+            setattr(training, name, saved.get(f"training.{name}", getattr(training, name)))
+
+
+def _keep_batch(config: RunConfig, state: State, workers: int) -> list[str]:
+    """Take as many micro-steps as give the run's global batch, if that can be; what to tell."""
+    training = config.training
+    asked, was = training.gradient_accumulation_steps, state.settings
+    each = workers // config.parallel.apart * training.batch_size
+    units, rest = divmod(state.global_batch, each)
+    parts = config.parallel.pipeline_microbatches or 1
+    if not state.global_batch or asked == units:
+        return []
+    if rest or units * training.batch_size % parts:
+        return [
+            f"a step keeps its {state.global_batch} examples, whatever training.batch_size says"
+        ]
+    training.gradient_accumulation_steps = units
+    if was.get("training.gradient_accumulation_steps") != units:
+        # is told among the differences
+        return []
+    kept = f"a step keeps its {state.global_batch} examples"
+    return [f"{kept}: training.gradient_accumulation_steps is {units}, not {asked}"]
+
+
 def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], list[Problem]]:
     """What may differ from the `saved` settings and does, a line each; and what must not."""
     told, problems = [], []
     for name, value in kept(flat(config)).items():
         change = CHANGES[name]
         judged = change is Change.JUDGED or name == _FILES
+        follows = name == "training.warmup_steps" and config.training.warmup_ratio is not None
         # of "auto" the strategy comes later
-        if judged or value == "auto" or saved.get(name, value) == value:
+        if judged or follows or value == "auto" or _alike(saved.get(name, value), value):
             continue
         if name.startswith("lora.") and config.method == "full":
             continue
@@ -61,6 +108,13 @@ def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], li
         what = f"{_shown(value)} differs from the {_shown(saved[name])} of the run that is resumed"
         problems.append(Problem(name, what, remedy))
     return told, problems
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values mean the same: the order of names does not count."""
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted(map(str, one)) == sorted(map(str, other))
+    return bool(one == other)
 
 
 def check_rows(config: RunConfig, state: State, data: str) -> list[str]:
@@ -96,13 +150,14 @@ def schedule(config: RunConfig, state: State, epoch: int, steps: int) -> list[st
     before = saved["training.max_steps"] or saved["training.num_epochs"] * epoch
     if before == steps or state.step >= steps:
         return []
-    was, now = (learning_rate(training, state.step, total) for total in (before, steps))
+    old = training.model_copy(update={"warmup_steps": saved["training.warmup_steps"]})
+    was, now = learning_rate(old, state.step, before), learning_rate(training, state.step, steps)
     how = f"the run has {steps} steps now, and had {before}"
     if was == now:
         return [how]
     curve = f"the {training.lr_scheduler} schedule is laid over all {steps}"
-    old = f"{was:.2e}" if state.step < before else "none"
-    return [f"{how}: {curve}, so that step {state.step + 1} has a rate of {now:.2e}; it had {old}"]
+    had = f"{was:.2e}" if state.step < before else "none"
+    return [f"{how}: {curve}, so that step {state.step + 1} has a rate of {now:.2e}; it had {had}"]
 
 
 def done(config: RunConfig, folder: Path) -> bool:
@@ -119,8 +174,9 @@ def done(config: RunConfig, folder: Path) -> bool:
     except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError):
         # without it nothing is known but that the run is done
         return True
-    if _more(config, saved, output.summary(folder).get("steps", 0)):
+    if _more(config, saved, output.summary(folder)):
         return False
+    keep_derived(config, saved)
     if "sequence_length" not in config.data.model_fields_set:
         # the model has settled it
         saved.pop("data.sequence_length")
@@ -130,13 +186,19 @@ def done(config: RunConfig, folder: Path) -> bool:
     return True
 
 
-def _more(config: RunConfig, saved: dict[str, Any], steps: int) -> bool:
+def _more(config: RunConfig, saved: dict[str, Any], summary: dict[str, Any]) -> bool:
     """Whether more steps or epochs are asked for than those of a finished run."""
     training = config.training
+    if summary.get("stopped_early"):
+        patience = training.early_stopping_patience
+        before = saved["training.early_stopping_patience"]
+        # what ended it would not end it now
+        if before and (not patience or patience > before):
+            return True
     if training.max_steps == saved["training.max_steps"]:
         epochs = saved["training.num_epochs"]
         return training.max_steps is None and training.num_epochs > epochs
-    return training.max_steps is None or training.max_steps > steps
+    return training.max_steps is None or training.max_steps > summary.get("steps", 0)
 
 
 def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
@@ -151,11 +213,29 @@ def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
         # its adapters have learned to make up for the rounding of another base model
         what = f"was trained as {state.trained_as}, and this run is {config.trained_with}"
         problems.append(Problem(field, what, f"{remedy}, and its lora.qlora_4bit"))
-    base = provenance.other_base(folder, folders.resolve(config.model)) if adapter else None
+    base = _other_base(config, folder, state, adapter)
     if base:
         what = f"was trained on {base}, and {config.model} has other weights"
-        problems.append(Problem(field, what, "give the --model it was made with"))
+        problems.append(Problem(field, what, f"give --model {base}"))
     return problems
+
+
+def _other_base(config: RunConfig, folder: Path, state: State, adapter: bool) -> str | None:
+    """The model of the run, where the one that is named now is another."""
+    if adapter:
+        return provenance.other_base(folder, folders.resolve(config.model))
+    # all weights are in the checkpoint; by another name they must have begun as the same
+    before = str(state.settings.get("model", config.model))
+    was, now = _identity(before), _identity(config.model)
+    return before if was and now and was != now else None
+
+
+def _identity(model: str) -> str | None:
+    """The fingerprint of a model's weights; None: they are not on this machine."""
+    try:
+        return provenance.identity(folders.resolve(model))
+    except (OSError, ValueError, ModelError):
+        return None
 
 
 def _older(config: RunConfig, folder: Path) -> list[Problem]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from ray import serve
 
 from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import cluster, display, home
+from aift_ray.launch import cluster, display, home, ingress
 from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
 from aift_ray.serving import keys
 
@@ -38,7 +37,7 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     """
     makes_key = not config.serving.no_auth and not config.serving.api_key_file
     if makes_key:
-        home.check()
+        home.check(config.serving.port)
     path = key_file(config)
     if path:
         keys.Keys(Path(path))
@@ -49,14 +48,8 @@ def run(config: ServeConfig, dry_run: bool) -> None:
         return
     made = None
     if makes_key:
-        home.make()
-        path = str(home.key_folder() / f"key-{secrets.token_hex(4)}")
-        made = keys.make(Path(path))
-    try:
-        _serve(config, path, made)
-    finally:
-        if made and path:
-            Path(path).unlink(missing_ok=True)
+        path, made = home.key(config.serving.port)
+    _serve(config, path, made)
 
 
 def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
@@ -65,10 +58,11 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
     def tell(what: str) -> None:
         print(f"{what} ({time.monotonic() - began:.0f} s)", flush=True)
 
-    # what has been started ends with this process, and the key goes
+    # what has been started ends with this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tell("starting Ray and Serve")
-    with cluster.starting_cluster(CLUSTER, lambda: _start(config)) as started:
+    variables = CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)
+    with cluster.starting_cluster(variables, lambda: _start(config)) as started:
         # imports torch and transformers meanwhile
         from aift_ray.launch import serving
         from aift_ray.launch.reserving import gpus_here, gpus_of

@@ -54,9 +54,11 @@ class Server:
 
     def __serve_build_asgi_app__(self) -> Any:
         from aift_ray.serving.application import build
+        from aift_ray.serving.outside import Outside
 
         folder = self._checked.config.serving.adapter_folder
-        return build(lambda: self._service, self._fleet, folder, self._keys, self._open)
+        outside = Outside.of(self._checked.config.serving)
+        return build(lambda: self._service, self._fleet, folder, self._keys, self._open, outside)
 
     async def _open(self) -> None:
         wanted = await self._fleet.recorded()

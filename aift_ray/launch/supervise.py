@@ -3,7 +3,7 @@
 Ray has nothing to spread here. The command forks while it is small, before torch or any thread:
 the child prepares the run, shows it and trains. The command passes signals on, and where the child
 is lost it starts another one, which goes on from the newest checkpoint
-(`docs/decisions/0014-one-worker-without-ray.md`).
+(`docs/decisions/0015-one-worker-without-ray.md`).
 """
 
 from __future__ import annotations

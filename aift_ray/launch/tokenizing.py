@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from itertools import chain, cycle, islice
 from typing import Any
 
+import numpy as np
 import ray
 
-from aift_ray.data.encoding import Encodings, encode_here
+from aift_ray.data.encoded import Encoded, EncodedRow
+from aift_ray.data.encoding import Encodings, encode_here, encode_in_threads
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
 
@@ -24,7 +26,23 @@ class _Tokenizer:
         self.encoder = encoder
 
     def encode(self, items: list[Example | Fault]) -> list[Any]:
-        return list(encode_here(self.encoder, items))
+        return [_packed(found) for _, found in encode_here(self.encoder, items)]
+
+
+def _packed(found: Any) -> Any:
+    """What travels in place of an encoding; lists of numbers would cost more than encoding."""
+    if not isinstance(found, EncodedRow):
+        return found
+    pieces = [(np.array(p.ids, np.int32), np.array(p.supervised, bool)) for p in found.pieces]
+    return pieces, found.split, found.not_shown
+
+
+def _unpacked(found: Any) -> Any:
+    if not isinstance(found, tuple):
+        return found
+    pieces, split, not_shown = found
+    whole = [Encoded(ids.tolist(), supervised.tolist()) for ids, supervised in pieces]
+    return EncodedRow(whole, split, not_shown)
 
 
 def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
@@ -33,7 +51,10 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
     Without Ray, in a dry run or where the caller trains by itself, this process does it. It always
     does the first batch, of which `encoder` keeps what the user is to be warned of.
     """
-    yield from encode_here(encoder, islice(items, _BATCH) if ray.is_initialized() else items)
+    if not ray.is_initialized():
+        yield from encode_in_threads(encoder, items)
+        return
+    yield from encode_here(encoder, islice(items, _BATCH))
     first = next(items, None)
     if first is None:
         return
@@ -43,12 +64,17 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
     shared = ray.put(encoder)
     actors = [kind.options(num_cpus=1).remote(shared) for _ in range(number)]
     turn = cycle(actors)
-    under_way: deque[Any] = deque()
+    under_way: deque[tuple[list[Example | Fault], Any]] = deque()
     while batch := list(islice(items, _BATCH)):
-        under_way.append(next(turn).encode.remote(batch))
+        under_way.append((batch, next(turn).encode.remote(batch)))
         if len(under_way) == 2 * number:
-            yield from ray.get(under_way.popleft())
+            yield from _arrived(*under_way.popleft())
     while under_way:
-        yield from ray.get(under_way.popleft())
+        yield from _arrived(*under_way.popleft())
     for actor in actors:
         ray.kill(actor)
+
+
+def _arrived(batch: list[Example | Fault], encodings: Any) -> Encodings:
+    for item, found in zip(batch, ray.get(encodings), strict=True):
+        yield item, _unpacked(found)

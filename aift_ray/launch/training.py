@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from aift_ray.engine.metrics import PROGRESS, STOP
 from aift_ray.errors import ConfigError, Interrupted
 from aift_ray.launch import alone, display, output, place, resources, resuming
 from aift_ray.launch.execution import execute, exit_status, stop_signals
+from aift_ray.launch.listening import Listener
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.launch.progress import Follower, doing
 from aift_ray.launch.supervise import Attempt
@@ -31,6 +33,7 @@ def run(
     dry_run: bool = False,
     started: float | None = None,
     attempt: Attempt | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train as `config` says; returns the summary.
 
@@ -39,6 +42,8 @@ def run(
         started: when the run was asked for, as time.time() counts; None: now.
         attempt: this process is a child of the command, which starts another one where it is lost:
             a single worker on this machine needs no Ray. None: it is not.
+        callbacks: told in this process of steps, evaluations and checkpoints; those of worker 0
+            alone under torchrun.
 
     Raises:
         UserError: the input is wrong; nothing was started.
@@ -46,8 +51,9 @@ def run(
         TrainingError: failed after the start.
     """
     if config.training.local_rank >= 0:
-        return _run_joined(config, started)
+        return _run_joined(config, started, callbacks)
     folder, again = place.output_folder(config), attempt is not None and attempt.number > 0
+    listener = Listener(folder, callbacks)
     if resuming.done(config, folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
@@ -57,7 +63,7 @@ def run(
         return {}
     if attempt and config.worker_range(local_gpus(config)) == (1, 1):
         return _run_alone(config, folder, resume, started, attempt)
-    return _run_on_ray(config, folder, resume, started)
+    return _run_on_ray(config, folder, resume, started, listener)
 
 
 def _run_alone(
@@ -75,11 +81,16 @@ def _run_alone(
     del prepared
     alone.make_room()
     go = partial(alone.attempt_it, job, gpus > 0, tokenizer, attempt)
-    return _train(config, folder, job, go, again)
+    # the command has no callbacks
+    return _train(config, folder, job, go, Listener(folder, ()), again=again)
 
 
 def _run_on_ray(
-    config: RunConfig, folder: Path, resume: Path | None, started: float | None
+    config: RunConfig,
+    folder: Path,
+    resume: Path | None,
+    started: float | None,
+    listener: Listener,
 ) -> dict[str, Any]:
     """On workers of a cluster, or of a Ray that is started here while the rows are tokenized."""
     from aift_ray.launch import cluster, workers
@@ -99,26 +110,37 @@ def _run_on_ray(
         each = config.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
         resources.check_resources(config.ray, group[0], each, found)
-        go = partial(workers.train, prepared.job, group, gpus > 0)
-        return _train(config, folder, prepared.job, go)
+        go = partial(workers.train, _job(prepared, listener), group, gpus > 0)
+        return _train(config, folder, prepared.job, go, listener)
 
 
-def run_here(config: RunConfig, device: torch.device) -> torch.nn.Module:
+def run_here(
+    config: RunConfig, device: torch.device, callbacks: Sequence[Any] = ()
+) -> torch.nn.Module:
     """Train as `config` says in this process alone, without Ray; returns the trained model.
+
+    Args:
+        callbacks: told of steps, evaluations and checkpoints, which wait for them.
 
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
     """
     folder, trained = place.output_folder(config), []
+    listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
     def go(show: Callable[[], None]) -> None:
-        trained.append(alone.work_here(prepared.job, device, show))
+        job = _job(prepared, listener)
+        trained.append(alone.work_here(job, device, show, watch=lambda _: listener.poll()))
 
-    _train(config, folder, prepared.job, go)
+    _train(config, folder, prepared.job, go, listener, here=True)
     model: torch.nn.Module = trained[0].module.model
     return model
+
+
+def _job(prepared: Preparation, listener: Listener) -> Job:
+    return replace(prepared.job, events=listener.listens)
 
 
 def _resume_point(config: RunConfig, folder: Path, again: bool = False) -> Path | None:
@@ -161,12 +183,15 @@ def _prepared(
     return prepared
 
 
-def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
+def _run_joined(
+    config: RunConfig, started: float | None, callbacks: Sequence[Any]
+) -> dict[str, Any]:
     """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
     from aift_ray.engine import standalone
 
     world, gpu = standalone.world_size(), gpus_used(config, local_gpus(config)) > 0
     folder = place.output_folder(config)
+    listener = Listener(folder, callbacks if standalone.leads() else ())
     if standalone.leads():
         resume = _resume_point(config, folder)
         prepared = _prepared(config, folder, (world, world), gpu, resume, started)
@@ -175,9 +200,10 @@ def _run_joined(config: RunConfig, started: float | None) -> dict[str, Any]:
         resume = output.resume_point(config, folder)[0]
         prepared = prepare(config, folder, world, gpu, resume, started)
     quiet()
-    standalone.join_and_work(prepared.job)
+    standalone.join_and_work(_job(prepared, listener), lambda _: listener.poll())
     if not standalone.leads():
         return {}
+    listener.close()
     seconds = time.time() - prepared.job.started
     return _ended(output.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
@@ -219,11 +245,14 @@ def _train(
     folder: Path,
     job: Job,
     go: Callable[[Callable[[], None]], None],
+    listener: Listener,
+    here: bool = False,
     again: bool = False,
 ) -> dict[str, Any]:
     """Do the run by `go`, which calls what shows its progress again and again.
 
     Args:
+        here: callbacks are called by the training itself.
         again: it has begun before; its folder stays as it is.
     """
     if not again:
@@ -238,7 +267,14 @@ def _train(
         display.console.print("stopping at the end of this step, with a checkpoint")
 
     with stop_signals(stop) as asked, Follower(folder, display.console) as follower:
-        summary = execute(job, partial(go, follower.poll))
+
+        def show() -> None:
+            follower.poll()
+            if not here:
+                listener.poll()
+
+        summary = execute(job, partial(go, show), listener.poll)
+    listener.close()
     return _ended(summary, folder, exit_status(asked))
 
 
@@ -251,6 +287,8 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
     display.show_summary(summary, folder)
     for problem in summary.get("not_copied", ()):
         display.console.print(f"not copied to the storage path: {problem}", markup=False)
+    for problem in summary.get("not_reported", ()):
+        display.console.print(f"not reported to {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
             f"stopped after step {summary['steps']} with a checkpoint; {_how_to_go_on(folder)}",

@@ -38,7 +38,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
         keep_start(adapted)
     if config.init_lora_weights == "loftq":
         start_from_what_was_lost(adapted, location)
-    return _trained_in_fp32(adapted)
+    return trained_in_fp32(adapted)
 
 
 def _ties(model: PreTrainedModel, whole: list[str]) -> bool:
@@ -100,10 +100,11 @@ def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True)
     """Put saved adapters on `model`, to be trained further or to answer."""
     with adaptable(model):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    return _trained_in_fp32(adapted)
+    return trained_in_fp32(adapted)
 
 
-def _trained_in_fp32(model: PeftModel) -> PeftModel:
+def trained_in_fp32(model: PeftModel) -> PeftModel:
+    """Hold what is trained in fp32, and freeze what belongs to no language model."""
     # with `bias: all` PEFT trains those of other towers too
     freeze(model)
     # PEFT does so for adapters, not for biases that are trained with them

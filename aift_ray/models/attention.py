@@ -22,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.packed import Packed, current, document_mask
+from aift_ray.models.packed import Packed, current, document_mask, leave_documents_alone
 from aift_ray.models.score_attention import attend_with_scores, expanded
 
 NAME = "documents"
@@ -270,3 +270,4 @@ def register() -> None:
     """Let transformers know this attention by its name."""
     AttentionInterface.register(NAME, document_attention)
     AttentionMaskInterface.register(NAME, document_mask)
+    leave_documents_alone()

@@ -14,7 +14,9 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
+from aift_ray.models import shards_4bit
 from aift_ray.models.experts import expert_parameters
+from aift_ray.models.shards_4bit import Loading
 
 # weights that share a scale, of 4 bits
 BLOCK = 64
@@ -24,6 +26,8 @@ _METHOD = "bitsandbytes_4bit_experts"
 _PACKED = "packed"
 # attribute of a freshly quantized parameter
 _STATE = "expert_quant_state"
+# and another: its rows before a shard was taken
+_WHOLE = "whole_rows"
 
 
 class Packed(nn.Module):
@@ -106,6 +110,9 @@ def pack(model: nn.Module, kind: str, double: bool) -> None:
         for own, parameter in list(module.named_parameters(recurse=False)):
             if hasattr(parameter, _STATE):
                 _hold(module, own, parameter.data, getattr(parameter, _STATE))
+                rows = getattr(parameter, _WHOLE)
+                if rows != len(parameter):
+                    shards_4bit.note(module.get_submodule(_PACKED), f"{own}_4bit", rows)
 
 
 def _quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tensor, Any]:
@@ -184,17 +191,41 @@ class _Quantize(Bnb4bitQuantize):
         self, input_dict: dict[str, Any], model: Any = None, **more: Any
     ) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
-        config = self.hf_quantizer.quantization_config
+        how = shards_4bit.present()
         for name, value in input_dict.items():
-            if name not in self.hf_quantizer.experts(model):
-                found |= super().convert({name: value}, model=model, **more)
-                continue
             weight = value[0] if isinstance(value, list) else value
-            kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
-            data, state = _quantized(weight, kind, double)
-            found[name] = nn.Parameter(data, requires_grad=False)
-            setattr(found[name], _STATE, state)
+            weight = weight.to(how.device) if how else weight
+            if name in self.hf_quantizer.experts(model):
+                found[name] = self._of_experts(weight, how)
+                continue
+            found |= super().convert({name: weight}, model=model, **more)
+            if how:
+                owner, own = name.rsplit(".", 1)
+                _keep_shard(model.get_submodule(owner), own, found[name], how)
         return found
+
+    def _of_experts(self, weight: torch.Tensor, how: Loading | None) -> nn.Parameter:
+        config = self.hf_quantizer.quantization_config
+        kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+        data, state = _quantized(weight, kind, double)
+        rows = len(data)
+        if how:
+            data = how.shard(data)
+            state.to("cpu")
+        parameter = nn.Parameter(data, requires_grad=False)
+        setattr(parameter, _STATE, state)
+        setattr(parameter, _WHOLE, rows)
+        return parameter
+
+
+def _keep_shard(layer: nn.Module, name: str, weight: Any, how: Loading) -> None:
+    """Leave of a freshly quantized weight of a linear layer the shard of this worker."""
+    rows = len(weight)
+    weight.data = how.shard(weight.data)
+    # the layer's own is the same
+    weight.quant_state.to("cpu")
+    if len(weight) != rows:
+        shards_4bit.note(layer, name, rows)
 
 
 @register_quantizer(_METHOD)

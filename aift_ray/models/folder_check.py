@@ -21,7 +21,7 @@ def check(name: str, folder: Path) -> list[Problem]:
     """
     where, config = f"model {name}", folder / "config.json"
     if (folder / "adapter_config.json").is_file():
-        remedy = "give the base model as --model; merge the adapter first to train on top of it"
+        remedy = f"give its base as --model; to train it further, --lora.init_from {folder} too"
         return [Problem(where, "the folder holds an adapter, no model", remedy)]
     if not config.is_file():
         return [Problem(where, "the folder has no config.json")]

@@ -20,6 +20,7 @@ from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.models.shards_4bit import Loading, loading
 from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
 
@@ -75,6 +76,7 @@ def load_model(
     quantization: Quantization | None = None,
     device_map: dict[str, torch.device] | str | None = None,
     only: Collection[str] | None = None,
+    shards: Loading | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -85,14 +87,16 @@ def load_model(
         quantization: how its linear layers are held; None: in `dtype`, as all else.
         device_map: accelerate's, where it is not to lie on the CPU.
         only: names of the pieces to load, stand-ins for the others; None: all.
+        shards: what of 4-bit weights is kept, in host memory, and where they are quantized.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
     """
     register()
     options: dict[str, Any] = {}
-    if device_map:
-        options["device_map"] = device_map
+    if device_map or shards:
+        # else transformers puts all of a quantized model on the GPU
+        options["device_map"] = device_map or {"": "cpu"}
     config = load_config(location)
     _check_family(config)
     held = stored_bits(config)
@@ -105,7 +109,7 @@ def load_model(
     if only is not None:
         whole = skeleton(location)
         made, config = part_class(type(whole), only), whole.config
-    with explained(location):
+    with explained(location), loading(shards):
         loaded: Any = made.from_pretrained(
             location,
             config=config,

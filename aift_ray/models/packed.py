@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import masking_utils
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from aift_ray.errors import ModelError, Problem
@@ -29,6 +30,7 @@ class Packed:
     tokens: int
 
 
+_looked_for = masking_utils.find_packed_sequence_indices
 # configurations, and windows, whose masks were looked at: once is enough, and costs a transfer
 _CHECKED: set[tuple[int, int | None]] = set()
 _PACKED: ContextVar[Packed | None] = ContextVar("packed", default=None)
@@ -53,6 +55,19 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     """`context_fn` of `torch.utils.checkpoint`: recomputation sees the documents of its forward."""
     documents = _PACKED.get()
     return packed(documents), packed(documents)
+
+
+def leave_documents_alone() -> None:
+    """Keep transformers from looking for documents in the positions of a packed row.
+
+    It would wait for the device once a forward pass, for borders that are known here.
+    """
+    if masking_utils.find_packed_sequence_indices is not _not_looked_for:
+        masking_utils.find_packed_sequence_indices = _not_looked_for
+
+
+def _not_looked_for(position_ids: torch.Tensor) -> torch.Tensor | None:
+    return None if current() is not None else _looked_for(position_ids)
 
 
 def document_mask(

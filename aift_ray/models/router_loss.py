@@ -54,10 +54,10 @@ class RouterLoss:
         self._summed = summed if self._summed is None else self._summed + summed
         return loss * self._coefficient
 
-    def taken(self) -> float:
-        """The auxiliary loss of the micro-batches since the last call, times their targets."""
+    def taken(self) -> torch.Tensor:
+        """The auxiliary loss of the micro-batches since the last call, times their targets, ()."""
         summed, self._summed = self._summed, None
-        return 0.0 if summed is None else summed.item()
+        return torch.zeros(()) if summed is None else summed.double()
 
 
 def router_loss(model: nn.Module) -> RouterLoss | None:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 )
 
 from aift_ray.models.decoder import decoder_blocks
+from aift_ray.models.shards_4bit import whole_on_paper
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.tensors import widened
 
@@ -66,7 +67,8 @@ def wrap(
     if offload:
         share = partial(share, offload_policy=CPUOffloadPolicy())
     for block in decoder_blocks(model):
-        share(widened(block), reshard_after_forward=not keep_weights)
+        with whole_on_paper(block, mesh, group.device):
+            share(widened(block), reshard_after_forward=not keep_weights)
     share(widened(module))
     register_fsdp_forward_method(module, "generate")
     if keep_gradients:

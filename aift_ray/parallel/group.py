@@ -73,6 +73,25 @@ class Group:
         result: list[float] = tensor.tolist()
         return result
 
+    def joined(self, *values: float | torch.Tensor) -> torch.Tensor:
+        """The same of numbers and tensors (), as a tensor (values,) that is not waited for.
+
+        It is on the device where that reduces it; gloo's workers meet in host memory.
+        """
+        on_device = self.device.type == "cuda" and (self.world == 1 or dist.get_backend() == "nccl")
+        device = self.device if on_device else _CPU
+        numbers = torch.tensor(
+            [0.0 if isinstance(value, torch.Tensor) else value for value in values],
+            dtype=torch.float64,
+            pin_memory=on_device,
+        ).to(device, non_blocking=True)
+        for at, value in enumerate(values):
+            if isinstance(value, torch.Tensor):
+                numbers[at] = value.detach().to(numbers)
+        if self.world > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
     def agree(self, value: T) -> T:
         """The value that rank 0 gives, on every worker."""
         if self.world == 1:

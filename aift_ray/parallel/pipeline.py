@@ -165,8 +165,8 @@ class Pipeline(nn.Module):
     def gradient_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
         """The norm of the gradients of all stages, in double precision."""
         own = [p for p in parameters if not (self._is_twin and p is self._shared)]
-        (square,) = self._group.sum(float(gradient_norm(own)) ** 2)
-        return torch.tensor(square / self._group.replicas, device=self._group.device).sqrt()
+        squares = self._group.joined(gradient_norm(own).double().square())
+        return (squares[0] / self._group.replicas).sqrt()
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Token ids that the model generates, the same on each worker."""

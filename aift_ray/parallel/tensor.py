@@ -10,7 +10,7 @@ gradients are summed over the workers. Source: Megatron-LM, arXiv:1909.08053 and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,62 +21,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.functional import dropout
 
-from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
-from aift_ray.models.experts_4bit import BLOCK
 from aift_ray.models.quantized import cut_4bit, is_held_in
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
+from aift_ray.planning.split import COLUMNS, FAMILIES, ROWS, unfit
 
-# model types whose blocks are laid out as the plan has it
-FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-_COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-_ROWS = ("o_proj", "down_proj")
+__all__ = ["FAMILIES", "unfit", "wrap"]
 # what PEFT puts between the name of a layer and its weights
 _COPIES = r"\.base_layer|\.original_module|\.modules_to_save\.default"
-_BY_COLUMNS = re.compile(rf"\.({'|'.join(_COLUMNS)}|lm_head)({_COPIES}|\.lora_B\.default)?$")
-_BY_ROWS = re.compile(rf"\.({'|'.join(_ROWS)})({_COPIES}|\.lora_A\.default)?$")
+_BY_COLUMNS = re.compile(rf"\.({'|'.join(COLUMNS)}|lm_head)({_COPIES}|\.lora_B\.default)?$")
+_BY_ROWS = re.compile(rf"\.({'|'.join(ROWS)})({_COPIES}|\.lora_A\.default)?$")
 _TABLE = re.compile(rf"\.embed_tokens({_COPIES})?$")
-
-
-def unfit(
-    config: Mapping[str, Any], parts: int, targets: list[str], quantized: bool = False
-) -> list[Problem]:
-    """Why a model can't be split into `parts`.
-
-    Args:
-        config: numbers of the model, as its config.json names them.
-        targets: names of the layers that get adapters, where the user gave any.
-        quantized: its linear layers are held in 4 bits.
-    """
-    kind = config["model_type"]
-    if kind not in FAMILIES:
-        what = f"tensor knows how to split {', '.join(FAMILIES)}, and the model is a {kind}"
-        return [Problem("parallel.strategy", what, "use --strategy fsdp")]
-    heads = config["num_attention_heads"]
-    numbers = {
-        "attention heads": heads,
-        "key and value heads": config.get("num_key_value_heads") or heads,
-        "feed-forward channels": config["intermediate_size"],
-    }
-    whole = ", ".join(f"{n} {name}" for name, n in numbers.items() if n % parts)
-    found = []
-    if whole:
-        what = f"{parts} workers can't share the model's {whole} evenly"
-        remedy = "give a size that divides them, or use --strategy fsdp"
-        found.append(Problem("parallel.tensor_parallel_size", what, remedy))
-    size = config.get("head_dim") or config["hidden_size"] // heads
-    shares = [config["hidden_size"], heads * size // parts, config["intermediate_size"] // parts]
-    cut = ", ".join(str(width) for width in shares if width % BLOCK)
-    if quantized and cut and not whole:
-        what = f"blocks of {BLOCK} weights in 4 bits share a scale, and don't fit rows of {cut}"
-        found.append(Problem("parallel.strategy", what, "use --strategy fsdp, or --method lora"))
-    others = [name for name in targets if name not in (*_COLUMNS, *_ROWS)]
-    if others:
-        what = f"tensor can't split adapters of {', '.join(others)}"
-        remedy = f"adapt {', '.join(_COLUMNS + _ROWS)} only, or use --strategy fsdp"
-        found.append(Problem("lora.target_modules", what, remedy))
-    return found
 
 
 def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:

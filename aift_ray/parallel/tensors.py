@@ -72,8 +72,10 @@ def clip_gradients(
     parameters: Iterable[torch.Tensor],
     limit: float,
     norm_of: Callable[[Iterable[torch.Tensor]], torch.Tensor] = gradient_norm,
-) -> float:
-    """Scale all gradients down to the norm `limit`, 0 for none; their norm before that.
+) -> torch.Tensor:
+    """Scale all gradients down to the norm `limit`, 0 for none; their norm before that, ().
+
+    A device is not waited for.
 
     Args:
         norm_of: the norm, where this process holds a part of the weights alone.
@@ -82,10 +84,15 @@ def clip_gradients(
     norm = norm_of(parameters)
     for (_, device), group in _alike(parameters).items():
         # in host memory a scale of 1 costs as much as any other; a device's would be waited for
-        if device.type == "cpu" and float(norm) + _EPSILON <= (limit or math.inf):
+        if in_host(device) and float(norm) + _EPSILON <= (limit or math.inf):
             continue
         clip_grads_with_norm_(group, limit or math.inf, norm)
-    return float(norm)
+    return norm
+
+
+def in_host(device: torch.device) -> bool:
+    """Whether tensors of a device are at hand without waiting for it."""
+    return device.type == "cpu"
 
 
 def sum_gradients(parameters: Iterable[torch.Tensor], group: dist.ProcessGroup | None) -> None:
@@ -132,7 +139,7 @@ def _sum_of_squares(tensor: torch.Tensor) -> torch.Tensor:
     torch's norm in double precision copies a tensor in host memory to fp64 and is 20 times slower
     than memory; sums of few squares in fp32, added in fp64, are as good.
     """
-    if tensor.device.type != "cpu" or tensor.dtype is not torch.float32:
+    if not in_host(tensor.device) or tensor.dtype is not torch.float32:
         return _in_double(tensor)
     flat = tensor.reshape(-1)
     rows, rest = divmod(flat.numel(), _CHUNK)

@@ -4,137 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from aift_ray.planning.overheads import with_overheads
+from aift_ray.planning.parts import FLOAT32, GIB, SCALE_BITS, Memory, Work, held_bytes, moments
 from aift_ray.planning.shape import Shape
 
-GIB = 2**30
-_FLOAT32 = 4
 # positions whose logits are in memory at once, in fp32: the logits and their gradient
 _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
-# bits of a quantized weight: of 4 bits, 64 weights share a scale of 8 bits, 256 scales one in fp32
-_HELD_BITS = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0}
-# where matrices are split, the scales of 4 bits are in fp32
-_SPLIT_BITS = 4 + 32 / 64
-# bytes of two moments of 8 bits: 256 weights share a scale in fp32 for each
-_MOMENTS_8BIT = 2 + 2 * _FLOAT32 / 256
 # bytes of a position's logits by token of the vocabulary
-LOGIT_BYTES = _FLOAT32 * _LOGIT_COPIES
+LOGIT_BYTES = FLOAT32 * _LOGIT_COPIES
+# of the numbers of a block's width that it keeps of a token: those in the width of the stream
+_STREAMED = 4
+# bytes of a number that dropout has left: itself in 16 bits, and whether it was left
+_DROPPED = 3
 
-
-def moments(trained: int, optimizer: str, full: bool = True) -> tuple[int, int]:
-    """Bytes of AdamW's two moments of `trained` weights on the device, and in host memory.
-
-    Paged moments are counted in the host, where they lie when the device is full. Matrices under
-    100,000 weights are never paged, so those of adapters are counted on the device.
-
-    Args:
-        optimizer: as the configuration names it.
-        full: whether whole matrices are trained.
-    """
-    size = round(trained * (_MOMENTS_8BIT if optimizer.endswith("8bit") else 2 * _FLOAT32))
-    return (0, size) if optimizer.startswith("paged") and full else (size, 0)
-
-
-def held_bytes(weights: int, width: int, bits: int | None) -> int:
-    """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
-    return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one worker by part, computed for training with AdamW.
-
-    Attributes:
-        gathered: weights of other workers, while they are used.
-        process: libraries and tokenizer, where the device is the host itself.
-        host: held in host memory instead of the device.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    gathered: int = 0
-    process: int = 0
-    host: int = 0
-
-    @property
-    def total(self) -> int:
-        """Sum of the parts on the device; the device's own overhead comes on top."""
-        return int(sum(vars(self).values())) - self.host
-
-    @property
-    def parts(self) -> str:
-        """The parts in words."""
-        sizes = {name: size for name, size in vars(self).items() if size or name == "weights"}
-        return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in sizes.items())
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a worker does, as far as its memory depends on it.
-
-    Attributes:
-        method: full, or lora for what only trains adapters.
-        rank: of LoRA; unused for method full.
-        tokens: of the longest micro-batch.
-        frozen_bytes: bytes of a weight that is not trained (2 in bf16, 4 in fp32); activations
-            have the same width.
-        checkpointing: whether activations are recomputed block by block.
-        base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
-        strategy, workers: what is shared out over how many.
-        whole: weights trained as a whole beside the adapters, a copy of those of the base.
-        apart: stages of a pipeline, devices of a model laid out over several, or workers that
-            split each matrix.
-        offload: shares of weights, gradients and optimizer state lie in host memory.
-        optimizer: as the configuration names it.
-        process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
-        targets: supervised tokens of a micro-batch at most, where that is known.
-        dropout: whether adapters drop inputs, on a CPU.
-    """
-
-    method: str
-    rank: int
-    tokens: int
-    frozen_bytes: int
-    checkpointing: bool
-    base_bits: int | None = None
-    strategy: str = "ddp"
-    workers: int = 1
-    whole: int = 0
-    apart: int = 1
-    offload: bool = False
-    optimizer: str = "adamw"
-    process: int = 0
-    targets: int | None = None
-    dropout: bool = False
-
-    @property
-    def full(self) -> bool:
-        """Whether the base is trained."""
-        return self.method == "full"
-
-    @property
-    def split(self) -> int:
-        """Workers that have a part of each matrix."""
-        return self.apart if self.strategy == "tensor" else 1
-
-    @property
-    def shares(self) -> int:
-        """Workers among whom weights, gradients or moments are shared out."""
-        return self.workers if self.strategy in ("fsdp", "zero1", "zero2", "zero3") else 1
-
-    @property
-    def held(self) -> float:
-        """Bytes of a weight of the blocks' linear layers while it is not in use."""
-        if self.base_bits == 4 and self.split > 1:
-            return _SPLIT_BITS / 8
-        return _HELD_BITS[self.base_bits] / 8 if self.base_bits else self.frozen_bytes
-
-    @property
-    def expert_held(self) -> float:
-        """The same of a weight of the experts, which bitsandbytes has no 8 bits for."""
-        return _HELD_BITS[4] / 8 if self.base_bits == 4 else self.frozen_bytes
+__all__ = ["GIB", "LOGIT_BYTES", "Memory", "Work", "held_bytes", "memories", "memory", "moments"]
 
 
 @dataclass(frozen=True)
@@ -154,19 +37,73 @@ class _Part:
 
 
 def memory(shape: Shape, work: Work) -> Memory:
-    """Memory of the worker, or device, that needs the most."""
+    """Memory of the worker, or device, that needs the most, when it needs the most."""
     return max(memories(shape, work), key=lambda need: need.total)
 
 
 def memories(shape: Shape, work: Work) -> list[Memory]:
-    """Memory of a worker; of each stage, where there are stages."""
+    """The same of a worker; of each stage, where there are stages."""
+    return [_most(each) for each in phases(shape, work)]
+
+
+def _most(each: dict[str, Memory]) -> Memory:
+    """Of the phases that which needs most of the device, with what any needs of the host."""
+    most = max(each.values(), key=lambda need: need.total)
+    return replace(most, host=max(need.host for need in each.values()))
+
+
+def phases(shape: Shape, work: Work) -> list[dict[str, Memory]]:
+    """Memory of a worker, or of each stage, while it loads, steps, saves and evaluates.
+
+    The trial of the longest micro-batch needs what a step does: moments are allocated before it.
+    """
     parts = [_Part(shape.layers, 1 if shape.tied else 2)]
     if work.strategy in ("pipeline", "model_parallel"):
         parts = _stages(shape, work.apart, work.strategy)
-    return [_need(shape, part, work) for part in parts]
+    return [
+        {name: with_overheads(need, work) for name, need in _phases(shape, part, work).items()}
+        for part in parts
+    ]
 
 
-def _need(shape: Shape, part: _Part, work: Work) -> Memory:
+def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
+    step, width = _step(shape, part, work), work.frozen_bytes
+    # of an evaluation nothing is kept for a backward pass
+    evaluate = replace(
+        step,
+        gradients=0,
+        activations=_block(shape, work) + (shape.largest * width if work.base_bits else 0),
+        logits=min(step.logits, _logits(shape, work, 0)),
+        cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
+    )
+    if not (work.gathers or work.split > 1):
+        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
+        if work.base_bits:
+            # each matrix is brought to the device before it is quantized
+            load = replace(load, activations=shape.largest * width)
+        return {"load": load, "step": step, "evaluate": evaluate}
+    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks;
+    # 4 bits are quantized there matrix by matrix, and what is not shared out yet is in the host
+    tables = part.tables * shape.vocabulary * shape.hidden * work.gathers
+    kept = FLOAT32 if work.full else width
+    inside = shape.linear_parameters // shape.layers * work.gathers
+    block = max(shape.largest if work.base_bits else inside, tables) * kept
+    matrices = shape.linear_parameters + shape.expert_parameters
+    waiting = held_bytes(matrices, width, work.base_bits) if work.base_bits else 0
+    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
+    load = replace(step, **empty, optimizer=0)
+    # what not all workers see is gathered tensor by tensor
+    save = replace(step, **empty)
+    largest = max(shape.largest, shape.vocabulary * shape.hidden) if work.full else 0
+    return {
+        "load": replace(load, gathered=block, host=max(load.host, waiting // work.shares)),
+        "step": step,
+        "save": replace(save, gathered=largest * FLOAT32),
+        "evaluate": evaluate,
+    }
+
+
+def _step(shape: Shape, part: _Part, work: Work) -> Memory:
     linear, loose, adapters = _counts(shape, part, work.rank, work.split)
     width = work.frozen_bytes
     experts = shape.expert_parameters * part.blocks // shape.layers
@@ -183,17 +120,20 @@ def _need(shape: Shape, part: _Part, work: Work) -> Memory:
         activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
     need = Memory(
-        weights=frozen + shape.beside * width + trained * _FLOAT32,
-        gradients=trained * _FLOAT32,
+        weights=frozen + shape.beside * width + trained * FLOAT32,
+        gradients=trained * FLOAT32,
         optimizer=on_device,
         activations=activations,
         logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
         process=work.process,
         host=in_host,
+        copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
     )
-    if work.shares == 1 and not work.offload:
+    if not work.gathers:
         return need
-    return _shared_out(need, work, shape.layers, blocks, loose * width)
+    scales = round((linear + experts) * SCALE_BITS / 8) if work.base_bits == 4 else 0
+    outside = loose * (FLOAT32 if work.full else width)
+    return _shared_out(need, work, shape.layers, blocks, loose * width, scales, outside)
 
 
 def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
@@ -241,17 +181,22 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
 
 
 def _activations(shape: Shape, part: _Part, work: Work) -> int:
-    tokens = work.tokens * work.frozen_bytes
-    # where matrices are split, so are the positions in between; two gathered copies come on top
-    inside = tokens * (10 * shape.hidden + 4 * shape.feed_forward + shape.routed)
-    if work.dropout and not work.full:
-        # of each adapter its input with gaps, and the gaps, which a CPU keeps in full width
-        inside += 2 * tokens * shape.adapted_inputs
-    inside //= work.split
-    block = inside + (tokens * 2 * shape.hidden if work.split > 1 else 0)
+    block = _block(shape, work)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block
-    return part.in_flight * part.blocks * tokens * shape.hidden // work.split + block
+    kept = work.tokens * work.stream_bytes * shape.hidden // work.split
+    return part.in_flight * part.blocks * kept + block
+
+
+def _block(shape: Shape, work: Work) -> int:
+    """Bytes that a block keeps for its backward pass."""
+    width = work.frozen_bytes
+    numbers = 10 * shape.hidden + 4 * shape.feed_forward + shape.routed
+    # where matrices are split, so are the positions in between; two gathered copies come on top
+    token = numbers * width + _STREAMED * shape.hidden * (work.stream_bytes - width)
+    token += round(shape.adapted_inputs * _DROPPED) if work.dropout and not work.full else 0
+    inside = work.tokens * token // work.split
+    return inside + (work.tokens * width * 2 * shape.hidden if work.split > 1 else 0)
 
 
 def _logits(shape: Shape, work: Work, width: int) -> int:
@@ -263,28 +208,44 @@ def _logits(shape: Shape, work: Work, width: int) -> int:
     tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
     logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
-    trained = _copied(width) + width + _FLOAT32 if width else 0
+    trained = _copied(width) + width + FLOAT32 if width else 0
     return logits + shape.vocabulary * shape.hidden * trained
+
+
+def _copied_of(size: int, work: Work) -> int:
+    """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
+    return size // (work.workers // max(work.apart, 1) or 1)
 
 
 def _copied(width: int) -> int:
     """Bytes of the copy of a trained weight in the `width` of the computation."""
-    return width if width < _FLOAT32 else 0
+    return width if width < FLOAT32 else 0
 
 
-def _shared_out(need: Memory, work: Work, layers: int, blocks: float, loose: int) -> Memory:
+def _shared_out(
+    need: Memory, work: Work, layers: int, blocks: float, loose: int, scales: int, outside: int
+) -> Memory:
     """The need of one of several who share a model out, or of one who keeps it in host memory.
 
     Args:
         blocks: bytes of the weights of all blocks, as they are gathered.
         loose: of all else.
+        scales: of 4-bit weights, which are whole on each worker.
+        outside: of all that is outside the blocks, in the width of its gradients.
     """
     # gathered besides: all blocks, or two of them, the one in use and the next
     used = 1.0 if work.strategy in ("zero1", "zero2") else min(1, 2 / layers)
     shared = need.gradients // work.shares
     gradients = need.gradients if work.strategy == "zero1" else shared
-    weights, optimizer = need.weights // work.shares, need.optimizer // work.shares
+    weights = (need.weights - scales) // work.shares + scales
+    optimizer = need.optimizer // work.shares
+    # FSDP gathers what is outside the blocks in one piece, as large as any, in a stream of its
+    # own, whose memory no other stream uses; of full training it reduces one in fp32 likewise
+    buffers = round(max(loose, blocks / layers))
+    if work.full:
+        buffers += round(max(outside, blocks / layers * FLOAT32 / work.frozen_bytes))
     need = replace(need, gathered=round(used * blocks) + loose)
+    need = replace(need, buffers=buffers if work.shares > 1 else 0)
     if not work.offload:
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
     # a block's gradient, and that of all else, before they are reduced and moved

@@ -96,6 +96,21 @@ class Shape:
         return max(a * b for a, b in (self.counted.linear if self.counted else self.linear_shapes))
 
     @property
+    def adapted_inputs(self) -> float:
+        """Numbers that go into the adapted linear layers of a block, of a token."""
+        if self.counted:
+            return sum(a for a, _ in self.counted.adapted) / self.layers
+        return sum(a for a, _ in self.linear_shapes)
+
+    def cache_bytes(self, width: int) -> int:
+        """Bytes of a token's keys and values in all layers; of a counted model at most.
+
+        Args:
+            width: bytes of a number.
+        """
+        return 2 * self.layers * self.kv_heads * self.head_size * width
+
+    @property
     def expert_parameters(self) -> int:
         """Parameters of the stacked weights of experts, which are no linear layers."""
         return sum(number * a * b for number, a, b in self._stacks)
@@ -170,13 +185,6 @@ class Shape:
         if self.counted:
             return sum(a * b for a, b in self.counted.linear)
         return self.layers * sum(a * b for a, b in self.linear_shapes)
-
-    @property
-    def adapted_inputs(self) -> int:
-        """Inputs of a block's layers that get adapters, added up."""
-        if self.counted:
-            return sum(inputs for inputs, _ in self.counted.adapted) // self.layers
-        return sum(inputs for inputs, _ in self.linear_shapes)
 
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of LoRA adapters; where not counted, on every linear layer of the blocks."""

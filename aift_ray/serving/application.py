@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from aift_ray import __version__
+from aift_ray.serving import anthropic, generate, openai, responses
 from aift_ray.serving import fleet as fleets
-from aift_ray.serving import generate, openai
+from aift_ray.serving.anthropic_body import CountRequest, MessagesRequest
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.fleet import Fleet
 from aift_ray.serving.guard import Guard
 from aift_ray.serving.keys import Keys
+from aift_ray.serving.outside import Outside
 from aift_ray.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -27,10 +29,12 @@ from aift_ray.serving.protocol import (
     TokenizeRequest,
     UnloadAdapterRequest,
 )
+from aift_ray.serving.responses_body import ResponsesRequest
 from aift_ray.serving.service import Service
 from aift_ray.serving.web import Page
 
 log = logging.getLogger(__name__)
+NOWHERE_ELSE = Outside()
 
 
 def build(
@@ -39,6 +43,7 @@ def build(
     adapter_folder: str | None,
     keys: Keys | None,
     start: Callable[[], Awaitable[None]],
+    outside: Outside = NOWHERE_ELSE,
 ) -> FastAPI:
     """The application.
 
@@ -47,6 +52,7 @@ def build(
         adapter_folder: of the adapters that may be loaded while it runs.
         keys: None: nobody is asked for one.
         start: called once, before the first request.
+        outside: how clients see the server.
     """
 
     @asynccontextmanager
@@ -66,6 +72,7 @@ def build(
     app.add_middleware(Guard, keys=keys)
     # the last one sees a request first
     app.add_middleware(Page, asks_key=keys is not None)
+    outside.add_to(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -84,6 +91,18 @@ def _add_openai(app: FastAPI, service: Callable[[], Service]) -> None:
     @app.post("/v1/completions", responses=_ERRORS)
     async def completions(body: CompletionRequest) -> Response:
         return await openai.complete(service(), body)
+
+    @app.post("/v1/responses", responses=_ERRORS)
+    async def respond(body: ResponsesRequest) -> Response:
+        return await responses.respond(service(), body)
+
+    @app.post("/v1/messages", responses=_ERRORS)
+    async def message(body: MessagesRequest) -> Response:
+        return await anthropic.message(service(), body)
+
+    @app.post("/v1/messages/count_tokens", responses=_ERRORS)
+    async def count(body: CountRequest) -> Response:
+        return JSONResponse(anthropic.count(service(), body))
 
     @app.get("/v1/models", responses=_ERRORS)
     async def models() -> Response:
@@ -129,14 +148,15 @@ def _add_fleet(
 
 
 async def _api_error(request: Request, error: Any) -> Response:
-    response: Response = error.response()
+    response: Response = error.response(request.url.path)
     return response
 
 
 async def _http_error(request: Request, error: Any) -> Response:
     messages = {404: f"there is no route {request.url.path}", 405: "the route has other methods"}
     message = messages.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=error.headers).response()
+    failure = ApiError(error.status_code, message, headers=error.headers)
+    return failure.response(request.url.path)
 
 
 async def _invalid(request: Request, error: Any) -> Response:
@@ -148,7 +168,12 @@ async def _invalid(request: Request, error: Any) -> Response:
         if not (kind.endswith("_type") and any(o.startswith(f"{where}.") for _, o, _ in details))
     ]
     message = "; ".join(f"{where}: {what}" if where else what for where, what in problems[:20])
-    return ApiError(400, message, problems[0][0] or None, "invalid_value").response()
+    failure = ApiError(400, message, problems[0][0] or None, "invalid_value")
+    return failure.response(request.url.path)
+
+
+# how pydantic names the members of unions
+_KINDS = {"str", "message", "function_call", "function_call_output", "reasoning"}
 
 
 def _problem(detail: dict[str, Any]) -> tuple[str, str]:
@@ -158,7 +183,7 @@ def _problem(detail: dict[str, Any]) -> tuple[str, str]:
     if not place and detail["type"] in ("missing", "model_attributes_type"):
         return "", "send a JSON object, with the header 'Content-Type: application/json'"
     # a union names the kinds that were tried
-    names = [part for part in place if "[" not in part and part not in ("str",)]
+    names = [part for part in place if "[" not in part and part not in _KINDS]
     if detail["type"] == "extra_forbidden":
         return ".".join(names), "there is no such field, or it is not supported"
     if detail["type"] == "none_required":
@@ -168,7 +193,7 @@ def _problem(detail: dict[str, Any]) -> tuple[str, str]:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.exception("a request failed", exc_info=error)
-    return ApiError(500, "the server failed at this request").response()
+    return ApiError(500, "the server failed at this request").response(request.url.path)
 
 
 _SHAPE = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.prefixes import Prefix, Prefixes
 from aift_ray.serving.requests import Request, Token
-from aift_ray.serving.rows import RowsCache, States
+from aift_ray.serving.rows import AHEAD, RowsCache, States
 from aift_ray.serving.sampling import Chooser
 
 # prompt tokens read between two steps: long prompts must not hold up the other answers
@@ -20,7 +22,7 @@ PIECE = 512
 
 @dataclass
 class Row:
-    """A request that has a slot.
+    """A request that has a slot, or had one and waits for another.
 
     Attributes:
         length: tokens whose keys are cached.
@@ -32,6 +34,11 @@ class Row:
     chooser: Chooser
     length: int = 0
     answer: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What has to be read before the next token: the prompt, and an answer that goes on."""
+        return self.request.prompt + self.answer
 
 
 # what a row's turn came to
@@ -54,6 +61,17 @@ class Batch:
         self._cache = RowsCache(model.config)
         self._reading: list[Row] = []
         self._read = RowsCache(model.config)
+        self._after: Callable[[], None] | None = None
+
+    def tokens_with(self, *lengths: int) -> int:
+        """Tokens, padding and room to grow included, whose keys and values would be held.
+
+        Args:
+            lengths: of rows that would come.
+        """
+        held = [row.length or len(row.tokens) for row in (*self.rows, *self._reading)]
+        columns = [*held, *lengths]
+        return len(columns) * (max(columns) + 1 + AHEAD) if columns else 0
 
     @property
     def cached_tokens(self) -> int:
@@ -65,18 +83,20 @@ class Batch:
         """The rows whose prompts are being read."""
         return self._reading
 
-    def new_tokens(self, request: Request) -> int:
-        """Tokens of its prompt that no earlier request has computed."""
-        return len(request.prompt) - self._earlier(request)[1]
+    def new_tokens(self, tokens: list[int], adapter: str) -> int:
+        """How many of the tokens to read no earlier request has computed."""
+        return len(tokens) - self._earlier(tokens, adapter)[1]
 
     def begin(self, rows: list[Row]) -> None:
         """Start to read prompts: several whose new tokens fit a piece together, or a single one."""
         # rows of the same adapter side by side, see Mixed
         rows = sorted(rows, key=lambda row: row.request.adapter)
         self._reading, self._read = rows, RowsCache(self._model.config)
-        longest = max(len(row.request.prompt) for row in rows)
-        found = [self._earlier(row.request) for row in rows]
-        fronts = [longest - len(row.request.prompt) for row in rows]
+        tokens = [row.tokens for row in rows]
+        longest = max(map(len, tokens))
+        pairs = zip(tokens, rows, strict=True)
+        found = [self._earlier(known, row.request.adapter) for known, row in pairs]
+        fronts = [longest - len(known) for known in tokens]
         # all rows are read from the same column on
         start = min(front + same for front, (_, same) in zip(fronts, found, strict=True))
         if not start:
@@ -89,15 +109,19 @@ class Batch:
                 parts.append(None)
         self._read.begin(parts, start)
 
-    def _earlier(self, request: Request) -> tuple[Prefix | None, int]:
-        return self._prefixes.find(self._adapters.content(request.adapter), request.prompt)
+    def _earlier(self, tokens: list[int], adapter: str) -> tuple[Prefix | None, int]:
+        return self._prefixes.find(self._adapters.content(adapter), tokens)
 
     def read(self) -> list[Told]:
-        """Read a piece of the prompts; the first tokens of the answers once all is read."""
-        rows, lengths = self._reading, [len(row.request.prompt) for row in self._reading]
+        """Read a piece of the prompts; the next tokens of the answers once all is read.
+
+        `settle` has to follow; these are to be told whether it fails or not.
+        """
+        rows, known = self._reading, [row.tokens for row in self._reading]
+        lengths = [len(each) for each in known]
         start, longest = self._read.columns, max(lengths)
         end = min(longest, start + max(PIECE // len(rows), 1))
-        padded = [[0] * (longest - len(row.request.prompt)) + row.request.prompt for row in rows]
+        padded = [[0] * (longest - len(each)) + each for each in known]
         places = torch.arange(start, end)[None] - (longest - torch.tensor(lengths)[:, None])
         mask = _mask(lengths, longest, end)
         ids = torch.tensor([each[start:end] for each in padded])
@@ -107,6 +131,16 @@ class Batch:
         if end < longest:
             return []
         told = [(row, self._next(row, logits[at : at + 1])) for at, row in enumerate(rows)]
+        self._after = partial(self._join, rows, lengths, told)
+        return told
+
+    def settle(self) -> None:
+        """Let rows whose answers are finished leave, and those whose prompts are read come in."""
+        if self._after:
+            after, self._after = self._after, None
+            after()
+
+    def _join(self, rows: list[Row], lengths: list[int], told: list[Told]) -> None:
         kept = _going_on(told)
         self._remember(rows, kept, self._read)
         if kept:
@@ -115,10 +149,9 @@ class Batch:
             self._cache.join(self._read)
             self.rows += [rows[at] for at in kept]
         self._reading, self._read = [], RowsCache(self._model.config)
-        return told
 
     def step(self) -> list[Told]:
-        """One token for every row; rows that are finished leave."""
+        """One token for every row; `settle` has to follow, as after `read`."""
         lengths = [row.length + 1 for row in self.rows]
         ids = torch.tensor([[row.answer[-1]] for row in self.rows])
         places = torch.tensor([[row.length] for row in self.rows])
@@ -129,7 +162,7 @@ class Batch:
         for at, row in enumerate(self.rows):
             row.length += 1
             told.append((row, self._next(row, logits[at : at + 1], likeliest[at])))
-        self._keep(_going_on(told))
+        self._after = lambda: self._keep(_going_on(told))
         return told
 
     def _next(

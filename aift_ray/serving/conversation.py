@@ -84,6 +84,9 @@ class ChatMessage(OpenAIBody):
     tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
     tool_call_id: Text | None = None
     refusal: Text | None = None
+    # what a model that thinks has thought before its answer, as other servers call it too
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
     # OpenAI's older form of tool_calls; no answer here has one
     function_call: None = None
     # what a client repeats of an answer, or tells other servers; no template reads it
@@ -98,7 +101,8 @@ class ChatMessage(OpenAIBody):
     @classmethod
     def _there(cls, value: Any, info: ValidationInfo) -> Any:
         # what was wrong itself is not among the data, and is told already
-        others = [info.data.get(name, "wrong") for name in ("tool_calls", "refusal")]
+        names = ("tool_calls", "refusal", "reasoning_content", "reasoning")
+        others = [info.data.get(name, "wrong") for name in names]
         if value is None and not any(others):
             raise ValueError("is needed")
         return value
@@ -118,13 +122,20 @@ class ChatMessage(OpenAIBody):
             return self.refusal or ""
         return "".join(part.said() for part in self.content)
 
+    def thought(self) -> str:
+        """What an assistant has thought before its answer; "" where nothing."""
+        said = self.reasoning_content or self.reasoning or ""
+        return said if self.role == "assistant" else ""
+
     def further(self) -> str:
-        """What a template may read beside role and content, in JSON."""
+        """What a template may read beside role, content and thought, in JSON."""
         found: dict[str, Any] = {}
         if self.tool_calls:
             found["tool_calls"] = [each.for_template() for each in self.tool_calls]
         if self.tool_call_id is not None:
             found["tool_call_id"] = self.tool_call_id
+        if self.name:
+            found["name"] = self.name
         return json.dumps(found, ensure_ascii=False) if found else ""
 
 

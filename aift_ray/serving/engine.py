@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,59 +18,20 @@ from transformers import PreTrainedModel
 
 from aift_ray.models.folders import batched_context
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row
+from aift_ray.serving.batch import PIECE, Batch, Row, Told
+from aift_ray.serving.kv_memory import budget, is_out_of_memory
 from aift_ray.serving.prefixes import Prefixes
-from aift_ray.serving.requests import (
-    EngineError,
-    Figures,
-    QueueFull,
-    Request,
-    Token,
-)
+from aift_ray.serving.requests import Figures, QueueFull, Request, Token
+from aift_ray.serving.rows import AHEAD
 from aift_ray.serving.sampling import Chooser
+from aift_ray.serving.scoring import score
+from aift_ray.serving.token_stream import TokenStream
 from aift_ray.utils import heap
 
 log = logging.getLogger(__name__)
 
 # seconds of work after which freed memory is given back
 TRIM = 60.0
-
-
-@dataclass
-class _Stream:
-    """The tokens of one request, handed from the engine's thread to the event loop."""
-
-    key: int
-    request: Request
-    engine: TransformersEngine
-    loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
-    over: bool = False
-
-    async def __aiter__(self) -> AsyncIterator[Token]:
-        try:
-            while not self.over:
-                item = await self.queue.get()
-                if isinstance(item, Exception):
-                    self.over = True
-                    raise EngineError(f"the engine failed: {item}") from item
-                self.over = item.finish is not None
-                yield item
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Stop working on it and free its slot."""
-        if not self.over:
-            self.over = True
-            self.engine._cancel(self.key)
-
-    def put(self, item: Token | Exception) -> None:
-        """Called in the engine's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
-        except RuntimeError:
-            log.debug("the event loop of a request is closed")
 
 
 class TransformersEngine:
@@ -81,21 +42,38 @@ class TransformersEngine:
         slots: requests that are worked on at a time.
         max_queue: requests that may wait for a slot.
         prefix_memory: bytes for keys and values of earlier requests, for prompts that begin alike.
+        kv_memory: bytes for those of the requests that are worked on; None: what the device has.
+
+    Attributes:
+        budget: tokens whose keys and values may be held at once.
+
+    Raises:
+        ConfigError: that memory holds no request.
     """
 
+    holds_thoughts = True
+
     def __init__(
-        self, model: PreTrainedModel, slots: int, max_queue: int, prefix_memory: int = 0
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        max_queue: int,
+        prefix_memory: int = 0,
+        kv_memory: int | None = None,
     ) -> None:
         config: Any = model.config.get_text_config(decoder=True)
         self.vocabulary: int = config.vocab_size
-        self.context: int = batched_context(model.config) or 2**31
+        self.budget = self._limit = budget(model, kv_memory, prefix_memory)
+        # a request larger than that is refused before it is queued
+        context = batched_context(model.config) or 2**31
+        self.context: int = min(context, self.budget - AHEAD - 1)
         self._slots, self._max_queue = slots, max_queue
         self._model, self._device = model, model.device
         self._adapters = Adapters(model)
         self._prefixes = Prefixes(prefix_memory)
         self._batch = Batch(model, self._adapters, self._prefixes)
-        self._waiting: deque[_Stream] = deque()
-        self._working: dict[int, _Stream] = {}
+        self._waiting: deque[TokenStream] = deque()
+        self._working: dict[int, TokenStream] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._keys = itertools.count()
         self._changed = threading.Condition()
@@ -103,7 +81,7 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> _Stream:
+    def submit(self, request: Request) -> TokenStream:
         """Queue a request.
 
         Raises:
@@ -113,7 +91,9 @@ class TransformersEngine:
             free = self._slots - len(self._working)
             if len(self._waiting) >= self._max_queue + max(0, free):
                 raise QueueFull(f"{self._max_queue} requests wait already")
-            stream = _Stream(next(self._keys), request, self, asyncio.get_running_loop())
+            stream = TokenStream(
+                next(self._keys), request, self._cancel, asyncio.get_running_loop()
+            )
             if not self.alive():
                 stream.put(RuntimeError("it is stopped"))
                 return stream
@@ -151,7 +131,7 @@ class TransformersEngine:
             self._changed.notify()
         self._thread.join(60)
 
-    def _streams(self) -> list[_Stream]:
+    def _streams(self) -> list[TokenStream]:
         with self._changed:
             return [*self._waiting, *self._working.values()]
 
@@ -184,10 +164,12 @@ class TransformersEngine:
                     self._turn()
                 except Exception as error:
                     # the rows share one cache, so none of them can be trusted any more
-                    log.exception("a step failed")
-                    self._fail(error)
+                    if not (is_out_of_memory(error) and self._start_again()):
+                        log.exception("a step failed")
+                        self._fail(error)
                 if time.monotonic() - trimmed >= TRIM:
                     heap.trim()
+                    self._limit = min(self.budget, self._limit * 5 // 4)
                     trimmed = time.monotonic()
         self._fail(RuntimeError("it was stopped"))
 
@@ -203,13 +185,12 @@ class TransformersEngine:
             self._call()
             self._admit()
             if self._batch.reading:
-                for row, told in self._batch.read():
-                    self._tell(row, told)
+                self._tell_all(self._batch.read())
             if self._batch.reading:
                 break
+        self._make_room()
         if self._batch.rows:
-            for row, told in self._batch.step():
-                self._tell(row, told)
+            self._tell_all(self._batch.step())
 
     def _call(self) -> None:
         while self._calls:
@@ -225,33 +206,91 @@ class TransformersEngine:
         rows: list[Row] = []
         for stream in self._next_ones():
             try:
-                rows.append(Row(stream.key, stream.request, Chooser(stream.request, self._device)))
+                if stream.request.scores and not stream.row:
+                    stream.scored = score(self._model, self._adapters, stream.request)
+                rows.append(stream.row or self._new_row(stream))
             except Exception as error:
                 del self._working[stream.key]
                 stream.put(error)
         if rows:
             self._batch.begin(rows)
 
-    def _next_ones(self) -> list[_Stream]:
+    def _new_row(self, stream: TokenStream) -> Row:
+        stream.row = Row(stream.key, stream.request, Chooser(stream.request, self._device))
+        return stream.row
+
+    def _next_ones(self) -> list[TokenStream]:
         """Those whose turn it is and whose prompts can be read together."""
-        found: list[_Stream] = []
-        longest = 0
+        found: list[TokenStream] = []
+        longest, lengths = 0, list[int]()
         with self._changed:
             # a client that has left comes before those that ask after it
             while not self._calls and self._waiting and len(self._working) < self._slots:
-                longest = max(longest, self._batch.new_tokens(self._waiting[0].request))
+                stream = self._waiting[0]
+                tokens = stream.tokens
+                longest = max(longest, self._batch.new_tokens(tokens, stream.request.adapter))
                 if found and longest * (len(found) + 1) > PIECE:
                     break
-                stream = self._waiting.popleft()
-                self._working[stream.key] = stream
+                lengths.append(len(tokens))
+                if self._working and self._batch.tokens_with(*lengths) > self._limit:
+                    break
+                self._working[stream.key] = self._waiting.popleft()
                 found.append(stream)
         return found
+
+    def _make_room(self) -> None:
+        """Have the newest requests wait where all together would not fit the memory any more."""
+        while len(self._working) > 1 and self._batch.tokens_with() > self._limit:
+            newest = max(self._working)
+            self._batch.drop(newest)
+            self._wait_again([newest])
+
+    def _wait_again(self, keys: list[int]) -> None:
+        """Put requests before all others that wait; they are read again, and go on."""
+        with self._changed:
+            for key in sorted(keys, reverse=True):
+                stream = self._working.pop(key)
+                if stream.row:
+                    stream.row.length = 0
+                self._waiting.appendleft(stream)
+
+    def _start_again(self) -> bool:
+        """After an error of memory: drop all keys and values, and hold fewer from now on.
+
+        Returns:
+            whether the requests wait for another turn; a single one has no use of it.
+        """
+        if len(self._working) <= 1:
+            # whatever it was that did not fit is gone with it
+            self._limit = self.budget
+            return False
+        used = min(self._limit, self._batch.tokens_with())
+        self._limit = used * 4 // 5
+        log.warning(
+            "memory is full: %d tokens at once are too many, %d are tried", used, self._limit
+        )
+        self._prefixes.clear()
+        self._batch = Batch(self._model, self._adapters, self._prefixes)
+        self._wait_again([*self._working])
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def _tell_all(self, told: list[Told]) -> None:
+        try:
+            # what is kept of an answer is there when its client is told its end
+            self._batch.settle()
+        finally:
+            for row, each in told:
+                self._tell(row, each)
 
     def _tell(self, row: Row, told: Token | Exception) -> None:
         stream = self._working.get(row.key)
         if isinstance(told, Exception) or told.finish:
             self._working.pop(row.key, None)
         if stream:
+            if stream.scored and isinstance(told, Token):
+                told, stream.scored = replace(told, prompt=stream.scored), ()
             stream.put(told)
 
     def _fail(self, error: Exception) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+# the routes whose errors have Anthropic's shape
+ANTHROPIC = "/v1/messages"
+
 
 class ApiError(Exception):
     """An answer that is an error.
@@ -35,9 +38,20 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> Response:
-        """As an HTTP response; names may hold any character, so all is written in ASCII."""
-        content = json.dumps(self.body()).encode("ascii")
+    def anthropics(self) -> dict[str, Any]:
+        """The error as Anthropic writes it."""
+        kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else _INVALID)
+        where = f"{self.param}: " if self.param and not self.message.startswith(self.param) else ""
+        return {"type": "error", "error": {"type": kind, "message": where + self.message}}
+
+    def response(self, path: str = "") -> Response:
+        """As an HTTP response; names may hold any character, so all is written in ASCII.
+
+        Args:
+            path: of the route, which may have a shape of its own.
+        """
+        told = self.anthropics() if path.startswith(ANTHROPIC) else self.body()
+        content = json.dumps(told).encode("ascii")
         return Response(content, self.status, self.headers, "application/json")
 
 

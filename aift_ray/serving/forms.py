@@ -64,13 +64,17 @@ class ChatForm(Form):
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """A whole answer."""
-        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.thought:
+            message |= {"content": piece.text or None, "reasoning_content": piece.thought}
         return self._choice(index, "message", message, piece)
 
     def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
-        """The role first, then text, then why it ended."""
+        """The role first, then the thought and the text, then why it ended."""
         if first:
             yield self._chunk(index, {"role": "assistant", "content": ""}, Piece(""))
+        if piece.thought:
+            yield self._chunk(index, {"reasoning_content": piece.thought}, Piece(""))
         if piece.text or piece.tokens:
             told = Piece(piece.text, piece.tokens)
             yield self._chunk(index, {"content": piece.text}, told)
@@ -138,13 +142,31 @@ class ToolForm(ChatForm):
 
 
 class TextForm(Form):
-    """Completions."""
+    """Completions.
+
+    Args:
+        logprobs: whether they are told.
+        echoed: what stands before each answer.
+    """
 
     prefix = "cmpl"
     object_ = chunk_object = "text_completion"
 
+    def __init__(
+        self,
+        tokens: TokenBytes,
+        model: str,
+        logprobs: bool = False,
+        echoed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(tokens, model)
+        self._wants_logprobs = logprobs
+        self._echoed = dict(enumerate(echoed))
+
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A whole answer."""
+        """A whole answer, behind its prompt where that is wanted."""
+        text = self._echoed.pop(index, "") + piece.text
+        piece = replace(piece, text=text, tokens=piece.prompt + piece.tokens)
         return {
             "index": index,
             "text": piece.text,
@@ -158,7 +180,7 @@ class TextForm(Form):
 
     def _logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
         tokens = piece.tokens
-        if not tokens or tokens[0].logprob is None:
+        if not tokens or not self._wants_logprobs:
             return None
         answer = self.told(index)
         said = [answer.next(token.id, piece.text) for token in tokens]
@@ -166,7 +188,10 @@ class TextForm(Form):
         return {
             "tokens": texts,
             "token_logprobs": [_finite(token.logprob) for token in tokens],
-            "top_logprobs": [self._top(token) for token in tokens],
+            # nothing comes before the first token of a prompt
+            "top_logprobs": [
+                None if token.logprob is None else self._top(token) for token in tokens
+            ],
             "text_offset": [at for _, at in said],
         }
 

@@ -9,10 +9,12 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from aift_ray.serving import stream
+from aift_ray.serving.answer import Answer
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.protocol import GenerateRequest, TokenizeRequest
 from aift_ray.serving.requests import Request, Sampling
-from aift_ray.serving.service import Answer, Service
+from aift_ray.serving.service import Service
+from aift_ray.serving.text import Piece
 
 
 async def generate(service: Service, body: GenerateRequest) -> Response:
@@ -29,21 +31,27 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
         seed=body.seed,
     )
     stop_ids = frozenset(service.encoder.stop_ids)
-    [answer] = service.start(Request(prompt, room, stop_ids, sampling, adapter), ())
+    request = Request(prompt, room, stop_ids, sampling, adapter)
+    [answer] = service.start(request, (), thinks=True)
     if body.stream:
         return await stream.begun(_events(answer, len(prompt)))
     piece = await answer.whole()
-    return JSONResponse({"text": piece.text, "usage": stream.usage(len(prompt), [answer])})
+    return JSONResponse(_told(piece) | {"usage": stream.usage(len(prompt), [answer])})
 
 
 async def _events(answer: Answer, prompt_tokens: int) -> AsyncGenerator[bytes]:
     async with aclosing(answer.pieces()) as pieces:
         async for piece in pieces:
-            told: dict[str, Any] = {"text": piece.text}
+            told = _told(piece)
             if piece.finish:
                 told |= {"usage": stream.usage(prompt_tokens, [answer])}
             yield stream.event(told)
     yield b"data: [DONE]\n\n"
+
+
+def _told(piece: Piece) -> dict[str, Any]:
+    thought = {"reasoning_content": piece.thought} if piece.thought else {}
+    return {"text": piece.text} | thought
 
 
 def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:

@@ -24,6 +24,9 @@ _OPTIONS: Any = (
 )
 
 
+_LARGEST = 2**63
+
+
 class GrammarError(ValueError):
     """Why a schema can't be followed."""
 
@@ -61,6 +64,7 @@ class Grammars:
             self._tokenizer = from_tokenizer(self._source, n_vocab, self._stop_ids)
         if not isinstance(schema.get("x-guidance", {}), dict):
             raise GrammarError("x-guidance has to be an object")
+        _check_numbers(schema)
         try:
             check_references(schema)
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
@@ -74,6 +78,20 @@ class Grammars:
         if not _begins(matcher, self._stop_ids):
             raise GrammarError("no value satisfies it")
         return SchemaGrammar(_with_options(schema), matcher)
+
+
+def _check_numbers(part: Any) -> None:
+    """GrammarError for an integer that llguidance has no exact form of.
+
+    The least one of 64 bits ends the whole process: it is negated there without end.
+    """
+    level = [part]
+    while level:
+        each = level.pop()
+        if isinstance(each, dict | list):
+            level += each.values() if isinstance(each, dict) else each
+        elif isinstance(each, int) and abs(each) >= _LARGEST:
+            raise GrammarError(f"the integer {str(each)[:25]} has more than 63 bits")
 
 
 class SchemaGrammar:

@@ -29,14 +29,15 @@ class Guard:
             message = "give a valid API key: 'Authorization: Bearer KEY'"
             asked = {"WWW-Authenticate": "Bearer"}
             error = ApiError(401, message, None, "invalid_api_key", asked)
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         body = None
         if _declared(headers.get(b"content-length")) <= BODY_LIMIT:
             body = await _body(receive)
         if body is None:
             message = f"the body may have {BODY_LIMIT:,} bytes at most"
-            await ApiError(413, message, None, "body_too_large").response()(scope, receive, send)
+            error = ApiError(413, message, None, "body_too_large")
+            await error.response(scope["path"])(scope, receive, send)
             return
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
@@ -46,8 +47,11 @@ class Guard:
         if self._keys is None or (scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")):
             return True
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            # as Anthropic's clients send it
+            key = headers.get(b"x-api-key", b"")
         text = key.strip().decode("utf-8", "surrogateescape")
-        return scheme.lower() == b"bearer" and self._keys.accepts(text)
+        return bool(text) and self._keys.accepts(text)
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -19,12 +19,13 @@ from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.serving import adapters, choice
+from aift_ray.serving.answer import Limits
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.recorded import Recorded, record
 from aift_ray.serving.requests import Engine
 from aift_ray.serving.rows import RowsCache
-from aift_ray.serving.service import Limits, Service
+from aift_ray.serving.service import Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -183,8 +184,9 @@ def _transformers(checked: Checked) -> Engine:
     # else transformers puts quantized weights on the first GPU it sees, reserved or not
     place = {"": checked.device}
     model = loading.load_model(checked.location, checked.dtype, attention, quantization, place)
-    memory = memory_bytes(serving.prefix_memory)
-    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory)
+    memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory
+    held = None if given is None else memory_bytes(given)
+    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory, held)
 
 
 async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:

@@ -50,7 +50,7 @@ class _Sampled(OpenAIBody):
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -90,9 +90,12 @@ class ChatRequest(_Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    # of models that think, where their templates read it
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=2**31)] | None = None
     # what is not done here, at the values that ask for none of it
     modalities: list[Literal["text"]] | None = None
-    reasoning_effort: Literal["none", "medium"] | None = None
     verbosity: Literal["medium"] | None = None
     function_call: Literal["none", "auto"] | None = None
     functions: None = None
@@ -109,7 +112,8 @@ class CompletionRequest(_Sampled):
     """
 
     prompt: Text | list[TokenNumber] | Prompts | None
-    echo: Literal[False] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # what is not done here, at the values that ask for none of it
     best_of: Literal[1] | None = None
@@ -130,7 +134,7 @@ class GenerateRequest(Body):
     model: Text | None = None
     max_new_tokens: Tokens | None = None  # 512, or what the context leaves
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    top_p: Annotated[float, Field(ge=0, le=1)] = 0.9
     top_k: Annotated[int, Field(ge=0, le=2**31)] = 50
     do_sample: bool = True
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -67,11 +67,12 @@ class Request:
 
     Attributes:
         prompt: token ids, at least one.
-        max_tokens: of the answer.
+        max_tokens: of the answer; 0: one is made, and not told.
         stop_ids: each ends the answer and is not part of it.
         adapter: name of a loaded adapter, or BASE.
         top_logprobs: how many likeliest tokens are told with each token; None: no probabilities.
         grammar: what the answer is held to.
+        scores: whether the first token comes with the prompt's.
     """
 
     prompt: list[int]
@@ -81,6 +82,7 @@ class Request:
     adapter: str = BASE
     top_logprobs: int | None = None
     grammar: Grammar | None = None
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,14 @@ class Token:
         logprob: of the model itself, before penalties and temperature; None where not asked for.
         top: the likeliest tokens and their logprobs.
         finish: why the answer ends with this token; "stop": this is the token that ended it.
+        prompt: with the first token of a request that `scores`: those of the prompt.
     """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     finish: Finish | None = None
+    prompt: tuple[Token, ...] = ()
 
 
 @dataclass
@@ -139,6 +143,8 @@ class Engine(Protocol):
 
     vocabulary: int
     context: int
+    # whether a Constraint of ours is asked at each token
+    holds_thoughts: bool
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. QueueFull where too many wait."""

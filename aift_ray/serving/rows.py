@@ -22,7 +22,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 States = dict[int, Pair]
 
 # columns allocated ahead: appending to transformers' own layers copies them whole at every step
-_AHEAD = 64
+AHEAD = 64
 
 
 class RowsLayer(DynamicLayer):
@@ -55,7 +55,7 @@ class RowsLayer(DynamicLayer):
         end = start + key_states.shape[2]
         if not self._buffers or self._buffers[0].shape[2] < end:
             pairs = ((self.keys, key_states), (self.values, value_states))
-            self._buffers = [_grown(old, new, start, end + _AHEAD) for old, new in pairs]
+            self._buffers = [_grown(old, new, start, end + AHEAD) for old, new in pairs]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = new
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
@@ -84,6 +84,12 @@ class RowsCache(DynamicCache):
     def columns(self) -> int:
         """Length of the longest row."""
         return max((layer.get_seq_length() for layer in self._rows), default=0)
+
+    @property
+    def bytes_of_a_column(self) -> int:
+        """Bytes of the keys and values of a token of one row."""
+        filled = [(layer.keys, layer.values) for layer in self._filled()]
+        return sum(each[0, :, 0].nbytes for pair in filled for each in pair)
 
     def keep(self, rows: list[int], columns: int) -> None:
         """Drop all rows but these, and all columns but the last `columns`."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,19 @@ from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.tools import takes_tools
 from aift_ray.errors import ModelError, Problem
 from aift_ray.serving import adapters
+from aift_ray.serving.answer import USUAL, Answer, Limits
 from aift_ray.serving.conversation import ChatMessage
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.grammar import Grammars
 from aift_ray.serving.metrics import Meter
 from aift_ray.serving.recorded import Recorded, digest, same_name
-from aift_ray.serving.requests import BASE, Engine, EngineError, QueueFull, Request, Stream
-from aift_ray.serving.text import Piece, TextMaker
+from aift_ray.serving.requests import BASE, Engine, QueueFull, Request
+from aift_ray.serving.template_options import TemplateOptions
+from aift_ray.serving.text import TextMaker
+from aift_ray.serving.thoughts import thinking_of
 from aift_ray.serving.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that a request may take in all, and between two tokens (waiting included)."""
-
-    request_s: float = 600.0
-    idle_s: float = 120.0
 
 
 class Service:
@@ -56,7 +50,7 @@ class Service:
         encoder: PromptEncoder,
         location: str,
         name: str,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
         replica: str = "",
     ) -> None:
         self.engine, self.encoder, self.location = engine, encoder, location
@@ -64,10 +58,12 @@ class Service:
         self.adapters: list[str] = []
         self._changing = asyncio.Lock()
         self._takes_tools = takes_tools(encoder.tokenizer)
+        self.template = TemplateOptions(encoder.tokenizer)
         self.created = int(time.time())
         self.grammars = Grammars(encoder.tokenizer, engine.vocabulary, encoder.stop_ids)
         self.meter = Meter(engine, replica)
         self.token_bytes = TokenBytes(encoder.tokenizer)
+        self.thinking = thinking_of(encoder.tokenizer, self.token_bytes)
 
     def adapter(self, model: str) -> str:
         """The engine's name of what a client calls `model`; ApiError 404 where there is none."""
@@ -132,12 +128,23 @@ class Service:
         return self.meter.families()
 
     def chat_prompt(
-        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Ids of a conversation; ApiError 400 where the template refuses it."""
+        """Ids of a conversation; ApiError 400 where the template refuses it.
+
+        Args:
+            options: further variables of the template.
+        """
+        thinks = self.template.thought is not None
         turns = [
             Message(
-                "system" if each.role == "developer" else each.role, each.text(), each.further()
+                "system" if each.role == "developer" else each.role,
+                each.text(),
+                each.further(),
+                each.thought() if thinks else "",
             )
             for each in messages
         ]
@@ -150,7 +157,7 @@ class Service:
             if any(each.role == "tool" or each.tool_calls for each in messages):
                 raise ApiError(400, message, "messages")
         try:
-            return self.encoder.chat_ids(turns, tools)
+            return self.encoder.chat_ids(turns, tools, options)
         except RowError as error:
             raise ApiError(400, str(error), "messages") from None
 
@@ -201,8 +208,14 @@ class Service:
             raise ApiError(400, message, param, "context_length_exceeded")
         return wanted
 
-    def start(self, request: Request, stops: Sequence[str], number: int = 1) -> list[Answer]:
-        """Queue `number` answers to a request; ApiError 429 where there is no room for all."""
+    def start(
+        self, request: Request, stops: Sequence[str], number: int = 1, thinks: bool = False
+    ) -> list[Answer]:
+        """Queue `number` answers to a request; ApiError 429 where there is no room for all.
+
+        Args:
+            thinks: whether a thought is told apart from the answer.
+        """
         model = request.adapter or self.name
         answers: list[Answer] = []
         for index in range(number):
@@ -217,7 +230,10 @@ class Service:
                 self.meter.refused(model)
                 headers = {"Retry-After": "1"}
                 raise ApiError(429, str(error), None, "queue_full", headers) from None
-            text = TextMaker(self.encoder.tokenizer.backend_tokenizer, stops)
+            if thinks and self.thinking:
+                text = self.thinking.reader(request.prompt, stops)
+            else:
+                text = TextMaker(self.encoder.tokenizer.backend_tokenizer, stops)
             answers.append(Answer(stream, text, self.limits, self.meter, model, one))
         return answers
 
@@ -228,68 +244,3 @@ def _problems_of(error: Exception, name: str, folder: str) -> list[Problem]:
         return error.problems
     log.error("the adapter %s can't be used", name, exc_info=error)
     return [Problem(f"adapter {name}", f"{folder} can't be used: {error}")]
-
-
-class Answer:
-    """One answer in the making.
-
-    Attributes:
-        tokens: made so far, the one that ended it included.
-    """
-
-    def __init__(
-        self,
-        stream: Stream,
-        text: TextMaker,
-        limits: Limits,
-        meter: Meter,
-        model: str,
-        request: Request,
-    ) -> None:
-        self.tokens = 0
-        self._stream, self._text, self._limits = stream, text, limits
-        self._timer = meter.timer(model, len(request.prompt))
-
-    async def pieces(self) -> AsyncGenerator[Piece]:
-        """Pieces of text as they become certain, the last with `finish`.
-
-        Raises:
-            ApiError: 504 out of time, 500 the engine failed.
-        """
-        deadline = self._timer.start + self._limits.request_s
-        tokens = aiter(self._stream)
-        try:
-            while True:
-                left = min(deadline - time.monotonic(), self._limits.idle_s)
-                async with asyncio.timeout(max(left, 0.001)):
-                    token = await anext(tokens)
-                self.tokens += 1
-                self._timer.token()
-                piece = self._text.push(token)
-                if piece:
-                    yield piece
-                    if piece.finish:
-                        self._timer.finished(piece.finish)
-                        return
-        except TimeoutError:
-            self._timer.finished("timeout")
-            raise ApiError(504, "the answer took too long", None, "timeout") from None
-        except EngineError as error:
-            self._timer.finished("error")
-            raise ApiError(500, str(error), None, "engine_failed") from None
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Stop and free the slot."""
-        self._stream.cancel()
-        self._timer.finished("cancelled")
-
-    async def whole(self) -> Piece:
-        """The whole answer at once."""
-        pieces = []
-        async with aclosing(self.pieces()) as parts:
-            async for piece in parts:
-                pieces.append(piece)
-        tokens = tuple(token for piece in pieces for token in piece.tokens)
-        return Piece("".join(piece.text for piece in pieces), tokens, pieces[-1].finish)

@@ -10,20 +10,24 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
+from aift_ray.serving.answer import Answer
 from aift_ray.serving.failures import ApiError
 from aift_ray.serving.forms import Form
-from aift_ray.serving.service import Answer
 from aift_ray.serving.text import Piece
 
 
-def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:
+def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, Any]:
     """OpenAI's usage object."""
     made = sum(answer.tokens for answer in answers)
-    return {
+    thought = sum(answer.thought_tokens for answer in answers)
+    told: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": made,
         "total_tokens": prompt_tokens + made,
     }
+    if thought:
+        told["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return told
 
 
 async def all_of(answers: Sequence[Answer]) -> list[Piece]:

@@ -82,3 +82,10 @@ class AnswerBytes:
                 found = found[1:]
         self._length += len(self._decoder.decode(found or b""))
         return found, at
+
+
+def whole(said: bytes) -> bool:
+    """Whether some bytes end with a whole character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(said)
+    return not decoder.getstate()[0]

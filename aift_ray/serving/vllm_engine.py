@@ -7,13 +7,13 @@ import itertools
 import logging
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aift_ray.errors import AiftError, ModelError, Problem
 from aift_ray.serving.kept import Kept, KeptAdapters
 from aift_ray.serving.requests import EngineError, Figures, QueueFull, Request, Sampling, Token
-from aift_ray.serving.vllm_requests import parameters, tokens
+from aift_ray.serving.vllm_requests import parameters, scored, tokens
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class _Stream:
                 output = made.get_nowait() or await made.get()
                 if self.over:
                     return
-                for token in tokens(output.outputs[0], self.request.top_logprobs or 0):
+                for token in self._tokens(output):
                     self.over = self.answered = token.finish is not None
                     yield token
         except asyncio.CancelledError:
@@ -151,6 +151,13 @@ class _Stream:
         finally:
             self.over = True
             self.engine._leave(self)
+
+    def _tokens(self, output: Any) -> list[Token]:
+        found = tokens(output.outputs[0], self.request.top_logprobs or 0)
+        if self.request.scores and output.prompt_logprobs and found:
+            before = scored(self.request, output.prompt_logprobs)
+            found[0] = replace(found[0], prompt=before)
+        return found
 
     def cancel(self) -> None:
         """Stop working on it and free its slot."""
@@ -167,6 +174,9 @@ class VllmEngine:
         slots: requests that are worked on at a time.
         max_queue: requests that may wait for a slot.
     """
+
+    # vLLM is given schemas, and holds all of an answer to them
+    holds_thoughts = False
 
     def __init__(
         self, llm: Any, location: str, slots: int, max_queue: int, statistics: _Statistics

@@ -28,7 +28,8 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
         stop_ids.add(end)
     return SamplingParams(
         temperature=sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
-        top_p=sampling.top_p,
+        # vLLM takes no 0; so little leaves the likeliest token
+        top_p=max(sampling.top_p, 1e-9),
         top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition,
@@ -37,11 +38,12 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
         # vLLM takes -1 for none
         seed=None if sampling.seed is None else sampling.seed % 2**63,
         logit_bias=dict(sampling.biases) or None,
-        max_tokens=request.max_tokens,
+        max_tokens=max(request.max_tokens, 1),
         stop_token_ids=sorted(stop_ids),
         # each id that ends an answer is among the stop ids
         ignore_eos=True,
         logprobs=request.top_logprobs,
+        prompt_logprobs=request.top_logprobs if request.scores else None,
         structured_outputs=held,
         # texts are made of the tokens elsewhere
         detokenize=False,
@@ -68,6 +70,16 @@ def tokens(completion: Any, top: int) -> list[Token]:
         raise EngineError(f"vLLM ended the answer: {finish}")
     last = found[-1]
     return [*found[:-1], Token(last.id, last.logprob, last.top, finish)]
+
+
+def scored(request: Request, told: Any) -> tuple[Token, ...]:
+    """The tokens of the prompt; the first has no logprob.
+
+    Args:
+        told: what vLLM tells of each of them.
+    """
+    top = request.top_logprobs or 0
+    return tuple(_token(id_, each, top) for id_, each in zip(request.prompt, told, strict=True))
 
 
 def _token(id_: int, logprobs: Any, top: int) -> Token:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,10 +17,11 @@ _KINDS = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    # nothing but the page's own files, nothing inline, nothing from another host
+    # nothing but the page's own files, nothing inline, nothing from another host; with no trusted
+    # type to be had, the browser refuses whatever would turn a text into HTML or a script
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -34,8 +37,11 @@ class Page:
 
     def __init__(self, app: ASGIApp, asks_key: bool) -> None:
         self._app = app
-        files = [path for path in sorted(_FOLDER.iterdir()) if path.suffix in _KINDS]
-        texts = {f"/page/{path.name}": path.read_text(encoding="utf-8") for path in files}
+        files = [path for path in sorted(_FOLDER.rglob("*")) if path.suffix in _KINDS]
+        texts = {
+            f"/page/{path.relative_to(_FOLDER).as_posix()}": path.read_text(encoding="utf-8")
+            for path in files
+        }
         index = texts.pop("/page/index.html")
         if not asks_key:
             index = index.replace('data-asks-key="yes"', 'data-asks-key="no"')
@@ -48,8 +54,16 @@ class Page:
         # no path is ever opened: only names that were there at the start are known
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             response = self._responses.get(scope["path"])
+        if response and Headers(scope=scope).get("If-None-Match") == response.headers["ETag"]:
+            response = Response(status_code=304, headers=_HEADERS | _tag(response))
         await (response or self._app)(scope, receive, send)
 
 
 def _response(text: str, name: str) -> Response:
-    return Response(text, headers=_HEADERS, media_type=_KINDS[Path(name).suffix])
+    # browsers ask each time, and get the file only where it changed
+    tag = {"ETag": f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'}
+    return Response(text, headers=_HEADERS | tag, media_type=_KINDS[Path(name).suffix])
+
+
+def _tag(response: Response) -> dict[str, str]:
+    return {"ETag": response.headers["ETag"]}

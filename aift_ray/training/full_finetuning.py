@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from aift_ray.config import TrainingConfig
-from aift_ray.data.text_dataset import TextDataset
+from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import runs
+from aift_ray.training import given, runs
 
 
 class FullFinetuningTrainer:
@@ -20,18 +20,29 @@ class FullFinetuningTrainer:
     Args:
         model: which model; its weights are read anew from its name when training begins.
         config: with `ddp=True`, `world_size` Ray Train workers; else this process alone.
-        train_dataset, eval_dataset: in place of the texts given to `train`.
+        train_dataset, eval_dataset: in place of the texts given to `train`: a `TextDataset`,
+            another torch Dataset, or an iterable. Its items are texts, rows, or token ids
+            (`input_ids`, with `labels` and `attention_mask` where some are not trained).
         use_accelerate: join the group that `accelerate launch` has started; False: this process
             alone, on one device, whoever started it. Both give the same losses.
+        callbacks: see `Callback`.
+        data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
+            `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
+        overwrite: empty the output folder where it is not empty.
     """
 
     def __init__(
         self,
         model: BaseModel,
         config: TrainingConfig,
-        train_dataset: TextDataset | None = None,
-        eval_dataset: TextDataset | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         use_accelerate: bool = True,
+        *,
+        callbacks: Sequence[Any] = (),
+        data: DataConfig | Mapping[str, Any] | None = None,
+        ray: RayConfig | Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         if model.quantization is not None:
             what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
@@ -40,6 +51,7 @@ class FullFinetuningTrainer:
         self.model, self.config = model, config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.use_accelerate = use_accelerate
+        self.options = given.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -62,10 +74,10 @@ class FullFinetuningTrainer:
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed.
         """
-        data = runs.data_settings(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
-        sections: dict[str, Any] = {"method": "full", "data": data}
+        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        sections: dict[str, Any] = {"method": "full"}
         config, grouped = self.config, int(os.environ.get("WORLD_SIZE", "1")) > 1
         if self.use_accelerate and grouped and config.local_rank < 0:
             config = config.model_copy(update={"local_rank": int(os.environ["LOCAL_RANK"])})
-        here = not config.ddp and config.local_rank < 0
-        return runs.run(self.model, config, sections, resume_from_checkpoint, here)
+        alone, resume = given.here(config, self.options), resume_from_checkpoint
+        return runs.run(self.model, config, rows, sections, self.options, resume, alone)

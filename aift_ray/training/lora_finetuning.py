@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 
-from aift_ray.config import LoRAConfig, TrainingConfig
+from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.data.prompts import PromptEncoder
-from aift_ray.data.text_dataset import TextDataset
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
@@ -17,7 +18,8 @@ from aift_ray.models.base_model import BaseModel
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.places import Place
-from aift_ray.training import runs
+from aift_ray.training import given, runs
+from aift_ray.training.peft_config import as_own
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
 
@@ -28,21 +30,34 @@ class LoRAFinetuningTrainer:
     Args:
         model: which model; its weights are read anew from its name when training begins. One
             with load_in_4bit or load_in_8bit is trained by QLoRA.
-        lora_config: the adapters.
+        lora_config: the adapters; PEFT's own `LoraConfig` is taken too, and what it asks for that
+            is not done here is refused by name.
         training_config: with `ddp=True`, `world_size` Ray Train workers; else this process alone.
-        train_dataset, eval_dataset: in place of the texts given to `train`.
+        train_dataset, eval_dataset: in place of the texts given to `train`: a `TextDataset`,
+            another torch Dataset, or an iterable. Its items are texts, rows, or token ids
+            (`input_ids`, with `labels` and `attention_mask` where some are not trained).
+        callbacks: see `Callback`.
+        data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
+            `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
+        overwrite: empty the output folder where it is not empty.
     """
 
     def __init__(
         self,
         model: BaseModel,
-        lora_config: LoRAConfig,
+        lora_config: LoRAConfig | LoraConfig,
         training_config: TrainingConfig,
-        train_dataset: TextDataset | None = None,
-        eval_dataset: TextDataset | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        callbacks: Sequence[Any] = (),
+        data: DataConfig | Mapping[str, Any] | None = None,
+        ray: RayConfig | Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.options = given.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -57,11 +72,10 @@ class LoRAFinetuningTrainer:
         Returns:
             PEFT's model around the base, in this process, in evaluation mode.
         """
-        data = runs.data_settings(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         config, sections = self.training_config, lora_sections(self.model, self.lora_config)
-        here = not config.ddp and config.local_rank < 0
-        sections |= {"data": data}
-        return runs.run(self.model, config, sections, resume_from_checkpoint, here)
+        alone, resume = given.here(config, self.options), resume_from_checkpoint
+        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
 
     @staticmethod
     def load_lora_model(
@@ -93,9 +107,9 @@ class LoRAFinetuningTrainer:
         return adapted.eval(), tokenizer
 
 
-def lora_sections(model: BaseModel, config: LoRAConfig) -> dict[str, Any]:
-    """Method and adapters of a run."""
-    values = config.model_dump(exclude_unset=True)
+def lora_sections(model: BaseModel, config: Any) -> dict[str, Any]:
+    """Method and adapters of a run, by a LoRAConfig or PEFT's."""
+    values = as_own(config, model.model_name).model_dump(exclude_unset=True)
     if model.quantization is not None:
         values |= {"use_qlora": True, "qlora_4bit": model.quantization.bits == 4}
     return {"method": "qlora" if values.get("use_qlora") else "lora", "lora": values}

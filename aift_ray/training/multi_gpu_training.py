@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peft import LoraConfig
 from torch import nn
 
-from aift_ray.config import LoRAConfig, MultiGPUTrainingConfig, ParallelConfig
-from aift_ray.data.text_dataset import TextDataset
+from aift_ray.config import (
+    DataConfig,
+    LoRAConfig,
+    MultiGPUTrainingConfig,
+    ParallelConfig,
+    RayConfig,
+)
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import runs
+from aift_ray.training import given, runs
 from aift_ray.training.lora_finetuning import lora_sections
 
 __all__ = ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"]
@@ -19,21 +28,32 @@ class AdvancedMultiGPUTrainer:
     Args:
         model: which model; its weights are read anew from its name when training begins.
         config: strategy and training; `world_size` workers where it is given, else one a GPU.
-        train_dataset, eval_dataset: in place of the texts given to `train`.
-        lora_config: train adapters; None: all weights.
+        train_dataset, eval_dataset: in place of the texts given to `train`: a `TextDataset`,
+            another torch Dataset, or an iterable. Its items are texts, rows, or token ids
+            (`input_ids`, with `labels` and `attention_mask` where some are not trained).
+        lora_config: train adapters, by a `LoRAConfig` or PEFT's `LoraConfig`; None: all weights.
+        callbacks: see `Callback`.
+        data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
+            `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
+        overwrite: empty the output folder where it is not empty.
     """
 
     def __init__(
         self,
         model: BaseModel,
         config: MultiGPUTrainingConfig,
-        train_dataset: TextDataset | None = None,
-        eval_dataset: TextDataset | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         *,
-        lora_config: LoRAConfig | None = None,
+        lora_config: LoRAConfig | LoraConfig | None = None,
+        callbacks: Sequence[Any] = (),
+        data: DataConfig | Mapping[str, Any] | None = None,
+        ray: RayConfig | Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.model, self.config, self.lora_config = model, config, lora_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.options = given.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -48,8 +68,8 @@ class AdvancedMultiGPUTrainer:
         Returns:
             The trained model, in this process, in evaluation mode.
         """
-        data = runs.data_settings(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
-        config, sections = self.config, {"method": "full", "data": data}
+        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        config, sections = self.config, dict[str, Any](method="full")
         if self.lora_config is not None:
             sections |= lora_sections(self.model, self.lora_config)
         sections["parallel"] = runs.parts_of(config, ParallelConfig)
@@ -59,4 +79,5 @@ class AdvancedMultiGPUTrainer:
             else:
                 sections["ray"] = {"num_workers": config.world_size}
                 config = config.model_copy(update={"world_size": 1})
-        return runs.run(self.model, config, sections, resume_from_checkpoint, here=False)
+        resume = resume_from_checkpoint
+        return runs.run(self.model, config, rows, sections, self.options, resume, alone=False)

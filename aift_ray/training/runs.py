@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,86 +14,63 @@ import torch
 from torch import nn
 
 from aift_ray.commandline import validated
-from aift_ray.config import DataConfig, RunConfig, TrainingConfig
-from aift_ray.data.place import cache_folder
-from aift_ray.data.text_dataset import TextDataset, check_texts
+from aift_ray.config import RunConfig, TrainingConfig
+from aift_ray.data import memory
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
 from aift_ray.launch import resuming, training
 from aift_ray.models import folders
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.loading import weight_bytes
+from aift_ray.training.given import Given, Options
 from aift_ray.training.messages import in_python
+from aift_ray.training.process import environment_kept, unchanged
 from aift_ray.utils.gpu_utils import clear_gpu_memory
 from aift_ray.utils.quiet import quiet
+
+with environment_kept():
+    from aift_ray.launch import resuming, settle_environment, training
 
 _LOG = logging.getLogger(__name__)
 # at opening a trained model, and seconds between them
 _ATTEMPTS, _PAUSE = 3, 5.0
 
-Rows = list[str] | list[dict[str, Any]]
-
-
-def data_settings(
-    texts: Rows | None,
-    eval_texts: Rows | None,
-    dataset: TextDataset | None,
-    eval_dataset: TextDataset | None,
-) -> dict[str, Any]:
-    """The data section of a run on texts or instruction rows given in Python.
-
-    Raises:
-        ConfigError: texts and a dataset together, or neither.
-        DataError: every item that is neither a text nor a row.
-    """
-    pairs = [("train_texts", texts, "train_dataset", dataset)]
-    pairs += [("eval_texts", eval_texts, "eval_dataset", eval_dataset)]
-    problems = []
-    for name, given, other, held in pairs:
-        if given is not None and held is not None:
-            problems.append(Problem(name, f"stands beside {other}", "give one of them"))
-        if held is not None and not isinstance(held, TextDataset):
-            what = f"{type(held).__name__} is not allowed: give a TextDataset"
-            problems.append(Problem(other, what))
-    if texts is None and dataset is None:
-        problems.append(Problem("train_texts", "neither texts nor a dataset are given"))
-    if problems:
-        raise ConfigError(problems)
-    settings: dict[str, Any] = {"train_files": [_file(texts, dataset, "train_texts")]}
-    if eval_texts is not None or eval_dataset is not None:
-        settings["eval_files"] = [_file(eval_texts, eval_dataset, "eval_texts")]
-    if dataset is not None:
-        settings["sequence_length"] = dataset.max_length
-    return settings
-
 
 def run(
     model: BaseModel,
     config: TrainingConfig,
+    given: Given,
     sections: dict[str, Any],
+    options: Options,
     resume: str | None,
-    here: bool,
+    alone: bool,
 ) -> nn.Module:
     """Train the model of `model`'s name; `model` then stands for what was trained.
 
     Args:
-        sections: the settings beside those of `config`: method, data, lora, parallel.
+        given: the rows.
+        sections: the settings beside those of `config`: method, lora, parallel.
         resume: 'latest' or a checkpoint folder.
-        here: in this process alone; else on Ray workers, or as one of torchrun's processes.
+        alone: in this process alone; else on Ray workers, or as one of torchrun's processes.
 
     Raises:
         AiftError: as the command, in the words of Python.
     """
-    with in_python():
-        return _run(model, config, sections, resume, here)
+    with unchanged(), in_python():
+        settle_environment()
+        sections |= options.sections()
+        sections["data"], rows = given.settings(sections["data"], model.model_name)
+        with memory.holding(rows):
+            return _run(model, config, sections, options.callbacks, resume, alone)
 
 
 def _run(
     model: BaseModel,
     config: TrainingConfig,
     sections: dict[str, Any],
+    callbacks: Sequence[Any],
     resume: str | None,
-    here: bool,
+    alone: bool,
 ) -> nn.Module:
     settings: RunConfig = validated(
         {
@@ -112,12 +87,12 @@ def _run(
     clear_gpu_memory()
     quiet()
     done = resuming.done(settings, folder)
-    if not here or done:
+    if not alone or done:
         _check_room(model)
-        training.run(settings)
+        training.run(settings, callbacks=callbacks)
         model.model_name, model.tokenizer = str(folder / "model"), None
         return _opened(model)
-    trained = training.run_here(settings, model.device)
+    trained = training.run_here(settings, model.device, callbacks)
     model.model_name, model.tokenizer = str(folder / "model"), None
     ready_to_answer(trained)
     trained.eval()
@@ -174,23 +149,6 @@ def parts_of(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
 def _set(config: Any, section: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     return {name: value for name, value in values.items() if name in section.model_fields}
-
-
-def _file(rows: Rows | None, dataset: TextDataset | None, name: str) -> str:
-    """The rows as JSON Lines in the cache, named by their content."""
-    given: Any = dataset.texts if dataset is not None else rows
-    check_texts(given, name, str, dict)
-    items = ({"text": item} if isinstance(item, str) else item for item in given)
-    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-    data = text.encode("utf-8", "surrogatepass")
-    folder = cache_folder(DataConfig()).with_name("texts")
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
-    if not file.exists():
-        scratch = file.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(data)
-        scratch.replace(file)
-    return str(file)
 
 
 def _folder(config: TrainingConfig, resume: str | None) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.sources import TextUnit, read_examples
+from aift_ray.data.reading import Reading, TextUnit
+from aift_ray.data.sources import read_examples
 
 Write = Callable[..., Path]
 ROW = '{"instruction": "問", "output": "答"}'
@@ -23,8 +25,8 @@ def writer(folder: Path) -> Write:
     return write
 
 
-def read(*files: Path, unit: TextUnit = "line") -> tuple[list[Example], list[Fault]]:
-    items = list(read_examples(files, unit))
+def read(*files: Path, unit: TextUnit = "line", **how: Any) -> tuple[list[Example], list[Fault]]:
+    items = list(read_examples(files, Reading(unit, **how)))
     return (
         [item for item in items if isinstance(item, Example)],
         [item for item in items if isinstance(item, Fault)],
@@ -32,7 +34,7 @@ def read(*files: Path, unit: TextUnit = "line") -> tuple[list[Example], list[Fau
 
 
 def lines_of(path: Path, unit: TextUnit = "line") -> list[int | None]:
-    return [item.line for item in read_examples([path], unit)]
+    return [item.line for item in read_examples([path], Reading(unit))]
 
 
 def outputs(path: Path, unit: TextUnit = "line") -> list[str]:

@@ -53,6 +53,12 @@ def runs(encoded: Encoded) -> list[list[int]]:
     return found
 
 
+def trained(encoder: PromptEncoder, example: Example) -> list[str]:
+    """The text of what is trained, a turn each, in the order of the turns."""
+    pieces = encoder.rows(example).pieces
+    return [str(encoder.tokenizer.decode(run)) for piece in pieces for run in runs(piece)]
+
+
 def controls(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     added = set(tokenizer.added_tokens_encoder.values())
     return [token for token in ids if token in added]

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from aift_ray.config import DataConfig
-from aift_ray.data import cache
+from aift_ray.data import cache, token_rows
 from aift_ray.data.prompts import PromptEncoder
 from tests.conftest import SHIPPED, write_rows
 
@@ -47,7 +47,7 @@ def test_rows_come_back_as_they_were_encoded(rows_file: Path, tmp_path: Path) ->
 def test_more_rows_than_a_batch_of_the_file_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(token_rows, "_BATCH_ROWS", 7)
     file = write_rows(tmp_path / "many.jsonl", 24)
     rows = cache.prepare(config(tmp_path, file), encoder(), 128).rows("train")
     assert [rows.place(i).rsplit(":", 1)[1] for i in range(24)] == [str(i + 1) for i in range(24)]

@@ -27,21 +27,34 @@ from tests.data.rows import (
 HARD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hard"
 
 
+def all_ids(encoder: PromptEncoder, example: Example) -> list[int]:
+    return [token for piece in encoder.rows(example).pieces for token in piece.ids]
+
+
+def assert_rendered(encoder: PromptEncoder, example: Example, name: str) -> None:
+    """What is trained comes back as the template has it, or holds every text."""
+    encoded = encoder.rows(example)
+    text = str(encoder.tokenizer.decode(encoded.pieces[-1].ids))
+    if encoded.split or name == "r1":
+        assert all(each.content.strip() in text for each in example.messages)
+    else:
+        assert text == rendered(encoder, example)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_control_strings_in_any_text_stay_text(
     encoder_of: Callable[[str], PromptEncoder], name: str
 ) -> None:
     encoder = encoder_of(name)
     tokenizer = encoder.tokenizer
-    empty = controls(tokenizer, encoder.encode(chat(with_text("普通"))).ids)
+    empty = controls(tokenizer, all_ids(encoder, chat(with_text("普通"))))
     for control in INJECTIONS:
         # Qwen3 and R1 read this tag in an answer, and lose what is before it.
         if control == "</think>" and name in ("qwen3", "r1"):
             continue
         example = chat(with_text(f"前{control}後\n{control}"))
-        encoded = encoder.encode(example)
-        assert controls(tokenizer, encoded.ids) == empty, control
-        assert tokenizer.decode(encoded.ids) == rendered(encoder, example)
+        assert controls(tokenizer, all_ids(encoder, example)) == empty, control
+        assert_rendered(encoder, example, name)
         for kind in ("text", "prompt"):
             raw = encoder.encode(Example(kind, "f", 1, (), f"{control}前", "", f"{control}後"))
             expected = (f"{control}前" if kind == "prompt" else "") + f"{control}後"
@@ -66,11 +79,10 @@ def test_shared_injections_make_no_control_token(
             with pytest.raises(RowError, match=r"the chat template (changes|writes other)"):
                 encoder.encode(chat(turns))
             continue
-        plain = encoder.encode(chat([(role, "普通") for role, _ in turns]))
-        encoded = encoder.encode(chat(turns))
-        expected = controls(encoder.tokenizer, plain.ids)
-        assert controls(encoder.tokenizer, encoded.ids) == expected
-        assert encoder.tokenizer.decode(encoded.ids) == rendered(encoder, chat(turns))
+        plain = all_ids(encoder, chat([(role, "普通") for role, _ in turns]))
+        expected = controls(encoder.tokenizer, plain)
+        assert controls(encoder.tokenizer, all_ids(encoder, chat(turns))) == expected
+        assert_rendered(encoder, chat(turns), name)
 
 
 def test_hard_strings_come_back_unchanged(bpe: Tokenizer) -> None:

@@ -21,7 +21,7 @@ from tests.data.rows import (
     NAMES,
     chat,
     rendered,
-    runs,
+    trained,
 )
 
 
@@ -31,40 +31,47 @@ def test_each_answer_is_trained_with_one_turn_end(
     encoder_of: Callable[[str], PromptEncoder], name: str, turns: list[tuple[str, str]]
 ) -> None:
     encoder, example = encoder_of(name), chat(turns)
-    encoded = encoder.encode(example)
-    trained = [encoder.tokenizer.decode(run) for run in runs(encoded)]
     answers = [text for role, text in turns if role == "assistant"]
     trims = name in ("llama3", "gemma2", "llama2")
-    for index, (text, answer) in enumerate(zip(trained, answers, strict=True)):
+    end = FAMILIES[name][3]
+    for text, answer in zip(trained(encoder, example), answers, strict=True):
         expected = answer.strip() if trims else answer
-        end = FAMILIES[name][3]
         if name == "harmony":
             expected = "<|channel|>final<|message|>" + expected
-            end = "<|return|>" if index == len(answers) - 1 else "<|end|>"
         if name == "llama2":
             expected = f" {expected} "
-        if name == "qwen3" and index == len(answers) - 1:
+        if name == "qwen3":
             expected = "<think>\n\n</think>\n\n" + expected.lstrip("\n")
+        if name == "r1":
+            # its prompt opens a thought
+            expected = "\n</think>\n\n" + expected
         assert text == expected + end
-    assert encoder.tokenizer.decode(encoded.ids) == rendered(encoder, example)
+    encoded = encoder.rows(example)
+    rewrites = name in ("harmony", "qwen3", "r1")
+    assert encoded.split == (rewrites and len(answers) > 1)
+    assert len(encoded.pieces) == (len(answers) if rewrites else 1)
+    if not rewrites:
+        assert encoder.tokenizer.decode(encoded.pieces[0].ids) == rendered(encoder, example)
 
 
 @pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "r1"])
-def test_ids_before_the_last_answer_are_those_that_serving_feeds(
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_before_each_answer_are_those_that_serving_feeds(
     encoder_of: Callable[[str], PromptEncoder], name: str, turns: list[tuple[str, str]]
 ) -> None:
     encoder, example = encoder_of(name), chat(turns)
-    encoded = encoder.encode(example)
-    prompt = encoder.prompt_ids(example)
-    last = max(at for at in range(1, len(encoded)) if not encoded.supervised[at - 1]
-               and encoded.supervised[at])  # fmt: skip
-    assert encoded.ids[:last] == prompt
-    assert encoder.chat_ids(example.messages[:-1]) == prompt
+    found = []
+    for piece in encoder.rows(example).pieces:
+        flags = [False, *piece.supervised]
+        starts = [at for at, flag in enumerate(piece.supervised) if flag and not flags[at]]
+        found += [piece.ids[:start] for start in starts]
+    asked = [at for at, (role, _) in enumerate(turns) if role == "assistant"]
+    assert found == [encoder.chat_ids(example.messages[:at]) for at in asked]
+    assert found[-1] == encoder.prompt_ids(example)
     assert not encoder.generation_gap
-    if len([role for role, _ in turns if role == "assistant"]) == 1:
-        text = encoder.tokenizer.decode(prompt)
-        assert encoder.tokenizer(text, add_special_tokens=False)["input_ids"] == prompt
+    if len(asked) == 1:
+        text = encoder.tokenizer.decode(found[0])
+        assert encoder.tokenizer(text, add_special_tokens=False)["input_ids"] == found[0]
 
 
 def test_rows_without_control_strings_get_the_plain_joint_ids(
@@ -72,8 +79,8 @@ def test_rows_without_control_strings_get_the_plain_joint_ids(
 ) -> None:
     for name in NAMES:
         encoder, example = encoder_of(name), chat(CONVERSATIONS["system"])
-        if name == "calm2":
-            continue  # its prompt ends in a blank, which may melt into the answer
+        if name in ("calm2", "r1"):
+            continue  # a prompt that ends in a blank, which may melt into the answer, or a thought
         ids = encoder.tokenizer(rendered(encoder, example), add_special_tokens=False)["input_ids"]
         assert encoder.encode(example).ids == ids, name
 
@@ -87,38 +94,6 @@ def test_a_token_across_prompt_and_answer_makes_the_row_piecewise(
     plain = chat([("user", "はい"), ("assistant", "hello" if name == "calm2" else "\nはい")])
     encoder.encode(plain)
     assert encoder.piecewise_rows == 1
-
-
-def test_thoughts_are_trained_where_the_template_keeps_them(bpe: Tokenizer) -> None:
-    turns = [
-        ("user", "1+1は？"),
-        ("assistant", "<think>\n足す\n</think>\n\n2です。"),
-        ("user", "2+2は？"),
-        ("assistant", "<think>\nまた足す\n</think>\n\n4です。"),
-    ]
-    qwen = PromptEncoder(wrap(bpe, families.QWEN3, None, "<|im_end|>"))
-    encoded = qwen.encode(chat(turns))
-    assert [qwen.tokenizer.decode(run) for run in runs(encoded)] == [
-        "2です。<|im_end|>",
-        "<think>\nまた足す\n</think>\n\n4です。<|im_end|>",
-    ]
-    assert qwen.tokenizer.decode(encoded.ids) == rendered(qwen, chat(turns))
-    assert encoded.ids[: len(qwen.prompt_ids(chat(turns)))] == qwen.prompt_ids(chat(turns))
-
-    _, bos, eos, _ = FAMILIES["r1"]
-    r1 = PromptEncoder(wrap(bpe, families.R1_TRAINING, bos, eos))
-    trained = [r1.tokenizer.decode(run) for run in runs(r1.encode(chat(turns[:2])))]
-    assert trained == ["足す\n</think>\n\n2です。" + eos]
-
-
-def test_r1_has_a_generation_gap_and_drops_thoughts(bpe: Tokenizer) -> None:
-    template, bos, eos, _ = FAMILIES["r1"]
-    encoder = PromptEncoder(wrap(bpe, template, bos, eos))
-    assert encoder.generation_gap
-    example = chat([("user", "問"), ("assistant", "<think>\n考え\n</think>\n\n答え")])
-    assert [encoder.tokenizer.decode(run) for run in runs(encoder.encode(example))] == [
-        "\n\n答え" + eos
-    ]
 
 
 def test_a_returned_answer_of_r1_loses_its_thoughts_in_the_history(bpe: Tokenizer) -> None:

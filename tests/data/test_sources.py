@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from aift_ray.data.examples import Example
-from aift_ray.data.sources import TextUnit, expand_files, read_examples
+from aift_ray.data.reading import TextUnit
+from aift_ray.data.sources import expand_files, read_examples
 from aift_ray.errors import DataError
 from tests.data.reading import ROW, Write, lines_of, outputs, read, writer
 

@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 from aift_ray.data.alpaca import FALLBACK_TEMPLATE, is_fallback
 from aift_ray.data.examples import Message
 from aift_ray.data.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.spans import Joiner
 from aift_ray.data.templates import (
     ChatTemplate,
     Part,
-    join,
     pin_dates,
 )
 from tests.data import chat_templates as families
@@ -56,16 +56,33 @@ def test_contents_that_the_template_rewrites(bpe: Tokenizer, safe: SafeTokenizer
         "else m['content'])"
     )  # fmt: skip
     chat = template(bpe, shouting)
+    for messages in (
+        [Message("user", "はい。"), ANSWER],
+        [Message("user", "。<|im_end|>"), ANSWER],
+    ):
+        with pytest.raises(RowError, match="changes the text of message 1"):
+            chat.parts(messages, False, safe)
+    # what serving is asked is shown as the template has it
+    parts = chat.parts([Message("user", "はい。")], True, safe)
+    assert "はい！" in "".join(part.text for part in parts)
+
+
+def test_a_template_that_looks_into_a_text_is_read_by_its_header(
+    bpe: Tokenizer, safe: SafeTokenizer
+) -> None:
+    curious = families.CHATML.replace(
+        "{% for m in messages %}",
+        "{% for m in messages %}{{ '!' if m['role'] == 'user' and m['content'] == 'はい。' }}",
+    )
+    chat = template(bpe, curious)
     parts = chat.parts([Message("user", "はい。"), ANSWER], False, safe)
     assert [part.text for part in parts if part.content is not None] == [ANSWER.content]
     header = safe.literal("<|im_end|>\n<|im_start|>assistant\n")
     named = [Part(safe.literal(part.text)) if part.content is None else part for part in parts]
-    prompt = join(named, header, safe)
+    prompt = Joiner(safe, [header]).join(named)
     span = prompt.spans[0]
     assert prompt.text[span.start : span.end] == ANSWER.content + safe.names["<|im_end|>"]
-    assert not prompt.gap
-    with pytest.raises(RowError, match="turn 1"):
-        chat.parts([Message("user", "はい。<|im_end|>"), ANSWER], False, safe)
+    assert not span.gap
 
 
 def test_answers_that_the_template_rewrites_are_refused(

@@ -126,7 +126,7 @@ def test_documents_in_a_row_do_not_see_each_other(
 def test_loss_in_pieces_equals_the_loss_over_all_logits(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aift_ray.engine.loss.CHUNK", 7)
+    monkeypatch.setattr("aift_ray.engine.chunked_loss.CHUNK", 7)
     run = started(configure(), tmp_path)
     batch = collate(run.rows, range(8), padded=False)
     results = []

@@ -16,6 +16,7 @@ from aift_ray.engine.schedule import learning_rate
 from aift_ray.errors import ConfigError
 from aift_ray.launch import output, resuming
 from aift_ray.launch.prepare import prepare
+from tests.conftest import make_tiny_model
 from tests.engine.test_strategies import run_on
 from tests.engine.test_worker import losses, run
 
@@ -82,13 +83,83 @@ def test_what_may_change_is_told_and_written_down(configure: Configure, tmp_path
     run_on(config, folder)
     summary = output.summary(folder)
     assert summary["global_batch"] == 8, "that of the run, whatever batch_size says"
-    assert summary["changed_on_resume"] == [
-        "training.batch_size is 4, and was 8",
-        "training.max_steps is 3, and was 2",
+    changes = [
+        "from step 3: training.batch_size is 4, and was 8",
+        "from step 3: training.gradient_accumulation_steps is 2, and was 1",
+        "from step 3: training.max_steps is 3, and was 2",
     ]
+    assert summary["changed_on_resume"] == changes
     written = yaml.safe_load((folder / output.CONFIG).read_text("utf-8"))
     assert written["training"]["batch_size"] == 4
+    assert written["training"]["gradient_accumulation_steps"] == 2, "the same run again"
     assert read_state(last_of(folder)).settings["training.max_steps"] == 3
+    again = configure(**more | {"training__max_steps": 4}, resume=str(last_of(folder)))
+    output.start(again, folder)
+    run_on(again, folder)
+    *before, steps, kept = output.summary(folder)["changed_on_resume"]
+    assert before == changes, "what came before is kept"
+    assert steps == "from step 4: training.max_steps is 4, and was 3"
+    assert kept.startswith("from step 4: a step keeps its 8 examples")
+
+
+def test_micro_steps_that_the_run_can_not_take_are_told(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(configure(training__save_steps=1, training__max_steps=2), folder)
+    more = {"training__max_steps": 3}
+
+    def told(**values: Any) -> list[str]:
+        config = configure(**more, **values)
+        return prepare(config, folder, 1, False, last_of(folder)).job.changed[1:]
+
+    asked = told(training__gradient_accumulation_steps=2)
+    assert asked == [
+        "a step keeps its 8 examples: training.gradient_accumulation_steps is 1, not 2"
+    ]
+    assert told(training__batch_size=3) == [
+        "training.max_steps is 3, and was 2",
+        "a step keeps its 8 examples, whatever training.batch_size says",
+    ]
+
+
+def test_a_full_run_is_not_gone_on_with_from_another_model(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config = configure(training__save_steps=1)
+    run(config, folder)
+    other = make_tiny_model(tmp_path / "other", num_hidden_layers=3)
+    (problem,) = refused(configure(model=str(other)), folder).values()
+    assert problem == f"give --model {config.model}"
+    (tmp_path / "same").symlink_to(config.model)
+    same = configure(model=str(tmp_path / "same"))
+    told = prepare(same, folder, 1, False, last_of(folder)).job.changed
+    assert told == [f"model is {tmp_path / 'same'}, and was {config.model}"]
+
+
+def test_names_that_may_differ_can_be_short_and_are_corrected(configure: Configure) -> None:
+    from aift_ray.commandline import parse
+
+    for spelling in ("--resume-allow", "--resume.allow", "--resume_allow"):
+        given = ["--resume", "latest", spelling, "seed", spelling, "training.weight_decay"]
+        found = parse(given, RunConfig, "train", "").config
+        assert found.resume_allow == ["training.seed", "training.weight_decay"]
+    with pytest.raises(ConfigError, match=r"ray\.num_workers may differ anyway"):
+        configure(resume="latest", resume_allow=["num-workers"])
+    with pytest.raises(ConfigError, match=r"did you mean training\.seed\?"):
+        configure(resume="latest", resume_allow=["training.seeed"])
+
+
+def test_the_order_of_adapted_layers_is_no_difference(configure: Configure, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(configure(**LORA, lora__target_modules=["q_proj", "v_proj"]), folder)
+    turned = configure(**LORA, lora__target_modules=["v_proj", "q_proj"])
+    assert prepare(turned, folder, 1, False, last_of(folder)).job.changed == []
+    with pytest.raises(ConfigError, match=r"lora\.target_modules"):
+        prepare(
+            configure(**LORA, lora__target_modules=["q_proj"]), folder, 1, False, last_of(folder)
+        )
 
 
 def finished(configure: Configure, folder: Path, **values: Any) -> RunConfig:
@@ -127,6 +198,20 @@ def test_a_finished_run_goes_on_where_more_is_asked_for(
     assert rates[4] == pytest.approx(rate)
     assert [step for step, *_ in losses(folder)] == [1, 2, 3, 4, 5]
     assert output.summary(folder)["steps"] == 5
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    values = {"training__max_steps": 5, "data__validation_fraction": 0.25}
+    config = finished(configure, folder, **values, training__early_stopping_patience=1)
+    output.finish(folder, steps=3, stopped_early=True)
+    config = configure(**values, training__early_stopping_patience=1, resume="latest")
+    assert resuming.done(config, folder)
+    for patience in (0, 2):
+        config = configure(**values, training__early_stopping_patience=patience, resume="latest")
+        assert not resuming.done(config, folder)
 
 
 def test_epochs_count_as_steps_do(configure: Configure, tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_4_bit_bases_train_alike_on_two_gpus(
     )
 
 
+@takes_integers
+def test_no_gpu_holds_a_4_bit_base_whole_while_it_loads(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "head_dim": 256}
+    model = make_tiny_model(tmp_path / "wide", num_hidden_layers=16, **sizes)
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    strategies = ("ddp", "fsdp", "zero2", "tensor")
+    configs = {name: config_of(name, "qlora nf4", "bf16", model, rows) for name in strategies}
+    loading = {name: run["loading"] for name, run in together(configs, tmp_path).items()}
+    assert max(loading[name] for name in strategies[1:]) < 0.75 * loading["ddp"]
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_moved_to_host_memory_trains_the_same_and_leaves_the_gpu(
     method: str, tiny_model: Path, tmp_path: Path

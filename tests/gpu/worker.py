@@ -39,10 +39,13 @@ def main() -> None:
     for name, values in json.loads(path.read_text("utf-8")).items():
         config = RunConfig.model_validate(values)
         prepared = prepare(config, path.parent, world, True, None)
+        torch.cuda.reset_peak_memory_stats(device)
         run = build(prepared.job, Group(rank, world, device))
+        loading = torch.cuda.max_memory_allocated(device)
         lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         found[name] = {
             "lines": lines,
+            "loading": loading,
             "held": torch.cuda.memory_allocated(device),
             "devices": sorted({weight.device.type for weight in run.module.parameters()}),
         }

@@ -34,15 +34,21 @@ class Served:
     Args:
         python: the interpreter to start it with.
         patience_s: what it may take to be ready.
+        port: 0: a free one.
 
     Attributes:
         loading: what `/healthz` answered before it was ready.
     """
 
     def __init__(
-        self, folder: Path, *flags: str, python: str = sys.executable, patience_s: float = 120
+        self,
+        folder: Path,
+        *flags: str,
+        python: str = sys.executable,
+        patience_s: float = 120,
+        port: int = 0,
     ) -> None:
-        self.port, self.log = free_port(), folder / "serve.log"
+        self.port, self.log = port or free_port(), folder / "serve.log"
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",

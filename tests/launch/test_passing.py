@@ -35,6 +35,22 @@ def test_settings_of_nccl_and_torch_are_handed_on_and_secrets_are_not(
     assert not set(kept) & set(told)
 
 
+def test_proxies_mirrors_and_trackers_are_handed_on_and_passwords_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = ("HF_ENDPOINT", "HF_HUB_ETAG_TIMEOUT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+    shown += ("WANDB_MODE", "WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_PROJECT")
+    hidden = ("HTTPS_PROXY", "https_proxy", "no_proxy", "WANDB_API_KEY", "MLFLOW_TRACKING_URI")
+    hidden += ("MLFLOW_TRACKING_PASSWORD", "HF_TOKEN")
+    for name in (*shown, *hidden):
+        monkeypatch.setenv(name, "http://user:word@proxy:8080")
+    told, secrets = passing.environment(), passing.secrets()
+    assert set(shown) <= set(told)
+    assert not set(hidden) & set(told)
+    assert set(hidden) <= set(secrets.values)
+    assert "word" not in repr(secrets)
+
+
 @pytest.mark.parametrize("offload", [False, True])
 def test_torch_knows_each_setting_of_its_allocator(offload: bool) -> None:
     settings = passing.on_gpus(offload)[ALLOCATOR]

@@ -73,6 +73,9 @@ IDLE: dict[str, list[Any]] = {
 }
 
 
+# a template of a model that thinks where it is asked to
+SWITCH = "{%- if add_generation_prompt and enable_thinking %}<think>\n{% endif %}"
+THINKING = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 6}
 DEEP: Any = functools.reduce(lambda inner, _: {"a": inner}, range(120), {})
 
 
@@ -89,7 +92,7 @@ def offering(parameters: dict[str, Any]) -> dict[str, Any]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("clients")
     shutil.copytree(SHIPPED, folder / "tooled")
-    (folder / "tooled" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    (folder / "tooled" / "chat_template.jinja").write_text(TEMPLATE + SWITCH, "utf-8")
     made = Served(folder, "--model", str(folder / "tooled"))
     yield made
     made.stop()
@@ -323,3 +326,42 @@ def test_biases_and_prompts_of_tokens_are_taken(served: Served, client: openai.O
     assert text[0] != wanted[0]
     with pytest.raises(openai.BadRequestError, match="has tokens 0 to"):
         client.completions.create(prompt=[10**6], **asked)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_is_told_apart_and_limited_and_the_answer_follows_its_schema(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    town = {"type": "object", "properties": {"town": {"enum": ["東京", "大阪"]}}}
+    town |= {"required": ["town"], "additionalProperties": False}
+    asked: dict[str, Any] = {
+        "model": "tooled", "messages": [QUESTION], "extra_body": THINKING, "seed": 3,
+        "max_tokens": 90,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": town}},
+    }  # fmt: skip
+    create = client.chat.completions.create
+    if stream:
+        deltas = [chunk.choices[0].delta for chunk in create(**asked, stream=True)]
+        thought = "".join(getattr(delta, "reasoning_content", "") or "" for delta in deltas)
+        content = "".join(delta.content or "" for delta in deltas)
+    else:
+        answer = create(**asked)
+        thought = getattr(answer.choices[0].message, "reasoning_content", "")
+        content = answer.choices[0].message.content
+        details = answer.usage.completion_tokens_details
+        assert 6 < details.reasoning_tokens < answer.usage.completion_tokens
+    assert thought
+    assert json.loads(content)["town"] in ("東京", "大阪")
+
+
+def test_a_limit_of_thoughts_alone_lets_the_answer_be_any_text(served: Served) -> None:
+    def chat(**values: Any) -> httpx.Response:
+        return served.http.post("/v1/chat/completions", json=CHAT | values)
+
+    response = chat(**THINKING, max_tokens=60, stop=["。"], seed=5)
+    message = response.json()["choices"][0]["message"]
+    assert message["reasoning_content"]
+    assert "。" not in (message["content"] or "")
+    assert "think" not in (message["content"] or "")
+    refused = chat(chat_template_kwargs={"enable_thinkin": True})
+    assert refused.json()["error"]["param"] == "chat_template_kwargs.enable_thinkin"

@@ -1,4 +1,4 @@
-"""The table of docs/a5000.md, in both languages: `python -m tests.planning.a5000` writes it."""
+"""The tables of docs/a5000.md, in both languages: `python -m tests.planning.a5000` writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
     kind = "full" if method == "full" else "lora"
     apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
     workers = 1 if strategy == "model_parallel" else 2
-    how: dict[str, Any] = {"apart": apart, "offload": offload}
+    how: dict[str, Any] = {"apart": apart, "offload": offload, "dropout": True, "gpu": True}
     rank = 8 if method == "qlora" else 16
     return memories(shape, Work(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 
@@ -46,19 +46,51 @@ def table() -> str:
     return "\n".join(lines)
 
 
+# model, method and strategy that an audit has added up by hand: GiB on each device
+AUDITED = {
+    ("8B", "lora", "ddp"): 18.5,
+    ("32B", "qlora", "fsdp"): 19.5,
+    ("13B", "lora", "pipeline"): 15.5,
+}
+TERMS = (*AUDITED, ("13B", "lora", "fsdp"), ("13B", "full", "fsdp, offload"))
+
+
+def terms() -> str:
+    """In Markdown: a row a term, a column a run."""
+    runs = {" ".join(run): fuller(*run) for run in TERMS}
+    lines = [f"| GiB a card | {' | '.join(runs)} |", "|---" + "|--:" * len(runs) + "|"]
+    names = [name for name in vars(next(iter(runs.values()))) if name not in ("host", "copied")]
+    for name in names:
+        sizes = [getattr(need, name) for need in runs.values()]
+        if any(sizes):
+            cells = [f"{size / GIB:.2f}" if size else "" for size in sizes]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    totals = [f"{need.total / GIB:.1f}" for need in runs.values()]
+    return "\n".join([*lines, f"| in all | {' | '.join(totals)} |"])
+
+
+def fuller(model: str, method: str, strategy: str) -> Memory:
+    """Memory of the fuller of two cards."""
+    name, _, offload = strategy.partition(", ")
+    cards = two_cards(MODELS[model], method, name, bool(offload))
+    return max(cards, key=lambda need: need.total)
+
+
 def _cell(shape: Shape, method: str, strategy: str, offload: str = "") -> str:
     if method == "qlora" and offload:
         return "–"
     fuller = max(two_cards(shape, method, strategy, bool(offload)), key=lambda need: need.total)
     text = f"{fuller.total / GIB:.1f}"
     text = text if fuller.total <= CARD else f"**{text}**"
-    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host else text
+    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host and offload else text
 
 
 def written(document: str) -> str:
-    """The document with the table in its place."""
-    marked = re.compile(r"(<!-- a5000 -->\n).*(<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda match: f"{match[1]}{table()}\n{match[2]}", document)
+    """The document with its tables in their places."""
+    for name, made in (("a5000", table()), ("terms", terms())):
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        document = marked.sub(rf"\g<1>{made}\n\g<2>", document)
+    return document
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_all_of_a_13b_model_is_trained_with_its_state_in_host_memory_only() -> N
         # weights and gradients alone fill both cards
         assert card.weights + card.gradients > CARD
     (offloaded,) = two_cards(B13, "full", "zero3", offload=True)
-    assert offloaded.total < CARD / 3
+    assert offloaded.total < CARD / 2
     # of each weight: itself, its gradient and two moments in fp32
     assert offloaded.host * 2 == pytest.approx(B13.parameters * 16, rel=1e-6)
 
@@ -72,14 +72,14 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     assert chosen["lora"][0] == Way("lora", "fsdp")
     assert chosen["full"][0] == Way("full", "fsdp", offload=True)
     first, second = chosen["lora"][1]
-    assert "fsdp is the first that fits: 16." in first
-    assert "ddp 26." in second
+    assert "fsdp is the first that fits: 18." in first
+    assert "ddp 28." in second
     assert fits("full", 2, need, Room(CARD, host=32 * 2**30), gpu=True) == [
-        "--method lora --strategy fsdp (16.0 GiB)",
-        "--method qlora --strategy ddp (8.8 GiB)",
+        "--method lora --strategy fsdp (18.1 GiB)",
+        "--method qlora --strategy ddp (10.0 GiB)",
     ], "what would fill the host is not named"
-    assert fits("lora", 4, need, Room(14 * 2**30, host=0), gpu=True)[0] == (
-        "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (13.9 GiB)"
+    assert fits("lora", 4, need, Room(16 * 2**30, host=0), gpu=True)[0] == (
+        "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (15.9 GiB)"
     ), "what holds less than fsdp is named where nothing else fits"
     assert ways("qlora", 2, 8, gpu=True) == [Way("qlora", "ddp")], "8 bits are not shared out"
 

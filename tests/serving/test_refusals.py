@@ -37,7 +37,7 @@ NESTED = '{"model": ' + "[" * 100_000
         ({"temperature": 2.1}, 400, "temperature"),
         ({"temperature": float("nan")}, 400, "temperature"),
         ({"temperature": True}, 400, "temperature"),
-        ({"top_p": 0}, 400, "top_p"),
+        ({"top_p": -0.1}, 400, "top_p"),
         ({"top_k": -7}, 400, "top_k"),
         ({"n": 17}, 400, "n"),
         ({"seed": 2**70}, 400, "seed"),

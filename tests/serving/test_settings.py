@@ -12,8 +12,9 @@ import pytest
 from aift_ray.commandline import leaves, validated
 from aift_ray.config import ServeConfig
 from aift_ray.errors import UserError
-from aift_ray.launch import serve_options, serving
+from aift_ray.launch import ingress, serve_options, serving
 from aift_ray.serving import opening
+from aift_ray.serving.outside import Outside
 from tests.conftest import SHIPPED
 
 CHANGED: dict[str, Any] = {
@@ -32,6 +33,9 @@ CHANGED: dict[str, Any] = {
     "vllm.enforce_eager": True,
     "serving.host": "0.0.0.0",
     "serving.port": 8001,
+    "serving.root_path": "/llm",
+    "serving.forwarded_allow_ips": ["10.0.0.5"],
+    "serving.allowed_origins": ["https://chat.example.com"],
     "serving.api_key_file": "keys",
     "serving.adapter_folder": "absent",
     "serving.no_auth": True,
@@ -42,6 +46,7 @@ CHANGED: dict[str, Any] = {
     "serving.idle_timeout_s": 1.0,
     "serving.drain_timeout_s": 1.0,
     "serving.prefix_memory": "1GiB",
+    "serving.kv_cache_memory": "1GiB",
     "serving.cpus_per_replica": 2,
 }
 
@@ -57,10 +62,13 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "weights": {str(p.dtype) for p in made.engine._model.parameters()},
         "limits": made.limits,
         "engine": (made.engine._slots, made.engine._max_queue, made.engine._prefixes.memory),
+        "budget": config.serving.kv_cache_memory and made.engine.budget,
         "deployment": str(deployment._deployment_config),
         "actor": str(deployment.ray_actor_options),
         "arguments": deployment.init_args[1:],
         "http": str(serve_options.http_options(config)),
+        "outside": Outside.of(config.serving),
+        "proxies": ingress.trust(config.serving.forwarded_allow_ips),
         "guarded": serving.key_file(config) is not None or not config.serving.no_auth,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +11,8 @@ from tokenizers.models import BPE, WordLevel
 
 from aift_ray.serving.requests import Token
 from aift_ray.serving.text import Piece, TextMaker
+from tests.data import chat_templates as families
+from tests.data.chat_templates import wrap
 
 TEXTS = [
     "こんにちは😀",
@@ -71,3 +74,25 @@ def test_the_beginning_of_a_stop_string_is_held_only_until_it_turns_out_otherwis
     told = pieces(tokenizer, [0, 1, 3, 0, 1, 2], ["いう"])
     assert [piece.text for piece in told] == ["あ", "いえ", "あ", ""]
     assert told[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "metaspace"])
+def test_no_tokens_fail_whatever_their_bytes(kind: str) -> None:
+    tokenizer = wrap(getattr(families, kind)(), families.QWEN3, None, "<|im_end|>")
+    chosen = random.Random(1)
+    for _ in range(100):
+        ids = [chosen.randrange(len(tokenizer)) for _ in range(30)]
+        maker, text = TextMaker(tokenizer.backend_tokenizer), ""
+        for at, id_ in enumerate(ids):
+            piece = maker.push(Token(id_, finish="length" if at == len(ids) - 1 else None))
+            text += piece.text if piece else ""
+        assert len(text) > 5
+
+
+def test_half_a_character_takes_nothing_with_it() -> None:
+    tokenizer = wrap(families.metaspace(), families.QWEN3, None, "<|im_end|>")
+    ids = [tokenizer.convert_tokens_to_ids(name) for name in ("<0x37>", "<0xE3>", "で", "す")]
+    maker = TextMaker(tokenizer.backend_tokenizer)
+    pieces = [maker.push(Token(id_)) for id_ in ids] + [maker.push(Token(0, finish="stop"))]
+    # tokenizers' own decoding of all at once loses the 7
+    assert "".join(piece.text for piece in pieces if piece) == "7\ufffdです"

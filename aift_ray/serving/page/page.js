@@ -1,79 +1,77 @@
-// The page: what the buttons do, the key, the choice of a model.
+// The page: what the buttons do, the key, the choice of models.
 
 import * as chat from "./chat.js";
-import * as server from "./server.js";
+import * as database from "./database.js";
+import * as dialog from "./dialog.js";
+import * as history from "./history.js";
+import { sendsOn, touch } from "./keys.js";
+import { store, stored } from "./local.js";
+import * as models from "./models.js";
+import * as panels from "./panels.js";
 import * as settings from "./settings.js";
-import { say, speak, translate } from "./words.js";
+import { say, speak } from "./words.js";
 
 const find = (id) => document.getElementById(id);
 const asksKey = document.body.dataset.asksKey === "yes";
-// with a touch keyboard Enter is the only way to a new line
-const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
+const key = () => sessionStorage.getItem("key");
 
-function start() {
-  settings.build();
-  const key = () => sessionStorage.getItem("key");
-  chat.build({ key, refused: askKey, moved: loadModels, touch });
+async function start() {
+  dialog.build();
+  settings.build(turned);
+  models.build({ key, refused: askKey, notice });
+  const { chosen, load } = models;
+  chat.build({ key, models: chosen, refused: askKey, moved: load, stored: kept });
+  history.build({ current: chat.current, open: openConversation });
   speak(stored("language") ?? (navigator.language.startsWith("ja") ? "ja" : "en"));
+  panels.build();
   wireHeader();
-  wireSettings();
   wireComposer();
   wireKey();
   showLanguage();
   showTheme(stored("theme"));
-  connect();
+  turned();
+  connect().then((known) => known && !touch && focusFirst());
+  const asked = await database.get(location.hash.slice(1));
+  if (asked) openConversation(asked);
 }
 
-function connect() {
-  if (asksKey && !sessionStorage.getItem("key")) askKey();
-  else loadModels();
+/** Get the models, after the key where there is none yet; whether they are known by now. */
+async function connect() {
+  if (!asksKey || key()) return models.load();
+  askKey();
+  return false;
 }
 
-// storage may be forbidden; then choices last as long as the page
-function stored(name) {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
+// unless the user was faster
+function focusFirst() {
+  if (document.activeElement === document.body) find("message").focus();
 }
 
-function store(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // see above
-  }
+/** A switch of the settings was turned. */
+function turned() {
+  say(find("welcome-more"), settings.isOn("keep") ? "welcome_kept" : "welcome_more");
+  chat.repaint();
 }
 
-async function loadModels() {
-  const select = find("model");
-  notice(null);
-  try {
-    const [base, ...adapters] = await server.models(sessionStorage.getItem("key"));
-    const chosen = select.value;
-    const groups = [group("base", [base])];
-    if (adapters.length) groups.push(group("adapters", adapters));
-    select.replaceChildren(...groups);
-    if ([base, ...adapters].includes(chosen)) select.value = chosen;
-    select.disabled = false;
-    translate(select);
-    return true;
-  } catch (failure) {
-    if (!(failure instanceof server.Failure)) throw failure;
-    if (failure.word === "error_401") askKey(failure);
-    else notice(failure.word, failure, "retry", loadModels);
-    return false;
-  }
+function kept(isKept) {
+  if (!isKept) notice("not_kept", null, "close", () => notice(null));
+  showPlace();
+  history.refresh();
 }
 
-function group(label, names) {
-  const element = document.createElement("optgroup");
-  element.dataset.label = label;
-  element.append(...names.map((name) => new Option(name)));
-  return element;
+function openConversation(conversation) {
+  chat.open(conversation);
+  panels.close();
+  showPlace();
+  history.refresh();
 }
 
+// a reload shows the same conversation
+function showPlace() {
+  window.history.replaceState(null, "", `#${chat.current()}`);
+}
+
+/** Say something above the conversation that stays until it is dealt with; no word: nothing. */
 function notice(word, failure, action, act) {
   const [sentence, button] = find("notice").children;
   find("notice").hidden = !word;
@@ -89,6 +87,7 @@ function wireHeader() {
     speak(document.documentElement.lang === "ja" ? "en" : "ja");
     store("language", document.documentElement.lang);
     showLanguage();
+    history.refresh();
   });
   find("theme").addEventListener("click", () => {
     const theme = isDark() ? "light" : "dark";
@@ -97,9 +96,11 @@ function wireHeader() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme());
   find("new").addEventListener("click", () => {
-    chat.clear();
+    openConversation();
     find("message").focus();
   });
+  find("change-key").addEventListener("click", () => askKey());
+  find("change-key").hidden = !asksKey;
 }
 
 function showLanguage() {
@@ -118,66 +119,34 @@ function showTheme(theme) {
   find("theme").setAttribute("aria-pressed", String(isDark()));
 }
 
-// on a narrow screen the settings lie over the conversation
-function openSettings(open) {
-  document.body.classList.toggle("settings-open", open);
-  find("open-settings").setAttribute("aria-expanded", String(open));
-  document.querySelector("main").inert = open;
-  if (open) find("system").focus();
-  else find("open-settings").focus();
-}
-
-function wireSettings() {
-  const isOpen = () => document.body.classList.contains("settings-open");
-  find("open-settings").addEventListener("click", () => openSettings(!isOpen()));
-  find("close-settings").addEventListener("click", () => openSettings(false));
-  find("change-key").addEventListener("click", () => askKey());
-  find("change-key").hidden = !asksKey;
-  find("settings").addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing || find("key-dialog").open) return;
-    if (chat.running()) chat.stop();
-    else if (isOpen()) openSettings(false);
-  });
-  matchMedia("(max-width: 56rem)").addEventListener("change", (narrow) => {
-    if (!narrow.matches && isOpen()) openSettings(false);
-  });
-}
-
 function wireComposer() {
-  const message = find("message");
   if (!touch) say(find("keys"), "keys");
-  message.enterKeyHint = touch ? "enter" : "send";
-  message.addEventListener("keydown", (event) => {
-    // 229: Safari tells the end of a composition before the Enter that ended it
-    const composing = event.isComposing || event.keyCode === 229;
-    const wanted = touch ? event.ctrlKey || event.metaKey : !event.shiftKey;
-    if (event.key !== "Enter" || composing || !wanted) return;
-    event.preventDefault();
-    send();
-  });
+  sendsOn(find("message"), send);
   find("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     send();
   });
   find("stop").addEventListener("click", chat.stop);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (chat.isRunning()) chat.stop();
+    else panels.close();
+  });
 }
 
 function send() {
   const message = find("message");
-  if (!message.value.trim() || chat.running()) return;
-  if (find("model").disabled) {
+  if (!message.value.trim() || chat.isRunning()) return;
+  if (!models.known()) {
     if (!find("key-dialog").open) connect();
     return;
   }
-  const sampling = settings.read();
-  if (!sampling) {
-    if (getComputedStyle(find("settings")).display === "none") openSettings(true);
+  if (!settings.read()) {
+    panels.open("settings");
     settings.focusWrong();
     return;
   }
-  chat.ask(message.value);
-  message.value = "";
+  if (chat.ask(message.value)) message.value = "";
 }
 
 function askKey(failure) {
@@ -193,18 +162,18 @@ function wireKey() {
   const dialog = find("key-dialog");
   dialog.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const key = find("key").value.trim();
-    if (!key) {
+    const given = find("key").value.trim();
+    if (!given) {
       say(find("key-problem"), "key_missing");
       find("key").focus();
       return;
     }
-    sessionStorage.setItem("key", key);
+    sessionStorage.setItem("key", given);
     dialog.close("given");
-    if ((await loadModels()) && !touch) find("message").focus();
+    if ((await models.load()) && !touch) find("message").focus();
   });
   dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "given" && find("model").disabled) {
+    if (dialog.returnValue !== "given" && !models.known()) {
       notice("key_needed", null, "enter_key", () => askKey());
     }
     dialog.returnValue = "";

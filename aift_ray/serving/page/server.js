@@ -22,7 +22,8 @@ export async function models(key) {
 }
 
 /**
- * The parts of an answer as they come, each with any of `text`, `finish` and `tokens`.
+ * The parts of an answer as they come, each with any of `text`, `thought`, `finish`, `tokens` and
+ * `probabilities`: [{token, p, others: [[token, p]]}].
  *
  * The signal ends it without an error.
  */
@@ -40,6 +41,8 @@ export async function* answer(key, body, signal) {
       const [choice] = event.choices;
       yield {
         text: choice?.delta.content ?? "",
+        thought: choice?.delta.reasoning_content ?? "",
+        probabilities: choice?.logprobs?.content?.map(probability) ?? [],
         finish: choice?.finish_reason,
         tokens: event.usage?.completion_tokens,
       };
@@ -49,6 +52,14 @@ export async function* answer(key, body, signal) {
     throw error instanceof Failure ? error : new Failure("error_cut");
   }
 }
+
+function probability({ token, logprob, top_logprobs: others }) {
+  const p = rounded(Math.exp(logprob));
+  return { token, p, others: others.map((each) => [each.token, rounded(Math.exp(each.logprob))]) };
+}
+
+// what is shown; a conversation that is kept must stay small
+const rounded = (p) => Number(p.toPrecision(3));
 
 async function ask(path, key, options) {
   const headers = { ...options.headers };

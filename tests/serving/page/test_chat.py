@@ -1,149 +1,61 @@
-"""The web page in a browser, on `aift-ray serve` with the shipped model."""
+"""The web page in a browser, on `aift-ray serve` with the shipped model: a conversation."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.launch.served import Served
+from tests.serving.page import visitor as tab
+from tests.serving.page.visitor import (
+    CHAT,
+    ELSEWHERE,
+    KEY,
+    PHONE,
+    QUESTION,
+    REPEATED,
+    Visit,
+    Visitor,
+)
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.slow,
-    pytest.mark.ray,
-]
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = tab.marks
 
-KEY = "aift-鍵"
-QUESTION = "次の文をくり返してください。\n今日は朝から雨が降っている。"
-REPEATED = "今日は朝から雨が降っている。"
 # the shipped model goes on and on about LONG, ever surer of what it has said
 ENDLESS = {"temperature": "0", "max_tokens": "900", "frequency_penalty": "-2"}
 LONG = QUESTION + "雨" * 300 + "a" * 300
-CHAT = "**/v1/chat/completions"
-# over plain HTTP only the loopback address is a secure context
-ELSEWHERE = "page.test"
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) -> Iterator[str]:
-    """Where `aift-ray serve` listens."""
-    folder = tmp_path_factory.mktemp("page")
-    key_file = folder / "keys"
-    key_file.write_text(f"{KEY}\n", encoding="utf-8")
-    given = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
-    served = Served(folder, "--api-key-file", str(key_file), *given)
-    yield f"http://127.0.0.1:{served.port}"
-    served.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
-
-
-class Visitor:
-    """A tab of its own, which keeps what the console says and where requests go."""
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.address = address
-        self.context = browser.new_context(**({"locale": "ja-JP"} | options))
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(8000)
-        self.errors: list[str] = []
-        self.urls: list[str] = []
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.context.on("request", lambda request: self.urls.append(request.url))
-        self.page.goto(address)
-
-    def _hear(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(message.text)
-
-    def __getitem__(self, selector: str) -> Any:
-        return self.page.locator(selector)
-
-    def enter(self) -> Visitor:
-        """Give the key."""
-        self["#key"].fill(KEY)
-        self["#key"].press("Enter")
-        self.expect("#model").to_be_enabled()
-        return self
-
-    def expect(self, selector: str) -> Any:
-        return sync_api.expect(self[selector], message=selector)
-
-    def ask(self, question: str, **settings: str) -> None:
-        if "frequency_penalty" in settings:
-            self["summary"].click()
-        for name, value in settings.items():
-            self[f"#{name}"].fill(value)
-        self["#message"].fill(question)
-        self["#send"].click()
-
-    def fits(self) -> bool:
-        """Whether nothing goes over the right edge."""
-        found = self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-        return bool(found)
-
-
-@pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Callable[..., Visitor]]:
-    """Opens the page; at the end no visitor may have asked another host for anything."""
-    visitors: list[Visitor] = []
-
-    def opened(host: str = "127.0.0.1", **options: Any) -> Visitor:
-        visitors.append(Visitor(browser, address.replace("127.0.0.1", host), **options))
-        return visitors[-1]
-
-    yield opened
-    for visitor in visitors:
-        assert [url for url in visitor.urls if not url.startswith(f"{visitor.address}/")] == []
-        visitor.context.close()
 
 
 def test_a_conversation_streams_tells_its_speed_and_makes_no_console_error(
-    visit: Callable[..., Visitor],
+    visit: Visit,
 ) -> None:
     visitor = visit()
     visitor.expect("#key-dialog").to_be_visible()
     visitor.enter()
     assert visitor["#model option"].all_inner_texts() == ["hina-4m", "大阪弁", "b"]
     visitor.ask(QUESTION, temperature="0")
-    visitor.expect(".answer .text").to_have_text(REPEATED)
-    visitor.expect(".figures").to_have_text(re.compile(r"^\d+ トークン · [\d.]+ トークン/秒"))
+    visitor.expect(".answer-text").to_have_text(REPEATED)
+    visitor.expect(".figures").to_have_text(
+        re.compile(r"^\d+ トークン · [\d.–]+ トークン/\u2060秒")
+    )
     visitor.expect("#spoken").to_have_text(REPEATED)
     visitor["#model"].select_option("大阪弁")
     visitor.ask("もう一つ。", max_tokens="8")
     visitor.expect(".turn:nth-child(2) .name").to_have_text("大阪弁")
     visitor.expect(".turn:nth-child(2) .figures").to_contain_text("最大トークン数")
-    assert visitor.page.evaluate("() => ({...localStorage})") == {}
     assert visitor.page.evaluate("() => sessionStorage.getItem('key')") == KEY
     assert visitor.errors == []
 
 
 def test_the_request_holds_the_system_prompt_the_settings_and_the_conversation(
-    visit: Callable[..., Visitor],
+    visit: Visit,
 ) -> None:
     visitor = visit().enter()
     visitor["#system"].fill("短く答えます。")
     visitor.ask(QUESTION, temperature="0", seed="7", top_k="", max_tokens="3")
     visitor.expect("#send").to_be_visible()
-    first = visitor[".answer .text"].inner_text()
+    first = visitor[".answer-text"].inner_text()
     with visitor.page.expect_request(CHAT) as caught:
         visitor.ask("二つ目")
     body = caught.value.post_data_json
@@ -160,30 +72,30 @@ def test_the_request_holds_the_system_prompt_the_settings_and_the_conversation(
     }  # fmt: skip
 
 
-def test_an_answer_grows_can_be_stopped_and_made_anew(visit: Callable[..., Visitor]) -> None:
+def test_an_answer_grows_can_be_stopped_and_made_anew(visit: Visit) -> None:
     visitor = visit().enter()
     visitor.ask(LONG, temperature="0", max_tokens="900")
     visitor.expect(".answer").to_have_attribute("aria-busy", "true")
     visitor.expect(".figures").to_contain_text("約")
-    early = len(visitor[".answer .text"].inner_text())
+    early = len(visitor[".answer-text"].inner_text())
     visitor["#language"].click()
     visitor.expect("#stop").to_have_text("Stop")
     visitor["#language"].click()
-    visitor.expect(".answer .text").to_have_text(re.compile(f"[\\s\\S]{{{early + 30},}}"))
+    visitor.expect(".answer-text").to_have_text(re.compile(f"[\\s\\S]{{{early + 30},}}"))
     visitor["#stop"].click()
     visitor.expect(".figures").to_contain_text("停止しました")
-    stopped = visitor[".answer .text"].inner_text()
+    stopped = visitor[".answer-text"].inner_text()
     assert len(stopped) > early
     visitor["#max_tokens"].fill("3")
     visitor[".again"].click()
     visitor.expect(".figures").not_to_contain_text("停止")
-    visitor.expect(".answer .text").not_to_have_text(stopped)
+    visitor.expect(".answer-text").not_to_have_text(stopped)
     assert visitor[".turn"].count() == 1
     assert visitor.errors == []
 
 
 def test_a_new_conversation_begins_in_the_midst_of_an_answer(
-    visit: Callable[..., Visitor],
+    visit: Visit,
 ) -> None:
     visitor = visit().enter()
     visitor.ask(LONG, **ENDLESS)
@@ -196,21 +108,21 @@ def test_a_new_conversation_begins_in_the_midst_of_an_answer(
     assert visitor.errors == []
 
 
-def test_the_language_is_the_browsers_until_it_is_switched(visit: Callable[..., Visitor]) -> None:
+def test_the_language_is_the_browsers_until_it_is_switched(visit: Visit) -> None:
     visitor = visit(locale="en-US").enter()
     visitor.expect("#send").to_have_text("Send")
     visitor.ask(QUESTION, temperature="0")
-    visitor.expect(".figures").to_contain_text("tokens/s")
+    visitor.expect(".figures").to_contain_text("tokens/\u2060s")
     visitor["#language"].click()
     visitor.expect("#send").to_have_text("送信")
-    visitor.expect(".figures").to_contain_text("トークン/秒")
+    visitor.expect(".figures").to_contain_text("トークン/\u2060秒")
     visitor.expect("html").to_have_attribute("lang", "ja")
     visitor.page.reload()
     visitor.expect("#send").to_have_text("送信")
     visitor.expect("#model").to_be_enabled()
 
 
-def test_dark_follows_the_system_until_it_is_switched(visit: Callable[..., Visitor]) -> None:
+def test_dark_follows_the_system_until_it_is_switched(visit: Visit) -> None:
     def is_dark(visitor: Visitor) -> bool:
         script = "() => getComputedStyle(document.body).backgroundColor"
         red, green, blue = re.findall(r"\d+", visitor.page.evaluate(script))[:3]
@@ -227,13 +139,13 @@ def test_dark_follows_the_system_until_it_is_switched(visit: Callable[..., Visit
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ELSEWHERE])
-def test_an_answer_is_copied_over_plain_http_too(visit: Callable[..., Visitor], host: str) -> None:
+def test_an_answer_is_copied_over_plain_http_too(visit: Visit, host: str) -> None:
     visitor = visit(host=host)
     secure = visitor.page.evaluate("() => isSecureContext && !!navigator.clipboard")
     assert secure == (host != ELSEWHERE)
     visitor.enter()
     visitor.ask(QUESTION, temperature="0")
-    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect(".answer-text").to_have_text(REPEATED)
     visitor[".copy"].click()
     visitor.expect(".copy").to_have_text("コピーしました")
     visitor.expect(".copy").to_be_focused()
@@ -244,7 +156,7 @@ def test_an_answer_is_copied_over_plain_http_too(visit: Callable[..., Visitor], 
     assert visitor.errors == []
 
 
-def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:
+def test_the_keyboard_is_enough(visit: Visit) -> None:
     visitor = visit()
     press, write = visitor.page.keyboard.press, visitor.page.keyboard.insert_text
     write(KEY)
@@ -264,7 +176,7 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:
     press("Enter")
     visitor.expect(".again").to_be_visible()
     visitor.expect("#message").to_be_focused()
-    visitor["summary"].focus()
+    visitor["#settings summary"].focus()
     press("Enter")
     for name, value in ENDLESS.items():
         visitor[f"#{name}"].focus()
@@ -278,7 +190,7 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visitor]) -> None:
     visitor.expect(".turn:nth-child(2) .figures").to_contain_text("停止しました")
 
 
-def test_enter_that_ends_a_composition_does_not_send(visit: Callable[..., Visitor]) -> None:
+def test_enter_that_ends_a_composition_does_not_send(visit: Visit) -> None:
     visitor = visit().enter()
     visitor["#message"].focus()
     session = visitor.context.new_cdp_session(visitor.page)
@@ -292,13 +204,13 @@ def test_enter_that_ends_a_composition_does_not_send(visit: Callable[..., Visito
     visitor.expect("#message").to_have_value(re.compile("今日"))
 
 
-def test_a_phone_shows_all_without_scrolling_sideways(visit: Callable[..., Visitor]) -> None:
+def test_a_phone_shows_all_without_scrolling_sideways(visit: Visit) -> None:
     visitor = visit(**PHONE)
     assert visitor.fits()
     visitor.enter()
     visitor.expect("#settings").to_be_hidden()
     visitor["#open-settings"].click()
-    visitor.expect("#system").to_be_focused()
+    visitor.expect("#close-settings").to_be_focused()
     assert visitor.fits()
     visitor["#temperature"].fill("0")
     visitor["#max_tokens"].fill("60")
@@ -311,7 +223,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(visit: Callable[..., Visit
     assert visitor.errors == []
 
 
-def test_a_wrong_key_is_told_and_another_can_be_given(visit: Callable[..., Visitor]) -> None:
+def test_a_wrong_key_is_told_and_another_can_be_given(visit: Visit) -> None:
     visitor = visit()
     visitor["#key"].fill("wrong")
     visitor["#key"].press("Enter")
@@ -332,7 +244,7 @@ def test_a_wrong_key_is_told_and_another_can_be_given(visit: Callable[..., Visit
     ],
 )
 def test_errors_are_told_in_both_languages_and_can_be_tried_again(
-    visit: Callable[..., Visitor],
+    visit: Visit,
     status: int,
     headers: dict[str, str],
     japanese: str,
@@ -356,7 +268,7 @@ def test_errors_are_told_in_both_languages_and_can_be_tried_again(
     visitor.expect(".answer .problem").to_contain_text(english)
     visitor.page.unroute(CHAT)
     visitor[".again"].click()
-    visitor.expect(".answer .text").to_have_text(REPEATED)
+    visitor.expect(".answer-text").to_have_text(REPEATED)
     visitor.expect(".answer .problem").to_be_hidden()
 
 
@@ -364,7 +276,7 @@ def _fulfill(body: str, route: Any) -> None:
     route.fulfill(body=body)
 
 
-def test_a_stream_that_breaks_keeps_its_text_and_says_so(visit: Callable[..., Visitor]) -> None:
+def test_a_stream_that_breaks_keeps_its_text_and_says_so(visit: Visit) -> None:
     visitor = visit().enter()
     chunk = '{"choices": [{"delta": {"content": "<i>半分"}, "finish_reason": null}]}'
     error = '{"error": {"message": "the answer took too long", "code": "timeout"}}'
@@ -373,12 +285,12 @@ def test_a_stream_that_breaks_keeps_its_text_and_says_so(visit: Callable[..., Vi
         visitor.page.route(CHAT, partial(_fulfill, stream))
         visitor.ask(QUESTION)
         visitor.expect(".turn:last-child .problem").to_contain_text(told)
-        visitor.expect(".turn:last-child .answer .text").to_have_text("<i>半分")
+        visitor.expect(".turn:last-child .answer-text").to_have_text("<i>半分")
         visitor["#new"].click()
 
 
 def test_a_wrong_setting_is_told_beside_it_and_nothing_is_sent(
-    visit: Callable[..., Visitor],
+    visit: Visit,
 ) -> None:
     visitor = visit().enter()
     visitor.ask(QUESTION, temperature="9")
@@ -391,7 +303,7 @@ def test_a_wrong_setting_is_told_beside_it_and_nothing_is_sent(
 
 
 def test_only_the_page_is_open_to_everybody_and_it_forbids_all_but_its_own_files(
-    visit: Callable[..., Visitor], address: str
+    visit: Visit, address: str
 ) -> None:
     request = visit().context.request
     answers = {path: request.get(address + path) for path in ("/", "/page/page.js", "/page/")}

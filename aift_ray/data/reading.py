@@ -1,0 +1,39 @@
+"""What is said beside the files about how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+TextUnit = Literal["line", "paragraph", "file"]
+
+
+def _nobody(remark: str) -> None:
+    """Where nobody listens."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read, and who is told what was found out about them.
+
+    Attributes:
+        text_unit: a document of a .txt file.
+        encoding: of text files: utf-8, cp932, euc-jp, or auto to find out.
+        columns: {key of a row: the column or key of the file that holds it}.
+        sheet: of an .xlsx file; None: the only one that holds rows.
+        any_row: rows of no known kind are taken too, as a text of their fields, NUL between them.
+        remark: called with a sentence for each thing that was found out, not given.
+        used: keys of `columns` that some file had a column for, so far.
+    """
+
+    text_unit: TextUnit = "line"
+    encoding: str = "utf-8"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    sheet: str | None = None
+    any_row: bool = False
+    remark: Callable[[str], None] = _nobody
+    used: set[str] = field(default_factory=set)
+
+
+PLAIN = Reading()

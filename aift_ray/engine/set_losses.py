@@ -1,0 +1,39 @@
+"""The loss of each set of a mixture, beside the loss that is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from aift_ray.data.batches import Batch
+
+if TYPE_CHECKING:
+    from aift_ray.engine.build import Run
+
+
+class SetLosses:
+    """Adds the losses of a mixture's sets to their sums, beside what is trained."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._sets, self._sums = batch.sets, batch.set_losses
+
+    def __call__(self, piece: slice, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        if self._sets is None or self._sums is None:
+            return
+        each = cross_entropy(logits.detach(), targets[piece], reduction="none").double()
+        sums = self._sums
+        sums.index_add_(0, self._sets[piece].to(sums.device), each.to(sums.device))
+
+
+def by_set(run: Run, step: int) -> dict[str, Any]:
+    """The loss of each set of a mixture of several; None where a step held nothing of it."""
+    if run.set_of is None or run.set_losses is None:
+        return {}
+    sums = run.group.total(*run.set_losses.tolist())
+    triples = zip(run.set_names, sums, run.plan.set_targets(step), strict=True)
+    losses = {name: total / number if number else None for name, total, number in triples}
+    finite = {n: v if v is None or math.isfinite(v) else None for n, v in losses.items()}
+    return {"loss_by_set": finite}

@@ -1,0 +1,56 @@
+"""What summary.json says of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
+from aift_ray.parallel.group import Group
+
+
+def summarized(session: Any, status: str) -> dict[str, Any]:
+    """The summary of a worker's session; every worker must call this.
+
+    Args:
+        session: what `worker.work` keeps beside the steps.
+        status: done, stopped early or interrupted.
+    """
+    run, state = session.run, session.run.state
+    group, device = run.group, run.group.device
+    peaks, reserved, held = _of_all(group, peak_memory_gb(device), *device_memory_gb(device))
+    on_gpu = device.type == "cuda"
+    return {
+        "status": "done" if status == "stopped early" else status,
+        "steps": state.step,
+        "first_loss": state.first_loss,
+        "last_loss": session.last.get("loss"),
+        "eval_loss_before": state.eval_loss_before,
+        "eval_loss": session.eval_loss,
+        "exact_match_before": state.exact_match_before,
+        "exact_match": session.exact_match,
+        "tokens_per_second": session.tokens / session.seconds if session.seconds else None,
+        "peak_memory_gb": peaks,
+        "peak_reserved_gb": reserved if on_gpu else None,
+        "device_memory_gb": held if on_gpu else None,
+        "mfu": session.utilization.mean(),
+        "strategy": run.config.parallel.strategy,
+        "strategy_why": run.job.why,
+        "method": run.config.trained_as,
+        "precision": run.precision.name,
+        "world_size": group.world,
+        "start_s": session.start_s,
+        "global_batch": state.global_batch,
+        "resumed_from": run.resumed_from,
+        "changed_on_resume": state.changes,
+        "stopped_early": status == "stopped early",
+        "best_step": state.best_step,
+        "skipped": state.skipped,
+    }
+
+
+def _of_all(group: Group, *mine: float) -> list[list[float]]:
+    """Each of this worker's numbers with those of the others, by rank."""
+    numbers = [0.0] * (len(mine) * group.world)
+    numbers[group.rank :: group.world] = mine
+    found = [round(number, 3) for number in group.sum(*numbers)]
+    return [found[at : at + group.world] for at in range(0, len(found), group.world)]

@@ -1,0 +1,180 @@
+"""A model behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from aift_ray.config import EvaluateConfig
+from aift_ray.data.examples import Example
+from aift_ray.errors import AiftError, ConfigError, Problem
+from aift_ray.evaluation.evaluator import Sample, Work, answered
+from aift_ray.evaluation.generation import Written
+from aift_ray.evaluation.items import Item
+from aift_ray.evaluation.scores import best, choice_scores
+from aift_ray.evaluation.task import Task
+
+# seconds for an answer
+_TIMEOUT = 600.0
+_TRIES = 4
+
+
+class RemoteEvaluator:
+    """Asks an API, several rows at a time.
+
+    Choices are scored by `/completions` with `echo` and `logprobs`, prompt and choice in one text.
+    """
+
+    def __init__(self, config: EvaluateConfig, model: str) -> None:
+        self._model, self._threads = model, config.max_concurrent
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if config.api_key_file:
+            try:
+                lines = Path(config.api_key_file).expanduser().read_text("utf-8").splitlines()
+            except OSError as error:
+                what = f"{config.api_key_file} can't be read: {error.strerror}"
+                raise ConfigError([Problem("api_key_file", what)]) from None
+            keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            key = keys[0] if keys else ""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(
+            base_url=str(config.base_url).rstrip("/"), headers=headers, timeout=_TIMEOUT
+        )
+
+    def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
+        """The samples of the items, in any order.
+
+        Raises:
+            AiftError: the API can't be reached, or refuses.
+        """
+        for work in works:
+            ask: dict[str, Callable[[Task, Item], Sample]] = {
+                "choice": self._choice,
+                "generate": self._answer,
+                "text": self._text,
+            }
+            with ThreadPoolExecutor(self._threads) as pool:
+                asked = [pool.submit(ask[work.task.kind], work.task, item) for item in work.items]
+                try:
+                    for done in as_completed(asked):
+                        yield [done.result()]
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+    def _choice(self, task: Task, item: Item) -> Sample:
+        assert isinstance(item.prompt, str)
+        sums, tokens = [], []
+        for choice in item.choices:
+            total, number = self._likelihood(item.prompt, task.delimiter + choice)
+            sums.append(total)
+            tokens.append(number)
+        free: list[float] = []
+        if "accuracy_normalized" in task.computed:
+            free = [self._likelihood("", task.delimiter + choice)[0] for choice in item.choices]
+        scores = choice_scores(task, item.choices, item.label, sums, tokens, free)
+        return self._sample(task, item, scores) | {
+            "choices": list(item.choices),
+            "label": item.label,
+            "log_likelihoods": sums,
+            "predicted": best(sums),
+        }
+
+    def _text(self, task: Task, item: Item) -> Sample:
+        from aift_ray.evaluation.scores import text_scores
+
+        total, tokens = self._likelihood("", item.answers[0])
+        scores = text_scores(task, item.answers[0], total, tokens)
+        return self._sample(task, item, scores) | {"log_likelihood": total, "tokens": tokens}
+
+    def _answer(self, task: Task, item: Item) -> Sample:
+        body: dict[str, Any] = {"max_tokens": task.max_tokens, "temperature": 0}
+        if task.stop:
+            body["stop"] = task.stop
+        if isinstance(item.prompt, Example):
+            messages = _messages(item.prompt)
+            choice = self._post("/chat/completions", body | {"messages": messages})
+            text = choice["message"]["content"] or ""
+        else:
+            choice = self._post("/completions", body | {"prompt": item.prompt})
+            text = choice["text"]
+        finish = "length" if choice.get("finish_reason") == "length" else "stop"
+        return answered(self._model, task, item, Written(text, 0, finish))
+
+    def _likelihood(self, prompt: str, continuation: str) -> tuple[float, int]:
+        """Log-likelihood, in nats, and number of tokens of a continuation.
+
+        A token that holds the end of the prompt and the beginning of the continuation counts.
+        """
+        body = {"prompt": prompt + continuation, "echo": True, "logprobs": 1, "max_tokens": 1}
+        found = self._post("/completions", body | {"temperature": 0})["logprobs"]
+        if not found or not found.get("text_offset"):
+            raise AiftError(f"{self._model}: the API gives no logprobs of the prompt (echo)")
+        whole, values, offsets = (
+            len(prompt + continuation),
+            found["token_logprobs"],
+            found["text_offset"],
+        )
+        ends = [*offsets[1:], whole + 1]
+        chosen = [
+            value
+            for value, start, end in zip(values, offsets, ends, strict=True)
+            if value is not None and start < whole and end > len(prompt)
+        ]
+        return sum(chosen), len(chosen)
+
+    def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The first choice of the answer."""
+        for attempt in range(_TRIES):
+            try:
+                answer = self._client.post(route, json={"model": self._model, **body})
+            except httpx.HTTPError as error:
+                if attempt + 1 == _TRIES:
+                    raise AiftError(f"{self._client.base_url} can't be reached: {error}") from None
+                continue
+            if answer.status_code in (429, 503) and attempt + 1 < _TRIES:
+                _wait(answer)
+                continue
+            if answer.status_code >= 400:
+                raise AiftError(f"{self._client.base_url}: {answer.status_code}: {_said(answer)}")
+            choice: dict[str, Any] = answer.json()["choices"][0]
+            return choice
+        raise AssertionError("unreachable")
+
+    def _sample(self, task: Task, item: Item, scores: dict[str, tuple[float, float]]) -> Sample:
+        return {
+            "task": task.name,
+            "model": self._model,
+            "row": item.index,
+            "place": item.place,
+            "prompt": item.shown_prompt,
+            "scores": {name: list(score) for name, score in scores.items()},
+        }
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    if example.kind == "messages":
+        return [{"role": m.role, "content": m.content} for m in example.messages[:-1]]
+    question = example.instruction
+    if example.input:
+        question += f"\n\n{example.input}"
+    return [{"role": "user", "content": question}]
+
+
+def _wait(answer: httpx.Response) -> None:
+    import time
+
+    after = answer.headers.get("retry-after", "1")
+    time.sleep(min(float(after), 30.0) if after.replace(".", "").isdecimal() else 1.0)
+
+
+def _said(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200]

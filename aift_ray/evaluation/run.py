@@ -1,0 +1,248 @@
+"""`aift-ray evaluate` from its configuration to its results."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from aift_ray.config import EvaluateConfig
+from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
+from aift_ray.evaluation import record, report, results
+from aift_ray.evaluation.candidates import Candidate, find_candidates
+from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
+from aift_ray.evaluation.remote import RemoteEvaluator
+from aift_ray.evaluation.task_files import LoadedTask
+from aift_ray.launch import display
+from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.quiet import quiet
+
+# seconds between two lines of progress
+_PROGRESS_S = 5.0
+_NEEDS = {
+    "character_f1": "rapidfuzz",
+    "rouge_l": "sacrebleu[ja]",
+    "chrf": "sacrebleu",
+    "bleu": "sacrebleu[ja]",
+}
+
+
+def run(
+    config: EvaluateConfig, tasks: Sequence[LoadedTask], dry_run: bool = False
+) -> dict[str, Any]:
+    """Evaluate as `config` says; returns what results.json holds.
+
+    Raises:
+        UserError: the input is wrong; nothing was started.
+        Interrupted: by Ctrl-C; the same command goes on where it was.
+    """
+    output = _output(config)
+    problems = record.check(output, config.overwrite)
+    candidates: list[Candidate] = []
+    try:
+        candidates = find_candidates(config)
+    except UserError as error:
+        problems += error.problems
+    problems += _libraries(tasks)
+    if config.base_url:
+        problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
+    if problems:
+        raise ConfigError(problems)
+    _show_plan(config, candidates, tasks, output)
+    if dry_run:
+        return {}
+    samples, notes = _samples(config, candidates, tasks, output)
+    names = [each.name for each in candidates]
+    found = results.results(config, names, [t.task for t in tasks], samples.samples, notes)
+    samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
+    text = json.dumps(found, ensure_ascii=False, indent=1)
+    _write(output.parent / record.REPORT, report.html(found, samples.samples))
+    _write(output, text + "\n")
+    _show_results(found, output)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _output(config: EvaluateConfig) -> Path:
+    if config.output:
+        return Path(config.output).expanduser().absolute()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
+
+
+def _libraries(tasks: Sequence[LoadedTask]) -> list[Problem]:
+    """Scores whose libraries are not installed."""
+    from importlib.util import find_spec
+
+    found = []
+    for loaded in tasks:
+        for score in loaded.task.computed:
+            library = _NEEDS.get(score, "").split("[")[0]
+            if library and not find_spec(library):
+                what = f"{score} needs {library}, which is not installed"
+                remedy = 'pip install "aift-ray[evaluate]"'
+                found.append(Problem(f"task {loaded.task.name}", what, remedy))
+    return found
+
+
+def _chat_choice(loaded: LoadedTask) -> Problem:
+    what = "choices behind a chat template can't be scored over an API"
+    return Problem(f"task {loaded.task.name}", what, "give --chat false, or a model folder")
+
+
+def _samples(
+    config: EvaluateConfig,
+    candidates: Sequence[Candidate],
+    tasks: Sequence[LoadedTask],
+    output: Path,
+) -> tuple[record.Record, list[str]]:
+    """The samples of every model and task."""
+    names = ("dtype", "base_url")
+    settings = {name: getattr(config, name) for name in names}
+    digests = {
+        (candidate.name, loaded.task.name): record.digest(candidate, loaded, settings)
+        for candidate in candidates
+        for loaded in tasks
+    }
+    kept = record.Record(output, digests)
+    if kept.resumed:
+        display.console.print(f"resumed: {kept.resumed} answers are there already")
+    notes: list[str] = []
+    try:
+        for candidate in candidates:
+            works = [kept.missing(candidate.name, loaded) for loaded in tasks]
+            works = [work for work in works if work.items]
+            progress = _Progress(candidate.name, sum(len(work.items) for work in works))
+            if works:
+                for part in _computed(config, candidate, works, notes):
+                    kept.add(part)
+                    progress.add(len(part))
+    except KeyboardInterrupt:
+        command = f"--output {output}" if config.output else f"--output {output}, and the rest"
+        raise Interrupted(f"stopped; go on with the same command and {command}", 130) from None
+    finally:
+        kept.close()
+    return kept, notes
+
+
+def _computed(
+    config: EvaluateConfig, candidate: Candidate, works: list[Work], notes: list[str]
+) -> Iterator[list[Sample]]:
+    """The samples of one model, as they come."""
+    if config.base_url:
+        remote = RemoteEvaluator(config, candidate.name)
+        yield from remote.run(works)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    gpus = 0 if address else usable_gpus()
+    number = config.num_workers or max(1, gpus)
+    if number == 1 and not address:
+        options = Options(config.dtype, config.tokens_per_batch, config.max_concurrent)
+        evaluator = Evaluator(candidate, options, gpu=gpus > 0)
+        yield from evaluator.run(works)
+        notes += evaluator.notes()
+        return
+    from aift_ray.launch import actors, cluster
+
+    quiet()
+    with cluster.cluster() as resources:
+        on_gpu = resources.get("GPU", 0) >= 1
+        number = config.num_workers or int(resources.get("GPU", 0)) or 1
+        _check_room(number, resources, on_gpu)
+        cpus = max(1, int(resources["CPU"]) // number) if not on_gpu else 1
+        options = Options(config.dtype, config.tokens_per_batch, config.max_concurrent, cpus)
+        make = functools.partial(Evaluator, candidate, options, on_gpu)
+        yield from actors.stream(make, _shares(works, number), cpus, int(on_gpu), notes)
+
+
+def _check_room(number: int, resources: dict[str, float], on_gpu: bool) -> None:
+    kind = "GPU" if on_gpu else "CPU"
+    there = int(resources.get(kind, 0))
+    if number > there:
+        what = f"{number} workers need {number} {kind}s, the cluster has {there}"
+        raise ConfigError([Problem("num_workers", what, f"give --num-workers {there}")])
+
+
+def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
+    """Every so-manieth item to each worker, those of like length to different ones."""
+    shares: list[list[Work]] = []
+    for first in range(number):
+        share = []
+        for work in works:
+            items = sorted(work.items, key=lambda item: len(item.shown_prompt))
+            if items[first::number]:
+                share.append(Work(work.task, items[first::number]))
+        shares.append(share)
+    return [share for share in shares if share]
+
+
+class _Progress:
+    """Lines of progress, and the time that is left once it can be told."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, total
+        self._done, self._began, self._told = 0, time.monotonic(), time.monotonic()
+
+    def add(self, number: int) -> None:
+        self._done += number
+        now = time.monotonic()
+        if now - self._told < _PROGRESS_S and self._done < self._total:
+            return
+        self._told = now
+        spent = now - self._began
+        left = spent / self._done * (self._total - self._done)
+        after = f", {left:.0f} s left" if self._done < self._total else ""
+        text = f"{self._name}: {self._done}/{self._total} answers, {spent:.0f} s{after}"
+        display.console.print(text, markup=False)
+
+
+def _show_plan(
+    config: EvaluateConfig,
+    candidates: Sequence[Candidate],
+    tasks: Sequence[LoadedTask],
+    output: Path,
+) -> None:
+    rows = [("models", ", ".join(each.name for each in candidates))]
+    for loaded in tasks:
+        task = loaded.task
+        how = f"{len(loaded.items):,} rows, {task.kind}, {', '.join(task.computed)}"
+        if task.kind != "text":
+            how += f", {task.few_shot.number} examples" + ", chat template" * task.chat
+        rows.append((f"task {task.name}", how))
+    if config.base_url:
+        rows.append(("API", config.base_url))
+    rows.append(("output", str(output)))
+    display.table("plan", rows)
+
+
+def _show_results(found: dict[str, Any], output: Path) -> None:
+    heads, rows = results.table(found)
+    grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
+    for head in heads:
+        grid.add_column(head, overflow="fold", no_wrap=head.startswith(("score", "value")))
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    display.console.print(grid)
+    for note in found["notes"]:
+        display.console.print(f"note: {note}", style="yellow", markup=False)
+    display.table(
+        "written",
+        [
+            ("results", str(output)),
+            ("samples", str(output.parent / record.SAMPLES)),
+            ("report", str(output.parent / record.REPORT)),
+        ],
+    )

@@ -1,0 +1,38 @@
+"""What a GPU's memory holds beside a worker's tensors. Figures of experience, not measured here.
+
+A run says at its end what was allocated, what the allocator reserved and what the device's memory
+held: that is to be held against these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aift_ray.planning.parts import GIB, Memory, Work
+
+# CUDA's context with the kernels of torch, cuBLAS and its workspaces
+CONTEXT = round(0.4 * GIB)
+# NCCL's buffers by communicator
+COMMUNICATOR = round(0.2 * GIB)
+# communicators that a strategy opens: of all workers; of a mesh's rows and columns; of a pipeline
+# its neighbours' in both directions besides
+COMMUNICATORS = {"tensor": 2, "pipeline": 5, "model_parallel": 0}
+# of what stays for the whole run, and of activations that come and go in all sizes: what is lost to
+# rounding and to holes, with expandable segments
+SLACK_HELD, SLACK_MOVING = 0.02, 0.10
+
+
+def with_overheads(need: Memory, work: Work) -> Memory:
+    """`need` with what only a GPU's memory holds; as it is where workers compute on CPUs."""
+    if not work.gpu:
+        return need
+    alone = work.workers == 1
+    number = 0 if alone else COMMUNICATORS.get(work.strategy, 1)
+    held = need.weights + need.gradients + need.optimizer
+    moving = need.activations + need.logits + need.cache
+    return replace(
+        need,
+        context=CONTEXT,
+        communication=number * COMMUNICATOR,
+        slack=round(SLACK_HELD * held + SLACK_MOVING * moving),
+    )

@@ -1,0 +1,132 @@
+"""`aift-ray evaluate` against lm-evaluation-harness with automatic batch size, on the same rows.
+
+Choices of JCommonsenseQA with three examples and answers of NIILC, greedy, in fp32. Whole commands,
+loading included, in turn. The harness runs in an environment of its own, which has lm-eval 0.4.13
+and this environment's torch and transformers: `--harness PYTHON`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measuring
+import psutil
+from measuring import Pair, Processes, Result
+
+from aift_ray.config import EvaluateConfig
+from aift_ray.evaluation.task_files import load_tasks
+
+MODEL = measuring.ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
+DATA = measuring.SHARED / "data" / "eval"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="aift-evaluate-") as name:
+        processes = Processes(Path(name), options.threads)
+        calls = {
+            f"{who} {task}": _contestant(who, task, options, processes)
+            for task in options.tasks
+            for who in ("aift", "harness")
+        }
+        found = measuring.alternate(calls, options.rounds)
+    pairs = [Pair(f"aift {t}", f"harness {t}", "rows_per_s", ">= 1.5") for t in options.tasks]
+    pairs += [Pair(f"aift {t}", f"harness {t}", "peak_gb", "<= 1.0") for t in options.tasks]
+    ratios = measuring.compare(found, pairs)
+    heads = ["contestant", "rows/s", "seconds", "peak GB"]
+    rows = [
+        [name, *(measuring.shown([r[key] for r in results]) for key in _KEYS)]
+        for name, results in found.items()
+    ]
+    print(measuring.table(heads, rows) + "\n")
+    print(measuring.ratio_table(ratios))
+    content = {"options": vars(options), "contestants": found, "ratios": ratios}
+    measuring.write(Path(options.output), content)
+
+
+_KEYS = ("rows_per_s", "seconds", "peak_gb")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--harness", required=True, help="Python that has lm-eval")
+    parser.add_argument("--model", default=str(MODEL), help="model folder")
+    parser.add_argument("--data-dir", default=str(DATA), help="folder of the tasks' files")
+    parser.add_argument("--tasks", nargs="*", default=["jcommonsenseqa", "niilc"])
+    parser.add_argument("--limit", type=int, default=200, help="rows of each task")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default=str(measuring.RESULTS / "evaluate_speed.json"))
+    return parser.parse_args()
+
+
+def _contestant(
+    who: str, task: str, options: argparse.Namespace, processes: Processes
+) -> Callable[[int], Result]:
+    def run(number: int) -> Result:
+        folder = processes.folder / f"{who}-{task}-{number}"
+        folder.mkdir()
+        command = (_own if who == "aift" else _harness)(task, options, folder)
+        seconds, peak = _timed(command, processes, folder)
+        return {"seconds": seconds, "rows_per_s": options.limit / seconds, "peak_gb": peak}
+
+    return run
+
+
+def _own(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "aift_ray", "evaluate", "--model", options.model]
+    command += ["--task", task, "--limit", str(options.limit), "--data-dir", options.data_dir]
+    return [*command, "--output", str(folder / "results.json")]
+
+
+def _harness(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
+    config = EvaluateConfig(tasks=[task], limit=options.limit, data_dir=options.data_dir)
+    (loaded,) = load_tasks(config)
+    described: dict[str, Any] = {
+        "name": task,
+        "kind": loaded.task.kind,
+        "prompts": [item.prompt for item in loaded.items],
+        "choices": [item.choices for item in loaded.items],
+        "delimiter": loaded.task.delimiter,
+        "stop": loaded.task.stop,
+        "max_tokens": loaded.task.max_tokens,
+    }
+    (folder / "tasks.json").write_text(json.dumps([described]), "utf-8")
+    command = [options.harness, "-m", "tests.evaluation.harness", options.model]
+    return [*command, str(folder / "tasks.json"), str(folder / "found.json"), "auto"]
+
+
+def _timed(command: list[str], processes: Processes, folder: Path) -> tuple[float, float]:
+    """Seconds of a command, and the most memory that its processes held together, in GB."""
+    environment = processes.environment | {"PYTHONPATH": str(measuring.ROOT)}
+    began, peak = time.perf_counter(), 0
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            peak = max(peak, _resident(watched))
+            time.sleep(0.1)
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}: see {folder / 'log'}")
+    return time.perf_counter() - began, peak / 1e9
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        family = [process, *process.children(recursive=True)]
+        return sum(each.memory_info().rss for each in family)
+    except psutil.Error:
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a GPU holds of a run, and how often a step waits for it: twins of tests on CPUs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aift_ray.engine import loop
+from aift_ray.engine.build import build
+from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
+from aift_ray.launch.prepare import prepare
+from aift_ray.parallel.group import Group
+from aift_ray.serving.engine import TransformersEngine
+from aift_ray.serving.kv_memory import token_bytes
+from tests.conftest import make_tiny_model
+from tests.engine.runs import stepped
+from tests.serving.conftest import load
+from tests.serving.test_engine import generated, ids, prompt, request, together
+
+Configure = Callable[..., Any]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> str:
+    """A model of which blocks are most, as of large ones."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "head_dim": 128}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 12}
+    return str(make_tiny_model(tmp_path / "wide", **sizes, **heads))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_trial_holds_what_steps_hold_and_the_plan_is_near_it(
+    method: str, wide: str, configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(model=wide, method=method, training__gradient_checkpointing=True)
+    prepared = prepare(config, tmp_path, 1, True, None)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(DEVICE)
+    run = build(prepared.job, Group(0, 1, DEVICE))
+    loop.trial(run)
+    tried = torch.cuda.max_memory_allocated(DEVICE)
+    stepped(run, 3)
+    assert torch.cuda.max_memory_allocated(DEVICE) <= 1.02 * tried
+    assert prepared.memory is not None
+    assert prepared.memory.tensors == pytest.approx(tried, rel=0.15)
+    reserved, held = device_memory_gb(DEVICE)
+    assert peak_memory_gb(DEVICE) <= reserved <= held
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_step_waits_for_the_device_once(
+    method: str, wide: str, configure: Configure, tmp_path: Path
+) -> None:
+    steps = {"training__batch_size": 2, "training__gradient_accumulation_steps": 3}
+    config = configure(model=wide, method=method, **steps)
+    run = build(prepare(config, tmp_path, 1, True, None).job, Group(0, 1, DEVICE))
+    stepped(run, 1)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            stepped(run, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    said = [str(each.message) for each in waits if "synchroniz" in str(each.message)]
+    assert len(said) <= 1
+
+
+def test_a_server_has_tokens_for_what_the_device_has_left() -> None:
+    model = load().to(DEVICE)
+    free = torch.cuda.mem_get_info(DEVICE)[0]
+    engine = TransformersEngine(model, 4, 8)
+    try:
+        assert 0.5 * free < engine.budget * token_bytes(model) < free
+        asked = [prompt(seed) for seed in range(4)]
+        found = together(engine, [request(each) for each in asked])
+        alone = load()
+        assert [ids(each) for each in found] == [generated(alone, each) for each in asked]
+    finally:
+        engine.close()

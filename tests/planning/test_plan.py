@@ -1,0 +1,315 @@
+"""`aift-ray plan`: at once and without torch, the figures of a run, commands that can be typed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aift_ray import plan
+from aift_ray.commandline import guarded, parse
+from aift_ray.config import PlanConfig, RunConfig, ServeConfig
+from aift_ray.launch import fitting
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.measuring import measured
+from aift_ray.models.numbers import numbers_of, table
+from aift_ray.planning import advice, speed
+from aift_ray.planning.cards import CARDS
+from aift_ray.planning.memory import Work
+from aift_ray.planning.shape import Shape
+from aift_ray.planning.ways import Way
+from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
+from tests.planning import counted
+
+ELYZA, B13 = "elyza/Llama-3-ELYZA-JP-8B", "tokyotech-llm/Swallow-13b-instruct-hf"
+OSS = next(n for n, e in CATALOG.items() if e.architecture.model_type == "gpt_oss")
+Planned = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def planned(capsys: pytest.CaptureFixture[str]) -> Planned:
+    """What the verb says as JSON."""
+
+    def call(*argv: str) -> dict[str, Any]:
+        assert guarded(plan.run, [*argv, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return call
+
+
+def test_it_takes_less_than_a_second_and_loads_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from aift_ray.__main__ import main\n"
+        "late = ('torch', 'ray', 'transformers', 'numpy', 'pyarrow')\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('loaded:', [name for name in late if name in sys.modules])\n"
+    )
+    argv = ["plan", "--model", ELYZA, "--gpus", "2", "--gpu-memory", "24GB"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "loaded: []" in done.stdout
+    for name in ("ddp", "zero1", "zero2", "fsdp, offload", "tensor", "pipeline", "model_parallel"):
+        assert f"\n{name} " in done.stdout
+    # a fast machine takes 0.3 s
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_its_memory_is_that_of_the_run_it_names(method: str, planned: Planned) -> None:
+    found = planned("--model", B13, "--method", method, "--gpus", "2", "--batch-size", "1")
+    shape = Shape.of(CATALOG[B13].config)
+    for row in found["strategies"]:
+        name, _, offload = row["strategy"].partition(", ")
+        if name == "model_parallel" or not row["fits"]:
+            continue
+        argv = shlex.split(row["command"])
+        config = parse(argv[2:], RunConfig, "train", "").config
+        need = fitting.needs(config, shape, 2048, 2, True, 0)
+        apart = 2 if name in ("tensor", "pipeline") else 0
+        wanted = need(Way(method, name, bool(offload), apart))
+        if name == "tensor":
+            config.parallel.tensor_parallel_size = 2
+            wanted = need(Way(method, name))
+        assert row["memory"]["total"] == wanted.total
+
+
+def test_every_command_is_one_that_the_verbs_take(planned: Planned) -> None:
+    commands = []
+    for method in ("full", "lora", "qlora"):
+        for gpus in ("1", "2", "4"):
+            found = planned("--model", B13, "--method", method, "--gpus", gpus)
+            commands += [row["command"] for row in found["strategies"] + found["serving"]]
+    commands = [shlex.split(line) for line in dict.fromkeys(commands) if line]
+    assert {words[1] for words in commands} == {"train", "serve"}
+    assert len(commands) > 20
+    for words in commands:
+        kind: Any = RunConfig if words[1] == "train" else ServeConfig
+        parse(words[2:], kind, words[1], "")
+
+
+def test_the_nearest_settings_fit_and_keep_the_global_batch(planned: Planned) -> None:
+    flags = ("--model", ELYZA, "--gpus", "2", "--gpu-memory", "20GB", "--batch-size", "8")
+    ddp = planned(*flags)["strategies"][0]
+    assert not ddp["fits"]
+    assert "GiB too little on the card" in ddp["limit"]
+    changes = ddp["nearest"]
+    assert changes["batch_size"] * changes["gradient_accumulation_steps"] == 8 * 4
+    given = [part for name, n in changes.items() for part in (f"--{name}", str(n))]
+    again = planned(*flags[:-2], *given)["strategies"][0]
+    assert again["fits"]
+    assert again["command"] == ddp["command"]
+    assert f"--training.batch_size {changes['batch_size']} " in again["command"]
+
+
+def test_host_memory_limits_what_is_kept_there(planned: Planned) -> None:
+    flags = ("--model", B13, "--method", "full", "--gpus", "2", "--host-memory")
+    rows = {
+        size: next(r for r in planned(*flags, size)["strategies"] if "offload" in r["strategy"])
+        for size in ("128GiB", "256GiB", "512GiB")
+    }
+    assert "GiB too little in the host" in rows["128GiB"]["limit"]
+    assert rows["256GiB"]["fits"]
+    # with it the copy of a checkpoint: 12 of 16 bytes a weight
+    copied = rows["512GiB"]["host_memory"] / rows["256GiB"]["host_memory"]
+    assert copied == pytest.approx(28 / 16, rel=1e-3)
+
+
+def test_what_can_not_be_is_said(planned: Planned, tmp_path: Path) -> None:
+    def limit(strategy: str, *argv: str) -> str:
+        rows = planned(*argv)["strategies"]
+        return str(next(row for row in rows if row["strategy"] == strategy)["limit"])
+
+    assert "tensor knows how to split" in limit("tensor", "--model", OSS, *GPUS)
+    eight = ("--method", "full", "--optimizer", "adamw_8bit", *GPUS)
+    assert limit("fsdp", *eight) == "adamw_8bit needs whole weights"
+    assert "5 parts can't be made of 4 blocks" in limit("pipeline", "--gpus", "5")
+
+
+GPUS = ("--gpus", "2")
+
+
+def seven() -> Shape:
+    name = next(n for n, e in CATALOG.items() if e.architecture.parameters == 6_738_415_616)
+    return Shape.of(CATALOG[name].config)
+
+
+def test_estimates_are_the_documented_parts_of_the_bounds() -> None:
+    """docs/a5000.md: 65% of what two cards could do at most."""
+    card, lora = CARDS["a5000"], Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
+    found = speed.training(seven(), lora, card, 2048, 8)
+    assert found.tokens_per_second == pytest.approx(3430, rel=0.02)
+    assert found.limit == "compute"
+    b13 = Shape.of(CATALOG[B13].config)
+    full = replace(lora, method="full")
+    stages = replace(full, strategy="pipeline", apart=2)
+    piped = speed.training(b13, stages, card, 2048, 8)
+    # without the step of the optimizer, which the page counts apart
+    step = sum(piped.seconds.values()) - piped.seconds["the optimizer's step"]
+    assert 8 * 2048 / step == pytest.approx(1200, rel=0.05)
+    alone = speed.training(
+        b13, replace(full, workers=1, strategy="model_parallel", apart=2), card, 2048, 8
+    )
+    assert alone.tokens_per_second == pytest.approx(677, rel=0.05)
+    offloaded = speed.training(b13, replace(full, strategy="fsdp", offload=True), card, 2048, 1)
+    # 13.0B x 28 bytes at 50 GB/s
+    seconds = offloaded.seconds["the optimizer's step in host memory"]
+    assert seconds == pytest.approx(7.3, rel=0.02)
+    assert offloaded.limit != "compute", "small steps wait for host memory or PCIe"
+
+
+# others' figures, tokens a second of both cards: see docs/planning.md
+PUBLISHED = {
+    "7B LoRA, ddp, two 4090": ("4090", "lora", "ddp", 4 * 2048, 4799),
+    "7B LoRA, ddp, two 3090": ("3090", "lora", "ddp", 4 * 2048, 2380),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_estimates_are_near_published_figures(name: str) -> None:
+    card, method, strategy, tokens, published = PUBLISHED[name]
+    work = Work(method, 16, tokens, 2, True, strategy=strategy, workers=2)
+    found = speed.training(seven(), work, CARDS[card], 2048, 1)
+    assert found.tokens_per_second == pytest.approx(published, rel=0.25)
+
+
+def test_decoding_is_bound_by_bytes_and_near_published_figures() -> None:
+    shape = Shape.of(CATALOG[ELYZA].config)
+    cached = 131072 * 512
+    graphs = {card: speed.decoding(shape, CARDS[card], cached, 1, None, True, 1) for card in CARDS}
+    # llama.cpp in f16 on a 3090 and a 4090
+    assert graphs["3090"] == pytest.approx(46.5, rel=0.15)
+    assert graphs["4090"] == pytest.approx(54.3, rel=0.15)
+    narrow = speed.decoding(shape, CARDS["a5000"], cached, 1, 4, True, 1)
+    assert 85 < narrow < 115
+    eager = speed.decoding(shape, CARDS["a5000"], cached, 1, 4, False, 1)
+    assert 25 < 1000 / eager < 35, "milliseconds of a step without graphs, whatever the bits"
+
+
+def test_a_server_s_requests_fill_what_weights_leave(planned: Planned) -> None:
+    found = planned("--model", ELYZA, "--gpu-memory", "24GB")["serving"]
+    bf16 = next(row for row in found if row["bits"] == 16)
+    # 32 layers of 8 heads of 128 numbers, keys and values, 2 bytes
+    assert bf16["token"] == 131072
+    left = 24e9 - bf16["weights"] - bf16["requests"] * 131072 * 2048
+    assert 0 < left < 1.5e9 + 131072 * 2048
+    assert bf16["rates"]["vllm"]["1"] < bf16["rates"]["vllm"]["16"] / 10
+    assert found[-1]["requests"] > 2 * bf16["requests"]
+
+
+KINDS = ["llama", "qwen3", "gemma3_text", "phi3", "olmo2", "qwen3_moe", "gpt_oss", "gpt_neox"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_planned_as_a_run_measures_it(
+    kind: str, tmp_path: Path, configure: Callable[..., Any]
+) -> None:
+    make = make_tiny_mixture if kind in ("qwen3_moe", "gpt_oss") else make_tiny_model
+    folder = make(tmp_path / kind, kind)
+    shape = numbers_of(str(folder)).shape
+    wanted = measured(str(folder), configure(model=str(folder), method="lora")).shape
+    assert shape.parameters == pytest.approx(wanted.parameters, rel=0.01)
+    assert shape.linear_parameters == pytest.approx(wanted.linear_parameters, rel=0.01)
+    assert shape.expert_parameters == wanted.expert_parameters
+    assert shape.adapter_parameters(8) == pytest.approx(wanted.adapter_parameters(8), rel=0.05)
+    assert (shape.layers, shape.hidden, shape.tied) == (wanted.layers, wanted.hidden, wanted.tied)
+
+
+@pytest.mark.parametrize("name", ["stabilityai/japanese-stablelm-3b-4e1t-instruct"])
+def test_the_catalog_s_table_is_what_is_counted(name: str) -> None:
+    assert _sorted(numbers_of(name).shape) == _sorted(counted.counted(name))
+    assert str(CATALOG[name].architecture.parameters) in table()
+
+
+def _sorted(shape: Shape) -> Shape:
+    """The same whatever the order of layers."""
+    assert shape.counted
+    lists: Any = {n: tuple(sorted(getattr(shape.counted, n))) for n in ("linear", "adapted")}
+    experts = tuple(sorted(shape.counted.experts))
+    return replace(shape, counted=replace(shape.counted, **lists, experts=experts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", counted.ARCHITECTURES.values())
+def test_all_of_the_catalog_s_table_is_what_is_counted(name: str) -> None:
+    assert _sorted(numbers_of(name).shape) == _sorted(counted.counted(name))
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_model_of_the_catalog_can_be_planned(name: str) -> None:
+    numbers = numbers_of(name)
+    assert numbers.shape.parameters == pytest.approx(
+        CATALOG[name].architecture.parameters, rel=1e-3
+    )
+    config = PlanConfig(model=name, gpus=2, sequence_length=min(2048, numbers.context or 2048))
+    ways = advice.trained(config, numbers.config, numbers.shape)
+    assert all(way.speed and way.speed.tokens_per_second > 0 for way in ways if way.memory)
+    assert all(server.token for server in advice.served(config, numbers.config, numbers.shape))
+
+
+def test_a_model_in_the_hub_s_cache_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Planned
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--lab--model" / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((SHIPPED / "config.json").read_text("utf-8"), "utf-8")
+    refs = tmp_path / "models--lab--model" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("1234", "utf-8")
+    assert planned("--model", "lab/model")["parameters"] == 4245760
+
+
+BAD = {
+    ("--gpus", "0"): "gpus: '0' is not allowed",
+    ("--gpu-memory", "24"): "for example 22GB",
+    ("--gpu-memory", "0GB"): "give more than 0",
+    ("--gpu", "a500"): "gpu: 'a500' is not allowed",
+    ("--batchsize", "1"): "did you mean '--batch-size'?",
+    ("--model", "hina-4n"): "did you mean hina-4m",
+    ("--model", "lab/none"): "hf download lab/none config.json",
+    ("--sequence-length", "4096"): "use --sequence-length 2048",
+    ("--model", "EMPTY"): "has no config.json",
+    ("--model", "WRONG"): "does not say enough: KeyError('num_attention_heads')",
+    ("--model", "BROKEN"): "its config.json can't be read",
+    ("--model", "DAMAGED"): "model.safetensors is damaged",
+    ("--model", "UNKNOWN"): "and there are no weights",
+    ("--model", "PACKED"): "quantized already",
+}
+
+
+@pytest.mark.parametrize("flags", BAD, ids=" ".join)
+def test_bad_input_is_one_message(
+    flags: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    files = {
+        "EMPTY": {},
+        "WRONG": {"config.json": '{"model_type": "llama", "hidden_size": 64}'},
+        "BROKEN": {"config.json": "{"},
+        "UNKNOWN": {"config.json": '{"model_type": "phi3"}'},
+        "DAMAGED": {"config.json": '{"model_type": "phi3"}', "model.safetensors": "12345678{"},
+        "PACKED": {"config.json": '{"model_type": "llama", "quantization_config": {"a": 1}}'},
+    }
+    for name, content in files.items():
+        (tmp_path / name).mkdir()
+        for file, text in content.items():
+            (tmp_path / name / file).write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert guarded(plan.run, list(flags)) == 2
+    said = capsys.readouterr()
+    assert BAD[flags] in said.err
+    assert not said.out
