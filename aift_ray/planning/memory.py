@@ -194,7 +194,9 @@ def _block(shape: Shape, work: Work) -> int:
     numbers = 10 * shape.hidden + 4 * shape.feed_forward + shape.routed
     # where matrices are split, so are the positions in between; two gathered copies come on top
     token = numbers * width + _STREAMED * shape.hidden * (work.stream_bytes - width)
-    token += round(shape.adapted_inputs * _DROPPED) if work.dropout and not work.full else 0
+    # a CPU keeps what was left, and which, in full width
+    dropped = 2 * work.frozen_bytes if work.process else _DROPPED
+    token += round(shape.adapted_inputs * dropped) if work.dropout and not work.full else 0
     inside = work.tokens * token // work.split
     return inside + (work.tokens * width * 2 * shape.hidden if work.split > 1 else 0)
 
