@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
 
-from aift_ray import __version__, doctor, evaluate, plan, quantize, serve, train, tune
+from aift_ray import (
+    __version__,
+    cache,
+    completion,
+    doctor,
+    evaluate,
+    plan,
+    quantize,
+    serve,
+    train,
+    tune,
+)
 from aift_ray.commandline import guarded
 
 VERBS = {
@@ -16,16 +28,20 @@ VERBS = {
     "evaluate": evaluate.run,
     "plan": plan.run,
     "doctor": doctor.run,
+    "cache": cache.run,
+    "completion": completion.run,
 }
 USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its flags)
 
-  train     fine-tune a model on Ray Train workers
-  tune      sweep over training runs on Ray Tune
-  quantize  merge an adapter, hold the weights in 8 or 4 bits, measure the cost
-  serve     answer over HTTP, as OpenAI's API does
-  evaluate  score models and adapters on tasks, and test their differences
-  plan      what fits given GPUs, and how fast, by arithmetic
-  doctor    look at this machine or cluster: what is wrong, and how to mend it
+  train       fine-tune a model on Ray Train workers
+  tune        sweep over training runs on Ray Tune
+  quantize    merge an adapter, hold the weights in 8 or 4 bits, measure the cost
+  serve       answer over HTTP, as OpenAI's API does
+  evaluate    score models and adapters on tasks, and test their differences
+  plan        what fits given GPUs, and how fast, by arithmetic
+  doctor      look at this machine or cluster: what is wrong, and how to mend it
+  cache       list and prune the token caches of earlier runs
+  completion  print what makes bash, zsh or fish complete this command
 
 aift-ray {__version__}"""
 
@@ -33,15 +49,18 @@ aift-ray {__version__}"""
 def main() -> None:
     """Run the verb that the command line names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    sys.exit(guarded(VERBS.get(name, _other), sys.argv[2:] if name in VERBS else [name]))
+
+
+def _other(argv: Sequence[str]) -> int:
+    (name,) = argv
     if name in ("-h", "--help", "--version"):
         print(f"aift-ray {__version__}" if name == "--version" else USAGE)
-        sys.exit(0)
-    if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: there is no verb '{name}'{hint}\n\n{USAGE}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(guarded(VERBS[name], sys.argv[2:]))
+        return 0
+    near = difflib.get_close_matches(name, VERBS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"error: there is no verb '{name}'{hint}\n\n{USAGE}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,14 @@ from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
-from pydantic_settings import CliSettingsSource, SettingsError
 
 from aift_ray.config import RunConfig, Section, Settings
 from aift_ray.config.problems import flags_of, unknown
 from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
 S = TypeVar("S", bound=Settings)
+# as a shell tells of a program that SIGPIPE has ended
+_BROKEN_PIPE = 141
 
 
 @dataclass
@@ -40,17 +43,31 @@ class Given:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise SettingsError(message)
+        raise _Unreadable(message)
+
+
+class _Unreadable(Exception):
+    """The command line can't be read."""
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Call a verb; its errors become one message and the contract's exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal that can't show a character gets a question mark
+            stream.reconfigure(errors="replace")
     try:
-        return run(argv)
+        status = run(argv)
+        sys.stdout.flush()
+        return status
     except AiftError as error:
         label = "error" if isinstance(error, UserError) or error.exit_status == 1 else "note"
         print(f"{label}: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # who read the output has gone, as `| head` does; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted before anything began", file=sys.stderr)
         return 130
@@ -76,22 +93,22 @@ def given(
     Raises:
         ConfigError: the command line can't be read.
     """
+    if {"-h", "--help", "--help-all"} & set(argv):
+        from aift_ray.config.help import shown
+
+        print(shown(settings, verb, description, epilog, "--help-all" in argv), flush=True)
+        sys.exit(0)
+    # takes a quarter of a second, which --help need not wait for
+    from pydantic_settings import SettingsError
+
     own_flags = _Parser(add_help=False, allow_abbrev=False)
-    own_flags.add_argument("--config", action="append", default=[], help="YAML file of settings")
-    own_flags.add_argument("--dry-run", action="store_true", help="print the plan, start nothing")
-    parser = _Parser(
-        prog=f"aift-ray {verb}",
-        usage=f"aift-ray {verb} [--config FILE] [--SETTING VALUE ...]",
-        description=description,
-        epilog=epilog,
-        parents=[own_flags],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    own_flags.add_argument("--config", action="append", default=[])
+    own_flags.add_argument("--dry-run", action="store_true")
+    parser = _Parser(prog=f"aift-ray {verb}", add_help=False, allow_abbrev=False)
     try:
         own, rest = own_flags.parse_known_args(list(argv))
         values, others = _read_flags(settings, parser, rest)
-    except SettingsError as error:
+    except (_Unreadable, SettingsError) as error:
         raise ConfigError([Problem("command line", str(error), "see --help")]) from None
     problems = [unknown(settings, name, "flag") for name in others]
     merged: dict[str, Any] = {}
@@ -109,6 +126,8 @@ def validated(values: dict[str, Any], settings: type[S] = RunConfig) -> S:  # ty
 def _read_flags(
     settings: type[S], parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
+    from pydantic_settings import CliSettingsSource
+
     others: list[str] = []
 
     def parse_known(root: argparse.ArgumentParser, args: list[str]) -> argparse.Namespace:

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         wrong = error.problems
     early.check_evaluation(command.config, wrong)
     from aift_ray.evaluation import run as evaluation
-    from aift_ray.launch.workers import quiet
+    from aift_ray.utils.quiet import quiet
 
     quiet()
     evaluation.run(command.config, tasks, command.dry_run)

@@ -26,9 +26,9 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.launch import early
 
     early.check_server(command.config)
-    from aift_ray.launch import serving
+    from aift_ray.launch import serve_command
 
-    serving.run(command.config, command.dry_run)
+    serve_command.run(command.config, command.dry_run)
     return 0
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aift_ray.commandline import guarded
+
+if TYPE_CHECKING:
+    from aift_ray.config import RunConfig
+    from aift_ray.launch.supervise import Attempt
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
 
@@ -25,10 +30,28 @@ def run(argv: Sequence[str]) -> int:
 
     # torch and Ray take many seconds to load: what is wrong without them is told first
     early.check_run(command.config)
-    from aift_ray.launch import training
-    from aift_ray.launch.process_start import process_start
+    from aift_ray.launch import passing, place, supervise
 
-    training.run(command.config, command.dry_run, process_start())
+    config, started = command.config, supervise.process_start()
+    if command.dry_run or not supervise.possible(config):
+        return _train(config, command.dry_run, started)
+    # named by the time; later attempts go on in it
+    folder = place.output_folder(config)
+    config.output_dir = str(folder)
+    passing.set_here(config)
+    return supervise.run(
+        config, folder, started, lambda attempt: _in_child(config, started, attempt)
+    )
+
+
+def _in_child(config: RunConfig, started: float, attempt: Attempt) -> int:
+    return guarded(lambda _: _train(config, False, started, attempt), ())
+
+
+def _train(config: RunConfig, dry_run: bool, started: float, attempt: Attempt | None = None) -> int:
+    from aift_ray.launch import training
+
+    training.run(config, dry_run, started, attempt)
     return 0
 
 

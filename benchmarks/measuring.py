@@ -15,10 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,6 +106,32 @@ class Processes:
         """Run function `name` of contestants.py in several processes at once."""
         script = str(ROOT / "benchmarks" / "contestants.py")
         return self.together([[sys.executable, script, name, json.dumps(spec)] for spec in specs])
+
+
+def watch(child: subprocess.Popen[Any], interval: float = 0.1) -> Result:
+    """Wait for a child; the peak memory and the CPU seconds of it and all that it starts.
+
+    Memory is what the processes hold together: a page that several share counts once.
+    """
+    peak, seconds = 0.0, {}
+    while child.poll() is None:
+        held = 0.0
+        with suppress(psutil.Error):
+            root = psutil.Process(child.pid)
+            for process in (root, *root.children(recursive=True)):
+                with suppress(psutil.Error, OSError):
+                    times = process.cpu_times()
+                    seconds[process.pid] = times.user + times.system
+                    held += _proportional(process.pid)
+        peak = max(peak, held)
+        time.sleep(interval)
+    return {"peak_gib": peak / 2**20, "cpu_s": sum(seconds.values())}
+
+
+def _proportional(pid: int) -> float:
+    """KiB of a process, its share of shared pages."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def alternate(

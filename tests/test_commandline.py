@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,16 +104,54 @@ def test_elastic_workers_are_a_range() -> None:
     assert read("--training.ddp", "true", "--training.world_size", "2").worker_range(0) == (2, 2)
 
 
-def test_help_shows_every_setting_with_its_default_and_meaning() -> None:
-    command = [sys.executable, "-m", "aift_ray.train", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    words = " ".join(shown.split())
+VERBS = ("train", "tune", "quantize", "serve", "evaluate", "plan", "doctor", "cache")
+
+
+def helped(verb: str, flag: str) -> str:
+    command = [sys.executable, "-m", "aift_ray", verb, flag]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_names_every_setting(flag: str) -> None:
+    words = " ".join(helped("train", flag).split())
     for name, _ in leaves(RunConfig()):
-        assert f"--{name} " in words
+        assert f"--{name} " in words, name
     for section in RunConfig.model_fields.values():
         assert section.description
     assert "default: 2e-05" in words
     assert "hina-4m" in words
+    if flag == "--help-all":
+        for name, section in TrainingConfig.model_fields.items():
+            assert str(section.description).split(";")[0] in words, name
+
+
+def test_help_shows_common_settings_first() -> None:
+    shown = helped("train", "--help")
+    first = ("--model", "--method", "--train-file", "--training.learning_rate", "--num-workers")
+    other = shown.index("--training.adam_beta1")
+    assert all(shown.index(f"{flag} ") < other for flag in first)
+    assert "AdamW's decay rate" not in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_narrow_terminal(verb: str) -> None:
+    assert max(map(len, helped(verb, "--help-all").splitlines())) <= 80
+
+
+def test_who_stops_reading_is_no_error_of_ours() -> None:
+    command = f"{sys.executable} -m aift_ray train --help-all | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "141")
+
+
+def test_a_terminal_without_japanese_gets_question_marks() -> None:
+    command = [sys.executable, "-m", "aift_ray", "train", "--train-file", "無い.jsonl"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "??.jsonl: there is no such file" in done.stderr
 
 
 def test_configurations_take_documented_arguments_by_position() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from aift_ray.commandline import leaves
 from aift_ray.config import RunConfig, resuming
+from aift_ray.data.place import cache_folder
 from aift_ray.engine import loop, standalone, worker
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
@@ -125,6 +127,7 @@ CHANGED: dict[str, Any] = {
     "data.on_rewritten_turn": "error",
     "data.prepare": "ray",
     "data.cache_dir": "tokens",
+    "data.cache_limit": "1MB",
     "ray.num_workers": 2,
     "ray.cpus_per_worker": 2.0,
     "ray.use_gpu": True,
@@ -213,6 +216,10 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         wait(self)
 
     copies = output.store(config, folder)
+    spare = cache_folder(config.data) / ("0" * 32)
+    spare.mkdir(parents=True, exist_ok=True)
+    (spare / "train.arrow").write_bytes(bytes(2 << 20))
+    os.utime(spare, (0, 0))
     with monkeypatch.context() as patch:
         # drawn from the lines below, which are compared
         patch.setattr(worker, "plot", lambda folder: None)
@@ -248,6 +255,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "counts": vars(prepared.prepared.train),
         "warned": prepared.prepared.warnings,
         "cache": str(prepared.job.cache.parent),
+        "spare cache": spare.exists(),
         "tokenizes": tokenizing(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from aift_ray.config.mixture import MixedSet
-from aift_ray.config.section import Fraction, Section, setting
+from aift_ray.config.section import Fraction, Section, memory_size, setting
 
 _ENCODINGS = dict.fromkeys(("shift-jis", "sjis", "windows-31j", "ms932"), "cp932")
 _ENCODINGS |= {"utf8": "utf-8", "utf-8-sig": "utf-8", "eucjp": "euc-jp"}
@@ -82,6 +82,14 @@ class DataConfig(Section):
     cache_dir: str | None = setting(
         None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
     )
+    cache_limit: str | None = setting(
+        None, "size of all token caches, 20GB, above which those longest unused go; default: none"
+    )
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit(cls, value: str | None) -> str | None:
+        return value if value is None else memory_size(value)
 
     @field_validator("packing", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from aift_ray.errors import Problem
 
 # of names that are taken for each other; what a name in another section has less
 _ALIKE, _LAST_PART = 0.55, 0.05
-_OWN_FLAGS = ("config", "dry-run", "help")
+_OWN_FLAGS = ("config", "dry-run", "help", "help-all")
 
 
 def flags_of(section: type[BaseModel]) -> dict[str, Any]:

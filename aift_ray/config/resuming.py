@@ -36,8 +36,8 @@ _NAMES = {
     "training.async_save training.max_hours training.gradient_checkpointing "
     "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
-    "ray.cpus_per_worker ray.resources_per_worker ray.storage_path ray.resize_seconds "
-    "ray.max_failures",
+    "data.cache_limit ray.cpus_per_worker ray.resources_per_worker ray.storage_path "
+    "ray.resize_seconds ray.max_failures",
     Change.TOLD: "training.batch_size training.gradient_accumulation_steps training.num_epochs "
     "training.max_steps training.eval_steps training.fp16 training.precision training.compile "
     "training.early_stopping_patience training.load_best training.exact_match_rows "

@@ -34,6 +34,7 @@ from aift_ray.data.encoding import (
     reading,
 )
 from aift_ray.data.examples import Example, Fault
+from aift_ray.data.place import cache_folder
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.remote import brought
 from aift_ray.data.rows import check_columns
@@ -80,14 +81,6 @@ class Prepared:
         return found
 
 
-def cache_folder(config: DataConfig) -> Path:
-    """Where token caches lie."""
-    if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "aift_ray" / "tokens"
-
-
 def prepare(
     config: DataConfig,
     encoder: PromptEncoder,
@@ -116,6 +109,8 @@ def prepare(
     folder = place / _key(config, encoder, sequence_length, files)
     if not folder.is_dir():
         _build(folder, config, partial(encode, encoder), sequence_length, files)
+    # the time of its last use
+    os.utime(folder)
     return load(folder)
 
 

@@ -42,8 +42,8 @@ class TokenRows:
         lengths, targets = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for number in range(self._reader.num_record_batches):
             batch = self._reader.get_batch(number)
-            lengths.append(batch.column("ids").value_lengths().to_numpy())
-            targets.append(batch.column("targets").to_numpy())
+            lengths.append(np.diff(_numpy(batch.column("ids").offsets)))
+            targets.append(_numpy(batch.column("targets")))
         self.lengths: Ids = np.concatenate(lengths)
         self.targets: Ids = np.concatenate(targets)
 
@@ -53,8 +53,8 @@ class TokenRows:
     def row(self, index: int) -> tuple[Ids, Flags]:
         """Token ids and supervision flags of a row, each of shape (length,)."""
         batch, row = self._locate(index)
-        ids: Ids = batch.column("ids")[row].values.to_numpy()
-        flags: Flags = batch.column("supervised")[row].values.to_numpy()
+        ids: Ids = _numpy(batch.column("ids")[row].values)
+        flags: Flags = _numpy(batch.column("supervised")[row].values)
         return ids, flags
 
     def place(self, index: int) -> str:
@@ -84,13 +84,40 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
 
 
 def _batch(columns: list[list[Any]]) -> Any:
-    arrays = [_lists(columns[0]), _lists(columns[1])]
-    arrays += [pa.array(c, type=f.type) for c, f in list(zip(columns, _SCHEMA, strict=True))[2:]]
+    ids, flags, targets, files, lines = columns
+    arrays = [_lists(ids), _lists(flags), _array(targets), _strings(files), _array(lines)]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _array(numbers: list[int] | npt.NDArray[Any]) -> Any:
+    """An Arrow column of numbers; `pa.array` would import pandas, which takes a second."""
+    values = np.ascontiguousarray(numbers, getattr(numbers, "dtype", np.int32))
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    """The numbers of an Arrow column in place; its `to_numpy` would import pandas, too."""
+    kind = column.type.to_pandas_dtype()
+    values = np.frombuffer(column.buffers()[1], kind, offset=0)
+    return values[column.offset : column.offset + len(column)]
+
+
+def _strings(texts: list[str]) -> Any:
+    encoded = [text.encode() for text in texts]
+    ends = _ends([len(text) for text in encoded])
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
 
 
 def _lists(rows: list[Any]) -> Any:
     """An Arrow column of lists; as `pa.array`, which would take a Python number at a time."""
-    ends = np.cumsum([len(row) for row in rows], dtype=np.int32)
-    starts = np.concatenate([np.zeros(1, np.int32), ends])
-    return pa.ListArray.from_arrays(pa.array(starts), pa.array(np.concatenate(rows)))
+    ends = _ends([len(row) for row in rows])
+    return pa.ListArray.from_arrays(_array(ends), _array(np.concatenate(rows)))
+
+
+def _ends(lengths: list[int]) -> npt.NDArray[np.int32]:
+    """Where pieces of these lengths begin, end to end, and where the last one ends."""
+    ends = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:], dtype=np.int32)
+    return ends

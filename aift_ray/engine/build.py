@@ -80,8 +80,17 @@ class Run:
         return self.job.config
 
 
-def build(job: Job, group: Group, resume: Path | None = None) -> Run:
-    """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given."""
+def build(
+    job: Job,
+    group: Group,
+    resume: Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Run:
+    """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given.
+
+    Args:
+        tokenizer: that of the job's model; None: it is loaded.
+    """
     config = job.config
     group = replace(group, apart=config.parallel.apart)
     precision = Precision.resolve(config, group.device)
@@ -96,7 +105,7 @@ def build(job: Job, group: Group, resume: Path | None = None) -> Run:
     length, packed = prepared.sequence_length, job.support.packed
     set_of = prepared.set_of()
     plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
-    tokenizer = folders.load_tokenizer(job.location)
+    tokenizer = tokenizer or folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     model = _model(job, group, precision, str(resume) if resume else None)
     module = LossModule(model, config.training.neftune_noise_alpha)

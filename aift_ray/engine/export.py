@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.models import folders, provenance
 from aift_ray.models.decoder import causal_model
+from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.initial_adapters import as_plain_lora
 from aift_ray.models.whole_folder import WholeFolder
 
@@ -102,7 +103,7 @@ def write_whole(
 
 def holds_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a folder holds a tokenizer, and the chat template of `tokenizer`."""
-    if not folders.has_tokenizer(folder):
+    if not has_tokenizer(folder):
         return False
     same: bool = folders.load_tokenizer(str(folder)).chat_template == tokenizer.chat_template
     return same

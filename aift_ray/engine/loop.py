@@ -181,6 +181,17 @@ def without_targets(batch: Batch) -> Batch:
 
 
 def trial(run: Run) -> None:
+    """Try the longest micro-batch where it can show something: a CPU's memory has no end that is
+    told, and it would cost the time of a step.
+
+    Raises:
+        TrainingError: it does not fit into the device's memory; with what would.
+    """
+    if run.group.device.type != "cpu":
+        try_longest(run)
+
+
+def try_longest(run: Run) -> None:
     """Forward and backward of the longest micro-batch that can come, beside the optimizer's
     moments, without a step.
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data import cache
-from aift_ray.engine import loop, run_errors
+from aift_ray.engine import loop, run_errors, stages
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import FILE as CARD
 from aift_ray.engine.card import card
@@ -42,12 +43,19 @@ def nothing(metrics: dict[str, Any]) -> None:
     """What is reported to nobody."""
 
 
-def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothing) -> Run:
+def work(
+    job: Job,
+    group: Group,
+    report: Report = nothing,
+    watch: Report = nothing,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
     Args:
         report: called with metrics on every worker at each checkpoint.
         watch: called with metrics on every worker at each step and evaluation.
+        tokenizer: that of the job's model, where this process has it already.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -59,8 +67,11 @@ def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothi
     store = Store(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
-        run = reached.run = build(job, group, _start(job, group, store))
+        stages.tell(job.output, group, stages.LOADING)
+        run = reached.run = build(job, group, _start(job, group, store), tokenizer)
         if job.config.training.trial_batch:
+            if group.device.type != "cpu":
+                stages.tell(job.output, group, stages.TRYING)
             loop.trial(run)
         metrics = _metrics(run, job) if group.leads else None
         at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
@@ -69,6 +80,7 @@ def work(job: Job, group: Group, report: Report = nothing, watch: Report = nothi
         session = _Session(run, metrics, writing, report, watch)
         if run.state.step == 0:
             session.evaluate_before()
+        stages.tell(job.output, group, stages.FIRST_STEP)
         hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
         session.finish(loop.train(run, hooks))
     group.barrier()
@@ -158,6 +170,7 @@ class _Session:
         run = self.run
         if run.evaluator is None:
             return
+        stages.tell(run.job.output, run.group, stages.EVALUATING)
         run.state.eval_loss_before = run.evaluator.loss(run.module)
         run.state.exact_match_before = self._exact_match()
         self._evaluated(0, run.state.eval_loss_before, run.state.exact_match_before)
@@ -207,6 +220,7 @@ class _Session:
                 self._evaluated(run.state.step, None, self.exact_match)
         summary = summarized(self, status)
         if not interrupted:
+            stages.tell(run.job.output, run.group, stages.SAVING)
             prepared = cache.load(run.job.cache)
             counts = (prepared.train, prepared.eval)
             held_out = len(prepared.rows("train")) - len(run.plan.indices)

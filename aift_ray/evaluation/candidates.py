@@ -12,7 +12,7 @@ from aift_ray.config import EvaluateConfig
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, ModelError, Problem, UserError
-from aift_ray.models import folders, loading
+from aift_ray.models import folder_check, folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.places import Place, find_place
@@ -79,7 +79,7 @@ def _with_adapter(base: Place, model: str, folder: str) -> Place:
         what = f"{model} is an adapter itself"
         raise ConfigError([Problem("adapters", what, "give its base as --model")])
     adapter = check_adapter(folder, model, base.base, loading.skeleton(base.base))
-    tokenizer = str(adapter) if folders.has_tokenizer(adapter) else base.tokenizer
+    tokenizer = str(adapter) if folder_check.has_tokenizer(adapter) else base.tokenizer
     return Place(base.base, tokenizer, adapter)
 
 

@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(self, candidate: Candidate, options: Options, gpu: bool) -> None:
         import torch
 
-        from aift_ray.launch.workers import quiet
+        from aift_ray.utils.quiet import quiet
 
         quiet()
         if options.threads:

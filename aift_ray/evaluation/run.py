@@ -23,6 +23,7 @@ from aift_ray.evaluation.remote import RemoteEvaluator
 from aift_ray.evaluation.task_files import LoadedTask
 from aift_ray.launch import display
 from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.quiet import quiet
 
 # seconds between two lines of progress
 _PROGRESS_S = 5.0
@@ -154,10 +155,10 @@ def _computed(
         yield from evaluator.run(works)
         notes += evaluator.notes()
         return
-    from aift_ray.launch import actors, workers
+    from aift_ray.launch import actors, cluster
 
-    workers.quiet()
-    with workers.cluster() as resources:
+    quiet()
+    with cluster.cluster() as resources:
         on_gpu = resources.get("GPU", 0) >= 1
         number = config.num_workers or int(resources.get("GPU", 0)) or 1
         _check_room(number, resources, on_gpu)

@@ -1,24 +1,20 @@
-"""What a user sees: the plan first, progress, a summary table last."""
+"""What a user sees: the plan first, a summary table last."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.data.encoding import Counts
 from aift_ray.data.notes import told
-from aift_ray.engine.metrics import PROGRESS
-from aift_ray.launch.output import FAILURES, read_failures
-from aift_ray.launch.prepare import Preparation
 from aift_ray.planning.layout import HOST
+
+if TYPE_CHECKING:
+    from aift_ray.data.encoding import Counts
+    from aift_ray.launch.prepare import Preparation
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
@@ -163,76 +159,6 @@ def _shortened(tokenizer: Any, ids: list[int]) -> str:
     half = _PREVIEW_RUN // 2
     head, tail = (str(tokenizer.decode(part)) for part in (ids[:half], ids[-half:]))
     return f"{head} … {left_out:,} tokens … {tail}"
-
-
-class Follower:
-    """Shows the progress that rank 0 writes: a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, output: Path) -> None:
-        self._path = output / PROGRESS
-        self._failures, self._told = output / FAILURES, 0
-        self._seen = -1
-        self._printed = 0.0
-        self._task: Any = None
-        self._bar = (
-            Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            if sys.stdout.isatty()
-            else None
-        )
-
-    def __enter__(self) -> Follower:
-        if self._bar:
-            self._bar.start()
-            self._task = self._bar.add_task("starting the workers", total=None)
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self.poll(last=True)
-        if self._bar:
-            self._bar.stop()
-
-    def poll(self, last: bool = False) -> None:
-        """Show what is new."""
-        self._tell_failures()
-        try:
-            line = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if line.get("step", -1) == self._seen:
-            return
-        if self._bar:
-            self._bar.update(
-                self._task,
-                completed=line["step"],
-                total=line["total_steps"],
-                description=_line(line),
-            )
-        elif last or self._seen < 0 or time.monotonic() - self._printed > 5:
-            self._printed = time.monotonic()
-            print(f"step {line['step']}/{line['total_steps']} {_line(line)}", flush=True)
-        else:
-            return
-        self._seen = line["step"]
-
-    def _tell_failures(self) -> None:
-        """Say in one line each why the workers had to be started anew."""
-        failures = read_failures(self._failures)
-        for cause in failures[self._told :]:
-            console.print(f"workers lost: {cause}", markup=False, soft_wrap=True)
-        self._told = len(failures)
-
-
-def _line(line: dict[str, Any]) -> str:
-    loss = "batch left out" if line["loss"] is None else f"loss {line['loss']:.4f}"
-    return f"epoch {line['epoch']:.2f}, {loss}, {line['tokens_per_second']:,.0f} tokens/s"
 
 
 def show_summary(summary: dict[str, Any], output: Path) -> None:

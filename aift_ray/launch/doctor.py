@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aift_ray.config import DoctorConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import display, passing, workers
+from aift_ray.launch import cluster, display, passing
 from aift_ray.launch.probe import Probe
 from aift_ray.utils.files import filesystem
 from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
@@ -76,7 +76,7 @@ def _looked(storage: list[str], alone: bool) -> tuple[list[Machine], list[Findin
     if alone or "RAY_ADDRESS" not in os.environ:
         return _look([_here()], storage)
     try:
-        with workers.cluster():
+        with cluster.cluster():
             return _look(_nodes(), storage)
     except ConfigError as error:
         machines, findings = _look([_here()], storage)

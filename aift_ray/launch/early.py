@@ -12,6 +12,7 @@ from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch import place
 from aift_ray.launch.sweep_space import separate
+from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
 
 
@@ -77,7 +78,9 @@ def check_server(config: ServeConfig) -> None:
     """The same for the model and its adapters."""
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
-    _refuse([], _model(config.model) + adapters, [])
+    # an adapter's own folder stands for its base, with the adapter on it
+    alone = (Path(config.model).expanduser() / "adapter_config.json").is_file()
+    _refuse([], ([] if alone else _model(config.model)) + adapters, [])
 
 
 def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
@@ -111,8 +114,11 @@ def _files(patterns: list[str]) -> list[Problem]:
 
 
 def _model(name: str) -> list[Problem]:
-    """What is wrong with a model's name; its folder is looked into where it is loaded."""
-    if name in CATALOG or Path(name).expanduser().is_dir() or is_hub_id(name):
+    """What is wrong with a model's name, or in its folder."""
+    folder = Path(name).expanduser()
+    if name not in CATALOG and folder.is_dir():
+        return folder_check.check(name, folder)
+    if name in CATALOG or is_hub_id(name):
         return []
     return [unknown(name)]
 

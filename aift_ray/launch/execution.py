@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.job import Job
-from aift_ray.errors import TrainingError
-from aift_ray.launch import output, workers
+from aift_ray.errors import Interrupted, TrainingError, WorkersLost
+from aift_ray.launch import output
+from aift_ray.launch.causes import FAILURES, read_failures
+from aift_ray.planning.memory import Memory
+from aift_ray.planning.ways import remedy
 
 
 def execute(
@@ -34,15 +38,18 @@ def execute(
         ended()
         output.bring(job.config, folder)
         status = output.summary(folder).get("status", "failed")
+    except Interrupted:
+        status = "interrupted"
+        raise
     except TrainingError as error:
         raise type(error)(f"{error}\n  {_left(folder)}") from error
     except OSError as error:
         raise TrainingError(f"{error}\n  {_left(folder)}") from error
     finally:
-        causes = workers.causes(folder)
+        causes = read_failures(folder / FAILURES)
         failed_at_last = 1 if status == "failed" and causes else 0
         values: dict[str, Any] = {"causes": causes, "restarts": len(causes) - failed_at_last}
-        if status == "failed":
+        if status in ("failed", "interrupted"):
             values["status"] = status
         values["wall_s"] = time.time() - job.started
         # a full disk takes no summary either; what filled it is told all the same
@@ -59,16 +66,56 @@ def _left(folder: Path) -> str:
     return f"the last good checkpoint is checkpoints/step-{steps[-1]}"
 
 
+def give_up(
+    config: RunConfig, folder: Path, started: float, causes: list[str], memory: str
+) -> NoReturn:
+    """End a run whose only worker was lost more often than is tried again.
+
+    Args:
+        causes: why, an entry a loss.
+        memory: computed need of the worker, where it was ended because memory ran out; else "".
+
+    Raises:
+        WorkersLost: always.
+    """
+    text = f"training failed: {causes[-1]}"
+    if memory:
+        text = out_of_memory(text, "", memory, config)
+    ended: dict[str, Any] = {"status": "failed", "wall_s": time.time() - started}
+    with suppress(OSError):
+        output.finish(folder, causes=causes, restarts=len(causes) - 1, **ended)
+        output.copy(config, folder)
+    raise WorkersLost(f"{text}\n  {_left(folder)}")
+
+
+def in_words(memory: Memory | None) -> str:
+    """The computed need of a worker; "" where it is not known."""
+    return f"{memory.total / 2**30:.2f} GiB ({memory.parts})" if memory else ""
+
+
+def out_of_memory(what: str, used: str, memory: str, config: RunConfig) -> str:
+    """What to tell where the memory of a machine ran out.
+
+    Args:
+        used: how much there was.
+        memory: computed need of a worker, in words; "": not known.
+    """
+    text = f"{what} ({used})" if used else what
+    if memory:
+        text += f"\n  computed for a worker: {memory}"
+    return f"{text}\n  try {remedy(config)}, or fewer workers on a machine"
+
+
 @contextmanager
-def stop_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Turn Ctrl-C and SIGTERM into a call of `stop`; a second one is final."""
+def stop_signals(stop: Callable[[int], None]) -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into a call of `stop` with the signal; a second one is final."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
         if len(asked) > 1:
             sys.exit(130)
-        stop()
+        stop(number)
 
     if threading.current_thread() is not threading.main_thread():
         # only the main thread may take signals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ray.train.v2._internal.execution.failure_handling.failure_policy import Fai
 
 from aift_ray.engine.run_errors import is_worker_loss, short
 from aift_ray.errors import AiftError
+from aift_ray.launch.causes import add_failure
 
 if TYPE_CHECKING:
     # with it comes all that a worker needs, and neither the command nor Ray's controller does
@@ -85,5 +85,4 @@ class Causes(UserCallback):  # type: ignore[misc]
         """Called by Ray with the exceptions of workers by rank."""
         if own(worker_exceptions) or of_code(worker_exceptions):
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(each(worker_exceptions), ensure_ascii=False) + "\n")
+        add_failure(self.path, each(worker_exceptions))

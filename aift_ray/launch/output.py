@@ -13,13 +13,13 @@ from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.metrics import END, EVENTS, METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.run_errors import LOG
+from aift_ray.engine.stages import STAGE
 from aift_ray.engine.storage import Store, newest
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import place
+from aift_ray.launch.causes import FAILURES
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-# why the group of workers failed, a line a failure
-FAILURES = ".failures.jsonl"
 # where trackers that work offline keep a run
 _TRACKERS = ("trackers.json", "wandb", "mlruns")
 # what a run leaves; only these are removed by --overwrite
@@ -34,7 +34,7 @@ _OWN = (
     LOG,
     *_TRACKERS,
 )
-_WHILE_RUNNING = (STOP, SAVE, END, EVENTS, PROGRESS)
+_WHILE_RUNNING = (STOP, SAVE, END, EVENTS, PROGRESS, STAGE)
 _OWN_HIDDEN = (*_WHILE_RUNNING, ".ray", FAILURES)
 
 
@@ -146,11 +146,3 @@ def copy(config: RunConfig, folder: Path) -> None:
     copies = store(config, folder)
     if copies:
         copies.put_results(folder, (CONFIG, SUMMARY))
-
-
-def read_failures(path: Path) -> list[str]:
-    """Why the group of workers failed, an entry a failure; a half-written last one is left out."""
-    if not path.is_file():
-        return []
-    whole = [line for line in path.read_text("utf-8").splitlines() if line.endswith("]")]
-    return ["; ".join(json.loads(line)) for line in whole]

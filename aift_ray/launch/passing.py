@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from aift_ray.config import RunConfig
 from aift_ray.utils.compilers import builds_launchers
+from aift_ray.utils.drivers import may_see_gpus
 
 # by name, or by the beginning of a name; never the whole of it
 _NAMES = (
@@ -91,3 +93,10 @@ def on_gpus(offload: bool) -> dict[str, str]:
         # torch gives some products to Triton, which has no other way when it can't compile
         found["TORCH_DISABLE_NATIVE_JIT"] = "1"
     return found
+
+
+def set_here(config: RunConfig) -> None:
+    """Set what torch reads when it is imported, in a process that is going to train by itself."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(config.ray.cpus_per_worker or 1)))
+    if config.ray.use_gpu is not False and may_see_gpus():
+        os.environ.update(on_gpus(config.parallel.offload))

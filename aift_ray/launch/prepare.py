@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
+from aift_ray.data.caches import note_user
 from aift_ray.data.encoding import Encode, encode_in_threads
+from aift_ray.data.place import cache_folder
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
@@ -18,10 +21,11 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import fitting, resuming
+from aift_ray.launch import caches, fitting, resuming
 from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
+from aift_ray.models.folders import tokenizer_bytes
 from aift_ray.models.measuring import Measured, measured
 from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
@@ -90,9 +94,11 @@ def prepare(
     model = _measured(config, location, state)
     prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
+    notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
     laid = laid_out(config, prepared, batch, support)
-    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole)
+    host = fitting.Host(tokenizer_bytes(location), laid.most_targets)
+    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole, host)
     why = fitting.settle(config, need, workers, gpu)
     fitting.settle_cpus(config, workers)
     sizes = fitting.sizes(config, model, started_from)
@@ -177,7 +183,16 @@ def _support(config: RunConfig, model_config: Any) -> Support:
     from aift_ray.engine.family_check import supported
 
     method: Any = config.trained_as
-    return supported(model_config, method, cache.cache_folder(config.data))
+    return supported(model_config, method, cache_folder(config.data))
+
+
+def _noted(config: RunConfig, prepared: cache.Prepared, output: Path) -> list[str]:
+    """Keep in mind who uses the cache; what was removed for the limit of all of them."""
+    with suppress(OSError):
+        # one that others have made may not be ours to write into
+        note_user(prepared.folder, output)
+        return caches.keep_limit(config.data, prepared.folder)
+    return []
 
 
 def tokenizing(config: DataConfig) -> Encode:

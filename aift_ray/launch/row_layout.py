@@ -21,6 +21,7 @@ class Rows:
 
     Attributes:
         longest: tokens of the longest micro-batch.
+        most_targets: supervised tokens that a micro-batch has at most.
         steps: of the whole run.
         rate: the learning rate's schedule, in words.
         held_out: rows to evaluate on.
@@ -28,6 +29,7 @@ class Rows:
 
     plan: BatchPlan
     longest: int
+    most_targets: int
     steps: int
     rate: str
     held_out: int
@@ -44,11 +46,12 @@ def laid_out(config: RunConfig, prepared: cache.Prepared, batch: int, support: S
     _check_split(config, len(evaluation) or len(own))
     most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
     plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
-    lengths = rows.lengths[plan.longest_micro_batch()]
-    longest = _longest(lengths, support.pads(config.data.packing))
+    largest = plan.longest_micro_batch()
+    longest = _longest(rows.lengths[largest], support.pads(config.data.packing))
+    most_targets = int(np.sort(rows.targets[plan.indices])[-len(largest) :].sum())
     steps = total_steps(config, plan)
     rate = schedule.settle(config.training, steps, config.method != "full")
-    return Rows(plan, longest, steps, rate, len(evaluation) or len(own))
+    return Rows(plan, longest, most_targets, steps, rate, len(evaluation) or len(own))
 
 
 def _check_split(config: RunConfig, held_out: int) -> None:

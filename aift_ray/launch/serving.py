@@ -1,48 +1,31 @@
-"""A server on Ray Serve: replicas, their autoscaling, the command that starts and stops them."""
+"""A server on Ray Serve: its replicas and their autoscaling."""
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import socket
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig
 
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
-from aift_ray.errors import AiftError, ConfigError, Problem
-from aift_ray.launch import display, home, ingress, passing, workers
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.launch import passing
 from aift_ray.launch.fleet import Replicas, shelf
-from aift_ray.launch.reserving import gpus_here, gpus_of
+from aift_ray.launch.reserving import gpus_of
+from aift_ray.launch.serve_options import NAME, key_file
 from aift_ray.models import folders
 from aift_ray.serving import choice, keys, opening
+from aift_ray.utils.quiet import quiet
 
-NAME = "aift-ray"
 _SWITCH_S = 2e-4
 # the routes never block, so that they need no event loop beside Serve's own: a thread less on a
 # token's way
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-# what Ray's own processes read when they start
-_CLUSTER = {
-    # proxies take answers from replicas by gRPC, not as Ray's objects, in one event loop
-    "RAY_SERVE_PROXY_USE_GRPC": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # a server is as important as what else runs beside it; Ray's own 15 lets all others go first
-    "RAY_worker_niceness": "0",
-    # how long the controller sleeps between two looks at its replicas; at Ray's own 0.1 it takes 3%
-    # of a core from an engine that uses them all
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "aift_ray.launch.ingress:middlewares",
-}
-# beyond a request's own time; by then it has no replica
-_MARGIN_S = 30.0
 
 
 @serve.deployment
@@ -60,7 +43,7 @@ class Server:
         import torch
 
         os.environ.update(passed.values)
-        workers.quiet()
+        quiet()
         torch.set_num_threads(threads)
         # a token passes through several threads; each would wait 5 ms for the engine's to let go
         sys.setswitchinterval(_SWITCH_S)
@@ -176,102 +159,3 @@ def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice
         ConfigError: what is asked of it, it can't do.
     """
     return choice.made(config, folders.resolve(config.model), gpus_of(config, resources) > 0)
-
-
-def key_file(config: ServeConfig) -> str | None:
-    """The file of API keys that the settings name, seen from anywhere."""
-    named = config.serving.api_key_file
-    return str(Path(named).expanduser().absolute()) if named else None
-
-
-def http_options(config: ServeConfig) -> HTTPOptions:
-    """Where the proxies listen."""
-    serving = config.serving
-    longest = serving.request_timeout_s + _MARGIN_S
-    return HTTPOptions(host=serving.host, port=serving.port, request_timeout_s=longest)
-
-
-def run(config: ServeConfig, dry_run: bool) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Raises:
-        AiftError: the settings are wrong, or the replicas don't start.
-    """
-    workers.quiet()
-    makes_key = not config.serving.no_auth and not config.serving.api_key_file
-    if makes_key:
-        home.check(config.serving.port)
-    config = opening.on_base(config)
-    opening.check(config, gpus_of(config, gpus_here()) > 0)
-    path = key_file(config)
-    if path:
-        keys.Keys(Path(path))
-    _check_port(config.serving.host, config.serving.port)
-    if dry_run:
-        _show(config, path, None, engine_of(config, gpus_here()))
-        return
-    made = None
-    if makes_key:
-        path, made = home.key(config.serving.port)
-    with workers.cluster(_CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)) as resources:
-        _serve(config, path, made, resources)
-
-
-def _serve(
-    config: ServeConfig,
-    path: str | None,
-    made: str | None,
-    resources: dict[str, float],
-) -> None:
-    serving, stop = config.serving, threading.Event()
-    # Ray sets handlers of its own when it starts
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    for name in ("ray.serve", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
-        application = deployment(config, path, resources)
-        serve.run(application, name=NAME, route_prefix="/", blocking=False)
-    except RuntimeError as error:
-        raise AiftError(f"the server could not be started: {error}") from error
-    _show(config, path, made, engine_of(config, resources))
-    print(f"ready on http://{_shown(serving.host)}:{serving.port}", flush=True)
-    stop.wait()
-    print("stopping after the answers under way", flush=True)
-    # the replicas end their answers first; shutdown alone would stop the proxy in their midst
-    serve.delete(NAME)
-    # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
-    if os.environ.get("RAY_ADDRESS"):
-        serve.shutdown()
-
-
-def _show(config: ServeConfig, path: str | None, made: str | None, engine: choice.Choice) -> None:
-    key = f"one of {path}" if path else "one that is made at the start"
-    if config.serving.no_auth:
-        key = "none is asked for"
-    rows = [
-        ("model", config.name()),
-        ("adapters", ", ".join(config.adapter_folders()) or "none"),
-        ("engine", f"{engine.engine} ({engine.why})"),
-        ("replicas", str(config.serving.num_replicas)),
-        ("API key", key),
-    ]
-    display.table("server", rows)
-    if made:
-        print(f"the key, shown this once: {made}")
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            what = f"{host}:{port} can't be listened on: {error.strerror}"
-            raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

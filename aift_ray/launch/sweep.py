@@ -16,16 +16,18 @@ from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.engine.metrics import replace
 from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, UserError
 from aift_ray.launch import (
+    cluster,
     display,
     output,
     place,
     sweep_plots,
     sweep_results,
     sweep_trial,
-    workers,
 )
 from aift_ray.launch.execution import exit_status, stop_signals
 from aift_ray.launch.prepare import Preparation, prepare
+from aift_ray.launch.resources import asked as asks
+from aift_ray.launch.resources import check_resources
 from aift_ray.launch.sweep_search import search
 from aift_ray.launch.sweep_space import Space, separate, trial_config
 from aift_ray.launch.sweep_trial import Trial
@@ -52,7 +54,7 @@ def run(given: Given) -> None:
     folder = place.output_folder(config)
     kept = _kept(config, folder, given.values)
     with ExitStack() as stack:
-        joined = stack.enter_context(workers.cluster()) if "RAY_ADDRESS" in os.environ else None
+        joined = stack.enter_context(cluster.cluster()) if "RAY_ADDRESS" in os.environ else None
         there = int(joined.get("GPU", 0)) if joined else local_gpus(config)
         devices = gpus_used(config, there)
         fixed = _decided(config, space, folder, devices)
@@ -77,7 +79,7 @@ def run(given: Given) -> None:
             display.show_preview(prepared[0])
             return
         if joined is None:
-            stack.enter_context(workers.cluster())
+            stack.enter_context(cluster.cluster())
         _start(config, folder, given.values)
         _run(sweep, kept, space.names)
 
@@ -175,8 +177,8 @@ def _concurrent(
     for one in configs:
         least, most = one.worker_range(devices)
         gpus = gpu * one.parallel.gpus_a_worker
-        workers.check_resources(one.ray, least, gpus, resources)
-        for name, amount in workers.asked(one.ray, gpus).items():
+        check_resources(one.ray, least, gpus, resources)
+        for name, amount in asks(one.ray, gpus).items():
             if amount:
                 fitting = min(fitting, int(resources[name] // (amount * most)))
     wanted = config.tune.max_concurrent or fitting
@@ -240,7 +242,7 @@ def _run(sweep: Sweep, kept: list[Trial], names: list[str]) -> None:
     def ordered() -> list[Trial]:
         return [trials.trials[number] for number in sorted(trials.trials)]
 
-    def stop() -> None:
+    def stop(number: int) -> None:
         display.console.print("stopping the trials at the end of their steps, with checkpoints")
         trials.stop()
 

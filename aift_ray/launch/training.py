@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.engine.job import Job
-from aift_ray.engine.metrics import STOP
+from aift_ray.engine.metrics import PROGRESS, STOP
 from aift_ray.errors import ConfigError, Interrupted
-from aift_ray.launch import display, output, place, resuming, workers
+from aift_ray.launch import alone, display, output, place, resources, resuming
 from aift_ray.launch.execution import execute, exit_status, stop_signals
 from aift_ray.launch.listening import Listener
 from aift_ray.launch.prepare import Preparation, prepare
+from aift_ray.launch.progress import Follower, doing
+from aift_ray.launch.supervise import Attempt
 from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,7 @@ def run(
     config: RunConfig,
     dry_run: bool = False,
     started: float | None = None,
+    attempt: Attempt | None = None,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train as `config` says; returns the summary.
@@ -37,6 +40,8 @@ def run(
     Args:
         dry_run: show what would be done, and do nothing.
         started: when the run was asked for, as time.time() counts; None: now.
+        attempt: this process is a child of the command, which starts another one where it is lost:
+            a single worker on this machine needs no Ray. None: it is not.
         callbacks: told in this process of steps, evaluations and checkpoints; those of worker 0
             alone under torchrun.
 
@@ -47,28 +52,66 @@ def run(
     """
     if config.training.local_rank >= 0:
         return _run_joined(config, started, callbacks)
-    folder = place.output_folder(config)
+    folder, again = place.output_folder(config), attempt is not None and attempt.number > 0
     listener = Listener(folder, callbacks)
     if resuming.done(config, folder):
         display.console.print(f"the run in {folder} is done: nothing to do")
         return output.summary(folder)
-    resume = _resume_point(config, folder)
+    resume = _resume_point(config, folder, again)
     if dry_run:
         _show_dry_run(config, folder, resume)
         return {}
+    if attempt and config.worker_range(local_gpus(config)) == (1, 1):
+        return _run_alone(config, folder, resume, started, attempt)
+    return _run_on_ray(config, folder, resume, started, listener)
+
+
+def _run_alone(
+    config: RunConfig, folder: Path, resume: Path | None, started: float | None, attempt: Attempt
+) -> dict[str, Any]:
+    """As a child of the command, by itself."""
+    quiet()
+    there, again = local_gpus(config), attempt.number > 0
+    gpus = gpus_used(config, there)
+    prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
+    each = config.parallel.gpus_a_worker if gpus else 0
+    resources.check_resources(config.ray, 1, each, resources.of_machine(there))
+    job, tokenizer = prepared.job, prepared.encoder.tokenizer
+    # the encoder's copies of a large vocabulary
+    del prepared
+    alone.make_room()
+    go = partial(alone.attempt_it, job, gpus > 0, tokenizer, attempt)
+    # the command has no callbacks
+    return _train(config, folder, job, go, Listener(folder, ()), again=again)
+
+
+def _run_on_ray(
+    config: RunConfig,
+    folder: Path,
+    resume: Path | None,
+    started: float | None,
+    listener: Listener,
+) -> dict[str, Any]:
+    """On workers of a cluster, or of a Ray that is started here while the rows are tokenized."""
+    from aift_ray.launch import cluster, workers
+
     with ExitStack() as stack:
-        # a cluster is joined first, for its GPUs; on this machine Ray starts when all is well,
-        # unless it is to tokenize
+        # a cluster is joined first, for its GPUs, and one that is to tokenize is there for that
         early = "RAY_ADDRESS" in os.environ or config.data.prepare == "ray"
-        joined = stack.enter_context(workers.cluster()) if early else None
-        gpus = gpus_used(config, int(joined.get("GPU", 0)) if joined else local_gpus(config))
+        if early:
+            joined = stack.enter_context(cluster.cluster())
+            there = int(joined.get("GPU", 0))
+        else:
+            there = local_gpus(config)
+            starting = stack.enter_context(cluster.starting_cluster())
+        gpus = gpus_used(config, there)
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
-        resources = joined or stack.enter_context(workers.cluster())
         each = config.parallel.gpus_a_worker if gpus else 0
-        workers.check_resources(config.ray, group[0], each, resources)
+        found = joined if early else starting()
+        resources.check_resources(config.ray, group[0], each, found)
         go = partial(workers.train, _job(prepared, listener), group, gpus > 0)
-        return _train(config, folder, prepared, go, listener)
+        return _train(config, folder, prepared.job, go, listener)
 
 
 def run_here(
@@ -82,20 +125,16 @@ def run_here(
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
     """
-    from aift_ray.engine.worker import work
-    from aift_ray.parallel.group import Group
-
     folder, trained = place.output_folder(config), []
     listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)
     prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
 
     def go(show: Callable[[], None]) -> None:
-        job, group = _job(prepared, listener), Group(0, 1, device)
-        with _again_and_again(show):
-            trained.append(work(job, group, watch=lambda _: listener.poll()))
+        job = _job(prepared, listener)
+        trained.append(alone.work_here(job, device, show, watch=lambda _: listener.poll()))
 
-    _train(config, folder, prepared, go, listener, here=True)
+    _train(config, folder, prepared.job, go, listener, here=True)
     model: torch.nn.Module = trained[0].module.model
     return model
 
@@ -104,27 +143,13 @@ def _job(prepared: Preparation, listener: Listener) -> Job:
     return replace(prepared.job, events=listener.listens)
 
 
-@contextmanager
-def _again_and_again(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` twice a second in a thread of its own."""
-    over = threading.Event()
+def _resume_point(config: RunConfig, folder: Path, again: bool = False) -> Path | None:
+    """The checkpoint to go on from, where the output folder is fit to be used.
 
-    def repeat() -> None:
-        while not over.wait(0.5):
-            act()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _resume_point(config: RunConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from, where the output folder is fit to be used."""
-    problems = output.check(config, folder)
+    Args:
+        again: the run has begun before, and its worker was lost.
+    """
+    problems = [] if again else output.check(config, folder)
     if problems:
         raise ConfigError(problems)
     resume, notes = output.resume_point(config, folder)
@@ -140,14 +165,21 @@ def _prepared(
     gpu: bool,
     resume: Path | None,
     started: float | None = None,
+    again: bool = False,
 ) -> Preparation:
-    """The run, ready to start, its plan shown; or an error that says why it can't."""
-    prepared = prepare(config, folder, group[1], gpu, resume, started)
+    """The run, ready to start, its plan shown; or an error that says why it can't.
+
+    Args:
+        again: it has begun before, and its plan was shown.
+    """
+    with doing("reading the model and tokenizing the rows", display.console):
+        prepared = prepare(config, folder, group[1], gpu, resume, started)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
         raise ConfigError(problems)
-    display.show_plan(prepared, group, gpu)
+    if not again:
+        display.show_plan(prepared, group, gpu)
     return prepared
 
 
@@ -167,7 +199,7 @@ def _run_joined(
     else:
         resume = output.resume_point(config, folder)[0]
         prepared = prepare(config, folder, world, gpu, resume, started)
-    workers.quiet()
+    quiet()
     standalone.join_and_work(_job(prepared, listener), lambda _: listener.poll())
     if not standalone.leads():
         return {}
@@ -198,10 +230,10 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     gpus = gpus_used(config, local_gpus(config))
     group = config.worker_range(gpus)
     prepared = _prepared(config, folder, group, gpus > 0, resume)
-    local = {"CPU": float(os.cpu_count() or 1), "GPU": float(local_gpus(config))}
     if "RAY_ADDRESS" not in os.environ:
         each = config.parallel.gpus_a_worker if gpus else 0
-        workers.check_resources(config.ray, group[0], each, local)
+        local = resources.of_machine(local_gpus(config))
+        resources.check_resources(config.ray, group[0], each, local)
     display.show_preview(prepared)
     display.console.print("configuration:", style="bold")
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -211,32 +243,43 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
 def _train(
     config: RunConfig,
     folder: Path,
-    prepared: Preparation,
+    job: Job,
     go: Callable[[Callable[[], None]], None],
     listener: Listener,
     here: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Do the run by `go`, which calls what shows its progress again and again.
 
     Args:
         here: callbacks are called by the training itself.
+        again: it has begun before; its folder stays as it is.
     """
-    output.start(config, folder)
+    if not again:
+        output.start(config, folder)
 
-    def stop() -> None:
+    def stop(number: int) -> None:
+        if not (folder / PROGRESS).exists():
+            # nothing has been trained yet that a checkpoint could hold
+            text = f"stopped before the first step; {_how_to_go_on(folder)}"
+            raise Interrupted(text, exit_status([number]))
         (folder / STOP).touch()
         display.console.print("stopping at the end of this step, with a checkpoint")
 
-    with stop_signals(stop) as asked, display.Follower(folder) as follower:
+    with stop_signals(stop) as asked, Follower(folder, display.console) as follower:
 
         def show() -> None:
             follower.poll()
             if not here:
                 listener.poll()
 
-        summary = execute(prepared.job, partial(go, show), listener.poll)
+        summary = execute(job, partial(go, show), listener.poll)
     listener.close()
     return _ended(summary, folder, exit_status(asked))
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"go on with --config {folder / output.CONFIG} --output-dir {folder} --resume latest"
 
 
 def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
@@ -248,8 +291,7 @@ def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
         display.console.print(f"not reported to {problem}", markup=False)
     if summary["status"] == "interrupted":
         raise Interrupted(
-            f"stopped after step {summary['steps']} with a checkpoint; "
-            f"go on with --config {folder / output.CONFIG} --output-dir {folder} --resume latest",
+            f"stopped after step {summary['steps']} with a checkpoint; {_how_to_go_on(folder)}",
             code,
         )
     return summary

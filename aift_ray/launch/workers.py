@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import socket
 import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -20,108 +15,17 @@ import ray.train.torch
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig
 
-from aift_ray.config import RayConfig
 from aift_ray.engine.job import Job
 from aift_ray.engine.run_errors import LOG, short
-from aift_ray.errors import AiftError, ConfigError, Problem, TrainingError, WorkersLost
-from aift_ray.launch import failures, passing, reaper
+from aift_ray.errors import AiftError, TrainingError, WorkersLost
+from aift_ray.launch import failures, passing
+from aift_ray.launch.causes import FAILURES
 from aift_ray.launch.elastic import SaveBeforeResize
-from aift_ray.launch.local_token import own_token
-from aift_ray.launch.output import FAILURES, read_failures
-from aift_ray.planning.ways import remedy
+from aift_ray.launch.execution import in_words, out_of_memory
+from aift_ray.launch.resources import asked
+from aift_ray.utils.quiet import quiet
 
 _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
-_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+")
-
-
-@contextmanager
-def cluster(variables: Mapping[str, str] | None = None) -> Iterator[dict[str, float]]:
-    """A cluster to run on, and its resources: that of RAY_ADDRESS, else one of this machine.
-
-    Args:
-        variables: environment of all processes of a cluster that is started here, where they are
-            not set already.
-
-    Raises:
-        ConfigError: the cluster of RAY_ADDRESS can't be reached.
-    """
-    if ray.is_initialized():
-        yield ray.cluster_resources()
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    with ExitStack() as stack:
-        if not address:
-            folder = stack.enter_context(own_token())
-            stack.enter_context(reaper.watched(folder))
-        stack.callback(ray.shutdown)
-        with _environment({} if address else variables or {}):
-            _connect(address)
-        yield ray.cluster_resources()
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
-
-
-def _connect(address: str | None) -> None:
-    try:
-        if address and _HOST_AND_PORT.fullmatch(address):
-            # Ray itself would try for a minute
-            host, port = address.rsplit(":", 1)
-            socket.create_connection((host, int(port)), timeout=5).close()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # without "local", Ray would join whatever cluster was last started on this machine
-            ray.init(
-                address or "local",
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                include_dashboard=None if address else False,
-            )
-    except Exception as error:
-        # where a server of it does not start in time, Ray raises no narrower kind
-        if address is None:
-            raise TrainingError(f"Ray could not be started: {short(error)}") from error
-        remedy = "check that the cluster runs, and that ~/.ray/auth_token is the cluster's"
-        problem = Problem(f"RAY_ADDRESS {address}", f"can't be reached: {short(error)}", remedy)
-        raise ConfigError([problem]) from error
-
-
-def asked(config: RayConfig, gpus: int) -> dict[str, float]:
-    """What one worker, on `gpus` GPUs, asks of the cluster, {resource: amount}."""
-    resources = {"CPU": config.cpus_per_worker or 1.0, **config.resources_per_worker}
-    return resources | {"GPU": float(gpus)} if gpus else resources
-
-
-def check_resources(
-    config: RayConfig, workers: int, gpus: int, resources: dict[str, float]
-) -> None:
-    """Refuse what the cluster can never give.
-
-    Args:
-        gpus: of each worker.
-
-    Raises:
-        ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
-    """
-    problems = []
-    for name, amount in asked(config, gpus).items():
-        needed, there = amount * workers, resources.get(name, 0.0)
-        if needed > there:
-            what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
-            setting = "ray.cpus_per_worker" if name == "CPU" else "ray.resources_per_worker"
-            remedy = f"lower --num-workers{'' if name == 'GPU' else f' or --{setting}'}"
-            problems.append(Problem("ray.num_workers", what, remedy))
-    if problems:
-        raise ConfigError(problems)
 
 
 def train(job: Job, workers: tuple[int, int], gpu: bool, wait: Callable[[], None]) -> None:
@@ -199,11 +103,6 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def causes(output: Path) -> list[str]:
-    """Why the group of workers failed, an entry a failure."""
-    return read_failures(output / FAILURES)
-
-
 def _work(settings: dict[str, Any]) -> AiftError | None:
     """Runs in each worker; what all workers leave with is returned, else it is raised."""
     import torch
@@ -226,15 +125,6 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     return None
 
 
-def quiet() -> None:
-    """Silence what libraries say that a user can't act on."""
-    import transformers
-
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
 def _explained(error: BaseException, job: Job) -> AiftError:
     found = getattr(error, "worker_failures", {})
     known = failures.own(found)
@@ -255,9 +145,5 @@ def _explained(error: BaseException, job: Job) -> AiftError:
 def _host_memory(message: str, job: Job) -> str:
     """What to tell where Ray ended workers because their machine ran out of memory."""
     used = _USED_MEMORY.search(message)
-    text = "the machine ran out of memory and Ray stopped its workers"
-    text += f" ({used[0]})" if used else ""
-    if job.memory:
-        total = job.memory.total / 2**30
-        text += f"\n  computed for a worker: {total:.2f} GiB ({job.memory.parts})"
-    return f"{text}\n  try {remedy(job.config)}, or fewer workers on a machine"
+    what = "the machine ran out of memory and Ray stopped its workers"
+    return out_of_memory(what, used[0] if used else "", in_words(job.memory), job.config)

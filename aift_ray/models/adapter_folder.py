@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, provenance
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.folder_check import TOKENIZERS
 from aift_ray.models.towers import absent
 from aift_ray.models.vocabulary import check_vocabulary
 
@@ -258,7 +259,7 @@ def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
     except ValueError as error:
         return [Problem(where, str(error), "copy it anew")]
     except ModelError as error:
-        file = next(folder / name for name in folders.TOKENIZERS if (folder / name).is_file())
+        file = next(folder / name for name in TOKENIZERS if (folder / name).is_file())
         reasons = "; ".join(problem.what for problem in error.problems)
         return [Problem(where, f"{file} is damaged: {reasons}", "copy it anew")]
     changed = provenance.changed_prompts(where, folder)

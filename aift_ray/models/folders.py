@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -29,12 +29,12 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from aift_ray.data.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG, find, is_hub_id, suggestion, unknown
+from aift_ray.models.folder_check import TOKENIZERS, check
 from aift_ray.models.refusals import refusal
 
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
 _NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 def resolve(name: str) -> str:
@@ -47,7 +47,9 @@ def resolve(name: str) -> str:
     location = CATALOG[name].location if name in CATALOG else name
     folder = Path(location).expanduser()
     if folder.is_dir():
-        _check_folder(name, folder)
+        problems = check(name, folder)
+        if problems:
+            raise ModelError(problems)
         return str(folder.resolve())
     if name in CATALOG and not is_hub_id(location):
         raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
@@ -56,47 +58,10 @@ def resolve(name: str) -> str:
     return location
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    problems = []
-    if (folder / "adapter_config.json").is_file():
-        remedy = f"give its base as --model; to train it further, --lora.init_from {folder} too"
-        problems.append(Problem(f"model {name}", "the folder holds an adapter, no model", remedy))
-    elif not (folder / "config.json").is_file():
-        problems.append(Problem(f"model {name}", "the folder has no config.json"))
-    else:
-        problems += _check_weights(name, folder)
-    if not problems and not has_tokenizer(folder):
-        remedy = "copy tokenizer.json and tokenizer_config.json of the model into it"
-        problems.append(Problem(f"model {name}", "the folder has no tokenizer", remedy))
-    if problems:
-        raise ModelError(problems)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((folder / file).is_file() for file in TOKENIZERS)
-
-
-def _check_weights(name: str, folder: Path) -> list[Problem]:
-    where, files = f"model {name}", sorted(folder.glob("*.safetensors"))
-    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*")))
-    if not files and pickled:
-        what = (
-            f"its weights are pickles only ({', '.join(pickled)}), which can run code when opened"
-        )
-        remedy = "convert them with save_pretrained(..., safe_serialization=True) if you trust them"
-        return [Problem(where, what, remedy)]
-    if not files:
-        return [Problem(where, "the folder has no weights (*.safetensors)")]
-    problems = []
-    for file in files:
-        try:
-            # compares the header with the size of the file
-            with safe_open(file, "np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            problems.append(Problem(where, f"{file.name} is damaged: {error}", "copy it anew"))
-    return problems
+def tokenizer_bytes(location: str) -> int:
+    """The size of a tokenizer's file; 0 for a Hub id not on disk."""
+    file = Path(location) / TOKENIZERS[0]
+    return file.stat().st_size if file.is_file() else 0
 
 
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:

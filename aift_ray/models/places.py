@@ -13,6 +13,7 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG, adapter_config, check_adapter, named_base
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.vocabulary import check_vocabulary
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _adapter_place(name: str, folder: Path) -> Place:
         remedy = f"bring the base back, or write where it is by now into {folder / CONFIG}"
         raise ModelError([Problem(where, what, remedy), *error.problems]) from None
     adapter = check_adapter(name, base, location, loading.skeleton(location))
-    return Place(location, str(adapter) if folders.has_tokenizer(adapter) else location, adapter)
+    return Place(location, str(adapter) if has_tokenizer(adapter) else location, adapter)
 
 
 @cache

@@ -19,6 +19,8 @@ FILE = "aift_ray.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 _SETTINGS = ("bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token")
 _TEMPLATE = "chat_template.jinja"
+# digests of what files say, by the digests of the files
+_read_before: dict[tuple[tuple[str, bytes], ...], dict[str, str]] = {}
 
 
 def record(folder: Path, base: str | None = None, quantized_from: str | None = None) -> None:
@@ -97,7 +99,9 @@ def changed_prompts(where: str, folder: Path) -> list[Problem]:
     """
     remedy = f"bring it back; where the change is meant, remove {folder / FILE}"
     try:
-        found, now = remembered(folder), prompts(folder)
+        found = remembered(folder)
+        # to read a large vocabulary takes seconds
+        now = prompts(folder) if found else {}
     except (OSError, ValueError) as error:
         return [Problem(where, str(error), "copy it anew")]
     return [
@@ -113,12 +117,19 @@ def prompts(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: a file, which is named, is damaged.
     """
-    vocabulary: dict[str, Any] = {}
-    for name in _VOCABULARIES:
-        if (folder / name).is_file():
-            vocabulary[name] = _content(folder / name)
-    if not vocabulary:
+    names = [name for name in _VOCABULARIES if (folder / name).is_file()]
+    if not names:
         return {}
+    # every checkpoint of a run has the same files; to read a large vocabulary takes seconds
+    held = [n for n in (*names, "tokenizer_config.json", _TEMPLATE) if (folder / n).is_file()]
+    key = tuple((name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in held)
+    if key not in _read_before:
+        _read_before[key] = _prompts(folder, names)
+    return dict(_read_before[key])
+
+
+def _prompts(folder: Path, names: list[str]) -> dict[str, str]:
+    vocabulary = {name: _content(folder / name) for name in names}
     file = folder / "tokenizer_config.json"
     settings = _object(file) if file.is_file() else {}
     tokens = {name: _text(settings.get(name)) for name in _SETTINGS}

@@ -73,7 +73,7 @@ def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
         step,
         gradients=0,
         activations=_block(shape, work) + (shape.largest * width if work.base_bits else 0),
-        logits=min(step.logits, _logits(shape, work.tokens, 0)),
+        logits=min(step.logits, _logits(shape, work, 0)),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
     )
     if not (work.gathers or work.split > 1):
@@ -124,7 +124,8 @@ def _step(shape: Shape, part: _Part, work: Work) -> Memory:
         gradients=trained * FLOAT32,
         optimizer=on_device,
         activations=activations,
-        logits=_logits(shape, work.tokens, width if work.full else 0) if part.last else 0,
+        logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
+        process=work.process,
         host=in_host,
         copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
     )
@@ -193,17 +194,20 @@ def _block(shape: Shape, work: Work) -> int:
     numbers = 10 * shape.hidden + 4 * shape.feed_forward + shape.routed
     # where matrices are split, so are the positions in between; two gathered copies come on top
     token = numbers * width + _STREAMED * shape.hidden * (work.stream_bytes - width)
-    token += round(shape.adapted_inputs * _DROPPED) if work.dropout and not work.full else 0
+    # a CPU keeps what was left, and which, in full width
+    dropped = 2 * work.frozen_bytes if work.process else _DROPPED
+    token += round(shape.adapted_inputs * dropped) if work.dropout and not work.full else 0
     inside = work.tokens * token // work.split
     return inside + (work.tokens * width * 2 * shape.hidden if work.split > 1 else 0)
 
 
-def _logits(shape: Shape, tokens: int, width: int) -> int:
+def _logits(shape: Shape, work: Work, width: int) -> int:
     """Bytes of a piece's logits; where the output layer is trained, of its gradient too.
 
     Args:
         width: bytes of a weight in the computation, where the output layer is trained; else 0.
     """
+    tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
     logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
     trained = _copied(width) + width + FLOAT32 if width else 0

@@ -50,6 +50,7 @@ class Memory:
         context: of CUDA and its libraries.
         communication: NCCL's buffers.
         slack: what the caching allocator holds and can't use.
+        process: libraries and tokenizer, where the device is the host itself.
         host: held in host memory instead of the device.
         copied: in host memory, the copy of a checkpoint that is written while training goes on.
     """
@@ -65,6 +66,7 @@ class Memory:
     context: int = 0
     communication: int = 0
     slack: int = 0
+    process: int = 0
     host: int = 0
     copied: int = 0
 
@@ -107,6 +109,8 @@ class Work:
         gpu: whether it computes on a GPU, whose context, communication and allocator take some.
         copies: whether a checkpoint is copied to host memory before it is written.
         answer_tokens: of prompts and answers that an evaluation makes at once.
+        process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
+        targets: supervised tokens of a micro-batch at most, where that is known.
     """
 
     method: str
@@ -125,6 +129,8 @@ class Work:
     gpu: bool = False
     copies: bool = False
     answer_tokens: int = 0
+    process: int = 0
+    targets: int | None = None
 
     @property
     def full(self) -> bool:

@@ -16,6 +16,7 @@ from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.base_model import BaseModel
+from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.places import Place
 from aift_ray.training import given, runs
@@ -108,7 +109,7 @@ class LoRAFinetuningTrainer:
         location = folders.resolve(base_model_name)
         skeleton = loading.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
-        own = str(folder) if folders.has_tokenizer(folder) else location
+        own = str(folder) if has_tokenizer(folder) else location
         tokenizer = Place(location, own).load_tokenizer(base_model_name)
         # gives it a template where it has none
         PromptEncoder(tokenizer)

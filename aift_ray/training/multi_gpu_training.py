@@ -84,6 +84,10 @@ class AdvancedMultiGPUTrainer:
             sections |= lora_sections(self.model, self.lora_config)
         sections["parallel"] = runs.parts_of(config, ParallelConfig)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
-            config = config.model_copy(update={"ddp": config.strategy == "ddp"})
+            if config.strategy == "ddp":
+                config = config.model_copy(update={"ddp": True})
+            else:
+                sections["ray"] = {"num_workers": config.world_size}
+                config = config.model_copy(update={"world_size": 1})
         resume = resume_from_checkpoint
         return runs.run(self.model, config, rows, sections, self.options, resume, alone=False)

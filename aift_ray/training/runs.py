@@ -17,6 +17,7 @@ from aift_ray.commandline import validated
 from aift_ray.config import RunConfig, TrainingConfig
 from aift_ray.data import memory
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
+from aift_ray.launch import resuming, training
 from aift_ray.models import folders
 from aift_ray.models.adapters import ready_to_answer
 from aift_ray.models.base_model import BaseModel
@@ -25,9 +26,10 @@ from aift_ray.training.given import Given, Options
 from aift_ray.training.messages import in_python
 from aift_ray.training.process import environment_kept, unchanged
 from aift_ray.utils.gpu_utils import clear_gpu_memory
+from aift_ray.utils.quiet import quiet
 
 with environment_kept():
-    from aift_ray.launch import resuming, settle_environment, training, workers
+    from aift_ray.launch import resuming, settle_environment, training
 
 _LOG = logging.getLogger(__name__)
 # at opening a trained model, and seconds between them
@@ -83,7 +85,7 @@ def _run(
     # the weights are read anew: two copies would not fit
     model.model = None
     clear_gpu_memory()
-    workers.quiet()
+    quiet()
     done = resuming.done(settings, folder)
     if not alone or done:
         _check_room(model)

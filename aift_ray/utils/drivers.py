@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
+import re
+import sys
 import warnings
+from pathlib import Path
 
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.utils.machine import driver_version
@@ -19,6 +24,8 @@ def usable_gpus() -> int:
     Raises:
         ConfigError: the driver shows GPUs that torch can't use.
     """
+    if not may_see_gpus():
+        return 0
     import torch
 
     # asks the driver's management library, which answers for drivers that are too old as well
@@ -36,6 +43,26 @@ def usable_gpus() -> int:
         f"{update(found, cuda, torch.__version__)}; to compute on CPUs, CUDA_VISIBLE_DEVICES=''"
     )
     raise ConfigError([Problem("GPU", f"{count} are there; {what}", remedy)])
+
+
+def may_see_gpus() -> bool:
+    """Whether torch may find a GPU here; told without importing it, which takes seconds."""
+    if "torch" in sys.modules:
+        return True
+    found = importlib.util.find_spec("torch")
+    origin = found.origin if found else None
+    if origin is None:
+        return False
+    about = (Path(origin).parent / "version.py").read_text(encoding="utf-8")
+    if re.search(r"^hip\b.*= *['\"]", about, re.MULTILINE):
+        return True
+    if re.search(r"^cuda\b.*= *None", about, re.MULTILINE):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1" if sys.platform == "linux" else "nvcuda.dll")
+    except OSError:
+        return False
+    return True
 
 
 def too_old(driver: str | None, cuda: str) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.batches import collate
-from aift_ray.engine import checkpoint, metrics
+from aift_ray.engine import checkpoint, loop, metrics
 from aift_ray.engine.build import Run
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
@@ -240,6 +240,7 @@ def test_too_little_memory_is_seen_at_once_with_what_would_fit(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("aift_ray.engine.loss.LossModule.forward", full)
+    monkeypatch.setattr(loop, "trial", loop.try_longest)
     values = {"training__gradient_checkpointing": True, "training__batch_size": 8}
     with pytest.raises(TrainingError) as caught:
         run(configure(**values), tmp_path / "run")
@@ -313,8 +314,10 @@ def test_two_runs_give_the_same_losses_to_the_bit(configure: Configure, tmp_path
 
 
 def test_the_trial_of_the_longest_batch_changes_nothing(
-    configure: Configure, tmp_path: Path
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # as on a GPU
+    monkeypatch.setattr(loop, "trial", loop.try_longest)
     values = {"method": "lora", "lora__lora_dropout": 0.2}
     run(configure(**values, training__trial_batch=True), tmp_path / "tried")
     run(configure(**values, training__trial_batch=False), tmp_path / "untried")

@@ -143,6 +143,47 @@ def test_an_incomplete_model_folder_is_named(
     assert part in refused(model=str(folder))
 
 
+DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "weights cut": ("model.safetensors", lambda held: held[:-100], "bytes of weights, its header"),
+    "header cut": ("model.safetensors", lambda held: held[:60], "its header is cut"),
+    "no header": ("model.safetensors", lambda held: b"\x08" + bytes(7) + b"{" * 8, "can't be read"),
+    "no weights": ("model.safetensors", lambda held: b"", "its header is cut"),
+    "config cut": ("config.json", lambda held: held[:-20], "config.json is damaged"),
+    "config a list": ("config.json", lambda held: b"[]", "it is no JSON object"),
+    "tokenizer cut": ("tokenizer.json", lambda held: held[:-500], "it ends too early"),
+    "a shard missing": (
+        "model.safetensors.index.json",
+        lambda held: b'{"weight_map": {"a": "model-1.safetensors"}}',
+        "lacks model-1.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_model_folder_is_told_before_anything_heavy_is_loaded(
+    kind: str, tiny_model: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    file, change, part = DAMAGED[kind]
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model, folder)
+    held = (folder / file).read_bytes() if (folder / file).exists() else b""
+    (folder / file).write_bytes(change(held))
+    code = (
+        "import sys\nfrom aift_ray.__main__ import main\ntry:\n    main()\nfinally:\n"
+        "    print([m for m in ('torch', 'ray', 'numpy') if m in sys.modules], file=sys.stderr)\n"
+    )
+    argv = ["train", "--model", str(folder), "--train-file", str(rows_file)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv, "--output-dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert part in done.stderr
+    assert done.stderr.endswith("[]\n")
+
+
 def test_pickled_weights_are_refused(refused: Refused, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(tiny_model, folder)

@@ -18,7 +18,7 @@ Configure = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(fitting, "get_num_cpus", lambda **_: 16)
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda **_: 16)
 
 
 def cpus(configure: Configure, workers_: int, **values: Any) -> float:

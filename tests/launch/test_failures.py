@@ -21,7 +21,7 @@ from aift_ray.engine import loop, metrics
 from aift_ray.engine.run_errors import is_worker_loss
 from aift_ray.engine.worker import work
 from aift_ray.errors import ConfigError, Problem, TrainingError, WorkersLost
-from aift_ray.launch import failures, output, workers
+from aift_ray.launch import causes, cluster, failures, output, workers
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
 from tests.conftest import make_tiny_model
@@ -151,7 +151,7 @@ def test_it_is_no_cause_of_a_restart(tmp_path: Path) -> None:
     kept.after_exception(None, lost({1: FULL}).worker_failures)
     assert not (tmp_path / "causes").exists()
     kept.after_exception(None, {1: RuntimeError("Connection closed by peer")})
-    told = workers.read_failures(tmp_path / "causes")
+    told = causes.read_failures(tmp_path / "causes")
     assert told == ["worker 1: RuntimeError: Connection closed by peer"]
 
 
@@ -214,13 +214,13 @@ def test_a_stage_without_memory_ends_the_whole_pipeline_at_once(
     folder = tmp_path / "run"
     output.start(config, folder)
     job = prepare(config, folder, 2, False, None).job
-    with workers.cluster():
+    with cluster.cluster():
         began = time.monotonic()
         with pytest.raises(TrainingError, match="does not fit into the memory"):
             workers.train(job, (2, 2), False, lambda: None)
     # gloo alone would wait for half an hour, and Ray would try four times
     assert time.monotonic() - began < 120
-    assert workers.causes(folder) == []
+    assert causes.read_failures(folder / causes.FAILURES) == []
 
 
 @pytest.mark.ray
@@ -255,12 +255,12 @@ def test_an_error_of_the_code_ends_the_run_at_once(
     config = configure(output_dir=str(folder), training__batch_size=4, ray__num_workers=2)
     output.start(config, folder)
     job = prepare(config, folder, 2, False, None).job
-    with workers.cluster():
+    with cluster.cluster():
         began = time.monotonic()
         with pytest.raises(TrainingError, match="step 2: IndexError: index out of range") as told:
             workers.train(job, (2, 2), False, lambda: None)
     assert time.monotonic() - began < 100
     assert not isinstance(told.value, WorkersLost)
-    assert workers.causes(folder) == []
+    assert causes.read_failures(folder / causes.FAILURES) == []
     # one attempt: a second one would have made the same step again
     assert [line["step"] for line in metrics.read(folder / "metrics.jsonl")] == [1]

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.train.v2._internal.state.schema import _to_json_serializable_value
 
 from aift_ray.errors import ConfigError
-from aift_ray.launch import passing, workers
+from aift_ray.launch import passing, resources, workers
 from aift_ray.launch.prepare import prepare
 
 
@@ -38,7 +38,7 @@ def test_a_machine_out_of_memory_is_told_with_what_would_fit(
 def test_more_workers_than_the_cluster_holds_are_refused(configure: Callable[..., Any]) -> None:
     config = configure(ray__num_workers=9).ray
     with pytest.raises(ConfigError, match="9 workers need 9 CPU, the cluster has 4"):
-        workers.check_resources(config, 9, False, {"CPU": 4.0})
+        resources.check_resources(config, 9, False, {"CPU": 4.0})
 
 
 def test_a_secret_is_in_no_runtime_environment_and_in_nothing_that_ray_shows(

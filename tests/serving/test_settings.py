@@ -12,7 +12,7 @@ import pytest
 from aift_ray.commandline import leaves, validated
 from aift_ray.config import ServeConfig
 from aift_ray.errors import UserError
-from aift_ray.launch import ingress, serving
+from aift_ray.launch import ingress, serve_options, serving
 from aift_ray.serving import opening
 from aift_ray.serving.outside import Outside
 from tests.conftest import SHIPPED
@@ -66,7 +66,7 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "deployment": str(deployment._deployment_config),
         "actor": str(deployment.ray_actor_options),
         "arguments": deployment.init_args[1:],
-        "http": str(serving.http_options(config)),
+        "http": str(serve_options.http_options(config)),
         "outside": Outside.of(config.serving),
         "proxies": ingress.trust(config.serving.forwarded_allow_ips),
         "guarded": serving.key_file(config) is not None or not config.serving.no_auth,

@@ -20,9 +20,11 @@ from aift_ray import (
     TextDataset,
     TrainingConfig,
 )
+from aift_ray.commandline import validated
 from aift_ray.errors import ConfigError, DataError, ModelError
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.models.provenance import remembered
+from aift_ray.training import runs
 
 TEXTS = [f"{i}番目の日は晴れで、{'とても' * (i % 4)}暖かい一日だった。" for i in range(12)]
 ROWS = [{"instruction": f"{i}を言って。", "output": f"はい、{i}です。"} for i in range(12)]
@@ -203,3 +205,19 @@ def test_ray_workers_train_the_model_that_one_process_trains(
     one = FullFinetuningTrainer(alone, settings(tmp_path / "one", batch_size=4)).train(TEXTS)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert torch.allclose(logits(trained), logits(one), atol=1e-4)
+
+
+@pytest.mark.parametrize(("strategy", "workers"), [("pipeline", 2), ("tensor", 2), ("fsdp", 3)])
+def test_the_world_of_a_strategy_is_its_number_of_workers(
+    strategy: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+
+    def run(model: Any, config: Any, sections: dict[str, Any], *_: Any, **__: Any) -> Any:
+        training = runs.parts_of(config, aift_ray.TrainingConfig)
+        found.append(validated({"training": training} | sections).worker_range(0))
+
+    monkeypatch.setattr(runs, "run", run)
+    config = aift_ray.MultiGPUTrainingConfig(strategy, world_size=workers)
+    aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config).train(["山。"])
+    assert found == [(workers, workers)]

@@ -1,0 +1,42 @@
+"""What workers ask of a machine or a cluster, and whether it can ever be given."""
+
+from __future__ import annotations
+
+import os
+
+from aift_ray.config import RayConfig
+from aift_ray.errors import ConfigError, Problem
+
+
+def asked(config: RayConfig, gpus: int) -> dict[str, float]:
+    """What one worker, on `gpus` GPUs, asks of the cluster, {resource: amount}."""
+    resources = {"CPU": config.cpus_per_worker or 1.0, **config.resources_per_worker}
+    return resources | {"GPU": float(gpus)} if gpus else resources
+
+
+def check_resources(
+    config: RayConfig, workers: int, gpus: int, resources: dict[str, float]
+) -> None:
+    """Refuse what the cluster can never give.
+
+    Args:
+        gpus: of each worker.
+
+    Raises:
+        ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
+    """
+    problems = []
+    for name, amount in asked(config, gpus).items():
+        needed, there = amount * workers, resources.get(name, 0.0)
+        if needed > there:
+            what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
+            setting = "ray.cpus_per_worker" if name == "CPU" else "ray.resources_per_worker"
+            remedy = f"lower --num-workers{'' if name == 'GPU' else f' or --{setting}'}"
+            problems.append(Problem("ray.num_workers", what, remedy))
+    if problems:
+        raise ConfigError(problems)
+
+
+def of_machine(gpus: int) -> dict[str, float]:
+    """What this machine has, {resource: amount}, with its `gpus` GPUs."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}

@@ -1,0 +1,188 @@
+"""The command that serves: Ray and Serve start while the model is looked at, then the replicas."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from aift_ray.config import ServeConfig
+from aift_ray.errors import AiftError, ConfigError, Problem
+from aift_ray.launch import cluster, display, home, ingress
+from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
+from aift_ray.serving import keys
+
+if TYPE_CHECKING:
+    from aift_ray.serving.choice import Choice
+
+# seconds in which Serve takes an application
+_TOLD_S = 3.0
+
+
+def run(config: ServeConfig, dry_run: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        AiftError: the settings are wrong, or the replicas don't start.
+    """
+    makes_key = not config.serving.no_auth and not config.serving.api_key_file
+    if makes_key:
+        home.check(config.serving.port)
+    path = key_file(config)
+    if path:
+        keys.Keys(Path(path))
+    _check_port(config.serving.host, config.serving.port)
+    if dry_run:
+        config, engine = _checked(config)
+        _show(config, path, None, engine)
+        return
+    made = None
+    if makes_key:
+        path, made = home.key(config.serving.port)
+    _serve(config, path, made)
+
+
+def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
+    began, stop = time.monotonic(), threading.Event()
+
+    def tell(what: str) -> None:
+        print(f"{what} ({time.monotonic() - began:.0f} s)", flush=True)
+
+    # what has been started ends with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    tell("starting Ray and Serve")
+    variables = CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)
+    with cluster.starting_cluster(variables, lambda: _start(config)) as started:
+        # imports torch and transformers meanwhile
+        from aift_ray.launch import serving
+        from aift_ray.launch.reserving import gpus_here, gpus_of
+        from aift_ray.serving import opening
+        from aift_ray.utils.quiet import quiet
+
+        quiet()
+        config = opening.on_base(config)
+        gpu = gpus_of(config, gpus_here()) > 0
+        # a replica would start without an adapter that is wrong
+        adapted = bool(config.adapters or config.serving.adapter_folder)
+        if adapted:
+            opening.check(config, gpu)
+        resources = started()
+        tell("loading the model in the replicas")
+        application = serving.deployment(config, path, resources)
+        with _deployed(application):
+            # the replicas take longer than this, which says more plainly what is wrong
+            if not adapted:
+                opening.check(config, gpu)
+        # Ray sets handlers of its own when it starts
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        _show(config, path, made, serving.engine_of(config, resources))
+        serving_ = config.serving
+        print(f"ready on http://{_shown(serving_.host)}:{serving_.port}", flush=True)
+        stop.wait()
+        print("stopping after the answers under way", flush=True)
+        # the replicas end their answers first; shutdown alone would stop the proxy in their midst
+        serve.delete(NAME)
+        # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
+        if os.environ.get("RAY_ADDRESS"):
+            serve.shutdown()
+
+
+@contextmanager
+def _deployed(application: Any) -> Iterator[None]:
+    """Start the replicas, and wait for them once what is done meanwhile is over.
+
+    Raises:
+        AiftError: they don't start.
+    """
+    failed: list[BaseException] = []
+
+    def deploy() -> None:
+        try:
+            serve.run(application, name=NAME, route_prefix="/", blocking=False)
+        except BaseException as error:
+            failed.append(error)
+
+    # a daemon: for an application that is deleted, Serve would wait without an end
+    thread = threading.Thread(target=deploy, name="serve-run", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        # Serve has been told of it by then
+        thread.join(_TOLD_S)
+        serve.delete(NAME)
+        raise
+    thread.join()
+    if failed and isinstance(failed[0], RuntimeError):
+        raise AiftError(f"the server could not be started: {failed[0]}") from failed[0]
+    if failed:
+        raise failed[0]
+
+
+def _start(config: ServeConfig) -> None:
+    """Start Serve's controller and its proxies."""
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
+    except RuntimeError as error:
+        raise AiftError(f"the server could not be started: {error}") from error
+
+
+def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
+    """The settings, on the base of an adapter, and the engine, once every folder is looked at.
+
+    Raises:
+        UserError: what keeps them from being served.
+    """
+    # torch and transformers
+    from aift_ray.launch.reserving import gpus_here, gpus_of
+    from aift_ray.serving import opening
+    from aift_ray.utils.quiet import quiet
+
+    quiet()
+    config = opening.on_base(config)
+    checked = opening.check(config, gpus_of(config, gpus_here()) > 0)
+    return config, checked.engine
+
+
+def _show(config: ServeConfig, path: str | None, made: str | None, engine: Choice) -> None:
+    key = f"one of {path}" if path else "one that is made at the start"
+    if config.serving.no_auth:
+        key = "none is asked for"
+    rows = [
+        ("model", config.name()),
+        ("adapters", ", ".join(config.adapter_folders()) or "none"),
+        ("engine", f"{engine.engine} ({engine.why})"),
+        ("replicas", str(config.serving.num_replicas)),
+        ("API key", key),
+    ]
+    display.table("server", rows)
+    if made:
+        print(f"the key, shown this once: {made}")
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            what = f"{host}:{port} can't be listened on: {error.strerror}"
+            raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
