@@ -104,7 +104,9 @@ class TrainingConfig(Section):
     skip_nonfinite: NotNegative = setting(
         0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
     )
-    trial_batch: bool = setting(True, "run the longest possible batch first, without a step")
+    trial_batch: bool = setting(
+        True, "on GPUs, run the longest possible batch first, without a step"
+    )
     neftune_noise_alpha: float = setting(
         0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
     )

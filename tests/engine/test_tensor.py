@@ -87,7 +87,7 @@ def test_what_cannot_be_split_is_refused(name: str, configure: Configure, tmp_pa
 def test_a_family_without_a_plan_is_refused(configure: Configure, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "stablelm", "stablelm")
     config = configure(model=str(folder), parallel__strategy="tensor")
-    with pytest.raises(ConfigError, match="the model is a stablelm"):
+    with pytest.raises(ConfigError, match="model family stablelm"):
         prepare(config, tmp_path, 2, False, None)
 
 

@@ -33,7 +33,7 @@ def test_moments_are_there_while_the_longest_batch_is_tried(
     config = configure(method=method, training__optimizer=kind)
     tried, plain = (started(config, tmp_path) for _ in range(2))
     assert not tried.optimizer.state
-    loop.trial(tried)
+    loop.try_longest(tried)
     before = state_of(tried)
     assert all(
         not value.any() for own in before.values() for k, value in own.items() if k == "step"
@@ -54,7 +54,7 @@ def test_moments_of_a_run_that_goes_on_stay(configure: Configure, tmp_path: Path
     run_ = started(configure(method="lora"), tmp_path)
     stepped(run_, 1)
     before = {name: own["exp_avg"].clone() for name, own in state_of(run_).items()}
-    loop.trial(run_)
+    loop.try_longest(run_)
     assert all(torch.equal(own["exp_avg"], before[n]) for n, own in state_of(run_).items())
     assert any(value.any() for value in before.values())
 
@@ -67,4 +67,4 @@ def test_moments_that_do_not_fit_end_the_trial_with_the_parts_and_a_remedy(
 
     monkeypatch.setattr(optimizer, "allocate", full)
     with pytest.raises(TrainingError, match=r"does not fit[^$]*optimizer [^$]*try --"):
-        loop.trial(started(configure(), tmp_path))
+        loop.try_longest(started(configure(), tmp_path))
