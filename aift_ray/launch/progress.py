@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -134,24 +135,28 @@ class _NewLines:
     """The lines of a growing file of metrics that were not there before."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = path.stat().st_size if path.exists() else 0
+        self._path, self._at, self._file, self._step = path, 0, 0, -1
+        self.read()
 
     def read(self) -> list[dict[str, Any]]:
-        """The whole lines since the last call; none of a file that a new worker has cut."""
+        """The whole lines since the last call, of steps that were not read before.
+
+        A worker that goes on from a checkpoint replaces the file by one without later steps.
+        """
         try:
-            size = self._path.stat().st_size
-            if size <= self._at:
-                self._at = size
-                return []
             with self._path.open("rb") as file:
-                file.seek(self._at)
+                number = os.fstat(file.fileno()).st_ino
+                replaced = number != self._file
+                file.seek(0 if replaced else self._at)
                 text = file.read()
         except OSError:
             return []
         whole = text[: text.rfind(b"\n") + 1]
-        self._at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        self._at, self._file = len(whole) + (0 if replaced else self._at), number
+        lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        found = [line for line in lines if not replaced or line["step"] > self._step]
+        self._step = max([self._step, *(line["step"] for line in found)])
+        return found
 
 
 def _read(path: Path) -> dict[str, Any]:
