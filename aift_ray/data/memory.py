@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from aift_ray.data.encoded import Encoded
+from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Fault
 
 # names of rows in memory among those of files: python:train_texts.jsonl
@@ -88,7 +88,10 @@ def tokens(files: Sequence[Path]) -> Any:
 
     def encode(items: Iterator[Example | Fault]) -> Iterator[Any]:
         for item in items:
-            yield item, None if isinstance(item, Fault) else found[0].encoded[item.line - 1]
+            if isinstance(item, Fault):
+                yield item, None
+            else:
+                yield item, EncodedRow([found[0].encoded[item.line - 1]])
 
     return encode
 

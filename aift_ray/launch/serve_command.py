@@ -9,10 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 
@@ -24,9 +22,6 @@ from aift_ray.serving import keys
 
 if TYPE_CHECKING:
     from aift_ray.serving.choice import Choice
-
-# seconds in which Serve takes an application
-_TOLD_S = 3.0
 
 
 def run(config: ServeConfig, dry_run: bool) -> None:
@@ -60,29 +55,20 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
 
     # what has been started ends with this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    tell("checking the model")
+    config, _ = _checked(config)
+    from aift_ray.launch import serving
+
     tell("starting Ray and Serve")
     variables = CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)
     with cluster.starting_cluster(variables, lambda: _start(config)) as started:
-        # imports torch and transformers meanwhile
-        from aift_ray.launch import serving
-        from aift_ray.launch.reserving import gpus_here, gpus_of
-        from aift_ray.serving import opening
-        from aift_ray.utils.quiet import quiet
-
-        quiet()
-        config = opening.on_base(config)
-        gpu = gpus_of(config, gpus_here()) > 0
-        # a replica would start without an adapter that is wrong
-        adapted = bool(config.adapters or config.serving.adapter_folder)
-        if adapted:
-            opening.check(config, gpu)
         resources = started()
         tell("loading the model in the replicas")
         application = serving.deployment(config, path, resources)
-        with _deployed(application):
-            # the replicas take longer than this, which says more plainly what is wrong
-            if not adapted:
-                opening.check(config, gpu)
+        try:
+            serve.run(application, name=NAME, route_prefix="/", blocking=False)
+        except RuntimeError as error:
+            raise AiftError(f"the server could not be started: {error}") from error
         # Ray sets handlers of its own when it starts
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -96,38 +82,6 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
         # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
         if os.environ.get("RAY_ADDRESS"):
             serve.shutdown()
-
-
-@contextmanager
-def _deployed(application: Any) -> Iterator[None]:
-    """Start the replicas, and wait for them once what is done meanwhile is over.
-
-    Raises:
-        AiftError: they don't start.
-    """
-    failed: list[BaseException] = []
-
-    def deploy() -> None:
-        try:
-            serve.run(application, name=NAME, route_prefix="/", blocking=False)
-        except BaseException as error:
-            failed.append(error)
-
-    # a daemon: for an application that is deleted, Serve would wait without an end
-    thread = threading.Thread(target=deploy, name="serve-run", daemon=True)
-    thread.start()
-    try:
-        yield
-    except BaseException:
-        # Serve has been told of it by then
-        thread.join(_TOLD_S)
-        serve.delete(NAME)
-        raise
-    thread.join()
-    if failed and isinstance(failed[0], RuntimeError):
-        raise AiftError(f"the server could not be started: {failed[0]}") from failed[0]
-    if failed:
-        raise failed[0]
 
 
 def _start(config: ServeConfig) -> None:

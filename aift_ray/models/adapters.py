@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +34,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    with adaptable(model):
+    with adaptable(model), _ties_known():
         check_targets(model, config)
         adapted: PeftModel = get_peft_model(model, _peft_config(config, model))
     if config.init_lora_weights == "pissa":
@@ -39,6 +42,14 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> P
     if config.init_lora_weights == "loftq":
         start_from_what_was_lost(adapted, location)
     return trained_in_fp32(adapted)
+
+
+@contextmanager
+def _ties_known() -> Iterator[None]:
+    """Without PEFT's warning of adapters on tied embeddings: they are merged exactly here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings", UserWarning)
+        yield
 
 
 def _ties(model: PreTrainedModel, whole: list[str]) -> bool:
@@ -98,7 +109,7 @@ def continue_adapters(
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
-    with adaptable(model):
+    with adaptable(model), _ties_known():
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return trained_in_fp32(adapted)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,13 +19,16 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoTokenizer
 
 from aift_ray.commandline import guarded
 from aift_ray.config import ServeConfig
 from aift_ray.launch import serving
 from aift_ray.serve import run
 from aift_ray.serving.choice import Choice
+from tests.conftest import ROOT, SHIPPED
 from tests.launch.served import LONG, Served
+from tests.ports import free_port
 from tests.serving.conftest import write_adapter
 from tests.serving.test_openai import QUESTION
 
@@ -96,6 +103,37 @@ def test_the_made_key_is_its_owners_alone(served: Served) -> None:
     files = list((served.log.parent / "state").rglob("key-*"))
     assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"]
     assert served.log.read_text("utf-8").count(served.key) == 1
+
+
+@pytest.mark.ray
+def test_the_command_says_what_it_does(served: Served) -> None:
+    log = served.log.read_text("utf-8")
+    told = (
+        "checking the model",
+        "starting Ray and Serve",
+        "loading the model in the replicas",
+        "engine",
+        "ready on",
+    )
+    places = [log.index(each) for each in told]
+    assert places == sorted(places)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_that_is_wrong_inside_is_exit_2(tmp_path: Path) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(SHIPPED, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<追加{number}>" for number in range(100)])
+    tokenizer.save_pretrained(folder)
+    command = [sys.executable, "-m", "aift_ray.serve", "--model", str(folder), "--no-auth"]
+    command += ["--port", str(free_port())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "<追加99>" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.ray

@@ -49,5 +49,5 @@ def test_the_cache_is_the_same_to_the_byte(tmp_path: Path) -> None:
         }
         for n in ("here", "there")
     )
-    assert len(here) == 3
+    assert {path.name for path in here} >= {"train.arrow", "eval.arrow"}
     assert here == there

@@ -213,7 +213,9 @@ def test_the_world_of_a_strategy_is_its_number_of_workers(
 ) -> None:
     found: list[tuple[int, int]] = []
 
-    def run(model: Any, config: Any, sections: dict[str, Any], *_: Any, **__: Any) -> Any:
+    def run(
+        model: Any, config: Any, _rows: Any, sections: dict[str, Any], *_: Any, **__: Any
+    ) -> Any:
         training = runs.parts_of(config, aift_ray.TrainingConfig)
         found.append(validated({"training": training} | sections).worker_range(0))
 
