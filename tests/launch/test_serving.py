@@ -126,6 +126,7 @@ def test_a_model_that_is_wrong_inside_is_exit_2(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<追加{number}>" for number in range(100)])
+    tokenizer.bos_token = "<追加99>"
     tokenizer.save_pretrained(folder)
     command = [sys.executable, "-m", "aift_ray.serve", "--model", str(folder), "--no-auth"]
     command += ["--port", str(free_port())]
