@@ -94,6 +94,7 @@ class Answer:
 
 
 def text_of(parts: Sequence[Part]) -> str:
+    """The text of parts that stand one after the other."""
     return "".join(part.text for part in parts)
 
 

@@ -49,6 +49,10 @@ class WrongField(ValueError):
     """A field of a row is missing or not what the task takes it for."""
 
 
+# what a template raises of a row that it was not written for
+_WRONG = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
 def make_items(
     task: Task, rows: Sequence[tuple[str, Row]], shots: Sequence[Row], problems: list[Problem]
 ) -> list[Item]:
@@ -63,14 +67,14 @@ def make_items(
     examples: list[tuple[str, str]] = []
     try:
         examples = [_answered(task, row) for _, row in shots]
-    except (WrongField, jinja2.TemplateError) as error:
+    except _WRONG as error:
         problems.append(Problem(f"task {task.name}", f"an example: {error}"))
         return []
     for index, (file, (line, row)) in enumerate(rows):
         place = f"{file}:{line}"
         try:
             found.append(_item(task, index, place, row, examples))
-        except (WrongField, jinja2.TemplateError) as error:
+        except _WRONG as error:
             wrong.append(Problem(place, f"task {task.name}: {error}"))
     problems += wrong[:20]
     if len(wrong) > 20:

@@ -9,7 +9,7 @@ itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Any
@@ -64,14 +64,11 @@ class Likelihoods:
         self._tried = False
 
     @torch.inference_mode()
-    def sums(
-        self, groups: Sequence[Sequence[Scored]], done: Callable[[int], None] = lambda _: None
-    ) -> list[list[float]]:
+    def sums(self, groups: Sequence[Sequence[Scored]]) -> list[list[float]]:
         """Summed log-probabilities, in nats, of the scored tokens of each sequence.
 
         Args:
             groups: sequences that share their beginning, such as the choices of a prompt.
-            done: called with the number of groups that are finished, again and again.
         """
         found: list[list[float]] = [[0.0] * len(group) for group in groups]
         order = sorted(range(len(groups)), key=lambda at: -len(groups[at][0].ids))
@@ -83,7 +80,6 @@ class Likelihoods:
             ):
                 for place, value in zip(group.at, values, strict=True):
                     found[at][place] = value
-            done(len(batch))
         return found
 
     def _try(self, group: Sequence[Scored]) -> None:

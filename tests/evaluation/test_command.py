@@ -187,6 +187,15 @@ def test_wrong_rows_are_named(refused: Callable[..., str], tmp_path: Path) -> No
     assert "question" in message
 
 
+def test_an_expression_that_fails_on_a_row_names_the_row(
+    refused: Callable[..., str], choices: Path
+) -> None:
+    task = choices.parent / "task.yaml"
+    text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\nanswers: label + question\n'
+    task.write_text(text, "utf-8")
+    assert "colours.jsonl:1: task t: unsupported operand" in refused("--task", task)
+
+
 def test_a_template_can_do_no_harm(refused: Callable[..., str], choices: Path) -> None:
     task = choices.parent / "task.yaml"
     harm = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
