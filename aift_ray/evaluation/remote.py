@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,7 +17,7 @@ from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.evaluation.evaluator import Sample, Work, answered
 from aift_ray.evaluation.generation import Written
 from aift_ray.evaluation.items import Item
-from aift_ray.evaluation.scores import best, choice_scores
+from aift_ray.evaluation.scores import best, choice_scores, text_scores
 from aift_ray.evaluation.task import Task
 
 # seconds for an answer
@@ -86,8 +87,6 @@ class RemoteEvaluator:
         }
 
     def _text(self, task: Task, item: Item) -> Sample:
-        from aift_ray.evaluation.scores import text_scores
-
         total, tokens = self._likelihood("", item.answers[0])
         scores = text_scores(task, item.answers[0], total, tokens)
         return self._sample(task, item, scores) | {"log_likelihood": total, "tokens": tokens}
@@ -167,8 +166,6 @@ def _messages(example: Example) -> list[dict[str, str]]:
 
 
 def _wait(answer: httpx.Response) -> None:
-    import time
-
     after = answer.headers.get("retry-after", "1")
     time.sleep(min(float(after), 30.0) if after.replace(".", "").isdecimal() else 1.0)
 
