@@ -54,6 +54,7 @@ def run(
     problems += _libraries(tasks)
     if config.base_url:
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
+        problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
     if problems:
         raise ConfigError(problems)
     _show_plan(config, candidates, tasks, output)
@@ -101,6 +102,16 @@ def _libraries(tasks: Sequence[LoadedTask]) -> list[Problem]:
 def _chat_choice(loaded: LoadedTask) -> Problem:
     what = "choices behind a chat template can't be scored over an API"
     return Problem(f"task {loaded.task.name}", what, "give --chat false, or a model folder")
+
+
+def _scores_first_token(loaded: LoadedTask) -> bool:
+    return loaded.task.kind == "text" or "accuracy_normalized" in loaded.task.computed
+
+
+def _first_token(loaded: LoadedTask) -> Problem:
+    what = "texts and accuracy_normalized need the probability of a first token, which no API gives"
+    remedy = "leave it out, or give a model folder"
+    return Problem(f"task {loaded.task.name}", what, remedy)
 
 
 def _samples(

@@ -22,7 +22,7 @@ files: [colours.jsonl]
 few_shot: {number: 2}
 prompt: "{{ question }}\\n答え："
 choices: [赤, とても青い, 緑色]
-scores: [accuracy, accuracy_normalized]
+scores: [accuracy, accuracy_per_token]
 """
 
 
