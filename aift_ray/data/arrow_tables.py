@@ -11,7 +11,8 @@ from aift_ray.data.columns import find_columns
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import ROW_KEYS, read_row
+from aift_ray.data.row_kinds import read_row
+from aift_ray.data.rows import ROW_KEYS
 
 _BATCH_ROWS = 512
 
@@ -121,7 +122,8 @@ def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
     names, form = find_columns(schema.names, path, reading)
     columns = {key: schema.names[names.index(key)] for key in form.keys if key in names}
     wants_list = form.kind == "messages"
-    for name in columns.values():
+    # answers that are compared may be texts or messages: each row is looked at
+    for name in columns.values() if reading.answers == "one" else ():
         found = schema.field(name).type
         if not (_is_list(found) if wants_list else _is_text(found)):
             expected = "a list of messages" if wants_list else "string"

@@ -8,7 +8,7 @@ same rows make the same step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,36 @@ from aift_ray.config.mixture import MixedSet
 from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.data.packing import best_fit
 from aift_ray.data.token_rows import TokenRows
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a micro-batch holds beside tokens where answers are compared.
+
+    Attributes:
+        lengths: (documents,), targets a document.
+        reference: (documents,), log-probabilities of the reference model; zeros without one.
+        scores: (documents,), labels or margins; NaN where the row has none.
+        ends: (documents,), flat positions in `ids` of the last token of each document.
+        kl: (), how far the model is from its reference, where the objective asks for it.
+        sums: (measures,), to which what is measured is added, in double precision.
+        bare: the log-probabilities are asked for, instead of a loss.
+        each: documents a comparison.
+    """
+
+    lengths: torch.Tensor
+    reference: torch.Tensor
+    scores: torch.Tensor
+    ends: torch.Tensor
+    kl: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+    bare: bool = False
+    each: int = 2
+
+    def none(self) -> Compared:
+        """The same of no document."""
+        names = ("lengths", "reference", "scores", "ends")
+        return replace(self, **{name: getattr(self, name)[:0] for name in names})
 
 
 @dataclass(frozen=True)
@@ -35,6 +65,7 @@ class Batch:
         longest: tokens of the longest document; 0: looked up, which waits for a device.
         sets: (targets,), the set of a mixture that each is of.
         set_losses: (sets,), to which the losses of each set are added, in double precision.
+        compared: of answers that are compared with each other.
     """
 
     ids: torch.Tensor
@@ -46,6 +77,7 @@ class Batch:
     longest: int = 0
     sets: torch.Tensor | None = None
     set_losses: torch.Tensor | None = None
+    compared: Compared | None = None
 
     def __post_init__(self) -> None:
         if self.longest:
@@ -62,11 +94,19 @@ class Batch:
             pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
             return pinned.to(device, non_blocking=True)
 
-        moved: dict[str, Any] = {
-            name: sent(value) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        def moved(values: dict[str, Any]) -> dict[str, Any]:
+            return {n: sent(v) if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+
+        batch = Batch(**moved(vars(self)))
+        compared = self.compared and Compared(**moved(vars(self.compared)))
+        return replace(batch, compared=compared)
+
+    @property
+    def weight(self) -> int:
+        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons."""
+        if self.compared is None:
+            return len(self.targets)
+        return len(self.compared.lengths) // self.compared.each
 
     def document_lengths(self) -> torch.Tensor:
         """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
@@ -83,11 +123,13 @@ def collate(
     padded: bool,
     pad_id: int = 0,
     set_of: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> Batch:
     """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
 
     Args:
         set_of: the set of a mixture that each of all rows is of.
+        reference: log-probabilities of all rows by the reference model, where answers are compared.
     """
     parts = [rows.row(index) for index in indices]
     lengths = [len(ids) for ids, _ in parts]
@@ -105,18 +147,35 @@ def collate(
         each = np.repeat(set_of[list(indices)], [np.count_nonzero(f[1:]) for _, f in parts])
         sets = torch.from_numpy(each.astype(np.int64))
     flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+    compared = None
+    if reference is not None:
+        ends = np.array(starts) + np.array(lengths) - 1
+        compared = _compared(rows, list(indices), reference, ends)
     if not padded:
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
-        return Batch(ids[None], positions[None], None, borders, *flat, sets=sets, longest=width)
+        laid = (ids[None], positions[None], None, borders, *flat)
+        return Batch(*laid, sets=sets, longest=width, compared=compared)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):
         table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
-    return Batch(table, positions, mask, None, *flat, sets=sets)
+    return Batch(table, positions, mask, None, *flat, sets=sets, compared=compared)
+
+
+def _compared(
+    rows: TokenRows, indices: list[int], reference: np.ndarray, ends: np.ndarray
+) -> Compared:
+    counts = torch.from_numpy(rows.targets[indices].astype(np.int64))
+    return Compared(
+        counts,
+        torch.from_numpy(reference[indices]),
+        torch.from_numpy(rows.scores[indices]),
+        torch.from_numpy(ends.astype(np.int64)),
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +190,7 @@ class BatchPlan:
         capacity: tokens of a filled row; None where a unit is one example.
         sets: the set of a mixture that each row is of, shape (rows,); None without a mixture.
         mixed: the sets, as they are configured.
+        together: rows, one after the other, that a unit has at least: 2 where answers are compared.
     """
 
     lengths: np.ndarray
@@ -142,6 +202,7 @@ class BatchPlan:
     capacity: int | None = None
     sets: np.ndarray | None = None
     mixed: tuple[MixedSet, ...] = ()
+    together: int = 1
 
     @cached_property
     def units(self) -> list[list[int]]:
@@ -158,11 +219,15 @@ class BatchPlan:
 
     def _packed(self, rows: np.ndarray, number: int) -> list[list[int]]:
         """The units of a set: each row by itself, or rows that share a filled one."""
+        least = rows.reshape(-1, self.together)
         if self.capacity is None:
-            return [[row] for row in rows.tolist()]
+            found: list[list[int]] = least.tolist()
+            return found
         entropy = [self.seed, 0, number] if number else [self.seed, 0]
-        order = np.random.default_rng(entropy).permutation(len(rows))
-        return best_fit(self.lengths.tolist(), rows[order].tolist(), self.capacity)
+        order = np.random.default_rng(entropy).permutation(len(least))
+        lengths = self.lengths[least].sum(1)
+        filled = best_fit(lengths.tolist(), order.tolist(), self.capacity * self.together)
+        return [least[unit].flatten().tolist() for unit in filled]
 
     @cached_property
     def mixture(self) -> Mixture | None:
@@ -198,6 +263,12 @@ class BatchPlan:
     def step_targets(self, step: int) -> int:
         """Supervised tokens of the whole global batch."""
         return sum(int(self.targets[unit].sum()) for unit in self.global_units(step))
+
+    def step_weight(self, step: int) -> int:
+        """What the summed loss of the global batch is divided by: its targets, or comparisons."""
+        if self.together == 1:
+            return self.step_targets(step)
+        return sum(map(len, self.global_units(step))) // self.together
 
     def set_targets(self, step: int) -> list[int]:
         """Supervised tokens of each set of the mixture in the whole global batch."""

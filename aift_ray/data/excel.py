@@ -13,7 +13,7 @@ from aift_ray.data.columns import table_form
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.lines import WrongFile
 from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import read_row
+from aift_ray.data.row_kinds import read_row
 
 # a workbook with a password, and those of Excel before 2007
 _OLD = b"\xd0\xcf\x11\xe0"

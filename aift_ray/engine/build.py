@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine import checkpoint, optimizer
+from aift_ray.engine import checkpoint, optimizer, references, stages
+from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
+from aift_ray.engine.objectives import Objective
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.references import References
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
@@ -47,6 +51,7 @@ class Run:
         outline: the whole model without weights, where this worker holds a part of it and writes.
         set_of: the set that each row is of, in a mixture of several.
         set_losses: summed loss of each set in this step so far, of this worker's rows.
+        comparison: the training rows, where answers are compared.
     """
 
     job: Job
@@ -67,6 +72,7 @@ class Run:
     set_of: np.ndarray | None = None
     set_names: list[str] = field(default_factory=list)
     set_losses: torch.Tensor | None = None
+    comparison: Comparison | None = None
 
     @property
     def written(self) -> torch.nn.Module:
@@ -107,8 +113,15 @@ def build(
     plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
     tokenizer = tokenizer or folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
+    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    steps, objective, compared = total_steps(config, plan), Objective.of(config), None
+    if objective:
+        left = range(state.step, steps)
+        compared = References(objective, job, group, precision, plan, left, rows, tested)
+        if not references.within(config) and compared.missing:
+            _ask_reference(job, group, precision, compared)
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model, config.training.neftune_noise_alpha)
+    module = LossModule(model, config.training.neftune_noise_alpha, objective)
     module.train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
     if config.training.compile:
@@ -118,7 +131,9 @@ def build(
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
-    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    if compared and compared.missing:
+        stages.tell(job.output, group, stages.REFERENCE)
+        compared.complete(_evaluated(module, spread))
     return Run(
         job=job,
         group=group,
@@ -130,16 +145,31 @@ def build(
         scaler=scaler,
         rows=rows,
         plan=plan,
-        evaluator=_evaluator(job, group, precision, tokenizer, *tested),
+        evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
         state=state,
-        total_steps=total_steps(config, plan),
+        total_steps=steps,
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
         # of one set it is the loss itself
         set_of=set_of if len(prepared.sets) > 1 else None,
         set_names=[each.name for each in prepared.sets],
         set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
+        comparison=compared.train if compared else None,
     )
+
+
+def _ask_reference(job: Job, group: Group, precision: Precision, compared: References) -> None:
+    """Load the reference, have it judge the rows, and give it back."""
+    stages.tell(job.output, group, stages.REFERENCE)
+    config = references.as_reference(job.config)
+    asked = replace(job, config=config, location=job.reference or job.location)
+    module = LossModule(_model(asked, group, precision, None))
+    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    compared.complete(_evaluated(module, spread))
+    del module, spread
+    gc.collect()
+    if group.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _evaluator(
@@ -147,6 +177,7 @@ def _evaluator(
     group: Group,
     precision: Precision,
     tokenizer: PreTrainedTokenizerBase,
+    compared: References | None,
     rows: TokenRows,
     numbers: np.ndarray,
 ) -> Evaluator | None:
@@ -169,6 +200,7 @@ def _evaluator(
         group,
         job.padded,
         job.support.batched,
+        compared.tested if compared else None,
     )
 
 
@@ -232,7 +264,8 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
 
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
-    module = LossModule(_model(run.job, run.group, run.precision, str(folder)))
+    model = _model(run.job, run.group, run.precision, str(folder))
+    module = LossModule(model, objective=Objective.of(run.config))
     compute, layout = run.precision.compute, run.job.layout
     run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
     run.module = _evaluated(module, run.spread)

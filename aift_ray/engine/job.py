@@ -30,6 +30,7 @@ class Job:
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
         flops: operations that a step needs; None for an architecture of another kind.
+        reference: folder or Hub id of another model that answers are held against.
         events: write down for callbacks what happens.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
@@ -50,6 +51,7 @@ class Job:
     layout: dict[str, int] | None = None
     flops: Flops | None = None
     events: bool = False
+    reference: str | None = None
 
     @property
     def padded(self) -> bool:

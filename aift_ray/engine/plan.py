@@ -60,6 +60,7 @@ def plan_batches(
         length if packed and config.data.packing == "fill" else None,
         None if set_of is None else set_of[indices],
         tuple(config.data.mixture),
+        1 if config.objective == "sft" else 2,
     )
 
 

@@ -20,6 +20,7 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import FILE as CARD
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
+from aift_ray.engine.comparison import ACCURACY
 from aift_ray.engine.export import write_model, write_whole
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
@@ -126,6 +127,7 @@ class _Session:
     start_s: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     eval_loss: float | None = None
+    eval_accuracy: float | None = None
     exact_match: float | None = None
     card: str = ""
 
@@ -172,6 +174,7 @@ class _Session:
             return
         stages.tell(run.job.output, run.group, stages.EVALUATING)
         run.state.eval_loss_before = run.evaluator.loss(run.module)
+        run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
         run.state.exact_match_before = self._exact_match()
         self._evaluated(0, run.state.eval_loss_before, run.state.exact_match_before)
 
@@ -180,6 +183,7 @@ class _Session:
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
         self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
         if self.eval_loss is None:
@@ -243,6 +247,8 @@ class _Session:
 
     def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
+        if loss is not None and self.run.evaluator:
+            found |= {f"eval_{k}": v for k, v in self.run.evaluator.measures.items()}
         line = {name: value for name, value in found.items() if value is not None}
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig, RunConfig
+from aift_ray.config.preference import answers_of
 from aift_ray.data import cache
 from aift_ray.data.batches import BatchPlan
 from aift_ray.data.caches import note_user
@@ -92,7 +93,8 @@ def prepare(
     started_from = _adopted(config, location)
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
-    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
+    held = answers_of(config.objective)
+    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data), held)
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
