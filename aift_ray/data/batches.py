@@ -16,39 +16,10 @@ import numpy as np
 import torch
 
 from aift_ray.config.mixture import MixedSet
+from aift_ray.data.compared import Compared
 from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.data.packing import best_fit
 from aift_ray.data.token_rows import TokenRows
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What a micro-batch holds beside tokens where answers are compared.
-
-    Attributes:
-        lengths: (documents,), targets a document.
-        reference: (documents,), log-probabilities of the reference model; zeros without one.
-        scores: (documents,), labels or margins; NaN where the row has none.
-        ends: (documents,), flat positions in `ids` of the last token of each document.
-        kl: (), how far the model is from its reference, where the objective asks for it.
-        sums: (measures,), to which what is measured is added, in double precision.
-        bare: the log-probabilities are asked for, instead of a loss.
-        each: documents a comparison.
-    """
-
-    lengths: torch.Tensor
-    reference: torch.Tensor
-    scores: torch.Tensor
-    ends: torch.Tensor
-    kl: torch.Tensor | None = None
-    sums: torch.Tensor | None = None
-    bare: bool = False
-    each: int = 2
-
-    def none(self) -> Compared:
-        """The same of no document."""
-        names = ("lengths", "reference", "scores", "ends")
-        return replace(self, **{name: getattr(self, name)[:0] for name in names})
 
 
 @dataclass(frozen=True)
@@ -150,7 +121,7 @@ def collate(
     compared = None
     if reference is not None:
         ends = np.array(starts) + np.array(lengths) - 1
-        compared = _compared(rows, list(indices), reference, ends)
+        compared = Compared.of(rows, list(indices), reference, ends)
     if not padded:
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
         positions = torch.cat([torch.arange(n) for n in lengths])
@@ -164,18 +135,6 @@ def collate(
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
     return Batch(table, positions, mask, None, *flat, sets=sets, compared=compared)
-
-
-def _compared(
-    rows: TokenRows, indices: list[int], reference: np.ndarray, ends: np.ndarray
-) -> Compared:
-    counts = torch.from_numpy(rows.targets[indices].astype(np.int64))
-    return Compared(
-        counts,
-        torch.from_numpy(reference[indices]),
-        torch.from_numpy(rows.scores[indices]),
-        torch.from_numpy(ends.astype(np.int64)),
-    )
 
 
 @dataclass(frozen=True)

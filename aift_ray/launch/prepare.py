@@ -22,7 +22,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import caches, fitting, resuming
+from aift_ray.launch import caches, fitting, objective, resuming
 from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
@@ -88,6 +88,7 @@ def prepare(
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
+    beside = objective.settled(config, model_config, encoder.tokenizer)
     # config.yaml must say what was run
     length = config.data.sequence_length = _sequence_length(config, model_config)
     started_from = _adopted(config, location)
@@ -119,6 +120,7 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, laid.plan, laid.longest, gpu),
+        **beside,
         flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
     counts = (laid.plan, laid.steps, laid.rate, laid.held_out)

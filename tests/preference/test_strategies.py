@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tests import parity
 from tests.conftest import write_rows
-from tests.engine.test_worker import Killed, losses, run
-from tests.preference.rows import labelled, pairs, write
 
 # one of each kind; the table of `make parity` has them all
 QUICK = [
