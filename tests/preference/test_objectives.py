@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import log_softmax
 
 from aift_ray.commandline import validated
-from aift_ray.config import RunConfig
+from aift_ray.config import PreferenceConfig, RunConfig
 from aift_ray.engine import chunked_loss
 from aift_ray.engine.objectives import Judged, Objective
 from aift_ray.errors import ConfigError
@@ -178,3 +178,28 @@ def test_what_an_objective_can_not_have_is_refused_by_name(case: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validated(settings)
     assert field in [problem.where for problem in caught.value.problems]
+
+
+ACTS = {
+    "beta": ("dpo", 0.7),
+    "label_smoothing": ("dpo", 0.2),
+    "length_normalized": ("dpo", True),
+    "rpo_alpha": ("ipo", 0.5),
+    "cpo_alpha": ("cpo", 0.5),
+    "simpo_gamma": ("simpo", 1.5),
+    "desirable_weight": ("kto", 2.0),
+    "undesirable_weight": ("kto", 2.0),
+    "center_rewards_coefficient": ("reward", 0.1),
+}
+
+
+def test_every_setting_of_an_objective_acts() -> None:
+    # the reference itself is tested with a run
+    assert {*ACTS, "reference"} == set(PreferenceConfig.model_fields)
+    for name, (kind, value) in ACTS.items():
+        if kind == "kto":
+            rows = judged([-8.0, -6.0], [-10.0, -5.0], [4.0, 2.0], scores=[1.0, 0.0])
+        else:
+            rows = judged(*PAIR)
+        plain, changed = objective(kind), objective(kind, **{name: value})
+        assert plain.losses(rows).tolist() != changed.losses(rows).tolist(), name
