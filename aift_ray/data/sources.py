@@ -20,7 +20,7 @@ from aift_ray.data.excel import read_xlsx
 from aift_ray.data.json_rows import read_json, read_jsonl
 from aift_ray.data.lines import PACKED, WrongFile, read_lines
 from aift_ray.data.reading import PLAIN, Reading, TextUnit
-from aift_ray.data.rows import make_example
+from aift_ray.data.row_kinds import read_row
 from aift_ray.errors import DataError, Problem
 
 Reader = Callable[[Path, Reading], Iterator[Example | Fault]]
@@ -119,7 +119,7 @@ def _read_txt(path: Path, reading: Reading) -> Iterator[Example | Fault]:
         if "\0" in text:
             yield Fault(str(path), line, "the text holds NUL bytes", "remove them")
         else:
-            yield make_example({"text": text}, str(path), line)
+            yield read_row({"text": text}, str(path), line, reading)
 
 
 def _documents(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
