@@ -13,7 +13,6 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.quantized import Quantization, unfit_layers
-from aift_ray.models.wrappers import quantized_whole
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.measure import evaluating, logits
 
@@ -68,8 +67,7 @@ def quantize(
     dtype = quantization.compute_dtype
     # plain `from_pretrained` reads experts in the dtype of the rest only
     stored = replace(quantization, repack=True, experts=False)
-    whole = quantized_whole(folders.load_config(location))
-    model = loading.load_model(location, dtype, None, stored, placement, whole=whole)
+    model = loading.load_model(location, dtype, None, stored, placement, whole=True)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     provenance.record(folder, quantized_from=location)
@@ -99,9 +97,9 @@ def check_finite(model: PreTrainedModel, location: str) -> None:
 
 def _fitting(location: str, quantization: Quantization) -> Quantization:
     """The same, but for layers that plain `from_pretrained` could not evaluate on every CPU."""
-    skeleton = loading.skeleton(location, quantized_whole(folders.load_config(location)))
-    unfit = unfit_layers(skeleton)
-    usual = get_keys_to_not_convert(skeleton)
-    if not set(unfit) - set(usual):
+    outlines = loading.outlines_of(location, whole=True)
+    unfit = {name for one in outlines for name in unfit_layers(one)}
+    usual = {name for one in outlines for name in get_keys_to_not_convert(one)}
+    if not unfit - usual:
         return quantization
-    return replace(quantization, skipped=tuple(sorted({*usual, *unfit})))
+    return replace(quantization, skipped=tuple(sorted(usual | unfit)))
