@@ -70,6 +70,8 @@ def prepare(config: QuantizeConfig) -> Plan:
         check_vocabulary(config.model, tokenizer, folders.load_config(location))
         skeleton = loading.skeleton(location)
         parameters = loading.skeleton(location, whole=True).num_parameters()
+        if config.bits != 16:
+            quantizer.check_family(skeleton)
         experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]

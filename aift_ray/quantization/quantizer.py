@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.base import (
+    MODULES_TO_PATCH_FOR_QUANTIZATION,
+    get_keys_to_not_convert,
+)
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.quantized import Quantization, unfit_layers
+from aift_ray.models.refusals import has_experts, refusal
+from aift_ray.models.targets import check_quantizable
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.measure import evaluating, logits
 
@@ -43,6 +48,22 @@ def source(name: str) -> str:
     if changed:
         raise ModelError(changed)
     return location
+
+
+def check_family(model: PreTrainedModel) -> None:
+    """Refuse a family of which no folder in fewer bits can be opened.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    check_quantizable(model, "leave it in 16 bits (--bits 16 merges an adapter)")
+    # reading a folder in fewer bits, transformers puts others in their place
+    replaced = [type(one).__name__ for one in model.modules()]
+    replaced = [name for name in replaced if name in MODULES_TO_PATCH_FOR_QUANTIZATION]
+    if replaced:
+        what = f"transformers can't read {replaced[0]} back from a folder in fewer bits"
+        layout = "serve it with --load-in 4bit, or merge an adapter with --bits 16"
+        raise ModelError([refusal(model.config.model_type, what, layout, has_experts)])
 
 
 def stored_dtype(location: str) -> torch.dtype:
