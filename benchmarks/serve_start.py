@@ -37,6 +37,7 @@ class Usage(threading.Thread):
         super().__init__(daemon=True)
         self._root, self._ended = root, threading.Event()
         self.seconds: dict[int, float] = {}
+        self.began: dict[int, float] = {}
         self.names: dict[int, str] = {}
 
     def run(self) -> None:
@@ -48,14 +49,20 @@ class Usage(threading.Thread):
                         times = process.cpu_times()
                         self.seconds[process.pid] = times.user + times.system
                         self.names[process.pid] = _name(process)
+                        self.began[process.pid] = process.create_time() - root.create_time()
 
-    def end(self) -> dict[str, float]:
+    def end(self) -> dict[str, tuple[float, float]]:
+        """By name: seconds of a CPU, and when the first of that name began."""
         self._ended.set()
         self.join()
         found: dict[str, float] = defaultdict(float)
+        began: dict[str, float] = {}
         for pid, seconds in self.seconds.items():
             found[self.names[pid]] += seconds
-        return {name: round(each, 2) for name, each in sorted(found.items(), key=lambda x: -x[1])}
+            first = began.get(self.names[pid], self.began[pid])
+            began[self.names[pid]] = min(first, self.began[pid])
+        order = sorted(found.items(), key=lambda x: -x[1])
+        return {name: (round(each, 2), round(began[name], 1)) for name, each in order}
 
 
 def _name(process: psutil.Process) -> str:
@@ -96,7 +103,7 @@ def started(who: Contestant) -> measuring.Result:
     lines = [line for line in told.splitlines() if line.endswith(" s)")]
     found = {
         "ready_s": round(ready, 1), "answer_s": round(seconds, 1),
-        "cpu_s": round(sum(by_name.values()), 1), "by_process": by_name, "stages": lines,
+        "cpu_s": round(sum(each for each, _ in by_name.values()), 1), "by_process": by_name, "stages": lines,
     }  # fmt: skip
     print(who.name, found, flush=True)
     return found

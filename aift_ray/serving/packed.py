@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,13 +21,16 @@ from aift_ray.utils import heap
 _LARGE = 2**22
 # rows that oneDNN is told to expect
 _ROWS = 16
+# of the free memory
+_SHARE = 0.25
 
 
 def pack(model: PreTrainedModel) -> None:
     """Rearrange the weights of a model's linear layers; nothing where that would gain nothing.
 
     The layers stay where they are, with their hooks; a packed one's `weight` holds NaN of the
-    right shape in no memory, unless embeddings use it as well: these keep their own.
+    right shape in no memory. An output layer whose weights are the embeddings' is packed beside
+    them, where that takes no more than a quarter of what memory is free.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
@@ -35,9 +39,12 @@ def pack(model: PreTrainedModel) -> None:
         # others compute in ways of their own
         if type(module) is not nn.Linear:
             continue
+        tied = id(module.weight) in shared
+        if tied and module.weight.nbytes > psutil.virtual_memory().available * _SHARE:
+            continue
         if _gains(module.weight):
-            _pack(module, id(module.weight) in shared)
-        elif module.weight.dtype == torch.float32 and id(module.weight) not in shared:
+            _pack(module, tied)
+        elif module.weight.dtype == torch.float32 and not tied:
             module.weight.data = module.weight.data.t().contiguous().t()
     heap.trim()
 
@@ -48,9 +55,9 @@ def _gains(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.numel() >= _LARGE
 
 
-def _pack(module: nn.Linear, shared: bool) -> None:
+def _pack(module: nn.Linear, tied: bool) -> None:
     packed = _Packed(module)
-    if not shared:
+    if not tied:
         nothing = module.weight.new_full((1, 1), torch.nan).expand_as(module.weight)
         module.weight = nn.Parameter(nothing, requires_grad=False)
     made: Any = module
