@@ -25,7 +25,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column()
+    grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, Text(value))
     console.print(grid)
