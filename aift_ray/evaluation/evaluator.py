@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from aift_ray.evaluation.candidates import Candidate, open_candidate
-from aift_ray.evaluation.encoding import ItemEncoder
 from aift_ray.evaluation.generation import Written, write
-from aift_ray.evaluation.items import Item
 from aift_ray.evaluation.likelihood import Likelihoods
-from aift_ray.evaluation.scores import (
+from aift_ray.tasks.encoding import ItemEncoder
+from aift_ray.tasks.items import Item
+from aift_ray.tasks.scores import (
     answer_scores,
     best,
     choice_scores,
     text_scores,
 )
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.task import Task
 
 # items whose likelihoods are computed between two reports
 _ITEMS = 256

@@ -12,7 +12,7 @@ from typing import Any
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.evaluation.candidates import Candidate
 from aift_ray.evaluation.evaluator import Sample, Work
-from aift_ray.evaluation.task_files import LoadedTask
+from aift_ray.tasks.task_files import LoadedTask
 
 SAMPLES, REPORT = "samples.jsonl", "report.html"
 _PARTIAL = ".samples.partial.jsonl"

@@ -16,9 +16,9 @@ from aift_ray.data.examples import Example
 from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.evaluation.evaluator import Sample, Work, answered
 from aift_ray.evaluation.generation import Written
-from aift_ray.evaluation.items import Item
-from aift_ray.evaluation.scores import best, choice_scores, text_scores
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.items import Item
+from aift_ray.tasks.scores import best, choice_scores, text_scores
+from aift_ray.tasks.task import Task
 
 # seconds for an answer
 _TIMEOUT = 600.0

@@ -20,8 +20,8 @@ from aift_ray.evaluation import record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
-from aift_ray.evaluation.task_files import LoadedTask
 from aift_ray.launch import display
+from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
-from aift_ray.evaluation.task import Extract, Task
+from aift_ray.tasks.task import Extract, Task
 
 # (sum, weight)
 Score = tuple[float, float]
@@ -82,6 +82,12 @@ def extract(rule: Extract, text: str) -> str:
         return ""
     match = matches[0 if rule.take == "first" else -1]
     return next((group for group in match.groups() if group is not None), match[0])
+
+
+def cut_at(text: str, stop: Sequence[str]) -> tuple[str] | None:
+    """The text before the first stop string; None where there is none."""
+    places = [at for at in (text.find(each) for each in stop) if at >= 0]
+    return (text[: min(places)],) if places else None
 
 
 def aggregate(name: str, total: float, weight: float) -> float:

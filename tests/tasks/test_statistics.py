@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from aift_ray.evaluation.statistics import difference, estimate, holm
+from aift_ray.tasks.statistics import difference, estimate, holm
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:

@@ -10,8 +10,8 @@ import jinja2
 
 from aift_ray.data.examples import Example, Message
 from aift_ray.errors import Problem
-from aift_ray.evaluation.data_files import Row
-from aift_ray.evaluation.task import Task, evaluate, render
+from aift_ray.tasks.data_files import Row
+from aift_ray.tasks.task import Task, evaluate, render
 
 
 @dataclass(frozen=True)

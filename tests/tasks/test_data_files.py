@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from aift_ray.errors import Problem
-from aift_ray.evaluation.data_files import Row, is_data_file, read_rows
+from aift_ray.tasks.data_files import Row, is_data_file, read_rows
 
 ROWS = [{"question": "空の色は？", "choices": ["赤", "青"], "label": 1}, {"question": "草の色は？"}]
 

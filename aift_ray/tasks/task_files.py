@@ -15,9 +15,9 @@ from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
-from aift_ray.evaluation.data_files import Row, is_data_file, read_rows
-from aift_ray.evaluation.items import Item, make_items
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.data_files import Row, is_data_file, read_rows
+from aift_ray.tasks.items import Item, make_items
+from aift_ray.tasks.task import Task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
