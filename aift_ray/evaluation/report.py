@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.tasks.scores import LOWER_IS_BETTER
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 # rows of a task that the report shows, those on which the models differ first

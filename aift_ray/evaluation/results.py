@@ -8,8 +8,8 @@ from typing import Any
 
 from aift_ray import __version__
 from aift_ray.config import EvaluateConfig
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.tasks.scores import LOWER_IS_BETTER
 from aift_ray.tasks.statistics import Difference, difference, estimate, holm
 from aift_ray.tasks.task import Task
 

@@ -21,18 +21,13 @@ from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
 from aift_ray.launch import display
+from aift_ray.tasks import libraries
 from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 
 # seconds between two lines of progress
 _PROGRESS_S = 5.0
-_NEEDS = {
-    "character_f1": "rapidfuzz",
-    "rouge_l": "sacrebleu[ja]",
-    "chrf": "sacrebleu",
-    "bleu": "sacrebleu[ja]",
-}
 
 
 def run(
@@ -51,7 +46,7 @@ def run(
         candidates = find_candidates(config)
     except UserError as error:
         problems += error.problems
-    problems += _libraries(tasks)
+    problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
         problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
@@ -82,21 +77,6 @@ def _output(config: EvaluateConfig) -> Path:
         return Path(config.output).expanduser().absolute()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
-
-
-def _libraries(tasks: Sequence[LoadedTask]) -> list[Problem]:
-    """Scores whose libraries are not installed."""
-    from importlib.util import find_spec
-
-    found = []
-    for loaded in tasks:
-        for score in loaded.task.computed:
-            library = _NEEDS.get(score, "").split("[")[0]
-            if library and not find_spec(library):
-                what = f"{score} needs {library}, which is not installed"
-                remedy = 'pip install "aift-ray[evaluate]"'
-                found.append(Problem(f"task {loaded.task.name}", what, remedy))
-    return found
 
 
 def _chat_choice(loaded: LoadedTask) -> Problem:

@@ -15,14 +15,13 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.tasks.task import Extract, Task
 
 # (sum, weight)
 Score = tuple[float, float]
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
-# scores of which less is better
-LOWER_IS_BETTER = frozenset({"bits_per_character", "perplexity"})
 
 
 def choice_scores(
@@ -94,6 +93,12 @@ def aggregate(name: str, total: float, weight: float) -> float:
     """The score of a task from the sums over its rows."""
     mean = float(total / weight) if weight else math.nan
     return math.exp(min(mean, 700.0)) if name == "perplexity" else mean
+
+
+def shown(name: str, value: float) -> str:
+    """A score as a person reads it; `name` may have its task before it."""
+    plain = name.rpartition("/")[2] in LOWER_IS_BETTER
+    return f"{value:.3f}" if plain else f"{100 * value:.1f}%"
 
 
 def normal(text: str) -> str:

@@ -7,11 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
@@ -31,12 +30,22 @@ class LoadedTask:
     items: list[Item]
 
 
+class TaskOptions(Protocol):
+    """Settings of tasks, see `EvaluateConfig`."""
+
+    tasks: list[str]
+    data_dir: str | None
+    limit: int
+    num_few_shot: int | None
+    chat: bool | None
+
+
 def built_in() -> list[str]:
     """Names of the tasks that ship with the package."""
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
-def load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
+def load_tasks(config: TaskOptions) -> list[LoadedTask]:
     """The tasks of the settings.
 
     Raises:
@@ -56,7 +65,7 @@ def load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
     return found
 
 
-def _load(name: str, config: EvaluateConfig, problems: list[Problem]) -> LoadedTask | None:
+def _load(name: str, config: TaskOptions, problems: list[Problem]) -> LoadedTask | None:
     path = Path(name).expanduser()
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
@@ -82,7 +91,7 @@ def _load(name: str, config: EvaluateConfig, problems: list[Problem]) -> LoadedT
 
 
 def _from_yaml(
-    path: Path, folder: str | None, config: EvaluateConfig, problems: list[Problem]
+    path: Path, folder: str | None, config: TaskOptions, problems: list[Problem]
 ) -> LoadedTask | None:
     task, wrong = read_task(path)
     if task is None:
@@ -190,7 +199,7 @@ def _shots(
     return there[:number]
 
 
-def _from_rows(path: Path, config: EvaluateConfig, problems: list[Problem]) -> LoadedTask | None:
+def _from_rows(path: Path, config: TaskOptions, problems: list[Problem]) -> LoadedTask | None:
     """The task that rows alone make: their keys tell its kind."""
     rows = read_rows(path, problems)[: config.limit or None]
     if not rows:
