@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     wrong: list[Problem] = []
     tasks: list[LoadedTask] = []
     try:
-        tasks = load_tasks(command.config)
+        tasks = load_tasks(command.config, command.config.judged_scores())
     except DataError as error:
         wrong = error.problems
     early.check_evaluation(command.config, wrong)

@@ -34,7 +34,10 @@ def check(output: Path, overwrite: bool) -> list[Problem]:
 
 def digest(candidate: Candidate, loaded: LoadedTask, settings: dict[str, Any]) -> str:
     """sha256, in hex, of what a task's samples of a model depend on."""
-    parts: list[Any] = [candidate.name, settings, loaded.task.model_dump(mode="json")]
+    # what a judge says of an answer is asked again by itself
+    task = loaded.task.model_dump(mode="json", exclude={"scores", "judge"})
+    computed = [score for score in loaded.task.computed if score not in loaded.task.judged]
+    parts: list[Any] = [candidate.name, settings, task, computed]
     parts += [repr(item) for item in loaded.items]
     if candidate.place:
         folders = [candidate.place.base, candidate.place.tokenizer, candidate.place.adapter]

@@ -61,6 +61,7 @@ def _rows(
                 "expected": _expected(first),
                 "values": values,
                 "answers": [_given(each[at]) for each in by_model],
+                "judged": [_said(each[at]) for each in by_model],
             }
         )
     lower = score in LOWER_IS_BETTER
@@ -84,6 +85,12 @@ def _expected(sample: Sample) -> str:
     if "choices" in sample:
         return str(sample["choices"][sample["label"]])
     return " / ".join(sample.get("answers", ()))[:_CHARACTERS]
+
+
+def _said(sample: Sample) -> str:
+    """What the judge said of an answer, all of it."""
+    judged = sample.get("judged", {}).values()
+    return "\n---\n".join(said for each in judged for said in each["said"])[-_CHARACTERS:]
 
 
 def _given(sample: Sample) -> str:

@@ -30,7 +30,9 @@ def results(
     }
     return {
         "version": __version__,
-        "settings": config.model_dump(mode="json", exclude={"overwrite", "api_key_file"}),
+        "settings": config.model_dump(
+            mode="json", exclude={"overwrite", "api_key_file", "judge_key_file"}
+        ),
         "models": list(models),
         "tasks": {task.name: task.model_dump(mode="json") for task in tasks},
         "scores": scores,

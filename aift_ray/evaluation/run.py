@@ -16,7 +16,7 @@ from rich.text import Text
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
-from aift_ray.evaluation import record, report, results
+from aift_ray.evaluation import judging, record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
@@ -46,6 +46,7 @@ def run(
         candidates = find_candidates(config)
     except UserError as error:
         problems += error.problems
+    problems += judging.refused(config, tasks, len(candidates))
     problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
@@ -121,6 +122,11 @@ def _samples(
                 for part in _computed(config, candidate, works, notes):
                     kept.add(part)
                     progress.add(len(part))
+        models = [candidate.name for candidate in candidates]
+        asked = [loaded.task for loaded in tasks]
+        notes += judging.judge(
+            config, models, asked, kept.samples, kept.add, lambda *who: _Progress(*who).add
+        )
     except KeyboardInterrupt:
         command = f"--output {output}" if config.output else f"--output {output}, and the rest"
         raise Interrupted(f"stopped; go on with the same command and {command}", 130) from None
@@ -215,6 +221,8 @@ def _show_plan(
         rows.append((f"task {task.name}", how))
     if config.base_url:
         rows.append(("API", config.base_url))
+    if config.judge_url:
+        rows.append(("judge", f"{config.judge_model} at {config.judge_url}"))
     rows.append(("output", str(output)))
     display.table("plan", rows)
 

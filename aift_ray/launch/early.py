@@ -56,13 +56,13 @@ def _tasks(config: RunConfig) -> list[Problem]:
     """What is wrong with the tasks that the model is scored on."""
     if not config.evaluation.tasks:
         return []
-    from aift_ray.tasks import libraries
-    from aift_ray.tasks.task_files import load_tasks
+    from aift_ray.tasks import in_training
 
     try:
-        return libraries.missing([each.task for each in load_tasks(config.evaluation)])
+        in_training.load(config.evaluation)
     except DataError as error:
         return error.problems
+    return []
 
 
 def _check_template(data: DataConfig) -> None:

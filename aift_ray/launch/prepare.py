@@ -31,7 +31,7 @@ from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
-from aift_ray.tasks.task_files import load_tasks
+from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
 
@@ -84,7 +84,7 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
-    tasks = load_tasks(config.evaluation)
+    tasks = in_training.load(config.evaluation)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)

@@ -110,8 +110,11 @@ def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) ->
 def _answered(task: Task, row: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer of an example."""
     choices, label, answers = _right(task, row)
-    right = choices[label] if task.kind == "choice" else answers[0]
-    return render(task.prompt, row), render(task.shot, row) if task.shot else right
+    if task.shot:
+        return render(task.prompt, row), render(task.shot, row)
+    if not choices and not answers:
+        raise WrongField("shot: the answer of an example is not given, and answers is empty")
+    return render(task.prompt, row), choices[label] if choices else answers[0]
 
 
 def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
@@ -140,6 +143,8 @@ def _label(value: Any, choices: Sequence[str], task: Task) -> int:
 
 
 def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    if not name:
+        return ()
     value = evaluate(name, row)
     # the form of SQuAD
     if isinstance(value, dict) and isinstance(value.get("text"), list):

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from aift_ray.config.tasks import LOWER_IS_BETTER
-from aift_ray.tasks.task import Extract, Task
+from aift_ray.tasks.task import JUDGED, Extract, Task
 
 # (sum, weight)
 Score = tuple[float, float]
@@ -67,6 +67,8 @@ def answer_scores(task: Task, written: str, answers: Sequence[str]) -> tuple[str
     answer = extract(task.extract, written).strip()
     found = {}
     for name in task.computed:
+        if name in JUDGED:
+            continue
         score = _ANSWER[name]
         found[name] = (max(score(answer, expected) for expected in answers), 1.0)
     return answer, found

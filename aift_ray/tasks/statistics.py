@@ -55,8 +55,9 @@ class Difference:
 def estimate(
     name: str, scores: Sequence[Score], confidence: float, resamples: int, seed: int
 ) -> Estimate:
-    """The score of a task with its interval."""
+    """The score of a task with its interval, over the rows that have one."""
     table = np.asarray(scores, dtype=np.float64)
+    table = table[table[:, 1] > 0]
     total, weight = table.sum(0)
     drawn = _resampled([table], resamples, seed)[0]
     values = [aggregate(name, a, b) for a, b in drawn]
@@ -76,6 +77,11 @@ def difference(
     a, b = (np.asarray(scores, dtype=np.float64) for scores in (first, second))
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} and {len(b)} rows can't be compared row for row")
+    # a row without a score, of which a judge said nothing, is compared with none
+    both = (a[:, 1] > 0) & (b[:, 1] > 0)
+    a, b = a[both], b[both]
+    if not len(a):
+        return Difference(0.0, 0.0, 0.0, 1.0)
     value = aggregate(name, *b.sum(0)) - aggregate(name, *a.sum(0))
     drawn_a, drawn_b = _resampled([a, b], resamples, seed)
     values = [

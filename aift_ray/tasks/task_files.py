@@ -16,7 +16,7 @@ from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
 from aift_ray.tasks.data_files import Row, is_data_file, read_rows
 from aift_ray.tasks.items import Item, make_items
-from aift_ray.tasks.task import Task
+from aift_ray.tasks.task import DEFAULTS, Task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
@@ -45,8 +45,11 @@ def built_in() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
-def load_tasks(config: TaskOptions) -> list[LoadedTask]:
+def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTask]:
     """The tasks of the settings.
+
+    Args:
+        judged: scores of a judge that answers to rows without a task file get too.
 
     Raises:
         UserError: every mistake in names, task files and rows.
@@ -54,7 +57,7 @@ def load_tasks(config: TaskOptions) -> list[LoadedTask]:
     problems: list[Problem] = []
     found: list[LoadedTask] = []
     for name in config.tasks:
-        loaded = _load(name, config, problems)
+        loaded = _load(name, config, judged, problems)
         if loaded and any(each.task.name == loaded.task.name for each in found):
             what = f"two tasks are called {loaded.task.name}"
             problems.append(Problem("tasks", what, "name each once, or give one another `name`"))
@@ -65,7 +68,9 @@ def load_tasks(config: TaskOptions) -> list[LoadedTask]:
     return found
 
 
-def _load(name: str, config: TaskOptions, problems: list[Problem]) -> LoadedTask | None:
+def _load(
+    name: str, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
+) -> LoadedTask | None:
     path = Path(name).expanduser()
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
@@ -84,7 +89,7 @@ def _load(name: str, config: TaskOptions, problems: list[Problem]) -> LoadedTask
     if path.suffix in (".yaml", ".yml"):
         return _from_yaml(path, None, config, problems)
     if is_data_file(path):
-        return _from_rows(path, config, problems)
+        return _from_rows(path, config, judged, problems)
     what = f"unknown suffix {path.suffix!r}, expected a .yaml task or a data file"
     problems.append(Problem(f"task {name}", what))
     return None
@@ -199,7 +204,9 @@ def _shots(
     return there[:number]
 
 
-def _from_rows(path: Path, config: TaskOptions, problems: list[Problem]) -> LoadedTask | None:
+def _from_rows(
+    path: Path, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
+) -> LoadedTask | None:
     """The task that rows alone make: their keys tell its kind."""
     rows = read_rows(path, problems)[: config.limit or None]
     if not rows:
@@ -212,7 +219,8 @@ def _from_rows(path: Path, config: TaskOptions, problems: list[Problem]) -> Load
     if set(first) == {"text"}:
         task = Task(name=name, kind="text")
         return LoadedTask(task, make_items(task, [(path.name, row) for row in rows], [], problems))
-    task = Task(name=name, kind="generate", prompt="{{ instruction }}", chat=True)
+    scores = [*judged, *DEFAULTS["generate"]]
+    task = Task(name=name, prompt="{{ instruction }}", chat=True, scores=scores)
     return LoadedTask(task, _answered_rows(path.name, rows, problems))
 
 
