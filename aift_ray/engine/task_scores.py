@@ -123,9 +123,9 @@ class TaskEvaluator:
     def _answers(self, module: LossModule, loaded: LoadedTask) -> list[dict[str, Score]]:
         task, items = loaded.task, loaded.items
         prompts = [self._encoder.prompt(item.prompt, task.max_tokens) for item in items]
-        # (rows, scores, columns), those of this replica's rows; the others are zero
-        shape = (len(items), len(task.computed), 2)
-        table = np.zeros(shape)
+        # columns of all scores of a row, end to end; zero in the rows of other replicas
+        widths = [6 if name == "pearson" else 2 for name in task.computed]
+        table = np.zeros((len(items), sum(widths)))
         stops = list(self._encoder.stop_ids)
         for part, real in self._rounds([len(prompt) for prompt in prompts]):
             asked = [prompts[at] for at in part]
@@ -136,12 +136,18 @@ class TaskEvaluator:
             ):
                 text = self._encoder.decode(list(takewhile(lambda id_: id_ not in stops, ids)))
                 cut = cut_at(text, task.stop)
-                scores = answer_scores(task, cut[0] if cut else text, items[at].answers)[1]
+                item = items[at]
+                written = cut[0] if cut else text
+                scores = answer_scores(task, written, item.answers, item.instructions)[1]
                 if real:
-                    table[at] = [scores[name] for name in task.computed]
-        whole = np.array(self._group.total(*table.ravel())).reshape(shape)
+                    table[at] = [number for name in task.computed for number in scores[name]]
+        whole = np.array(self._group.total(*table.ravel())).reshape(table.shape)
+        edges = np.cumsum(widths)[:-1]
         return [
-            {name: (float(a), float(b)) for name, (a, b) in zip(task.computed, row, strict=True)}
+            {
+                name: tuple(part.tolist())
+                for name, part in zip(task.computed, np.split(row, edges), strict=True)
+            }
             for row in whole
         ]
 

@@ -14,6 +14,7 @@ from aift_ray.evaluation.likelihood import Likelihoods
 from aift_ray.tasks.encoding import ItemEncoder
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import (
+    Score,
     answer_scores,
     best,
     choice_scores,
@@ -136,7 +137,7 @@ class Evaluator:
 
 def answered(name: str, task: Task, item: Item, written: Written) -> Sample:
     """The sample of an answer that was written."""
-    answer, scores = answer_scores(task, written.text, item.answers)
+    answer, scores = answer_scores(task, written.text, item.answers, item.instructions)
     sample = _sample(name, task, item, scores)
     return sample | {
         "answers": list(item.answers),
@@ -147,7 +148,7 @@ def answered(name: str, task: Task, item: Item, written: Written) -> Sample:
     }
 
 
-def _sample(name: str, task: Task, item: Item, scores: dict[str, tuple[float, float]]) -> Sample:
+def _sample(name: str, task: Task, item: Item, scores: dict[str, Score]) -> Sample:
     return {
         "task": task.name,
         "model": name,

@@ -13,7 +13,7 @@ from aift_ray.evaluation.api import Api, read_key
 from aift_ray.evaluation.evaluator import Sample, Work, answered
 from aift_ray.evaluation.generation import Written
 from aift_ray.tasks.items import Item
-from aift_ray.tasks.scores import best, choice_scores, text_scores
+from aift_ray.tasks.scores import Score, best, choice_scores, text_scores
 from aift_ray.tasks.task import Task
 
 
@@ -108,7 +108,7 @@ class RemoteEvaluator:
         ]
         return sum(chosen), len(chosen)
 
-    def _sample(self, task: Task, item: Item, scores: dict[str, tuple[float, float]]) -> Sample:
+    def _sample(self, task: Task, item: Item, scores: dict[str, Score]) -> Sample:
         return {
             "task": task.name,
             "model": self._model,

@@ -23,6 +23,11 @@ SCORES: dict[str, tuple[str, ...]] = {
         "chrf",
         "bleu",
         "json_valid",
+        "pearson",
+        "ifeval_prompt_strict",
+        "ifeval_prompt_loose",
+        "ifeval_instruction_strict",
+        "ifeval_instruction_loose",
         "judge_win_rate",
         "judge_grade",
     ),
@@ -30,6 +35,7 @@ SCORES: dict[str, tuple[str, ...]] = {
 }
 # of these a model behind an API says what they are
 JUDGED = ("judge_win_rate", "judge_grade")
+_INSTRUCTED = tuple(score for score in SCORES["generate"] if score.startswith("ifeval"))
 DEFAULTS = {
     "choice": ["accuracy", "accuracy_per_character"],
     "generate": ["exact_match", "character_f1"],
@@ -84,7 +90,7 @@ class Task(Section):
     label: str = setting("label", "choice: expression of the right one: its index or its text")
     answers: str = setting(
         "answers",
-        'generate: expression of the right answer, or of a list; "": there is none, a judge scores',
+        'generate: expression of the right answer, or of a list; "": there is none',
     )
     text: str = setting("text", "text: expression of the text")
     shot: str = setting(
@@ -110,6 +116,11 @@ class Task(Section):
         """The scores that a model behind an API gives."""
         return [score for score in self.computed if score in JUDGED]
 
+    @property
+    def instructed(self) -> bool:
+        """Whether rows hold instructions that answers have to follow."""
+        return any(score in _INSTRUCTED for score in self.computed)
+
     def problems(self) -> list[Problem]:
         """What is wrong with the settings together."""
         found = []
@@ -126,7 +137,7 @@ class Task(Section):
             found += [
                 Problem("scores", f"{score} compares with a right answer", "name it in answers")
                 for score in self.computed
-                if score not in JUDGED
+                if score not in (*JUDGED, *_INSTRUCTED, "json_valid")
             ]
         if self.judge.lowest >= self.judge.highest:
             found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
