@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aift_ray.evaluation import harness
 from aift_ray.evaluation.candidates import Candidate, open_candidate
 from aift_ray.evaluation.generation import Written, write
 from aift_ray.evaluation.likelihood import Likelihoods
 from aift_ray.tasks.encoding import ItemEncoder
+from aift_ray.tasks.harness import HarnessTask
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import (
     Score,
@@ -35,6 +37,7 @@ class Work:
 
     task: Task
     items: list[Item]
+    harness: HarnessTask | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,16 @@ class Evaluator:
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         opened = open_candidate(candidate.place, candidate.name, options.dtype, device)
         self._name, self._options = candidate.name, options
-        self._model = opened.model
+        self._opened, self._model = opened, opened.model
         self._encoder = ItemEncoder(opened.prompts, opened.context)
         self._likelihoods = Likelihoods(opened.model, options.tokens_per_batch)
 
     def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
         """The samples of the items, some at a time, in any order."""
         for work in works:
+            if work.harness:
+                yield harness.run(self._opened, self._name, work.task, work.items, work.harness)
+                continue
             kinds = {"choice": self._choices, "text": self._texts, "generate": self._answers}
             yield from kinds[work.task.kind](work.task, work.items)
 

@@ -37,7 +37,7 @@ def digest(candidate: Candidate, loaded: LoadedTask, settings: dict[str, Any]) -
     # what a judge says of an answer is asked again by itself
     task = loaded.task.model_dump(mode="json", exclude={"scores", "judge"})
     computed = [score for score in loaded.task.computed if score not in loaded.task.judged]
-    parts: list[Any] = [candidate.name, settings, task, computed]
+    parts: list[Any] = [candidate.name, settings, task, computed, loaded.harness]
     parts += [repr(item) for item in loaded.items]
     if candidate.place:
         folders = [candidate.place.base, candidate.place.tokenizer, candidate.place.adapter]
@@ -80,7 +80,11 @@ class Record:
     def missing(self, model: str, loaded: LoadedTask) -> Work:
         """The items of a task of which there is no sample yet."""
         there = self.samples[model, loaded.task.name]
-        return Work(loaded.task, [item for item in loaded.items if item.index not in there])
+        missing = [item for item in loaded.items if item.index not in there]
+        if loaded.harness and missing:
+            # the harness draws its examples for all rows in one go
+            return Work(loaded.task, loaded.items, loaded.harness)
+        return Work(loaded.task, missing)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Keep samples, on disk too."""

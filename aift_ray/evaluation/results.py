@@ -49,8 +49,9 @@ def _scores(
         table = [rows[at]["scores"][name] for at in sorted(rows)]
         value = estimate(name, table, config.confidence, config.resamples, config.seed)
         found[name] = asdict(value)
-    if task.kind == "generate":
-        answers = list(rows.values())
+    answers = list(rows.values())
+    # the harness tells nothing of how an answer ended
+    if task.kind == "generate" and "finish" in answers[0]:
         cut = sum(each["finish"] == "length" for each in answers) / len(answers)
         length = sum(len(each["written"]) for each in answers) / len(answers)
         repeated = sum(repetition(each["written"]) for each in answers) / len(answers)

@@ -49,6 +49,7 @@ def run(
     problems += judging.refused(config, tasks, len(candidates))
     problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
+        problems += [_harness_api(t) for t in tasks if t.harness]
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
         problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
     if problems:
@@ -78,6 +79,11 @@ def _output(config: EvaluateConfig) -> Path:
         return Path(config.output).expanduser().absolute()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
+
+
+def _harness_api(loaded: LoadedTask) -> Problem:
+    what = "tasks of lm-evaluation-harness run on models that are loaded here"
+    return Problem(f"task {loaded.task.name}", what, "give model folders in place of --base-url")
 
 
 def _chat_choice(loaded: LoadedTask) -> Problem:
@@ -179,6 +185,9 @@ def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
     for first in range(number):
         share = []
         for work in works:
+            if work.harness:
+                share += [work] if first == 0 else []
+                continue
             items = sorted(work.items, key=lambda item: len(item.shown_prompt))
             if items[first::number]:
                 share.append(Work(work.task, items[first::number]))

@@ -15,11 +15,16 @@ def load(config: TaskOptions) -> list[LoadedTask]:
     """
     loaded = load_tasks(config)
     tasks = [each.task for each in loaded]
-    remedy = "leave it out, and judge the trained model with aift-ray evaluate"
+    remedy = "leave it out, and score the trained model with aift-ray evaluate"
     problems = [
         Problem(f"task {task.name}", f"{score} needs a model that judges", remedy)
         for task in tasks
         for score in task.judged
+    ]
+    problems += [
+        Problem(f"task {each.task.name}", "is run by the harness, on a trained model alone", remedy)
+        for each in loaded
+        if each.harness
     ]
     problems += libraries.missing(tasks)
     if problems:

@@ -14,7 +14,9 @@ import yaml
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
+from aift_ray.tasks import harness
 from aift_ray.tasks.data_files import Row, is_data_file, read_rows
+from aift_ray.tasks.harness import HarnessTask
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
 
@@ -24,10 +26,15 @@ FOLDER = "AIFT_TASKS"
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task with the items of its rows."""
+    """A task with the items of its rows.
+
+    Attributes:
+        harness: how lm-evaluation-harness runs it; None: it is run here.
+    """
 
     task: Task
     items: list[Item]
+    harness: HarnessTask | None = None
 
 
 class TaskOptions(Protocol):
@@ -57,12 +64,18 @@ def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTa
     problems: list[Problem] = []
     found: list[LoadedTask] = []
     for name in config.tasks:
-        loaded = _load(name, config, judged, problems)
-        if loaded and any(each.task.name == loaded.task.name for each in found):
-            what = f"two tasks are called {loaded.task.name}"
-            problems.append(Problem("tasks", what, "name each once, or give one another `name`"))
-        elif loaded:
-            found.append(loaded)
+        if name.startswith(harness.PREFIX):
+            several = [LoadedTask(*each) for each in harness.load(name, config, problems)]
+        else:
+            one = _load(name, config, judged, problems)
+            several = [one] if one else []
+        for loaded in several:
+            if any(each.task.name == loaded.task.name for each in found):
+                what = f"two tasks are called {loaded.task.name}"
+                remedy = "name each once, or give one another `name`"
+                problems.append(Problem("tasks", what, remedy))
+            else:
+                found.append(loaded)
     if problems:
         raise DataError(list(dict.fromkeys(problems)))
     return found
@@ -75,12 +88,6 @@ def _load(
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
         return _from_yaml(BUILT_IN / f"{name}.yaml", folder, config, problems)
-    if name.startswith("lm_eval:"):
-        what = "tasks of lm-evaluation-harness are not run by this command"
-        problems.append(
-            Problem(f"task {name}", what, "write the task as YAML (docs/evaluation.md)")
-        )
-        return None
     if not path.is_file():
         near = difflib.get_close_matches(name, built_in(), 1)
         remedy = f"did you mean {near[0]}?" if near else f"built in: {', '.join(built_in())}"

@@ -119,5 +119,5 @@ def test_a_judged_task_needs_a_judge_and_a_pair_a_second_model(
     assert "one is given" in message
     values = {"evaluation": {"tasks": [task]}}
     values |= {"data": {"train_files": [str(tmp_path / "rows.jsonl")]}}
-    with pytest.raises(UserError, match="judge the trained model with aift-ray evaluate"):
+    with pytest.raises(UserError, match="score the trained model with aift-ray evaluate"):
         early.check_run(validated(values))
