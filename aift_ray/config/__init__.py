@@ -11,6 +11,7 @@ from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.ray import RayConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
+from aift_ray.config.tasks import EvaluationConfig
 from aift_ray.config.training import (
     MultiGPUTrainingConfig,
     RunConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "DataConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "LoRAConfig",
     "MixedSet",
     "MultiGPUTrainingConfig",

@@ -27,6 +27,7 @@ from aift_ray.config.section import (
     Settings,
     setting,
 )
+from aift_ray.config.tasks import EvaluationConfig
 from aift_ray.errors import Problem
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -160,6 +161,7 @@ class RunConfig(Settings):
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
 
     @field_validator("resume_allow")
@@ -222,6 +224,7 @@ class RunConfig(Settings):
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += schedule.contradictions(training)
+        found += self.evaluation.contradictions()
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             what = "acts with ddp or local_rank only"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from aift_ray.config.mixture import MixedSet
 from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.data.packing import best_fit
-from aift_ray.data.token_rows import TokenRows
+from aift_ray.data.token_rows import Flags, Ids
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,15 @@ class Batch:
         return lengths.repeat_interleave(lengths).float().unsqueeze(0)
 
 
+class Rows(Protocol):
+    """Token rows by number."""
+
+    def row(self, index: int) -> tuple[Ids, Flags]:
+        """Token ids and supervision flags of a row, each of shape (length,)."""
+
+
 def collate(
-    rows: TokenRows,
+    rows: Rows,
     indices: Sequence[int],
     padded: bool,
     pad_id: int = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from aift_ray.config import RunConfig
 from aift_ray.models.families import Support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.tasks.task_files import LoadedTask
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Job:
         why: lines that say why the strategy was chosen; none where the user chose.
         flops: operations that a step needs; None for an architecture of another kind.
         events: write down for callbacks what happens.
+        tasks: that the model is scored on.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
@@ -50,6 +53,7 @@ class Job:
     layout: dict[str, int] | None = None
     flops: Flops | None = None
     events: bool = False
+    tasks: Sequence[LoadedTask] = ()
 
     @property
     def padded(self) -> bool:

@@ -76,7 +76,7 @@ class LossModule(nn.Module):
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
-        note = SetLosses(batch) if batch.sets is not None and self.training else None
+        note = SetLosses(batch) if batch.sets is not None else None
         targets = batch.targets.to(device)
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)

@@ -28,6 +28,8 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "eval_loss": session.eval_loss,
         "exact_match_before": state.exact_match_before,
         "exact_match": session.exact_match,
+        "tasks_before": state.tasks_before,
+        "tasks": session.tasks,
         "tokens_per_second": session.tokens / session.seconds if session.seconds else None,
         "peak_memory_gb": peaks,
         "peak_reserved_gb": reserved if on_gpu else None,

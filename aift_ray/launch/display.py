@@ -11,6 +11,7 @@ from rich.text import Text
 
 from aift_ray.data.notes import told
 from aift_ray.planning.layout import HOST
+from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
     from aift_ray.data.encoding import Counts
@@ -64,6 +65,9 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
+    for each in run.job.tasks:
+        scores = ", ".join(each.task.computed)
+        rows.append((f"task {each.task.name}", f"{len(each.items):,} rows, {scores}"))
     rows += [("strategy", line) for line in run.job.why]
     if run.memory:
         need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
@@ -161,6 +165,19 @@ def _shortened(tokenizer: Any, ids: list[int]) -> str:
     return f"{head} … {left_out:,} tokens … {tail}"
 
 
+def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of tasks, before and after."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            low, high = (score_shown(score, found[end]) for end in ("low", "high"))
+            first = before.get(task, {}).get(score)
+            began = f"{score_shown(score, first['value'])} before, " if first else ""
+            after = f"{score_shown(score, found['value'])} after [{low}, {high}]"
+            rows.append((f"{task} {score}", began + after))
+    return rows
+
+
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
@@ -182,6 +199,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
     for label, name, form in pairs:
         if summary.get(name) is not None:
             rows.append((label, form.format(summary[name])))
+    rows += _task_rows(summary)
     memory = summary.get("peak_memory_gb")
     if memory:
         rows.append(("peak memory", _gibs(memory)))

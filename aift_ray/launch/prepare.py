@@ -31,6 +31,7 @@ from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
 
@@ -83,6 +84,7 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
+    tasks = in_training.load(config.evaluation)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)
@@ -118,6 +120,7 @@ def prepare(
         why=why,
         layout=_layout(config, location, laid.plan, laid.longest, gpu),
         flops=Flops.of(model.shape, sizes[1], config.method == "full"),
+        tasks=tasks,
     )
     counts = (laid.plan, laid.steps, laid.rate, laid.held_out)
     result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
