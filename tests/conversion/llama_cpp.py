@@ -71,5 +71,5 @@ class LlamaCpp:
         return {each["id"]: each["logprob"] for step in steps for each in step["top_logprobs"]}
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, which holds no special tokens."""
-        return list(self.post("/tokenize", content=text, add_special=True, parse_special=False)["tokens"])
+        """The token ids of a text, in which special tokens are read as such."""
+        return list(self.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
