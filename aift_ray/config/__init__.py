@@ -3,6 +3,7 @@
 from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config.export import ExportConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
@@ -24,6 +25,7 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "LoRAConfig",
     "MixedSet",
     "MultiGPUTrainingConfig",
