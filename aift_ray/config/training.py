@@ -264,6 +264,10 @@ class RunConfig(Settings):
         if units % (self.parallel.pipeline_microbatches or 1):
             what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
             found.append(Problem("parallel.pipeline_microbatches", what))
+        if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
+            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            remedy = "use --parallel.pipeline_microbatches"
+            found.append(Problem("data.tokens_per_micro_batch", what, remedy))
         return found
 
     @property

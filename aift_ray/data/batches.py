@@ -7,6 +7,7 @@ same rows make the same step.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,6 +50,10 @@ class Compared:
         """The same of no document."""
         names = ("lengths", "reference", "scores", "ends")
         return replace(self, **{name: getattr(self, name)[:0] for name in names})
+
+
+# steps of which the tokens of a micro-step are told
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,9 @@ class BatchPlan:
         sets: the set of a mixture that each row is of, shape (rows,); None without a mixture.
         mixed: the sets, as they are configured.
         together: rows, one after the other, that a unit has at least: 2 where answers are compared.
+        tokens: of a micro-step and worker at most, in place of `batch_size`; a longer unit is one
+            by itself.
+        padded: whether rows are padded to the longest of their micro-batch.
     """
 
     lengths: np.ndarray
@@ -203,6 +211,8 @@ class BatchPlan:
     sets: np.ndarray | None = None
     mixed: tuple[MixedSet, ...] = ()
     together: int = 1
+    tokens: int | None = None
+    padded: bool = False
 
     @cached_property
     def units(self) -> list[list[int]]:
@@ -281,24 +291,78 @@ class BatchPlan:
         """Micro-batches of one worker: token-row indices; an empty one where no unit is left.
 
         Units are dealt longest first, back and forth over the slots (micro-steps x workers), so
-        that no worker waits long for another.
+        that no worker waits long for another; where `tokens` are given, each to the slot that has
+        least, of as few slots as hold them.
         """
-        units = self.global_units(step)
-        micro_steps = -(-len(units) // (self.batch_size * world))
-        slots: list[list[int]] = [[] for _ in range(micro_steps * world)]
-        for number, unit in enumerate(units):
-            round_, at = divmod(number, len(slots))
-            slot = slots[at if round_ % 2 == 0 else len(slots) - 1 - at]
-            slot += unit
-        return [
-            [int(self.indices[row]) for row in sorted(slots[micro * world + rank])]
-            for micro in range(micro_steps)
-        ]
+        slots = self._slots(self.global_units(step), world)
+        return [[int(self.indices[row]) for row in sorted(slot)] for slot in slots[rank::world]]
+
+    def _slots(self, units: list[list[int]], world: int) -> list[list[int]]:
+        """The rows of each worker of the first micro-step, then of the next."""
+        if self.tokens is None:
+            return self._dealt(units, -(-len(units) // (self.batch_size * world)) * world)
+        most = max(self.tokens, self._size(units[0]))
+        steps = max(1, sum(map(self._size, units)) // (most * world))
+        while True:
+            slots = self._balanced(units, steps * world)
+            if max(map(self._size, slots)) <= most:
+                return slots
+            steps += 1
+
+    def _dealt(self, units: list[list[int]], number: int) -> list[list[int]]:
+        slots: list[list[int]] = [[] for _ in range(number)]
+        for at, unit in enumerate(units):
+            round_, place = divmod(at, number)
+            slots[place if round_ % 2 == 0 else number - 1 - place] += unit
+        return slots
+
+    def _balanced(self, units: list[list[int]], number: int) -> list[list[int]]:
+        """Each unit, longest first, where there is least so far."""
+        slots: list[list[int]] = [[] for _ in range(number)]
+        # (tokens, place)
+        loads = [(0, at) for at in range(number)]
+        for unit in units:
+            _, at = loads[0]
+            slots[at] += unit
+            heapq.heapreplace(loads, (self._size(slots[at]), at))
+        return slots
+
+    def _size(self, rows: list[int]) -> int:
+        """Tokens that rows take in a micro-batch, padding included."""
+        lengths = self.lengths[rows]
+        if not rows:
+            return 0
+        return int(len(rows) * lengths.max() if self.padded else lengths.sum())
 
     def longest_micro_batch(self) -> list[int]:
         """Token-row indices of a micro-batch at least as long as any that will come."""
         units = sorted(self.units, key=lambda unit: -int(self.lengths[unit].sum()))
-        return [int(self.indices[row]) for unit in units[: self.batch_size] for row in unit]
+        if self.tokens is None:
+            chosen = units[: self.batch_size]
+        else:
+            chosen = units[:1]
+            for unit in units[1 : self.global_batch]:
+                if self._size([row for unit in chosen for row in unit]) >= self.tokens:
+                    break
+                chosen.append(unit)
+        return [int(self.indices[row]) for unit in chosen for row in unit]
+
+    def most_targets(self) -> int:
+        """Supervised tokens that a micro-batch has at most."""
+        largest = self.longest_micro_batch()
+        if self.tokens is None:
+            return int(np.sort(self.targets)[-len(largest) :].sum())
+        order = np.argsort(-self.targets / self.lengths)
+        before = np.cumsum(self.lengths[order]) - self.lengths[order]
+        most = max(self.tokens, int(self.lengths.max()) * self.together)
+        return int(self.targets[order][before < most].sum())
+
+    def tokens_per_micro_step(self, world: int) -> float:
+        """Tokens of a worker and micro-step in the first steps, on average."""
+        numbers = range(min(_LOOKED_AT, self.steps_per_epoch))
+        found = [self._slots(self.global_units(number), world) for number in numbers]
+        tokens = sum(int(self.lengths[slot].sum()) for slots in found for slot in slots)
+        return tokens / sum(map(len, found))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         # one epoch is kept: permuting a million units a step would cost more than the step

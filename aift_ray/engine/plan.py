@@ -61,6 +61,8 @@ def plan_batches(
         None if set_of is None else set_of[indices],
         tuple(config.data.mixture),
         1 if config.objective == "sft" else 2,
+        config.data.tokens_per_micro_batch,
+        not packed or config.data.packing == "false",
     )
 
 

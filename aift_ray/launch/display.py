@@ -59,7 +59,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     rows += [("mixture", line) for line in _mixture(run)]
     unit = "rows filled" if config.data.packing == "fill" else "examples"
     rows += [
-        ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
+        ("step", f"{plan.global_batch} {unit}, {_micro_step(run, most)}"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("learning rate", run.rate),
         ("packing", _packing(run)),
@@ -86,6 +86,14 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     kind = "stage" if strategy == "pipeline" else "GPU"
     places = {n: "the host" if n == HOST else f"{kind} {n}" for n in numbers}
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
+
+
+def _micro_step(run: Preparation, workers: int) -> str:
+    config = run.job.config
+    most = config.data.tokens_per_micro_batch
+    each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.apart)
+    return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 
 def _gibs(sizes: list[float]) -> str:

@@ -34,6 +34,9 @@ from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
 from aift_ray.utils.compilers import compiler
 
+# tokens of a micro-step from which a GPU computes longer than Python launches
+_BUSY = 1024
+
 
 @dataclass
 class Preparation:
@@ -126,6 +129,8 @@ def prepare(
     notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
+    if gpu:
+        result.warnings += _small_steps(config, laid.plan, workers)
     return result
 
 
@@ -270,6 +275,19 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
+
+
+def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
+    """A note where a GPU waits for Python, since a micro-step holds few tokens."""
+    held = plan.tokens_per_micro_step(workers // config.parallel.apart)
+    steps = config.training.gradient_accumulation_steps
+    able = config.parallel.strategy != "pipeline" and steps > 1
+    if held >= _BUSY or not able or config.data.tokens_per_micro_batch:
+        return []
+    return [
+        f"a micro-step holds {held:.0f} tokens on average, few for a GPU: "
+        f"--data.tokens_per_micro_batch {2 * _BUSY} fills it, and the global batch stays"
+    ]
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:
