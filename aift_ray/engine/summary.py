@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aift_ray.engine.estimate import estimated
 from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
 from aift_ray.parallel.group import Group
 
@@ -35,6 +36,7 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "peak_reserved_gb": reserved if on_gpu else None,
         "device_memory_gb": held if on_gpu else None,
         "mfu": session.utilization.mean(),
+        "estimated_tokens_per_second": estimated(run) if group.leads else None,
         "strategy": run.config.parallel.strategy,
         "strategy_why": run.job.why,
         "method": run.config.trained_as,

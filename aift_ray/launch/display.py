@@ -190,6 +190,10 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
     for label, name, form in pairs:
         if summary.get(name) is not None:
             rows.append((label, form.format(summary[name])))
+    rate, computed = summary.get("tokens_per_second"), summary.get("estimated_tokens_per_second")
+    if rate and computed:
+        reached = f"{computed:,.0f} tokens a second (computed); {rate / computed:.2f} of it reached"
+        rows.append(("estimate", reached))
     memory = summary.get("peak_memory_gb")
     if memory:
         rows.append(("peak memory", _gibs(memory)))
