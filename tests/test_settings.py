@@ -110,6 +110,7 @@ CHANGED: dict[str, Any] = {
     "data.near_duplicate_threshold": 0.99,
     "data.contamination_files": ["other.jsonl"],
     "data.packing": "false",
+    "data.tokens_per_micro_batch": 8,
     "data.sequence_length": 64,
     "data.on_bad_row": "error",
     "data.on_long_row": "error",
