@@ -92,6 +92,10 @@ class PreferenceConfig(Section):
             what = "is 0, and objective robust is dpo without it"
             remedy = "give --preference.label_smoothing 0.1, or --objective dpo"
             yield Problem("preference.label_smoothing", what, remedy)
-        if self.reference and strategy in ("pipeline", "tensor", "model_parallel"):
+        parts = strategy in ("pipeline", "tensor", "model_parallel")
+        if objective == "reward" and parts:
+            what = f"{strategy} cuts models that answer, and reward trains one that scores"
+            yield Problem("parallel.strategy", what, "use --strategy ddp or fsdp")
+        if self.reference and parts:
             what = f"is laid out as another model than the one that {strategy} cuts"
             yield Problem("preference.reference", what, "use --strategy ddp or fsdp")

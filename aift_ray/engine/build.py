@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer, references, stages
 from aift_ray.engine.comparison import Comparison
@@ -33,6 +33,7 @@ from aift_ray.models.continued import start_from
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.scoring import Scored
 from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
@@ -230,7 +231,14 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     dtype = None if full and config.parallel.divides else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = loading.load_model(
-        job.location, dtype, attention, held, only=only, shards=shards, weights=weights
+        job.location,
+        dtype,
+        attention,
+        held,
+        only=only,
+        shards=shards,
+        weights=weights,
+        scored=Scored(config.training.seed, job.pad_id) if config.objective == "reward" else None,
     )
     families.without_noise(base)
     # the same new weights on every worker, and after every restart

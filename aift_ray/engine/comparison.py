@@ -11,11 +11,11 @@ import torch
 
 from aift_ray.data.batches import Batch, collate
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.metrics import ACCURACY
 from aift_ray.engine.objectives import Judged, Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.group import Group
 
-ACCURACY = "rewards/accuracies"
 # chosen and rejected answers, their rewards and log-probabilities, pairs or labels told rightly
 _MEASURES = 7
 

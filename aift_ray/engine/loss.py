@@ -28,6 +28,7 @@ from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.packed import Packed, packed
 from aift_ray.models.router_loss import router_loss
+from aift_ray.models.scoring import last_tokens
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -50,7 +51,10 @@ class LossModule(nn.Module):
         # the body alone, so that no logits are made for positions that are not trained
         self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
-        self._head = [_Head(inner)]
+        scores = objective is not None and objective.scored
+        self._head = [] if scores else [_Head(inner)]
+        # a wrapper of PEFT may take its place, by this name
+        self._scores: list[Any] = [inner] if scores else []
         self.routers = router_loss(model)
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
@@ -83,6 +87,8 @@ class LossModule(nn.Module):
 
     def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
+        if self._scores:
+            return self._scored(states, batch)
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
         targets = batch.targets.to(device)
@@ -104,6 +110,15 @@ class LossModule(nn.Module):
             return logps
         assert self._objective is not None
         return compare(self._objective, logps, batch).to(batch.ids.device)
+
+    def _scored(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of answers from the score of each, at its last token."""
+        told, inner = batch.compared, self._scores[0]
+        assert told is not None
+        assert self._objective is not None
+        places = last_tokens(batch.ids, told.ends, inner.config.pad_token_id)
+        found = inner.score(states.flatten(0, 1).index_select(0, places))
+        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.ids.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""

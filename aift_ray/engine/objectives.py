@@ -107,8 +107,8 @@ def kto(judged: Judged, how: PreferenceConfig, beta: float) -> torch.Tensor:
     """weight (1 - sigmoid(+-beta (log pi - log ref - KL))). Ethayarajh et al. 2024,
     arXiv:2402.01306, equation 7."""
     good = judged.scores > 0
-    sign = torch.where(good, 1.0, -1.0)
-    weights = torch.where(good, how.desirable_weight, how.undesirable_weight)
+    sign = torch.where(good, 1.0, -1.0).to(judged.logps)
+    weights = torch.where(good, how.desirable_weight, how.undesirable_weight).to(judged.logps)
     return weights * (1 - torch.sigmoid(sign * beta * (judged.gained - judged.kl)))
 
 

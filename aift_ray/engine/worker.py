@@ -20,11 +20,10 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import FILE as CARD
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.comparison import ACCURACY
 from aift_ray.engine.export import write_model, write_whole
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
-from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
+from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.saving import final_weights, streams
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.streaming import Streams

@@ -9,16 +9,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aift_ray.config.preference import REFERENCED, answers_of
 from aift_ray.data.notes import told
 from aift_ray.planning.layout import HOST
 
 if TYPE_CHECKING:
+    from aift_ray.config import RunConfig
     from aift_ray.data.encoding import Counts
     from aift_ray.launch.prepare import Preparation
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
 _PREVIEW_RUN = 160
+# what the token rows of a comparison are called
+_ANSWERS = {
+    "one": ("",),
+    "pair": (", chosen", ", rejected"),
+    "label": (", answer", ", with the answer of another row for the KL"),
+}
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -43,6 +51,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
             "method",
             f"{config.trained_as}, {run.trained_parameters:,} trained parameters (computed)",
         ),
+        *_objective(config),
         ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
         ("training rows", _counts(run.prepared.train)),
     ]
@@ -57,7 +66,8 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
     rows += [("mixture", line) for line in _mixture(run)]
-    unit = "rows filled" if config.data.packing == "fill" else "examples"
+    unit = "examples" if config.objective == "sft" else "comparisons"
+    unit = "rows filled" if config.data.packing == "fill" else unit
     rows += [
         ("step", f"{plan.global_batch} {unit}, {_micro_step(run, most)}"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
@@ -77,6 +87,19 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     table("plan", rows)
     for warning in run.warnings:
         console.print(f"note: {warning}", style="yellow", markup=False)
+
+
+def _objective(config: RunConfig) -> list[tuple[str, str]]:
+    """What answers are compared by; nothing where they are trained."""
+    name, how = config.objective, config.preference
+    if name == "sft":
+        return []
+    words: list[str] = [name]
+    if name != "reward":
+        words.append(f"beta {how.beta_of(name):g}")
+    if name in REFERENCED:
+        words.append(f"against {how.reference or 'the model as the run begins'}")
+    return [("objective", ", ".join(words))]
 
 
 def laid_out(layout: dict[str, int], strategy: str) -> str:
@@ -107,7 +130,7 @@ def _packing(run: Preparation) -> str:
         return f"padded: layers of this family can't tell packed documents apart{kept}"
     if packing != "fill":
         return packing
-    examples = len(run.plan.indices) / max(1, len(run.plan.units))
+    examples = len(run.plan.indices) / run.plan.together / max(1, len(run.plan.units))
     return f"fill, {examples:.1f} examples a row"
 
 
@@ -143,9 +166,11 @@ def show_preview(run: Preparation, number: int = 3) -> None:
     rows = run.prepared.rows("train")
     tokenizer = run.encoder.tokenizer
     console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
-    for index in run.plan.indices[:number].tolist():
+    together, names = run.plan.together, _ANSWERS[answers_of(run.job.config.objective)]
+    for at, index in enumerate(run.plan.indices[: number * together].tolist()):
         ids, flags = rows.row(index)
-        line = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim")
+        name = names[at % together]
+        line = Text(f"{rows.place(index)}{name} ({len(ids)} tokens): ", style="dim")
         shown = start = 0
         for at in range(1, len(ids) + 1):
             if shown < _PREVIEW_TOKENS and (at == len(ids) or flags[at] != flags[start]):
@@ -178,6 +203,8 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("loss, last step", "last_loss", "{:.4f}"),
         ("held-out loss before", "eval_loss_before", "{:.4f}"),
         ("held-out loss after", "eval_loss", "{:.4f}"),
+        ("margin accuracy before", "eval_accuracy_before", "{:.1%}"),
+        ("margin accuracy after", "eval_accuracy", "{:.1%}"),
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),

@@ -36,6 +36,8 @@ def check_run(config: RunConfig) -> None:
     )
     adapter = config.lora.init_from
     models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    reference = config.preference.reference
+    models += _model(reference) if reference else []
     _refuse(files, models, problems)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from aift_ray.config import DataConfig, RunConfig
 from aift_ray.config.preference import answers_of
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.caches import note_user
 from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.place import cache_folder
@@ -22,7 +22,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import caches, fitting, resuming
+from aift_ray.launch import caches, fitting, objective, resuming
 from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
@@ -91,6 +91,7 @@ def prepare(
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
+    beside = objective.settled(config, model_config, encoder.tokenizer)
     # config.yaml must say what was run
     length = config.data.sequence_length = _sequence_length(config, model_config)
     started_from = _adopted(config, location)
@@ -122,6 +123,7 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, laid.plan, laid.longest, gpu),
+        **beside,
         flops=Flops.of(model.shape, sizes[1], config.method == "full"),
     )
     counts = (laid.plan, laid.steps, laid.rate, laid.held_out)

@@ -8,7 +8,7 @@ import numpy as np
 
 from aift_ray.config import RunConfig
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.engine import schedule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem

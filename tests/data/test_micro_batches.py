@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 
 CASES = [
     pytest.param({}, id="concat"),

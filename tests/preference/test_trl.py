@@ -56,8 +56,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
         {"loss_type": "kto", "desirable_weight": 1.5},
         ROWS,
     ),
+    "reward": (
+        "reward",
+        {"center_rewards_coefficient": 0.05},
+        {"center_rewards_coefficient": 0.05},
+        4,
+    ),
 }
-REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+# ours: TRL's
+REWARDS = {name: name for name in ("rewards/chosen", "rewards/rejected", "rewards/margins")}
+SCORES = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
 def trl_python() -> str:
@@ -104,6 +112,8 @@ def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     trl_python()
     objective, own, settings, batch = CASES[case]
     rows = labelled(ROWS) if objective == "kto" else pairs(ROWS)
+    if objective == "reward":
+        rows = [row | {"margin": 0.1 * number} for number, row in enumerate(rows)]
     run = started(
         validated(
             {
@@ -138,16 +148,21 @@ def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
         "accumulation": ROWS // batch,
         "learning_rate": RATE,
         "steps": STEPS,
-        "settings": {"beta": 0.1, **settings},
+        "settings": settings if objective == "reward" else {"beta": 0.1, **settings},
     }
     if method == "lora":
         spec["adapter"] = str(tmp_path / "adapter")
         run.module.model.save_pretrained(spec["adapter"])
+    elif objective == "reward":
+        # with the output layer that it begins with
+        spec["model"] = str(tmp_path / "scorer")
+        run.module.model.save_pretrained(spec["model"])
+        run.tokenizer.save_pretrained(spec["model"])
     lines = stepped(run)
     for line, other in zip(lines, run_trl(spec, tmp_path), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-4)
         assert line["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=1e-4, abs=1e-4)
-        for name in REWARDS:
-            assert line[name] == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4)
+        for name, theirs in REWARDS.items() if objective != "reward" else SCORES.items():
+            assert line[name] == pytest.approx(float(other[theirs]), rel=1e-4, abs=1e-4)
         if objective == "kto":
             assert line["kl"] == pytest.approx(float(other["kl"]), rel=1e-4, abs=1e-4)
