@@ -8,6 +8,7 @@ from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.plan import PlanConfig
+from aift_ray.config.preference import PreferenceConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.ray import RayConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
@@ -31,6 +32,7 @@ __all__ = [
     "MultiGPUTrainingConfig",
     "ParallelConfig",
     "PlanConfig",
+    "PreferenceConfig",
     "QuantizeConfig",
     "RayConfig",
     "RunConfig",
