@@ -28,6 +28,7 @@ from aift_ray.config.section import (
     Settings,
     setting,
 )
+from aift_ray.config.tasks import EvaluationConfig
 from aift_ray.errors import Problem
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -168,6 +169,7 @@ class RunConfig(Settings):
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
 
     @field_validator("resume_allow")
@@ -232,6 +234,7 @@ class RunConfig(Settings):
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += schedule.contradictions(training)
+        found += self.evaluation.contradictions()
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             what = "acts with ddp or local_rank only"
@@ -264,6 +267,10 @@ class RunConfig(Settings):
         if units % (self.parallel.pipeline_microbatches or 1):
             what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
             found.append(Problem("parallel.pipeline_microbatches", what))
+        if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
+            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            remedy = "use --parallel.pipeline_microbatches"
+            found.append(Problem("data.tokens_per_micro_batch", what, remedy))
         return found
 
     @property

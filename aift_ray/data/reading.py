@@ -11,6 +11,21 @@ from aift_ray.config.preference import Answers
 TextUnit = Literal["line", "paragraph", "file"]
 
 
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as its file has it, before anything is asked of its keys.
+
+    Attributes:
+        line: physical line from 1 (Parquet: row from 1; a row over several lines: its first line).
+        value: an object of the file's own fields, or what stands in its place.
+        where: put before what is found wrong with it.
+    """
+
+    line: int
+    value: object
+    where: str = ""
+
+
 def _nobody(remark: str) -> None:
     """Where nobody listens."""
 

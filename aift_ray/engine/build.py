@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer, references, stages
 from aift_ray.engine.comparison import Comparison
@@ -26,6 +26,7 @@ from aift_ray.engine.objectives import Objective
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.references import References
+from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
@@ -47,6 +48,7 @@ class Run:
         module: gives the loss of a batch, alone: a LossModule, or what stands for one.
         spread: the same, wrapped by the strategy; its backward joins the workers.
         plan: which rows make which step.
+        tasks: scores the model on tasks; None where there are none.
         state: where the run is.
         resumed_from: step of the checkpoint it started from.
         outline: the whole model without weights, where this worker holds a part of it and writes.
@@ -66,6 +68,7 @@ class Run:
     rows: TokenRows
     plan: BatchPlan
     evaluator: Evaluator | None
+    tasks: TaskEvaluator | None
     state: checkpoint.State
     total_steps: int
     resumed_from: int | None = None
@@ -147,6 +150,7 @@ def build(
         rows=rows,
         plan=plan,
         evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
+        tasks=_tasks(job, group, precision, tokenizer),
         state=state,
         total_steps=steps,
         resumed_from=state.step if resume else None,
@@ -203,6 +207,15 @@ def _evaluator(
         job.support.batched,
         compared.tested if compared else None,
     )
+
+
+def _tasks(
+    job: Job, group: Group, precision: Precision, tokenizer: PreTrainedTokenizerBase
+) -> TaskEvaluator | None:
+    if not job.tasks:
+        return None
+    context = folders.context(folders.load_config(job.location))
+    return TaskEvaluator(job, tokenizer, context, precision, group)
 
 
 def _changes(job: Job) -> list[str]:

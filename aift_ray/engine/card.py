@@ -18,6 +18,7 @@ from aift_ray.config import RunConfig
 from aift_ray.data.encoding import Counts
 from aift_ray.models.catalog import find
 from aift_ray.models.fingerprint import on_disk
+from aift_ray.tasks.scores import shown as score_shown
 
 FILE = "README.md"
 # the Hub's identifiers of the catalog's licences; others are "other" with a name
@@ -223,7 +224,23 @@ def _scores(summary: dict[str, Any]) -> str:
     text = _table(words) if words else "Nothing was measured."
     trained = summary["objective"] == "sft"
     unit = "in nats a supervised token" if trained else "means over comparisons of answers"
-    return f"{text}\n\nLosses are {unit}."
+    text += f"\n\nLosses are {unit}."
+    tasks = _tasks(summary)
+    return f"{text}\n\n{tasks}" if tasks else text
+
+
+def _tasks(summary: dict[str, Any]) -> str:
+    """A row for each score of a task; empty where there is none."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            first = before.get(task, {}).get(score)
+            cells = [score_shown(score, each["value"]) if each else "" for each in (first, found)]
+            ends = [score_shown(score, found[end]) for end in ("low", "high")]
+            cells += [f"{ends[0]} to {ends[1]}", f"{found['rows']:,}"]
+            rows.append(f"| {task} | {score} | {' | '.join(cells)} |")
+    head = ["| task | score | before | after | 95% interval | rows |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -25,13 +25,16 @@ def summed_cross_entropy(
         head: hidden states (n, width) to logits (n, vocabulary).
         hidden: (targets, width).
         targets: (targets,), token ids.
-        note: called with each piece, its logits and all targets, where gradients are taken.
+        note: called with each piece, its logits and all targets.
     """
     if not torch.is_grad_enabled():
-        pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         total = hidden.new_zeros((), dtype=torch.float32)
-        for states, ids in pieces:
-            total = total + cross_entropy(head(states), ids, reduction="sum")
+        for start in range(0, len(targets), CHUNK):
+            piece = slice(start, start + CHUNK)
+            logits = head(hidden[piece])
+            total = total + cross_entropy(logits, targets[piece], reduction="sum")
+            if note is not None:
+                note(piece, logits, targets)
         return total
     apply: Any = _ChunkedLoss.apply
     loss: torch.Tensor = apply(head, hidden, targets, note, *head.trained().values())

@@ -133,23 +133,39 @@ class Evaluator:
 
     def answer(self, module: LossModule, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Greedy answers to prompts given as token ids, without their end-of-turn token."""
-        width = max(len(prompt) for prompt in prompts)
-        pad = self.stop_ids[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            output = module.generate(
-                # goes on until all have their answers, where a forward needs all workers
-                synced_gpus=is_shared_out(module),
-                input_ids=ids.to(self.group.device),
-                attention_mask=mask.to(self.group.device),
-                do_sample=False,
-                max_new_tokens=self.answers[2],
-                eos_token_id=self.stop_ids,
-                pad_token_id=pad,
-                use_cache=True,
-            )
-        return [self._text(row) for row in output[:, width:].tolist()]
+            rows = greedy(module, prompts, self.answers[2], self.stop_ids, self.group.device)
+        return [turn_text(self.tokenizer, row, self.stop_ids) for row in rows]
 
     def _text(self, ids: Sequence[int]) -> str:
         return turn_text(self.tokenizer, ids, self.stop_ids)
+
+
+def greedy(
+    module: LossModule,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    device: torch.device,
+) -> list[list[int]]:
+    """Token ids of greedy answers to prompts given as token ids, answered together.
+
+    Args:
+        stop_ids: end an answer, and are part of it; the first fills up the shorter answers.
+    """
+    width, pad = max(len(prompt) for prompt in prompts), stop_ids[0]
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output = module.generate(
+        # goes on until all have their answers, where a forward needs all workers
+        synced_gpus=is_shared_out(module),
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from aift_ray.config import RunConfig
 from aift_ray.models.families import Support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.tasks.task_files import LoadedTask
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Job:
         pad_id: token of padding of a model that scores texts.
         reference: folder or Hub id of another model that answers are held against.
         events: write down for callbacks what happens.
+        tasks: that the model is scored on.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
@@ -54,6 +57,7 @@ class Job:
     events: bool = False
     reference: str | None = None
     pad_id: int = 0
+    tasks: Sequence[LoadedTask] = ()
 
     @property
     def padded(self) -> bool:

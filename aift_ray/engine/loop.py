@@ -44,8 +44,10 @@ class Watch:
         asked: Callable[[], Asked],
         save: Callable[[Asked], None],
         evaluate: Callable[[], bool],
+        score: Callable[[], None],
     ) -> None:
-        self.logged, self.asked, self.save, self.evaluate = logged, asked, save, evaluate
+        self.logged, self.asked, self.save = logged, asked, save
+        self.evaluate, self.score = evaluate, score
 
 
 def train(run: Run, watch: Watch) -> str:
@@ -59,6 +61,8 @@ def train(run: Run, watch: Watch) -> str:
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
+        if run.tasks and not last and run.tasks.due(state.step):
+            watch.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
         if ended_early or (asked is Asked.END and state.step < run.total_steps):

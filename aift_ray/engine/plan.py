@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aift_ray.config import RunConfig
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 
 
@@ -65,6 +65,8 @@ def plan_batches(
         None if set_of is None else set_of[indices],
         tuple(config.data.mixture),
         1 if config.objective == "sft" else 2,
+        config.data.tokens_per_micro_batch,
+        not packed or config.data.packing == "false",
     )
 
 

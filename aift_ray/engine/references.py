@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from aift_ray.config import LoRAConfig, RunConfig
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.job import Job

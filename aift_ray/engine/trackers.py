@@ -77,6 +77,8 @@ class Trackers:
     def log(self, line: dict[str, Any]) -> None:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
+        # scores of tasks are named TASK/SCORE
+        found |= {f"eval/{name}": value for name, value in line.items() if "/" in name}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:

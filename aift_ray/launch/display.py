@@ -12,6 +12,7 @@ from rich.text import Text
 from aift_ray.config.preference import REFERENCED, answers_of
 from aift_ray.data.notes import told
 from aift_ray.planning.layout import HOST
+from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
     from aift_ray.config import RunConfig
@@ -33,7 +34,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column()
+    grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, Text(value))
     console.print(grid)
@@ -69,11 +70,14 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     unit = "examples" if config.objective == "sft" else "comparisons"
     unit = "rows filled" if config.data.packing == "fill" else unit
     rows += [
-        ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
+        ("step", f"{plan.global_batch} {unit}, {_micro_step(run, most)}"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
+    for each in run.job.tasks:
+        scores = ", ".join(each.task.computed)
+        rows.append((f"task {each.task.name}", f"{len(each.items):,} rows, {scores}"))
     rows += [("strategy", line) for line in run.job.why]
     if run.memory:
         need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
@@ -109,6 +113,14 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     kind = "stage" if strategy == "pipeline" else "GPU"
     places = {n: "the host" if n == HOST else f"{kind} {n}" for n in numbers}
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
+
+
+def _micro_step(run: Preparation, workers: int) -> str:
+    config = run.job.config
+    most = config.data.tokens_per_micro_batch
+    each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.apart)
+    return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 
 def _gibs(sizes: list[float]) -> str:
@@ -186,6 +198,19 @@ def _shortened(tokenizer: Any, ids: list[int]) -> str:
     return f"{head} … {left_out:,} tokens … {tail}"
 
 
+def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of tasks, before and after."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            low, high = (score_shown(score, found[end]) for end in ("low", "high"))
+            first = before.get(task, {}).get(score)
+            began = f"{score_shown(score, first['value'])} before, " if first else ""
+            after = f"{score_shown(score, found['value'])} after [{low}, {high}]"
+            rows.append((f"{task} {score}", began + after))
+    return rows
+
+
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
@@ -209,6 +234,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
     for label, name, form in pairs:
         if summary.get(name) is not None:
             rows.append((label, form.format(summary[name])))
+    rate, computed = summary.get("tokens_per_second"), summary.get("estimated_tokens_per_second")
+    if rate and computed:
+        reached = f"{computed:,.0f} tokens a second (computed); {rate / computed:.2f} of it reached"
+        rows.append(("estimate", reached))
+    rows += _task_rows(summary)
     memory = summary.get("peak_memory_gb")
     if memory:
         rows.append(("peak memory", _gibs(memory)))

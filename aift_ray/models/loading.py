@@ -198,14 +198,25 @@ def of_language_model(config: Any, attention: str | None) -> str | dict[str, str
 
 def _of_blocks(location: str, quantization: Quantization, whole: bool) -> Quantization:
     """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
-    outline = skeleton(location, whole)
-    usual = get_keys_to_not_convert(outline)
-    left = {*usual, *left_in_full(outline)}
-    if left == set(usual):
+    outlines = outlines_of(location, whole)
+    usual = {name for one in outlines for name in get_keys_to_not_convert(one)}
+    left = usual.union(*map(left_in_full, outlines))
+    if len(outlines) == 1 and left == usual:
         return quantization
     names = {*left, *quantization.skipped}
     within = {name for name in names for other in names if name.startswith(f"{other}.")}
     return replace(quantization, skipped=tuple(sorted(names - within)))
+
+
+def outlines_of(location: str, whole: bool) -> list[PreTrainedModel]:
+    """The skeletons under whose names the layers of a quantized folder may be read.
+
+    AutoModelForCausalLM gives those of some wholes other names than the whole has.
+    """
+    found = [skeleton(location, whole)]
+    if whole and wrappers.taken_out(load_config(location)):
+        found.append(skeleton(location))
+    return found
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:
