@@ -103,7 +103,8 @@ def started(who: Contestant) -> measuring.Result:
     lines = [line for line in told.splitlines() if line.endswith(" s)")]
     found = {
         "ready_s": round(ready, 1), "answer_s": round(seconds, 1),
-        "cpu_s": round(sum(each for each, _ in by_name.values()), 1), "by_process": by_name, "stages": lines,
+        "cpu_s": round(sum(each for each, _ in by_name.values()), 1),
+        "by_process": by_name, "stages": lines,
     }  # fmt: skip
     print(who.name, found, flush=True)
     return found
