@@ -22,9 +22,9 @@ def is_llama_like(kind: str) -> bool:
 
 
 def has_experts(kind: str) -> bool:
-    """Whether a catalogued model of a type is a mixture."""
-    found = (entry.architecture for entry in CATALOG.values())
-    return any(one.model_type == kind and one.experts > 1 for one in found)
+    """Whether every catalogued model of a type is a mixture."""
+    found = [one.architecture for one in CATALOG.values() if one.architecture.model_type == kind]
+    return bool(found) and all(one.experts > 1 for one in found)
 
 
 def is_supported(kind: str) -> bool:
