@@ -89,17 +89,17 @@ def read_row(row: object, file: str, line: int, reading: Reading) -> Example | F
     found = make_example(row, file, line)
     if isinstance(found, Example) or not reading.any_row:
         return found
-    text = "\0".join(_strings(row))
+    text = "\0".join(strings(row))
     return Example("text", file, line, output=text) if text.strip("\0 ") else found
 
 
-def _strings(value: object) -> Iterator[str]:
+def strings(value: object) -> Iterator[str]:
     """Every text in a JSON value, in its order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+            yield from strings(part)
 
 
 def find_form(keys: Collection[str], noun: str = "key") -> Form:
