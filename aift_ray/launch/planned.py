@@ -11,8 +11,9 @@ from aift_ray.config import PlanConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.numbers import Numbers, numbers_of
 from aift_ray.planning import advice
-from aift_ray.planning.advice import Machine, Served, Way
+from aift_ray.planning.advice import Machine, Way
 from aift_ray.planning.parts import GIB
+from aift_ray.planning.servers import Served, served
 
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
@@ -31,12 +32,12 @@ def run(config: PlanConfig) -> int:
         remedy = f"use --sequence-length {numbers.context}"
         raise ConfigError([Problem("sequence_length", f"{what} tokens", remedy)])
     ways = advice.trained(config, numbers.config, numbers.shape)
-    servers = advice.served(config, numbers.config, numbers.shape)
+    held = served(config, numbers.config, numbers.shape)
     if config.as_json:
-        found = as_data(config, numbers, ways, servers)
+        found = as_data(config, numbers, ways, held)
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        print("\n".join(_lines(config, numbers, ways, servers)))
+        print("\n".join(_lines(config, numbers, ways, held)))
     return 0
 
 
