@@ -55,7 +55,9 @@ class ExportConfig(Settings):
         ]
         if self.format in _NOT_YET:
             what = f"{self.format} is not written by this version: hf and gguf are"
-            found.append(Problem("format", what, "export hf, and quantize that with llm-compressor"))
+            found.append(
+                Problem("format", what, "export hf, and quantize that with llm-compressor")
+            )
         if self.format == "hf" and self.adapter is None and self.dtype == "auto":
             what = "hf merges an adapter or changes the dtype, and neither is asked for"
             found.append(Problem("format", what, "give --adapter or --dtype, or copy the folder"))

@@ -105,7 +105,7 @@ def _targets(
 def _differing(config: ExportConfig, words: Vocabulary) -> list[Problem]:
     if not words.differing or config.tokenizer == "nearest":
         return []
-    what = f"llama.cpp has no tokenizer that splits texts as this one does: the nearest, "
+    what = "llama.cpp has no tokenizer that splits texts as this one does: the nearest, "
     what += f"{words.pre if words.model == 'gpt2' else 'merging by scores'}, makes other tokens of "
     what += f"{words.differing} of {len(PROBES)} sample texts"
     remedy = "give --tokenizer nearest to write the file all the same; answers may be worse"

@@ -98,7 +98,9 @@ def targets(folder: Path, config: Any, family: Family) -> list[Target]:
         raise ModelError([refusal(config.model_type, what, "--format hf")])
     layers = {match[1] for name in sources if (match := _LAYER.match(name))}
     if len(layers) != config.num_hidden_layers:
-        what = f"its files hold {len(layers)} layers, and its configuration {config.num_hidden_layers}"
+        what = (
+            f"its files hold {len(layers)} layers, and its configuration {config.num_hidden_layers}"
+        )
         raise ModelError([refusal(config.model_type, what, None)])
     return sorted(found, key=lambda target: _order(target.name)) + _frequencies(config)
 
@@ -179,8 +181,11 @@ def _frequencies(config: Any) -> list[Target]:
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "llama3":
         return []
-    wavelength = 2 * math.pi * rotary["rope_theta"] ** (
-        torch.arange(0, head_size(config), 2, dtype=torch.float64) / head_size(config)
+    wavelength = (
+        2
+        * math.pi
+        * rotary["rope_theta"]
+        ** (torch.arange(0, head_size(config), 2, dtype=torch.float64) / head_size(config))
     )
     low, high, factor = (rotary[k] for k in ("low_freq_factor", "high_freq_factor", "factor"))
     length = rotary["original_max_position_embeddings"]

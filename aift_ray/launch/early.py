@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import DataConfig, EvaluateConfig, ExportConfig, QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    MergeConfig,
+    QuantizeConfig,
+    RunConfig,
+    ServeConfig,
+)
 from aift_ray.data.rows import check_columns
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
@@ -78,6 +86,12 @@ def check_export(config: ExportConfig) -> None:
     """The same for the model and the adapter."""
     adapters = _adapter("adapter", config.adapter) if config.adapter else []
     _refuse([], _model(config.model) + adapters, [])
+
+
+def check_merge(config: MergeConfig) -> None:
+    """The same for the models."""
+    named = [*config.models, config.base, config.prompts_from]
+    _refuse([], [problem for name in named if name for problem in _model(name)], [])
 
 
 def check_server(config: ServeConfig) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-
 _GREEDY: dict[str, Any] = {"samplers": ["top_k"], "top_k": 1, "temperature": 0}
 
 
@@ -22,7 +21,9 @@ class LlamaCpp:
     """
 
     def __init__(self, file: Path, context: int = 512, lora: Sequence[Path] = ()) -> None:
-        xllamacpp = pytest.importorskip("xllamacpp", reason="the package xllamacpp is not installed")
+        xllamacpp = pytest.importorskip(
+            "xllamacpp", reason="the package xllamacpp is not installed"
+        )
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
         params.n_ctx, params.n_parallel, params.warmup = context, 1, False
@@ -72,4 +73,6 @@ class LlamaCpp:
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, in which special tokens are read as such."""
-        return list(self.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
+        return list(
+            self.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+        )

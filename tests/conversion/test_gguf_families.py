@@ -33,7 +33,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "linear rotations": ("llama", {"rope_parameters": ROTARY | {"rope_type": "linear", "factor": 2.0}}),
+    "linear rotations": (
+        "llama",
+        {"rope_parameters": ROTARY | {"rope_type": "linear", "factor": 2.0}},
+    ),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}),

@@ -113,9 +113,7 @@ def test_greedy_answers_are_those_of_transformers(real: Real) -> None:
 def test_texts_become_the_same_tokens(real: Real) -> None:
     texts = [row["text"] for row in rows("hard/strings.jsonl") if row["text"]]
     differing = [
-        text
-        for text in texts
-        if real.llama_cpp.tokenize(text) != real.tokenizer(text).input_ids
+        text for text in texts if real.llama_cpp.tokenize(text) != real.tokenizer(text).input_ids
     ]
     # llama.cpp has no pre-tokenizer like that of the shipped model
     assert len(differing) <= (3 if real.name == "hina-4m" else 0)
