@@ -24,8 +24,21 @@ from aift_ray.quantization import quantizer
 REPORT = "merge.json"
 # keys of config.json that change no number of a forward pass
 _FREE = frozenset(
-    """_name_or_path architectures auto_map bos_token_id dtype eos_token_id id2label label2id
-    pad_token_id torch_dtype transformers_version unk_token_id use_cache""".split()
+    (
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    )
 )
 
 
