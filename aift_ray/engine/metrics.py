@@ -150,7 +150,11 @@ _REWARDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("rewards/chosen", "chosen", {"color": "#7aa6d8", "linewidth": 1.2}),
     ("rewards/rejected", "rejected", {"color": "#d8a67a", "linewidth": 1.2}),
     ("rewards/margins", "margin", {"color": "#555555", "linewidth": 1.2}),
-    ("eval_rewards/margins", "margin, evaluation", {"color": "#c0392b", "marker": "o"}),
+    (
+        "eval_rewards/margins",
+        "margin, evaluation",
+        {"color": "#c0392b", "marker": "o", "markersize": 4},
+    ),
 )
 
 
