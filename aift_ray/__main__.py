@@ -13,6 +13,7 @@ from aift_ray import (
     doctor,
     evaluate,
     export,
+    merge,
     plan,
     quantize,
     serve,
@@ -28,6 +29,7 @@ VERBS = {
     "serve": serve.run,
     "evaluate": evaluate.run,
     "export": export.run,
+    "merge": merge.run,
     "plan": plan.run,
     "doctor": doctor.run,
     "cache": cache.run,
@@ -41,6 +43,7 @@ USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its fla
   serve       answer over HTTP, as OpenAI's API does
   evaluate    score models and adapters on tasks, and test their differences
   export      write a model for llama.cpp and Ollama (GGUF), or merged into one folder
+  merge       make one model of several: linear, slerp, ties, dare, task arithmetic
   plan        what fits given GPUs, and how fast, by arithmetic
   doctor      look at this machine or cluster: what is wrong, and how to mend it
   cache       list and prune the token caches of earlier runs

@@ -48,6 +48,7 @@ def _flags() -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
         "serve": config.ServeConfig,
         "evaluate": config.EvaluateConfig,
         "export": config.ExportConfig,
+        "merge": config.MergeConfig,
         "plan": config.PlanConfig,
         "doctor": config.DoctorConfig,
         "cache": CacheConfig,

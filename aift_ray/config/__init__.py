@@ -5,6 +5,7 @@ from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.config.export import ExportConfig
 from aift_ray.config.lora import LoRAConfig
+from aift_ray.config.merge import MergeConfig
 from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.plan import PlanConfig
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "LoRAConfig",
+    "MergeConfig",
     "MixedSet",
     "MultiGPUTrainingConfig",
     "ParallelConfig",

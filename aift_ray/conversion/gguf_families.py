@@ -41,7 +41,7 @@ class Family:
     @property
     def name(self) -> str:
         """The architecture in a file."""
-        return MODEL_ARCH_NAMES[self.arch]
+        return str(MODEL_ARCH_NAMES[self.arch])
 
 
 _GELU = ("gelu_pytorch_tanh", "gelu")

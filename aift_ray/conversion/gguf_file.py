@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def size(targets: list[Target], kinds: dict[str, GGMLQuantizationType]) -> int:
 
 def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     block, held = GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape)) // block * held
+    return math.prod(shape) // int(block) * int(held)
 
 
 def write_model(

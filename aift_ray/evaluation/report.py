@@ -31,6 +31,7 @@ def html(found: Mapping[str, Any], samples: Mapping[tuple[str, str], Mapping[int
         "differences": found["differences"],
         "confidence": found["settings"]["confidence"],
         "notes": found["notes"],
+        "contamination": found["contamination"],
         "lower": sorted(LOWER_IS_BETTER),
         "tasks": {
             name: {"kind": task["kind"], "source": task["source"], **_rows(name, found, samples)}

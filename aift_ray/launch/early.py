@@ -10,6 +10,7 @@ from aift_ray.config import (
     DataConfig,
     EvaluateConfig,
     ExportConfig,
+    MergeConfig,
     QuantizeConfig,
     RunConfig,
     ServeConfig,
@@ -101,6 +102,12 @@ def check_export(config: ExportConfig) -> None:
     """The same for the model and the adapter."""
     adapters = _adapter("adapter", config.adapter) if config.adapter else []
     _refuse([], _model(config.model) + adapters, [])
+
+
+def check_merge(config: MergeConfig) -> None:
+    """The same for the models."""
+    named = [*config.models, config.base, config.prompts_from]
+    _refuse([], [problem for name in named if name for problem in _model(name)], [])
 
 
 def check_server(config: ServeConfig) -> None:

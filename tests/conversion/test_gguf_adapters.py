@@ -27,7 +27,13 @@ def far(server: LlamaCpp, logits: torch.Tensor) -> list[int]:
     return [token for token, value in theirs.items() if abs(ours[token] - value) > 2e-3]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="lora"),
+        pytest.param({"use_rslora": True}, id="rslora", marks=pytest.mark.slow),
+    ],
+)
 def test_an_adapter_acts_the_same_merged_and_alone(
     options: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:

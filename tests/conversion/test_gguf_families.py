@@ -62,6 +62,14 @@ END = 3
 PROMPT = [5 + (at * 37) % 4000 for at in range(60)]
 
 
+# the others take minutes of CI together
+QUICK = ("llama3 rotations", "qwen3_moe", "gemma3_text")
+
+
+def _param(case: str) -> Any:
+    return pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow)
+
+
 def exported(model: Path, file: Path, *flags: str) -> Path:
     """A model as GGUF."""
     named = ["--model", str(model), "--output", str(file), "--tokenizer", "nearest", *flags]
@@ -73,7 +81,7 @@ def test_every_family_has_a_case() -> None:
     assert {family for family, _ in CASES.values()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [_param(case) for case in CASES])
 def test_llama_cpp_gives_the_same_logits(case: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     folder = make(family, tmp_path / "model", **changes)

@@ -93,6 +93,14 @@ def test_before_and_after_are_the_scores_of_evaluate(
     assert steps == [0, 2, 4]
     assert "| colours | accuracy |" in (output / "model" / "README.md").read_text("utf-8")
     assert "colours/accuracy" in done.stdout
+    # the run's token cache: of rows.jsonl, 3 rows are the first 3 that were trained on
+    flags = ["--task", str(tmp_path / "rows.jsonl"), "--training-data", str(output)]
+    flags += ["--model", str(tiny_model), "--output", str(tmp_path / "overlap" / "results.json")]
+    assert guarded(evaluate.run, [*flags, "--task", tasks[2]]) == 0
+    found = json.loads((tmp_path / "overlap" / "results.json").read_text("utf-8"))
+    assert found["contamination"]["rows"] == {"characters": 20, "compared": 3, "seen": 3}
+    # too short to be told
+    assert found["contamination"]["texts"] == {"characters": 20, "compared": 0, "seen": 0}
 
 
 def test_wrong_tasks_are_refused_with_the_rest(rows_file: Path, tmp_path: Path) -> None:
