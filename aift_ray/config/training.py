@@ -255,6 +255,9 @@ class RunConfig(Settings):
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))
+        if self.objective == "reward" and self.evaluation.tasks:
+            what = "asks a model for answers, and a reward model scores them"
+            found.append(Problem("evaluation.tasks", what, "leave it out"))
         return found
 
     def _wrong_numbers(self) -> list[Problem]:
