@@ -89,6 +89,8 @@ class References:
         self.train = Comparison.of(objective, rows, *how)
         self.tested = Comparison.of(objective, own, *how) if len(indices) else None
         replica, replicas, size = group.replica, group.replicas, job.config.micro_batch
+        # a whole epoch among them, which holds all rows
+        steps = steps[: 2 * plan.steps_per_epoch]
         self._sets: list[tuple[Comparison, Callable[[], Work], Path | None]] = [
             (self.train, lambda: of_steps(plan, steps, replica, replicas), None)
         ]

@@ -19,6 +19,7 @@ import conjugation  # noqa: E402
 import copy_tasks  # noqa: E402
 import make_corpus  # noqa: E402
 import make_instructions  # noqa: E402
+import make_preferences  # noqa: E402
 import make_tokenizer  # noqa: E402
 import sentences  # noqa: E402
 
@@ -116,6 +117,18 @@ def test_the_files_are_what_the_script_writes(tmp_path: Path) -> None:
     make_instructions.main(["--output", str(tmp_path)])
     for name in ("train.jsonl", "eval.jsonl"):
         assert (tmp_path / name).read_bytes() == (ASSETS / name).read_bytes()
+
+
+def test_the_pairs_are_what_their_script_writes(tmp_path: Path) -> None:
+    make_preferences.main(["--output", str(tmp_path)])
+    for name in ("preferences.jsonl", "preferences-eval.jsonl"):
+        assert (tmp_path / name).read_bytes() == (ASSETS / name).read_bytes()
+        rows = [json.loads(line) for line in (ASSETS / name).read_text("utf-8").splitlines()]
+        assert f"| `{name}` | {len(rows)} |" in (ASSETS / "README.md").read_text("utf-8")
+        assert all(row["chosen"].endswith(POLITE_ENDINGS) for row in rows)
+        assert all(row["rejected"] != row["chosen"] for row in rows)
+        hard = sum(row["rejected"] != row["input"] for row in rows)
+        assert 0.3 < hard / len(rows) < 0.5, "polite and wrong"
 
 
 def test_the_counts_are_those_of_the_readme() -> None:
