@@ -55,8 +55,15 @@ def compared(configure: Configure, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("objective", BEGINS)
+STARTS = [("dpo", "full"), ("dpo", "lora"), ("dpo", "qlora")]
+STARTS += [(name, "lora") for name in BEGINS if name != "dpo"]
+OTHERS = [(name, method) for name in BEGINS for method in ("full", "qlora") if name != "dpo"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [*STARTS, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
+)
 def test_the_first_step_is_that_of_a_model_that_is_its_reference(
     objective: str, method: str, compared: Callable[..., Any], tmp_path: Path
 ) -> None:
