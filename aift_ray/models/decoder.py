@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.refusals import refusal
 
+if TYPE_CHECKING:
+    # imports bitsandbytes, which takes two seconds that a model without adapters need not wait
+    from peft import PeftModel
+
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, adapters left in place."""
-    if isinstance(model, PeftModel):
-        inner: PreTrainedModel = model.get_base_model()
-        return inner
-    assert isinstance(model, PreTrainedModel)
-    return model
+    if isinstance(model, PreTrainedModel):
+        return model
+    adapted: PeftModel = model
+    inner: PreTrainedModel = adapted.get_base_model()
+    return inner
 
 
 def decoder_of(model: torch.nn.Module) -> PreTrainedModel:

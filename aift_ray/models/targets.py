@@ -8,8 +8,6 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
@@ -92,6 +90,9 @@ def adapted_layers(model: PreTrainedModel, config: LoRAConfig) -> dict[str, torc
 
 def _taken_for_experts(model: PreTrainedModel, names: Collection[str]) -> set[str]:
     """Those last names that PEFT takes for its older names of a model's experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     found = set()
     for name in names:
         probe: Any = LoraConfig(target_modules=[name])

@@ -19,7 +19,7 @@ from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.refusals import is_batched, refusal
 from aift_ray.models.vocabulary import check_vocabulary
-from aift_ray.serving import adapters, choice, vllm_families
+from aift_ray.serving import adapters, choice, packed, vllm_families
 from aift_ray.serving.answer import Limits
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -186,6 +186,8 @@ def _transformers(checked: Checked) -> Engine:
     # else transformers puts quantized weights on the first GPU it sees, reserved or not
     place = {"": checked.device}
     model = loading.load_model(checked.location, checked.dtype, attention, quantization, place)
+    # before what is left of the memory is counted
+    packed.pack(model)
     memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory
     held = None if given is None else memory_bytes(given)
     return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory, held)
