@@ -293,6 +293,9 @@ def test_what_a_client_repeats_makes_no_other_prompt(served: Served) -> None:
         {"id": "msg_1", "name": "hina", "cache_control": {"type": "ephemeral"}, "parsed": None},
         {"tool_calls": [CALL | {"index": 0, "function": function}]},
         {"content": [{"type": "text", "text": "調べます。", "cache_control": {"a": "b"}}]},
+        {"content": [{"type": "text", "text": "調べます。", "annotations": [], "logprobs": []}]},
+        {"provider_specific_fields": {"a": 1}, "thinking_blocks": [], "images": [], "prefix": None},
+        {"tool_calls": [CALL | {"extra": None, "function": CALL["function"] | {"more": ""}}]},  # type: ignore[operator]
     ):
         assert tokens(plain | more).json() == {"tokens": wanted, "count": len(wanted)}
     # of an answer that was cut short before its arguments
