@@ -228,7 +228,7 @@ def test_what_asks_for_nothing_is_taken_within_messages_and_tools(served: Served
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"99999999": 1}}, "logit_bias"),
         ({"やっほー": None}, "やっほー"),
-        ({"messages": [QUESTION | {"mood": None}]}, "messages.0.mood"),
+        ({"messages": [QUESTION | {"mood": "glad"}]}, "messages.0.mood"),
         ({"messages": [QUESTION | {"content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": [QUESTION, calling("[]")]}, "messages.1.tool_calls.0.function.arguments"),
