@@ -47,6 +47,8 @@ def _flags() -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
         "quantize": config.QuantizeConfig,
         "serve": config.ServeConfig,
         "evaluate": config.EvaluateConfig,
+        "export": config.ExportConfig,
+        "merge": config.MergeConfig,
         "plan": config.PlanConfig,
         "doctor": config.DoctorConfig,
         "cache": CacheConfig,

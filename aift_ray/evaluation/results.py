@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from aift_ray import __version__
 from aift_ray.config import EvaluateConfig
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.evaluation.scores import LOWER_IS_BETTER
-from aift_ray.evaluation.statistics import Difference, difference, estimate, holm
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.contamination import Overlap
+from aift_ray.tasks.statistics import Difference, difference, estimate, holm
+from aift_ray.tasks.task import Task
 
 Samples = Mapping[tuple[str, str], Mapping[int, Sample]]
 
@@ -22,33 +24,53 @@ def results(
     tasks: Sequence[Task],
     samples: Samples,
     notes: Sequence[str],
+    overlap: Mapping[str, Overlap] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What results.json holds."""
+    """What results.json holds; samples get their overlap.
+
+    Args:
+        overlap: of the tasks' rows with the training data, where it was looked for.
+    """
     scores = {
-        task.name: {model: _scores(config, task, samples[model, task.name]) for model in models}
+        task.name: {
+            model: _scores(config, task, samples[model, task.name], overlap.get(task.name))
+            for model in models
+        }
         for task in tasks
     }
     return {
         "version": __version__,
-        "settings": config.model_dump(mode="json", exclude={"overwrite", "api_key_file"}),
+        "settings": config.model_dump(
+            mode="json", exclude={"overwrite", "api_key_file", "judge_key_file"}
+        ),
         "models": list(models),
         "tasks": {task.name: task.model_dump(mode="json") for task in tasks},
         "scores": scores,
+        "contamination": {
+            task: each.described(config.overlap_characters) for task, each in overlap.items()
+        },
         "differences": _differences(config, models, tasks, samples),
         "notes": list(notes),
     }
 
 
 def _scores(
-    config: EvaluateConfig, task: Task, rows: Mapping[int, Sample]
+    config: EvaluateConfig, task: Task, rows: Mapping[int, Sample], overlap: Overlap | None
 ) -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    seen = set(overlap.seen if overlap else ())
+    for at, share in enumerate(overlap.shares if overlap else ()):
+        rows[at]["overlap"] = share
+    how = (config.confidence, config.resamples, config.seed)
     for name in task.computed:
-        table = [rows[at]["scores"][name] for at in sorted(rows)]
-        value = estimate(name, table, config.confidence, config.resamples, config.seed)
-        found[name] = asdict(value)
-    if task.kind == "generate":
-        answers = list(rows.values())
+        table = {at: rows[at]["scores"][name] for at in sorted(rows)}
+        found[name] = asdict(estimate(name, list(table.values()), *how))
+        if seen and len(seen) < len(table):
+            unseen = [score for at, score in table.items() if at not in seen]
+            found[name]["unseen"] = asdict(estimate(name, unseen, *how))
+    answers = list(rows.values())
+    # the harness tells nothing of how an answer ended
+    if task.kind == "generate" and "finish" in answers[0]:
         cut = sum(each["finish"] == "length" for each in answers) / len(answers)
         length = sum(len(each["written"]) for each in answers) / len(answers)
         repeated = sum(repetition(each["written"]) for each in answers) / len(answers)
@@ -110,8 +132,9 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def shown(name: str, value: Mapping[str, Any]) -> str:
-    """A score with its interval."""
-    return f"{_number(name, value['value'])} [{_range(name, value)}]"
+    """A score with its interval, and that of the rows that were not trained on."""
+    text = f"{_number(name, value['value'])} [{_range(name, value)}]"
+    return text + (f", unseen rows {shown(name, value['unseen'])}" if "unseen" in value else "")
 
 
 def judged(name: str, verdict: Mapping[str, Any]) -> str:

@@ -16,23 +16,20 @@ from rich.text import Text
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
-from aift_ray.evaluation import record, report, results
+from aift_ray.evaluation import judging, record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
-from aift_ray.evaluation.task_files import LoadedTask
+from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.launch import display
+from aift_ray.tasks import libraries
+from aift_ray.tasks.contamination import Overlap, overlaps
+from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 
 # seconds between two lines of progress
 _PROGRESS_S = 5.0
-_NEEDS = {
-    "character_f1": "rapidfuzz",
-    "rouge_l": "sacrebleu[ja]",
-    "chrf": "sacrebleu",
-    "bleu": "sacrebleu[ja]",
-}
 
 
 def run(
@@ -51,8 +48,16 @@ def run(
         candidates = find_candidates(config)
     except UserError as error:
         problems += error.problems
-    problems += _libraries(tasks)
+    trained = None
+    try:
+        if config.training_data:
+            trained = TrainingData(config.training_data, next(iter(candidates), None))
+    except UserError as error:
+        problems += error.problems
+    problems += judging.refused(config, tasks, len(candidates))
+    problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
+        problems += [_harness_api(t) for t in tasks if t.harness]
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
         problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
     if problems:
@@ -60,9 +65,11 @@ def run(
     _show_plan(config, candidates, tasks, output)
     if dry_run:
         return {}
+    overlap = _overlaps(config, tasks, trained) if trained else {}
     samples, notes = _samples(config, candidates, tasks, output)
     names = [each.name for each in candidates]
-    found = results.results(config, names, [t.task for t in tasks], samples.samples, notes)
+    asked = [loaded.task for loaded in tasks]
+    found = results.results(config, names, asked, samples.samples, notes, overlap)
     samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
     text = json.dumps(found, ensure_ascii=False, indent=1)
     _write(output.parent / record.REPORT, report.html(found, samples.samples))
@@ -84,19 +91,20 @@ def _output(config: EvaluateConfig) -> Path:
     return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
 
 
-def _libraries(tasks: Sequence[LoadedTask]) -> list[Problem]:
-    """Scores whose libraries are not installed."""
-    from importlib.util import find_spec
+def _overlaps(
+    config: EvaluateConfig, tasks: Sequence[LoadedTask], trained: TrainingData
+) -> dict[str, Overlap]:
+    """How much of the tasks' rows stands in the training data; of tasks of the harness nothing."""
+    display.console.print("looking for the rows of the tasks in the training data")
+    looked = [loaded for loaded in tasks if not loaded.harness]
+    fields = [[item.fields for item in loaded.items] for loaded in looked]
+    found = overlaps(fields, trained.texts(), config.overlap_characters)
+    return {loaded.task.name: each for loaded, each in zip(looked, found, strict=True)}
 
-    found = []
-    for loaded in tasks:
-        for score in loaded.task.computed:
-            library = _NEEDS.get(score, "").split("[")[0]
-            if library and not find_spec(library):
-                what = f"{score} needs {library}, which is not installed"
-                remedy = 'pip install "aift-ray[evaluate]"'
-                found.append(Problem(f"task {loaded.task.name}", what, remedy))
-    return found
+
+def _harness_api(loaded: LoadedTask) -> Problem:
+    what = "tasks of lm-evaluation-harness run on models that are loaded here"
+    return Problem(f"task {loaded.task.name}", what, "give model folders in place of --base-url")
 
 
 def _chat_choice(loaded: LoadedTask) -> Problem:
@@ -141,6 +149,11 @@ def _samples(
                 for part in _computed(config, candidate, works, notes):
                     kept.add(part)
                     progress.add(len(part))
+        models = [candidate.name for candidate in candidates]
+        asked = [loaded.task for loaded in tasks]
+        notes += judging.judge(
+            config, models, asked, kept.samples, kept.add, lambda *who: _Progress(*who).add
+        )
     except KeyboardInterrupt:
         command = f"--output {output}" if config.output else f"--output {output}, and the rest"
         raise Interrupted(f"stopped; go on with the same command and {command}", 130) from None
@@ -193,6 +206,9 @@ def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
     for first in range(number):
         share = []
         for work in works:
+            if work.harness:
+                share += [work] if first == 0 else []
+                continue
             items = sorted(work.items, key=lambda item: len(item.shown_prompt))
             if items[first::number]:
                 share.append(Work(work.task, items[first::number]))
@@ -235,6 +251,8 @@ def _show_plan(
         rows.append((f"task {task.name}", how))
     if config.base_url:
         rows.append(("API", config.base_url))
+    if config.judge_url:
+        rows.append(("judge", f"{config.judge_model} at {config.judge_url}"))
     rows.append(("output", str(output)))
     display.table("plan", rows)
 
@@ -247,6 +265,9 @@ def _show_results(found: dict[str, Any], output: Path) -> None:
     for row in rows:
         grid.add_row(*map(Text, row))
     display.console.print(grid)
+    for task, overlap in found["contamination"].items():
+        text = f"{overlap['seen']} of {overlap['compared']} rows that can be compared"
+        display.console.print(f"task {task}: {text} stand in the training data", markup=False)
     for note in found["notes"]:
         display.console.print(f"note: {note}", style="yellow", markup=False)
     display.table(

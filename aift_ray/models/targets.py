@@ -175,13 +175,17 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         raise ModelError([refusal(kind, what, "train it with --method full")])
 
 
-def check_quantizable(model: PreTrainedModel) -> None:
-    """Refuse a model whose linear layers transformers would not quantize, with a ModelError."""
+def check_quantizable(model: PreTrainedModel, layout: str = "train it with --method lora") -> None:
+    """Refuse a model whose linear layers transformers would not quantize, with a ModelError.
+
+    Args:
+        layout: what works instead.
+    """
     left = [m for m in linear_maps(model).values() if not can_be_held_in_fewer_bits(m)]
     if left:
         kind, layer = causal_model(model).config.model_type, type(left[0]).__name__
         what = f"its linear layers are of class {layer}, which can't be held in 4 or 8 bits"
-        raise ModelError([refusal(kind, what, "train it with --method lora", is_llama_like)])
+        raise ModelError([refusal(kind, what, layout, is_llama_like)])
 
 
 def left_in_full(model: PreTrainedModel) -> list[str]:

@@ -17,9 +17,9 @@ from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import USE_VLLM, is_batched, refusal
+from aift_ray.models.refusals import is_batched, refusal
 from aift_ray.models.vocabulary import check_vocabulary
-from aift_ray.serving import adapters, choice, packed
+from aift_ray.serving import adapters, choice, packed, vllm_families
 from aift_ray.serving.answer import Limits
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -128,7 +128,8 @@ def _check_family(name: str, model_config: Any) -> None:
     elif found and not found.batched:
         what = f"prompts of uneven length change each other's answers in {name}"
     if what:
-        raise ModelError([refusal(kind, what, USE_VLLM, is_batched)])
+        layout = vllm_families.elsewhere(model_config)
+        raise ModelError([refusal(kind, what, layout, is_batched)])
     RowsCache(model_config)
 
 

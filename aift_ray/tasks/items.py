@@ -1,0 +1,175 @@
+"""Rows of a task to the items that models are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from aift_ray.data.examples import Example, Message
+from aift_ray.data.row_kinds import strings
+from aift_ray.errors import Problem
+from aift_ray.tasks.data_files import Row
+from aift_ray.tasks.instructions import Instructions, missing
+from aift_ray.tasks.task import Task, evaluate, render
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a task, ready to be asked.
+
+    Attributes:
+        index: of the row in its task, from 0.
+        place: file and line of the row.
+        prompt: plain text before the answer, or the conversation whose last answer is wanted.
+        choices: kind choice: the continuations that are compared.
+        label: kind choice: the index of the right one.
+        answers: kind generate: the right answers; kind text: the one text.
+        instructions: kind generate: what IFEval's scores check.
+        fields: the texts of the row, as its file has them.
+    """
+
+    index: int
+    place: str
+    prompt: str | Example
+    choices: tuple[str, ...] = ()
+    label: int = 0
+    answers: tuple[str, ...] = ()
+    instructions: Instructions | None = None
+    fields: tuple[str, ...] = ()
+
+    @property
+    def shown_prompt(self) -> str:
+        """The prompt as a person reads it."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        if self.prompt.kind == "messages":
+            turns = self.prompt.messages[:-1]
+            return "\n".join(f"[{turn.role}] {turn.content}" for turn in turns)
+        return "\n".join(part for part in (self.prompt.instruction, self.prompt.input) if part)
+
+
+class WrongField(ValueError):
+    """A field of a row is missing or not what the task takes it for."""
+
+
+# what a template raises of a row that it was not written for
+_WRONG = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+def make_items(
+    task: Task, rows: Sequence[tuple[str, Row]], shots: Sequence[Row], problems: list[Problem]
+) -> list[Item]:
+    """The items of the rows of a task; what is wrong with rows is added to `problems`.
+
+    Args:
+        rows: each with the name of its file.
+        shots: the rows whose answers are shown before each prompt.
+    """
+    if task.instructed and (absent := missing([row for _, (_, row) in rows])):
+        what = f"IFEval's instructions need {', '.join(absent)}, not installed"
+        remedy = 'pip install "aift-ray[ifeval]"'
+        problems.append(Problem(f"task {task.name}", what, remedy))
+        return []
+    found: list[Item] = []
+    wrong: list[Problem] = []
+    examples: list[tuple[str, str]] = []
+    try:
+        examples = [_answered(task, row) for _, row in shots]
+    except _WRONG as error:
+        problems.append(Problem(f"task {task.name}", f"an example: {error}"))
+        return []
+    for index, (file, (line, row)) in enumerate(rows):
+        place = f"{file}:{line}"
+        try:
+            found.append(_item(task, index, place, row, examples))
+        except _WRONG as error:
+            wrong.append(Problem(place, f"task {task.name}: {error}"))
+    problems += wrong[:20]
+    if len(wrong) > 20:
+        problems.append(Problem(f"task {task.name}", f"{len(wrong) - 20} more rows are wrong"))
+    return found
+
+
+def _item(
+    task: Task, index: int, place: str, row: dict[str, Any], examples: list[tuple[str, str]]
+) -> Item:
+    fields = tuple(strings(row))
+    if task.kind == "text":
+        return Item(index, place, "", answers=(_text(row, task.text),), fields=fields)
+    choices, label, answers = _right(task, row)
+    prompt: str | Example
+    question = render(task.prompt, row)
+    if task.chat:
+        prompt = _conversation(task, question, examples)
+    else:
+        parts = [text + task.delimiter + answer for text, answer in examples]
+        prompt = task.description + task.separator.join([*parts, question])
+    told = Instructions.of_row(row) if task.instructed else None
+    return Item(index, place, prompt, choices, label, answers, told, fields)
+
+
+def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) -> Example:
+    turns = [Message("system", task.description)] if task.description else []
+    for text, answer in examples:
+        turns += [Message("user", text), Message("assistant", answer)]
+    # the prompt of the last answer is asked for; what stands in that answer is not read
+    turns += [Message("user", question), Message("assistant", "")]
+    return Example("messages", task.name, 0, messages=tuple(turns))
+
+
+def _answered(task: Task, row: dict[str, Any]) -> tuple[str, str]:
+    """Prompt and answer of an example."""
+    choices, label, answers = _right(task, row)
+    if task.shot:
+        return render(task.prompt, row), render(task.shot, row)
+    if not choices and not answers:
+        raise WrongField("shot: the answer of an example is not given, and answers is empty")
+    return render(task.prompt, row), choices[label] if choices else answers[0]
+
+
+def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
+    """Choices, label and answers of a row, those that its kind has."""
+    if task.kind == "generate":
+        return (), 0, _answers(row, task.answers)
+    choices = task.choices
+    if isinstance(choices, str):
+        choices = evaluate(choices, row)
+        if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
+            raise WrongField(f"choices: {task.choices} is {choices!r}, expected a list of strings")
+    if len(choices) < 2 or not all(choices):
+        raise WrongField(f"choices: {choices!r}, expected two or more, none empty")
+    return tuple(choices), _label(evaluate(task.label, row), choices, task), ()
+
+
+def _label(value: Any, choices: Sequence[str], task: Task) -> int:
+    if isinstance(value, str) and value in choices:
+        return choices.index(value)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+        return value
+    what = f"expected one of {list(choices)} or an index from 0 to {len(choices) - 1}"
+    raise WrongField(f"label: {task.label} is {value!r}, {what}")
+
+
+def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    if not name:
+        return ()
+    value = evaluate(name, row)
+    # the form of SQuAD
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = value["text"]
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(each, str | int | float) for each in values):
+        raise WrongField(f"answers: {name} is {value!r}, expected a text or a list of texts")
+    return tuple(str(each) for each in values)
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = evaluate(name, row)
+    if not isinstance(value, str) or not value.strip():
+        raise WrongField(f"text: {name} is {value!r}, expected a text")
+    return value

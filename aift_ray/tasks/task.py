@@ -1,0 +1,202 @@
+"""What a task is: its rows, how they become prompts, and how answers are scored."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, Literal
+
+import jinja2
+import jinja2.sandbox
+
+from aift_ray.config.section import NotNegative, Positive, Section, setting
+from aift_ray.errors import Problem
+
+# of each kind, the first is the one that models are compared by
+SCORES: dict[str, tuple[str, ...]] = {
+    "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character", "accuracy_normalized"),
+    "generate": (
+        "exact_match",
+        "character_f1",
+        "numeric_match",
+        "rouge_l",
+        "chrf",
+        "bleu",
+        "json_valid",
+        "pearson",
+        "ifeval_prompt_strict",
+        "ifeval_prompt_loose",
+        "ifeval_instruction_strict",
+        "ifeval_instruction_loose",
+        "judge_win_rate",
+        "judge_grade",
+    ),
+    "text": ("bits_per_character", "perplexity"),
+}
+# of these a model behind an API says what they are
+JUDGED = ("judge_win_rate", "judge_grade")
+_INSTRUCTED = tuple(score for score in SCORES["generate"] if score.startswith("ifeval"))
+DEFAULTS = {
+    "choice": ["accuracy", "accuracy_per_character"],
+    "generate": ["exact_match", "character_f1"],
+    "text": ["bits_per_character", "perplexity"],
+}
+
+
+class FewShot(Section):
+    """Answered examples that stand before each prompt.
+
+    The first rows of `files` are taken, the same for every prompt, so that models read them once.
+    """
+
+    files: list[str] = setting([], "data files; default: the last rows of the task's own, held out")
+    number: NotNegative = setting(0, "examples before each prompt")
+
+
+class Extract(Section):
+    """How the answer is found in what the model writes."""
+
+    pattern: str = setting("", "regular expression; its first group, or the whole match")
+    take: Literal["first", "last"] = setting("last", "which of several matches")
+
+
+class Judge(Section):
+    """What a model that judges is told, for the scores judge_win_rate and judge_grade."""
+
+    rubric: str = setting(
+        "The answer is correct, complete, helpful, and in the language of the question.",
+        "what makes an answer good",
+    )
+    lowest: int = setting(1, "judge_grade: grade of the worst answer", ge=0)
+    highest: int = setting(10, "judge_grade: grade of the best answer", ge=1)
+
+
+class Task(Section):
+    """One task of a YAML file.
+
+    `prompt`, `shot` are Jinja2 templates over the fields of a row, `choices`, `label`, `answers`
+    and `text` Jinja2 expressions, of which the name of a field is the simplest; in a sandbox.
+    """
+
+    name: str = setting(..., "of the task, in results", min_length=1)
+    kind: Literal["choice", "generate", "text"] = setting(
+        "generate", "choice: likeliest of choices; generate: an answer is written; text: likelihood"
+    )
+    files: list[str] = setting([], "data files, relative to this file or to --data-dir")
+    source: str = setting("", "where the files come from, with their licence")
+    description: str = setting("", "text before everything else")
+    prompt: str = setting("", "template of what comes before the answer")
+    choices: str | list[str] = setting([], "choice: expression of the choices, or the choices")
+    label: str = setting("label", "choice: expression of the right one: its index or its text")
+    answers: str = setting(
+        "answers",
+        'generate: expression of the right answer, or of a list; "": there is none',
+    )
+    text: str = setting("text", "text: expression of the text")
+    shot: str = setting(
+        "", "template of the answer of an example; default: the first right answer or choice"
+    )
+    delimiter: str = setting("", "between a prompt and its answer")
+    separator: str = setting("\n\n", "between examples")
+    few_shot: FewShot = setting(FewShot(), "answered examples before each prompt")
+    chat: bool = setting(False, "the prompt is a user's turn in the model's chat template")
+    scores: list[str] = setting([], "what is computed, the one to compare by first")
+    max_tokens: Positive = setting(256, "generate: of an answer")
+    stop: list[str] = setting([], "generate: strings that end an answer and are not part of it")
+    judge: Judge = setting(Judge(), "generate: what a model that judges is told")
+    extract: Extract = setting(Extract(), "generate: how the answer is found in what is written")
+
+    @property
+    def computed(self) -> list[str]:
+        """The scores of the task; models are compared by the first."""
+        return self.scores or DEFAULTS[self.kind]
+
+    @property
+    def judged(self) -> list[str]:
+        """The scores that a model behind an API gives."""
+        return [score for score in self.computed if score in JUDGED]
+
+    @property
+    def instructed(self) -> bool:
+        """Whether rows hold instructions that answers have to follow."""
+        return any(score in _INSTRUCTED for score in self.computed)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the settings together."""
+        found = []
+        allowed = SCORES[self.kind]
+        for score in self.scores:
+            if score not in allowed:
+                what = f"{score!r} is not allowed for kind {self.kind}: one of {', '.join(allowed)}"
+                found.append(Problem("scores", what))
+        if self.kind != "text" and not self.prompt.strip():
+            found.append(
+                Problem("prompt", "is empty", 'for example prompt: "質問：{{ question }}"')
+            )
+        if self.kind == "generate" and not self.answers:
+            found += [
+                Problem("scores", f"{score} compares with a right answer", "name it in answers")
+                for score in self.computed
+                if score not in (*JUDGED, *_INSTRUCTED, "json_valid")
+            ]
+        if self.judge.lowest >= self.judge.highest:
+            found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
+        if self.kind == "choice" and not self.choices:
+            remedy = "name the field that holds them, or list them"
+            found.append(Problem("choices", "is empty", remedy))
+        if self.kind == "text" and (self.few_shot.number or self.chat):
+            found.append(Problem("kind", "text takes neither few_shot nor chat"))
+        for name in ("prompt", "shot"):
+            try:
+                _compiled(getattr(self, name))
+            except jinja2.TemplateSyntaxError as error:
+                found.append(Problem(name, f"is no template: {error.message}"))
+        for name in ("choices", "label", "answers", "text"):
+            value = getattr(self, name)
+            try:
+                if isinstance(value, str) and value:
+                    _expression(value)
+            except jinja2.TemplateSyntaxError as error:
+                found.append(Problem(name, f"{value!r} is no expression: {error.message}"))
+        try:
+            re.compile(self.extract.pattern)
+        except re.error as error:
+            found.append(Problem("extract.pattern", f"is no regular expression: {error}"))
+        return found
+
+
+_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+)
+
+
+@lru_cache(maxsize=64)
+def _compiled(template: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(template)
+
+
+def render(template: str, row: dict[str, Any]) -> str:
+    """The text of a template for the fields of a row.
+
+    Raises:
+        jinja2.TemplateError: a field is missing, or the template fails otherwise.
+    """
+    return _compiled(template).render(row)
+
+
+@lru_cache(maxsize=64)
+def _expression(source: str) -> Any:
+    return _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
+
+
+def evaluate(expression: str, row: dict[str, Any]) -> Any:
+    """The value of an expression for the fields of a row.
+
+    Raises:
+        jinja2.TemplateError: a field is missing, or the expression fails otherwise.
+    """
+    value = _expression(expression)(**row)
+    if isinstance(value, jinja2.Undefined):
+        known = ", ".join(map(repr, row))
+        raise jinja2.UndefinedError(f"{expression!r} is not in the row, which has {known}")
+    return value
