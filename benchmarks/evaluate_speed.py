@@ -2,8 +2,9 @@
 
 Choices of JCommonsenseQA with three examples and answers of MGSM, greedy, in fp32. Whole commands,
 loading included, in turn. On a shared machine CPU seconds tell more than those of the clock. On a
-CPU the harness takes the largest batch that it may, whether it fits or not: `--most` bounds it. The harness runs in an environment of its own, which has lm-eval 0.4.13
-and this environment's torch and transformers: `--harness PYTHON`.
+CPU the harness takes the largest batch that it may, whether it fits or not: `--most` bounds it.
+The harness runs in an environment of its own, which has lm-eval 0.4.13 and this environment's torch
+and transformers: `--harness PYTHON`.
 """
 
 from __future__ import annotations
@@ -108,13 +109,8 @@ def _harness(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
     }
     (folder / "tasks.json").write_text(json.dumps([described]), "utf-8")
     command = [options.harness, "-m", "tests.evaluation.harness", options.model]
-    return [
-        *command,
-        str(folder / "tasks.json"),
-        str(folder / "found.json"),
-        "auto",
-        str(options.most),
-    ]
+    files = [str(folder / name) for name in ("tasks.json", "found.json")]
+    return [*command, *files, "auto", str(options.most)]
 
 
 def _timed(command: list[str], processes: Processes, folder: Path) -> Result:

@@ -3,8 +3,8 @@
 python -m tests.evaluation.harness MODEL TASKS.json OUTPUT.json [BATCH [LARGEST]]
 
 TASKS.json: a list of {name, kind, prompts, choices, labels, delimiter, stop, max_tokens}: prompts
-are whole, with their examples. OUTPUT.json: of each task a list of log-likelihoods, or of answers. BATCH: rows at once, or auto: as
-many as fit, LARGEST at most.
+are whole, with their examples. OUTPUT.json: of each task a list of log-likelihoods, or of answers.
+BATCH: rows at once, or auto: as many as fit, LARGEST at most.
 """
 
 from __future__ import annotations
