@@ -12,6 +12,7 @@ from aift_ray import (
     completion,
     doctor,
     evaluate,
+    export,
     plan,
     quantize,
     serve,
@@ -26,6 +27,7 @@ VERBS = {
     "quantize": quantize.run,
     "serve": serve.run,
     "evaluate": evaluate.run,
+    "export": export.run,
     "plan": plan.run,
     "doctor": doctor.run,
     "cache": cache.run,
@@ -38,6 +40,7 @@ USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its fla
   quantize    merge an adapter, hold the weights in 8 or 4 bits, measure the cost
   serve       answer over HTTP, as OpenAI's API does
   evaluate    score models and adapters on tasks, and test their differences
+  export      write a model for llama.cpp and Ollama (GGUF), or merged into one folder
   plan        what fits given GPUs, and how fast, by arithmetic
   doctor      look at this machine or cluster: what is wrong, and how to mend it
   cache       list and prune the token caches of earlier runs

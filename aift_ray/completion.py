@@ -47,6 +47,7 @@ def _flags() -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
         "quantize": config.QuantizeConfig,
         "serve": config.ServeConfig,
         "evaluate": config.EvaluateConfig,
+        "export": config.ExportConfig,
         "plan": config.PlanConfig,
         "doctor": config.DoctorConfig,
         "cache": CacheConfig,

@@ -104,7 +104,7 @@ def test_elastic_workers_are_a_range() -> None:
     assert read("--training.ddp", "true", "--training.world_size", "2").worker_range(0) == (2, 2)
 
 
-VERBS = ("train", "tune", "quantize", "serve", "evaluate", "plan", "doctor", "cache")
+VERBS = ("train", "tune", "quantize", "serve", "evaluate", "export", "plan", "doctor", "cache")
 
 
 def helped(verb: str, flag: str) -> str:

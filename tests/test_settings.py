@@ -29,6 +29,19 @@ from tests.conftest import write_rows
 CHANGED: dict[str, Any] = {
     "model": "other",
     "method": "full",
+    # errors with rows of one answer, and with the objective that trains them; that they act on
+    # others is tested in tests/preference
+    "objective": "dpo",
+    "preference.beta": 0.5,
+    "preference.label_smoothing": 0.1,
+    "preference.length_normalized": True,
+    "preference.rpo_alpha": 1.0,
+    "preference.cpo_alpha": 0.5,
+    "preference.simpo_gamma": 1.0,
+    "preference.desirable_weight": 2.0,
+    "preference.undesirable_weight": 2.0,
+    "preference.center_rewards_coefficient": 0.01,
+    "preference.reference": "other",
     "output_dir": "elsewhere",
     "overwrite": True,
     "resume": "latest",
@@ -111,6 +124,7 @@ CHANGED: dict[str, Any] = {
     "data.near_duplicate_threshold": 0.99,
     "data.contamination_files": ["other.jsonl"],
     "data.packing": "false",
+    "data.tokens_per_micro_batch": 8,
     "data.sequence_length": 64,
     "data.on_bad_row": "error",
     "data.on_long_row": "error",

@@ -3,10 +3,12 @@
 from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.evaluate import EvaluateConfig
+from aift_ray.config.export import ExportConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.plan import PlanConfig
+from aift_ray.config.preference import PreferenceConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.ray import RayConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
@@ -24,11 +26,13 @@ __all__ = [
     "DoctorConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "LoRAConfig",
     "MixedSet",
     "MultiGPUTrainingConfig",
     "ParallelConfig",
     "PlanConfig",
+    "PreferenceConfig",
     "QuantizeConfig",
     "RayConfig",
     "RunConfig",

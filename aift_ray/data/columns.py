@@ -10,7 +10,8 @@ from aift_ray.data import column_names
 from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
 from aift_ray.data.reading import PLAIN, RawRow, Reading
-from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, find_form, shown
+from aift_ray.data.row_kinds import find_columns_form
+from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, shown
 
 _CELL_CHARACTERS = 1 << 26
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "，": "full-width commas", "、": "Japanese commas"}
@@ -144,9 +145,9 @@ def find_columns(header: Sequence[str], path: Path, reading: Reading) -> tuple[l
         WrongFile: a column that stands there twice, or columns that are no kind of row.
     """
     refuse_double(header)
-    names = column_names.renamed(header, reading, _is_form(header))
+    names = column_names.renamed(header, reading, _is_form(header, reading))
     try:
-        form = find_form(names, "column")
+        form = find_columns_form(names, reading)
     except WrongRow as wrong:
         flag = column_names.suggestion([name for name in header if name])
         remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
@@ -166,9 +167,9 @@ def refuse_double(names: Sequence[str]) -> None:
         raise WrongFile(f"duplicate column {listed}", "keep one of each")
 
 
-def _is_form(names: Sequence[str]) -> bool:
+def _is_form(names: Sequence[str], reading: Reading = PLAIN) -> bool:
     try:
-        find_form(names, "column")
+        find_columns_form(names, reading)
     except WrongRow:
         return False
     return True

@@ -11,7 +11,7 @@ from aift_ray.data.column_names import renamed_row
 from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongFile, open_bytes, read_lines, read_pieces
 from aift_ray.data.reading import PLAIN, RawRow, Reading
-from aift_ray.data.rows import FORM_OF_KEY, WrongRow, shown
+from aift_ray.data.rows import COMPARING_KEYS, FORM_OF_KEY, WrongRow, shown
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -22,6 +22,8 @@ _LINE_END = " \t\r\n"
 _MEND = "mend it there, or write one row a line in a .jsonl file, where other rows stay readable"
 
 
+# by which a row is told from an object that holds rows
+_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
 _PLAIN = {
     "Invalid control character at": "a string is not closed, or holds a raw tab or line end",
     "Unterminated string starting at": "a string is not closed",
@@ -136,12 +138,12 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
 def _check_object(head: str, reading: Reading) -> None:
     try:
         value, end = json.JSONDecoder().raw_decode(head)
-        is_row = any(key in FORM_OF_KEY for key in value)
+        is_row = any(key in _KEYS for key in value)
         key = next((key for key, held in value.items() if isinstance(held, list)), None)
         several_lines = "\n" in head[:end]
     except (ValueError, RecursionError):
         keys = _keys_to_first_list(head)
-        is_row, several_lines = any(key in FORM_OF_KEY for key in keys), False
+        is_row, several_lines = any(key in _KEYS for key in keys), False
         key = keys[-1] if keys else None
     if key is not None and not is_row and not reading.any_row:
         name = shown(key)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aift_ray.config.preference import Answers
+
 TextUnit = Literal["line", "paragraph", "file"]
 
 
@@ -38,6 +40,7 @@ class Reading:
         columns: {key of a row: the column or key of the file that holds it}.
         sheet: of an .xlsx file; None: the only one that holds rows.
         any_row: rows of no known kind are taken too, as a text of their fields, NUL between them.
+        answers: what a row holds: one answer, a better and a worse one, or one with a label.
         remark: called with a sentence for each thing that was found out, not given.
         used: keys of `columns` that some file had a column for, so far.
     """
@@ -47,6 +50,7 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     sheet: str | None = None
     any_row: bool = False
+    answers: Answers = "one"
     remark: Callable[[str], None] = _nobody
     used: set[str] = field(default_factory=set)
 

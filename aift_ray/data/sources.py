@@ -21,7 +21,7 @@ from aift_ray.data.excel import read_xlsx
 from aift_ray.data.json_rows import read_json, read_jsonl
 from aift_ray.data.lines import PACKED, WrongFile, read_lines
 from aift_ray.data.reading import PLAIN, RawRow, Reading, TextUnit
-from aift_ray.data.rows import read_row
+from aift_ray.data.row_kinds import read_row
 from aift_ray.errors import DataError, Problem
 
 Reader = Callable[[Path, Reading], Iterator[RawRow | Fault]]

@@ -32,6 +32,8 @@ class Job:
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
         flops: operations that a step needs; None for an architecture of another kind.
+        pad_id: token of padding of a model that scores texts.
+        reference: folder or Hub id of another model that answers are held against.
         events: write down for callbacks what happens.
         tasks: that the model is scored on.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
@@ -53,6 +55,8 @@ class Job:
     layout: dict[str, int] | None = None
     flops: Flops | None = None
     events: bool = False
+    reference: str | None = None
+    pad_id: int = 0
     tasks: Sequence[LoadedTask] = ()
 
     @property

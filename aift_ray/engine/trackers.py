@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from aift_ray.engine.metrics import replace
+from aift_ray.engine.metrics import COMPARED, replace
 from aift_ray.errors import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ _NAMES = {
     "epoch": "train/epoch",
     "eval_loss": "eval/loss",
     "exact_match": "eval/exact_match",
+    **{name: f"train/{name}" for name in COMPARED},
+    **{f"eval_{name}": f"eval/{name}" for name in COMPARED},
 }
 # {tracker: (module, requirement)}; TensorBoard is always there
 _PACKAGES = {

@@ -18,7 +18,7 @@ from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
-from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
+from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.storage import Store, newest
 from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
@@ -120,6 +120,7 @@ class _Session:
     start_s: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     eval_loss: float | None = None
+    eval_accuracy: float | None = None
     exact_match: float | None = None
     tasks: TaskScores | None = None
 
@@ -167,6 +168,7 @@ class _Session:
         stages.tell(run.job.output, run.group, stages.EVALUATING)
         if run.evaluator:
             run.state.eval_loss_before = run.evaluator.loss(run.module)
+            run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
             run.state.exact_match_before = self._exact_match()
         if run.tasks:
             run.state.tasks_before = run.tasks.scores(run.module)
@@ -183,6 +185,7 @@ class _Session:
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
         self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
         if self.eval_loss is None:
@@ -253,6 +256,8 @@ class _Session:
         tasks: TaskScores | None = None,
     ) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
+        if loss is not None and self.run.evaluator:
+            found |= {f"eval_{k}": v for k, v in self.run.evaluator.measures.items()}
         line = {name: value for name, value in found.items() if value is not None}
         line |= by_name(tasks or {})
         if self.metrics and line:

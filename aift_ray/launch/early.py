@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aift_ray.commandline import Given
-from aift_ray.config import DataConfig, EvaluateConfig, QuantizeConfig, RunConfig, ServeConfig
+from aift_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    QuantizeConfig,
+    RunConfig,
+    ServeConfig,
+)
 from aift_ray.data.rows import check_columns
 from aift_ray.data.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
@@ -37,6 +44,8 @@ def check_run(config: RunConfig) -> None:
     files += _tasks(config)
     adapter = config.lora.init_from
     models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    reference = config.preference.reference
+    models += _model(reference) if reference else []
     _refuse(files, models, problems)
 
 
@@ -86,6 +95,12 @@ def check_quantization(config: QuantizeConfig, occupied: list[Problem]) -> None:
     """
     adapters = _adapter("adapter", config.adapter) if config.adapter else []
     _refuse(_files(config.eval_files), _model(config.model) + adapters, occupied)
+
+
+def check_export(config: ExportConfig) -> None:
+    """The same for the model and the adapter."""
+    adapters = _adapter("adapter", config.adapter) if config.adapter else []
+    _refuse([], _model(config.model) + adapters, [])
 
 
 def check_server(config: ServeConfig) -> None:

@@ -18,6 +18,10 @@ from aift_ray.planning.servers import Served, served
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
 _LEFT_OUT = ("host", "copied")
+_BASIS = {
+    False: "Everything is computed, nothing measured",
+    True: "Everything is computed, from rates that were measured",
+}
 
 
 def run(config: PlanConfig) -> int:
@@ -86,13 +90,15 @@ def _lines(
     card = machine.card
     host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
     rows = config.batch_size * config.sequence_length
+    source = "measured" if card.measured else "data sheet"
     lines = [
         f"{config.model}: {numbers.shape.parameters:,} parameters ({numbers.source})",
         f"{machine.gpus} x {card.name}, {machine.room / GIB:.1f} GiB each{host}; "
-        f"{card.tflops:g} TFLOPS, {card.bandwidth:g} GB/s, PCIe {card.pcie:g} GB/s (data sheet)",
+        f"{card.tflops:.4g} TFLOPS, {card.bandwidth:.4g} GB/s, "
+        f"{'from the host' if card.measured else 'PCIe'} {card.pcie:.4g} GB/s ({source})",
         f"{config.method}, {config.gradient_accumulation_steps} micro-steps a worker of "
         f"{config.batch_size} x {config.sequence_length} = {rows:,} tokens",
-        "Everything is computed, nothing measured: memory in GiB a card, speed an estimate.",
+        f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
         *_table(config, ways),
         "",

@@ -8,10 +8,12 @@ from typing import Any
 
 from aift_ray.config.plan import PlanConfig
 from aift_ray.config.section import memory_bytes
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
 from aift_ray.planning.cards import CARDS, Card, of_memory
 from aift_ray.planning.memory import memory, phases
 from aift_ray.planning.parts import GIB, Memory, Work
+from aift_ray.planning.rates import kept
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.split import unfit
@@ -47,9 +49,14 @@ class Machine:
 
     @classmethod
     def of(cls, config: PlanConfig) -> Machine:
-        """That of the settings."""
+        """That of the settings.
+
+        Raises:
+            ConfigError: what was measured is asked for, and nothing was.
+        """
         given = config.gpu_memory and memory_bytes(config.gpu_memory)
-        card = CARDS[config.gpu or (of_memory(given) if given else "a5000")]
+        name = config.gpu or (of_memory(given) if given else "a5000")
+        card = _measured() if name == "measured" else CARDS[name]
         host = memory_bytes(config.host_memory) if config.host_memory else None
         return cls(card, config.gpus, given or card.bytes, host)
 
@@ -77,6 +84,14 @@ class Way:
     speed: Speed | None = None
     nearest: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+
+
+def _measured() -> Card:
+    rates = kept()
+    if rates is None:
+        what = "nothing was measured on this machine"
+        raise ConfigError([Problem("gpu", what, "type aift-ray doctor --bench first")])
+    return rates.card("bf16")
 
 
 def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Way]:

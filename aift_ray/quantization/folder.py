@@ -35,16 +35,20 @@ def default_folder() -> Path:
     return Path("outputs", time.strftime("%Y%m%d-%H%M%S-quantized"))
 
 
-def check(folder: Path, overwrite: bool) -> list[Problem]:
-    """What speaks against writing the result to `folder`."""
+def check(folder: Path, overwrite: bool, report: str = REPORT) -> list[Problem]:
+    """What speaks against writing the result to `folder`.
+
+    Args:
+        report: the file by which a folder of an earlier result is known.
+    """
     where = f"output folder {folder}"
     if folder.exists() and not folder.is_dir():
         return [Problem(where, "is a file", "name another folder")]
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             return [Problem(where, "is not empty", "name another folder, or give --overwrite")]
-        if not (folder / REPORT).is_file():
-            what = f"holds something else than a quantized model (no {REPORT})"
+        if not (folder / report).is_file():
+            what = f"holds something else than an earlier result (no {report})"
             return [Problem(where, what, "--overwrite does not remove that: name another folder")]
     parent = next(p for p in folder.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -53,14 +57,17 @@ def check(folder: Path, overwrite: bool) -> list[Problem]:
 
 
 @contextmanager
-def beside(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+def beside(folder: Path, overwrite: bool = False, report: str = REPORT) -> Iterator[Path]:
     """An empty folder that becomes `folder` when all went well, and leaves no trace else.
+
+    Args:
+        report: as for `check`.
 
     Raises:
         ConfigError: `folder` can't be used.
     """
     folder = folder.expanduser().absolute()
-    problems = check(folder, overwrite)
+    problems = check(folder, overwrite, report)
     if problems:
         raise ConfigError(problems)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import yaml
 
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.rows import make_example, strings
+from aift_ray.data.row_kinds import strings
+from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
 from aift_ray.tasks import harness
 from aift_ray.tasks.data_files import Row, is_data_file, read_rows

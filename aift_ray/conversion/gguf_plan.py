@@ -1,0 +1,146 @@
+"""All that is settled before a GGUF file is begun."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aift_ray.config import ExportConfig
+from aift_ray.conversion import (
+    gguf_adapter,
+    gguf_families,
+    gguf_file,
+    gguf_tensors,
+    modelfile,
+    vocabulary,
+)
+from aift_ray.conversion.gguf_families import Family
+from aift_ray.conversion.gguf_tensors import Target
+from aift_ray.conversion.pre_tokenizers import PROBES
+from aift_ray.conversion.vocabulary import Vocabulary
+from aift_ray.errors import ModelError, Problem, UserError
+from aift_ray.models import fingerprint, folders
+from aift_ray.models.folders import out_of_reach
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """A GGUF file that could be written.
+
+    Attributes:
+        config: of the language model.
+        prompts: folder or Hub id of the tokenizer.
+        targets: the tensors: of the model before an adapter is merged, or of the adapter.
+        outtype: of the matrices.
+        needed: bytes of the tensors.
+    """
+
+    config: Any
+    family: Family
+    prompts: str
+    tokenizer: Any
+    vocabulary: Vocabulary
+    targets: list[Target]
+    outtype: str
+    needed: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not the same in the file as in the model."""
+        found = list(self.vocabulary.notes)
+        if self.vocabulary.differing:
+            number, most = self.vocabulary.differing, len(PROBES)
+            found.append(f"llama.cpp splits {number} of {most} sample texts into other tokens")
+        return found
+
+
+def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: Any) -> GgufPlan:
+    """Look at the configuration, the names of the weights and the tokenizer.
+
+    Raises:
+        UserError: with everything that a GGUF file can't hold.
+    """
+    text = folders.load_config(location).get_text_config(decoder=True)
+    problems: list[Problem] = []
+    found = gguf_families.family(text)
+    if isinstance(found, Problem):
+        raise ModelError([found])
+    outtype = config.outtype
+    if outtype == "auto":
+        outtype = "bf16" if str(dtype) == "torch.bfloat16" else "f16"
+    targets: list[Target] = []
+    try:
+        targets = _targets(config, location, adapter, text, found)
+    except UserError as error:
+        problems += error.problems
+    # the template that an adapter was trained with lies beside it
+    own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
+    tokenizer = folders.load_tokenizer(str(own))
+    words = None
+    try:
+        words = vocabulary.read(tokenizer, text.vocab_size, folders.stop_ids(location))
+        problems += _differing(config, words)
+    except UserError as error:
+        problems += error.problems
+    if problems or words is None:
+        raise ModelError(problems)
+    kinds = gguf_file.types(targets, outtype)
+    needed = gguf_file.size(targets, kinds)
+    return GgufPlan(text, found, str(own), tokenizer, words, targets, outtype, needed)
+
+
+def _targets(
+    config: ExportConfig, location: str, adapter: Path | None, text: Any, found: Family
+) -> list[Target]:
+    if adapter and not config.merge_adapter:
+        return gguf_adapter.targets(adapter, text, found)
+    folder = fingerprint.on_disk(location)
+    if folder is None or not fingerprint.weight_files(folder):
+        raise ModelError([out_of_reach(config.model)])
+    return gguf_tensors.targets(folder, text, found)
+
+
+def _differing(config: ExportConfig, words: Vocabulary) -> list[Problem]:
+    if not words.differing or config.tokenizer == "nearest":
+        return []
+    what = "llama.cpp has no tokenizer that splits texts as this one does: the nearest, "
+    what += f"{words.pre if words.model == 'gpt2' else 'merging by scores'}, makes other tokens of "
+    what += f"{words.differing} of {len(PROBES)} sample texts"
+    remedy = "give --tokenizer nearest to write the file all the same; answers may be worse"
+    return [Problem("tokenizer", what, remedy)]
+
+
+def write(plan: GgufPlan, file: Path, final: Path, model: str, weights: Path | None) -> None:
+    """Write the file of a model, and the Modelfile beside it.
+
+    Args:
+        final: the name that the file will have.
+        model: its name for people.
+        weights: folder of the model with the adapter merged; None: as planned.
+
+    Raises:
+        OSError: it could not be written.
+        ModelError: a weight does not fit into the type.
+    """
+    targets = plan.targets
+    if weights:
+        targets = gguf_tensors.targets(weights, plan.config, plan.family)
+    gguf_file.write_model(
+        file, model, plan.config, plan.family, plan.vocabulary, targets, plan.outtype
+    )
+    special = plan.vocabulary.special
+    ends = [special[name] for name in ("eos", "eot") if name in special]
+    stops = [plan.vocabulary.tokens[number] for number in ends]
+    path = Path(plan.prompts) / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = modelfile.text(
+        final.name, plan.tokenizer, stops, generation, plan.vocabulary.adds["bos"]
+    )
+    beside(final).write_text(text, encoding="utf-8")
+
+
+def beside(file: Path) -> Path:
+    """The Modelfile of a GGUF file."""
+    return file.with_suffix(".Modelfile")
