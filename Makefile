@@ -1,5 +1,5 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
-# make vllm-env, make test-clients,
+# make vllm-env, make vllm-families, make test-clients,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env test-clients families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env vllm-families test-clients families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -34,6 +34,10 @@ test-faults: $(VENV)/stamp
 # vLLM on a CPU in an environment of its own (AIFT_VLLM_ENV, else build/vllm-env), to test that engine
 vllm-env:
 	$(PYTHON) tests/serving/vllm_environment.py
+
+# the architectures of that vLLM's registry, by which the engine is refused; then make families
+vllm-families: $(VENV)/stamp
+	$(BIN)/python -m tests.serving.vllm_architectures
 
 # clients of other projects, unchanged, against a launched server; in AIFT_CLIENTS_ENV, else
 # build/clients-env

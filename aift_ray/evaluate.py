@@ -10,7 +10,7 @@ from aift_ray.commandline import guarded
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
-    from aift_ray.evaluation.task_files import LoadedTask
+    from aift_ray.tasks.task_files import LoadedTask
 
 DESCRIPTION = """Score models and adapters on tasks, with intervals and tests of their differences.
 
@@ -29,13 +29,13 @@ def run(argv: Sequence[str]) -> int:
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, EvaluateConfig, "evaluate", description, EPILOG)
     from aift_ray.errors import DataError
-    from aift_ray.evaluation.task_files import load_tasks
     from aift_ray.launch import early
+    from aift_ray.tasks.task_files import load_tasks
 
     wrong: list[Problem] = []
     tasks: list[LoadedTask] = []
     try:
-        tasks = load_tasks(command.config)
+        tasks = load_tasks(command.config, command.config.judged_scores())
     except DataError as error:
         wrong = error.problems
     early.check_evaluation(command.config, wrong)

@@ -22,7 +22,7 @@ import psutil
 from measuring import Pair, Processes, Result
 
 from aift_ray.config import EvaluateConfig
-from aift_ray.evaluation.task_files import load_tasks
+from aift_ray.tasks.task_files import load_tasks
 
 MODEL = measuring.ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 DATA = measuring.SHARED / "data" / "eval"

@@ -1,9 +1,10 @@
 """Output tokens a second: rows that step together, transformers' continuous batching, generate().
 
-    python benchmarks/serve_engine.py MODEL [DTYPE] [TOKENS]
+    python benchmarks/serve_engine.py MODEL [DTYPE] [TOKENS] [CONTESTANT ...]
 
 Greedy, prompts of 20 to 59 random tokens, 1, 4 and 16 requests at once, the contestants in turn in
-one process. `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
+one process. `loaded`: rows on weights as they were loaded, the others on those of `serving/packed.py`
+where they are this project's. `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from aift_ray.models.loading import load_model
 from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.batch import PIECE, Batch, Row
+from aift_ray.serving.packed import pack
 from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Request, Sampling
 from aift_ray.serving.sampling import Chooser
@@ -108,7 +110,9 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     load = partial(opened, folder, getattr(torch, dtype))
-    base, adapted = load(), load()
+    loaded, base, adapted = load(), load(), load()
+    pack(base)
+    pack(adapted)
     none, adapters = Adapters(base), Adapters(adapted)
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
     with tempfile.TemporaryDirectory() as place:
@@ -118,12 +122,16 @@ def main() -> None:
     manager = manager_of(folder, getattr(torch, dtype))
     prompts = prompts_of(16)
     contestants: dict[str, Callable[[Prompts], object]] = {
+        "loaded": lambda p: rows(loaded, Adapters(loaded), p, number, [""]),
         "rows": lambda p: rows(base, none, p, number, [""]),
         "adapters": lambda p: rows(adapted, adapters, p, number, ["a", "b", "c"]),
         "continuous": lambda p: continuous(manager, p, number),
         "generate": lambda p: generate(base, p[:2], number),
     }
     with torch.inference_mode():
+        contestants = {
+            name: work for name, work in contestants.items() if name in (sys.argv[4:] or contestants)
+        }
         for work in contestants.values():
             work(prompts[:2])
         for at_once in (1, 4, 16):

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from aift_ray.models.targets import linear_layers
 from aift_ray.models.tiny import shrunk
 from aift_ray.parallel import tensor
 from aift_ray.serving.rows import RowsCache
+from aift_ray.serving.vllm_families import architectures_of
+from aift_ray.serving.vllm_families import table as vllm
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
@@ -41,6 +44,8 @@ COLUMNS = ("model_type", "kinds", "attention", "packed", "batched", "qlora", "ta
 _WRAPPERS = ("cohere2_vision", "exaone4_5", "glm4v", "idefics3", "internvl", "llava", "mistral3")
 _WRAPPERS += ("llava_onevision", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 _WRAPPERS += ("smolvlm", "voxtral")
+# of the engines, where adapters are refused
+_PLAIN = "vllm (no adapters)"
 # seconds that a family may take
 _LIMIT = 30
 # numbers that every published configuration has, and the class leaves out
@@ -198,12 +203,30 @@ def _text_kind(model: PreTrainedModel) -> str:
 
 
 def _engines(model: PreTrainedModel, measured: Row) -> list[str]:
-    support = measured.support
-    try:
+    found = []
+    with suppress(AiftError):
         RowsCache(model.config)
-    except AiftError:
-        return []
-    return ["transformers"] if isinstance(support, Support) and support.batched else []
+        support = measured.support
+        found += ["transformers"] if isinstance(support, Support) and support.batched else []
+    named = [name for kind in _kinds(measured.family) for name in architectures_of(kind)]
+    taken = [name for name in named if name in vllm()]
+    if taken:
+        found.append("vllm" if vllm()[taken[0]] else _PLAIN)
+    return found
+
+
+def _kinds(family: str) -> list[str]:
+    """A model type, and those of wholes that hold such a language model."""
+    return [family, *(name for name in CONFIG_MAPPING if _held(name) == family)]
+
+
+@cache
+def _held(name: str) -> str | None:
+    try:
+        config = CONFIG_MAPPING[name]()
+        return family_of(config) if config.get_text_config(decoder=True) is not config else None
+    except Exception:
+        return None
 
 
 def main() -> int:
@@ -239,6 +262,7 @@ _WORDS = {
     "en": {"packed": "packed", "padded": "padded", "yes": "yes", "no": "refused", "none": "none"},
     "ja": {"packed": "連結", "padded": "パディング", "yes": "可", "no": "拒否", "none": "なし"},
 }
+_WORDS["ja"][_PLAIN] = "vllm（アダプターは不可）"
 
 
 def _trained(rows: list[Row], language: str) -> str:
@@ -254,7 +278,7 @@ def _trained(rows: list[Row], language: str) -> str:
             ", ".join(one.targets),
             words["yes" if isinstance(one.methods["qlora"], Support) else "no"],
             ", ".join(one.strategies),
-            ", ".join(one.engines) or words["none"],
+            ", ".join(words.get(each, each) for each in one.engines) or words["none"],
         ]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)

@@ -26,6 +26,7 @@ from aift_ray.engine.saving import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
 from tests.engine.runs import spawn, started, stepped
 from tests.models.families import make_hybrid
+from tests.preference.rows import labelled, pairs, write
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -62,9 +63,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "hybrid full": {"method": "full"},
     "hybrid lora": {"method": "lora"},
     "hybrid qlora nf4": {"method": "qlora"},
+    # answers that are compared
+    "dpo full": {"method": "full"},
+    "dpo lora": {"method": "lora"},
+    "dpo qlora nf4": {"method": "qlora"},
+    "orpo full": {"method": "full"},
+    "orpo lora": {"method": "lora"},
+    "kto full": {"method": "full"},
+    "kto lora": {"method": "lora"},
+    "reward full": {"method": "full"},
+    "reward lora": {"method": "lora"},
 }
+OBJECTIVES = ("dpo", "orpo", "kto", "reward")
 OTHERS = ("mixture", "hybrid")
-DENSE = [name for name in METHODS if not name.startswith(OTHERS)]
+DENSE = [name for name in METHODS if not name.startswith((*OTHERS, *OBJECTIVES))]
+COMPARED = [name for name in METHODS if name.startswith(OBJECTIVES)]
 FURTHER = [name for name in METHODS if name.startswith(OTHERS)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "concat": {"packing": "concat"},
@@ -74,7 +87,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
-_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8")}
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8", "dpo qlora nf4")}
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
@@ -90,6 +103,8 @@ def cases() -> list[tuple[str, str, str, str]]:
     # tensor refuses both
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
+    compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
+    laid += [case for case in compared if not case[1].startswith("reward") or _scores(case[0])]
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
@@ -107,6 +122,11 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
     units = 2 if layout == "fill" else 4
+    objective, data = method.split()[0], {"train_files": [str(rows)], "sequence_length": 128, **how}
+    if objective in OBJECTIVES:
+        # of each case its own: references are found again where the same rows have been judged
+        data["cache_dir"] = str(rows.parent / "-".join((*case, str(workers))).replace(" ", "_"))
+        data["train_files"] = [str(_compared_rows(rows.parent, objective == "kto"))]
     if "pipeline_microbatches" in parallel:
         parallel["pipeline_microbatches"] = min(4, 2 * units // replicas)
     lora = {"lora_dropout": 0.0} | {k: v for k, v in METHODS[method].items() if k != "method"}
@@ -114,9 +134,10 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
         {
             "model": str(model),
             "method": METHODS[method]["method"],
+            "objective": objective if objective in OBJECTIVES else "sft",
             "lora": lora,
             "parallel": parallel,
-            "data": {"train_files": [str(rows)], "sequence_length": 128, **how},
+            "data": data,
             "training": {
                 "learning_rate": 1e-3,
                 "batch_size": units // replicas,
@@ -129,6 +150,17 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             },
         }
     )
+
+
+def _scores(strategy: str) -> bool:
+    """Whether a strategy trains models that score answers."""
+    return strategy in ("ddp", "fsdp", "zero1", "zero2")
+
+
+def _compared_rows(folder: Path, labels: bool) -> Path:
+    """22 pairs, or rows with a label."""
+    path = folder / ("labels.jsonl" if labels else "pairs.jsonl")
+    return path if path.exists() else write(path, labelled(22) if labels else pairs(22))
 
 
 def differences(one: Any, two: Any) -> tuple[float, float, float]:

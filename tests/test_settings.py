@@ -18,6 +18,7 @@ from aift_ray.engine import loop, standalone, worker
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.saving import Saver
+from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, place, workers
 from aift_ray.launch.prepare import prepare, tokenizing
@@ -28,6 +29,19 @@ from tests.conftest import write_rows
 CHANGED: dict[str, Any] = {
     "model": "other",
     "method": "full",
+    # errors with rows of one answer, and with the objective that trains them; that they act on
+    # others is tested in tests/preference
+    "objective": "dpo",
+    "preference.beta": 0.5,
+    "preference.label_smoothing": 0.1,
+    "preference.length_normalized": True,
+    "preference.rpo_alpha": 1.0,
+    "preference.cpo_alpha": 0.5,
+    "preference.simpo_gamma": 1.0,
+    "preference.desirable_weight": 2.0,
+    "preference.undesirable_weight": 2.0,
+    "preference.center_rewards_coefficient": 0.01,
+    "preference.reference": "other",
     "output_dir": "elsewhere",
     "overwrite": True,
     "resume": "latest",
@@ -110,6 +124,7 @@ CHANGED: dict[str, Any] = {
     "data.near_duplicate_threshold": 0.99,
     "data.contamination_files": ["other.jsonl"],
     "data.packing": "false",
+    "data.tokens_per_micro_batch": 8,
     "data.sequence_length": 64,
     "data.on_bad_row": "error",
     "data.on_long_row": "error",
@@ -128,6 +143,14 @@ CHANGED: dict[str, Any] = {
     "data.prepare": "ray",
     "data.cache_dir": "tokens",
     "data.cache_limit": "1MB",
+    "evaluation.tasks": [],
+    "evaluation.steps": 2,
+    # an error: its files are not there
+    "evaluation.data_dir": "nowhere",
+    "evaluation.limit": 1,
+    "evaluation.num_few_shot": 1,
+    "evaluation.chat": True,
+    "evaluation.batch_size": 1,
     "ray.num_workers": 2,
     "ray.cpus_per_worker": 2.0,
     "ray.use_gpu": True,
@@ -186,13 +209,21 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
         "on_bad_row": "skip",
     }
     lora = {"lora_dropout": 0.0}
-    return {"model": str(forgetful), "training": training, "data": data, "lora": lora}
+    colours = "".join(f'{{"question": "{n}番の花は？", "label": {n % 2}}}\n' for n in range(4))
+    (tmp_path / "colours.jsonl").write_text(colours, "utf-8")
+    task = 'name: c\nkind: choice\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\n'
+    (tmp_path / "colours.yaml").write_text(task + "choices: [赤, とても青い]\n", "utf-8")
+    evaluation = {"tasks": [str(tmp_path / "colours.yaml")]}
+    sections = {"training": training, "data": data, "lora": lora, "evaluation": evaluation}
+    return {"model": str(forgetful), **sections}
 
 
 def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Everything that a run does and leaves, but for times."""
     seen: dict[str, Any] = {"trials": 0, "compiled": 0, "waited": 0, "asked": [], "losses": []}
+    seen["scored"] = []
     answer, loss, wait = Evaluator.answer, Evaluator.loss, Saver.wait
+    rounds = TaskEvaluator._rounds
     monkeypatch.chdir(folder.parent)
 
     def ever_worse(self: Evaluator, module: Any) -> float:
@@ -215,6 +246,11 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         seen["waited"] += 1
         wait(self)
 
+    def dealt(self: TaskEvaluator, lengths: Any) -> Any:
+        parts = list(rounds(self, lengths))
+        seen["scored"].append((list(lengths), [part for part, _ in parts]))
+        return parts
+
     copies = output.store(config, folder)
     spare = cache_folder(config.data) / ("0" * 32)
     spare.mkdir(parents=True, exist_ok=True)
@@ -227,6 +263,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(loop, "trial", trial)
         patch.setattr(compiled, "BACKEND", graph)
         patch.setattr(Evaluator, "answer", answered)
+        patch.setattr(TaskEvaluator, "_rounds", dealt)
         patch.setattr(Evaluator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
         output.start(config, folder)
@@ -270,7 +307,10 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 # what makes sense only together with another setting
-TOGETHER = {"training.ddp": {"training.world_size": 2}}
+TOGETHER = {
+    "training.ddp": {"training.world_size": 2},
+    "evaluation.data_dir": {"evaluation.tasks": ["jnli"]},
+}
 
 
 def changed(base: dict[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from aift_ray.config.merge import MergeConfig
 from aift_ray.config.mixture import MixedSet
 from aift_ray.config.parallel import ParallelConfig
 from aift_ray.config.plan import PlanConfig
+from aift_ray.config.preference import PreferenceConfig
 from aift_ray.config.quantize import QuantizeConfig
 from aift_ray.config.ray import RayConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serving import ServeConfig, ServingConfig, VllmConfig
+from aift_ray.config.tasks import EvaluationConfig
 from aift_ray.config.training import (
     MultiGPUTrainingConfig,
     RunConfig,
@@ -24,6 +26,7 @@ __all__ = [
     "DataConfig",
     "DoctorConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "LoRAConfig",
     "MergeConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "MultiGPUTrainingConfig",
     "ParallelConfig",
     "PlanConfig",
+    "PreferenceConfig",
     "QuantizeConfig",
     "RayConfig",
     "RunConfig",

@@ -43,6 +43,11 @@ class DataConfig(Section):
     packing: Literal["concat", "fill", "false"] = setting(
         "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
     )
+    tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = setting(
+        None,
+        "fill each micro-step of a worker with units up to so many tokens, in place of "
+        "training.batch_size; the global batch stays",
+    )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
         2048, "tokens a row at most; at most what the model takes"
     )

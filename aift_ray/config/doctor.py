@@ -15,4 +15,7 @@ class DoctorConfig(Settings):
     storage: list[str] = setting(
         [], "folders or URIs (s3://...) that every node must see and write; may be given again"
     )
+    bench: bool = setting(
+        False, "measure products, memory and the way to the host, and keep them for plans"
+    )
     as_json: bool = setting(False, "tell it as JSON, for scripts")

@@ -25,6 +25,9 @@ class EvaluateConfig(Settings):
         "num_workers": "num-workers",
         "tokens_per_batch": "tokens-per-batch",
         "max_concurrent": "max-concurrent",
+        "judge_url": "judge-url",
+        "judge_model": "judge-model",
+        "judge_key_file": "judge-key-file",
     }
 
     models: list[str] = setting(
@@ -41,6 +44,14 @@ class EvaluateConfig(Settings):
     )
     api_key_file: str | None = setting(
         None, "with base_url: file that holds the API key; default: the variable OPENAI_API_KEY"
+    )
+    judge_url: str | None = setting(
+        None,
+        "OpenAI-compatible API whose model judges the answers, such as http://127.0.0.1:8001/v1",
+    )
+    judge_model: str | None = setting(None, "with judge_url: name of the model that judges")
+    judge_key_file: str | None = setting(
+        None, "with judge_url: file that holds its key; default: JUDGE_API_KEY or OPENAI_API_KEY"
     )
     data_dir: str | None = setting(
         None, "folder of the built-in tasks' data files; default: the variable AIFT_TASKS"
@@ -66,7 +77,7 @@ class EvaluateConfig(Settings):
         4096, "tokens of the prompts that are read together"
     )
     max_concurrent: Positive = setting(
-        16, "answers written at a time, by a worker or asked of base_url"
+        16, "answers written at a time, by a worker or asked of base_url or judge_url"
     )
     seed: NotNegative = setting(0, "of the resampling behind intervals and tests")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = setting(
@@ -86,6 +97,13 @@ class EvaluateConfig(Settings):
             found[name if separator else Path(entry).name] = folder if separator else entry
         return found
 
+    def judged_scores(self) -> list[str]:
+        """Scores of the judge, where there is one; answers of several models are compared too."""
+        if not self.judge_url:
+            return []
+        several = len(self.candidates()) + len(self.adapters) > 1
+        return ["judge_win_rate", "judge_grade"] if several else ["judge_grade"]
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         found = []
@@ -101,17 +119,26 @@ class EvaluateConfig(Settings):
             found.append(Problem("adapters", "two adapters have the same name", remedy))
         repeated = {model for model in self.models if self.models.count(model) > 1}
         found += [Problem("models", f"{model} is given twice") for model in sorted(repeated)]
+        found += self._judge()
         if self.base_url:
             found += self._with_base_url()
         elif self.api_key_file:
             found.append(Problem("api_key_file", "acts with base_url only", "leave it out"))
         return found
 
+    def _judge(self) -> list[Problem]:
+        if not self.judge_url:
+            what = "acts with judge_url only"
+            given = ("judge_model", "judge_key_file")
+            return [Problem(name, what, "leave it out") for name in given if getattr(self, name)]
+        found = _no_address("judge_url", self.judge_url)
+        if not self.judge_model:
+            what = "is not given, and judge_url needs the name of a model that it serves"
+            found.append(Problem("judge_model", what, "give --judge-model NAME"))
+        return found
+
     def _with_base_url(self) -> list[Problem]:
-        found = []
-        if not self.base_url or not self.base_url.startswith(("http://", "https://")):
-            what = f"{self.base_url!r} is not allowed: give an http:// or https:// address"
-            found.append(Problem("base_url", what))
+        found = _no_address("base_url", str(self.base_url))
         if self.adapters:
             what = "names folders, and base_url computes with models of its own"
             remedy = "give the names under which it serves them as --model"
@@ -124,3 +151,10 @@ class EvaluateConfig(Settings):
             if name in self.model_fields_set:
                 found.append(Problem(name, "does not act with base_url", "leave it out"))
         return found
+
+
+def _no_address(name: str, value: str) -> list[Problem]:
+    if value.startswith(("http://", "https://")):
+        return []
+    what = f"{value!r} is not allowed: give an http:// or https:// address"
+    return [Problem(name, what)]

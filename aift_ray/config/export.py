@@ -83,7 +83,7 @@ class ExportConfig(Settings):
         found = [
             Problem(
                 name,
-                f"acts with format {' or '.join(kinds)} only, not {self.format}",
+                f"acts with {', '.join(kinds)} only, not {self.format}",
                 "leave it out",
             )
             for name, kinds in _ACTS_FOR.items()

@@ -33,8 +33,12 @@ class PlanConfig(Settings):
     model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
     gpus: Positive = setting(1, "GPUs of the machine")
-    gpu: Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200"] | None = setting(
-        None, "which GPU; default: by gpu_memory, else a5000"
+    gpu: (
+        Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200", "measured"] | None
+    ) = setting(
+        None,
+        "which GPU; measured: what aift-ray doctor --bench found; default: by gpu_memory, "
+        "else a5000",
     )
     gpu_memory: str | None = setting(
         None, "memory that a run may take of each GPU, 24GB; default: what the GPU has"

@@ -35,14 +35,18 @@ _NAMES = {
     "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
     "training.async_save training.max_hours training.gradient_checkpointing "
     "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
+    "evaluation.batch_size "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
     "data.cache_limit ray.cpus_per_worker ray.resources_per_worker ray.storage_path "
     "ray.resize_seconds ray.max_failures",
     Change.TOLD: "training.batch_size training.gradient_accumulation_steps training.num_epochs "
+    "data.tokens_per_micro_batch "
     "training.max_steps training.eval_steps training.fp16 training.precision training.compile "
     "training.early_stopping_patience training.load_best training.exact_match_rows "
     "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
     "training.optimizer training.ddp training.world_size parallel.strategy "
+    "evaluation.tasks evaluation.steps evaluation.data_dir evaluation.limit "
+    "evaluation.num_few_shot evaluation.chat "
     "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
     "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
     "ray.num_workers ray.use_gpu",
@@ -54,10 +58,12 @@ _NAMES = {
     "data.text_unit data.encoding data.columns data.sheet data.system_prompt data.chat_template "
     "data.mixture data.near_duplicates data.near_duplicate_threshold data.contamination_files "
     "data.train_turns data.train_thoughts data.train_end data.on_rewritten_turn "
-    "lora.lora_plus_ratio",
+    "lora.lora_plus_ratio preference.beta preference.label_smoothing preference.length_normalized "
+    "preference.rpo_alpha preference.cpo_alpha preference.simpo_gamma preference.desirable_weight "
+    "preference.undesirable_weight preference.center_rewards_coefficient preference.reference",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
-    "lora.init_lora_weights lora.init_from",
+    "lora.init_lora_weights lora.init_from objective",
     Change.JUDGED: "model method lora.use_qlora lora.qlora_4bit data.eval_files",
 }
 # every setting of a training run

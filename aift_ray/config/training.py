@@ -15,6 +15,7 @@ from aift_ray.config.data import DataConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
+from aift_ray.config.preference import Objective, PreferenceConfig
 from aift_ray.config.ray import RayConfig
 from aift_ray.config.resuming import refused_allowances
 from aift_ray.config.schedule import Scheduler, Share
@@ -27,6 +28,7 @@ from aift_ray.config.section import (
     Settings,
     setting,
 )
+from aift_ray.config.tasks import EvaluationConfig
 from aift_ray.errors import Problem
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -147,11 +149,17 @@ class RunConfig(Settings):
         "training.max_steps": "max-steps",
         "training.seed": "seed",
         "resume_allow": ["resume-allow", "resume.allow"],
+        "preference.reference": "reference",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    objective: Objective = setting(
+        "sft",
+        "sft: answers; dpo, ipo, hinge, robust, orpo, simpo, cpo: the better of two; kto: answers "
+        "labelled good or bad; reward: a model that scores answers",
+    )
     output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
     overwrite: bool = setting(False, "empty an output folder that is not empty")
     resume: str | None = setting(None, "'latest' or a checkpoint folder to go on from")
@@ -159,7 +167,9 @@ class RunConfig(Settings):
     training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
+    preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
 
     @field_validator("resume_allow")
@@ -210,6 +220,8 @@ class RunConfig(Settings):
                     "PEFT changes the experts' parameters in each pass, which torch.compile can't"
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
+        found += self.preference.contradictions(self.objective, self.parallel.strategy)
+        found += self._beside_objective()
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
@@ -222,6 +234,7 @@ class RunConfig(Settings):
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += schedule.contradictions(training)
+        found += self.evaluation.contradictions()
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             what = "acts with ddp or local_rank only"
@@ -231,6 +244,17 @@ class RunConfig(Settings):
         if training.precision in ("bf16", "fp16") and not training.fp16:
             what = f"false contradicts precision {training.precision}"
             found.append(Problem("training.fp16", what))
+        return found
+
+    def _beside_objective(self) -> list[Problem]:
+        """Settings of other sections that an objective can't have."""
+        found = []
+        if self.objective != "sft" and self.data.mixture:
+            what = f"weighs rows of one answer, and objective {self.objective} compares answers"
+            found.append(Problem("data.mixture", what, "give --train-file"))
+        if self.objective == "reward" and self.training.exact_match_rows:
+            what = "answers by generation, and a reward model generates nothing"
+            found.append(Problem("training.exact_match_rows", what, "leave it out"))
         return found
 
     def _wrong_numbers(self) -> list[Problem]:
@@ -243,6 +267,10 @@ class RunConfig(Settings):
         if units % (self.parallel.pipeline_microbatches or 1):
             what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
             found.append(Problem("parallel.pipeline_microbatches", what))
+        if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
+            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            remedy = "use --parallel.pipeline_microbatches"
+            found.append(Problem("data.tokens_per_micro_batch", what, remedy))
         return found
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from aift_ray.config.section import Fraction, NotNegative, Positive, Section, setting
+from aift_ray.config.tasks import better_by
 from aift_ray.config.training import RunConfig
 from aift_ray.errors import Problem
 
@@ -18,11 +19,13 @@ class TuneConfig(Section):
     max_concurrent: Positive | None = setting(
         None, "trials at once at most; default: as many as the cluster holds"
     )
-    metric: Literal["eval_loss", "exact_match"] = setting(
-        "eval_loss", "what trials are compared by, on the evaluation rows"
+    metric: str = setting(
+        "eval_loss",
+        "what trials are compared by: eval_loss or exact_match on the evaluation rows, or "
+        "TASK/SCORE of evaluation.tasks, such as jcommonsenseqa/accuracy",
     )
     mode: Literal["min", "max"] | None = setting(
-        None, "which metric is better; default: min of a loss, max of exact_match"
+        None, "which metric is better; default: min of a loss, max of exact_match and of scores"
     )
     scheduler: Literal["asha", "median", "none"] = setting(
         "asha",
@@ -43,7 +46,14 @@ class TuneConfig(Section):
     @property
     def better(self) -> Literal["min", "max"]:
         """The mode, resolved."""
-        return self.mode or ("max" if self.metric == "exact_match" else "min")
+        if self.mode or self.metric == "eval_loss":
+            return self.mode or "min"
+        return better_by(self.metric.rpartition("/")[2])
+
+    @property
+    def by_task(self) -> bool:
+        """Whether trials are compared by the score of a task."""
+        return "/" in self.metric
 
 
 class SweepConfig(RunConfig):
@@ -63,6 +73,11 @@ class SweepConfig(RunConfig):
             found.append(Problem("resume", "a sweep goes on as a whole", "give --resume alone"))
         if training.local_rank >= 0:
             found.append(Problem("training.local_rank", "a sweep starts its workers itself"))
+        if self.tune.by_task:
+            return found + self._without_tasks()
+        if self.tune.metric not in ("eval_loss", "exact_match"):
+            what = f"{self.tune.metric!r} is not allowed: eval_loss, exact_match or TASK/SCORE"
+            return [*found, Problem("tune.metric", what)]
         if not self.data.eval_files and not self.data.validation_fraction:
             remedy = "give --eval-file or --data.validation_fraction"
             found.append(Problem("tune.metric", "needs evaluation data", remedy))
@@ -76,3 +91,14 @@ class SweepConfig(RunConfig):
                 remedy = "set it to true, or tune.scheduler to none"
                 found.append(Problem("training.exact_match_during", what, remedy))
         return found
+
+    def _without_tasks(self) -> list[Problem]:
+        """What is missing for trials to be compared by the score of a task."""
+        if not self.evaluation.tasks:
+            what = f"{self.tune.metric} is the score of a task, and none is given"
+            return [Problem("tune.metric", what, "name it with --evaluation.tasks")]
+        if self.tune.scheduler != "none" and not self.evaluation.steps:
+            what = f"is 0: scheduler {self.tune.scheduler} would have nothing to compare by"
+            remedy = "give steps between evaluations, or set tune.scheduler to none"
+            return [Problem("evaluation.steps", what, remedy)]
+        return []

@@ -62,10 +62,8 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None) -> Compre
         raise ConfigError(problems)
     # the template that an adapter was trained with lies beside it
     own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
-    most, length = (
-        config.calibration_rows if config.calibration_files else 0,
-        config.sequence_length,
-    )
+    length = config.sequence_length
+    most = config.calibration_rows if config.calibration_files else 0
     calibration = read_samples(config.calibration_files, most, length, str(own))
     samples = read_samples(config.eval_files, config.eval_rows, length, str(own))
     return CompressedPlan(group, calibration, samples)

@@ -81,9 +81,8 @@ def _write_compressed(plan: Plan, packed: CompressedPlan) -> dict[str, Any]:
 
 
 def _write_folder(plan: Plan) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        "settings": plan.config.model_dump(mode="json", exclude={"output", "overwrite"})
-    }
+    settings = plan.config.model_dump(mode="json", exclude={"output", "overwrite"})
+    report: dict[str, Any] = {"settings": settings}
     with output.beside(plan.output, plan.config.overwrite, REPORT) as folder:
         if plan.adapter:
             cpu = torch.device("cpu")

@@ -7,16 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from aift_ray.data.columns import find_columns
-from aift_ray.data.examples import Example, Fault
+from aift_ray.data.columns import find_columns, refuse_double
+from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongFile
-from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import ROW_KEYS, read_row
+from aift_ray.data.reading import PLAIN, RawRow, Reading
+from aift_ray.data.rows import ROW_KEYS
 
 _BATCH_ROWS = 512
 
 
-def read_parquet(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_parquet(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of a Parquet file, numbered from 1.
 
     Raises:
@@ -32,12 +32,12 @@ def read_parquet(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fau
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
             columns = _typed_columns(source.schema_arrow, path, reading)
             batches = source.iter_batches(_BATCH_ROWS, columns=list(columns.values()))
-            yield from _batched_rows(batches, columns, path, reading)
+            yield from _batched_rows(batches, columns)
     except (pa.ArrowException, OSError) as error:
         raise _damaged("a Parquet file", error) from None
 
 
-def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of an Arrow IPC file or stream, as `datasets` writes them, numbered from 1.
 
     Raises:
@@ -59,7 +59,7 @@ def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault
                 for part in batches
                 for start in range(0, part.num_rows, _BATCH_ROWS)
             )
-            yield from _batched_rows(cut, columns, path, reading)
+            yield from _batched_rows(cut, columns)
     except (pa.ArrowException, OSError) as error:
         raise _damaged("an Arrow file", error) from None
 
@@ -75,15 +75,12 @@ def _damaged(what: str, error: Exception) -> WrongFile:
     return WrongFile(f"not {what}, or a damaged one: {said[:200]}", "make the file again")
 
 
-def _batched_rows(
-    batches: Iterator[Any], columns: dict[str, str], path: Path, reading: Reading
-) -> Iterator[Example | Fault]:
+def _batched_rows(batches: Iterator[Any], columns: dict[str, str]) -> Iterator[RawRow | Fault]:
     """Rows of record batches, of which `columns` names the column of each key."""
     first, key_of = 1, {column: key for key, column in columns.items()}
     for batch in batches:
         for number, row in enumerate(_python_rows(batch, first), first):
-            named = {key_of[name]: value for name, value in row.items()}
-            yield read_row(named, str(path), number, reading)
+            yield RawRow(number, {key_of[name]: value for name, value in row.items()})
         first += batch.num_rows
 
 
@@ -102,7 +99,8 @@ def _own_keys(row: dict[str, Any]) -> dict[str, object]:
     for key in ("tools", "chat_template_kwargs"):
         if key in row:
             row[key] = _without_nulls(row[key])
-    for turn in row.get("messages") or ():
+    turns = row.get("messages")
+    for turn in turns if isinstance(turns, list) else ():
         if isinstance(turn, dict) and turn.get("tool_calls"):
             turn["tool_calls"] = _without_nulls(turn["tool_calls"])
     return row
@@ -117,11 +115,13 @@ def _without_nulls(value: Any) -> Any:
 def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
     """{key of a row: the column that holds it}, each of the type that the key needs."""
     if reading.any_row:
+        refuse_double(schema.names)
         return {name: name for name in schema.names}
     names, form = find_columns(schema.names, path, reading)
     columns = {key: schema.names[names.index(key)] for key in form.keys if key in names}
     wants_list = form.kind == "messages"
-    for name in columns.values():
+    # answers that are compared may be texts or messages: each row is looked at
+    for name in columns.values() if reading.answers == "one" else ():
         found = schema.field(name).type
         if not (_is_list(found) if wants_list else _is_text(found)):
             expected = "a list of messages" if wants_list else "string"

@@ -21,6 +21,7 @@ import numpy as np
 
 from aift_ray.config import DataConfig
 from aift_ray.config.mixture import names
+from aift_ray.config.preference import Answers
 from aift_ray.data import memory
 from aift_ray.data.documents import Documents
 from aift_ray.data.duplicates import DuplicateCounter
@@ -44,7 +45,7 @@ from aift_ray.data.sources import expand_files
 from aift_ray.data.token_rows import Ids, TokenRows, write_rows
 from aift_ray.errors import ConfigError, DataError, Problem
 
-VERSION = 3
+VERSION = 4
 # while a cache is made
 _DIGESTS = "digests"
 _GROUPS = "groups.npy"
@@ -86,11 +87,14 @@ def prepare(
     encoder: PromptEncoder,
     sequence_length: int,
     encode: Encode = encode_here,
+    answers: Answers = "one",
 ) -> Prepared:
     """Tokenize the files of `config`, or find them tokenized.
 
     Args:
         encode: tokenizes examples, in their order; the cache is the same whoever does it.
+        answers: what a row holds; of a pair, and of an answer with a label, two token rows come of
+            it, one after the other.
 
     Raises:
         DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
@@ -106,9 +110,9 @@ def prepare(
     files = Files(found, evaluation, contamination)
     check_sets(files)
     _check_sheet(config, [*files.train, *files.evaluation])
-    folder = place / _key(config, encoder, sequence_length, files)
+    folder = place / _key(config, encoder, sequence_length, files, answers)
     if not folder.is_dir():
-        _build(folder, config, partial(encode, encoder), sequence_length, files)
+        _build(folder, config, partial(encode, encoder), sequence_length, files, answers)
     # the time of its last use
     os.utime(folder)
     return load(folder)
@@ -140,8 +144,9 @@ def _key(
     encoder: PromptEncoder,
     sequence_length: int,
     files: Files,
+    answers: Answers,
 ) -> str:
-    parts: list[Any] = [VERSION, encoder.digest(), sequence_length]
+    parts: list[Any] = [VERSION, encoder.digest(), sequence_length, answers]
     parts += [config.on_bad_row, config.on_long_row, config.text_unit]
     parts += [config.encoding, sorted(config.columns.items()), config.sheet]
     parts += [config.near_duplicates, config.near_duplicate_threshold]
@@ -168,6 +173,7 @@ def _build(
     encode: Callable[[Iterator[Example | Fault]], Encodings],
     sequence_length: int,
     files: Files,
+    answers: Answers,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
@@ -177,9 +183,10 @@ def _build(
         looks = config.near_duplicates != "off"
         near = looks and config.validation_fraction > 0
         documents = Documents(scratch, config.near_duplicate_threshold if near else None)
-        screen = _screen(config, files) if looks else None
-        train = Encoding(config, encode, sequence_length, duplicates.add_train, documents, screen)
-        held_out = Encoding(config, encode, sequence_length, duplicates.add_eval)
+        screen = _screen(config, files, answers) if looks else None
+        made = (config, encode, sequence_length)
+        train = Encoding(*made, duplicates.add_train, answers, documents, screen)
+        held_out = Encoding(*made, duplicates.add_eval, answers)
         sets = [SetCounts(name) for name in names(config.mixture)]
         write_rows(scratch / "train.arrow", counted(train.rows(files.train), files, sets))
         write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation))
@@ -202,10 +209,10 @@ def _build(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _screen(config: DataConfig, files: Files) -> Screen | None:
+def _screen(config: DataConfig, files: Files, answers: Answers) -> Screen | None:
     if not files.evaluation and not files.contamination:
         return None
-    how = reading(config, lambda remark: None)
+    how = reading(config, answers, lambda remark: None)
     return Screen(config, files.evaluation, files.contamination, how)
 
 

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aift_ray.data import column_names
-from aift_ray.data.examples import Example, Fault
+from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongEncoding, WrongFile, open_bytes, read_lines
-from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, find_form, read_row, shown
+from aift_ray.data.reading import PLAIN, RawRow, Reading
+from aift_ray.data.row_kinds import find_columns_form
+from aift_ray.data.rows import ROW_KEYS, Form, WrongRow, shown
 
 _CELL_CHARACTERS = 1 << 26
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "，": "full-width commas", "、": "Japanese commas"}
 
 
-def read_csv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_csv(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of a CSV file with a header; a row is named by the line in which it starts.
 
     Raises:
@@ -27,12 +28,12 @@ def read_csv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
     return _read_separated(path, reading, ",")
 
 
-def read_tsv(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_tsv(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of a file as `read_csv` takes, with tabs for commas."""
     return _read_separated(path, reading, "\t")
 
 
-def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example | Fault]:
+def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[RawRow | Fault]:
     rows, file = _csv_rows(path, reading, sign), str(path)
     try:
         first = next(rows, None)
@@ -55,8 +56,7 @@ def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[Example
             elif any("\0" in cell for cell in cells):
                 yield Fault(file, line, "the row holds NUL bytes", "remove them")
             else:
-                row = {key: cells[place] for place, key in places.items()}
-                yield read_row(row, file, line, reading)
+                yield RawRow(line, {key: cells[place] for place, key in places.items()})
     except WrongEncoding as wrong:
         raise _with_columns(wrong, path, sign) from None
 
@@ -110,7 +110,8 @@ def table_form(
     """
     names = [name.strip() for name in header]
     if reading.any_row:
-        return names, list(dict.fromkeys(name for name in names if name))
+        refuse_double(names)
+        return names, [name for name in names if name]
     try:
         names, form = find_columns(names, path, reading)
     except WrongFile as wrong:
@@ -143,13 +144,10 @@ def find_columns(header: Sequence[str], path: Path, reading: Reading) -> tuple[l
     Raises:
         WrongFile: a column that stands there twice, or columns that are no kind of row.
     """
-    double = sorted({name for name in header if name and header.count(name) > 1})
-    if double:
-        listed = ", ".join(shown(name) for name in double)
-        raise WrongFile(f"duplicate column {listed}", "keep one of each")
-    names = column_names.renamed(header, reading, _is_form(header))
+    refuse_double(header)
+    names = column_names.renamed(header, reading, _is_form(header, reading))
     try:
-        form = find_form(names, "column")
+        form = find_columns_form(names, reading)
     except WrongRow as wrong:
         flag = column_names.suggestion([name for name in header if name])
         remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
@@ -161,9 +159,17 @@ def find_columns(header: Sequence[str], path: Path, reading: Reading) -> tuple[l
     return names, form
 
 
-def _is_form(names: Sequence[str]) -> bool:
+def refuse_double(names: Sequence[str]) -> None:
+    """Raise WrongFile for a column that stands there twice."""
+    double = sorted({name for name in names if name and names.count(name) > 1})
+    if double:
+        listed = ", ".join(shown(name) for name in double)
+        raise WrongFile(f"duplicate column {listed}", "keep one of each")
+
+
+def _is_form(names: Sequence[str], reading: Reading = PLAIN) -> bool:
     try:
-        find_form(names, "column")
+        find_columns_form(names, reading)
     except WrongRow:
         return False
     return True

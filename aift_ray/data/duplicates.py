@@ -55,6 +55,9 @@ class DuplicateCounter:
 
     def _add(self, example: Example, evaluation: bool) -> None:
         row, of_prompt = digests(example)
+        if example.compared:
+            # answers of a prompt that are compared do not contradict each other
+            of_prompt = _NO_PROMPT
         file = self._files.setdefault(example.file, len(self._files))
         # equal rows have equal prompts
         part = (row if of_prompt == _NO_PROMPT else of_prompt)[0]
@@ -187,6 +190,8 @@ def digests(example: Example) -> tuple[bytes, bytes]:
     """16 bytes each of the whole row and of its prompt; zeros where it has none."""
     prompt, answer = _parts(example)
     # a text has no prompt: without this, all texts would contradict each other
+    if example.rejected:
+        answer += "\0" + _parts(example.rejected)[1]
     return _digest([*prompt, "", answer]), _digest(prompt) if len(prompt) > 1 else _NO_PROMPT
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig
+from aift_ray.config.preference import Answers
 from aift_ray.data import memory
 from aift_ray.data.documents import Documents
 from aift_ray.data.encoded import Encoded, EncodedRow
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.fitting import fit, split_text
+from aift_ray.data.pairs import encode_row, fit_answers, with_mismatched
 from aift_ray.data.prompts import PromptEncoder, RowError
 from aift_ray.data.reading import Reading
 from aift_ray.data.screening import Screen
@@ -63,7 +65,7 @@ def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Enc
             yield item, None
             continue
         try:
-            yield item, encoder.rows(item)
+            yield item, encode_row(encoder, item)
         except RowError as error:
             yield item, error
 
@@ -92,13 +94,17 @@ def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
             yield from under_way.popleft().result()
 
 
-def reading(config: DataConfig, remark: Callable[[str], None]) -> Reading:
+def reading(config: DataConfig, answers: Answers, remark: Callable[[str], None]) -> Reading:
     """How the files of `config` are read; `remark` is told what is found out about them."""
-    return Reading(config.text_unit, config.encoding, config.columns, config.sheet, remark=remark)
+    how = (config.text_unit, config.encoding, config.columns, config.sheet)
+    return Reading(*how, answers=answers, remark=remark)
 
 
 class Encoding:
-    """Examples to token rows, counting what happens to them."""
+    """Examples to token rows, counting what happens to them.
+
+    Where answers are compared, each example becomes two token rows, one after the other.
+    """
 
     def __init__(
         self,
@@ -106,15 +112,21 @@ class Encoding:
         encode: Any,
         sequence_length: int,
         note: Any,
+        answers: Answers = "one",
         documents: Documents | None = None,
         screen: Screen | None = None,
     ) -> None:
         self.documents, self.screen = documents, screen
         self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
-        self.reading = reading(config, self.counts.remarks.append)
+        self.reading = reading(config, answers, self.counts.remarks.append)
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
+        """The token rows of files, each with its example."""
+        rows = self._rows(files)
+        return with_mismatched(rows, self.length) if self.reading.answers == "label" else rows
+
+    def _rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
         items = read_examples(files, self.reading)
         if self.screen:
             items = self.screen.kept(items)
@@ -131,34 +143,57 @@ class Encoding:
             self.counts.split_rows += encoded.split
             for key in encoded.not_shown:
                 self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
-            pieces = [piece for whole in encoded.pieces for piece in self._pieces(whole, item)]
+            if item.compared:
+                pieces = self._answers(encoded.pieces, item)
+            else:
+                pieces = [piece for whole in encoded.pieces for piece in self._pieces(whole, item)]
             if self.documents and pieces:
-                self.documents.add(item, len(pieces))
-            for piece in pieces:
+                self.documents.add(item, 2 if item.compared else len(pieces))
+            self.counts.rows += bool(pieces) if item.compared else len(pieces)
+            for number, piece in enumerate(pieces):
                 self._count(piece)
-                yield piece, item
+                yield piece, item.without_score() if item.rejected and number else item
+
+    def _answers(self, pieces: list[Encoded], example: Example) -> list[Encoded]:
+        """The answers to one prompt, of which none is cut."""
+        longest = max(map(len, pieces))
+        if longest <= self.length or self._refused(longest, example):
+            return pieces if longest <= self.length else []
+        fitted = fit_answers(pieces, self.length)
+        if fitted is None:
+            self._drop(example)
+            return []
+        self.counts.truncated_rows += 1
+        return fitted
 
     def _pieces(self, encoded: Encoded, example: Example) -> list[Encoded]:
         if len(encoded) <= self.length:
             return [encoded]
-        if self.config.on_long_row == "error":
-            reason = f"{len(encoded)} tokens, at most {self.length} are allowed"
-            self.faults.append(
-                Fault(example.file, example.line, reason, "raise --data.sequence_length")
-            )
+        if self._refused(len(encoded), example):
             return []
         if example.kind == "text":
             self.counts.split_documents += 1
             return split_text(encoded, self.length)
         fitted = fit(encoded, self.length)
         if fitted is None:
-            self.counts.dropped_rows += 1
-            self._note(
-                f"{memory.place(example.file, example.line)}: dropped, the answer alone is too long"
-            )
+            self._drop(example)
             return []
         self.counts.truncated_rows += 1
         return [fitted]
+
+    def _refused(self, tokens: int, example: Example) -> bool:
+        """Whether a row that is too long is a wrong one."""
+        if self.config.on_long_row != "error":
+            return False
+        reason = f"{tokens} tokens, at most {self.length} are allowed"
+        remedy = "raise --data.sequence_length"
+        self.faults.append(Fault(example.file, example.line, reason, remedy))
+        return True
+
+    def _drop(self, example: Example) -> None:
+        self.counts.dropped_rows += 1
+        where = memory.place(example.file, example.line)
+        self._note(f"{where}: dropped, the answer alone is too long")
 
     def _fault(self, fault: Fault) -> None:
         self.faults.append(fault)
@@ -171,6 +206,5 @@ class Encoding:
             self.counts.notes.append(text)
 
     def _count(self, encoded: Encoded) -> None:
-        self.counts.rows += 1
         self.counts.tokens += len(encoded)
         self.counts.supervised_tokens += sum(encoded.supervised[1:])

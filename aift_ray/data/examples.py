@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["instruction", "messages", "prompt", "text"]
@@ -50,6 +50,10 @@ class Example:
             (`chat_template_kwargs`).
         unused: keys of the row that would change how a conversation is trained, and that this
             kind of row has no place for.
+        rejected: the worse answer to the same prompt, where the row has two.
+        score: 1 or 0 for the label of a row, or by how much the answer is better than `rejected`;
+            None where the row does not say.
+        labelled: the row has a label.
     """
 
     kind: Kind
@@ -63,6 +67,18 @@ class Example:
     tools: str = ""
     options: str = ""
     unused: tuple[str, ...] = ()
+    rejected: Example | None = None
+    score: float | None = None
+    labelled: bool = False
+
+    @property
+    def compared(self) -> bool:
+        """Whether the answer is held against another one, or judged by a label."""
+        return self.rejected is not None or self.labelled
+
+    def without_score(self) -> Example:
+        """The same row, of which nothing is said."""
+        return replace(self, score=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.data.columns import table_form
-from aift_ray.data.examples import Example, Fault
+from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongFile
-from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import read_row
+from aift_ray.data.reading import PLAIN, RawRow, Reading
 
 # a workbook with a password, and those of Excel before 2007
 _OLD = b"\xd0\xcf\x11\xe0"
@@ -27,7 +26,7 @@ class _WrongCell(Exception):
     """A cell whose text is not known."""
 
 
-def read_xlsx(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_xlsx(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of a sheet, numbered as Excel does; blank rows are skipped.
 
     Numbers are read as a cell in the format "General" shows them. A formula is read as the value
@@ -86,7 +85,7 @@ def _filled(sheet: Any) -> bool:
     return any(cell.value not in (None, "") for row in sheet.iter_rows() for cell in row)
 
 
-def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[Example | Fault]:
+def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[RawRow | Fault]:
     names: list[str] = []
     keys: dict[int, str] = {}
     pairs = zip(sheet.iter_rows(), formulas.iter_rows(), strict=True)
@@ -107,7 +106,7 @@ def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[E
         except _WrongCell as wrong:
             yield Fault(str(path), number, str(wrong), "format the cell as text, and type it anew")
             continue
-        yield read_row(row, str(path), number, reading)
+        yield RawRow(number, row)
 
 
 def _is_blank(cell: Any) -> bool:

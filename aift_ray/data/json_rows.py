@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from aift_ray.data.column_names import renamed_row
-from aift_ray.data.examples import Example, Fault
+from aift_ray.data.examples import Fault
 from aift_ray.data.lines import WrongFile, open_bytes, read_lines, read_pieces
-from aift_ray.data.reading import PLAIN, Reading
-from aift_ray.data.rows import FORM_OF_KEY, WrongRow, read_row, shown
+from aift_ray.data.reading import PLAIN, RawRow, Reading
+from aift_ray.data.rows import COMPARING_KEYS, FORM_OF_KEY, WrongRow, shown
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -23,6 +22,8 @@ _LINE_END = " \t\r\n"
 _MEND = "mend it there, or write one row a line in a .jsonl file, where other rows stay readable"
 
 
+# by which a row is told from an object that holds rows
+_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
 _PLAIN = {
     "Invalid control character at": "a string is not closed, or holds a raw tab or line end",
     "Unterminated string starting at": "a string is not closed",
@@ -67,18 +68,18 @@ class _Decoder:
         except ValueError:
             raise WrongRow("a number has too many digits") from None
 
-    def row(self, value: object, file: str, line: int) -> Example | Fault:
+    def row(self, value: object, file: str, line: int, where: str = "") -> RawRow | Fault:
         """What the value decoded last is as a row."""
         if self.constants:
-            reason = f"the row holds {self.constants[0]}, which is not JSON"
+            reason = f"{where}the row holds {self.constants[0]}, which is not JSON"
             return Fault(file, line, reason, "write null or leave the key out")
         if self.repeated:
-            reason = f"the key {shown(self.repeated[0])} is repeated in one object"
+            reason = f"{where}the key {shown(self.repeated[0])} is repeated in one object"
             return Fault(file, line, reason, "keep one of them")
-        return read_row(renamed_row(value, self._reading), file, line, self._reading)
+        return RawRow(line, renamed_row(value, self._reading), where)
 
 
-def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of JSON Lines; blank lines are skipped.
 
     Raises:
@@ -118,7 +119,7 @@ def _plain(error: json.JSONDecodeError) -> str:
     return _PLAIN.get(error.msg, error.msg)
 
 
-def read_json(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]:
+def read_json(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
     """Rows of a JSON list, or of JSON Lines under the name .json.
 
     Raises:
@@ -130,21 +131,21 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Iterator[Example | Fault]
     if head.startswith("["):
         return _read_list(path, reading)
     if head.startswith("{"):
-        _check_object(head)
+        _check_object(head, reading)
     return read_jsonl(path, reading)
 
 
-def _check_object(head: str) -> None:
+def _check_object(head: str, reading: Reading) -> None:
     try:
         value, end = json.JSONDecoder().raw_decode(head)
-        is_row = any(key in FORM_OF_KEY for key in value)
+        is_row = any(key in _KEYS for key in value)
         key = next((key for key, held in value.items() if isinstance(held, list)), None)
         several_lines = "\n" in head[:end]
     except (ValueError, RecursionError):
         keys = _keys_to_first_list(head)
-        is_row, several_lines = any(key in FORM_OF_KEY for key in keys), False
+        is_row, several_lines = any(key in _KEYS for key in keys), False
         key = keys[-1] if keys else None
-    if key is not None and not is_row:
+    if key is not None and not is_row and not reading.any_row:
         name = shown(key)
         raise WrongFile(
             f"the file is an object that holds a list under {name}, expected the list itself",
@@ -178,7 +179,7 @@ def _behind_blanks(text: str, position: int) -> int:
     return found.end() if found else position
 
 
-def _read_list(path: Path, reading: Reading) -> Iterator[Example | Fault]:
+def _read_list(path: Path, reading: Reading) -> Iterator[RawRow | Fault]:
     decoder, file, number = _Decoder(reading), str(path), 0
     text = _Window(read_pieces(path, _PIECE_BYTES, reading))
     text.next_character()
@@ -188,11 +189,8 @@ def _read_list(path: Path, reading: Reading) -> Iterator[Example | Fault]:
         number += 1
         text.next_character()
         line = text.line
-        item = decoder.row(text.value(decoder, number), file, line)
-        if isinstance(item, Fault):
-            # a list on one line has no other way to name a row
-            item = replace(item, reason=f"row {number}: {item.reason}")
-        yield item
+        # a list on one line has no other way to name a row
+        yield decoder.row(text.value(decoder, number), file, line, f"row {number}: ")
         sign = text.next_character()
         if sign not in (",", "]"):
             found = shown(sign) if sign else "the end of the file"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from aift_ray.config import DataConfig
 from aift_ray.data import row_keys
 from aift_ray.data.column_names import suggestion
 from aift_ray.data.examples import Example, Fault, Kind, Message
-from aift_ray.data.reading import Reading
 from aift_ray.data.turns import read_turns
 from aift_ray.data.wrong_row import (
     WrongRow,
@@ -50,6 +49,9 @@ FORMS = (
     Form("text", ("text",)),
 )
 FORM_OF_KEY = {key: form for form in FORMS for key in form.keys}
+# what rows that compare or judge answers hold besides
+COMPARING_KEYS = ("chosen", "rejected", "label", "margin")
+_ALL_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
 EXPECTED = (
     "instruction and output; or messages; or conversations; or prompt and completion; or text"
 )
@@ -61,10 +63,10 @@ def check_columns(config: DataConfig) -> None:
         Problem(
             "data.columns",
             f"{shown(key)} is no key of a row: write KEY=COLUMN",
-            _swapped(key, column) or f"keys are {', '.join((*FORM_OF_KEY, *row_keys.ROW_KEYS))}",
+            _swapped(key, column) or f"keys are {', '.join((*_ALL_KEYS, *row_keys.ROW_KEYS))}",
         )
         for key, column in config.columns.items()
-        if key not in FORM_OF_KEY and key not in ROW_KEYS
+        if key not in _ALL_KEYS and key not in ROW_KEYS
     ]
     if problems:
         raise ConfigError(problems)
@@ -84,24 +86,6 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
         return Fault(file, line, wrong.reason, wrong.remedy)
 
 
-def read_row(row: object, file: str, line: int, reading: Reading) -> Example | Fault:
-    """As `make_example`; where rows of any kind are read, one of no kind is a text."""
-    found = make_example(row, file, line)
-    if isinstance(found, Example) or not reading.any_row:
-        return found
-    text = "\0".join(_strings(row))
-    return Example("text", file, line, output=text) if text.strip("\0 ") else found
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Every text in a JSON value, in its order."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
 def find_form(keys: Collection[str], noun: str = "key") -> Form:
     """The form that `keys` name; further keys are allowed beside a complete one.
 
@@ -110,7 +94,7 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
     """
     forms = list(dict.fromkeys(FORM_OF_KEY[key] for key in keys if key in FORM_OF_KEY))
     if not forms:
-        raise _no_known_key(keys, noun)
+        raise _preference(keys) or _no_known_key(keys, noun)
     if len(forms) > 1:
         names = " and ".join(
             ", ".join(key for key in keys if FORM_OF_KEY.get(key) is form) for form in forms
@@ -118,6 +102,9 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
         raise WrongRow(f"{noun}s of two kinds of row: {names}", f"keep the {noun}s of one kind")
     missing = [key for key in forms[0].required if key not in keys]
     if missing:
+        pair = _preference(keys)
+        if pair:
+            raise pair
         needed = f"this kind of row needs the {noun}s {' and '.join(forms[0].required)}"
         raise WrongRow(
             f"the {noun} {' and '.join(missing)} is missing; found {listed(keys)}",
@@ -125,6 +112,14 @@ def find_form(keys: Collection[str], noun: str = "key") -> Form:
             + _flag(keys),
         )
     return forms[0]
+
+
+def _preference(keys: Collection[str]) -> WrongRow | None:
+    """What to tell of a row that compares two answers, where answers are trained."""
+    if "chosen" not in keys or "rejected" not in keys:
+        return None
+    what = "chosen and rejected compare two answers, and objective sft trains one"
+    return WrongRow(what, "give --objective dpo, or another one that compares answers")
 
 
 def _no_known_key(keys: Collection[str], noun: str) -> WrongRow:

@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import dropwhile, groupby
 from pathlib import Path
@@ -19,11 +20,11 @@ from aift_ray.data.examples import Example, Fault
 from aift_ray.data.excel import read_xlsx
 from aift_ray.data.json_rows import read_json, read_jsonl
 from aift_ray.data.lines import PACKED, WrongFile, read_lines
-from aift_ray.data.reading import PLAIN, Reading, TextUnit
-from aift_ray.data.rows import make_example
+from aift_ray.data.reading import PLAIN, RawRow, Reading, TextUnit
+from aift_ray.data.row_kinds import read_row
 from aift_ray.errors import DataError, Problem
 
-Reader = Callable[[Path, Reading], Iterator[Example | Fault]]
+Reader = Callable[[Path, Reading], Iterator[RawRow | Fault]]
 
 # text, so that it may be packed
 _TEXT: dict[str, Reader] = {".jsonl": read_jsonl, ".json": read_json}
@@ -73,23 +74,38 @@ def read_examples(files: Sequence[Path], reading: Reading = PLAIN) -> Iterator[E
     A Fault with line None is a wrong file: the rest of it is not read, the next files are.
     """
     for path in files:
-        rows = 0
-        try:
-            for item in _open(path, reading):
-                rows += 1
+        for item in read_raw(path, reading):
+            if isinstance(item, RawRow):
+                found = read_row(item.value, str(path), item.line, reading)
+                if isinstance(found, Fault):
+                    found = replace(found, reason=item.where + found.reason)
+                yield found
+            else:
                 yield item
-            if not rows:
-                raise WrongFile("the file holds no row")
-        except WrongFile as wrong:
-            yield Fault(str(path), None, wrong.reason, wrong.remedy)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            reason = f"can't be unpacked as gzip: {error}"
-            yield Fault(str(path), None, reason, "pack the file again, or name it without .gz")
-        except OSError as error:
-            yield Fault(str(path), None, f"can't be read: {error.strerror or error}")
 
 
-def _open(path: Path, reading: Reading) -> Iterator[Example | Fault]:
+def read_raw(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
+    """The rows of a file as it has them, with all their fields where `reading.any_row`.
+
+    A Fault with line None is a wrong file: the rest of it is not read.
+    """
+    rows = 0
+    try:
+        for item in _open(path, reading):
+            rows += 1
+            yield item
+        if not rows:
+            raise WrongFile("the file holds no row")
+    except WrongFile as wrong:
+        yield Fault(str(path), None, wrong.reason, wrong.remedy)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        reason = f"can't be unpacked as gzip: {error}"
+        yield Fault(str(path), None, reason, "pack the file again, or name it without .gz")
+    except OSError as error:
+        yield Fault(str(path), None, f"can't be read: {error.strerror or error}")
+
+
+def _open(path: Path, reading: Reading) -> Iterator[RawRow | Fault]:
     suffix = _suffix(path)
     if suffix == ".txt":
         return _read_txt(path, reading)
@@ -114,12 +130,12 @@ def _unknown(path: Path) -> tuple[str, str]:
     return f"unknown suffix {path.suffix!r}", remedy
 
 
-def _read_txt(path: Path, reading: Reading) -> Iterator[Example | Fault]:
+def _read_txt(path: Path, reading: Reading) -> Iterator[RawRow | Fault]:
     for line, text in _documents(path, reading):
         if "\0" in text:
             yield Fault(str(path), line, "the text holds NUL bytes", "remove them")
         else:
-            yield make_example({"text": text}, str(path), line)
+            yield RawRow(line, {"text": text})
 
 
 def _documents(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:

@@ -25,6 +25,8 @@ _SCHEMA = pa.schema(
         ("targets", pa.int32()),
         ("file", pa.string()),
         ("line", pa.int32()),
+        # NaN where the row says nothing
+        ("score", pa.float32()),
     ]
 )
 
@@ -35,17 +37,21 @@ class TokenRows:
     Attributes:
         lengths: tokens a row, shape (rows,).
         targets: supervised tokens a row that have a token before them, shape (rows,).
+        scores: label or margin of a row, NaN where it has none, shape (rows,).
     """
 
     def __init__(self, path: Path) -> None:
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         lengths, targets = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        scores = [np.zeros(0, np.float32)]
         for number in range(self._reader.num_record_batches):
             batch = self._reader.get_batch(number)
             lengths.append(np.diff(_numpy(batch.column("ids").offsets)))
             targets.append(_numpy(batch.column("targets")))
+            scores.append(_numpy(batch.column("score")))
         self.lengths: Ids = np.concatenate(lengths)
         self.targets: Ids = np.concatenate(targets)
+        self.scores: npt.NDArray[np.float32] = np.concatenate(scores)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -73,7 +79,8 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
         for encoded, example in rows:
             ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
             targets = int(np.count_nonzero(flags[1:]))
-            values = (ids, flags, targets, example.file, example.line)
+            score = np.nan if example.score is None else example.score
+            values = (ids, flags, targets, example.file, example.line, score)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
             if len(columns[0]) == _BATCH_ROWS:
@@ -84,8 +91,9 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
 
 
 def _batch(columns: list[list[Any]]) -> Any:
-    ids, flags, targets, files, lines = columns
+    ids, flags, targets, files, lines, scores = columns
     arrays = [_lists(ids), _lists(flags), _array(targets), _strings(files), _array(lines)]
+    arrays.append(_array(np.array(scores, np.float32)))
     return pa.record_batch(arrays, schema=_SCHEMA)
 
 

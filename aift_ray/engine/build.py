@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +15,18 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import RunConfig
 from aift_ray.config.resuming import flat, kept
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine import checkpoint, optimizer
+from aift_ray.engine import checkpoint, optimizer, references, stages
+from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
+from aift_ray.engine.objectives import Objective
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.references import References
+from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.models import families, folders, loading
 from aift_ray.models.adapters import add_adapters, continue_adapters
 from aift_ray.models.compiled import compile_blocks
@@ -29,6 +34,7 @@ from aift_ray.models.continued import start_from
 from aift_ray.models.packed import recomputing
 from aift_ray.models.pieces import outlined, whole_like
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.scoring import Scored
 from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
@@ -42,11 +48,13 @@ class Run:
         module: gives the loss of a batch, alone: a LossModule, or what stands for one.
         spread: the same, wrapped by the strategy; its backward joins the workers.
         plan: which rows make which step.
+        tasks: scores the model on tasks; None where there are none.
         state: where the run is.
         resumed_from: step of the checkpoint it started from.
         outline: the whole model without weights, where this worker holds a part of it and writes.
         set_of: the set that each row is of, in a mixture of several.
         set_losses: summed loss of each set in this step so far, of this worker's rows.
+        comparison: the training rows, where answers are compared.
     """
 
     job: Job
@@ -60,6 +68,7 @@ class Run:
     rows: TokenRows
     plan: BatchPlan
     evaluator: Evaluator | None
+    tasks: TaskEvaluator | None
     state: checkpoint.State
     total_steps: int
     resumed_from: int | None = None
@@ -67,6 +76,7 @@ class Run:
     set_of: np.ndarray | None = None
     set_names: list[str] = field(default_factory=list)
     set_losses: torch.Tensor | None = None
+    comparison: Comparison | None = None
 
     @property
     def written(self) -> torch.nn.Module:
@@ -107,8 +117,15 @@ def build(
     plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
     tokenizer = tokenizer or folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
+    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    steps, objective, compared = total_steps(config, plan), Objective.of(config), None
+    if objective:
+        left = range(state.step, steps)
+        compared = References(objective, job, group, precision, plan, left, rows, tested)
+        if not references.within(config) and compared.missing:
+            _ask_reference(job, group, precision, compared)
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model, config.training.neftune_noise_alpha)
+    module = LossModule(model, config.training.neftune_noise_alpha, objective)
     module.train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
     if config.training.compile:
@@ -118,7 +135,9 @@ def build(
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
-    tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
+    if compared and compared.missing:
+        stages.tell(job.output, group, stages.REFERENCE)
+        compared.complete(_evaluated(module, spread))
     return Run(
         job=job,
         group=group,
@@ -130,16 +149,32 @@ def build(
         scaler=scaler,
         rows=rows,
         plan=plan,
-        evaluator=_evaluator(job, group, precision, tokenizer, *tested),
+        evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
+        tasks=_tasks(job, group, precision, tokenizer),
         state=state,
-        total_steps=total_steps(config, plan),
+        total_steps=steps,
         resumed_from=state.step if resume else None,
         outline=_outline(job, group, model),
         # of one set it is the loss itself
         set_of=set_of if len(prepared.sets) > 1 else None,
         set_names=[each.name for each in prepared.sets],
         set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
+        comparison=compared.train if compared else None,
     )
+
+
+def _ask_reference(job: Job, group: Group, precision: Precision, compared: References) -> None:
+    """Load the reference, have it judge the rows, and give it back."""
+    stages.tell(job.output, group, stages.REFERENCE)
+    config = references.as_reference(job.config)
+    asked = replace(job, config=config, location=job.reference or job.location)
+    module = LossModule(_model(asked, group, precision, None))
+    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    compared.complete(_evaluated(module, spread))
+    del module, spread
+    gc.collect()
+    if group.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _evaluator(
@@ -147,6 +182,7 @@ def _evaluator(
     group: Group,
     precision: Precision,
     tokenizer: PreTrainedTokenizerBase,
+    compared: References | None,
     rows: TokenRows,
     numbers: np.ndarray,
 ) -> Evaluator | None:
@@ -169,7 +205,17 @@ def _evaluator(
         group,
         job.padded,
         job.support.batched,
+        compared.tested if compared else None,
     )
+
+
+def _tasks(
+    job: Job, group: Group, precision: Precision, tokenizer: PreTrainedTokenizerBase
+) -> TaskEvaluator | None:
+    if not job.tasks:
+        return None
+    context = folders.context(folders.load_config(job.location))
+    return TaskEvaluator(job, tokenizer, context, precision, group)
 
 
 def _changes(job: Job) -> list[str]:
@@ -198,7 +244,14 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     dtype = None if full and config.parallel.divides else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = loading.load_model(
-        job.location, dtype, attention, held, only=only, shards=shards, weights=weights
+        job.location,
+        dtype,
+        attention,
+        held,
+        only=only,
+        shards=shards,
+        weights=weights,
+        scored=Scored(config.training.seed, job.pad_id) if config.objective == "reward" else None,
     )
     families.without_noise(base)
     # the same new weights on every worker, and after every restart
@@ -232,7 +285,8 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
 
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
-    module = LossModule(_model(run.job, run.group, run.precision, str(folder)))
+    model = _model(run.job, run.group, run.precision, str(folder))
+    module = LossModule(model, objective=Objective.of(run.config))
     compute, layout = run.precision.compute, run.job.layout
     run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
     run.module = _evaluated(module, run.spread)

@@ -18,6 +18,7 @@ from aift_ray.config import RunConfig
 from aift_ray.data.encoding import Counts
 from aift_ray.models.catalog import find
 from aift_ray.models.fingerprint import on_disk
+from aift_ray.tasks.scores import shown as score_shown
 
 FILE = "README.md"
 # the Hub's identifiers of the catalog's licences; others are "other" with a name
@@ -35,6 +36,8 @@ _KEYS = ("license", "license_name", "license_link")
 _SCORES = (
     ("held-out loss before", "eval_loss_before"),
     ("held-out loss", "eval_loss"),
+    ("margin accuracy before", "eval_accuracy_before"),
+    ("margin accuracy", "eval_accuracy"),
     ("exact match before", "exact_match_before"),
     ("exact match", "exact_match"),
     ("training loss, first step", "first_loss"),
@@ -69,20 +72,20 @@ def card(
         summary: of the run, as summary.json will say.
     """
     name, hub = _named(config.model, location)
-    adapters = config.method != "full"
+    adapters, scores = config.method != "full", config.objective == "reward"
     terms: dict[str, Any] = dict(licence(location))
     data = ModelCardData(
         language="ja",
         library_name="peft" if adapters else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if scores else "text-generation",
         base_model=name if hub else None,
-        tags=["aift-ray", config.trained_as],
+        tags=["aift-ray", config.trained_as, *_tags(config)],
         **terms,
     )
     parts = [
         f"# {name.rsplit('/', 1)[-1]}, {'LoRA adapter' if adapters else 'fine-tuned'}",
         f"Trained from `{name}` by {config.trained_with} with aift_ray.",
-        "## Use\n\n" + _use(name, adapters),
+        "## Use\n\n" + _use(name, adapters, scores),
         "## Data\n\n" + _data(counts, held_out),
         "## Training\n\n" + _table(_settings(config, summary)),
         "## Scores\n\n" + _scores(summary),
@@ -146,14 +149,20 @@ def _named(model: str, location: str) -> tuple[str, bool]:
     return location, True
 
 
-def _use(name: str, adapters: bool) -> str:
+def _tags(config: RunConfig) -> list[str]:
+    return [] if config.objective == "sft" else [config.objective]
+
+
+def _use(name: str, adapters: bool, scores: bool) -> str:
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     if not adapters:
-        lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-        lines += ['model = AutoModelForCausalLM.from_pretrained("THIS FOLDER OR REPOSITORY")']
+        lines = [f"from transformers import {kind}, AutoTokenizer", ""]
+        lines += [f'model = {kind}.from_pretrained("THIS FOLDER OR REPOSITORY")']
     else:
+        one = ", num_labels=1" if scores else ""
         lines = ["from peft import PeftModel"]
-        lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-        lines += [f'base = AutoModelForCausalLM.from_pretrained("{name}")']
+        lines += [f"from transformers import {kind}, AutoTokenizer", ""]
+        lines += [f'base = {kind}.from_pretrained("{name}"{one})']
         lines += ['model = PeftModel.from_pretrained(base, "THIS FOLDER OR REPOSITORY")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")']
     code = "\n".join(lines)
@@ -182,9 +191,24 @@ def _settings(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str
         ("strategy", f"{summary['strategy']}, {summary['world_size']} workers"),
     ]
     rows += [(name, str(getattr(config.training, name))) for name in _SETTINGS]
+    rows += _objective(config)
     if config.method != "full":
         rows += [(f"lora.{name}", _value(getattr(config.lora, name))) for name in _ADAPTERS]
     return rows
+
+
+def _objective(config: RunConfig) -> list[tuple[str, str]]:
+    """How answers were compared; nothing where they were trained."""
+    name, how = config.objective, config.preference
+    if name == "sft":
+        return []
+    values = how.model_dump(exclude_defaults=True, exclude={"beta", "reference"})
+    rows: list[tuple[str, str]] = [("objective", name)]
+    if name != "reward":
+        rows.append(("preference.beta", f"{how.beta_of(name):g}"))
+    if how.reference:
+        rows.append(("reference", _named(how.reference, how.reference)[0]))
+    return rows + [(f"preference.{key}", str(value)) for key, value in values.items()]
 
 
 def _value(value: Any) -> str:
@@ -195,9 +219,28 @@ def _value(value: Any) -> str:
 
 def _scores(summary: dict[str, Any]) -> str:
     rows = [(label, summary[key]) for label, key in _SCORES if summary.get(key) is not None]
-    words = [(n, f"{v:.1%}" if n.startswith("exact") else f"{v:.4f}") for n, v in rows]
+    shares = ("exact", "margin")
+    words = [(n, f"{v:.1%}" if n.startswith(shares) else f"{v:.4f}") for n, v in rows]
     text = _table(words) if words else "Nothing was measured."
-    return text + "\n\nLosses are in nats a supervised token."
+    trained = summary["objective"] == "sft"
+    unit = "in nats a supervised token" if trained else "means over comparisons of answers"
+    text += f"\n\nLosses are {unit}."
+    tasks = _tasks(summary)
+    return f"{text}\n\n{tasks}" if tasks else text
+
+
+def _tasks(summary: dict[str, Any]) -> str:
+    """A row for each score of a task; empty where there is none."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            first = before.get(task, {}).get(score)
+            cells = [score_shown(score, each["value"]) if each else "" for each in (first, found)]
+            ends = [score_shown(score, found[end]) for end in ("low", "high")]
+            cells += [f"{ends[0]} to {ends[1]}", f"{found['rows']:,}"]
+            rows.append(f"| {task} | {score} | {' | '.join(cells)} |")
+    head = ["| task | score | before | after | 95% interval | rows |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -30,7 +30,8 @@ class State:
         best_loss, best_step: of the best evaluation so far.
         bad_evaluations: evaluations since then.
         skipped: batches left out because their loss or gradient was not finite.
-        first_loss, eval_loss_before, exact_match_before: for the summary.
+        first_loss, eval_loss_before, eval_accuracy_before, exact_match_before, tasks_before: for
+            the summary.
         data: name of the token cache that the run trains on.
         trained_as: method, with the bits of a quantized base; empty in older checkpoints.
         settings: of the run, by their dotted names; empty in older checkpoints.
@@ -45,7 +46,9 @@ class State:
     skipped: int = 0
     first_loss: float | None = None
     eval_loss_before: float | None = None
+    eval_accuracy_before: float | None = None
     exact_match_before: float | None = None
+    tasks_before: dict[str, Any] | None = None
     data: str = ""
     trained_as: str = ""
     settings: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a large vocabulary, of which a few hundred positions are in memory at once."""
+"""Log-probabilities of a large vocabulary, with a few hundred positions in memory at once."""
 
 from __future__ import annotations
 
@@ -25,17 +25,40 @@ def summed_cross_entropy(
         head: hidden states (n, width) to logits (n, vocabulary).
         hidden: (targets, width).
         targets: (targets,), token ids.
-        note: called with each piece, its logits and all targets, where gradients are taken.
+        note: called with each piece, its logits and all targets.
     """
     if not torch.is_grad_enabled():
-        pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         total = hidden.new_zeros((), dtype=torch.float32)
-        for states, ids in pieces:
-            total = total + cross_entropy(head(states), ids, reduction="sum")
+        for start in range(0, len(targets), CHUNK):
+            piece = slice(start, start + CHUNK)
+            logits = head(hidden[piece])
+            total = total + cross_entropy(logits, targets[piece], reduction="sum")
+            if note is not None:
+                note(piece, logits, targets)
         return total
     apply: Any = _ChunkedLoss.apply
     loss: torch.Tensor = apply(head, hidden, targets, note, *head.trained().values())
     return loss
+
+
+def log_probabilities(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target by `head(hidden)`, in fp32, (targets,).
+
+    The gradient of any function of them can be taken: the logits of all pieces but the last are
+    made once more in the backward pass, so that no two are ever in memory together.
+
+    Args:
+        head, hidden, targets: as of `summed_cross_entropy`.
+    """
+    if not torch.is_grad_enabled():
+        found = [
+            -cross_entropy(head(states), ids, reduction="none")
+            for states, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        ]
+        return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+    apply: Any = _LogProbabilities.apply
+    each: torch.Tensor = apply(head, hidden, targets, *head.trained().values())
+    return each
 
 
 def _computed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -86,3 +109,60 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, *grads = ctx.saved_tensors
         # in place: the tensors belong to this function alone
         return None, grad_hidden.mul_(scale), None, None, *[grad.mul_(scale) for grad in grads]
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """Keeps the logits of the last piece for the backward pass, and hidden states of the others."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        kind = hidden.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.head, ctx.hidden, ctx.targets = head, hidden.detach(), targets
+        width = partial(_computed, device=hidden.device)
+        ctx.narrow = {n: width(w).requires_grad_() for n, w in head.trained().items()}
+        each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        last = max(len(targets) - 1, 0) // CHUNK * CHUNK
+        for start in range(0, last, CHUNK):
+            piece = slice(start, start + CHUNK)
+            states = ctx.hidden[piece]
+            each[piece] = -cross_entropy(head(states), targets[piece], reduction="none")
+        ctx.last = _piece(ctx, slice(last, None)) if len(targets) else None
+        if ctx.last is not None:
+            each[last:] = ctx.last[1].detach()
+        return each
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        (scale,) = outputs
+        kind, dtype, enabled = ctx.autocast
+        grad_hidden = torch.zeros_like(ctx.hidden)
+        grads = [torch.zeros_like(w, dtype=torch.float32) for w in ctx.narrow.values()]
+        # the last piece first: its logits are there, and go before others are made
+        for start in range(max(len(scale) - 1, 0) // CHUNK * CHUNK, -1, -CHUNK):
+            piece = slice(start, start + CHUNK)
+            states, found = ctx.last or (None, None)
+            ctx.last = None
+            if found is None and len(scale):
+                with torch.autocast(kind, dtype, enabled):
+                    states, found = _piece(ctx, piece)
+            if found is None:
+                break
+            inputs = [states, *ctx.narrow.values()]
+            grad_states, *parts = torch.autograd.grad(found, inputs, scale[piece])
+            del states, found
+            grad_hidden[piece] = grad_states
+            for grad, part in zip(grads, parts, strict=True):
+                grad += part
+        ctx.narrow = ctx.hidden = None
+        return None, grad_hidden, None, *grads
+
+
+def _piece(ctx: Any, piece: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states of a piece, and its log-probabilities, of which gradients can be taken."""
+    with torch.enable_grad():
+        states = ctx.hidden[piece].detach().requires_grad_()
+        logits = ctx.head(states, ctx.narrow)
+        return states, -cross_entropy(logits, ctx.targets[piece], reduction="none")

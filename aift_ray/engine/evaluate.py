@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.batches import collate
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.references import rounds
 from aift_ray.models.answers import turn_text
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.tensors import is_shared_out
@@ -29,6 +31,8 @@ class Evaluator:
             tokens an answer may have.
         padded: rows are padded, instead of packed.
         batched: prompts of uneven length are answered together.
+        comparison: the rows, where answers are compared; two rows a comparison.
+        measures: of the last comparison, by TRL's names.
     """
 
     rows: TokenRows
@@ -41,9 +45,13 @@ class Evaluator:
     group: Group
     padded: bool = False
     batched: bool = True
+    comparison: Comparison | None = None
+    measures: dict[str, float | None] = field(default_factory=dict)
 
     def loss(self, module: LossModule) -> float | None:
-        """Loss per supervised token over all held-out rows; None where there is none."""
+        """Loss per supervised token over all held-out rows, or per comparison; None of none."""
+        if self.comparison is not None:
+            return self._compared(self.comparison, module)
         total, count = 0.0, 0
         mine = self._share(self.indices)
         module.eval()
@@ -60,11 +68,33 @@ class Evaluator:
         total, tokens = self.group.total(total, count)
         return total / tokens if tokens else None
 
+    def _compared(self, comparison: Comparison, module: LossModule) -> float | None:
+        """The mean loss of the comparisons; `measures` are those of all."""
+        group, total = self.group, 0.0
+        whole = rounds(self.indices, group.replica, group.replicas, self.batch_size)
+        mine = [(mine[0] or all_rows[:2], bool(mine[0])) for all_rows, mine in whole]
+        comparison.sums.zero_()
+        comparison.estimate_kl(module, mine)
+        module.eval()
+        with torch.no_grad(), self.precision.autocast(group.device):
+            for rows, counts in mine:
+                batch = comparison.batch(comparison.trained(rows))
+                if not counts and batch.compared:
+                    nobody = torch.zeros_like(comparison.sums)
+                    batch = replace(batch, compared=replace(batch.compared, sums=nobody))
+                found = module(batch).item()
+                total += found if counts else 0.0
+        module.train()
+        total, *sums = group.total(total, *comparison.sums.tolist())
+        self.measures = comparison.measures(sums)
+        return total / (len(self.indices) // 2)
+
     def exact_match(self, module: LossModule) -> float | None:
         """Share of held-out rows whose greedy answer is exactly the expected one."""
         number, at_once, _ = self.answers
         at_once = at_once if self.batched else 1
-        asked = [i for i in self.indices[:number].tolist() if self._question(i) is not None]
+        rows = self.indices if self.comparison is None else self.indices[::2]
+        asked = [i for i in rows[:number].tolist() if self._question(i) is not None]
         mine = self._share(np.asarray(asked, dtype=np.int64))
         # rows of like length are answered together, so that little is padded
         mine = sorted(mine, key=lambda i: int(self.rows.lengths[i]))
@@ -103,23 +133,39 @@ class Evaluator:
 
     def answer(self, module: LossModule, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Greedy answers to prompts given as token ids, without their end-of-turn token."""
-        width = max(len(prompt) for prompt in prompts)
-        pad = self.stop_ids[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            output = module.generate(
-                # goes on until all have their answers, where a forward needs all workers
-                synced_gpus=is_shared_out(module),
-                input_ids=ids.to(self.group.device),
-                attention_mask=mask.to(self.group.device),
-                do_sample=False,
-                max_new_tokens=self.answers[2],
-                eos_token_id=self.stop_ids,
-                pad_token_id=pad,
-                use_cache=True,
-            )
-        return [self._text(row) for row in output[:, width:].tolist()]
+            rows = greedy(module, prompts, self.answers[2], self.stop_ids, self.group.device)
+        return [turn_text(self.tokenizer, row, self.stop_ids) for row in rows]
 
     def _text(self, ids: Sequence[int]) -> str:
         return turn_text(self.tokenizer, ids, self.stop_ids)
+
+
+def greedy(
+    module: LossModule,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    device: torch.device,
+) -> list[list[int]]:
+    """Token ids of greedy answers to prompts given as token ids, answered together.
+
+    Args:
+        stop_ids: end an answer, and are part of it; the first fills up the shorter answers.
+    """
+    width, pad = max(len(prompt) for prompt in prompts), stop_ids[0]
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output = module.generate(
+        # goes on until all have their answers, where a forward needs all workers
+        synced_gpus=is_shared_out(module),
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return rows

@@ -14,6 +14,7 @@ from aift_ray.models import folders, provenance
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.initial_adapters import as_plain_lora
+from aift_ray.models.scoring import HEAD
 from aift_ray.models.whole_folder import WholeFolder
 
 
@@ -110,5 +111,8 @@ def holds_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _write_generation(folder: str, model: Any, stop_ids: list[int]) -> None:
+    if hasattr(model, HEAD):
+        # what scores answers makes none
+        return
     model.generation_config.eos_token_id = list(stop_ids)
     model.generation_config.save_pretrained(folder)

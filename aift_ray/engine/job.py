@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from aift_ray.config import RunConfig
 from aift_ray.models.families import Support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.tasks.task_files import LoadedTask
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Job:
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
         flops: operations that a step needs; None for an architecture of another kind.
+        pad_id: token of padding of a model that scores texts.
+        reference: folder or Hub id of another model that answers are held against.
         events: write down for callbacks what happens.
+        tasks: that the model is scored on.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
@@ -50,6 +55,9 @@ class Job:
     layout: dict[str, int] | None = None
     flops: Flops | None = None
     events: bool = False
+    reference: str | None = None
+    pad_id: int = 0
+    tasks: Sequence[LoadedTask] = ()
 
     @property
     def padded(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from aift_ray.data.batches import Batch, collate
 from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
+from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.memory import out_of_memory
 from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.schedule import learning_rate
@@ -43,8 +44,10 @@ class Watch:
         asked: Callable[[], Asked],
         save: Callable[[Asked], None],
         evaluate: Callable[[], bool],
+        score: Callable[[], None],
     ) -> None:
-        self.logged, self.asked, self.save, self.evaluate = logged, asked, save, evaluate
+        self.logged, self.asked, self.save = logged, asked, save
+        self.evaluate, self.score = evaluate, score
 
 
 def train(run: Run, watch: Watch) -> str:
@@ -58,6 +61,8 @@ def train(run: Run, watch: Watch) -> str:
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
+        if run.tasks and not last and run.tasks.due(state.step):
+            watch.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
         if ended_early or (asked is Asked.END and state.step < run.total_steps):
@@ -76,7 +81,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
     shares = run.plan.share(step, group.replica, group.replicas)
-    targets = run.plan.step_targets(step)
+    targets, weight = run.plan.step_targets(step), run.plan.step_weight(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
     routers = getattr(run.module, "routers", None)
@@ -85,9 +90,13 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         routers.taken()
     if run.set_losses is not None:
         run.set_losses.zero_()
-    summed, tokens = accumulate(run, shares, targets)
-    balanced = routers.taken() / max(targets, 1) if routers else 0.0
-    mine = (summed, tokens, balanced) if group.counts else (0.0, 0, 0.0)
+    if run.comparison is not None:
+        _begin(run, run.comparison, shares)
+    summed, tokens = accumulate(run, shares, weight)
+    balanced = routers.taken() / max(weight, 1) if routers else 0.0
+    measured = [] if run.comparison is None else list(run.comparison.sums)
+    mine = (summed, tokens, balanced, *measured)
+    mine = mine if group.counts else (0.0,) * len(mine)
     joined = group.joined(*mine, asked if group.leads else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
@@ -95,7 +104,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     clipped = clip_gradients(run.module.parameters(), limit, norm_of)
     # the only time in a step that the device is waited for
     numbers = torch.cat([joined, clipped.to(joined).reshape(1)]).tolist()
-    loss, all_tokens, balance, heard, norm = numbers
+    loss, all_tokens, balance, *sums, heard, norm = numbers
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:
@@ -108,6 +117,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
         **by_set(run, step),
+        **(run.comparison.measures(sums) if run.comparison and finite else {}),
         **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
@@ -119,11 +129,18 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
     }, Asked(int(heard))
 
 
+def _begin(run: Run, comparison: Comparison, shares: list[list[int]]) -> None:
+    """Measure anew, and estimate the KL that the step is taken with."""
+    comparison.sums.zero_()
+    other = run.plan.share(run.state.step, 0, 1)[0]
+    comparison.estimate_kl(run.module, [(share or other, bool(share)) for share in shares])
+
+
 def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.Tensor, int]:
     """Gradients of this worker's micro-batches; its share of the loss, (), and its tokens.
 
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
-    the whole global batch.
+    the whole global batch; where answers are compared, over comparisons and by their number.
     """
     tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
     total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
@@ -162,6 +179,8 @@ def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
     """The tensors of some rows, on this worker's device."""
+    if run.comparison is not None:
+        return run.comparison.batch(run.comparison.trained(indices))
     batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
     moved = batch.to(run.group.device)
     return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
@@ -177,6 +196,7 @@ def without_targets(batch: Batch) -> Batch:
         batch.sources[:0],
         batch.targets[:0],
         batch.longest,
+        compared=batch.compared and batch.compared.none(),
     )
 
 

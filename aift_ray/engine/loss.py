@@ -21,11 +21,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.data.batches import Batch
-from aift_ray.engine.chunked_loss import summed_cross_entropy
+from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
+from aift_ray.engine.comparison import compare
+from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.packed import Packed, packed
 from aift_ray.models.router_loss import router_loss
+from aift_ray.models.scoring import last_tokens
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -36,26 +39,36 @@ class LossModule(nn.Module):
     Args:
         model: a transformers model, with or without PEFT's adapters.
         noise: NEFTune's alpha: noise on the embeddings in training mode; 0: none.
+        objective: how answers are compared; None: they are trained.
     """
 
-    def __init__(self, model: nn.Module, noise: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, noise: float = 0.0, objective: Objective | None = None
+    ) -> None:
         super().__init__()
-        self.model, self._noise = model, noise
+        self.model, self._noise, self._objective = model, noise, objective
         inner = causal_model(model)
         # the body alone, so that no logits are made for positions that are not trained
         self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
-        self._head = [_Head(inner)]
+        scores = objective is not None and objective.scored
+        self._head = [] if scores else [_Head(inner)]
+        # a wrapper of PEFT may take its place, by this name
+        self._scores: list[Any] = [inner] if scores else []
         self.routers = router_loss(model)
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy summed over the targets of `batch`, and in training the routers' loss."""
+        """Cross-entropy summed over the targets of `batch`, and in training the routers' loss.
+
+        Where answers are compared, the summed loss of the comparisons, (), or, where the batch asks
+        for no more, the log-probabilities of the answers, (documents,).
+        """
         total = self.loss(self.states(batch), batch)
         logits, self._router_logits = self._router_logits, ()
         if self.routers is None or not self.training:
             return total
-        return total + self.routers(logits, batch.mask, len(batch.targets)).to(total.device)
+        return total + self.routers(logits, batch.mask, batch.weight).to(total.device)
 
     def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
@@ -74,12 +87,38 @@ class LossModule(nn.Module):
 
     def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
+        if self._scores:
+            return self._scored(states, batch)
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
-        note = SetLosses(batch) if batch.sets is not None and self.training else None
         targets = batch.targets.to(device)
+        if batch.compared is not None:
+            each = log_probabilities(self._head[0], chosen.to(device), targets)
+            return self._compared(each, batch)
+        note = SetLosses(batch) if batch.sets is not None and self.training else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
+
+    def _compared(self, each: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of answers from the log-probability of each target."""
+        told = batch.compared
+        assert told is not None
+        lengths = told.lengths.to(each.device)
+        # summed in one order, unlike index_add on a GPU
+        logps = torch.segment_reduce(each, "sum", lengths=lengths) if len(lengths) else each
+        if told.bare:
+            return logps
+        assert self._objective is not None
+        return compare(self._objective, logps, batch).to(batch.ids.device)
+
+    def _scored(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of answers from the score of each, at its last token."""
+        told, inner = batch.compared, self._scores[0]
+        assert told is not None
+        assert self._objective is not None
+        places = last_tokens(batch.ids, told.ends, inner.config.pad_token_id)
+        found = inner.score(states.flatten(0, 1).index_select(0, places))
+        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.ids.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.models.measuring import measured
+from aift_ray.models.measuring import Measured, measured
 from aift_ray.planning.memory import Work, memory
 from aift_ray.planning.ways import remedy
 
@@ -38,14 +38,18 @@ def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
 
 
 def _parts(run: Run, tokens: int) -> str:
+    model = measured(run.job.location, run.config)
+    return memory(model.shape, work_of(run, model, tokens)).parts
+
+
+def work_of(run: Run, model: Measured, tokens: int) -> Work:
+    """What this worker does in a micro-batch of `tokens` tokens."""
     config = run.config
-    model = measured(run.job.location, config)
-    width = torch.finfo(run.precision.compute).bits // 8
-    work = Work(
+    return Work(
         config.method,
         config.lora.r,
         tokens,
-        width,
+        torch.finfo(run.precision.compute).bits // 8,
         config.training.gradient_checkpointing,
         config.base_bits,
         config.parallel.strategy,
@@ -57,7 +61,6 @@ def _parts(run: Run, tokens: int) -> str:
         dropout=config.lora.lora_dropout > 0,
         gpu=run.group.device.type == "cuda",
     )
-    return memory(model.shape, work).parts
 
 
 def peak_memory_gb(device: torch.device) -> float:

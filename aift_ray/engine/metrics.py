@@ -14,6 +14,17 @@ METRICS, PROGRESS = "metrics.jsonl", ".progress.json"
 STOP, SAVE, END = ".stop", ".save", ".end"
 # what callbacks are told of, a line each
 EVENTS = ".events.jsonl"
+# what is measured where answers are compared, by TRL's names
+ACCURACY = "rewards/accuracies"
+COMPARED = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    ACCURACY,
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+)
 
 
 class Metrics:
@@ -102,29 +113,50 @@ def _spikes(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def plot(folder: Path) -> None:
-    """Draw loss.png from metrics.jsonl: training and evaluation loss by step."""
+    """Draw loss.png from metrics.jsonl: training and evaluation loss by step.
+
+    Where answers are compared, with their rewards below.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read(folder / METRICS)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    compared = any("rewards/margins" in line for line in lines)
+    figure = Figure(figsize=(8, 8 if compared else 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes, *others = figure.subplots(2 if compared else 1, squeeze=False)[:, 0]
     curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("loss", "training loss", {"color": "#7aa6d8", "linewidth": 1.2}),
         ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o", "markersize": 4}),
     )
+    _draw(axes, lines, curves)
+    spikes = _spikes(lines)
+    if spikes:
+        axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
+    axes.set_ylabel("loss per comparison" if compared else "loss per supervised token (nats)")
+    axes.set_ylim(bottom=0)
+    if others:
+        _draw(others[0], lines, _REWARDS)
+        others[0].set_ylabel("reward")
+    for each in (axes, *others):
+        each.set_xlabel("step")
+        each.grid(alpha=0.3)
+        if each.lines:
+            each.legend()
+    figure.savefig(folder / "loss.png", dpi=120)
+
+
+_REWARDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("rewards/chosen", "chosen", {"color": "#7aa6d8", "linewidth": 1.2}),
+    ("rewards/rejected", "rejected", {"color": "#d8a67a", "linewidth": 1.2}),
+    ("rewards/margins", "margin", {"color": "#555555", "linewidth": 1.2}),
+    ("eval_rewards/margins", "margin, evaluation", {"color": "#c0392b", "marker": "o"}),
+)
+
+
+def _draw(axes: Any, lines: list[dict[str, Any]], curves: Any) -> None:
+    """Draw curves of (name in the lines, label, style)."""
     for name, label, style in curves:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    spikes = _spikes(lines)
-    if spikes:
-        axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss per supervised token (nats)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(folder / "loss.png", dpi=120)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aift_ray.config import RunConfig
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 
 
@@ -50,9 +50,13 @@ def plan_batches(
         packed: whether the model takes packed rows; without, none are filled.
         set_of: the set of a mixture that each of `rows` is of; None without a mixture.
     """
+    targets = rows.targets[indices]
+    if config.objective == "kto":
+        # every second row has the answer to another prompt, which is not trained
+        targets[1::2] = 0
     return BatchPlan(
         rows.lengths[indices],
-        rows.targets[indices],
+        targets,
         indices,
         config.micro_batch,
         global_batch,
@@ -60,6 +64,9 @@ def plan_batches(
         length if packed and config.data.packing == "fill" else None,
         None if set_of is None else set_of[indices],
         tuple(config.data.mixture),
+        1 if config.objective == "sft" else 2,
+        config.data.tokens_per_micro_batch,
+        not packed or config.data.packing == "false",
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SetLosses:
-    """Adds the losses of a mixture's sets to their sums, beside what is trained."""
+    """Adds the losses of a batch's sets to their sums, beside the loss of the whole."""
 
     def __init__(self, batch: Batch) -> None:
         self._sets, self._sums = batch.sets, batch.set_losses

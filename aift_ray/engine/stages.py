@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 STAGE = ".stage.json"
 LOADING, TRYING = "loading the model", "trying the longest micro-batch"
+REFERENCE = "computing the log-probabilities of the reference model"
 EVALUATING, FIRST_STEP = "evaluating the untrained model", "taking the first step"
 SAVING = "saving the trained model"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
 import torch.distributed as dist
 
-from aift_ray.engine.build import Run
 from aift_ray.engine.job import Job
 from aift_ray.engine.worker import Report, nothing, work
 from aift_ray.errors import ConfigError, Problem
@@ -36,7 +36,7 @@ def leads() -> bool:
     return os.environ["RANK"] == "0"
 
 
-def join_and_work(job: Job, watch: Report = nothing) -> Run:
+def join_and_work(job: Job, watch: Report = nothing) -> None:
     """Do this process's share of `job` as a worker of torchrun's group.
 
     Args:
@@ -54,6 +54,8 @@ def join_and_work(job: Job, watch: Report = nothing) -> Run:
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         group = Group(dist.get_rank(), dist.get_world_size(), device)
-        return work(job, group, watch=watch)
+        work(job, group, watch=watch)
+        # a model that is freed after its process group may wait for workers that have gone
+        gc.collect()
     finally:
         dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aift_ray.engine.estimate import estimated
 from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
 from aift_ray.parallel.group import Group
 
@@ -26,16 +27,22 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "last_loss": session.last.get("loss"),
         "eval_loss_before": state.eval_loss_before,
         "eval_loss": session.eval_loss,
+        "eval_accuracy_before": state.eval_accuracy_before,
+        "eval_accuracy": session.eval_accuracy,
         "exact_match_before": state.exact_match_before,
         "exact_match": session.exact_match,
+        "tasks_before": state.tasks_before,
+        "tasks": session.tasks,
         "tokens_per_second": session.tokens / session.seconds if session.seconds else None,
         "peak_memory_gb": peaks,
         "peak_reserved_gb": reserved if on_gpu else None,
         "device_memory_gb": held if on_gpu else None,
         "mfu": session.utilization.mean(),
+        "estimated_tokens_per_second": estimated(run) if group.leads else None,
         "strategy": run.config.parallel.strategy,
         "strategy_why": run.job.why,
         "method": run.config.trained_as,
+        "objective": run.config.objective,
         "precision": run.precision.name,
         "world_size": group.world,
         "start_s": session.start_s,

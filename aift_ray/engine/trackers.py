@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from aift_ray.engine.metrics import replace
+from aift_ray.engine.metrics import COMPARED, replace
 from aift_ray.errors import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ _NAMES = {
     "epoch": "train/epoch",
     "eval_loss": "eval/loss",
     "exact_match": "eval/exact_match",
+    **{name: f"train/{name}" for name in COMPARED},
+    **{f"eval_{name}": f"eval/{name}" for name in COMPARED},
 }
 # {tracker: (module, requirement)}; TensorBoard is always there
 _PACKAGES = {
@@ -75,6 +77,8 @@ class Trackers:
     def log(self, line: dict[str, Any]) -> None:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
+        # scores of tasks are named TASK/SCORE
+        found |= {f"eval/{name}": value for name, value in line.items() if "/" in name}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data import cache
-from aift_ray.engine import loop, run_errors, stages
+from aift_ray.engine import final_model, loop, run_errors, stages
 from aift_ray.engine.build import Run, build, rebuild
-from aift_ray.engine.card import FILE as CARD
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.export import write_model, write_whole
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
-from aift_ray.engine.metrics import END, SAVE, STOP, Metrics, plot, tell, write_json
-from aift_ray.engine.saving import final_weights, streams
+from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.storage import Store, newest
-from aift_ray.engine.streaming import Streams
 from aift_ray.engine.summary import summarized
+from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.trackers import Trackers
 from aift_ray.engine.utilization import Utilization
 from aift_ray.engine.writing import Writing
 from aift_ray.errors import TrainingError
-from aift_ray.models.folders import load_config
-from aift_ray.models.wrappers import is_wrapper
 from aift_ray.parallel.group import Group
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,7 +73,9 @@ def work(
         if run.state.step == 0:
             session.evaluate_before()
         stages.tell(job.output, group, stages.FIRST_STEP)
-        hooks = loop.Watch(session.logged, session.asked, session.save, session.evaluate)
+        hooks = loop.Watch(
+            session.logged, session.asked, session.save, session.evaluate, session.score
+        )
         session.finish(loop.train(run, hooks))
     group.barrier()
     return run
@@ -126,8 +120,9 @@ class _Session:
     start_s: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     eval_loss: float | None = None
+    eval_accuracy: float | None = None
     exact_match: float | None = None
-    card: str = ""
+    tasks: TaskScores | None = None
 
     def __post_init__(self) -> None:
         self.utilization = Utilization(self.run)
@@ -166,20 +161,31 @@ class _Session:
         return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
 
     def evaluate_before(self) -> None:
-        """Loss and exact match of the untrained model."""
+        """Loss, exact match and task scores of the untrained model."""
         run = self.run
-        if run.evaluator is None:
+        if run.evaluator is None and run.tasks is None:
             return
         stages.tell(run.job.output, run.group, stages.EVALUATING)
-        run.state.eval_loss_before = run.evaluator.loss(run.module)
-        run.state.exact_match_before = self._exact_match()
-        self._evaluated(0, run.state.eval_loss_before, run.state.exact_match_before)
+        if run.evaluator:
+            run.state.eval_loss_before = run.evaluator.loss(run.module)
+            run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
+            run.state.exact_match_before = self._exact_match()
+        if run.tasks:
+            run.state.tasks_before = run.tasks.scores(run.module)
+        state = run.state
+        self._evaluated(0, state.eval_loss_before, state.exact_match_before, state.tasks_before)
+
+    def score(self) -> None:
+        """Score the tasks, between two steps."""
+        assert self.run.tasks
+        self._evaluated(self.run.state.step, tasks=self.run.tasks.scores(self.run.module))
 
     def evaluate(self) -> bool:
         """Evaluate; whether training should stop because it no longer gets better."""
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
         self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
         if self.eval_loss is None:
@@ -216,16 +222,17 @@ class _Session:
                 rebuild(run, run.job.checkpoints / f"step-{best}")
                 self.eval_loss = run.state.best_loss
             self.exact_match = self._exact_match()
-            if self.exact_match is not None:
-                self._evaluated(run.state.step, None, self.exact_match)
+            self.tasks = run.tasks.scores(run.module) if run.tasks else None
+            if self.exact_match is not None or self.tasks:
+                self._evaluated(run.state.step, None, self.exact_match, self.tasks)
         summary = summarized(self, status)
         if not interrupted:
             stages.tell(run.job.output, run.group, stages.SAVING)
             prepared = cache.load(run.job.cache)
             counts = (prepared.train, prepared.eval)
             held_out = len(prepared.rows("train")) - len(run.plan.indices)
-            self.card = card(run.config, run.job.location, counts, held_out, summary)
-            self._write_final(run.job.output / "model")
+            text = card(run.config, run.job.location, counts, held_out, summary)
+            final_model.write(run, self.writing, text)
         if self.metrics is None:
             return
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
@@ -241,9 +248,18 @@ class _Session:
             return None
         return run.evaluator.exact_match(run.module)
 
-    def _evaluated(self, step: int, loss: float | None, exact_match: float | None) -> None:
+    def _evaluated(
+        self,
+        step: int,
+        loss: float | None = None,
+        exact_match: float | None = None,
+        tasks: TaskScores | None = None,
+    ) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
+        if loss is not None and self.run.evaluator:
+            found |= {f"eval_{k}": v for k, v in self.run.evaluator.measures.items()}
         line = {name: value for name, value in found.items() if value is not None}
+        line |= by_name(tasks or {})
         if self.metrics and line:
             epoch = round(self.run.plan.epoch(step), 6)
             whole = {"step": step, "epoch": epoch, **line, "time": time.time()}
@@ -251,36 +267,6 @@ class _Session:
             if self.run.job.events:
                 tell(self.run.job.output, "evaluate", whole)
         self.watch(line)
-
-    def _write_final(self, folder: Path) -> None:
-        """Write the final model: tensor by tensor where it is shared out and can be."""
-        run, parts = self.run, streams(self.run)
-        if parts:
-            self.writing.streamed(parts, lambda _: self._write_model(folder, None, parts))
-            return
-        weights = final_weights(run)
-        if self.writing.saver:
-            self._write_model(folder, weights)
-
-    def _write_model(
-        self, folder: Path, weights: dict[str, torch.Tensor] | None, parts: Streams | None = None
-    ) -> None:
-        run, scratch = self.run, folder.with_name(".model.partial")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        full, place = run.config.method == "full", run.job.location
-        told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
-        with parts.ending() if parts else nullcontext():
-            if full and is_wrapper(load_config(place)):
-                give = partial(parts.give, "model") if parts else None
-                write_whole(*told, place, weights, give)
-            else:
-                dtype = run.precision.compute if full else None
-                streamed = partial(parts.write, "model", dtype=dtype) if parts else None
-                write_model(*told, dtype, weights, streamed, final=True, base=place)
-        (scratch / CARD).write_text(self.card, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
 
     def _saving(self) -> dict[str, Any]:
         """What saving cost, and what of it could not be copied."""

@@ -88,12 +88,12 @@ class Opened:
     """A loaded model.
 
     Attributes:
-        context: tokens that it takes.
+        context: tokens that it takes; None: any number.
     """
 
     model: Any
     prompts: PromptEncoder
-    context: int
+    context: int | None
 
 
 def open_candidate(place: Place, name: str, dtype: str, device: torch.device) -> Opened:
@@ -111,4 +111,4 @@ def open_candidate(place: Place, name: str, dtype: str, device: torch.device) ->
     model: Any = loading.load_model(place.base, kind, attention, None, {"": device})
     if place.adapter:
         model = reload_adapters(model, str(place.adapter), trainable=False)
-    return Opened(model.eval(), prompts, folders.context(model.config) or 2**31)
+    return Opened(model.eval(), prompts, folders.context(model.config))

@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aift_ray.evaluation import harness
 from aift_ray.evaluation.candidates import Candidate, open_candidate
-from aift_ray.evaluation.encoding import ItemEncoder
 from aift_ray.evaluation.generation import Written, write
-from aift_ray.evaluation.items import Item
 from aift_ray.evaluation.likelihood import Likelihoods
-from aift_ray.evaluation.scores import (
+from aift_ray.tasks.encoding import ItemEncoder
+from aift_ray.tasks.harness import HarnessTask
+from aift_ray.tasks.items import Item
+from aift_ray.tasks.scores import (
+    Score,
     answer_scores,
     best,
     choice_scores,
     text_scores,
 )
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.task import Task
 
 # items whose likelihoods are computed between two reports
 _ITEMS = 256
@@ -34,6 +37,7 @@ class Work:
 
     task: Task
     items: list[Item]
+    harness: HarnessTask | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,16 @@ class Evaluator:
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         opened = open_candidate(candidate.place, candidate.name, options.dtype, device)
         self._name, self._options = candidate.name, options
-        self._model = opened.model
+        self._opened, self._model = opened, opened.model
         self._encoder = ItemEncoder(opened.prompts, opened.context)
         self._likelihoods = Likelihoods(opened.model, options.tokens_per_batch)
 
     def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
         """The samples of the items, some at a time, in any order."""
         for work in works:
+            if work.harness:
+                yield harness.run(self._opened, self._name, work.task, work.items, work.harness)
+                continue
             kinds = {"choice": self._choices, "text": self._texts, "generate": self._answers}
             yield from kinds[work.task.kind](work.task, work.items)
 
@@ -136,7 +143,7 @@ class Evaluator:
 
 def answered(name: str, task: Task, item: Item, written: Written) -> Sample:
     """The sample of an answer that was written."""
-    answer, scores = answer_scores(task, written.text, item.answers)
+    answer, scores = answer_scores(task, written.text, item.answers, item.instructions)
     sample = _sample(name, task, item, scores)
     return sample | {
         "answers": list(item.answers),
@@ -147,7 +154,7 @@ def answered(name: str, task: Task, item: Item, written: Written) -> Sample:
     }
 
 
-def _sample(name: str, task: Task, item: Item, scores: dict[str, tuple[float, float]]) -> Sample:
+def _sample(name: str, task: Task, item: Item, scores: dict[str, Score]) -> Sample:
     return {
         "task": task.name,
         "model": name,

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.evaluation.encoding import ItemEncoder
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.requests import Request, Sampling
+from aift_ray.tasks.encoding import ItemEncoder
+from aift_ray.tasks.scores import cut_at
 
 _PREFIX_MEMORY = 256 * 2**20
 # tokens between two looks for a stop string in the text
@@ -87,9 +88,3 @@ async def _answer(
     text = encoder.decode(ids)
     found = cut_at(text, stop)
     return Written(found[0] if found else text, len(ids), "stop")
-
-
-def cut_at(text: str, stop: Sequence[str]) -> tuple[str] | None:
-    """The text before the first stop string; None where there is none."""
-    places = [at for at in (text.find(each) for each in stop) if at >= 0]
-    return (text[: min(places)],) if places else None

@@ -12,7 +12,7 @@ from typing import Any
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.evaluation.candidates import Candidate
 from aift_ray.evaluation.evaluator import Sample, Work
-from aift_ray.evaluation.task_files import LoadedTask
+from aift_ray.tasks.task_files import LoadedTask
 
 SAMPLES, REPORT = "samples.jsonl", "report.html"
 _PARTIAL = ".samples.partial.jsonl"
@@ -34,7 +34,10 @@ def check(output: Path, overwrite: bool) -> list[Problem]:
 
 def digest(candidate: Candidate, loaded: LoadedTask, settings: dict[str, Any]) -> str:
     """sha256, in hex, of what a task's samples of a model depend on."""
-    parts: list[Any] = [candidate.name, settings, loaded.task.model_dump(mode="json")]
+    # what a judge says of an answer is asked again by itself
+    task = loaded.task.model_dump(mode="json", exclude={"scores", "judge"})
+    computed = [score for score in loaded.task.computed if score not in loaded.task.judged]
+    parts: list[Any] = [candidate.name, settings, task, computed, loaded.harness]
     parts += [repr(item) for item in loaded.items]
     if candidate.place:
         folders = [candidate.place.base, candidate.place.tokenizer, candidate.place.adapter]
@@ -77,7 +80,11 @@ class Record:
     def missing(self, model: str, loaded: LoadedTask) -> Work:
         """The items of a task of which there is no sample yet."""
         there = self.samples[model, loaded.task.name]
-        return Work(loaded.task, [item for item in loaded.items if item.index not in there])
+        missing = [item for item in loaded.items if item.index not in there]
+        if loaded.harness and missing:
+            # the harness draws its examples for all rows in one go
+            return Work(loaded.task, loaded.items, loaded.harness)
+        return Work(loaded.task, missing)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Keep samples, on disk too."""

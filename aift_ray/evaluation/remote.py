@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
-
-import httpx
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example
-from aift_ray.errors import AiftError, ConfigError, Problem
+from aift_ray.errors import AiftError
+from aift_ray.evaluation.api import Api, read_key
 from aift_ray.evaluation.evaluator import Sample, Work, answered
 from aift_ray.evaluation.generation import Written
-from aift_ray.evaluation.items import Item
-from aift_ray.evaluation.scores import best, choice_scores, text_scores
-from aift_ray.evaluation.task import Task
-
-# seconds for an answer
-_TIMEOUT = 600.0
-_TRIES = 4
+from aift_ray.tasks.items import Item
+from aift_ray.tasks.scores import Score, best, choice_scores, text_scores
+from aift_ray.tasks.task import Task
 
 
 class RemoteEvaluator:
@@ -33,19 +25,8 @@ class RemoteEvaluator:
 
     def __init__(self, config: EvaluateConfig, model: str) -> None:
         self._model, self._threads = model, config.max_concurrent
-        key = os.environ.get("OPENAI_API_KEY", "")
-        if config.api_key_file:
-            try:
-                lines = Path(config.api_key_file).expanduser().read_text("utf-8").splitlines()
-            except OSError as error:
-                what = f"{config.api_key_file} can't be read: {error.strerror}"
-                raise ConfigError([Problem("api_key_file", what)]) from None
-            keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            key = keys[0] if keys else ""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(
-            base_url=str(config.base_url).rstrip("/"), headers=headers, timeout=_TIMEOUT
-        )
+        key = read_key("api_key_file", config.api_key_file, ("OPENAI_API_KEY",))
+        self._api = Api(str(config.base_url), model, key)
 
     def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
         """The samples of the items, in any order.
@@ -97,10 +78,10 @@ class RemoteEvaluator:
             body["stop"] = task.stop
         if isinstance(item.prompt, Example):
             messages = _messages(item.prompt)
-            choice = self._post("/chat/completions", body | {"messages": messages})
+            choice = self._api.chat(messages, body)
             text = choice["message"]["content"] or ""
         else:
-            choice = self._post("/completions", body | {"prompt": item.prompt})
+            choice = self._api.choice("/completions", body | {"prompt": item.prompt})
             text = choice["text"]
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
         return answered(self._model, task, item, Written(text, 0, finish))
@@ -111,7 +92,7 @@ class RemoteEvaluator:
         A token that holds the end of the prompt and the beginning of the continuation counts.
         """
         body = {"prompt": prompt + continuation, "echo": True, "logprobs": 1, "max_tokens": 1}
-        found = self._post("/completions", body | {"temperature": 0})["logprobs"]
+        found = self._api.choice("/completions", body | {"temperature": 0})["logprobs"]
         if not found or not found.get("text_offset"):
             raise AiftError(f"{self._model}: the API gives no logprobs of the prompt (echo)")
         whole, values, offsets = (
@@ -127,25 +108,7 @@ class RemoteEvaluator:
         ]
         return sum(chosen), len(chosen)
 
-    def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the answer."""
-        for attempt in range(_TRIES):
-            try:
-                answer = self._client.post(route, json={"model": self._model, **body})
-            except httpx.HTTPError as error:
-                if attempt + 1 == _TRIES:
-                    raise AiftError(f"{self._client.base_url} can't be reached: {error}") from None
-                continue
-            if answer.status_code in (429, 503) and attempt + 1 < _TRIES:
-                _wait(answer)
-                continue
-            if answer.status_code >= 400:
-                raise AiftError(f"{self._client.base_url}: {answer.status_code}: {_said(answer)}")
-            choice: dict[str, Any] = answer.json()["choices"][0]
-            return choice
-        raise AssertionError("unreachable")
-
-    def _sample(self, task: Task, item: Item, scores: dict[str, tuple[float, float]]) -> Sample:
+    def _sample(self, task: Task, item: Item, scores: dict[str, Score]) -> Sample:
         return {
             "task": task.name,
             "model": self._model,
@@ -163,15 +126,3 @@ def _messages(example: Example) -> list[dict[str, str]]:
     if example.input:
         question += f"\n\n{example.input}"
     return [{"role": "user", "content": question}]
-
-
-def _wait(answer: httpx.Response) -> None:
-    after = answer.headers.get("retry-after", "1")
-    time.sleep(min(float(after), 30.0) if after.replace(".", "").isdecimal() else 1.0)
-
-
-def _said(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:200]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.evaluation.scores import LOWER_IS_BETTER
+from aift_ray.tasks.scores import row_value
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 # rows of a task that the report shows, those on which the models differ first
@@ -52,7 +53,7 @@ def _rows(
     score = next(iter(found["scores"][task][models[0]]))
     rows = []
     for at in sorted(by_model[0]):
-        values = [_mean(each[at]["scores"][score]) for each in by_model]
+        values = [row_value(score, each[at]["scores"][score]) for each in by_model]
         first = by_model[0][at]
         rows.append(
             {
@@ -61,15 +62,13 @@ def _rows(
                 "expected": _expected(first),
                 "values": values,
                 "answers": [_given(each[at]) for each in by_model],
+                "judged": [_said(each[at]) for each in by_model],
             }
         )
-    lower = score in LOWER_IS_BETTER
+    # a row's part in a correlation is shown as a distance
+    lower = score in LOWER_IS_BETTER or score == "pearson"
     rows.sort(key=lambda row: (-_spread(row["values"]), _worst(row["values"], lower)))
     return {"score": score, "number": len(rows), "rows": rows[:_ROWS]}
-
-
-def _mean(score: list[float]) -> float:
-    return score[0] / score[1] if score[1] else 0.0
 
 
 def _spread(values: list[float]) -> float:
@@ -84,6 +83,12 @@ def _expected(sample: Sample) -> str:
     if "choices" in sample:
         return str(sample["choices"][sample["label"]])
     return " / ".join(sample.get("answers", ()))[:_CHARACTERS]
+
+
+def _said(sample: Sample) -> str:
+    """What the judge said of an answer, all of it."""
+    judged = sample.get("judged", {}).values()
+    return "\n---\n".join(said for each in judged for said in each["said"])[-_CHARACTERS:]
 
 
 def _given(sample: Sample) -> str:

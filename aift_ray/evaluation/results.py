@@ -8,10 +8,10 @@ from typing import Any
 
 from aift_ray import __version__
 from aift_ray.config import EvaluateConfig
+from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.evaluation.scores import LOWER_IS_BETTER
-from aift_ray.evaluation.statistics import Difference, difference, estimate, holm
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.statistics import Difference, difference, estimate, holm
+from aift_ray.tasks.task import Task
 
 Samples = Mapping[tuple[str, str], Mapping[int, Sample]]
 
@@ -30,7 +30,9 @@ def results(
     }
     return {
         "version": __version__,
-        "settings": config.model_dump(mode="json", exclude={"overwrite", "api_key_file"}),
+        "settings": config.model_dump(
+            mode="json", exclude={"overwrite", "api_key_file", "judge_key_file"}
+        ),
         "models": list(models),
         "tasks": {task.name: task.model_dump(mode="json") for task in tasks},
         "scores": scores,
@@ -47,8 +49,9 @@ def _scores(
         table = [rows[at]["scores"][name] for at in sorted(rows)]
         value = estimate(name, table, config.confidence, config.resamples, config.seed)
         found[name] = asdict(value)
-    if task.kind == "generate":
-        answers = list(rows.values())
+    answers = list(rows.values())
+    # the harness tells nothing of how an answer ended
+    if task.kind == "generate" and "finish" in answers[0]:
         cut = sum(each["finish"] == "length" for each in answers) / len(answers)
         length = sum(len(each["written"]) for each in answers) / len(answers)
         repeated = sum(repetition(each["written"]) for each in answers) / len(answers)

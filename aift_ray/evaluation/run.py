@@ -16,23 +16,18 @@ from rich.text import Text
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
-from aift_ray.evaluation import record, report, results
+from aift_ray.evaluation import judging, record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
-from aift_ray.evaluation.task_files import LoadedTask
 from aift_ray.launch import display
+from aift_ray.tasks import libraries
+from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 
 # seconds between two lines of progress
 _PROGRESS_S = 5.0
-_NEEDS = {
-    "character_f1": "rapidfuzz",
-    "rouge_l": "sacrebleu[ja]",
-    "chrf": "sacrebleu",
-    "bleu": "sacrebleu[ja]",
-}
 
 
 def run(
@@ -51,8 +46,10 @@ def run(
         candidates = find_candidates(config)
     except UserError as error:
         problems += error.problems
-    problems += _libraries(tasks)
+    problems += judging.refused(config, tasks, len(candidates))
+    problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
+        problems += [_harness_api(t) for t in tasks if t.harness]
         problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
         problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
     if problems:
@@ -84,19 +81,9 @@ def _output(config: EvaluateConfig) -> Path:
     return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
 
 
-def _libraries(tasks: Sequence[LoadedTask]) -> list[Problem]:
-    """Scores whose libraries are not installed."""
-    from importlib.util import find_spec
-
-    found = []
-    for loaded in tasks:
-        for score in loaded.task.computed:
-            library = _NEEDS.get(score, "").split("[")[0]
-            if library and not find_spec(library):
-                what = f"{score} needs {library}, which is not installed"
-                remedy = 'pip install "aift-ray[evaluate]"'
-                found.append(Problem(f"task {loaded.task.name}", what, remedy))
-    return found
+def _harness_api(loaded: LoadedTask) -> Problem:
+    what = "tasks of lm-evaluation-harness run on models that are loaded here"
+    return Problem(f"task {loaded.task.name}", what, "give model folders in place of --base-url")
 
 
 def _chat_choice(loaded: LoadedTask) -> Problem:
@@ -141,6 +128,11 @@ def _samples(
                 for part in _computed(config, candidate, works, notes):
                     kept.add(part)
                     progress.add(len(part))
+        models = [candidate.name for candidate in candidates]
+        asked = [loaded.task for loaded in tasks]
+        notes += judging.judge(
+            config, models, asked, kept.samples, kept.add, lambda *who: _Progress(*who).add
+        )
     except KeyboardInterrupt:
         command = f"--output {output}" if config.output else f"--output {output}, and the rest"
         raise Interrupted(f"stopped; go on with the same command and {command}", 130) from None
@@ -193,6 +185,9 @@ def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
     for first in range(number):
         share = []
         for work in works:
+            if work.harness:
+                share += [work] if first == 0 else []
+                continue
             items = sorted(work.items, key=lambda item: len(item.shown_prompt))
             if items[first::number]:
                 share.append(Work(work.task, items[first::number]))
@@ -235,6 +230,8 @@ def _show_plan(
         rows.append((f"task {task.name}", how))
     if config.base_url:
         rows.append(("API", config.base_url))
+    if config.judge_url:
+        rows.append(("judge", f"{config.judge_model} at {config.judge_url}"))
     rows.append(("output", str(output)))
     display.table("plan", rows)
 

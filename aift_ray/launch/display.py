@@ -9,23 +9,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aift_ray.config.preference import REFERENCED, answers_of
 from aift_ray.data.notes import told
 from aift_ray.planning.layout import HOST
+from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
+    from aift_ray.config import RunConfig
     from aift_ray.data.encoding import Counts
     from aift_ray.launch.prepare import Preparation
 
 console = Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
 _PREVIEW_RUN = 160
+# what the token rows of a comparison are called
+_ANSWERS = {
+    "one": ("",),
+    "pair": (", chosen", ", rejected"),
+    "label": (", answer", ", with the answer of another row for the KL"),
+}
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column()
+    grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, Text(value))
     console.print(grid)
@@ -43,6 +52,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
             "method",
             f"{config.trained_as}, {run.trained_parameters:,} trained parameters (computed)",
         ),
+        *_objective(config),
         ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
         ("training rows", _counts(run.prepared.train)),
     ]
@@ -57,13 +67,17 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
     rows += [("mixture", line) for line in _mixture(run)]
-    unit = "rows filled" if config.data.packing == "fill" else "examples"
+    unit = "examples" if config.objective == "sft" else "comparisons"
+    unit = "rows filled" if config.data.packing == "fill" else unit
     rows += [
-        ("step", f"{plan.global_batch} {unit}, {config.micro_batch} a micro-step and worker"),
+        ("step", f"{plan.global_batch} {unit}, {_micro_step(run, most)}"),
         ("steps", f"{run.steps} ({plan.steps_per_epoch} an epoch)"),
         ("learning rate", run.rate),
         ("packing", _packing(run)),
     ]
+    for each in run.job.tasks:
+        scores = ", ".join(each.task.computed)
+        rows.append((f"task {each.task.name}", f"{len(each.items):,} rows, {scores}"))
     rows += [("strategy", line) for line in run.job.why]
     if run.memory:
         need = f"{run.memory.total / 2**30:.2f} GiB (computed: {run.memory.parts})"
@@ -79,6 +93,19 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         console.print(f"note: {warning}", style="yellow", markup=False)
 
 
+def _objective(config: RunConfig) -> list[tuple[str, str]]:
+    """What answers are compared by; nothing where they are trained."""
+    name, how = config.objective, config.preference
+    if name == "sft":
+        return []
+    words: list[str] = [name]
+    if name != "reward":
+        words.append(f"beta {how.beta_of(name):g}")
+    if name in REFERENCED:
+        words.append(f"against {how.reference or 'the model as the run begins'}")
+    return [("objective", ", ".join(words))]
+
+
 def laid_out(layout: dict[str, int], strategy: str) -> str:
     """How many blocks lie on each device or stage."""
     # what is no block: embeddings, last norm, output layer
@@ -86,6 +113,14 @@ def laid_out(layout: dict[str, int], strategy: str) -> str:
     kind = "stage" if strategy == "pipeline" else "GPU"
     places = {n: "the host" if n == HOST else f"{kind} {n}" for n in numbers}
     return ", ".join(f"{numbers.count(n)} blocks on {name}" for n, name in places.items())
+
+
+def _micro_step(run: Preparation, workers: int) -> str:
+    config = run.job.config
+    most = config.data.tokens_per_micro_batch
+    each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.apart)
+    return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 
 def _gibs(sizes: list[float]) -> str:
@@ -99,7 +134,7 @@ def _packing(run: Preparation) -> str:
         return f"padded: layers of this family can't tell packed documents apart{kept}"
     if packing != "fill":
         return packing
-    examples = len(run.plan.indices) / max(1, len(run.plan.units))
+    examples = len(run.plan.indices) / run.plan.together / max(1, len(run.plan.units))
     return f"fill, {examples:.1f} examples a row"
 
 
@@ -135,9 +170,11 @@ def show_preview(run: Preparation, number: int = 3) -> None:
     rows = run.prepared.rows("train")
     tokenizer = run.encoder.tokenizer
     console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
-    for index in run.plan.indices[:number].tolist():
+    together, names = run.plan.together, _ANSWERS[answers_of(run.job.config.objective)]
+    for at, index in enumerate(run.plan.indices[: number * together].tolist()):
         ids, flags = rows.row(index)
-        line = Text(f"{rows.place(index)} ({len(ids)} tokens): ", style="dim")
+        name = names[at % together]
+        line = Text(f"{rows.place(index)}{name} ({len(ids)} tokens): ", style="dim")
         shown = start = 0
         for at in range(1, len(ids) + 1):
             if shown < _PREVIEW_TOKENS and (at == len(ids) or flags[at] != flags[start]):
@@ -161,6 +198,19 @@ def _shortened(tokenizer: Any, ids: list[int]) -> str:
     return f"{head} … {left_out:,} tokens … {tail}"
 
 
+def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of tasks, before and after."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            low, high = (score_shown(score, found[end]) for end in ("low", "high"))
+            first = before.get(task, {}).get(score)
+            began = f"{score_shown(score, first['value'])} before, " if first else ""
+            after = f"{score_shown(score, found['value'])} after [{low}, {high}]"
+            rows.append((f"{task} {score}", began + after))
+    return rows
+
+
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
@@ -170,6 +220,8 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("loss, last step", "last_loss", "{:.4f}"),
         ("held-out loss before", "eval_loss_before", "{:.4f}"),
         ("held-out loss after", "eval_loss", "{:.4f}"),
+        ("margin accuracy before", "eval_accuracy_before", "{:.1%}"),
+        ("margin accuracy after", "eval_accuracy", "{:.1%}"),
         ("exact match before", "exact_match_before", "{:.1%}"),
         ("exact match after", "exact_match", "{:.1%}"),
         ("tokens a second", "tokens_per_second", "{:,.0f}"),
@@ -182,6 +234,11 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
     for label, name, form in pairs:
         if summary.get(name) is not None:
             rows.append((label, form.format(summary[name])))
+    rate, computed = summary.get("tokens_per_second"), summary.get("estimated_tokens_per_second")
+    if rate and computed:
+        reached = f"{computed:,.0f} tokens a second (computed); {rate / computed:.2f} of it reached"
+        rows.append(("estimate", reached))
+    rows += _task_rows(summary)
     memory = summary.get("peak_memory_gb")
     if memory:
         rows.append(("peak memory", _gibs(memory)))

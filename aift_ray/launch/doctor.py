@@ -17,6 +17,7 @@ from aift_ray.config import DoctorConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import cluster, display, passing
 from aift_ray.launch.probe import Probe
+from aift_ray.planning.rates import Rates, keep
 from aift_ray.utils.files import filesystem
 from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
 from aift_ray.utils.machine import Machine
@@ -65,21 +66,23 @@ def run(config: DoctorConfig, dry_run: bool) -> int:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    machines, findings = _looked([] if dry_run else config.storage, alone=dry_run)
+    if dry_run:
+        config = config.model_copy(update={"storage": [], "bench": False})
+    machines, findings = _looked(config, alone=dry_run)
     well = not any(f.level == "problem" for f in findings)
     _tell(config.as_json, machines, findings, well)
     return 0 if well else 1
 
 
-def _looked(storage: list[str], alone: bool) -> tuple[list[Machine], list[Finding]]:
+def _looked(config: DoctorConfig, alone: bool) -> tuple[list[Machine], list[Finding]]:
     """What was found on all nodes; on this machine where there is no cluster."""
     if alone or "RAY_ADDRESS" not in os.environ:
-        return _look([_here()], storage)
+        return _look([_here()], config)
     try:
         with cluster.cluster():
-            return _look(_nodes(), storage)
+            return _look(_nodes(), config)
     except ConfigError as error:
-        machines, findings = _look([_here()], storage)
+        machines, findings = _look([_here()], config)
         found = [
             Finding("", "ray", "problem", f"{each.where} {each.what}", each.remedy)
             for each in error.problems
@@ -127,7 +130,7 @@ def _asking(actor: Any) -> Ask:
     return ask
 
 
-def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Finding]]:
+def _look(nodes: list[Node], config: DoctorConfig) -> tuple[list[Machine], list[Finding]]:
     asked = [(node, node.ask("machine")) for node in nodes]
     machines, findings, living = [], list[Finding](), []
     for node, answer in asked:
@@ -145,8 +148,10 @@ def _look(nodes: list[Node], storage: list[str]) -> tuple[list[Machine], list[Fi
         findings += of_versions(machines)
     findings += _network(living)
     findings += of_clocks([(node.name, *_offset(node)) for node in living])
-    for place in storage:
+    for place in config.storage:
         findings += _storage(living, place)
+    if config.bench:
+        findings += _bench(living, machines)
     return machines, findings
 
 
@@ -162,6 +167,30 @@ def _exchange(nodes: list[Node], machines: list[Machine]) -> Iterator[Finding]:
         # twice: with peer-to-peer and without
         why = answer(2 * _EXCHANGE + _PATIENCE)
         yield of_exchange(node.name, gpus, why)
+
+
+def _bench(nodes: list[Node], machines: list[Machine]) -> Iterator[Finding]:
+    """What the devices of each node reach; the slowest is kept for plans."""
+    found: list[Rates] = []
+    # in turn: the processes of one machine would disturb each other
+    for node, machine in zip(nodes, machines, strict=True):
+        rates = node.ask("bench", len(machine.gpus))(_PATIENCE * max(1, len(machine.gpus)))
+        if rates is None:
+            yield Finding(node.name, "bench", "note", "no answer in time", "try again without load")
+            continue
+        found += rates
+        for each in rates:
+            yield Finding(node.name, "bench", "ok", _told(each))
+    if found:
+        slowest = min(found, key=lambda each: (each.host is None, each.tflops["bf16"]))
+        file = keep(slowest)
+        yield Finding(nodes[0].name, "bench", "ok", f"kept in {file}: aift-ray plan --gpu measured")
+
+
+def _told(rates: Rates) -> str:
+    products = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.tflops.items())
+    host = f", {rates.host:.3g} GB/s from the host" if rates.host else ""
+    return f"{rates.name}: TFLOPS {products}; memory {rates.bandwidth:.3g} GB/s{host}"
 
 
 def _offset(node: Node) -> tuple[float, float]:

@@ -85,7 +85,11 @@ def answer_tokens(config: RunConfig) -> int:
     """Tokens of the prompts and answers that an evaluation makes at once."""
     training = config.training
     rows = min(training.exact_match_rows, training.exact_match_batch_size)
-    return rows * (config.data.sequence_length + training.exact_match_max_tokens)
+    matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
+    if not config.evaluation.tasks:
+        return matched
+    # prompts of tasks are of no known length here; most are shorter than a training row
+    return max(matched, config.evaluation.batch_size * config.data.sequence_length)
 
 
 def _on_gpus(config: RunConfig, gpu: bool) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from aift_ray.config import RunConfig
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.loading import skeleton
 from aift_ray.models.pieces import pieces_of

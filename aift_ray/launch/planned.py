@@ -11,12 +11,17 @@ from aift_ray.config import PlanConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.numbers import Numbers, numbers_of
 from aift_ray.planning import advice
-from aift_ray.planning.advice import Machine, Served, Way
+from aift_ray.planning.advice import Machine, Way
 from aift_ray.planning.parts import GIB
+from aift_ray.planning.servers import Served, served
 
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
 _LEFT_OUT = ("host", "copied")
+_BASIS = {
+    False: "Everything is computed, nothing measured",
+    True: "Everything is computed, from rates that were measured",
+}
 
 
 def run(config: PlanConfig) -> int:
@@ -31,12 +36,12 @@ def run(config: PlanConfig) -> int:
         remedy = f"use --sequence-length {numbers.context}"
         raise ConfigError([Problem("sequence_length", f"{what} tokens", remedy)])
     ways = advice.trained(config, numbers.config, numbers.shape)
-    servers = advice.served(config, numbers.config, numbers.shape)
+    held = served(config, numbers.config, numbers.shape)
     if config.as_json:
-        found = as_data(config, numbers, ways, servers)
+        found = as_data(config, numbers, ways, held)
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        print("\n".join(_lines(config, numbers, ways, servers)))
+        print("\n".join(_lines(config, numbers, ways, held)))
     return 0
 
 
@@ -85,13 +90,15 @@ def _lines(
     card = machine.card
     host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
     rows = config.batch_size * config.sequence_length
+    source = "measured" if card.measured else "data sheet"
     lines = [
         f"{config.model}: {numbers.shape.parameters:,} parameters ({numbers.source})",
         f"{machine.gpus} x {card.name}, {machine.room / GIB:.1f} GiB each{host}; "
-        f"{card.tflops:g} TFLOPS, {card.bandwidth:g} GB/s, PCIe {card.pcie:g} GB/s (data sheet)",
+        f"{card.tflops:.4g} TFLOPS, {card.bandwidth:.4g} GB/s, "
+        f"{'from the host' if card.measured else 'PCIe'} {card.pcie:.4g} GB/s ({source})",
         f"{config.method}, {config.gradient_accumulation_steps} micro-steps a worker of "
         f"{config.batch_size} x {config.sequence_length} = {rows:,} tokens",
-        "Everything is computed, nothing measured: memory in GiB a card, speed an estimate.",
+        f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
         *_table(config, ways),
         "",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import DataConfig, RunConfig
+from aift_ray.config.preference import answers_of
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.caches import note_user
 from aift_ray.data.encoding import Encode, encode_in_threads
 from aift_ray.data.place import cache_folder
@@ -21,7 +22,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import caches, fitting, resuming
+from aift_ray.launch import caches, fitting, objective, resuming
 from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
@@ -31,7 +32,11 @@ from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
+
+# tokens of a micro-step from which a GPU computes longer than Python launches
+_BUSY = 1024
 
 
 @dataclass
@@ -83,16 +88,19 @@ def prepare(
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
     """
     _given(config)
+    tasks = in_training.load(config.evaluation)
     location = folders.resolve(config.model)
     model_config = folders.load_config(location)
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
+    beside = objective.settled(config, model_config, encoder.tokenizer)
     # config.yaml must say what was run
     length = config.data.sequence_length = _sequence_length(config, model_config)
     started_from = _adopted(config, location)
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
-    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data))
+    held = answers_of(config.objective)
+    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data), held)
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -117,13 +125,17 @@ def prepare(
         changed=changed,
         why=why,
         layout=_layout(config, location, laid.plan, laid.longest, gpu),
+        **beside,
         flops=Flops.of(model.shape, sizes[1], config.method == "full"),
+        tasks=tasks,
     )
     counts = (laid.plan, laid.steps, laid.rate, laid.held_out)
     result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
     notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
     result.warnings = [*notes, *_warnings(config, result)]
+    if gpu:
+        result.warnings += _small_steps(config, laid.plan, workers)
     return result
 
 
@@ -268,6 +280,19 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
+
+
+def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
+    """A note where a GPU waits for Python, since a micro-step holds few tokens."""
+    held = plan.tokens_per_micro_step(workers // config.parallel.apart)
+    steps = config.training.gradient_accumulation_steps
+    able = config.parallel.strategy != "pipeline" and steps > 1
+    if held >= _BUSY or not able or config.data.tokens_per_micro_batch:
+        return []
+    return [
+        f"a micro-step holds {held:.0f} tokens on average, few for a GPU: "
+        f"--data.tokens_per_micro_batch {2 * _BUSY} fills it, and the global batch stays"
+    ]
 
 
 def _warnings(config: RunConfig, run: Preparation) -> list[str]:

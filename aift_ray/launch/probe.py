@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from pyarrow import fs
 
+from aift_ray.planning.rates import Rates
 from aift_ray.utils.exchange import exchange
 from aift_ray.utils.files import filesystem
 from aift_ray.utils.machine import Machine, look
@@ -30,6 +31,13 @@ class Probe:
         """
         why = exchange(gpus, limit)
         return why, exchange(gpus, limit, NCCL_P2P_DISABLE="1") if why else ""
+
+    def bench(self, gpus: int) -> list[Rates]:
+        """What each of the node's GPUs reaches; without any, a thread of its CPU."""
+        # torch takes seconds to import
+        from aift_ray.utils.bench import measured
+
+        return [measured(number) for number in range(gpus)] or [measured(None)]
 
     def now(self) -> float:
         """Its clock, in seconds since 1970."""

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from aift_ray.engine.metrics import METRICS, PROGRESS
+from aift_ray.engine.metrics import ACCURACY, METRICS, PROGRESS
 from aift_ray.engine.stages import STAGE
 from aift_ray.launch.causes import FAILURES, read_failures
+from aift_ray.tasks.scores import shown as score_shown
 
 _INTERVAL_S, _SHORT_S = 5.0, 3.0
 _WIDE = 100
@@ -107,8 +108,11 @@ class Follower:
         found = []
         if line.get("eval_loss") is not None:
             found.append(f"held-out loss {line['eval_loss']:.4f}")
+        if line.get(f"eval_{ACCURACY}") is not None:
+            found.append(f"margin accuracy {line[f'eval_{ACCURACY}']:.1%}")
         if line.get("exact_match") is not None:
             found.append(f"exact match {line['exact_match']:.1%}")
+        found += [f"{name} {score_shown(name, line[name])}" for name in line if "/" in name]
         if found:
             self._say(f"step {line['step']} evaluated: {', '.join(found)}")
 

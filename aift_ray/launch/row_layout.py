@@ -8,7 +8,7 @@ import numpy as np
 
 from aift_ray.config import RunConfig
 from aift_ray.data import cache
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.engine import schedule
 from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
@@ -48,10 +48,9 @@ def laid_out(config: RunConfig, prepared: cache.Prepared, batch: int, support: S
     plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
     largest = plan.longest_micro_batch()
     longest = _longest(rows.lengths[largest], support.pads(config.data.packing))
-    most_targets = int(np.sort(rows.targets[plan.indices])[-len(largest) :].sum())
     steps = total_steps(config, plan)
     rate = schedule.settle(config.training, steps, config.method != "full")
-    return Rows(plan, longest, most_targets, steps, rate, len(evaluation) or len(own))
+    return Rows(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
 
 
 def _check_split(config: RunConfig, held_out: int) -> None:

@@ -19,6 +19,7 @@ from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.launch import cluster, display, home, ingress
 from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
 from aift_ray.serving import keys
+from aift_ray.utils import collecting
 
 if TYPE_CHECKING:
     from aift_ray.serving.choice import Choice
@@ -56,12 +57,14 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
     # what has been started ends with this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tell("checking the model")
-    config, _ = _checked(config)
-    from aift_ray.launch import serving
-
     tell("starting Ray and Serve")
     variables = CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)
-    with cluster.starting_cluster(variables, lambda: _start(config)) as started:
+    asked = config
+    with cluster.starting_cluster(variables, lambda: _start(asked)) as started:
+        config, _ = _checked(config)
+        from aift_ray.launch import serving
+
+        tell("the model is checked")
         resources = started()
         tell("loading the model in the replicas")
         application = serving.deployment(config, path, resources)
@@ -100,14 +103,15 @@ def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
     Raises:
         UserError: what keeps them from being served.
     """
-    # torch and transformers
-    from aift_ray.launch.reserving import gpus_here, gpus_of
-    from aift_ray.serving import opening
-    from aift_ray.utils.quiet import quiet
+    with collecting.later():
+        # torch and transformers
+        from aift_ray.launch.reserving import gpus_here, gpus_of
+        from aift_ray.serving import opening
+        from aift_ray.utils.quiet import quiet
 
-    quiet()
-    config = opening.on_base(config)
-    checked = opening.check(config, gpus_of(config, gpus_here()) > 0)
+        quiet()
+        config = opening.on_base(config)
+        checked = opening.check(config, gpus_of(config, gpus_here()) > 0)
     return config, checked.engine
 
 

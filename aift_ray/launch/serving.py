@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -18,9 +18,11 @@ from aift_ray.launch import passing
 from aift_ray.launch.fleet import Replicas, shelf
 from aift_ray.launch.reserving import gpus_of
 from aift_ray.launch.serve_options import NAME, key_file
-from aift_ray.models import folders
-from aift_ray.serving import choice, keys, opening
-from aift_ray.utils.quiet import quiet
+from aift_ray.serving import keys
+from aift_ray.utils import collecting
+
+if TYPE_CHECKING:
+    from aift_ray.serving import choice
 
 _SWITCH_S = 2e-4
 # the routes never block, so that they need no event loop beside Serve's own: a thread less on a
@@ -40,15 +42,19 @@ class Server:
     def __init__(
         self, config: ServeConfig, key_file: str | None, threads: int, passed: passing.Secrets
     ) -> None:
-        import torch
-
         os.environ.update(passed.values)
-        quiet()
-        torch.set_num_threads(threads)
+        with collecting.later():
+            import torch
+
+            from aift_ray.serving import opening
+            from aift_ray.utils.quiet import quiet
+
+            quiet()
+            torch.set_num_threads(threads)
+            self._checked = opening.check_base(config, bool(ray.get_gpu_ids()))
         # a token passes through several threads; each would wait 5 ms for the engine's to let go
         sys.setswitchinterval(_SWITCH_S)
         self._keys = keys.Keys(Path(key_file)) if key_file else None
-        self._checked = opening.check_base(config, bool(ray.get_gpu_ids()))
         self._fleet = Replicas()
         self._service: Any = None
 
@@ -61,6 +67,8 @@ class Server:
         return build(lambda: self._service, self._fleet, folder, self._keys, self._open, outside)
 
     async def _open(self) -> None:
+        from aift_ray.serving import opening
+
         wanted = await self._fleet.recorded()
         replica = serve.get_replica_context().replica_tag
         self._service = await opening.start(self._checked, wanted, replica)
@@ -85,6 +93,8 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
+    from aift_ray.serving import opening
+
     config = opening.on_base(commandline.validated(arguments, ServeConfig))
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
@@ -98,6 +108,8 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
     Raises:
         ConfigError: the cluster has too few CPUs, or too few GPUs.
     """
+    from aift_ray.serving import opening
+
     serving, (least, most) = config.serving, config.replicas()
     gpus = gpus_of(config, resources)
     config = config.resolved(engine_of(config, resources).engine)
@@ -158,4 +170,7 @@ def engine_of(config: ServeConfig, resources: dict[str, float]) -> choice.Choice
     Raises:
         ConfigError: what is asked of it, it can't do.
     """
+    from aift_ray.models import folders
+    from aift_ray.serving import choice
+
     return choice.made(config, folders.resolve(config.model), gpus_of(config, resources) > 0)

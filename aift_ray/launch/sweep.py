@@ -20,6 +20,7 @@ from aift_ray.launch import (
     display,
     output,
     place,
+    sweep_metric,
     sweep_plots,
     sweep_results,
     sweep_trial,
@@ -59,7 +60,7 @@ def run(given: Given) -> None:
         devices = gpus_used(config, there)
         fixed = _decided(config, space, folder, devices)
         configs = [trial_config(space, corner, fixed) for corner in space.corners()]
-        prepared = _prepared(configs, folder, devices)
+        prepared = _prepared(config, configs, folder, devices)
         searching = search(space, config.tune)
         resources = joined or {"CPU": float(os.cpu_count() or 1), "GPU": float(there)}
         concurrent = _concurrent(config, configs, devices, searching.total, resources)
@@ -72,7 +73,7 @@ def run(given: Given) -> None:
             devices=devices,
             concurrent=concurrent,
             steps=max(one.steps for one in prepared),
-            grace=config.tune.grace_steps or min(c.training.eval_steps for c in configs),
+            grace=sweep_metric.grace(config.tune, configs),
         )
         _show_plan(sweep, space, configs, prepared)
         if given.dry_run:
@@ -133,10 +134,12 @@ def _decided(
         for name in ("train_files", "eval_files")
         if f"data.{name}" not in space.names
     }
-    return {"ray": ray, "data": paths}
+    return {"ray": ray, "data": paths, "evaluation": sweep_metric.tasks(config, space)}
 
 
-def _prepared(configs: list[RunConfig], folder: Path, devices: int) -> list[Preparation]:
+def _prepared(
+    config: SweepConfig, configs: list[RunConfig], folder: Path, devices: int
+) -> list[Preparation]:
     """The runs at the ends of the space that differ in model or rows; their tokens are made.
 
     Raises:
@@ -145,17 +148,19 @@ def _prepared(configs: list[RunConfig], folder: Path, devices: int) -> list[Prep
     found: dict[str, Preparation] = {}
     problems: dict[str, Problem] = {}
     tried = set()
-    for config in configs:
-        steps = (config.training.max_steps, config.training.num_epochs, config.ray.num_workers)
-        key = repr((config.model, config.method, config.data, config.lora.target_modules, steps))
+    for each in configs:
+        steps = (each.training.max_steps, each.training.num_epochs, each.ray.num_workers)
+        key = repr((each.model, each.method, each.data, each.lora.target_modules, steps))
         if key in tried:
             continue
         tried.add(key)
         try:
-            most = config.worker_range(devices)[1]
-            found[key] = prepare(config, folder, most, devices > 0, None)
+            most = each.worker_range(devices)[1]
+            found[key] = prepare(each, folder, most, devices > 0, None)
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
+    if not problems:
+        sweep_metric.check(config.tune, found.values())
     if problems:
         raise ConfigError(problems.values())
     return list(found.values())
@@ -207,7 +212,7 @@ def _show_plan(
         ("scheduler", early),
         ("model", f"{first.job.config.model}, {first.parameters:,} parameters (computed)"),
         ("steps", f"{sweep.steps} a trial"),
-        ("evaluation", f"{first.held_out} rows; {tune.metric}, {tune.better}"),
+        ("evaluation", sweep_metric.described(first, tune)),
         *[("space", line) for line in spaces],
         ("output", str(sweep.folder)),
     ]

@@ -146,7 +146,8 @@ def _curves(
 
 
 def _label(metric: str) -> str:
-    return "evaluation loss (nats a token)" if metric == "eval_loss" else "exact match (share)"
+    known = {"eval_loss": "evaluation loss (nats a token)", "exact_match": "exact match (share)"}
+    return known.get(metric, metric)
 
 
 def _parallel(

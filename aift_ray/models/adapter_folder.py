@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -199,6 +198,9 @@ def named_base(name: str) -> str:
 
 def _expected(folder: Path, where: str, skeleton: PreTrainedModel) -> Shapes:
     """The weights that PEFT asks for, which its configuration makes of the model."""
+    # it takes two seconds, and not every model has an adapter
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -22,6 +22,7 @@ from aift_ray.models.initial_adapters import (
     start_from_what_was_lost,
 )
 from aift_ray.models.linear import is_transposed
+from aift_ray.models.scoring import HEAD
 from aift_ray.models.targets import adapted_layers, check_targets, freeze, named_for_peft
 
 
@@ -77,6 +78,8 @@ def ready_to_answer(model: torch.nn.Module) -> None:
 def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
     pissa = config.init_lora_weights == "pissa"
     targets, whole = named_for_peft(model, config)
+    # PEFT knows the output layer of such a model, and trains it as a whole
+    scores = hasattr(model, HEAD)
     return LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
@@ -85,7 +88,7 @@ def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
         fan_in_fan_out=any(map(is_transposed, adapted_layers(model, config).values())),
         lora_dropout=config.lora_dropout,
         bias=config.bias,
-        task_type=config.task_type,
+        task_type="SEQ_CLS" if scores else config.task_type,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,

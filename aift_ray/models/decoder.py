@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.refusals import refusal
 
+if TYPE_CHECKING:
+    # imports bitsandbytes, which takes two seconds that a model without adapters need not wait
+    from peft import PeftModel
+
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, adapters left in place."""
-    if isinstance(model, PeftModel):
-        inner: PreTrainedModel = model.get_base_model()
-        return inner
-    assert isinstance(model, PreTrainedModel)
-    return model
+    if isinstance(model, PreTrainedModel):
+        return model
+    adapted: PeftModel = model  # type: ignore[assignment]
+    inner: PreTrainedModel = adapted.get_base_model()
+    return inner
 
 
 def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -29,7 +34,8 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     # the default looks for a module of certain names, and gives the model itself where none is
     for found in (inner.get_decoder(), inner.base_model, getattr(inner, "model", None)):
         if isinstance(found, PreTrainedModel) and found is not inner:
-            return found
+            # a wrapper may hold a whole language model, output layer and all
+            return found if found.get_output_embeddings() is None else decoder_of(found)
     raise _unknown(inner, "its language model can't be told from the rest of it")
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import ParamWrapper
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -152,13 +151,16 @@ def _leave(module: nn.Module, *_: Any) -> None:
 
 
 def _experts_in(module: nn.Module) -> nn.Module:
-    inner: nn.Module = module.get_base_layer() if isinstance(module, ParamWrapper) else module
+    # one of PEFT's around them, or the experts themselves
+    inner: nn.Module = getattr(module, "get_base_layer", lambda: module)()
     return inner
 
 
 @contextmanager
 def adaptable(model: nn.Module) -> Iterator[None]:
     """A time in which PEFT may put adapters on experts in 4 bits, as on any others."""
+    from peft.tuners.lora import ParamWrapper
+
     held = [(m, packed) for m in model.modules() if (packed := _packed_of(m)) is not None]
     for experts, packed in held:
         # in the order in which the model has them: PEFT numbers adapters by it

@@ -18,6 +18,7 @@ from aift_ray.models.folders import explained, load_config
 from aift_ray.models.measuring import counted, is_plain
 from aift_ray.models.pieces import part_class
 from aift_ray.models.quantized import Quantization, settle, stored_bits
+from aift_ray.models.scoring import HEAD, Scored, begin_head, scoring_class, with_head
 from aift_ray.models.shards_4bit import Loading, loading
 from aift_ray.models.targets import freeze, left_in_full
 from aift_ray.planning.shape import Shape
@@ -77,6 +78,7 @@ def load_model(
     shards: Loading | None = None,
     whole: bool = False,
     weights: str | None = None,
+    scored: Scored | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -90,6 +92,7 @@ def load_model(
         shards: what of 4-bit weights is kept, in host memory, and where they are quantized.
         whole: with its towers for images and sounds, where it has some.
         weights: folder of other weights of it, such as those of a checkpoint; None: its own.
+        scored: what its output layer is replaced by, for a model that scores texts.
 
     Raises:
         ModelError: weights missing, unused or corrupt, or an architecture that is not known.
@@ -105,14 +108,19 @@ def load_model(
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
         raise ModelError([Problem(f"model {location}", what, "load it as it is")])
     if quantization and not held:
-        options["quantization_config"] = _of_blocks(location, quantization, whole).config()
+        of_blocks = _of_blocks(location, quantization, whole)
+        if scored:
+            of_blocks = replace(of_blocks, skipped=(*of_blocks.skipped, HEAD))
+        options["quantization_config"] = of_blocks.config()
     made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
+    if scored:
+        made, config = scoring_class(config), with_head(config, scored.pad_id)
     if only is not None:
         outline = skeleton(location)
         made, config = part_class(type(outline), only), outline.config
     options["attn_implementation"] = of_language_model(config, attention)
     with loading(shards):
-        model = _read(made, weights or location, config, dtype, options)
+        model = _read(made, weights or location, config, dtype, options, scored)
     _settle(model, location, quantization, held)
     return model
 
@@ -129,7 +137,12 @@ def _config(location: str, weights: str | None) -> Any:
 
 
 def _read(
-    made: Any, folder: str, config: Any, dtype: torch.dtype | None, options: dict[str, Any]
+    made: Any,
+    folder: str,
+    config: Any,
+    dtype: torch.dtype | None,
+    options: dict[str, Any],
+    scored: Scored | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder in a model of class `made`; a ModelError where some are missing."""
     with explained(folder):
@@ -143,8 +156,12 @@ def _read(
             **options,
         )
     model, info = loaded
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
+    absent = set(info["missing_keys"])
+    if scored and any(name.startswith(f"{HEAD}.") for name in absent):
+        begin_head(model, scored.seed)
+        absent = {name for name in absent if not name.startswith(f"{HEAD}.")}
+    if absent:
+        missing = ", ".join(sorted(absent)[:3])
         raise ModelError([Problem(f"model {folder}", f"weights are missing: {missing} ...")])
     found: PreTrainedModel = model
     return found
@@ -158,7 +175,9 @@ def _settle(
     Args:
         held: bits in which the folder holds the linear layers.
     """
-    model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_in_one_piece)
     bits = quantization.bits if quantization else held
     if quantization and quantization.bits == 4 and quantization.experts:
         pack(model, quantization.kind, quantization.double)
@@ -179,14 +198,25 @@ def of_language_model(config: Any, attention: str | None) -> str | dict[str, str
 
 def _of_blocks(location: str, quantization: Quantization, whole: bool) -> Quantization:
     """The same, leaving what is not of the decoder blocks as it is: transformers takes all."""
-    outline = skeleton(location, whole)
-    usual = get_keys_to_not_convert(outline)
-    left = {*usual, *left_in_full(outline)}
-    if left == set(usual):
+    outlines = outlines_of(location, whole)
+    usual = {name for one in outlines for name in get_keys_to_not_convert(one)}
+    left = usual.union(*map(left_in_full, outlines))
+    if len(outlines) == 1 and left == usual:
         return quantization
     names = {*left, *quantization.skipped}
     within = {name for name in names for other in names if name.startswith(f"{other}.")}
     return replace(quantization, skipped=tuple(sorted(names - within)))
+
+
+def outlines_of(location: str, whole: bool) -> list[PreTrainedModel]:
+    """The skeletons under whose names the layers of a quantized folder may be read.
+
+    AutoModelForCausalLM gives those of some wholes other names than the whole has.
+    """
+    found = [skeleton(location, whole)]
+    if whole and wrappers.taken_out(load_config(location)):
+        found.append(skeleton(location))
+    return found
 
 
 def weight_bytes(location: str, dtype: torch.dtype, bits: int | None = None) -> int:

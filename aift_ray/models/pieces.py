@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -152,7 +151,10 @@ def whole_like(model: nn.Module, outline: PreTrainedModel) -> nn.Module:
     inner = causal_model(model)
     outline.to(inner.dtype)  # type: ignore[arg-type]
     outline.config, outline.generation_config = inner.config, inner.generation_config
-    if not isinstance(model, PeftModel):
+    if inner is model:
         return outline
-    adapted: nn.Module = get_peft_model(outline, model.peft_config["default"])
+    from peft import get_peft_model
+
+    configurations: Any = model.peft_config
+    adapted: nn.Module = get_peft_model(outline, configurations["default"])
     return adapted

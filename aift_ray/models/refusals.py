@@ -13,8 +13,6 @@ NO_LAYOUT = "no packing, strategy or method computes it (docs/models.md)"
 
 PADDED = "pad the rows: --data.packing false"
 
-USE_VLLM = "serve it with --engine vllm, where that has a network for it"
-
 Fits = Callable[[str], bool]
 
 

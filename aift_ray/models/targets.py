@@ -8,8 +8,6 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
@@ -92,6 +90,9 @@ def adapted_layers(model: PreTrainedModel, config: LoRAConfig) -> dict[str, torc
 
 def _taken_for_experts(model: PreTrainedModel, names: Collection[str]) -> set[str]:
     """Those last names that PEFT takes for its older names of a model's experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     found = set()
     for name in names:
         probe: Any = LoraConfig(target_modules=[name])
@@ -174,13 +175,17 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         raise ModelError([refusal(kind, what, "train it with --method full")])
 
 
-def check_quantizable(model: PreTrainedModel) -> None:
-    """Refuse a model whose linear layers transformers would not quantize, with a ModelError."""
+def check_quantizable(model: PreTrainedModel, layout: str = "train it with --method lora") -> None:
+    """Refuse a model whose linear layers transformers would not quantize, with a ModelError.
+
+    Args:
+        layout: what works instead.
+    """
     left = [m for m in linear_maps(model).values() if not can_be_held_in_fewer_bits(m)]
     if left:
         kind, layer = causal_model(model).config.model_type, type(left[0]).__name__
         what = f"its linear layers are of class {layer}, which can't be held in 4 or 8 bits"
-        raise ModelError([refusal(kind, what, "train it with --method lora", is_llama_like)])
+        raise ModelError([refusal(kind, what, layout, is_llama_like)])
 
 
 def left_in_full(model: PreTrainedModel) -> list[str]:

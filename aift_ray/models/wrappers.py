@@ -51,14 +51,6 @@ def language_class(config: Any) -> Any:
     raise ModelError([refusal(kind, what, None)])
 
 
-def quantized_whole(config: Any) -> bool:
-    """Whether a folder in fewer bits holds all of a model.
-
-    bitsandbytes' weights are not read under other names than those that they were written with.
-    """
-    return not taken_out(config)
-
-
 def whole_class(config: Any) -> Any:
     """What opens all of a model: for a wrapper that class of transformers which has the towers."""
     if taken_out(config):

@@ -1,4 +1,4 @@
-"""Every way to train or serve a model on given cards: memory, speed, and what to type."""
+"""Every way to train a model on given cards: memory, speed, and what to type."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from aift_ray.config.plan import PlanConfig
 from aift_ray.config.section import memory_bytes
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
-from aift_ray.planning.cached import cached_bytes
 from aift_ray.planning.cards import CARDS, Card, of_memory
 from aift_ray.planning.memory import memory, phases
-from aift_ray.planning.overheads import CONTEXT
 from aift_ray.planning.parts import GIB, Memory, Work
+from aift_ray.planning.rates import kept
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.split import unfit
@@ -21,8 +21,6 @@ from aift_ray.planning.split import unfit
 _SHORTEST = 256
 # estimates closer than this say nothing; what sends less is named
 _AS_FAST = 0.97
-# what a server's steps take beside weights, keys and values; and its default of kept prompts
-_SERVING, _PREFIXES = round(0.5 * GIB), 512 * 2**20
 # the same settings of `train`, by the names that they have here
 _FLAGS = {
     "gradient_checkpointing": "training.gradient_checkpointing",
@@ -51,9 +49,14 @@ class Machine:
 
     @classmethod
     def of(cls, config: PlanConfig) -> Machine:
-        """That of the settings."""
+        """That of the settings.
+
+        Raises:
+            ConfigError: what was measured is asked for, and nothing was.
+        """
         given = config.gpu_memory and memory_bytes(config.gpu_memory)
-        card = CARDS[config.gpu or (of_memory(given) if given else "a5000")]
+        name = config.gpu or (of_memory(given) if given else "a5000")
+        card = _measured() if name == "measured" else CARDS[name]
         host = memory_bytes(config.host_memory) if config.host_memory else None
         return cls(card, config.gpus, given or card.bytes, host)
 
@@ -83,24 +86,12 @@ class Way:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server that holds the model in so many bits.
-
-    Attributes:
-        cards: that hold it together.
-        token: bytes of a token's keys and values.
-        requests: of the given length that fit at once; 0: the weights alone don't.
-        rates: tokens a second by engine and number of answers at once.
-    """
-
-    bits: int
-    cards: int
-    weights: int
-    token: int
-    requests: int
-    rates: Mapping[str, Mapping[int, float]]
-    command: str
+def _measured() -> Card:
+    rates = kept()
+    if rates is None:
+        what = "nothing was measured on this machine"
+        raise ConfigError([Problem("gpu", what, "type aift-ray doctor --bench first")])
+    return rates.card("bf16")
 
 
 def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Way]:
@@ -256,48 +247,6 @@ def _command(config: PlanConfig, strategy: str, machine: Machine) -> str:
     return " ".join([*words, "--train-file rows.jsonl"])
 
 
-def served(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Served]:
-    """A server of the model in 16, 8 and 4 bits."""
-    machine = Machine.of(config)
-    return [_server(config, machine, numbers, shape, bits) for bits in (16, 8, 4)]
-
-
-def _server(
-    config: PlanConfig, machine: Machine, numbers: Mapping[str, Any], shape: Shape, bits: int
-) -> Served:
-    narrow = bits if bits < 16 else None
-    weights, token = shape.weight_bytes(2, narrow), cached_bytes(numbers)
-    one, length = max(1, token * config.sequence_length), config.sequence_length
-    room = machine.room - CONTEXT - _SERVING
-    # vLLM alone puts a model on several cards, and holds it in 8 bits only where its folder is
-    cards = 1 if weights < room or bits == 8 else machine.gpus
-    left = cards * room - weights - (_PREFIXES if bits == 8 else 0)
-    requests = max(0, left // one)
-    engines = {"vllm": bits != 8, "transformers": cards == 1}
-    rates = {
-        engine: {
-            rows: speed.decoding(
-                shape, machine.card, token * length / 2, rows, narrow, engine == "vllm", cards
-            )
-            for rows in (1, 16)
-            if rows <= requests
-        }
-        for engine, can in engines.items()
-        if can
-    }
-    words = ["aift-ray serve", f"--model {config.model}"]
-    words += [f"--load-in {bits}bit"] if narrow else []
-    if cards > 1:
-        words.append(f"--engine vllm --vllm.tensor_parallel_size {cards}")
-    elif machine.gpus > 1:
-        words.append(f"--num-replicas {machine.gpus}")
-    command = " ".join(words) if requests else ""
-    return Served(bits, cards, weights, token, requests, rates, command)
-
-
 def with_method(config: PlanConfig, method: str) -> PlanConfig:
     """The same by another method."""
     return config.model_copy(update={"method": method})
-
-
-__all__ = ["Machine", "Served", "Way", "best", "served", "trained", "with_method"]

@@ -1,4 +1,4 @@
-"""GPUs by name: memory and speed, from their data sheets. Nothing here was measured.
+"""GPUs by name: memory and speed, from their data sheets. Nothing in the table was measured.
 
 Sources: NVIDIA's data sheets of RTX A5000, RTX A6000, L4, A100 80GB, H100 and H200 (SXM), its white
 papers on the GA102 (RTX 3090) and Ada (RTX 4090). Where a sheet gives products with 2:4 sparsity,
@@ -8,6 +8,7 @@ on the box.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -26,6 +27,7 @@ class Card:
         bandwidth: of its memory, GB/s.
         pcie: to the host, GB/s each way, 16 lanes.
         nvlink: to its neighbours, GB/s each way; None: by PCIe.
+        measured: whether the figures are what was reached, not a data sheet's.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Card:
     bandwidth: float
     pcie: float
     nvlink: float | None = None
+    measured: bool = False
 
     @property
     def bytes(self) -> int:
@@ -57,6 +60,12 @@ CARDS = {
     "h100": Card("H100 SXM", 80, 79.1, 989.4, 3350, _PCIE5, 450),
     "h200": Card("H200 SXM", 141, 139.7, 989.4, 4800, _PCIE5, 450),
 }
+
+
+def of_name(name: str) -> Card | None:
+    """The card that a driver calls `name`; None: it is not known."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return next((card for key, card in CARDS.items() if key in words), None)
 
 
 def of_memory(size: int) -> str:

@@ -17,6 +17,8 @@ from aift_ray.planning.shape import Shape
 PRODUCTS, BANDWIDTH, LINK = 0.65, 0.80, 0.80
 # of the memory's in decoding with weights of 4 bits
 NARROW = 0.60
+# of what was measured with large matrices and long copies
+OF_MEASURED = 0.80
 # bytes a second that AdamW moves in host memory, of all workers of a machine together
 HOST_BANDWIDTH = 50e9
 # seconds of Python and launches for a block: some 720 operations forward, backward and once more;
@@ -75,11 +77,11 @@ def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int
     """
     cards = work.workers if work.strategy != "model_parallel" else work.apart
     compute = work.tokens * token_operations(shape, work, length)
-    compute /= PRODUCTS * card.tflops * 1e12
+    compute /= _products(card)
     memory = 0.0
     if work.base_bits == 4:
         dequantized = _DEQUANTIZED * (shape.linear_parameters + shape.expert_parameters)
-        memory = dequantized * (2 + work.checkpointing) / (BANDWIDTH * card.bandwidth * 1e9)
+        memory = dequantized * (2 + work.checkpointing) / _bandwidth(card)
     launches = max(0.0, shape.layers * BLOCK_LAUNCHES - compute - memory)
     terms = {"compute": compute, "memory bandwidth": memory, "Python and launches": launches}
     # how many cards share the work of a micro-batch
@@ -99,6 +101,21 @@ def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int
     return Speed(tokens / sum(terms.values()), limit, terms)
 
 
+def _products(card: Card) -> float:
+    """Operations a second that are reached."""
+    return (OF_MEASURED if card.measured else PRODUCTS) * card.tflops * 1e12
+
+
+def _bandwidth(card: Card) -> float:
+    """Bytes a second of the card's memory that are reached."""
+    return (1.0 if card.measured else BANDWIDTH) * card.bandwidth * 1e9
+
+
+def _link(card: Card, rate: float) -> float:
+    """Bytes a second that are reached of a link of `rate` GB/s."""
+    return (1.0 if card.measured else LINK) * rate * 1e9
+
+
 def _trained(shape: Shape, work: Work) -> int:
     if work.full:
         return shape.parameters - shape.beside
@@ -107,7 +124,7 @@ def _trained(shape: Shape, work: Work) -> int:
 
 def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) -> dict[str, float]:
     """Seconds of a step that cards wait for each other's bytes, or the host's."""
-    number, between = max(work.workers, work.apart), LINK * card.link * 1e9
+    number, between = max(work.workers, work.apart), _link(card, card.link)
     name = "NVLink" if card.nvlink else "PCIe"
     others = (number - 1) / number
     reduced = others * _trained(shape, work) * FLOAT32
@@ -131,7 +148,7 @@ def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) 
     if work.offload:
         # shares go up in the width in which they are held
         up = weights / number * (FLOAT32 / width if work.full else 1) * times
-        seconds += up / (LINK * card.pcie * 1e9)
+        seconds += up / _link(card, card.pcie)
     return {name: max(_EXPOSED * seconds, seconds - busy)}
 
 
@@ -141,7 +158,7 @@ def _optimizer(shape: Shape, work: Work, card: Card) -> dict[str, float]:
         # all workers' shares lie in one machine's memory
         return {"the optimizer's step in host memory": moved / HOST_BANDWIDTH}
     on_one = moved / max(work.shares, work.apart)
-    return {"the optimizer's step": on_one / (BANDWIDTH * card.bandwidth * 1e9)}
+    return {"the optimizer's step": on_one / _bandwidth(card)}
 
 
 def decoding(
@@ -163,8 +180,8 @@ def decoding(
         active = shape.counted.active
         idle = sum(n * a * b * (1 - min(1.0, rows * active / n)) for n, a, b in experts)
         weights -= round(idle * (bits or 16) / 8)
-    reached = NARROW if bits == 4 else BANDWIDTH
-    read = (weights + rows * cached) / (reached * card.bandwidth * 1e9)
-    work = rows * 2 * matrix_parameters(shape) / (PRODUCTS * card.tflops * 1e12)
+    narrow = NARROW / BANDWIDTH if bits == 4 else 1.0
+    read = (weights + rows * cached) / (narrow * _bandwidth(card))
+    work = rows * 2 * matrix_parameters(shape) / _products(card)
     launches = DECODED_STEP if graphs else shape.layers * DECODED_BLOCK
     return rows / max(max(read, work) / cards, launches)

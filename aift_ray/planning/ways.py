@@ -96,6 +96,8 @@ def remedy(config: RunConfig) -> str:
     training = config.training
     if not training.gradient_checkpointing:
         return "--training.gradient_checkpointing true"
+    if config.data.tokens_per_micro_batch:
+        return f"--data.tokens_per_micro_batch {config.data.tokens_per_micro_batch // 2}"
     if training.batch_size > 1:
         size = next(
             n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n

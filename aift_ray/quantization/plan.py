@@ -7,21 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from aift_ray.config import DataConfig, QuantizeConfig
 from aift_ray.data import cache
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.engine.precision import DTYPES
-from aift_ray.errors import ConfigError, ModelError, Problem, UserError
+from aift_ray.errors import ConfigError, Problem, UserError
 from aift_ray.launch.output import check_space
 from aift_ray.models import folders, loading
 from aift_ray.models.adapter_folder import check_adapter
 from aift_ray.models.experts import expert_parameters
 from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import refusal
 from aift_ray.models.vocabulary import check_vocabulary
-from aift_ray.models.wrappers import is_wrapper, quantized_whole
+from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.measure import Sample
@@ -39,7 +37,6 @@ class Plan:
         quantization: None: only merge.
         samples: what is measured on; empty: nothing is.
         experts: weights of experts, which a folder that transformers reads holds as they are.
-        lost: what of the model is not in the result, in words.
     """
 
     config: QuantizeConfig
@@ -53,7 +50,6 @@ class Plan:
     samples: list[Sample]
     parameters: int
     experts: int
-    lost: str = ""
 
 
 def prepare(config: QuantizeConfig) -> Plan:
@@ -67,14 +63,15 @@ def prepare(config: QuantizeConfig) -> Plan:
     device = _device(config, problems)
     location, adapter, samples, parameters, experts = "", None, [], 0, 0
     own = dtype = torch.float32
-    quantization, lost = None, ""
+    quantization = None
     try:
         location = quantizer.source(config.model)
         tokenizer = folders.load_tokenizer(location)
         check_vocabulary(config.model, tokenizer, folders.load_config(location))
         skeleton = loading.skeleton(location)
-        lost = _lost(config, location)
-        parameters = loading.skeleton(location, whole=not lost).num_parameters()
+        parameters = loading.skeleton(location, whole=True).num_parameters()
+        if config.bits != 16:
+            quantizer.check_family(skeleton)
         experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]
@@ -107,7 +104,6 @@ def prepare(config: QuantizeConfig) -> Plan:
         samples,
         parameters,
         experts,
-        lost,
     )
 
 
@@ -117,22 +113,6 @@ def _device(config: QuantizeConfig, problems: list[Problem]) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         problems.append(Problem("device", "there is no CUDA device", "give --device cpu"))
     return torch.device(config.device)
-
-
-def _lost(config: QuantizeConfig, location: str) -> str:
-    """What of a model a folder in fewer bits does not hold.
-
-    Raises:
-        ModelError: what is left of it could not be opened.
-    """
-    found = folders.load_config(location)
-    if config.bits == 16 or quantized_whole(found):
-        return ""
-    text = found.get_text_config(decoder=True)
-    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        what = "its language model can't be opened without the rest, which is not quantized with it"
-        raise ModelError([refusal(found.model_type, what, "--bits 16 merges an adapter")])
-    return f"of a {found.model_type} the language model alone: images and sounds are not read by it"
 
 
 def _changed_dtype(

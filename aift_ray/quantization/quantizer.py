@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.base import (
+    MODULES_TO_PATCH_FOR_QUANTIZATION,
+    get_keys_to_not_convert,
+)
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import folders, loading, provenance
 from aift_ray.models.quantized import Quantization, unfit_layers
-from aift_ray.models.wrappers import quantized_whole
+from aift_ray.models.refusals import has_experts, refusal
+from aift_ray.models.targets import check_quantizable
 from aift_ray.quantization.folder import copy_companions
 from aift_ray.quantization.measure import evaluating, logits
 
@@ -46,6 +50,22 @@ def source(name: str) -> str:
     return location
 
 
+def check_family(model: PreTrainedModel) -> None:
+    """Refuse a family of which no folder in fewer bits can be opened.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    check_quantizable(model, "leave it in 16 bits (--bits 16 merges an adapter)")
+    # reading a folder in fewer bits, transformers puts others in their place
+    replaced = [type(one).__name__ for one in model.modules()]
+    replaced = [name for name in replaced if name in MODULES_TO_PATCH_FOR_QUANTIZATION]
+    if replaced:
+        what = f"transformers can't read {replaced[0]} back from a folder in fewer bits"
+        layout = "serve it with --load-in 4bit, or merge an adapter with --bits 16"
+        raise ModelError([refusal(model.config.model_type, what, layout, has_experts)])
+
+
 def stored_dtype(location: str) -> torch.dtype:
     """Dtype of a model's own weights, as its configuration says."""
     found = getattr(folders.load_config(location), "dtype", None)
@@ -68,8 +88,7 @@ def quantize(
     dtype = quantization.compute_dtype
     # plain `from_pretrained` reads experts in the dtype of the rest only
     stored = replace(quantization, repack=True, experts=False)
-    whole = quantized_whole(folders.load_config(location))
-    model = loading.load_model(location, dtype, None, stored, placement, whole=whole)
+    model = loading.load_model(location, dtype, None, stored, placement, whole=True)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     provenance.record(folder, quantized_from=location)
@@ -99,9 +118,9 @@ def check_finite(model: PreTrainedModel, location: str) -> None:
 
 def _fitting(location: str, quantization: Quantization) -> Quantization:
     """The same, but for layers that plain `from_pretrained` could not evaluate on every CPU."""
-    skeleton = loading.skeleton(location, quantized_whole(folders.load_config(location)))
-    unfit = unfit_layers(skeleton)
-    usual = get_keys_to_not_convert(skeleton)
-    if not set(unfit) - set(usual):
+    outlines = loading.outlines_of(location, whole=True)
+    unfit = {name for one in outlines for name in unfit_layers(one)}
+    usual = {name for one in outlines for name in get_keys_to_not_convert(one)}
+    if not unfit - usual:
         return quantization
-    return replace(quantization, skipped=tuple(sorted({*usual, *unfit})))
+    return replace(quantization, skipped=tuple(sorted(usual | unfit)))

@@ -95,8 +95,6 @@ def _show(plan: Plan) -> None:
     rest = f"all else in {plan.dtype}"
     if plan.experts and plan.quantization:
         rest += f", {plan.experts:,} weights of experts too: transformers reads them so only"
-    if plan.lost:
-        lines.append(("holds", plan.lost))
     lines += [
         ("how", f"{how[bits]}; {rest}"),
         ("device", str(plan.device)),

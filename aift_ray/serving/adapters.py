@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -46,6 +44,9 @@ class Adapters:
         problem = misfit(name, self._base, Path(folder))
         if problem:
             raise ModelError([problem])
+        from peft import PeftModel
+        from peft.tuners.lora import LoraLayer
+
         # PEFT reads its own files; what it has put around the layers is taken off again
         try:
             peft = PeftModel.from_pretrained(self._base, folder)
@@ -77,6 +78,8 @@ class Adapters:
 
 def _unwrap(base: PreTrainedModel) -> None:
     """Take off what PEFT has put around the layers before it failed."""
+    from peft.tuners.lora import LoraLayer
+
     for name, module in list(base.named_modules()):
         if isinstance(module, LoraLayer):
             base.set_submodule(name, module.get_base_layer())

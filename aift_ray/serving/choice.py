@@ -10,7 +10,7 @@ from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.folders import load_config
 from aift_ray.models.quantized import stored_bits
-from aift_ray.serving import vllm_engine
+from aift_ray.serving import vllm_families
 
 INSTALL = 'pip install "aift-ray[vllm]"'
 
@@ -47,8 +47,6 @@ def choose(config: ServeConfig, location: str, gpu: bool) -> Choice:
     refused = refusals(config, location, gpu)
     if refused:
         return Choice("transformers", f"vllm can't serve this: {refused[0].what}")
-    if not vllm_engine.takes(location):
-        return Choice("transformers", "vllm has no network of this model's architecture")
     return Choice("vllm", "there is a GPU, and vllm takes the model")
 
 
@@ -67,7 +65,8 @@ def made(config: ServeConfig, location: str, gpu: bool) -> Choice:
 
 def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:
     """What of the settings and the model vLLM can't do, without asking vLLM itself."""
-    found = []
+    model = load_config(location)
+    found = vllm_families.refused(model, bool(config.adapters or config.serving.adapter_folder))
     if not installed():
         found.append(Problem("engine", "vllm is not installed", INSTALL))
     other = "use --engine transformers"
@@ -80,7 +79,7 @@ def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:
         found.append(Problem("load_in", what, remedy))
     elif config.load_in and not gpu:
         found.append(Problem("load_in", "the engine vllm has 4 bits on GPUs only", other))
-    bits = stored_bits(load_config(location))
+    bits = stored_bits(model)
     if bits and not gpu:
         what = f"its weights are in {bits} bits, which the engine vllm takes on GPUs only"
         found.append(Problem(f"model {config.model}", what, other))

@@ -17,9 +17,9 @@ from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import USE_VLLM, is_batched, refusal
+from aift_ray.models.refusals import is_batched, refusal
 from aift_ray.models.vocabulary import check_vocabulary
-from aift_ray.serving import adapters, choice
+from aift_ray.serving import adapters, choice, packed, vllm_families
 from aift_ray.serving.answer import Limits
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
@@ -128,7 +128,8 @@ def _check_family(name: str, model_config: Any) -> None:
     elif found and not found.batched:
         what = f"prompts of uneven length change each other's answers in {name}"
     if what:
-        raise ModelError([refusal(kind, what, USE_VLLM, is_batched)])
+        layout = vllm_families.elsewhere(model_config)
+        raise ModelError([refusal(kind, what, layout, is_batched)])
     RowsCache(model_config)
 
 
@@ -185,6 +186,8 @@ def _transformers(checked: Checked) -> Engine:
     # else transformers puts quantized weights on the first GPU it sees, reserved or not
     place = {"": checked.device}
     model = loading.load_model(checked.location, checked.dtype, attention, quantization, place)
+    # before what is left of the memory is counted
+    packed.pack(model)
     memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory
     held = None if given is None else memory_bytes(given)
     return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory, held)

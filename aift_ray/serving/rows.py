@@ -16,7 +16,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families import family_of
-from aift_ray.models.refusals import USE_VLLM, is_batched, refusal
+from aift_ray.models.refusals import is_batched, refusal
+from aift_ray.serving import vllm_families
 
 # keys and values of one row in one layer, (heads, tokens, size) each
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -77,7 +78,8 @@ class RowsCache(DynamicCache):
         foreign = {type(layer).__name__ for layer in self.layers if type(layer) not in kinds}
         if foreign:
             what = f"its layers keep {', '.join(sorted(foreign))}, not keys and values by token"
-            raise ModelError([refusal(family_of(config), what, USE_VLLM, is_batched)])
+            layout = vllm_families.elsewhere(config)
+            raise ModelError([refusal(family_of(config), what, layout, is_batched)])
         self._rows = [RowsLayer(kinds[type(layer)]) for layer in self.layers]
         self.layers = list(self._rows)
 

@@ -11,21 +11,26 @@ from aift_ray.serving.adapters import Adapters
 from aift_ray.serving.requests import Request, Token
 from aift_ray.serving.rows import RowsCache
 
-# tokens read at a time: their logits over the whole vocabulary are held at once
+# tokens read at a time
 _PIECE = 128
+# numbers: the logits of a piece over the whole vocabulary are held at once, 32 MiB in fp32
+_LOGITS = 2**23
 
 
 def score(model: PreTrainedModel, adapters: Adapters, request: Request) -> tuple[Token, ...]:
     """The tokens of a request's prompt with their logprobs; the first has none.
 
-    Nothing of it is kept, and the prompt is read alone: other requests wait.
+    Nothing of it is kept, and the prompt is read alone: other requests wait. Its keys and values
+    have room among those of the requests that are worked on, as the prompt was admitted to them.
     """
     prompt, top = request.prompt, request.top_logprobs or 0
     found = [Token(prompt[0])]
     network: Any = model
     cache: Any = RowsCache(model.config)
-    for start in range(0, len(prompt) - 1, _PIECE):
-        ids = prompt[start : start + _PIECE]
+    vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
+    piece = max(1, min(_PIECE, _LOGITS // vocabulary))
+    for start in range(0, len(prompt) - 1, piece):
+        ids = prompt[start : start + piece]
         adapters.choose([request.adapter])
         output = network(
             input_ids=torch.tensor([ids], device=model.device),

@@ -80,16 +80,6 @@ async def _warm_up(engine: VllmEngine) -> None:
             pass
 
 
-def takes(location: str) -> bool:
-    """Whether vLLM knows a model's architecture as its own."""
-    from vllm import ModelRegistry
-
-    from aift_ray.models.folders import load_config
-
-    known = ModelRegistry.get_supported_archs()
-    return any(name in known for name in load_config(location).architectures or [])
-
-
 class _Statistics:
     """The latest figures of vLLM's scheduler."""
 

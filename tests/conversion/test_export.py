@@ -140,7 +140,7 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_counted_and_refused(refused: Refu
 
 def test_settings_and_names_are_told_at_once(refused: Refused, tmp_path: Path) -> None:
     message = refused("--format", "hf", "--outtype", "f16", "--merge-adapter", "false")
-    for part in ("outtype: acts with format gguf only", "neither is asked for", "needs an adapter"):
+    for part in ("outtype: acts with gguf only", "neither is asked for", "needs an adapter"):
         assert part in message
     assert "does not end in .gguf" in refused("--output", tmp_path / "x.bin", *NEAREST)
     (tmp_path / "kept.gguf").write_text("mine", "utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from aift_ray.commandline import validated
 from aift_ray.config import MixedSet
-from aift_ray.data.batches import BatchPlan
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.errors import ConfigError
 

@@ -26,6 +26,7 @@ SPREADS = {
         "training__batch_size": 4,
         "accumulation": 2,
     },
+    "filled up to 200 tokens": {"data__tokens_per_micro_batch": 200},
     "recomputed activations": {"training__gradient_checkpointing": True},
 }
 
@@ -57,6 +58,7 @@ def test_two_workers_take_the_same_steps_as_one(configure: Configure, tmp_path: 
         "full": configure(training__batch_size=4),
         "lora": configure(method="lora", lora__lora_dropout=0.0, training__batch_size=4),
         "accumulated": configure(training__batch_size=1, **settings({"accumulation": 4})),
+        "by tokens": configure(training__batch_size=4, data__tokens_per_micro_batch=100),
         # 24 rows, 7 a worker and step: the last step leaves workers unequal shares
         "uneven": configure(training__batch_size=7),
         "one row left": configure(

@@ -25,6 +25,7 @@ from aift_ray.errors import ConfigError, TrainingError
 from aift_ray.launch import output
 from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
+from aift_ray.planning.rates import Rates, keep
 from tests.conftest import write_rows
 from tests.engine.runs import started, stepped
 
@@ -137,6 +138,21 @@ def test_an_adapter_goes_on_with_its_own_base_only(
     save_file(weights, copied / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=f"was trained on {tiny_model}, and .* other weights"):
         prepare(configure(method="lora", model=str(copied)), tmp_path, 1, False, step)
+
+
+def test_a_run_tells_the_speed_that_was_computed_where_the_machine_was_measured(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = configure(training__max_steps=1)
+    run(config, tmp_path / "unmeasured")
+    assert output.summary(tmp_path / "unmeasured")["estimated_tokens_per_second"] is None
+    found = []
+    for number, products in enumerate((1e-3, 2e-3)):
+        keep(Rates("a thread", 2**34, {"bf16": 1.0, "fp32": products}, 1e6, None))
+        run(config, tmp_path / str(number))
+        found.append(output.summary(tmp_path / str(number))["estimated_tokens_per_second"])
+    assert found[0] < found[1] < 2 * found[0] + 1e-6, "twice the products, as much of the rest"
 
 
 def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: Path) -> None:

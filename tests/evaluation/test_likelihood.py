@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from aift_ray.evaluation import likelihood
 from aift_ray.evaluation.candidates import Opened, open_candidate
-from aift_ray.evaluation.encoding import ItemEncoder, Scored
 from aift_ray.evaluation.likelihood import Likelihoods
 from aift_ray.models.places import find_place
+from aift_ray.tasks.encoding import ItemEncoder, Scored
 from tests.models.families import make
 
 # cache, window shorter than the prompts, absolute positions, states and convolutions

@@ -10,7 +10,7 @@ import pytest
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.evaluation import report, results
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks.task import Task
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

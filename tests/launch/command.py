@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from aift_ray.engine import checkpoint
 from tests.conftest import ROOT
 from tests.ports import free_port
 
@@ -143,6 +144,14 @@ class Command:
                 return
             time.sleep(0.1)
         raise AssertionError("the run does not get on")
+
+    def at_checkpoint(self, folder: Path, step: int, seconds: float = 300) -> None:
+        """Wait until the run has saved a checkpoint of `step` or a later step."""
+        end = time.monotonic() + seconds
+        while not any(saved >= step for saved in checkpoint.steps(folder / "checkpoints")):
+            assert self.alive(), self.output()
+            assert time.monotonic() < end, "the run saves nothing"
+            time.sleep(0.1)
 
 
 def flags(model: Path, rows: Path, folder: Path, **values: Any) -> list[str]:

@@ -45,7 +45,7 @@ class Served:
         folder: Path,
         *flags: str,
         python: str = sys.executable,
-        patience_s: float = 120,
+        patience_s: float = 300,
         port: int = 0,
     ) -> None:
         self.port, self.log = port or free_port(), folder / "serve.log"
@@ -60,7 +60,12 @@ class Served:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.loading: list[httpx.Response] = []
-        self.wait_for("ready on", patience_s, self._ask_health)
+        try:
+            self.wait_for("ready on", patience_s, self._ask_health)
+        except BaseException:
+            # nobody else could end it
+            self.stop()
+            raise
         told = self.log.read_text("utf-8")
         self.key = told.split("shown this once: ")[1].split()[0] if "shown this" in told else ""
         if self.key:

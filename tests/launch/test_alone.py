@@ -50,7 +50,7 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on(
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     more = {"eval-file": held_out, "training__eval_steps": 40, "training__exact_match_rows": 2}
     command = started(tiny_model, rows, folder, **more)
-    command.at_step(folder, 12)
+    command.at_checkpoint(folder, 10)
     family = psutil.Process(command.process.pid).children(recursive=True)
     assert len(family) == 1, "the worker, and nothing of Ray"
     family[0].send_signal(signal.SIGKILL)
@@ -75,8 +75,8 @@ def test_a_worker_that_is_lost_too_often_ends_the_run(
     tiny_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = started(tiny_model, rows, folder, ray__max_failures=0)
-    command.at_step(folder, 12)
+    command = started(tiny_model, rows, folder, ray__max_failures=0, training__num_epochs=200)
+    command.at_checkpoint(folder, 10)
     worker(command).send_signal(signal.SIGSEGV)
     status, output = command.done()
     assert status == 1, output

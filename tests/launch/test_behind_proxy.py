@@ -1,4 +1,4 @@
-"""`aift-ray serve` behind Debian's nginx with TLS, by the example in `cluster/proxy`."""
+"""`aift-ray serve` behind Debian's nginx and Caddy with TLS, by the examples in `cluster/proxy`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.ports import free_port
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FLAGS = ["--root-path", "/llm", "--forwarded-allow-ips", "127.0.0.1"]
 # what nginx wants to write, in a folder of the test
-AROUND = """
+NGINX = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
@@ -34,15 +34,39 @@ http {{
   {server}
 }}
 """
+# the test's certificate instead of a public one, and no other port
+CADDY = """
+{{
+  admin off
+  auto_https disable_redirects
+}}
+{server}
+"""
+
+
+def program(name: str) -> str:
+    """A proxy's program; the test is skipped where there is none."""
+    named = os.environ.get(f"AIFT_{name.upper()}")
+    found = named or shutil.which(name) or f"/usr/sbin/{name}"
+    if not Path(found).exists():
+        pytest.skip(f"there is no {name}: apt-get install {name}, or AIFT_{name.upper()}")
+    return found
+
+
+def replaced(name: str, pairs: list[tuple[str, str]]) -> str:
+    """A file of `cluster/proxy` with its places replaced, each of which is in it."""
+    text = (ROOT / "cluster" / "proxy" / name).read_text("utf-8")
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
 
 
 class Proxy:
-    """nginx with the example's configuration, its places replaced."""
+    """A proxy with the example's configuration, its places replaced."""
 
-    def __init__(self, folder: Path, behind: int) -> None:
-        program = os.environ.get("AIFT_NGINX") or shutil.which("nginx") or "/usr/sbin/nginx"
-        if not Path(program).exists():
-            pytest.skip("there is no nginx: apt-get install nginx, or name it by AIFT_NGINX")
+    def __init__(self, name: str, folder: Path, behind: int) -> None:
+        found = program(name)
         self.port = free_port()
         certificate, key = folder / "host.pem", folder / "host.key"
         subprocess.run(
@@ -51,32 +75,40 @@ class Proxy:
              "-keyout", str(key), "-out", str(certificate)],
             check=True, capture_output=True,
         )  # fmt: skip
-        text = (ROOT / "cluster" / "proxy" / "nginx.conf").read_text("utf-8")
-        for old, new in (
-            ("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"),
-            ("127.0.0.1:8000", f"127.0.0.1:{behind}"),
-            ("/etc/ssl/llm.example.com.pem", str(certificate)),
-            ("/etc/ssl/llm.example.com.key", str(key)),
-            ("llm.example.com", "localhost"),
-        ):
-            assert old in text
-            text = text.replace(old, new)
-        (folder / "nginx.conf").write_text(AROUND.format(folder=folder, server=text), "utf-8")
+        server = ("127.0.0.1:8000", f"127.0.0.1:{behind}")
+        at = folder / name
+        if name == "nginx":
+            places = [("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"), server]
+            places += [("/etc/ssl/llm.example.com.pem", str(certificate))]
+            places += [("/etc/ssl/llm.example.com.key", str(key)), ("llm.example.com", "localhost")]
+            text = NGINX.format(folder=folder, server=replaced("nginx.conf", places))
+            command = [found, "-p", str(folder), "-c", str(at)]
+        else:
+            site = f"https://localhost:{self.port} {{\n\tbind 127.0.0.1\n\ttls {certificate} {key}"
+            text = CADDY.format(server=replaced("Caddyfile", [("llm.example.com {", site), server]))
+            command = [found, "run", "--adapter", "caddyfile", "--config", str(at)]
+        at.write_text(text, "utf-8")
         self.process = subprocess.Popen(
-            [program, "-p", str(folder), "-c", str(folder / "nginx.conf")],
+            command,
             stderr=(folder / "stderr").open("w"),
+            env=os.environ | {"HOME": str(folder), "XDG_DATA_HOME": str(folder)},
         )
         context = ssl.create_default_context(cafile=str(certificate))
         self.http = httpx.Client(
             base_url=f"https://localhost:{self.port}", verify=context, timeout=60
         )
-        for _ in range(100):
-            try:
-                self.http.get("/")
-                break
-            except httpx.ConnectError:
-                assert self.process.poll() is None, (folder / "stderr").read_text("utf-8")
-                time.sleep(0.1)
+        end = time.monotonic() + 60
+        while not self._answers():
+            assert self.process.poll() is None, (folder / "stderr").read_text("utf-8")
+            assert time.monotonic() < end, (folder / "stderr").read_text("utf-8")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            self.http.get("/")
+        except httpx.ConnectError:
+            return False
+        return True
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -90,9 +122,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     made.stop()
 
 
-@pytest.fixture(scope="module")
-def proxy(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    made = Proxy(tmp_path_factory.mktemp("nginx"), served.port)
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def proxy(
+    request: pytest.FixtureRequest, served: Served, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    name: str = request.param
+    made = Proxy(name, tmp_path_factory.mktemp(name), served.port)
     yield made
     made.stop()
 
@@ -139,22 +174,22 @@ def test_a_body_that_is_too_large_is_refused_with_the_proxy_too(proxy: Proxy) ->
     assert proxy.http.post("/llm/v1/completions", content=b"a" * (9 * 2**20)).status_code == 413
 
 
-def test_the_key_survives_a_restart(served: Served, proxy: Proxy) -> None:
-    folder = served.log.parent
+def test_the_key_survives_a_restart(tmp_path: Path) -> None:
+    served = Served(tmp_path)
     key = served.key
     first = served.log.read_text("utf-8")
     served.stop()
     # on the same port, which the key's file is named after
-    again = Served(folder, *FLAGS, port=served.port)
+    again = Served(tmp_path, port=served.port)
     try:
         told = again.log.read_text("utf-8")
         assert again.key == ""
         assert key not in told
-        [file] = (folder / "state").rglob("key-*")
+        [file] = (tmp_path / "state").rglob("key-*")
         assert file.name in told.replace("\n", "").replace(" ", "")
         assert file.name in first.replace("\n", "").replace(" ", "")
         headers = {"Authorization": f"Bearer {key}"}
-        assert proxy.http.get("/llm/v1/models", headers=headers).status_code == 200
+        assert again.http.get("/v1/models", headers=headers).status_code == 200
     finally:
         again.stop()
     assert file.read_text("utf-8").strip() == key

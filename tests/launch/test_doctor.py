@@ -37,6 +37,23 @@ def levels(answer: dict[str, Any], check: str) -> list[str]:
     return [f["level"] for f in answer["findings"] if f["check"] == check]
 
 
+def test_what_the_bench_measured_is_what_plans_take(tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    plan = [sys.executable, "-m", "aift_ray.plan", "--json", "--gpu", "measured"]
+    before = subprocess.run(plan, env=environment, capture_output=True, text=True, check=False)
+    assert before.returncode == 2
+    assert "aift-ray doctor --bench" in before.stderr
+    _, answer = told("--bench", environment=environment)
+    assert set(levels(answer, "bench")) == {"ok"}
+    kept = json.loads((tmp_path / "aift_ray" / "rates.json").read_text("utf-8"))
+    after = subprocess.run(plan, env=environment, capture_output=True, text=True, check=True)
+    card = json.loads(after.stdout)["gpu"]
+    assert (card["measured"], card["name"]) == (True, kept["name"])
+    assert card["tflops"] == kept["tflops"]["bf16"] > 0
+    assert card["bandwidth"] == kept["bandwidth"] > 0
+
+
 def test_this_machine_alone_and_its_storage(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("", "utf-8")

@@ -156,7 +156,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
     rows, whole = long_run
     folder = tmp_path / "run"
     command = Command(flags(tiny_model, rows, folder, **LONG), cluster.environment)
-    command.at_step(folder, 25)
+    command.at_checkpoint(folder, 20)
     os.kill(worker_pids(cluster)[-1], signal.SIGKILL)
     status, output = command.done()
     assert status == 0, output
@@ -227,7 +227,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_names_the_last_checkpoint(
             tiny_model, rows_file, folder, training__num_epochs=400, training__save_steps=5
         )
         command = Command(argv, cluster.environment)
-        command.at_step(folder, 12)
+        command.at_checkpoint(folder, 10)
         filler = disk / "filler"
         with filler.open("wb") as file:
             try:

@@ -111,6 +111,7 @@ def test_the_command_says_what_it_does(served: Served) -> None:
     told = (
         "checking the model",
         "starting Ray and Serve",
+        "the model is checked",
         "loading the model in the replicas",
         "engine",
         "ready on",

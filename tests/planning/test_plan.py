@@ -21,7 +21,7 @@ from aift_ray.launch import fitting
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.measuring import measured
 from aift_ray.models.numbers import numbers_of, table
-from aift_ray.planning import advice, speed
+from aift_ray.planning import advice, servers, speed
 from aift_ray.planning.cards import CARDS
 from aift_ray.planning.memory import Work
 from aift_ray.planning.shape import Shape
@@ -258,7 +258,7 @@ def test_every_model_of_the_catalog_can_be_planned(name: str) -> None:
     config = PlanConfig(model=name, gpus=2, sequence_length=min(2048, numbers.context or 2048))
     ways = advice.trained(config, numbers.config, numbers.shape)
     assert all(way.speed and way.speed.tokens_per_second > 0 for way in ways if way.memory)
-    assert all(server.token for server in advice.served(config, numbers.config, numbers.shape))
+    assert all(server.token for server in servers.served(config, numbers.config, numbers.shape))
 
 
 def test_a_model_in_the_hub_s_cache_is_found(

@@ -137,7 +137,7 @@ class VllmSite(Site):
         ]
         given += ["--engine", "vllm", "--vllm.enforce_eager", "true", "--serving.slots", "4"]
         given += ["--api-key-file", str(self.key_file), *flags]
-        self.served = Served(folder, *given, python=str(vllm_python()), patience_s=300)
+        self.served = Served(folder, *given, python=str(vllm_python()), patience_s=900)
 
     def client(self, key: str | None = Site.KEY) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {key}".encode()} if key else {}

@@ -7,25 +7,28 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from aift_ray.commandline import guarded, validated
 from aift_ray.config import ServeConfig, VllmConfig
 from aift_ray.errors import ConfigError
 from aift_ray.launch import serving
+from aift_ray.models.catalog import CATALOG
 from aift_ray.serve import run
-from aift_ray.serving import choice, opening, vllm_engine, vllm_options
+from aift_ray.serving import choice, opening, vllm_families, vllm_options
 from tests.conftest import SHIPPED
-from tests.serving.conftest import write_adapter
+from tests.models.families import make
+from tests.serving import vllm_architectures
+from tests.serving.conftest import vllm_python, write_adapter
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if vLLM were there, and knew every model."""
+    """As if vLLM were there."""
     monkeypatch.setattr(choice, "installed", lambda: True)
-    monkeypatch.setattr(vllm_engine, "takes", lambda location: True)
 
 
 def config(**values: Any) -> ServeConfig:
@@ -33,7 +36,7 @@ def config(**values: Any) -> ServeConfig:
     return made
 
 
-def test_auto_says_why_it_takes_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_why_it_takes_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def line(gpu: bool = True, **values: Any) -> str:
         return str(choice.choose(config(**values), str(SHIPPED), gpu))
 
@@ -42,11 +45,11 @@ def test_auto_says_why_it_takes_an_engine(monkeypatch: pytest.MonkeyPatch) -> No
     assert line() == 'transformers: vllm is not installed (pip install "aift-ray[vllm]")'
     monkeypatch.setattr(choice, "installed", lambda: True)
     assert line(load_in="8bit").startswith("transformers: vllm can't serve this: ")
-    monkeypatch.setattr(vllm_engine, "takes", lambda location: False)
-    assert line() == "transformers: vllm has no network of this model's architecture"
-    monkeypatch.setattr(vllm_engine, "takes", lambda location: True)
     assert line() == "vllm: there is a GPU, and vllm takes the model"
     assert line(engine="transformers") == "transformers: as set"
+    folder = make("diffllama", tmp_path)
+    found = str(choice.choose(config(), str(folder), True))
+    assert found.startswith("transformers: vllm can't serve this: model family diffllama: ")
 
 
 def test_vllm_that_is_not_installed_is_an_error_with_its_remedy(
@@ -83,6 +86,48 @@ def test_what_vllm_can_not_do_is_refused_by_name(
 ) -> None:
     asked = config(engine="vllm", **values)
     assert [each.where for each in choice.refusals(asked, str(SHIPPED), gpu)] == named
+
+
+@pytest.mark.parametrize(
+    ("family", "adapted", "what", "layout"),
+    [
+        ("diffllama", False, "vLLM has no network of it", "use --engine transformers; "),
+        ("rwkv", False, "vLLM has no network of it", "no packing"),
+        ("stablelm", True, "vLLM's network of it takes no adapters", "merge the adapter into"),
+        ("stablelm", False, "", ""),
+        ("qwen3_moe", True, "", ""),
+        ("lfm2", True, "", ""),
+    ],
+)
+def test_a_family_that_vllm_does_not_serve_is_refused_with_one_that_it_does(
+    family: str, adapted: bool, what: str, layout: str
+) -> None:
+    found = vllm_families.refused(CONFIG_MAPPING[family](), adapted)
+    assert len(found) == bool(what)
+    for problem in found:
+        assert problem.where == "engine"
+        assert problem.what == f"model family {family}: {what}"
+        assert problem.remedy.startswith(layout)
+        near = CATALOG[problem.remedy.rsplit(" ", 1)[-1]].architecture.model_type
+        assert (vllm_families.is_adapted if adapted else vllm_families.is_served)(near)
+
+
+def test_the_command_refuses_a_family_of_which_vllm_has_no_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make("diffllama", tmp_path))
+    assert guarded(run, ["--engine", "vllm", "--model", folder, "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "engine: model family diffllama: vLLM has no network of it" in told
+    assert "use --engine transformers; or choose another model, such as " in told
+
+
+def test_the_table_is_what_vllms_registry_says() -> None:
+    vllm_python()
+    found = vllm_architectures.rows(vllm_architectures.packages())
+    assert {one["architecture"]: one["adapters"] == "yes" for one in found} == (
+        vllm_families.table()
+    ), "run make vllm-families"
 
 
 def test_a_replica_gets_the_gpus_and_the_engine_that_the_cluster_allows(with_vllm: None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from aift_ray.serving.batch import Batch
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.kv_memory import budget, is_out_of_memory, token_bytes
 from aift_ray.serving.requests import EngineError, Sampling
-from aift_ray.serving.rows import AHEAD
+from aift_ray.serving.rows import AHEAD, RowsCache, RowsLayer
 from tests.conftest import SHIPPED
 from tests.serving.conftest import Site, load
 from tests.serving.test_engine import answer, generated, ids, prompt, request, together
@@ -83,6 +85,41 @@ def test_answers_are_the_same_with_room_for_few_and_never_more_is_held(
     assert max(rows) > min(rows[10:-60])
     assert max(tokens for _, tokens in held) <= 400
     assert engine.figures().running == engine.figures().waiting == 0
+
+
+@pytest.fixture
+def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens that all caches together have room for, at each change of one."""
+    caches: weakref.WeakSet[RowsCache] = weakref.WeakSet()
+    found: list[int] = []
+    make, update = RowsCache.__init__, RowsLayer.update
+
+    def made(cache: RowsCache, config: Any) -> None:
+        make(cache, config)
+        caches.add(cache)
+
+    def updated(layer: RowsLayer, *args: Any, **kwargs: Any) -> Any:
+        told = update(layer, *args, **kwargs)
+        firsts = [cache._rows[0] for cache in caches if cache._rows[0].is_initialized]
+        keys = [(each._buffers or [each.keys])[0] for each in firsts]
+        found.append(sum(each.shape[0] * each.shape[2] for each in keys))
+        return told
+
+    monkeypatch.setattr(RowsCache, "__init__", made)
+    monkeypatch.setattr(RowsLayer, "update", updated)
+    return found
+
+
+def test_prompts_whose_tokens_are_scored_take_no_more_than_the_budget(
+    model: Any, tight: Callable[[int], TransformersEngine], allocated: list[int]
+) -> None:
+    engine = tight(500)
+    allocated.clear()
+    asked = [prompt(seed, 150 + 10 * seed) for seed in range(5)]
+    scored = [replace(request(each, 30), scores=True, top_logprobs=1) for each in asked]
+    found = together(engine, [request(prompt(9, 40), 60), *scored])
+    assert [ids(each) for each in found[1:]] == [generated(model, each, 30) for each in asked]
+    assert 300 < max(allocated) <= 500
 
 
 def test_an_answer_that_waits_in_between_keeps_its_seed_and_its_penalties(

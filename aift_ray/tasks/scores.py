@@ -15,14 +15,14 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
-from aift_ray.evaluation.task import Extract, Task
+from aift_ray.config.tasks import LOWER_IS_BETTER
+from aift_ray.tasks.instructions import Instructions
+from aift_ray.tasks.task import Extract, Task
 
-# (sum, weight)
-Score = tuple[float, float]
+# (sum, weight), or of a correlation its moments
+Score = tuple[float, ...]
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
-# scores of which less is better
-LOWER_IS_BETTER = frozenset({"bits_per_character", "perplexity"})
 
 
 def choice_scores(
@@ -63,14 +63,45 @@ def text_scores(task: Task, text: str, total: float, tokens: int) -> dict[str, S
     return {name: found[name] for name in task.computed}
 
 
-def answer_scores(task: Task, written: str, answers: Sequence[str]) -> tuple[str, dict[str, Score]]:
-    """The answer that is found in what was written, and its scores: the best over the answers."""
+def answer_scores(
+    task: Task, written: str, answers: Sequence[str], instructions: Instructions | None = None
+) -> tuple[str, dict[str, Score]]:
+    """The answer that is found in what was written, and its scores: the best over the answers.
+
+    Scores that a judge gives are not among them.
+    """
     answer = extract(task.extract, written).strip()
-    found = {}
+    found: dict[str, Score] = {}
     for name in task.computed:
-        score = _ANSWER[name]
-        found[name] = (max(score(answer, expected) for expected in answers), 1.0)
+        if name in _ANSWER:
+            values = [_ANSWER[name](answer, expected) for expected in answers or ("",)]
+            found[name] = (max(values), 1.0)
+        elif name == "pearson":
+            found[name] = moments(number(answer), number(answers[0]))
+        elif instructions:
+            loose = name.endswith("loose")
+            followed = (instructions.followed_loosely if loose else instructions.followed)(written)
+            found[name] = (float(sum(followed)), float(len(followed)))
+            if name.startswith("ifeval_prompt"):
+                found[name] = (float(all(followed)), 1.0)
     return answer, found
+
+
+def moments(answer: Decimal | None, right: Decimal | None) -> Score:
+    """What the correlation over rows is computed from: 1, x, y, xx, yy, xy.
+
+    No number in an answer counts as -1, below every grade.
+    """
+    x = -1.0 if answer is None else float(answer)
+    y = math.nan if right is None else float(right)
+    return (1.0, x, y, x * x, y * y, x * y)
+
+
+def row_value(name: str, score: Score) -> float:
+    """A row's own value of a score, as a report shows it; of a correlation the distance."""
+    if name == "pearson":
+        return abs(score[1] - score[2])
+    return score[0] / score[1] if score[1] else 0.0
 
 
 def extract(rule: Extract, text: str) -> str:
@@ -84,10 +115,31 @@ def extract(rule: Extract, text: str) -> str:
     return next((group for group in match.groups() if group is not None), match[0])
 
 
-def aggregate(name: str, total: float, weight: float) -> float:
+def cut_at(text: str, stop: Sequence[str]) -> tuple[str] | None:
+    """The text before the first stop string; None where there is none."""
+    places = [at for at in (text.find(each) for each in stop) if at >= 0]
+    return (text[: min(places)],) if places else None
+
+
+def aggregate(name: str, *sums: float) -> float:
     """The score of a task from the sums over its rows."""
+    if name == "pearson":
+        return _correlation(*sums)
+    total, weight = sums
     mean = float(total / weight) if weight else math.nan
     return math.exp(min(mean, 700.0)) if name == "perplexity" else mean
+
+
+def _correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
+    """Pearson's; 0 where one side does not vary."""
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    return (n * xy - x * y) / math.sqrt(spread) if spread > 1e-9 * (n * xx * n * yy) else 0.0
+
+
+def shown(name: str, value: float) -> str:
+    """A score as a person reads it; `name` may have its task before it."""
+    plain = name.rpartition("/")[2] in LOWER_IS_BETTER
+    return f"{value:.3f}" if plain else f"{100 * value:.1f}%"
 
 
 def normal(text: str) -> str:

@@ -10,8 +10,9 @@ import jinja2
 
 from aift_ray.data.examples import Example, Message
 from aift_ray.errors import Problem
-from aift_ray.evaluation.data_files import Row
-from aift_ray.evaluation.task import Task, evaluate, render
+from aift_ray.tasks.data_files import Row
+from aift_ray.tasks.instructions import Instructions, missing
+from aift_ray.tasks.task import Task, evaluate, render
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Item:
         choices: kind choice: the continuations that are compared.
         label: kind choice: the index of the right one.
         answers: kind generate: the right answers; kind text: the one text.
+        instructions: kind generate: what IFEval's scores check.
     """
 
     index: int
@@ -33,6 +35,7 @@ class Item:
     choices: tuple[str, ...] = ()
     label: int = 0
     answers: tuple[str, ...] = ()
+    instructions: Instructions | None = None
 
     @property
     def shown_prompt(self) -> str:
@@ -62,6 +65,11 @@ def make_items(
         rows: each with the name of its file.
         shots: the rows whose answers are shown before each prompt.
     """
+    if task.instructed and (absent := missing([row for _, (_, row) in rows])):
+        what = f"IFEval's instructions need {', '.join(absent)}, not installed"
+        remedy = 'pip install "aift-ray[ifeval]"'
+        problems.append(Problem(f"task {task.name}", what, remedy))
+        return []
     found: list[Item] = []
     wrong: list[Problem] = []
     examples: list[tuple[str, str]] = []
@@ -95,7 +103,8 @@ def _item(
     else:
         parts = [text + task.delimiter + answer for text, answer in examples]
         prompt = task.description + task.separator.join([*parts, question])
-    return Item(index, place, prompt, choices, label, answers)
+    told = Instructions.of_row(row) if task.instructed else None
+    return Item(index, place, prompt, choices, label, answers, told)
 
 
 def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) -> Example:
@@ -110,8 +119,11 @@ def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) ->
 def _answered(task: Task, row: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer of an example."""
     choices, label, answers = _right(task, row)
-    right = choices[label] if task.kind == "choice" else answers[0]
-    return render(task.prompt, row), render(task.shot, row) if task.shot else right
+    if task.shot:
+        return render(task.prompt, row), render(task.shot, row)
+    if not choices and not answers:
+        raise WrongField("shot: the answer of an example is not given, and answers is empty")
+    return render(task.prompt, row), choices[label] if choices else answers[0]
 
 
 def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
@@ -140,6 +152,8 @@ def _label(value: Any, choices: Sequence[str], task: Task) -> int:
 
 
 def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    if not name:
+        return ()
     value = evaluate(name, row)
     # the form of SQuAD
     if isinstance(value, dict) and isinstance(value.get("text"), list):

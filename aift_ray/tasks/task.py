@@ -23,9 +23,19 @@ SCORES: dict[str, tuple[str, ...]] = {
         "chrf",
         "bleu",
         "json_valid",
+        "pearson",
+        "ifeval_prompt_strict",
+        "ifeval_prompt_loose",
+        "ifeval_instruction_strict",
+        "ifeval_instruction_loose",
+        "judge_win_rate",
+        "judge_grade",
     ),
     "text": ("bits_per_character", "perplexity"),
 }
+# of these a model behind an API says what they are
+JUDGED = ("judge_win_rate", "judge_grade")
+_INSTRUCTED = tuple(score for score in SCORES["generate"] if score.startswith("ifeval"))
 DEFAULTS = {
     "choice": ["accuracy", "accuracy_per_character"],
     "generate": ["exact_match", "character_f1"],
@@ -50,6 +60,17 @@ class Extract(Section):
     take: Literal["first", "last"] = setting("last", "which of several matches")
 
 
+class Judge(Section):
+    """What a model that judges is told, for the scores judge_win_rate and judge_grade."""
+
+    rubric: str = setting(
+        "The answer is correct, complete, helpful, and in the language of the question.",
+        "what makes an answer good",
+    )
+    lowest: int = setting(1, "judge_grade: grade of the worst answer", ge=0)
+    highest: int = setting(10, "judge_grade: grade of the best answer", ge=1)
+
+
 class Task(Section):
     """One task of a YAML file.
 
@@ -67,7 +88,10 @@ class Task(Section):
     prompt: str = setting("", "template of what comes before the answer")
     choices: str | list[str] = setting([], "choice: expression of the choices, or the choices")
     label: str = setting("label", "choice: expression of the right one: its index or its text")
-    answers: str = setting("answers", "generate: expression of the right answer, or of a list")
+    answers: str = setting(
+        "answers",
+        'generate: expression of the right answer, or of a list; "": there is none',
+    )
     text: str = setting("text", "text: expression of the text")
     shot: str = setting(
         "", "template of the answer of an example; default: the first right answer or choice"
@@ -79,12 +103,23 @@ class Task(Section):
     scores: list[str] = setting([], "what is computed, the one to compare by first")
     max_tokens: Positive = setting(256, "generate: of an answer")
     stop: list[str] = setting([], "generate: strings that end an answer and are not part of it")
+    judge: Judge = setting(Judge(), "generate: what a model that judges is told")
     extract: Extract = setting(Extract(), "generate: how the answer is found in what is written")
 
     @property
     def computed(self) -> list[str]:
         """The scores of the task; models are compared by the first."""
         return self.scores or DEFAULTS[self.kind]
+
+    @property
+    def judged(self) -> list[str]:
+        """The scores that a model behind an API gives."""
+        return [score for score in self.computed if score in JUDGED]
+
+    @property
+    def instructed(self) -> bool:
+        """Whether rows hold instructions that answers have to follow."""
+        return any(score in _INSTRUCTED for score in self.computed)
 
     def problems(self) -> list[Problem]:
         """What is wrong with the settings together."""
@@ -98,6 +133,14 @@ class Task(Section):
             found.append(
                 Problem("prompt", "is empty", 'for example prompt: "質問：{{ question }}"')
             )
+        if self.kind == "generate" and not self.answers:
+            found += [
+                Problem("scores", f"{score} compares with a right answer", "name it in answers")
+                for score in self.computed
+                if score not in (*JUDGED, *_INSTRUCTED, "json_valid")
+            ]
+        if self.judge.lowest >= self.judge.highest:
+            found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
         if self.kind == "choice" and not self.choices:
             remedy = "name the field that holds them, or list them"
             found.append(Problem("choices", "is empty", remedy))

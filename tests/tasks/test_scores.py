@@ -9,7 +9,7 @@ import pytest
 from rapidfuzz import fuzz
 
 from aift_ray.evaluation.results import repetition
-from aift_ray.evaluation.scores import (
+from aift_ray.tasks.scores import (
     Score,
     aggregate,
     answer_scores,
@@ -19,7 +19,7 @@ from aift_ray.evaluation.scores import (
     text_scores,
     words,
 )
-from aift_ray.evaluation.task import Extract, Task
+from aift_ray.tasks.task import Extract, Task
 
 
 def generating(*scores: str, **settings: object) -> Task:

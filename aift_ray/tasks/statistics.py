@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aift_ray.evaluation.scores import LOWER_IS_BETTER, Score, aggregate
+from aift_ray.config.tasks import LOWER_IS_BETTER
+from aift_ray.tasks.scores import Score, aggregate
 
 _CHUNK = 256
 
@@ -54,13 +55,13 @@ class Difference:
 def estimate(
     name: str, scores: Sequence[Score], confidence: float, resamples: int, seed: int
 ) -> Estimate:
-    """The score of a task with its interval."""
+    """The score of a task with its interval, over the rows that have one."""
     table = np.asarray(scores, dtype=np.float64)
-    total, weight = table.sum(0)
+    table = table[_has_score(name, table)]
     drawn = _resampled([table], resamples, seed)[0]
-    values = [aggregate(name, a, b) for a, b in drawn]
+    values = [aggregate(name, *sums) for sums in drawn]
     low, high = _interval(values, confidence)
-    return Estimate(aggregate(name, total, weight), low, high, len(table))
+    return Estimate(aggregate(name, *table.sum(0)), low, high, len(table))
 
 
 def difference(
@@ -75,6 +76,11 @@ def difference(
     a, b = (np.asarray(scores, dtype=np.float64) for scores in (first, second))
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} and {len(b)} rows can't be compared row for row")
+    # a row without a score, of which a judge said nothing, is compared with none
+    both = _has_score(name, a) & _has_score(name, b)
+    a, b = a[both], b[both]
+    if not len(a):
+        return Difference(0.0, 0.0, 0.0, 1.0)
     value = aggregate(name, *b.sum(0)) - aggregate(name, *a.sum(0))
     drawn_a, drawn_b = _resampled([a, b], resamples, seed)
     values = [
@@ -99,14 +105,26 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def _contributions(name: str, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """What each row adds to the score, up to a factor that all rows share."""
+    if name == "pearson":
+        x, y = (table[:, at] - table[:, at].mean() for at in (1, 2))
+        scale = float(np.sqrt((x * x).sum() * (y * y).sum()))
+        product: npt.NDArray[np.float64] = x * y / scale if scale else x * 0.0
+        return product
     total: npt.NDArray[np.float64] = table[:, 0] / table[:, 1].sum()
     return total
+
+
+def _has_score(name: str, table: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """The rows that count: those of some weight."""
+    weights = table[:, 0 if name == "pearson" else 1]
+    counted: npt.NDArray[np.bool_] = weights > 0
+    return counted
 
 
 def _resampled(
     tables: Sequence[npt.NDArray[np.float64]], resamples: int, seed: int
 ) -> list[npt.NDArray[np.float64]]:
-    """Sums over rows drawn with replacement, the same in all tables; of each (resamples, 2)."""
+    """Sums over rows drawn with replacement, the same in all tables; (resamples, columns)."""
     rng, number = np.random.default_rng(seed), len(tables[0])
     found: list[list[npt.NDArray[np.float64]]] = [[] for _ in tables]
     for start in range(0, resamples, _CHUNK):

@@ -9,6 +9,8 @@ from typing import Any
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts import PromptEncoder
 
+_UNLIMITED = 2**31
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -30,16 +32,17 @@ class ItemEncoder:
     would end. Chats are encoded as training and serving encode them.
 
     Args:
-        context: tokens that the model takes; longer sequences lose their beginning.
+        context: tokens that the model takes, of which longer sequences keep the last; None: any
+            number.
 
     Attributes:
         truncated: sequences so far that lost their beginning.
     """
 
-    def __init__(self, prompts: PromptEncoder, context: int) -> None:
+    def __init__(self, prompts: PromptEncoder, context: int | None) -> None:
         self._prompts = prompts
         self._tokenizer: Any = prompts.tokenizer
-        self._context = context
+        self._context = context or _UNLIMITED
         self.truncated = 0
         whole = self._tokenizer.encode("a")
         plain = self._tokenizer.encode("a", add_special_tokens=False)

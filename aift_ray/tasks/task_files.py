@@ -7,17 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
-from aift_ray.evaluation.data_files import Row, is_data_file, read_rows
-from aift_ray.evaluation.items import Item, make_items
-from aift_ray.evaluation.task import Task
+from aift_ray.tasks import harness
+from aift_ray.tasks.data_files import Row, is_data_file, read_rows
+from aift_ray.tasks.harness import HarnessTask
+from aift_ray.tasks.items import Item, make_items
+from aift_ray.tasks.task import DEFAULTS, Task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
@@ -25,10 +26,25 @@ FOLDER = "AIFT_TASKS"
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task with the items of its rows."""
+    """A task with the items of its rows.
+
+    Attributes:
+        harness: how lm-evaluation-harness runs it; None: it is run here.
+    """
 
     task: Task
     items: list[Item]
+    harness: HarnessTask | None = None
+
+
+class TaskOptions(Protocol):
+    """Settings of tasks, see `EvaluateConfig`."""
+
+    tasks: list[str]
+    data_dir: str | None
+    limit: int
+    num_few_shot: int | None
+    chat: bool | None
 
 
 def built_in() -> list[str]:
@@ -36,8 +52,11 @@ def built_in() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
-def load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
+def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTask]:
     """The tasks of the settings.
+
+    Args:
+        judged: scores of a judge that answers to rows without a task file get too.
 
     Raises:
         UserError: every mistake in names, task files and rows.
@@ -45,28 +64,30 @@ def load_tasks(config: EvaluateConfig) -> list[LoadedTask]:
     problems: list[Problem] = []
     found: list[LoadedTask] = []
     for name in config.tasks:
-        loaded = _load(name, config, problems)
-        if loaded and any(each.task.name == loaded.task.name for each in found):
-            what = f"two tasks are called {loaded.task.name}"
-            problems.append(Problem("tasks", what, "name each once, or give one another `name`"))
-        elif loaded:
-            found.append(loaded)
+        if name.startswith(harness.PREFIX):
+            several = [LoadedTask(*each) for each in harness.load(name, config, problems)]
+        else:
+            one = _load(name, config, judged, problems)
+            several = [one] if one else []
+        for loaded in several:
+            if any(each.task.name == loaded.task.name for each in found):
+                what = f"two tasks are called {loaded.task.name}"
+                remedy = "name each once, or give one another `name`"
+                problems.append(Problem("tasks", what, remedy))
+            else:
+                found.append(loaded)
     if problems:
         raise DataError(list(dict.fromkeys(problems)))
     return found
 
 
-def _load(name: str, config: EvaluateConfig, problems: list[Problem]) -> LoadedTask | None:
+def _load(
+    name: str, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
+) -> LoadedTask | None:
     path = Path(name).expanduser()
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
         return _from_yaml(BUILT_IN / f"{name}.yaml", folder, config, problems)
-    if name.startswith("lm_eval:"):
-        what = "tasks of lm-evaluation-harness are not run by this command"
-        problems.append(
-            Problem(f"task {name}", what, "write the task as YAML (docs/evaluation.md)")
-        )
-        return None
     if not path.is_file():
         near = difflib.get_close_matches(name, built_in(), 1)
         remedy = f"did you mean {near[0]}?" if near else f"built in: {', '.join(built_in())}"
@@ -75,14 +96,14 @@ def _load(name: str, config: EvaluateConfig, problems: list[Problem]) -> LoadedT
     if path.suffix in (".yaml", ".yml"):
         return _from_yaml(path, None, config, problems)
     if is_data_file(path):
-        return _from_rows(path, config, problems)
+        return _from_rows(path, config, judged, problems)
     what = f"unknown suffix {path.suffix!r}, expected a .yaml task or a data file"
     problems.append(Problem(f"task {name}", what))
     return None
 
 
 def _from_yaml(
-    path: Path, folder: str | None, config: EvaluateConfig, problems: list[Problem]
+    path: Path, folder: str | None, config: TaskOptions, problems: list[Problem]
 ) -> LoadedTask | None:
     task, wrong = read_task(path)
     if task is None:
@@ -190,7 +211,9 @@ def _shots(
     return there[:number]
 
 
-def _from_rows(path: Path, config: EvaluateConfig, problems: list[Problem]) -> LoadedTask | None:
+def _from_rows(
+    path: Path, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
+) -> LoadedTask | None:
     """The task that rows alone make: their keys tell its kind."""
     rows = read_rows(path, problems)[: config.limit or None]
     if not rows:
@@ -203,7 +226,8 @@ def _from_rows(path: Path, config: EvaluateConfig, problems: list[Problem]) -> L
     if set(first) == {"text"}:
         task = Task(name=name, kind="text")
         return LoadedTask(task, make_items(task, [(path.name, row) for row in rows], [], problems))
-    task = Task(name=name, kind="generate", prompt="{{ instruction }}", chat=True)
+    scores = [*judged, *DEFAULTS["generate"]]
+    task = Task(name=name, prompt="{{ instruction }}", chat=True, scores=scores)
     return LoadedTask(task, _answered_rows(path.name, rows, problems))
 
 

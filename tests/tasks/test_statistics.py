@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import product
 
 import numpy as np
 import pytest
 
-from aift_ray.evaluation.statistics import difference, estimate, holm
+from aift_ray.tasks.scores import moments
+from aift_ray.tasks.statistics import difference, estimate, holm
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -62,3 +64,26 @@ def test_less_is_better_where_it_is() -> None:
     assert told.better("rouge_l", 0.05) is False
     unclear = type(found)(**{**vars(found), "p_adjusted": 0.2})
     assert unclear.better("rouge_l", 0.05) is None
+
+
+def test_a_correlation_is_numpys_and_its_interval_covers_it() -> None:
+    rng = np.random.default_rng(7)
+    right = rng.uniform(0, 5, 150)
+    given = 0.6 * right + rng.normal(0, 1, 150)
+    rows = [moments(Decimal(str(x)), Decimal(str(y))) for x, y in zip(given, right, strict=True)]
+    found = estimate("pearson", rows, 0.95, 500, 0)
+    assert found.value == pytest.approx(np.corrcoef(given, right)[0, 1])
+    assert found.low < found.value < found.high
+    noise = [
+        moments(Decimal(str(x)), Decimal(str(y)))
+        for x, y in zip(rng.permutation(given), right, strict=True)
+    ]
+    worse = difference("pearson", rows, noise, 0.95, 500, 0)
+    assert worse.value < -0.3
+    assert worse.p < 0.01
+    # answers without a number count as -1
+    assert moments(None, Decimal(3))[1] == -1.0
+    assert (
+        estimate("pearson", [moments(None, Decimal(y)) for y in range(5)], 0.95, 100, 0).value
+        == 0.0
+    )

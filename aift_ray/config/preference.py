@@ -1,0 +1,101 @@
+"""What is trained beside answers themselves: which of two answers is better, or whether one is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aift_ray.config.section import Section, setting
+from aift_ray.errors import Problem
+
+Objective = Literal["sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward"]
+# what a row of a data file holds: one answer, a better and a worse one, or one with a label
+Answers = Literal["one", "pair", "label"]
+
+# objectives that hold the model against a reference
+REFERENCED = ("dpo", "ipo", "hinge", "robust", "kto")
+# the settings of some objectives, and which
+_OWNERS = {
+    "beta": ("dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto"),
+    "label_smoothing": ("dpo", "robust", "simpo", "cpo"),
+    "length_normalized": ("dpo",),
+    "rpo_alpha": ("dpo", "ipo", "hinge", "robust"),
+    "cpo_alpha": ("cpo", "simpo"),
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "center_rewards_coefficient": ("reward",),
+    "reference": REFERENCED,
+}
+_BETA, _BETA_SIMPO = 0.1, 2.0
+
+
+def answers_of(objective: Objective) -> Answers:
+    """What the rows of an objective hold."""
+    return "one" if objective == "sft" else "label" if objective == "kto" else "pair"
+
+
+class PreferenceConfig(Section):
+    """How answers are held against each other; the names are TRL's."""
+
+    beta: Annotated[float, Field(gt=0, le=100)] | None = setting(
+        None, "weight of the difference between the answers; default: 0.1, simpo: 2"
+    )
+    label_smoothing: float = setting(
+        0.0, "share of pairs that may be labelled the wrong way round", ge=0, lt=0.5
+    )
+    length_normalized: bool = setting(
+        False, "dpo: log-probabilities by the token (TRL's loss_type sigmoid_norm)"
+    )
+    rpo_alpha: float = setting(
+        0.0, "weight of the chosen answer's own loss by the token beside the objective", ge=0
+    )
+    cpo_alpha: Annotated[float, Field(ge=0)] | None = setting(
+        None, "the same weight of cpo and simpo; default: cpo 1, simpo 0"
+    )
+    simpo_gamma: float = setting(0.5, "margin of rewards that simpo asks for", ge=0)
+    desirable_weight: float = setting(1.0, "kto: weight of rows with label true", ge=0)
+    undesirable_weight: float = setting(1.0, "kto: weight of rows with label false", ge=0)
+    center_rewards_coefficient: float = setting(
+        0.0, "reward: weight of the squared sum of both rewards, which keeps them around 0", ge=0
+    )
+    reference: str | None = setting(
+        None,
+        "catalog name, Hub id or folder of the reference model; default: the model as the run "
+        "begins",
+    )
+
+    def beta_of(self, objective: Objective) -> float:
+        """`beta`, or the default of an objective."""
+        if self.beta is not None:
+            return self.beta
+        return _BETA_SIMPO if objective == "simpo" else _BETA
+
+    def nll_weight(self, objective: Objective) -> float:
+        """Weight of the chosen answer's own loss beside the objective."""
+        if objective == "orpo":
+            return 1.0
+        if objective not in _OWNERS["cpo_alpha"]:
+            return self.rpo_alpha
+        return float(objective == "cpo") if self.cpo_alpha is None else self.cpo_alpha
+
+    def contradictions(self, objective: Objective, strategy: str) -> Iterator[Problem]:
+        """Settings that do nothing with an objective, or can't be had with it."""
+        for name, owners in _OWNERS.items():
+            default = type(self).model_fields[name].default
+            if objective not in owners and getattr(self, name) != default:
+                what = f"acts with objective {', '.join(owners)}, not {objective}"
+                yield Problem(f"preference.{name}", what, "leave it out")
+        if objective == "robust" and not self.label_smoothing:
+            what = "is 0, and objective robust is dpo without it"
+            remedy = "give --preference.label_smoothing 0.1, or --objective dpo"
+            yield Problem("preference.label_smoothing", what, remedy)
+        parts = strategy in ("pipeline", "tensor", "model_parallel")
+        if objective == "reward" and parts:
+            what = f"{strategy} cuts models that answer, and reward trains one that scores"
+            yield Problem("parallel.strategy", what, "use --strategy ddp or fsdp")
+        if self.reference and parts:
+            what = f"is laid out as another model than the one that {strategy} cuts"
+            yield Problem("preference.reference", what, "use --strategy ddp or fsdp")

@@ -1,0 +1,59 @@
+"""The folder of the trained model: weights or adapter, tokenizer and card."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from aift_ray.engine.build import Run
+from aift_ray.engine.card import FILE as CARD
+from aift_ray.engine.export import write_model, write_whole
+from aift_ray.engine.saving import final_weights, streams
+from aift_ray.engine.streaming import Streams
+from aift_ray.engine.writing import Writing
+from aift_ray.models.folders import load_config
+from aift_ray.models.wrappers import is_wrapper
+
+
+def write(run: Run, writing: Writing, card: str) -> None:
+    """Write the final model: tensor by tensor where it is shared out and can be.
+
+    Args:
+        card: its README.md.
+    """
+    folder, parts = run.job.output / "model", streams(run)
+    if parts:
+        writing.streamed(parts, lambda _: _write(run, folder, card, None, parts))
+        return
+    weights = final_weights(run)
+    if writing.saver:
+        _write(run, folder, card, weights)
+
+
+def _write(
+    run: Run,
+    folder: Path,
+    card: str,
+    weights: dict[str, torch.Tensor] | None,
+    parts: Streams | None = None,
+) -> None:
+    scratch = folder.with_name(".model.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    full, place = run.config.method == "full", run.job.location
+    told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
+    with parts.ending() if parts else nullcontext():
+        if full and is_wrapper(load_config(place)):
+            give = partial(parts.give, "model") if parts else None
+            write_whole(*told, place, weights, give)
+        else:
+            dtype = run.precision.compute if full else None
+            streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+            write_model(*told, dtype, weights, streamed, final=True, base=place)
+    (scratch / CARD).write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)

@@ -1,0 +1,249 @@
+"""Answers judged by a model behind an OpenAI-compatible API: graded, or compared in pairs.
+
+A pair is shown in both orders, since judges favour a place (Zheng et al. 2023, arXiv:2306.05685):
+an answer wins where it is preferred in both, all else is a tie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from aift_ray.config import EvaluateConfig
+from aift_ray.errors import AiftError, Problem
+from aift_ray.evaluation.api import Api, read_key
+from aift_ray.evaluation.evaluator import Sample
+from aift_ray.tasks.task import Judge, Task
+from aift_ray.tasks.task_files import LoadedTask
+
+WIN_RATE, GRADE = "judge_win_rate", "judge_grade"
+_GRADE = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
+_VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+_ASK_GRADE = """Grade the answer of an assistant to a question.
+
+What makes an answer good: {rubric}
+{reference}
+[Question]
+{question}
+
+[Answer]
+{answer}
+[End of the answer]
+
+Say briefly what is good and bad in the answer. Then give a grade in double square brackets, from
+[[{lowest}]] for the worst to [[{highest}]] for the best."""
+_ASK_PAIR = """Compare the answers of two assistants to a question.
+
+What makes an answer good: {rubric}
+Neither the order of the answers nor their length must count.
+{reference}
+[Question]
+{question}
+
+[Answer of assistant A]
+{first}
+[End of A]
+
+[Answer of assistant B]
+{second}
+[End of B]
+
+Say briefly what is good and bad in both. Then give your verdict in double square brackets: [[A]]
+if A is better, [[B]] if B is better, [[C]] if they are equally good."""
+
+Samples = Mapping[tuple[str, str], Mapping[int, Sample]]
+
+
+def refused(config: EvaluateConfig, tasks: Sequence[LoadedTask], models: int) -> list[Problem]:
+    """What keeps the tasks from being judged as they ask."""
+    found = []
+    for task in (loaded.task for loaded in tasks if loaded.task.judged):
+        where = f"task {task.name}"
+        if not config.judge_url:
+            remedy = "give --judge-url and --judge-model"
+            found.append(Problem(where, f"{task.judged[0]} needs a model that judges", remedy))
+        if WIN_RATE in task.judged and models == 1:
+            what = f"{WIN_RATE} compares with the first of several models, and one is given"
+            found.append(Problem(where, what, "give another --model or --adapter"))
+    if config.judge_url and not any(loaded.task.judged for loaded in tasks):
+        what = "no task has a score that is judged"
+        found.append(Problem("judge_url", what, f"name {GRADE} or {WIN_RATE} in a task's scores"))
+    return found
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the judge is asked of one answer.
+
+    Attributes:
+        sample: whose answer is judged.
+        first: the answer of the first model; None: the answer is graded alone.
+        key: of all that the judgement depends on.
+    """
+
+    task: Task
+    sample: Sample
+    score: str
+    first: str | None
+    key: str
+
+
+class Judging:
+    """Asks the judge about the samples of tasks.
+
+    Args:
+        models: the first is the one that others are compared with.
+    """
+
+    def __init__(self, config: EvaluateConfig, models: Sequence[str]) -> None:
+        key = read_key("judge_key_file", config.judge_key_file, ("JUDGE_API_KEY", "OPENAI_API_KEY"))
+        self._api = Api(str(config.judge_url), str(config.judge_model), key)
+        self._place = [str(config.judge_url), str(config.judge_model)]
+        self._threads, self._models = config.max_concurrent, list(models)
+
+    def missing(self, tasks: Iterable[Task], samples: Samples) -> list[_Question]:
+        """What is still to be asked, where some was judged before."""
+        return [
+            question
+            for task in tasks
+            for score in task.judged
+            for model in self._models
+            for question in self._questions(task, score, model, samples)
+            if question.sample.get("judged", {}).get(score, {}).get("key") != question.key
+        ]
+
+    def run(self, questions: Sequence[_Question]) -> Iterator[Sample]:
+        """The samples with what the judge said, as they come.
+
+        Raises:
+            AiftError: the API can't be reached, or refuses.
+        """
+        with ThreadPoolExecutor(self._threads) as pool:
+            asked = {pool.submit(self._judge, question): question for question in questions}
+            try:
+                for done in as_completed(asked):
+                    yield _with(asked[done], *done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _questions(
+        self, task: Task, score: str, model: str, samples: Samples
+    ) -> Iterator[_Question]:
+        base = samples[self._models[0], task.name]
+        for row, sample in sorted(samples[model, task.name].items()):
+            first = base[row]["answer"] if score == WIN_RATE else None
+            parts = [self._place, task.judge.model_dump(), sample["prompt"], sample["answer"]]
+            text = json.dumps([*parts, sample["answers"], first, model == self._models[0]])
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            yield _Question(task, sample, score, first, key)
+
+    def _judge(self, question: _Question) -> tuple[float | None, list[str]]:
+        """The score, None where the judge gave none, and what the judge said."""
+        judge, sample = question.task.judge, question.sample
+        shown = {"rubric": judge.rubric, "question": sample["prompt"], "reference": ""}
+        if sample["answers"]:
+            shown["reference"] = f"\n[A right answer]\n{sample['answers'][0]}\n"
+        if question.first is None:
+            about = shown | {"lowest": str(judge.lowest), "highest": str(judge.highest)}
+            said = self._ask(_ASK_GRADE, about | {"answer": sample["answer"]})
+            return _graded(said, judge), [said]
+        if sample["model"] == self._models[0]:
+            # against itself
+            return 0.5, []
+        own, first = sample["answer"], question.first
+        orders = ((first, own), (own, first))
+        said_both = [self._ask(_ASK_PAIR, shown | {"first": a, "second": b}) for a, b in orders]
+        return _compared(*said_both), said_both
+
+    def _ask(self, template: str, parts: dict[str, str]) -> str:
+        # one pass over the template: what an answer holds in braces stays as it is
+        text = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)
+        choice = self._api.chat([{"role": "user", "content": text}], {"temperature": 0})
+        return str(choice["message"]["content"] or "")
+
+
+def _graded(said: str, judge: Judge) -> float | None:
+    """The grade as a share of the way from the lowest to the highest."""
+    grades = _GRADE.findall(said)
+    if not grades or not judge.lowest <= float(grades[-1]) <= judge.highest:
+        return None
+    return (float(grades[-1]) - judge.lowest) / (judge.highest - judge.lowest)
+
+
+def _compared(first: str, second: str) -> float | None:
+    """1 where the later model wins in both orders, 0 where it loses in both, else 0.5.
+
+    Args:
+        first, second: what the judge said with the later model's answer as B, and as A.
+    """
+    verdicts = [_VERDICT.findall(said) for said in (first, second)]
+    if not all(verdicts):
+        return None
+    pair = (verdicts[0][-1], verdicts[1][-1])
+    return {("B", "A"): 1.0, ("A", "B"): 0.0}.get(pair, 0.5)
+
+
+def _with(question: _Question, value: float | None, said: list[str]) -> Sample:
+    sample, score = question.sample, question.score
+    # weight 0: the row has no such score
+    numbers = [0.0, 0.0] if value is None else [value, 1.0]
+    # samples of other questions may have come meanwhile
+    sample["scores"] = sample["scores"] | {score: numbers}
+    told = {"key": question.key, "said": said}
+    sample["judged"] = sample.get("judged", {}) | {score: told}
+    return sample
+
+
+def notes(tasks: Iterable[Task], models: Sequence[str], samples: Samples) -> list[str]:
+    """Where the judge gave no score.
+
+    Raises:
+        AiftError: nowhere in a task did it give one.
+    """
+    found = []
+    for task in tasks:
+        for score in task.judged:
+            for model in models:
+                rows = samples[model, task.name].values()
+                silent = [row for row in rows if not row["scores"][score][1]]
+                if len(silent) == len(rows):
+                    said = silent[0]["judged"][score]["said"][0][-200:]
+                    what = (
+                        f"task {task.name}: the judge gave no {score} of {model}; it ends: {said}"
+                    )
+                    raise AiftError(what)
+                if silent:
+                    what = f"the judge gave no {score} in {len(silent)} of {len(rows)} rows"
+                    found.append(f"{model}, task {task.name}: {what}")
+    return found
+
+
+def judge(
+    config: EvaluateConfig,
+    models: Sequence[str],
+    tasks: Sequence[Task],
+    samples: Samples,
+    keep: Callable[[list[Sample]], None],
+    tell: Callable[[str, int], Callable[[int], None]],
+) -> list[str]:
+    """Judge what is to be judged; notes for the reader.
+
+    Args:
+        keep: called with each sample that was judged.
+        tell: called with a name and a number of questions, gives what is called as they are done.
+    """
+    judged = [task for task in tasks if task.judged]
+    if not judged:
+        return []
+    judging = Judging(config, models)
+    questions = judging.missing(judged, samples)
+    progress = tell(f"judge {config.judge_model}", len(questions))
+    for sample in judging.run(questions):
+        keep([sample])
+        progress(1)
+    return notes(judged, models, samples)

@@ -1,0 +1,1 @@
+"""What is asked of a model: tasks, their rows, prompts and scores."""

@@ -1,0 +1,27 @@
+"""Libraries that scores need beside those that are always there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from aift_ray.errors import Problem
+from aift_ray.tasks.task import Task
+
+_NEEDS = {
+    "character_f1": "rapidfuzz",
+    "rouge_l": "sacrebleu",
+    "chrf": "sacrebleu",
+    "bleu": "sacrebleu",
+}
+
+
+def missing(tasks: Sequence[Task]) -> list[Problem]:
+    """Scores of tasks whose libraries are not installed."""
+    remedy = 'pip install "aift-ray[evaluate]"'
+    return [
+        Problem(f"task {task.name}", f"{score} needs {_NEEDS[score]}, not installed", remedy)
+        for task in tasks
+        for score in task.computed
+        if score in _NEEDS and not find_spec(_NEEDS[score])
+    ]
