@@ -42,8 +42,11 @@ def check_run(config: RunConfig) -> None:
         + _files(data.eval_files)
         + _files(data.contamination_files)
     )
+    files += _tasks(config)
     adapter = config.lora.init_from
     models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    reference = config.preference.reference
+    models += _model(reference) if reference else []
     _refuse(files, models, problems)
 
 
@@ -57,6 +60,19 @@ def _data(data: DataConfig) -> list[Problem]:
         except ConfigError as error:
             problems += error.problems
     return problems
+
+
+def _tasks(config: RunConfig) -> list[Problem]:
+    """What is wrong with the tasks that the model is scored on."""
+    if not config.evaluation.tasks:
+        return []
+    from aift_ray.tasks import in_training
+
+    try:
+        in_training.load(config.evaluation)
+    except DataError as error:
+        return error.problems
+    return []
 
 
 def _check_template(data: DataConfig) -> None:
@@ -98,9 +114,7 @@ def check_server(config: ServeConfig) -> None:
     """The same for the model and its adapters."""
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
-    # an adapter's own folder stands for its base, with the adapter on it
-    alone = (Path(config.model).expanduser() / "adapter_config.json").is_file()
-    _refuse([], ([] if alone else _model(config.model)) + adapters, [])
+    _refuse([], _model_or_adapter(config.model) + adapters, [])
 
 
 def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
@@ -110,7 +124,7 @@ def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
         tasks: what is wrong with the tasks.
     """
     named = [] if config.base_url else config.candidates()
-    models = [problem for name in named for problem in _model(name)]
+    models = [problem for name in named for problem in _model_or_adapter(name)]
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
     _refuse(tasks, models + adapters, [])
@@ -141,6 +155,12 @@ def _model(name: str) -> list[Problem]:
     if name in CATALOG or is_hub_id(name):
         return []
     return [unknown(name)]
+
+
+def _model_or_adapter(name: str) -> list[Problem]:
+    """The same; an adapter's own folder stands for its base, with the adapter on it."""
+    alone = (Path(name).expanduser() / "adapter_config.json").is_file()
+    return [] if alone else _model(name)
 
 
 def _adapter(where: str, name: str) -> list[Problem]:
