@@ -20,7 +20,6 @@ _ACTS_FOR = {
     "eval_files": ("awq", "gptq", "fp8"),
     "eval_rows": ("awq", "gptq", "fp8"),
     "sequence_length": ("awq", "gptq", "fp8"),
-    "num_runs": ("awq", "gptq", "fp8"),
 }
 
 
@@ -34,7 +33,6 @@ class ExportConfig(Settings):
         "eval_files": "eval-file",
         "eval_rows": "eval-rows",
         "sequence_length": "sequence-length",
-        "num_runs": "num-runs",
     }
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model")
@@ -76,7 +74,6 @@ class ExportConfig(Settings):
     sequence_length: Annotated[int, Field(ge=8)] = setting(
         512, "awq, gptq, fp8: tokens of a row at most, to fit to and to measure on"
     )
-    num_runs: Positive = setting(20, "awq, gptq, fp8: timed forward passes of each model")
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""

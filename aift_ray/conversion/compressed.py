@@ -123,7 +123,8 @@ def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan)
     provenance.record(folder)
     del model
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 def _recipe(kind: str, group: int) -> Any:

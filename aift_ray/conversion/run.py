@@ -21,7 +21,6 @@ from aift_ray.launch import display
 from aift_ray.models import loading, provenance
 from aift_ray.quantization import folder as output
 from aift_ray.quantization import merging
-from aift_ray.quantization import report as reports
 from aift_ray.quantization.measure import benchmark
 from aift_ray.quantization.quantizer import check_finite, copy_tokenizer
 
@@ -41,7 +40,7 @@ def run(config: ExportConfig, dry_run: bool = False) -> dict[str, Any]:
         found = _write(plan)
     except (OSError, SafetensorError) as error:
         raise AiftError(f"{plan.output} could not be written: {error}") from error
-    lines = reports.rows(found) if "ratio" in found else []
+    lines = _measured(found) if "weights_mb" in found else []
     lines += [("written", f"{plan.output}, {_size(plan.output):,} bytes")]
     if "modelfile" in found:
         lines.append(("for Ollama", f"ollama create NAME -f {found['modelfile']}"))
@@ -75,9 +74,27 @@ def _write_compressed(plan: Plan, packed: CompressedPlan) -> dict[str, Any]:
         shutil.rmtree(merged, ignore_errors=True)
         if packed.samples:
             original = merging.load(plan.location, plan.adapter, plan.own_dtype, cpu)
-            found |= benchmark(original, result, packed.samples, config.num_runs)
+            measured = benchmark(original, result, packed.samples, 1)
+            # transformers unpacks the weights: memory and speed are vLLM's to show
+            found["logit_difference"] = measured["logit_difference"]
+            found["perplexity"] = {
+                name: measured[name]["perplexity"] for name in ("original", "quantized")
+            }
         write_json(folder / REPORT, found)
     return found
+
+
+def _measured(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the bits save and cost, for a table."""
+    form = "{:,.1f} -> {:,.1f}"
+    lines = [("weights (MiB)", form.format(*found["weights_mb"].values()))]
+    if found.get("perplexity", {}).get("original") is not None:
+        first, second = found["perplexity"].values()
+        lines.append(("perplexity", f"{first:,.3f} -> {second:,.3f}"))
+    if "logit_difference" in found:
+        moved = found["logit_difference"]
+        lines.append(("logits moved", f"{moved['mean']:.4f} mean, {moved['max']:.3f} max"))
+    return lines
 
 
 def _write_folder(plan: Plan) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def test_rows_that_groups_do_not_part_are_named(
 def test_the_folder_is_smaller_and_nearly_as_good(kind: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     flags = ["--calibration-file", str(rows)] if kind != "fp8" else []
-    flags += ["--format", kind, "--output", str(tmp_path / "out"), "--num-runs", "2"]
+    flags += ["--format", kind, "--output", str(tmp_path / "out")]
     assert guarded(export.run, flags) == 0
     report = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))
     assert report["weights_mb"]["quantized"] < 0.8 * report["weights_mb"]["original"]
-    assert report["ratio"]["perplexity"] < 1.2
+    assert report["perplexity"]["quantized"] < 1.2 * report["perplexity"]["original"]
     config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
