@@ -87,6 +87,8 @@ def _beyond(config: Any, found: Family) -> str:
     by_heads = _BY_HEADS.get(config.model_type) == config.num_hidden_layers
     wrong = {
         f"hidden_act is {act}": act not in found.activations,
+        "only a part of a head is rotated": _partial(config) != 1.0,
+        "yarn has settings of its own": rotary == "yarn" and bool(_own_yarn(_full_rotary(config))),
         f"rope_type is {rotary}": rotary not in ("default", "linear", "llama3", "yarn"),
         f"query_pre_attn_scalar is {scale}": found.scaled
         and scale != (heads if by_heads else config.head_dim),
@@ -118,6 +120,19 @@ def _rotary(config: Any) -> dict[str, Any]:
 def _full_rotary(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = _rotary(config).get("full_attention") or _rotary(config)
     return found
+
+
+def _partial(config: Any) -> float:
+    found = _full_rotary(config).get("partial_rotary_factor")
+    return float(found or getattr(config, "partial_rotary_factor", None) or 1.0)
+
+
+def _own_yarn(rotary: dict[str, Any]) -> list[str]:
+    """Settings of yarn that are not those llama.cpp starts from."""
+    usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    named = ("attention_factor", "mscale", "mscale_all_dim")
+    found = [name for name in named if rotary.get(name) is not None]
+    return found + [name for name, value in usual.items() if rotary.get(name, value) != value]
 
 
 def head_size(config: Any) -> int:
@@ -158,10 +173,10 @@ def write(writer: GGUFWriter, config: Any, found: Family) -> None:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    _write_rotary(writer, _full_rotary(config))
+    _write_rotary(writer, _full_rotary(config), config.max_position_embeddings)
 
 
-def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any]) -> None:
+def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any], context: int) -> None:
     writer.add_rope_freq_base(rotary.get("rope_theta", 10000.0))
     kind = rotary.get("rope_type", "default")
     if kind == "linear":
@@ -170,4 +185,6 @@ def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any]) -> None:
     if kind == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rotary["factor"])
-        writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(
+            rotary.get("original_max_position_embeddings", context)
+        )

@@ -127,9 +127,32 @@ def test_an_architecture_that_does_not_map_names_those_that_do(
     assert "--format hf" in message
 
 
-def test_what_llama_cpp_computes_otherwise_is_named(refused: Refused, tmp_path: Path) -> None:
-    model = make_tiny_model(tmp_path / "model", hidden_act="relu")
-    assert "hidden_act is relu" in refused("--model", model)
+@pytest.mark.parametrize(
+    ("numbers", "what"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is relu"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type is dynamic",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                    "beta_fast": 16,
+                }
+            },
+            "yarn has settings of its own",
+        ),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_named(
+    numbers: dict[str, Any], what: str, refused: Refused, tmp_path: Path
+) -> None:
+    assert what in refused("--model", make_tiny_model(tmp_path / "model", **numbers))
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_counted_and_refused(refused: Refused) -> None:
