@@ -54,24 +54,15 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[dict[str, fl
 
 @contextmanager
 def starting_cluster(
-    variables: Mapping[str, str] | None = None, then: Callable[[], None] = lambda: None
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[], dict[str, float]]]:
     """The same, while the caller does something else.
 
-    Args:
-        then: called once it has started.
-
     Yields:
-        what waits until all that is done, and gives the resources; or raises as `cluster` does.
+        what waits until it has started, and gives the resources; or raises as `cluster` does.
     """
-
-    def start() -> dict[str, float]:
-        found = stack.enter_context(cluster(variables))
-        then()
-        return found
-
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-        yield pool.submit(start).result
+        yield pool.submit(stack.enter_context, cluster(variables)).result
 
 
 @contextmanager

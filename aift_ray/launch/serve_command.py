@@ -1,4 +1,4 @@
-"""The command that serves: Ray and Serve start while the model is looked at, then the replicas."""
+"""The command that serves: Serve starts while the model is looked at, then the replicas."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,23 +58,26 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
 
     # what has been started ends with this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    tell("checking the model")
     tell("starting Ray and Serve")
     variables = CLUSTER | ingress.trust(config.serving.forwarded_allow_ips)
-    asked = config
-    with cluster.starting_cluster(variables, lambda: _start(asked)) as started:
+    with cluster.cluster(variables) as resources, ThreadPoolExecutor(1) as pool:
+        # Ray sets handlers of its own when it starts
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # not beside Ray's own start, which has half a minute however busy the machine is
+        tell("checking the model")
+        started = pool.submit(_start, config)
         config, _ = _checked(config)
         from aift_ray.launch import serving
 
         tell("the model is checked")
-        resources = started()
+        started.result()
         tell("loading the model in the replicas")
         application = serving.deployment(config, path, resources)
         try:
             serve.run(application, name=NAME, route_prefix="/", blocking=False)
         except RuntimeError as error:
             raise AiftError(f"the server could not be started: {error}") from error
-        # Ray sets handlers of its own when it starts
+        # and Serve too
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         _show(config, path, made, serving.engine_of(config, resources))

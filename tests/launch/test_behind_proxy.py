@@ -170,8 +170,13 @@ def test_a_stream_passes_token_by_token(served: Served, proxy: Proxy) -> None:
     assert times[5] - times[0] < (times[-1] - times[0]) / 2
 
 
-def test_a_body_that_is_too_large_is_refused_with_the_proxy_too(proxy: Proxy) -> None:
-    assert proxy.http.post("/llm/v1/completions", content=b"a" * (9 * 2**20)).status_code == 413
+def test_a_body_that_is_too_large_is_refused_with_the_proxy_too(
+    served: Served, proxy: Proxy
+) -> None:
+    headers = {"Authorization": f"Bearer {served.key}"}
+    large = b"a" * (9 * 2**20)
+    refused = proxy.http.post("/llm/v1/completions", content=large, headers=headers)
+    assert refused.status_code == 413
 
 
 def test_the_key_survives_a_restart(tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ def test_the_made_key_is_its_owners_alone(served: Served) -> None:
 def test_the_command_says_what_it_does(served: Served) -> None:
     log = served.log.read_text("utf-8")
     told = (
-        "checking the model",
         "starting Ray and Serve",
+        "checking the model",
         "the model is checked",
         "loading the model in the replicas",
         "engine",
