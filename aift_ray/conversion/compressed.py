@@ -70,11 +70,15 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None) -> Compre
 
 
 def missing(config: ExportConfig) -> list[Problem]:
-    """What is not installed."""
-    if all(importlib.util.find_spec(name) for name in ("llmcompressor", "compressed_tensors")):
-        return []
-    what = f"{config.format} is computed by llm-compressor, which is not installed"
-    return [Problem("format", what, INSTALL)]
+    """What is not installed, or not in this machine."""
+    found = []
+    if not all(importlib.util.find_spec(name) for name in ("llmcompressor", "compressed_tensors")):
+        what = f"{config.format} is computed by llm-compressor, which is not installed"
+        found.append(Problem("format", what, INSTALL))
+    if config.format == "awq" and not torch.cuda.is_available():
+        what = "llm-compressor computes awq on a GPU only, and there is none"
+        found.append(Problem("format", what, "give --format gptq, which is 4 bits too"))
+    return found
 
 
 def group_size(config: ExportConfig, location: str) -> int:

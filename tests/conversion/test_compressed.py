@@ -44,6 +44,12 @@ def test_four_bits_need_rows_to_be_fitted_to(
     assert "eval_files: are not read with eval_rows 0" in message
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_awq_without_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--format", "awq", "--calibration-file", write_rows(tmp_path / "rows.jsonl"))
+    assert "computes awq on a GPU only" in refused(capsys, tmp_path, *flags)
+
+
 def test_rows_that_groups_do_not_part_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +61,7 @@ def test_rows_that_groups_do_not_part_are_named(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="llm-compressor is not installed")
-@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8"])
+@pytest.mark.parametrize("kind", ["gptq", "fp8"])
 def test_the_folder_is_smaller_and_nearly_as_good(kind: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     flags = ["--calibration-file", str(rows)] if kind != "fp8" else []

@@ -123,7 +123,10 @@ def test_an_architecture_that_does_not_map_names_those_that_do(
 ) -> None:
     message = refused("--model", make_tiny_model(tmp_path / "model", "phi3"))
     assert "phi3" in message
-    assert "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_5_text, qwen3_moe" in message
+    assert (
+        "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_5_text, qwen3_moe"
+        in message
+    )
     assert "--format hf" in message
 
 

@@ -57,6 +57,8 @@ def folder_of(name: str, scratch: Path) -> Path:
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"the package {PACKAGES[name]} is not installed")
     folder = Path(os.environ.get("AIFT_REAL_MODELS", scratch))
+    if (folder / name / "tokenizer.json").is_file():
+        return folder / name
     subprocess.run([sys.executable, str(maker), str(folder), "--only", name], check=True)
     return folder / name
 
