@@ -78,7 +78,7 @@ def rows(name: str) -> list[dict[str, Any]]:
     file = SHARED / "data" / name
     if not file.is_file():
         pytest.skip("the data is not beside the project")
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def prompts(real: Real) -> list[str]:
