@@ -39,8 +39,8 @@ class ExportConfig(Settings):
     adapter: str | None = setting(None, "folder of a LoRA adapter")
     format: Literal["hf", "gguf", "awq", "gptq", "fp8"] = setting(
         "gguf",
-        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; awq, gptq: 4 "
-        "bits for vLLM; fp8: 8 bits for vLLM",
+        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; gptq: 4 bits "
+        "for vLLM; fp8: 8 bits for vLLM; awq is refused",
     )
     output: str | None = setting(
         None,
