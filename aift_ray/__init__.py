@@ -25,6 +25,8 @@ _HOMES = {
     "LoRAFinetuningTrainer": "aift_ray.training.lora_finetuning",
     "ModelError": "aift_ray.errors",
     "MultiGPUTrainingConfig": "aift_ray.config",
+    "PreferenceConfig": "aift_ray.config",
+    "PreferenceTrainer": "aift_ray.training.preference",
     "QuantizationOptimizer": "aift_ray.training.quantization",
     "RayConfig": "aift_ray.config",
     "RunConfig": "aift_ray.config",

@@ -3,8 +3,8 @@
     python benchmarks/serve_engine.py MODEL [DTYPE] [TOKENS] [CONTESTANT ...]
 
 Greedy, prompts of 20 to 59 random tokens, 1, 4 and 16 requests at once, the contestants in turn in
-one process. `loaded`: rows on weights as they were loaded, the others on those of `serving/packed.py`
-where they are this project's. `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
+one process. `rows`: our loop, on the weights of `serving/packed.py`; `loaded`: on weights as they
+were loaded; `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def main() -> None:
     }
     with torch.inference_mode():
         contestants = {
-            name: work for name, work in contestants.items() if name in (sys.argv[4:] or contestants)
+            name: work
+            for name, work in contestants.items()
+            if name in (sys.argv[4:] or contestants)
         }
         for work in contestants.values():
             work(prompts[:2])

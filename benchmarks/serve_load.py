@@ -1,15 +1,15 @@
 """Load on a server over HTTP: time to first token, tokens a second, errors, memory.
 
-    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--engine vllm]
+    python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--engine vllm] [--against vllm]
     python benchmarks/serve_load.py MODEL --pairs N [--engine vllm]
     python benchmarks/serve_load.py MODEL --minutes M [--tokens N]
 
 `aift-ray serve` and `transformers serve --continuous-batching`, or with `--engine vllm` vLLM's own
-server (both from the Python that runs this, see `make vllm-env`), asked in turn in one run by
-OpenAI's client: streamed greedy completions of Japanese prompts, 1, 4 and 16 at once. With
-`--pairs` one request at a time to each, and how much later our first token comes. With
-`--minutes` our server alone under a mixed load: streams that are left, chats, several answers,
-schemas, prompts that are too long.
+server, which `--against vllm` takes for the engine transformers too (both from the Python that runs
+this, see `make vllm-env`), asked in turn in one run by OpenAI's client: streamed greedy completions
+of Japanese prompts, 1, 4 and 16 at once. With `--pairs` one request at a time to each, and how much
+later our first token comes. With `--minutes` our server alone under a mixed load: streams that are
+left, chats, several answers, schemas, prompts that are too long.
 """
 
 from __future__ import annotations
@@ -297,6 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("model", help="folder")
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
+    parser.add_argument("--against", choices=("transformers", "vllm"), help="default: the engine's")
     parser.add_argument("--eager", action="store_true", help="vLLM compiles nothing, in both")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=1, help="of computation, a server")
@@ -310,11 +311,13 @@ def main() -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     given.model = str(Path(given.model).resolve())
+    given.against = given.against or given.engine
     name = Path(given.model).name + ("_vllm" if given.engine == "vllm" else "")
+    name += "_against_vllm" * (given.against != given.engine)
     with tempfile.TemporaryDirectory() as place:
         asked = [ours(given, Path(place))]
         if not given.minutes:
-            other = vllm_serve if given.engine == "vllm" else transformers_serve
+            other = vllm_serve if given.against == "vllm" else transformers_serve
             asked.append(other(given, Path(place)))
         try:
             for who in asked:

@@ -41,7 +41,7 @@ class Usage(threading.Thread):
         self.names: dict[int, str] = {}
 
     def run(self) -> None:
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(0.3):
             with suppress(psutil.Error):
                 root = psutil.Process(self._root)
                 for process in (root, *root.children(recursive=True)):
@@ -85,7 +85,7 @@ def started(who: Contestant) -> measuring.Result:
         while not who.healthy():
             assert who.process.poll() is None, who.log.read_text("utf-8")
             assert time.monotonic() < began + 600, who.log.read_text("utf-8")[-2000:]
-            time.sleep(0.1)
+            time.sleep(0.2)
         ready = time.monotonic() - began
         told = who.log.read_text("utf-8")
         key = told.split("shown this once: ")[1].split()[0] if "shown this once" in told else "none"
@@ -103,7 +103,8 @@ def started(who: Contestant) -> measuring.Result:
     lines = [line for line in told.splitlines() if line.endswith(" s)")]
     found = {
         "ready_s": round(ready, 1), "answer_s": round(seconds, 1),
-        "cpu_s": round(sum(each for each, _ in by_name.values()), 1), "by_process": by_name, "stages": lines,
+        "cpu_s": round(sum(each for each, _ in by_name.values()), 1),
+        "by_process": by_name, "stages": lines,
     }  # fmt: skip
     print(who.name, found, flush=True)
     return found

@@ -25,6 +25,7 @@ class EvaluateConfig(Settings):
         "num_workers": "num-workers",
         "tokens_per_batch": "tokens-per-batch",
         "max_concurrent": "max-concurrent",
+        "training_data": "training-data",
         "judge_url": "judge-url",
         "judge_model": "judge-model",
         "judge_key_file": "judge-key-file",
@@ -52,6 +53,14 @@ class EvaluateConfig(Settings):
     judge_model: str | None = setting(None, "with judge_url: name of the model that judges")
     judge_key_file: str | None = setting(
         None, "with judge_url: file that holds its key; default: JUDGE_API_KEY or OPENAI_API_KEY"
+    )
+    training_data: list[str] = setting(
+        [],
+        "what the models were trained on, in which rows of the tasks are looked for: data files, "
+        "folders of runs, or token caches",
+    )
+    overlap_characters: Annotated[int, Field(ge=5, le=200)] = setting(
+        20, "with training_data: characters in a row that count as found"
     )
     data_dir: str | None = setting(
         None, "folder of the built-in tasks' data files; default: the variable AIFT_TASKS"
@@ -120,6 +129,9 @@ class EvaluateConfig(Settings):
         repeated = {model for model in self.models if self.models.count(model) > 1}
         found += [Problem("models", f"{model} is given twice") for model in sorted(repeated)]
         found += self._judge()
+        if "overlap_characters" in self.model_fields_set and not self.training_data:
+            what = "acts with training_data only"
+            found.append(Problem("overlap_characters", what, "leave it out"))
         if self.base_url:
             found += self._with_base_url()
         elif self.api_key_file:

@@ -23,7 +23,7 @@ NUMBERS = 128
 # a pair with a similarity of 0.8 shares a band all but always, one of 0.5 in 87 of 100 cases
 _BANDS = 32
 _SEED = 42
-_FACTORS = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(1, GRAM + 1)], np.uint64)
+_FACTOR = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -31,9 +31,10 @@ def signatures(texts: Sequence[str]) -> Signatures:
     """The signature of each text, shape (texts, NUMBERS); width, case and blanks don't count."""
     if not texts:
         return np.zeros((0, NUMBERS), np.uint32)
-    plain = [_plain(text) for text in texts]
+    # a text shorter than a run of characters is one run
+    plain = [normal(text).ljust(GRAM, "\0") for text in texts]
     lengths = np.array([len(text) for text in plain], np.int64)
-    hashes = _hashes("".join(plain))
+    hashes = run_hashes("".join(plain), GRAM)
     ends = np.cumsum(lengths)
     # a run of characters that goes on into the next text is none
     whole = np.ones(len(hashes), bool)
@@ -47,19 +48,20 @@ def signatures(texts: Sequence[str]) -> Signatures:
     return np.array(made.to_rows(), np.uint32)
 
 
-def _plain(text: str) -> str:
+def normal(text: str) -> str:
+    """A text as it is compared: width, case and blanks don't count."""
     if not text.isascii() and not unicodedata.is_normalized("NFKC", text):
         text = unicodedata.normalize("NFKC", text)
-    # a text shorter than a run of characters is one run
-    return "".join(text.casefold().split()).ljust(GRAM, "\0")
+    return "".join(text.casefold().split())
 
 
-def _hashes(text: str) -> Keys:
+def run_hashes(text: str, length: int) -> Keys:
+    """A hash of each run of `length` characters of a text, in their order."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    number = len(points) - GRAM + 1
+    number = max(0, len(points) - length + 1)
     found = np.zeros(number, np.uint64)
-    for place, factor in enumerate(_FACTORS):
-        found += points[place : place + number] * factor
+    for place in range(length):
+        found += points[place : place + number] * np.uint64(pow(_FACTOR, place + 1, 2**64))
     found ^= found >> np.uint64(31)
     found *= _MIX
     return found ^ (found >> np.uint64(29))

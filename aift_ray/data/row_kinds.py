@@ -19,7 +19,7 @@ def read_row(row: object, file: str, line: int, reading: Reading) -> Example | F
     found = _made(row, file, line, reading)
     if isinstance(found, Example) or not reading.any_row:
         return found
-    text = "\0".join(_strings(row))
+    text = "\0".join(strings(row))
     return Example("text", file, line, output=text) if text.strip("\0 ") else found
 
 
@@ -46,10 +46,10 @@ def find_columns_form(names: Collection[str], reading: Reading) -> Form:
     return (pair_form if reading.answers == "pair" else label_form)(names, "column")
 
 
-def _strings(value: object) -> Iterator[str]:
+def strings(value: object) -> Iterator[str]:
     """Every text in a JSON value, in its order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+            yield from strings(part)

@@ -11,9 +11,7 @@ import json
 import os
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +21,6 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from aift_ray.config import LoRAConfig
 from aift_ray.data.batches import collate
@@ -36,7 +33,7 @@ from aift_ray.models.families import Attention, Refusal, Support, family_of, kno
 from aift_ray.models.packed import recomputing
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.refusals import refusal
-from aift_ray.models.tiny import VOCABULARY, random_model, shrunk
+from aift_ray.models.tiny import VOCABULARY, quiet, random_model, shrunk
 
 Method = Literal["full", "lora", "qlora"]
 
@@ -46,6 +43,10 @@ _LOSS, _GRADIENTS, _LOGITS = 2e-5, 1e-3, 1e-3
 _NEW_TOKENS = 4
 # weights of the largest tiny model that is computed
 _MOST_WEIGHTS = 12_000_000
+
+
+class _Unfit(ValueError):
+    """A reason for which a family is not trained, in words of its own."""
 
 
 def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
@@ -89,10 +90,12 @@ def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | 
 
 def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
     """Try the ways of computing a family, the fastest first; the first that is right."""
-    with _quiet():
+    with quiet():
         try:
             tiny = shrunk(config)
             wanted = _Wanted.of(tiny, method)
+        except _Unfit as error:
+            return Refusal(str(error), computed=False)
         except Exception as error:
             return Refusal(f"no tiny model of it can be computed ({_line(error)})", computed=False)
         why = ""
@@ -146,7 +149,7 @@ class _Wanted:
         if not torch.isfinite(total):
             raise ValueError("its loss is not finite")
         if _looks_ahead(causal_model(model)):
-            raise ValueError("it sees the tokens that it is to predict")
+            raise _Unfit(_encodes(tiny))
         logits = [_answer(causal_model(model), [ids])[0] for ids in _documents()[:2]]
         return cls((total / count).item(), _gradients(model), logits)
 
@@ -228,6 +231,12 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+def _encodes(config: PreTrainedConfig) -> str:
+    remedy = "; is_decoder true in its config.json makes it a decoder"
+    told = remedy if getattr(config, "is_decoder", None) is False else ""
+    return f"its attention sees the tokens that it is to predict{told}"
+
+
 @torch.no_grad()
 def _looks_ahead(model: Any) -> bool:
     """Whether logits depend on later tokens, as those of an encoder do."""
@@ -270,22 +279,3 @@ def _logit_difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What libraries say of a tiny model is of no use to anybody."""
-    level, threads = logging.get_verbosity(), torch.get_num_threads()
-    shows_progress = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if shows_progress:
-            logging.enable_progress_bar()
-        torch.set_num_threads(threads)

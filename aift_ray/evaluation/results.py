@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from aift_ray import __version__
 from aift_ray.config import EvaluateConfig
 from aift_ray.config.tasks import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
+from aift_ray.tasks.contamination import Overlap
 from aift_ray.tasks.statistics import Difference, difference, estimate, holm
 from aift_ray.tasks.task import Task
 
@@ -22,10 +24,18 @@ def results(
     tasks: Sequence[Task],
     samples: Samples,
     notes: Sequence[str],
+    overlap: Mapping[str, Overlap] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What results.json holds."""
+    """What results.json holds; samples get their overlap.
+
+    Args:
+        overlap: of the tasks' rows with the training data, where it was looked for.
+    """
     scores = {
-        task.name: {model: _scores(config, task, samples[model, task.name]) for model in models}
+        task.name: {
+            model: _scores(config, task, samples[model, task.name], overlap.get(task.name))
+            for model in models
+        }
         for task in tasks
     }
     return {
@@ -36,19 +46,28 @@ def results(
         "models": list(models),
         "tasks": {task.name: task.model_dump(mode="json") for task in tasks},
         "scores": scores,
+        "contamination": {
+            task: each.described(config.overlap_characters) for task, each in overlap.items()
+        },
         "differences": _differences(config, models, tasks, samples),
         "notes": list(notes),
     }
 
 
 def _scores(
-    config: EvaluateConfig, task: Task, rows: Mapping[int, Sample]
+    config: EvaluateConfig, task: Task, rows: Mapping[int, Sample], overlap: Overlap | None
 ) -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    seen = set(overlap.seen if overlap else ())
+    for at, share in enumerate(overlap.shares if overlap else ()):
+        rows[at]["overlap"] = share
+    how = (config.confidence, config.resamples, config.seed)
     for name in task.computed:
-        table = [rows[at]["scores"][name] for at in sorted(rows)]
-        value = estimate(name, table, config.confidence, config.resamples, config.seed)
-        found[name] = asdict(value)
+        table = {at: rows[at]["scores"][name] for at in sorted(rows)}
+        found[name] = asdict(estimate(name, list(table.values()), *how))
+        if seen and len(seen) < len(table):
+            unseen = [score for at, score in table.items() if at not in seen]
+            found[name]["unseen"] = asdict(estimate(name, unseen, *how))
     answers = list(rows.values())
     # the harness tells nothing of how an answer ended
     if task.kind == "generate" and "finish" in answers[0]:
@@ -113,8 +132,9 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def shown(name: str, value: Mapping[str, Any]) -> str:
-    """A score with its interval."""
-    return f"{_number(name, value['value'])} [{_range(name, value)}]"
+    """A score with its interval, and that of the rows that were not trained on."""
+    text = f"{_number(name, value['value'])} [{_range(name, value)}]"
+    return text + (f", unseen rows {shown(name, value['unseen'])}" if "unseen" in value else "")
 
 
 def judged(name: str, verdict: Mapping[str, Any]) -> str:

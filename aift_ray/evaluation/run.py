@@ -20,8 +20,10 @@ from aift_ray.evaluation import judging, record, report, results
 from aift_ray.evaluation.candidates import Candidate, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
 from aift_ray.evaluation.remote import RemoteEvaluator
+from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.launch import display
 from aift_ray.tasks import libraries
+from aift_ray.tasks.contamination import Overlap, overlaps
 from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
@@ -46,6 +48,12 @@ def run(
         candidates = find_candidates(config)
     except UserError as error:
         problems += error.problems
+    trained = None
+    try:
+        if config.training_data:
+            trained = TrainingData(config.training_data, next(iter(candidates), None))
+    except UserError as error:
+        problems += error.problems
     problems += judging.refused(config, tasks, len(candidates))
     problems += libraries.missing([each.task for each in tasks])
     if config.base_url:
@@ -57,9 +65,11 @@ def run(
     _show_plan(config, candidates, tasks, output)
     if dry_run:
         return {}
+    overlap = _overlaps(config, tasks, trained) if trained else {}
     samples, notes = _samples(config, candidates, tasks, output)
     names = [each.name for each in candidates]
-    found = results.results(config, names, [t.task for t in tasks], samples.samples, notes)
+    asked = [loaded.task for loaded in tasks]
+    found = results.results(config, names, asked, samples.samples, notes, overlap)
     samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
     text = json.dumps(found, ensure_ascii=False, indent=1)
     _write(output.parent / record.REPORT, report.html(found, samples.samples))
@@ -79,6 +89,17 @@ def _output(config: EvaluateConfig) -> Path:
         return Path(config.output).expanduser().absolute()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
+
+
+def _overlaps(
+    config: EvaluateConfig, tasks: Sequence[LoadedTask], trained: TrainingData
+) -> dict[str, Overlap]:
+    """How much of the tasks' rows stands in the training data; of tasks of the harness nothing."""
+    display.console.print("looking for the rows of the tasks in the training data")
+    looked = [loaded for loaded in tasks if not loaded.harness]
+    fields = [[item.fields for item in loaded.items] for loaded in looked]
+    found = overlaps(fields, trained.texts(), config.overlap_characters)
+    return {loaded.task.name: each for loaded, each in zip(looked, found, strict=True)}
 
 
 def _harness_api(loaded: LoadedTask) -> Problem:
@@ -244,6 +265,9 @@ def _show_results(found: dict[str, Any], output: Path) -> None:
     for row in rows:
         grid.add_row(*map(Text, row))
     display.console.print(grid)
+    for task, overlap in found["contamination"].items():
+        text = f"{overlap['seen']} of {overlap['compared']} rows that can be compared"
+        display.console.print(f"task {task}: {text} stand in the training data", markup=False)
     for note in found["notes"]:
         display.console.print(f"note: {note}", style="yellow", markup=False)
     display.table(

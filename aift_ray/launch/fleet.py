@@ -4,33 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import DeploymentActorConfig
 
+from aift_ray.launch.shelf import Shelf
 from aift_ray.serving.recorded import Recorded
 
 _NAME = "adapters"
-
-
-@ray.remote(num_cpus=0)
-class Shelf:
-    """Which adapters every replica has to have; lives as long as the deployment."""
-
-    def __init__(self, adapters: dict[str, Recorded]) -> None:
-        self._adapters = adapters
-
-    def adapters(self) -> dict[str, Recorded]:
-        """Each by its name."""
-        return self._adapters
-
-    def put(self, name: str, wanted: Recorded | None) -> None:
-        """Add an adapter; None: take it away."""
-        if wanted is None:
-            self._adapters.pop(name, None)
-        else:
-            self._adapters[name] = wanted
 
 
 def shelf(adapters: dict[str, Recorded]) -> DeploymentActorConfig:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import folders, scoring
+from aift_ray.models import folders
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def settled(
@@ -21,9 +22,13 @@ def settled(
             another vocabulary.
         ModelError: the reference is not there, or damaged.
     """
-    problems = scoring.unfit(model_config) if config.objective == "reward" else []
-    if problems:
-        raise ConfigError(problems)
+    if config.objective == "reward":
+        # needs the modelling code
+        from aift_ray.models import scoring
+
+        problems = scoring.unfit(model_config)
+        if problems:
+            raise ConfigError(problems)
     padding = tokenizer.pad_token_id
     return {
         "reference": _reference(config, tokenizer),

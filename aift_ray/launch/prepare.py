@@ -28,7 +28,7 @@ from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.folders import tokenizer_bytes
 from aift_ray.models.measuring import Measured, measured
-from aift_ray.models.refusals import is_llama_like, refusal
+from aift_ray.models.refusals import check_layers, is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
@@ -188,6 +188,7 @@ def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> S
 
 def _support(config: RunConfig, model_config: Any) -> Support:
     """How the model's family is computed; a ModelError where it can't be."""
+    check_layers(model_config)
     known = families.known(model_config)
     if isinstance(known, Support):
         return known

@@ -19,7 +19,7 @@ def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, adapters left in place."""
     if isinstance(model, PreTrainedModel):
         return model
-    adapted: PeftModel = model  # type: ignore[assignment]
+    adapted: PeftModel = model
     inner: PreTrainedModel = adapted.get_base_model()
     return inner
 

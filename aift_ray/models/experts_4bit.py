@@ -8,25 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.quantizers.auto import register_quantizer
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers import BitsAndBytesConfig
 
 from aift_ray.models import shards_4bit
 from aift_ray.models.experts import expert_parameters
-from aift_ray.models.shards_4bit import Loading
 
 # weights that share a scale, of 4 bits
 BLOCK = 64
 # name under which transformers finds the quantizer of linear layers and experts
-_METHOD = "bitsandbytes_4bit_experts"
+METHOD = "bitsandbytes_4bit_experts"
 # child module of the experts that holds their weights in 4 bits
 _PACKED = "packed"
 # attribute of a freshly quantized parameter
-_STATE = "expert_quant_state"
+STATE = "expert_quant_state"
 # and another: its rows before a shard was taken
-_WHOLE = "whole_rows"
+WHOLE = "whole_rows"
 
 
 class Packed(nn.Module):
@@ -102,19 +98,19 @@ def pack(model: nn.Module, kind: str, double: bool) -> None:
         double: whether the scales are quantized too.
     """
     for name in expert_parameters(model):
-        data, state = _quantized(model.get_parameter(name).data, kind, double)
+        data, state = quantized(model.get_parameter(name).data, kind, double)
         owner, own = name.rsplit(".", 1)
         _hold(model.get_submodule(owner), own, data, state)
     for module in list(model.modules()):
         for own, parameter in list(module.named_parameters(recurse=False)):
-            if hasattr(parameter, _STATE):
-                _hold(module, own, parameter.data, getattr(parameter, _STATE))
-                rows = getattr(parameter, _WHOLE)
+            if hasattr(parameter, STATE):
+                _hold(module, own, parameter.data, getattr(parameter, STATE))
+                rows = getattr(parameter, WHOLE)
                 if rows != len(parameter):
                     shards_4bit.note(module.get_submodule(_PACKED), f"{own}_4bit", rows)
 
 
-def _quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tensor, Any]:
+def quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tensor, Any]:
     import bitsandbytes.functional
 
     functional: Any = bitsandbytes.functional
@@ -183,64 +179,6 @@ class ExpertsConfig(BitsAndBytesConfig):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)  # type: ignore[no-untyped-call]
-        self.quant_method = _METHOD  # type: ignore[assignment]
-
-
-class _Quantize(Bnb4bitQuantize):
-    """Quantizes each stack of experts as soon as it is read."""
-
-    def convert(  # type: ignore[override]
-        self, input_dict: dict[str, Any], model: Any = None, **more: Any
-    ) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
-        how = shards_4bit.present()
-        for name, value in input_dict.items():
-            weight = value[0] if isinstance(value, list) else value
-            weight = weight.to(how.device) if how else weight
-            if name in self.hf_quantizer.experts(model):
-                found[name] = self._of_experts(weight, how)
-                continue
-            found |= super().convert({name: weight}, model=model, **more)
-            if how:
-                owner, own = name.rsplit(".", 1)
-                _keep_shard(model.get_submodule(owner), own, found[name], how)
-        return found
-
-    def _of_experts(self, weight: torch.Tensor, how: Loading | None) -> nn.Parameter:
-        config = self.hf_quantizer.quantization_config
-        kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
-        data, state = _quantized(weight, kind, double)
-        rows = len(data)
-        if how:
-            data = how.shard(data)
-            state.to("cpu")
-        parameter = nn.Parameter(data, requires_grad=False)
-        setattr(parameter, _STATE, state)
-        setattr(parameter, _WHOLE, rows)
-        return parameter
-
-
-def _keep_shard(layer: nn.Module, name: str, weight: Any, how: Loading) -> None:
-    """Leave of a freshly quantized weight of a linear layer the shard of this worker."""
-    rows = len(weight)
-    weight.data = how.shard(weight.data)
-    # the layer's own is the same
-    weight.quant_state.to("cpu")
-    if len(weight) != rows:
-        shards_4bit.note(layer, name, rows)
-
-
-@register_quantizer(_METHOD)
-class _Quantizer(Bnb4BitHfQuantizer):
-    def experts(self, model: PreTrainedModel) -> set[str]:
-        """Names of the weights of experts, as they were before the first was quantized."""
-        if not hasattr(self, "_experts"):
-            self._experts = set(expert_parameters(model))
-        return self._experts
-
-    def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
-        experts = param_name in self.experts(model)
-        return experts or super().param_needs_quantization(model, param_name, **more)
-
-    def get_quantize_ops(self) -> _Quantize:
-        return _Quantize(self)  # type: ignore[no-untyped-call]
+        self.quant_method = METHOD  # type: ignore[assignment]
+        # makes the quantizer known to transformers; bitsandbytes takes two seconds to import
+        from aift_ray.models import experts_quantizer  # noqa: F401

@@ -21,6 +21,8 @@ _LINEAR = {4: "Linear4bit", 8: "Linear8bitLt"}
 _ROWS, _COLUMNS = 32, 64
 # where a layer keeps its scales as they were before it was repacked
 _KEPT = "scales_before_repacking"
+# where a layer in 8 bits keeps the shape of its input
+_SHAPE = "shape_before_flattening"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,10 @@ def settle(model: PreTrainedModel, location: str, bits: int, repack: bool = Fals
         layout = f"load {location} without quantization"
         raise ModelError([refusal(model.config.model_type, what, layout, is_llama_like)])
     for layer in found:
-        if repack and bits == 4:
+        if bits == 8:
+            layer.register_forward_pre_hook(_flattened)
+            layer.register_forward_hook(_unflattened)
+        elif repack:
             # bitsandbytes' own way back rounds the scales
             weight: Any = layer.weight
             layer.__dict__[_KEPT] = copy.copy(weight.quant_state)
@@ -208,6 +213,17 @@ def unpack(model: torch.nn.Module) -> None:
     for layer in layers(model, 4):
         if hasattr(layer, _KEPT):
             _restore(layer)
+
+
+def _flattened(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    # bitsandbytes takes the second of four dimensions for the last one
+    layer.__dict__[_SHAPE] = inputs[0].shape[:-1]
+    return (inputs[0].flatten(0, -2), *inputs[1:]) if inputs[0].ndim > 3 else None
+
+
+def _unflattened(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor | None:
+    shape = layer.__dict__.pop(_SHAPE)
+    return output.unflatten(0, shape) if len(shape) > 2 else None
 
 
 def _before_forward(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

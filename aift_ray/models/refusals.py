@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from aift_ray.errors import Problem
+from aift_ray.errors import ModelError, Problem
 from aift_ray.models import families
 from aift_ray.models.catalog import CATALOG, of_family
 from aift_ray.planning.shape import FAMILIES
@@ -22,9 +23,9 @@ def is_llama_like(kind: str) -> bool:
 
 
 def has_experts(kind: str) -> bool:
-    """Whether a catalogued model of a type is a mixture."""
-    found = (entry.architecture for entry in CATALOG.values())
-    return any(one.model_type == kind and one.experts > 1 for one in found)
+    """Whether every catalogued model of a type is a mixture."""
+    found = [one.architecture for one in CATALOG.values() if one.architecture.model_type == kind]
+    return bool(found) and all(one.experts > 1 for one in found)
 
 
 def is_supported(kind: str) -> bool:
@@ -37,6 +38,19 @@ def is_batched(kind: str) -> bool:
     """Whether the engine transformers serves a model type."""
     found = families.table().get(kind)
     return found is not None and isinstance(found[1], families.Support) and found[1].batched
+
+
+def check_layers(config: Any) -> None:
+    """Refuse numbers of layers with which transformers' generate fails, with a ModelError."""
+    text = config.get_text_config(decoder=True)
+    kept, layers = getattr(text, "num_hidden_layers", None), getattr(text, "decoder_layers", None)
+    if kept and layers and kept < layers:
+        what = (
+            f"its config.json has num_hidden_layers {kept} and decoder_layers {layers}, and "
+            "transformers makes room for the keys of the former"
+        )
+        layout = "write the number of layers of its weights into both"
+        raise ModelError([refusal(families.family_of(config), what, layout)])
 
 
 def refusal(

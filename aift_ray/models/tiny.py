@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 from aift_ray.models.attention import register
 from aift_ray.models.families import NOISE, without_noise
@@ -44,6 +48,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_topk"), 2),
     **dict.fromkeys(("moe_k", "moe_top_k", "num_selected_experts", "top_k_experts"), 2),
+    "zero_expert_num": 2,
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts"), 1),
     **dict.fromkeys(("num_shared_experts", "first_k_dense_replace", "moe_layer_start_index"), 1),
     **dict.fromkeys(("moe_num_shared_experts", "num_dense_layers", "n_dense_layers"), 1),
@@ -126,13 +131,14 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["head_dim"] = sizes["qk_rope_head_dim"]
     if "expand" in given and "num_heads" in sizes:
         sizes["head_dim"] = _HIDDEN * given["expand"] // _HEADS
+    sizes |= _products(given, sizes)
     sizes |= {name: layers for name in _LAYER_COUNTS if _is_number(given.get(name))}
     for name, value in given.items():
         if isinstance(value, list | str) and len(value) == total > layers:
             sizes[name] = value[:layers]
         elif isinstance(value, float) and "drop" in name:
             sizes[name] = 0.0
-        if name.endswith(("_indices", "_idxs")) and isinstance(value, list):
+        if name.endswith(("_indices", "_idxs", "_layer_ids")) and isinstance(value, list):
             sizes[name] = [number for number in value if number < layers] or [layers - 1]
         if isinstance(value, list) and name in _SIZES:
             sizes[name] = [_SIZES[name]] * layers
@@ -151,6 +157,24 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
     sizes |= _rope(given, sizes) | {"use_cache": True, "dtype": "float32"}
     kept = {k: v for k, v in given.items() if k not in ("architectures", "quantization_config")}
     return type(text).from_dict(kept | sizes)
+
+
+def _products(given: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
+    """Sizes that follow from others."""
+    found = {}
+    if _is_number(given.get("attention_hidden_size")):
+        wide = _HIDDEN * given["attention_hidden_size"] // given["hidden_size"]
+        found = {"attention_hidden_size": wide}
+        if "attention_head_dim" in given:
+            found["attention_head_dim"] = wide // _HEADS
+    if _is_number(given.get("mamba_headdim")):
+        found["mamba_headdim"] = _HIDDEN * given["mamba_expand"] // sizes["n_mamba_heads"]
+    if _is_number(given.get("qk_head_dim")):
+        found["qk_head_dim"] = sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"]
+    if given.get("num_experts_per_tok") == 1:
+        # some routers know no other number
+        found["num_experts_per_tok"] = 1
+    return found
 
 
 def _is_number(value: Any) -> bool:
@@ -227,3 +251,22 @@ def random_model(config: PreTrainedConfig, attention: str, scale: float = 3.0) -
     if attention != "eager":
         without_noise(model)
     return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What libraries say of a tiny model is of no use to anybody."""
+    level, threads = logging.get_verbosity(), torch.get_num_threads()
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()
+        torch.set_num_threads(threads)

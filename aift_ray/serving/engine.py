@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from aift_ray.models.folders import batched_context
 from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row, Told
+from aift_ray.serving.admission import read_together
+from aift_ray.serving.batch import Batch, Row, Told
 from aift_ray.serving.kv_memory import budget, is_out_of_memory
 from aift_ray.serving.prefixes import Prefixes
 from aift_ray.serving.requests import Figures, QueueFull, Request, Token
@@ -219,21 +220,14 @@ class TransformersEngine:
 
     def _next_ones(self) -> list[TokenStream]:
         """Those whose turn it is and whose prompts can be read together."""
-        found: list[TokenStream] = []
-        longest, lengths = 0, list[int]()
         with self._changed:
             # a client that has left comes before those that ask after it
-            while not self._calls and self._waiting and len(self._working) < self._slots:
-                stream = self._waiting[0]
-                tokens = stream.tokens
-                longest = max(longest, self._batch.new_tokens(tokens, stream.request.adapter))
-                if found and longest * (len(found) + 1) > PIECE:
-                    break
-                lengths.append(len(tokens))
-                if self._working and self._batch.tokens_with(*lengths) > self._limit:
-                    break
-                self._working[stream.key] = self._waiting.popleft()
-                found.append(stream)
+            free = 0 if self._calls else self._slots - len(self._working)
+            first = [*itertools.islice(self._waiting, free)]
+            found = read_together(first, self._batch, self._limit, bool(self._working))
+            for stream in found:
+                self._waiting.remove(stream)
+                self._working[stream.key] = stream
         return found
 
     def _make_room(self) -> None:

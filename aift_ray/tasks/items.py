@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from aift_ray.data.examples import Example, Message
+from aift_ray.data.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing
@@ -27,6 +28,7 @@ class Item:
         label: kind choice: the index of the right one.
         answers: kind generate: the right answers; kind text: the one text.
         instructions: kind generate: what IFEval's scores check.
+        fields: the texts of the row, as its file has them.
     """
 
     index: int
@@ -36,6 +38,7 @@ class Item:
     label: int = 0
     answers: tuple[str, ...] = ()
     instructions: Instructions | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def shown_prompt(self) -> str:
@@ -93,8 +96,9 @@ def make_items(
 def _item(
     task: Task, index: int, place: str, row: dict[str, Any], examples: list[tuple[str, str]]
 ) -> Item:
+    fields = tuple(strings(row))
     if task.kind == "text":
-        return Item(index, place, "", answers=(_text(row, task.text),))
+        return Item(index, place, "", answers=(_text(row, task.text),), fields=fields)
     choices, label, answers = _right(task, row)
     prompt: str | Example
     question = render(task.prompt, row)
@@ -104,7 +108,7 @@ def _item(
         parts = [text + task.delimiter + answer for text, answer in examples]
         prompt = task.description + task.separator.join([*parts, question])
     told = Instructions.of_row(row) if task.instructed else None
-    return Item(index, place, prompt, choices, label, answers, told)
+    return Item(index, place, prompt, choices, label, answers, told, fields)
 
 
 def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) -> Example:

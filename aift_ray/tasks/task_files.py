@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import yaml
 
 from aift_ray.data.examples import Example, Fault
+from aift_ray.data.row_kinds import strings
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
 from aift_ray.tasks import harness
@@ -242,7 +243,8 @@ def _answered_rows(file: str, rows: Sequence[Row], problems: list[Problem]) -> l
         elif example.kind == "text":
             wrong.append(Problem(f"{file}:{line}", "a text among rows with answers"))
         else:
-            found.append(Item(index, f"{file}:{line}", example, answers=(_answer(example),)))
+            answers, fields = (_answer(example),), tuple(strings(row))
+            found.append(Item(index, f"{file}:{line}", example, answers=answers, fields=fields))
     problems += wrong[:20]
     if len(wrong) > 20:
         problems.append(Problem(file, f"{len(wrong) - 20} more rows are wrong"))

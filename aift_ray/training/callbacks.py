@@ -32,7 +32,8 @@ class Callback:
         """After each evaluation, that before the first step (step 0) too.
 
         Args:
-            metrics: step, epoch, and eval_loss or exact_match or both.
+            metrics: step, epoch, and what was measured: eval_loss, exact_match, and scores of
+                tasks as TASK/SCORE.
         """
 
     def on_save(self, step: int, folder: Path) -> bool | None:

@@ -33,8 +33,8 @@ class Options:
     def sections(self) -> dict[str, Any]:
         """The settings that were given, by section."""
         return {
-            "data": _given(self.data),
-            "ray": _given(self.ray),
+            "data": section(self.data),
+            "ray": section(self.ray),
             "overwrite": self.overwrite,
         }
 
@@ -90,12 +90,13 @@ class Given:
         return found, rows
 
 
-def _given(section: Any) -> dict[str, Any]:
-    if section is None:
+def section(settings: Any) -> dict[str, Any]:
+    """What was set of a section of the configuration, given as a section or as a mapping."""
+    if settings is None:
         return {}
-    if isinstance(section, BaseModel):
-        return section.model_dump(exclude_unset=True)
-    return dict(section)
+    if isinstance(settings, BaseModel):
+        return settings.model_dump(exclude_unset=True)
+    return dict(settings)
 
 
 def here(config: TrainingConfig, options: Options) -> bool:
@@ -106,7 +107,7 @@ def here(config: TrainingConfig, options: Options) -> bool:
     """
     if config.ddp or config.local_rank >= 0:
         return False
-    found = _given(options.ray)
+    found = section(options.ray)
     if found.get("num_workers") is not None:
         return False
     problems = [

@@ -203,6 +203,37 @@ def test_a_template_can_do_no_harm(refused: Callable[..., str], choices: Path) -
     assert "unsafe" in refused("--task", task)
 
 
+def test_rows_of_the_training_data_are_counted_beside_the_score(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 2, offset=22)
+    other = {
+        "instruction": "枕草子の書き出しを、現代の言葉で説明してください。",
+        "output": "春は夜明け。",
+    }
+    with rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(other, ensure_ascii=False) + "\n")
+    trained = write_rows(tmp_path / "trained.jsonl", 24)
+    output = tmp_path / "out" / "results.json"
+    argv = ["--model", tiny_model, "--task", rows, "--training-data", trained, "--output", output]
+    assert guarded(evaluate.run, list(map(str, argv))) == 0
+    found, samples = read(output)
+    assert found["contamination"]["rows"]["seen"] == 2
+    assert [sample["overlap"] >= 0.5 for sample in samples] == [True, True, False]
+    score = found["scores"]["rows"][tiny_model.name]["exact_match"]
+    assert score["unseen"]["rows"] == 1
+    assert "unseen" in (output.parent / "report.html").read_text("utf-8")
+
+
+def test_training_data_that_are_not_there_are_named(
+    refused: Callable[..., str], choices: Path, tmp_path: Path
+) -> None:
+    message = refused("--task", choices, "--training-data", tmp_path / "no.jsonl")
+    assert "training_data" in message
+    assert "there is no such file" in message
+    assert "acts with training_data only" in refused("--task", choices, "--overlap_characters", 9)
+
+
 def test_settings_that_do_not_go_together(refused: Callable[..., str], choices: Path) -> None:
     message = refused(
         "--task", choices, "--base-url", "127.0.0.1:8000", "--dtype", "bf16", "--adapter", "x"

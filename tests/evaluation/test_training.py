@@ -85,6 +85,8 @@ def test_before_and_after_are_the_scores_of_evaluate(
                 compared += 1
                 expected = by_model[name][score]["value"]
                 assert value["value"] == pytest.approx(expected, rel=1e-4), (task, when, score)
+    # not what sums of nothing would give
+    assert summary["tasks"]["texts"]["bits_per_character"]["value"] > 1
     # three scores of choices, two of answers, two of texts
     assert compared == 2 * 7
     assert summary["tasks"] != summary["tasks_before"]
@@ -93,6 +95,14 @@ def test_before_and_after_are_the_scores_of_evaluate(
     assert steps == [0, 2, 4]
     assert "| colours | accuracy |" in (output / "model" / "README.md").read_text("utf-8")
     assert "colours/accuracy" in done.stdout
+    # the run's token cache: of rows.jsonl, 3 rows are the first 3 that were trained on
+    flags = ["--task", str(tmp_path / "rows.jsonl"), "--training-data", str(output)]
+    flags += ["--model", str(tiny_model), "--output", str(tmp_path / "overlap" / "results.json")]
+    assert guarded(evaluate.run, [*flags, "--task", tasks[2]]) == 0
+    found = json.loads((tmp_path / "overlap" / "results.json").read_text("utf-8"))
+    assert found["contamination"]["rows"] == {"characters": 20, "compared": 3, "seen": 3}
+    # too short to be told
+    assert found["contamination"]["texts"] == {"characters": 20, "compared": 0, "seen": 0}
 
 
 def test_wrong_tasks_are_refused_with_the_rest(rows_file: Path, tmp_path: Path) -> None:
@@ -127,6 +137,11 @@ def test_a_sweep_needs_the_score_it_compares_by(
     }
     with pytest.raises(ConfigError, match=said):
         separate(yaml.safe_load(yaml.safe_dump(values)), [])
+
+
+def test_a_reward_model_has_no_scores_on_tasks() -> None:
+    with pytest.raises(ConfigError, match="a reward model is none"):
+        validated({"objective": "reward", "evaluation": {"tasks": ["jnli"]}})
 
 
 def test_which_score_is_better() -> None:

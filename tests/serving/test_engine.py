@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from aift_ray.errors import ModelError
-from aift_ray.serving import batch
+from aift_ray.serving import admission, batch
 from aift_ray.serving import engine as engine_module
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.requests import EngineError, QueueFull, Request, Sampling, Token
@@ -71,6 +71,34 @@ def test_greedy_answers_are_those_of_generate_alone_and_in_a_batch(
     assert [ids(tokens) for tokens in together(engine, asked)] == expected
 
 
+def test_of_those_that_wait_the_ones_alike_in_length_are_read_together(
+    engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[int]] = []
+    begin, waits = batch.Batch.begin, threading.Event()
+
+    def watched(self: batch.Batch, rows: list[batch.Row]) -> None:
+        read.append(sorted(len(row.tokens) for row in rows))
+        begin(self, rows)
+
+    monkeypatch.setattr(batch.Batch, "begin", watched)
+    asked = [request(prompt(seed, length)) for seed, length in enumerate((200, 20, 210, 24))]
+
+    async def all_at_once() -> list[list[Token]]:
+        # the engine does nothing else until all of them wait
+        held = asyncio.ensure_future(engine._between_steps(waits.wait))
+        await asyncio.sleep(0)
+        jobs = [asyncio.ensure_future(answer(engine, each)) for each in asked]
+        await asyncio.sleep(0)
+        waits.set()
+        await held
+        return list(await asyncio.gather(*jobs))
+
+    told = asyncio.run(all_at_once())
+    assert [ids(tokens) for tokens in told] == [generated(plain, each.prompt) for each in asked]
+    assert read == [[200, 210], [20, 24]]
+
+
 def test_long_prompts_are_read_in_pieces_to_the_same_answer(
     engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +111,7 @@ def test_long_prompts_are_read_in_pieces_to_the_same_answer(
 def test_prompts_that_wait_together_are_read_together(
     engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "PIECE", 40)
+    monkeypatch.setattr(admission, "PIECE", 40)
     monkeypatch.setattr(batch, "PIECE", 40)
     read: list[int] = []
     begin = batch.Batch.begin
@@ -107,7 +135,7 @@ def test_prompts_that_wait_together_are_read_together(
 def test_a_burst_is_read_before_a_step_and_a_long_prompt_between_steps(
     engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (engine_module, batch):
+    for module in (admission, batch):
         monkeypatch.setattr(module, "PIECE", 20)
     order: list[str] = []
     for name in ("read", "step"):

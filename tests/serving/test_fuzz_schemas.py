@@ -124,4 +124,4 @@ def test_no_schema_fails_the_server(site: Site) -> None:
     # both kinds came up, and the server lives
     assert min(statuses[200], statuses[400]) > 40, statuses
     assert site.send("GET", "/healthz").status_code == 200
-    assert slowest[0] < 20
+    assert slowest[0] < 60

@@ -11,8 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from aift_ray.serving import batch, prefixes
-from aift_ray.serving import engine as engine_module
+from aift_ray.serving import admission, batch, prefixes
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.prefixes import LEAST, Prefixes
 from aift_ray.serving.requests import Request, Token
@@ -75,7 +74,7 @@ def test_uneven_prompts_that_share_a_beginning_are_read_together(
     model = windowed()
     engine = TransformersEngine(model, slots=8, max_queue=8, prefix_memory=2**28)
     monkeypatch.setattr(batch, "PIECE", piece)
-    monkeypatch.setattr(engine_module, "PIECE", piece)
+    monkeypatch.setattr(admission, "PIECE", piece)
     start = prompt(99, 50, 200)
     together(engine, [request(start, 3)])
     asked = [request(start[: 50 - 9 * at] + prompt(at, 2 + 5 * at, 200), 20) for at in range(4)]
