@@ -15,11 +15,11 @@ _ACTS_FOR = {
     "outtype": ("gguf",),
     "tokenizer": ("gguf",),
     "merge_adapter": ("gguf",),
-    "calibration_files": ("awq", "gptq"),
-    "calibration_rows": ("awq", "gptq"),
-    "eval_files": ("awq", "gptq", "fp8"),
-    "eval_rows": ("awq", "gptq", "fp8"),
-    "sequence_length": ("awq", "gptq", "fp8"),
+    "calibration_files": ("gptq",),
+    "calibration_rows": ("gptq",),
+    "eval_files": ("gptq", "fp8"),
+    "eval_rows": ("gptq", "fp8"),
+    "sequence_length": ("gptq", "fp8"),
 }
 
 
@@ -39,8 +39,8 @@ class ExportConfig(Settings):
     adapter: str | None = setting(None, "folder of a LoRA adapter")
     format: Literal["hf", "gguf", "awq", "gptq", "fp8"] = setting(
         "gguf",
-        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; awq, gptq: 4 "
-        "bits for vLLM; fp8: 8 bits for vLLM",
+        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; gptq: 4 bits "
+        "for vLLM; fp8: 8 bits for vLLM; awq is refused",
     )
     output: str | None = setting(
         None,
@@ -62,17 +62,15 @@ class ExportConfig(Settings):
     )
 
     calibration_files: list[str] = setting(
-        [], "awq, gptq: rows (as for train) that the 4 bits are fitted to"
+        [], "gptq: rows (as for train) that the 4 bits are fitted to"
     )
-    calibration_rows: Positive = setting(256, "awq, gptq: of these so many at most")
+    calibration_rows: Positive = setting(256, "gptq: of these so many at most")
     eval_files: list[str] = setting(
-        [], "awq, gptq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
+        [], "gptq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
     )
-    eval_rows: NotNegative = setting(
-        64, "awq, gptq, fp8: rows measured at most; 0: measure nothing"
-    )
+    eval_rows: NotNegative = setting(64, "gptq, fp8: rows measured at most; 0: measure nothing")
     sequence_length: Annotated[int, Field(ge=8)] = setting(
-        512, "awq, gptq, fp8: tokens of a row at most, to fit to and to measure on"
+        512, "gptq, fp8: tokens of a row at most, to fit to and to measure on"
     )
 
     def contradictions(self) -> list[Problem]:
@@ -86,9 +84,13 @@ class ExportConfig(Settings):
             for name, kinds in _ACTS_FOR.items()
             if name in self.model_fields_set and self.format not in kinds
         ]
-        if self.format in ("awq", "gptq") and not self.calibration_files:
-            what = f"{self.format} is fitted to rows like those it will read, and none are given"
+        if self.format == "gptq" and not self.calibration_files:
+            what = "gptq is fitted to rows like those it will read, and none are given"
             found.append(Problem("calibration_files", what, "give --calibration-file rows.jsonl"))
+        if self.format == "awq":
+            what = "awq is not written: llm-compressor computes it on a GPU only, and transformers "
+            what += "does not open what it writes"
+            found.append(Problem("format", what, "give --format gptq, which is 4 bits too"))
         if self.eval_rows == 0 and self.eval_files:
             found.append(Problem("eval_files", "are not read with eval_rows 0"))
         if self.format == "hf" and self.adapter is None and self.dtype == "auto":

@@ -1,4 +1,4 @@
-"""Weights in 4 bits by GPTQ or AWQ, or in fp8, as compressed-tensors: what vLLM loads.
+"""Weights in 4 bits by GPTQ, or in fp8, as compressed-tensors: what vLLM loads.
 
 llm-compressor computes them. It is no dependency: its own pin of transformers is older than that of
 this package, with which it was seen to work.
@@ -23,7 +23,7 @@ from aift_ray.quantization.measure import Sample
 from aift_ray.quantization.plan import read_samples
 from aift_ray.quantization.quantizer import copy_tokenizer
 
-FORMATS = ("awq", "gptq", "fp8")
+FORMATS = ("gptq", "fp8")
 INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 auto-round==0.15.1 "
     "loguru datasets dill multiprocess xxhash nvidia-ml-py"
@@ -129,15 +129,13 @@ def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan)
 
 def _recipe(kind: str, group: int) -> Any:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from llmcompressor.modifiers.awq import AWQModifier
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
     ignored = {"ignore": ["lm_head"]}
     if kind == "fp8":
         return QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", **ignored)
     weights = QuantizationArgs(
-        num_bits=4, type="int", strategy="group", group_size=group, symmetric=kind == "gptq"
+        num_bits=4, type="int", strategy="group", group_size=group, symmetric=True
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    modifier = GPTQModifier if kind == "gptq" else AWQModifier
-    return modifier(config_groups={"group_0": scheme}, **ignored)
+    return GPTQModifier(config_groups={"group_0": scheme}, **ignored)

@@ -39,11 +39,10 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 
     def call(*argv: object) -> str:
         output = [] if "--output" in argv else ["--output", tmp_path / "out.gguf"]
-        for dry in ([], ["--dry-run"]):
-            assert run(*output, *argv, *dry) == 2
-            message = capsys.readouterr().err
-            assert "Traceback" not in message
-            assert not (tmp_path / "out.gguf").exists()
+        assert run(*output, *argv) == 2
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        assert not (tmp_path / "out.gguf").exists()
         return message
 
     return call
@@ -69,7 +68,7 @@ def test_hf_is_a_plain_folder_with_the_logits_of_the_adapter(
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("outtype", ["f16", "q4_0"])
 def test_the_weights_in_the_file_are_those_of_the_model(
     outtype: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -79,7 +78,7 @@ def test_the_weights_in_the_file_are_those_of_the_model(
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     stored = load_file(tiny_model / "model.safetensors")
     names = {"blk.1.ffn_down.weight": "mlp.down_proj", "blk.1.attn_q.weight": "self_attn.q_proj"}
-    bound = {"f16": 5e-4, "bf16": 4e-3, "q8_0": 4.2e-3, "q4_0": 0.13}[outtype]
+    bound = {"f16": 5e-4, "q4_0": 0.13}[outtype]
     for name, own in names.items():
         values = gguf.quants.dequantize(found[name].data, found[name].tensor_type)
         ours = stored[f"model.layers.1.{own}.weight"]
@@ -123,7 +122,10 @@ def test_an_architecture_that_does_not_map_names_those_that_do(
 ) -> None:
     message = refused("--model", make_tiny_model(tmp_path / "model", "phi3"))
     assert "phi3" in message
-    assert "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_5_text, qwen3_moe" in message
+    assert (
+        "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_5_text, qwen3_moe"
+        in message
+    )
     assert "--format hf" in message
 
 
@@ -156,8 +158,8 @@ def test_what_llama_cpp_computes_otherwise_is_named(
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_counted_and_refused(refused: Refused) -> None:
+    assert "of 11 sample texts" in refused("--dry-run")
     message = refused()
-    assert "of 11 sample texts" in message
     assert "--tokenizer nearest" in message
 
 

@@ -57,6 +57,8 @@ def folder_of(name: str, scratch: Path) -> Path:
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"the package {PACKAGES[name]} is not installed")
     folder = Path(os.environ.get("AIFT_REAL_MODELS", scratch))
+    if (folder / name / "tokenizer.json").is_file():
+        return folder / name
     subprocess.run([sys.executable, str(maker), str(folder), "--only", name], check=True)
     return folder / name
 
@@ -76,7 +78,7 @@ def rows(name: str) -> list[dict[str, Any]]:
     file = SHARED / "data" / name
     if not file.is_file():
         pytest.skip("the data is not beside the project")
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def prompts(real: Real) -> list[str]:
