@@ -76,7 +76,7 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
         remedy = "give the folder that training or PEFT wrote, such as RUN/model"
         raise ModelError([Problem(where, what, remedy)])
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise _damaged(file, where, error) from None
     if not isinstance(found, dict):
@@ -86,6 +86,10 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
         what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
         raise ModelError([Problem(where, what)])
     return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _stored(folder: Path, where: str) -> Shapes:

@@ -54,19 +54,23 @@ class OpenAIBody(Body):
 
     Attributes:
         meaningful: optional fields of which an empty value says something.
+        repeats: clients send it back with fields of their own, which ask for nothing either while
+            they are null or empty.
     """
 
     meaningful: ClassVar[frozenset[str]] = frozenset()
+    repeats: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
     def _without_idle_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        fields = cls.model_fields.items()
-        optional = {field.alias or name for name, field in fields if not field.is_required()}
-        idle = optional - cls.meaningful
-        return {name: value for name, value in data.items() if name not in idle or _says(value)}
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        kept = {name for name, field in fields.items() if field.is_required()} | cls.meaningful
+        if not cls.repeats:
+            kept |= data.keys() - fields.keys()
+        return {name: value for name, value in data.items() if name in kept or _says(value)}
 
 
 def _says(value: Any) -> bool:

@@ -16,6 +16,7 @@ class Part(OpenAIBody):
     """A part of a message's content."""
 
     meaningful: ClassVar[frozenset[str]] = frozenset({"text", "refusal"})
+    repeats: ClassVar[bool] = True
 
     type: Literal["text", "refusal"]
     text: Text | None = None
@@ -23,6 +24,8 @@ class Part(OpenAIBody):
     # what other servers are told of their caches
     cache_control: Any = None
     prompt_cache_breakpoint: Any = None
+    # what clients repeat of an answer's
+    annotations: Any = None
 
     @model_validator(mode="after")
     def _holds_its_kind(self) -> Self:
@@ -37,6 +40,8 @@ class Part(OpenAIBody):
 
 class CalledFunction(OpenAIBody):
     """What an assistant called; of an answer that was cut short `arguments` may be empty."""
+
+    repeats: ClassVar[bool] = True
 
     name: FunctionName
     arguments: Text = "{}"
@@ -61,6 +66,8 @@ class CalledFunction(OpenAIBody):
 class ToolCall(OpenAIBody):
     """A call in an assistant's turn."""
 
+    repeats: ClassVar[bool] = True
+
     id: Text
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -78,6 +85,7 @@ class ChatMessage(OpenAIBody):
     """One turn; `developer` is taken as `system`."""
 
     meaningful: ClassVar[frozenset[str]] = frozenset({"content"})
+    repeats: ClassVar[bool] = True
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     name: Text | None = None
@@ -94,6 +102,10 @@ class ChatMessage(OpenAIBody):
     annotations: Any = None
     audio: Any = None
     parsed: Any = None
+    # what litellm and others add to the answers that they hand on
+    provider_specific_fields: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
     cache_control: Any = None
     content: Text | list[Part] | None = Field(default=None, validate_default=True)
 

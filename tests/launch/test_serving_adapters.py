@@ -65,6 +65,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "unfinished": unfinished,
     "wrong-rank": set_to(r=7),
     "no-rank": set_to(r="many"),
+    "no-number": set_to(lora_alpha=float("nan")),
     "pattern": set_to(rank_pattern=["q_proj"]),
     "no-layers": set_to(target_modules=["nothing"]),
     "tokenizer": broken_tokenizer,

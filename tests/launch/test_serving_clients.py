@@ -228,7 +228,7 @@ def test_what_asks_for_nothing_is_taken_within_messages_and_tools(served: Served
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"99999999": 1}}, "logit_bias"),
         ({"やっほー": None}, "やっほー"),
-        ({"messages": [QUESTION | {"mood": None}]}, "messages.0.mood"),
+        ({"messages": [QUESTION | {"mood": "glad"}]}, "messages.0.mood"),
         ({"messages": [QUESTION | {"content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": [QUESTION, calling("[]")]}, "messages.1.tool_calls.0.function.arguments"),
@@ -293,6 +293,9 @@ def test_what_a_client_repeats_makes_no_other_prompt(served: Served) -> None:
         {"id": "msg_1", "name": "hina", "cache_control": {"type": "ephemeral"}, "parsed": None},
         {"tool_calls": [CALL | {"index": 0, "function": function}]},
         {"content": [{"type": "text", "text": "調べます。", "cache_control": {"a": "b"}}]},
+        {"content": [{"type": "text", "text": "調べます。", "annotations": [], "logprobs": []}]},
+        {"provider_specific_fields": {"a": 1}, "thinking_blocks": [], "images": [], "prefix": None},
+        {"tool_calls": [CALL | {"extra": None, "function": CALL["function"] | {"more": ""}}]},  # type: ignore[operator]
     ):
         assert tokens(plain | more).json() == {"tokens": wanted, "count": len(wanted)}
     # of an answer that was cut short before its arguments
