@@ -34,8 +34,7 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     # the default looks for a module of certain names, and gives the model itself where none is
     for found in (inner.get_decoder(), inner.base_model, getattr(inner, "model", None)):
         if isinstance(found, PreTrainedModel) and found is not inner:
-            # a wrapper may hold a whole language model, output layer and all
-            return found if found.get_output_embeddings() is None else decoder_of(found)
+            return found
     raise _unknown(inner, "its language model can't be told from the rest of it")
 
 
