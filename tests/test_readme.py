@@ -15,6 +15,7 @@ from aift_ray.commandline import given, parse
 from aift_ray.config import (
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     PlanConfig,
     QuantizeConfig,
     RunConfig,
@@ -36,7 +37,7 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 
 def test_every_command_is_of_a_known_kind() -> None:
-    verbs = ("train", "quantize", "evaluate", "tune", "serve", "doctor", "plan")
+    verbs = ("train", "quantize", "export", "evaluate", "tune", "serve", "doctor", "plan")
     kinds = ("make ", "ray start ", "ray job submit ", *(f"aift-ray {verb} " for verb in verbs))
     kinds += ("ray get-auth-token ", "export RAY_AUTH_MODE=token", "ray stop")
     kinds += ("ray up -y cluster/a5000x2.yaml", "docker compose -f docker/compose.yaml up -d")
@@ -47,6 +48,7 @@ TRAINING = [c for c in commands("README.md") if "aift-ray train " in c or "aift_
 OTHERS = {
     "quantize": QuantizeConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "serve": ServeConfig,
     "doctor": DoctorConfig,
     "plan": PlanConfig,

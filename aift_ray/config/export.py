@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from aift_ray.config.section import SHIPPED_MODEL, Settings, setting
+from pydantic import Field
+
+from aift_ray.config.section import SHIPPED_MODEL, NotNegative, Positive, Settings, setting
 from aift_ray.errors import Problem
 
 # settings that act for some formats only
@@ -13,19 +15,32 @@ _ACTS_FOR = {
     "outtype": ("gguf",),
     "tokenizer": ("gguf",),
     "merge_adapter": ("gguf",),
+    "calibration_files": ("awq", "gptq"),
+    "calibration_rows": ("awq", "gptq"),
+    "eval_files": ("awq", "gptq", "fp8"),
+    "eval_rows": ("awq", "gptq", "fp8"),
+    "sequence_length": ("awq", "gptq", "fp8"),
 }
-_NOT_YET = ("awq", "gptq", "fp8")
 
 
 class ExportConfig(Settings):
     """A model in the format of another program, with an adapter merged where one is given."""
 
-    short_flags: ClassVar[dict[str, str | list[str]]] = {"merge_adapter": "merge-adapter"}
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
+        "merge_adapter": "merge-adapter",
+        "calibration_files": "calibration-file",
+        "calibration_rows": "calibration-rows",
+        "eval_files": "eval-file",
+        "eval_rows": "eval-rows",
+        "sequence_length": "sequence-length",
+    }
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model")
     adapter: str | None = setting(None, "folder of a LoRA adapter")
     format: Literal["hf", "gguf", "awq", "gptq", "fp8"] = setting(
-        "gguf", "hf: a plain folder of transformers; gguf: a file for llama.cpp and Ollama"
+        "gguf",
+        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; awq, gptq: 4 "
+        "bits for vLLM; fp8: 8 bits for vLLM",
     )
     output: str | None = setting(
         None,
@@ -46,18 +61,36 @@ class ExportConfig(Settings):
         "gguf: nearest writes a file although llama.cpp splits some texts into other tokens",
     )
 
+    calibration_files: list[str] = setting(
+        [], "awq, gptq: rows (as for train) that the 4 bits are fitted to"
+    )
+    calibration_rows: Positive = setting(256, "awq, gptq: of these so many at most")
+    eval_files: list[str] = setting(
+        [], "awq, gptq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
+    )
+    eval_rows: NotNegative = setting(
+        64, "awq, gptq, fp8: rows measured at most; 0: measure nothing"
+    )
+    sequence_length: Annotated[int, Field(ge=8)] = setting(
+        512, "awq, gptq, fp8: tokens of a row at most, to fit to and to measure on"
+    )
+
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
         found = [
-            Problem(name, f"acts with format {kinds[0]} only, not {self.format}", "leave it out")
+            Problem(
+                name,
+                f"acts with {', '.join(kinds)} only, not {self.format}",
+                "leave it out",
+            )
             for name, kinds in _ACTS_FOR.items()
             if name in self.model_fields_set and self.format not in kinds
         ]
-        if self.format in _NOT_YET:
-            what = f"{self.format} is not written by this version: hf and gguf are"
-            found.append(
-                Problem("format", what, "export hf, and quantize that with llm-compressor")
-            )
+        if self.format in ("awq", "gptq") and not self.calibration_files:
+            what = f"{self.format} is fitted to rows like those it will read, and none are given"
+            found.append(Problem("calibration_files", what, "give --calibration-file rows.jsonl"))
+        if self.eval_rows == 0 and self.eval_files:
+            found.append(Problem("eval_files", "are not read with eval_rows 0"))
         if self.format == "hf" and self.adapter is None and self.dtype == "auto":
             what = "hf merges an adapter or changes the dtype, and neither is asked for"
             found.append(Problem("format", what, "give --adapter or --dtype, or copy the folder"))

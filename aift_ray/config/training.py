@@ -255,6 +255,9 @@ class RunConfig(Settings):
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))
+        if self.objective == "reward" and self.evaluation.tasks:
+            what = "are scored by a language model, and a reward model is none"
+            found.append(Problem("evaluation.tasks", what, "leave them out"))
         return found
 
     def _wrong_numbers(self) -> list[Problem]:

@@ -21,8 +21,9 @@ class TuneConfig(Section):
     )
     metric: str = setting(
         "eval_loss",
-        "what trials are compared by: eval_loss or exact_match on the evaluation rows, or "
-        "TASK/SCORE of evaluation.tasks, such as jcommonsenseqa/accuracy",
+        "what trials are compared by: eval_loss or exact_match on the evaluation rows, where "
+        "answers are compared eval_accuracy, or TASK/SCORE of evaluation.tasks, such as "
+        "jcommonsenseqa/accuracy",
     )
     mode: Literal["min", "max"] | None = setting(
         None, "which metric is better; default: min of a loss, max of exact_match and of scores"
@@ -75,9 +76,12 @@ class SweepConfig(RunConfig):
             found.append(Problem("training.local_rank", "a sweep starts its workers itself"))
         if self.tune.by_task:
             return found + self._without_tasks()
-        if self.tune.metric not in ("eval_loss", "exact_match"):
-            what = f"{self.tune.metric!r} is not allowed: eval_loss, exact_match or TASK/SCORE"
-            return [*found, Problem("tune.metric", what)]
+        if self.tune.metric not in ("eval_loss", "exact_match", "eval_accuracy"):
+            what = f"{self.tune.metric!r} is not allowed: eval_loss, exact_match, eval_accuracy or "
+            return [*found, Problem("tune.metric", f"{what}TASK/SCORE")]
+        if self.tune.metric == "eval_accuracy" and self.objective == "sft":
+            what = "eval_accuracy is of objectives that compare answers, and sft does not"
+            found.append(Problem("tune.metric", what, "use eval_loss"))
         if not self.data.eval_files and not self.data.validation_fraction:
             remedy = "give --eval-file or --data.validation_fraction"
             found.append(Problem("tune.metric", "needs evaluation data", remedy))

@@ -42,7 +42,8 @@ def targets(adapter: Path, config: Any, family: Family) -> list[Target]:
         match = _NAME.fullmatch(stored)
         own = plain(match[1]) if match else ""
         mapped = names.get_name(own) if match else None
-        if match is None or mapped is None:
+        # of linear attention the heads are put in turn, which low ranks are not here
+        if match is None or mapped is None or "linear_attn." in own:
             strange.append(stored)
             continue
         source = Source(adapter / WEIGHTS, stored, tuple(entry["shape"]))

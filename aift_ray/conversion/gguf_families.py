@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, RopeScalingType
 
+from aift_ray.conversion import gguf_linear
 from aift_ray.errors import Problem
 from aift_ray.models.refusals import refusal
 
@@ -28,6 +29,7 @@ class Family:
         norm_offset: what is added to the weights of norms.
         activations: those that llama.cpp computes for it.
         full_every: one layer in so many attends to everything, the others to a window; 0: all do.
+        linear: three layers in four have linear attention, and a part of each head is rotated.
         scaled: the attention's scale is head_dim ** -0.5 whatever the configuration says.
     """
 
@@ -37,6 +39,7 @@ class Family:
     activations: tuple[str, ...] = ("silu",)
     full_every: int = 0
     scaled: bool = False
+    linear: bool = False
 
     @property
     def name(self) -> str:
@@ -51,6 +54,7 @@ FAMILIES = {
     "qwen2": Family(MODEL_ARCH.QWEN2),
     "qwen3": Family(MODEL_ARCH.QWEN3),
     "qwen3_moe": Family(MODEL_ARCH.QWEN3MOE),
+    "qwen3_5_text": Family(MODEL_ARCH.QWEN35, norm_offset=1.0, linear=True),
     "gemma": Family(MODEL_ARCH.GEMMA, norm_offset=1.0, activations=_GELU),
     "gemma2": Family(
         MODEL_ARCH.GEMMA2, norm_offset=1.0, activations=_GELU, full_every=2, scaled=True
@@ -63,6 +67,8 @@ FAMILIES = {
 _BY_HEADS = {"gemma2": 46, "gemma3_text": 62}
 # the base of rotations within a window, which llama.cpp does not read
 _WINDOW_BASE = 10000.0
+# how Qwen 3.5 divides rotations between time, height and width, where it does not say so
+_SECTIONS = (11, 11, 10)
 
 
 def family(config: Any) -> Family | Problem:
@@ -87,6 +93,8 @@ def _beyond(config: Any, found: Family) -> str:
     by_heads = _BY_HEADS.get(config.model_type) == config.num_hidden_layers
     wrong = {
         f"hidden_act is {act}": act not in found.activations,
+        "only a part of a head is rotated": _partial(config) != 1.0 and not found.linear,
+        "yarn has settings of its own": rotary == "yarn" and bool(_own_yarn(_full_rotary(config))),
         f"rope_type is {rotary}": rotary not in ("default", "linear", "llama3", "yarn"),
         f"query_pre_attn_scalar is {scale}": found.scaled
         and scale != (heads if by_heads else config.head_dim),
@@ -99,6 +107,13 @@ def _beyond(config: Any, found: Family) -> str:
         "some of its layers have no experts": bool(getattr(config, "mlp_only_layers", None))
         or getattr(config, "decoder_sparse_step", 1) != 1,
     }
+    if found.linear:
+        full = gguf_linear.FULL_EVERY
+        kinds = [
+            "linear_attention" if (at + 1) % full else "full_attention"
+            for at in range(config.num_hidden_layers)
+        ]
+        wrong["layer_types is another pattern"] = list(config.layer_types) != kinds
     if found.full_every:
         kinds = [
             "sliding_attention" if (at + 1) % found.full_every else "full_attention"
@@ -118,6 +133,19 @@ def _rotary(config: Any) -> dict[str, Any]:
 def _full_rotary(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = _rotary(config).get("full_attention") or _rotary(config)
     return found
+
+
+def _partial(config: Any) -> float:
+    found = _full_rotary(config).get("partial_rotary_factor")
+    return float(found or getattr(config, "partial_rotary_factor", None) or 1.0)
+
+
+def _own_yarn(rotary: dict[str, Any]) -> list[str]:
+    """Settings of yarn that are not those llama.cpp starts from."""
+    usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    named = ("attention_factor", "mscale", "mscale_all_dim")
+    found = [name for name in named if rotary.get(name) is not None]
+    return found + [name for name, value in usual.items() if rotary.get(name, value) != value]
 
 
 def head_size(config: Any) -> int:
@@ -145,7 +173,7 @@ def write(writer: GGUFWriter, config: Any, found: Family) -> None:
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(head)
+    writer.add_rope_dimension_count(int(head * _partial(config)))
     if found.full_every:
         writer.add_sliding_window(config.sliding_window)
     for key, put in (
@@ -158,10 +186,13 @@ def write(writer: GGUFWriter, config: Any, found: Family) -> None:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    _write_rotary(writer, _full_rotary(config))
+    if found.linear:
+        sections = _rotary(config).get("mrope_section", _SECTIONS)
+        gguf_linear.write(writer, config, sections)
+    _write_rotary(writer, _full_rotary(config), config.max_position_embeddings)
 
 
-def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any]) -> None:
+def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any], context: int) -> None:
     writer.add_rope_freq_base(rotary.get("rope_theta", 10000.0))
     kind = rotary.get("rope_type", "default")
     if kind == "linear":
@@ -170,4 +201,6 @@ def _write_rotary(writer: GGUFWriter, rotary: dict[str, Any]) -> None:
     if kind == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rotary["factor"])
-        writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(
+            rotary.get("original_max_position_embeddings", context)
+        )

@@ -31,6 +31,8 @@ FILE_TYPES = {
 }
 # what is read by every prompt or gives the logits loses most by few bits
 _ENDS = ("token_embd.weight", "output.weight")
+# what stays in fp32 whatever the type
+_EXACT = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight")
 # weights that are converted at a time
 _PIECE = 2**26
 
@@ -41,7 +43,7 @@ def types(targets: list[Target], outtype: str) -> dict[str, GGMLQuantizationType
     found = {}
     for target in targets:
         shape, kind = target.shape, wanted
-        if len(shape) < 2 or target.name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
+        if len(shape) < 2 or target.name.endswith(_EXACT):
             kind = GGMLQuantizationType.F32
         elif target.name in _ENDS and outtype.startswith(("q4", "q5")):
             kind = GGMLQuantizationType.Q8_0

@@ -13,6 +13,7 @@ import torch
 from gguf import get_tensor_name_map
 from safetensors import safe_open
 
+from aift_ray.conversion import gguf_linear
 from aift_ray.conversion.gguf_families import Family, head_size
 from aift_ray.errors import ModelError
 from aift_ray.models import fingerprint
@@ -87,7 +88,8 @@ def targets(folder: Path, config: Any, family: Family) -> list[Target]:
     names = get_tensor_name_map(family.arch, config.num_hidden_layers)
     found, unknown = [], []
     for name, parts, make in _units(sources):
-        mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        known = gguf_linear.renamed(name) if family.linear else name
+        mapped = names.get_name(known, try_suffixes=(".weight", ".bias"))
         if mapped is None:
             unknown.append(name)
         else:
@@ -159,7 +161,9 @@ def _with_family(make: Make, name: str, config: Any, family: Family) -> Make:
         queries = layer.endswith("q_proj")
         heads = config.num_attention_heads if queries else config.num_key_value_heads
         return lambda parts: paired(make(parts), heads)
-    if family.norm_offset and layer.endswith("norm"):
+    if family.linear and (change := gguf_linear.change(name, config)):
+        return lambda parts: change(make(parts))
+    if family.norm_offset and layer.endswith("norm") and not layer.endswith("linear_attn.norm"):
         return lambda parts: make(parts).float() + family.norm_offset
     return make
 

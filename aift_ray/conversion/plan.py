@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from aift_ray.config import ExportConfig
-from aift_ray.conversion import gguf_plan
+from aift_ray.conversion import compressed, gguf_plan
+from aift_ray.conversion.compressed import CompressedPlan
 from aift_ray.conversion.gguf_plan import GgufPlan
 from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, Problem, UserError
@@ -33,7 +34,7 @@ class Plan:
         output: what is written, absolute.
         location, adapter: of the model, and of the adapter.
         own_dtype, dtype: of the model's stored weights; of the result's.
-        gguf: what is written of it as GGUF; None: another format.
+        gguf, compressed: what is written of it in these formats; None: another format.
     """
 
     config: ExportConfig
@@ -44,6 +45,7 @@ class Plan:
     dtype: torch.dtype
     parameters: int
     gguf: GgufPlan | None = None
+    compressed: CompressedPlan | None = None
 
 
 def prepare(config: ExportConfig) -> Plan:
@@ -57,6 +59,7 @@ def prepare(config: ExportConfig) -> Plan:
     location, adapter, parameters = "", None, 0
     own = dtype = torch.float32
     gguf: GgufPlan | None = None
+    packed: CompressedPlan | None = None
     try:
         location = quantizer.source(config.model)
         check_vocabulary(
@@ -71,6 +74,8 @@ def prepare(config: ExportConfig) -> Plan:
         problems += _changed_dtype(config, location, own, dtype)
         if config.format == "gguf":
             gguf = gguf_plan.prepare(config, location, adapter, own)
+        if config.format in compressed.FORMATS:
+            packed = compressed.prepare(config, location, adapter)
     except UserError as error:
         problems += error.problems
     if not problems:
@@ -79,7 +84,7 @@ def prepare(config: ExportConfig) -> Plan:
         problems += check_space(path, needed, "the weights")
     if problems:
         raise ConfigError(problems)
-    return Plan(config, path, location, adapter, own, dtype, parameters, gguf)
+    return Plan(config, path, location, adapter, own, dtype, parameters, gguf, packed)
 
 
 def _output(config: ExportConfig) -> Path:

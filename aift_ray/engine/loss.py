@@ -95,7 +95,7 @@ class LossModule(nn.Module):
         if batch.compared is not None:
             each = log_probabilities(self._head[0], chosen.to(device), targets)
             return self._compared(each, batch)
-        note = SetLosses(batch) if batch.sets is not None and self.training else None
+        note = SetLosses(batch) if batch.sets is not None else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
 

@@ -127,7 +127,7 @@ def plot(folder: Path) -> None:
     axes, *others = figure.subplots(2 if compared else 1, squeeze=False)[:, 0]
     curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("loss", "training loss", {"color": "#7aa6d8", "linewidth": 1.2}),
-        ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o", "markersize": 4}),
+        ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o"}),
     )
     _draw(axes, lines, curves)
     spikes = _spikes(lines)
@@ -146,6 +146,7 @@ def plot(folder: Path) -> None:
     figure.savefig(folder / "loss.png", dpi=120)
 
 
+_SMALL = {"markersize": 4}
 _REWARDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("rewards/chosen", "chosen", {"color": "#7aa6d8", "linewidth": 1.2}),
     ("rewards/rejected", "rejected", {"color": "#d8a67a", "linewidth": 1.2}),

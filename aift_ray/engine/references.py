@@ -197,7 +197,8 @@ def file_of(job: Job, precision: str, rows: str) -> Path | None:
     if weights is None or start is None:
         return None
     # a batch of other rows would change the last digits
-    laid = [config.data.packing, config.training.seed, config.micro_batch, job.global_batch]
+    laid = [config.data.packing, config.data.tokens_per_micro_batch, config.training.seed]
+    laid += [config.micro_batch, job.global_batch]
     parts = [weights, start, config.trained_with, precision, job.support.attention, *laid]
     name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
     return job.cache / f"reference-{name}-{rows}.npy"

@@ -257,7 +257,10 @@ class _Session:
     ) -> None:
         found = {"eval_loss": loss, "exact_match": exact_match}
         if loss is not None and self.run.evaluator:
-            found |= {f"eval_{k}": v for k, v in self.run.evaluator.measures.items()}
+            measured = self.run.evaluator.measures
+            found |= {f"eval_{name}": value for name, value in measured.items()}
+            # the summary's name, by which sweeps compare
+            found["eval_accuracy"] = measured.get(ACCURACY)
         line = {name: value for name, value in found.items() if value is not None}
         line |= by_name(tasks or {})
         if self.metrics and line:

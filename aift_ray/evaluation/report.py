@@ -69,7 +69,7 @@ def _rows(
     # a row's part in a correlation is shown as a distance
     lower = score in LOWER_IS_BETTER or score == "pearson"
     rows.sort(key=lambda row: (-_spread(row["values"]), _worst(row["values"], lower)))
-    return {"score": score, "number": len(rows), "rows": rows[:_ROWS]}
+    return {"score": score, "lower": lower, "number": len(rows), "rows": rows[:_ROWS]}
 
 
 def _spread(values: list[float]) -> float:

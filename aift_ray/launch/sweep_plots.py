@@ -146,7 +146,11 @@ def _curves(
 
 
 def _label(metric: str) -> str:
-    known = {"eval_loss": "evaluation loss (nats a token)", "exact_match": "exact match (share)"}
+    known = {
+        "eval_loss": "evaluation loss",
+        "exact_match": "exact match (share)",
+        "eval_accuracy": "margin accuracy (share)",
+    }
     return known.get(metric, metric)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks
-from aift_ray.models.refusals import has_experts, refusal
+from aift_ray.models.refusals import has_experts, is_llama_like, refusal
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -80,8 +80,8 @@ def unfit(model: nn.Module, config: LoRAConfig, bits: int | None) -> list[Proble
         bits: of the base model, where it is quantized.
     """
     stacked = expert_parameters(model)
+    kind = causal_model(model).config.model_type
     if config.experts and not stacked:
-        kind = causal_model(model).config.model_type
         what = "the model has no experts"
         return [refusal(kind, what, "leave lora.experts off", has_experts, "lora.experts")]
     found = []
@@ -89,7 +89,8 @@ def unfit(model: nn.Module, config: LoRAConfig, bits: int | None) -> list[Proble
     whole = [one for one in config.modules_to_save or () if one in names]
     if bits == 4 and whole:
         what = f"the weights of {', '.join(whole)} are held in 4 bits, and can't be trained whole"
-        found.append(Problem("lora.modules_to_save", what, "use --method lora, or lora.experts"))
+        layout = "use --method lora, or --lora.experts true"
+        found.append(refusal(kind, what, layout, is_llama_like, "lora.modules_to_save"))
     elif config.experts and whole:
         what = f"{', '.join(whole)} would be trained whole and adapted by lora.experts"
         found.append(Problem("lora.modules_to_save", what, "use one of them"))

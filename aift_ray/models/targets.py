@@ -147,22 +147,7 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         for one in asked[field]
         if not any(_is_called(name, [one]) for name in named)
     ]
-    bypassed = _bypassed(model)
-    for name, module in adapted_layers(model, config).items():
-        if id(module) in bypassed:
-            what = f"the weights of {name} are used without a call, past any adapter"
-            remedy = f"the model has {', '.join(linear)}"
-            problems.append(Problem("lora.target_modules", what, remedy))
-        elif not features(module) and not isinstance(module, torch.nn.Embedding):
-            what = f"{name} is a {type(module).__name__}, which LoRA can't adapt"
-            remedy = f"the model has {', '.join(linear)}"
-            problems.append(Problem("lora.target_modules", what, remedy))
-    taken = _taken_for_experts(model, config.target_modules or ())
-    if taken and experts.expert_parameters(model):
-        kind = causal_model(model).config.model_type
-        what = f"PEFT takes {', '.join(sorted(taken))} for the experts of a {kind}"
-        problems.append(Problem("lora.target_modules", what, "leave them out; see lora.experts"))
-    problems += experts.unfit(model, config, bits)
+    problems += _not_adaptable(model, config) + experts.unfit(model, config, bits)
     if bits:
         what = "'{}' is held in 4 or 8 bits, which can't be trained as a whole"
         held = [one for one in whole if one in linear]
@@ -173,6 +158,27 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig, bits: int | None =
         what = "it has no linear layer in its blocks that LoRA could adapt"
         kind = causal_model(model).config.model_type
         raise ModelError([refusal(kind, what, "train it with --method full")])
+
+
+def _not_adaptable(model: PreTrainedModel, config: LoRAConfig) -> list[Problem]:
+    """Of the layers named for adapters those that the family computes past them."""
+    kind, field = causal_model(model).config.model_type, "lora.target_modules"
+    layout, found = f"the model has {', '.join(linear_layers(model))}", []
+    bypassed = _bypassed(model)
+    for name, module in adapted_layers(model, config).items():
+        what = ""
+        if id(module) in bypassed:
+            what = f"the weights of {name} are used without a call, past any adapter"
+        elif not features(module) and not isinstance(module, torch.nn.Embedding):
+            what = f"{name} is a {type(module).__name__}, which LoRA can't adapt"
+        if what:
+            found.append(refusal(kind, what, layout, is_llama_like, field))
+    taken = _taken_for_experts(model, config.target_modules or ())
+    if taken and experts.expert_parameters(model):
+        what = f"PEFT takes {', '.join(sorted(taken))} for the experts"
+        layout = "leave them out; --lora.experts true adapts the experts"
+        found.append(refusal(kind, what, layout, is_llama_like, field))
+    return found
 
 
 def check_quantizable(model: PreTrainedModel, layout: str = "train it with --method lora") -> None:

@@ -48,6 +48,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_topk"), 2),
     **dict.fromkeys(("moe_k", "moe_top_k", "num_selected_experts", "top_k_experts"), 2),
+    "zero_expert_num": 2,
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts"), 1),
     **dict.fromkeys(("num_shared_experts", "first_k_dense_replace", "moe_layer_start_index"), 1),
     **dict.fromkeys(("moe_num_shared_experts", "num_dense_layers", "n_dense_layers"), 1),

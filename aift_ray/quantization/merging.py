@@ -11,12 +11,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models import loading, provenance
 from aift_ray.models.adapters import reload_adapters
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.folders import load_config
 from aift_ray.models.quantized import Quantization
+from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.models.whole_folder import WholeFolder
 from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization.folder import copy_companions
@@ -82,8 +83,8 @@ def _write(location: str, model: PreTrainedModel, folder: Path) -> None:
             "merged, its output layer would differ from its embeddings, and the files of the "
             f"whole model have no place for {apart[0]}"
         )
-        remedy = "serve it as an adapter, or train one without embed_tokens and lm_head"
-        raise ModelError([Problem("adapter", what, remedy)])
+        layout = "serve it as an adapter, or train one without embed_tokens and lm_head"
+        raise ModelError([refusal(whole.family, what, layout, is_llama_like, "adapter")])
     folder.mkdir(exist_ok=True)
     whole.write(folder, state)
 

@@ -88,7 +88,10 @@ def prepare(config: QuantizeConfig) -> Plan:
         problems += check_space(folder.absolute(), needed, "the weights")
     if problems:
         raise ConfigError(problems)
-    samples = _samples(config, adapter, location)
+    # the template that an adapter was trained with lies beside it
+    prompts = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
+    length = config.sequence_length
+    samples = read_samples(config.eval_files, config.eval_rows, length, str(prompts))
     return Plan(
         config,
         folder.absolute(),
@@ -136,16 +139,20 @@ def _quantization(config: QuantizeConfig, dtype: torch.dtype) -> Quantization | 
     )
 
 
-def _samples(config: QuantizeConfig, adapter: Path | None, location: str) -> list[Sample]:
-    """Rows to measure on, spread evenly over the files, with the answers as targets."""
-    if config.eval_rows == 0:
+def read_samples(files: list[str], most: int, length: int, location: str) -> list[Sample]:
+    """Rows to measure on, spread evenly over the files, with the answers as targets.
+
+    Args:
+        files: as for training; none: the rows that ship with aift_ray.
+        length: tokens of a row at most.
+        location: of the tokenizer.
+    """
+    if most == 0:
         return []
-    # the template that an adapter was trained with lies beside it
-    own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
-    encoder = PromptEncoder(folders.load_tokenizer(str(own)))
-    data = DataConfig(train_files=config.eval_files or [str(EVAL_FILE)])
-    rows = cache.prepare(data, encoder, config.sequence_length).rows("train")
-    number = min(config.eval_rows, len(rows))
+    encoder = PromptEncoder(folders.load_tokenizer(location))
+    data = DataConfig(train_files=files or [str(EVAL_FILE)])
+    rows = cache.prepare(data, encoder, length).rows("train")
+    number = min(most, len(rows))
     chosen = np.linspace(0, len(rows) - 1, number).round().astype(int)
     found = []
     for index in chosen.tolist():

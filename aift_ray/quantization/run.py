@@ -102,3 +102,6 @@ def _show(plan: Plan) -> None:
         ("output", str(plan.output)),
     ]
     display.table("plan", lines)
+    if plan.samples and not config.eval_files:
+        note = "note: measured on the rows that ship with aift_ray, not on yours: give --eval-file"
+        display.console.print(note, style="yellow", markup=False)

@@ -18,8 +18,10 @@ from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import loading
 from aift_ray.models.adapter_folder import adapter_config, check_adapter, check_prompts
+from aift_ray.models.families import family_of
 from aift_ray.models.folders import load_tokenizer
 from aift_ray.models.linear import features
+from aift_ray.models.refusals import is_llama_like, refusal
 from aift_ray.serving.mixed import Mixed, Pair
 
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -149,8 +151,10 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
     if config.get("bias", "none") != "none":
         # PEFT writes such biases into the base itself, for every other adapter too
         found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
-    mixed = ("use_dora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters")
-    for variant in mixed:
+    if config.get("target_parameters"):
+        what = "adapters of experts (target_parameters) can't be mixed in a batch"
+        found.append(refusal(family_of(skeleton(base).config), what, MERGE, is_llama_like, where))
+    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
         if config.get(variant):
             found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
     return found

@@ -123,13 +123,36 @@ def test_an_architecture_that_does_not_map_names_those_that_do(
 ) -> None:
     message = refused("--model", make_tiny_model(tmp_path / "model", "phi3"))
     assert "phi3" in message
-    assert "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_moe" in message
+    assert "gemma, gemma2, gemma3_text, llama, mistral, qwen2, qwen3, qwen3_5_text, qwen3_moe" in message
     assert "--format hf" in message
 
 
-def test_what_llama_cpp_computes_otherwise_is_named(refused: Refused, tmp_path: Path) -> None:
-    model = make_tiny_model(tmp_path / "model", hidden_act="relu")
-    assert "hidden_act is relu" in refused("--model", model)
+@pytest.mark.parametrize(
+    ("numbers", "what"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is relu"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type is dynamic",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                    "beta_fast": 16,
+                }
+            },
+            "yarn has settings of its own",
+        ),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_named(
+    numbers: dict[str, Any], what: str, refused: Refused, tmp_path: Path
+) -> None:
+    assert what in refused("--model", make_tiny_model(tmp_path / "model", **numbers))
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_counted_and_refused(refused: Refused) -> None:
@@ -140,7 +163,7 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_counted_and_refused(refused: Refu
 
 def test_settings_and_names_are_told_at_once(refused: Refused, tmp_path: Path) -> None:
     message = refused("--format", "hf", "--outtype", "f16", "--merge-adapter", "false")
-    for part in ("outtype: acts with format gguf only", "neither is asked for", "needs an adapter"):
+    for part in ("outtype: acts with gguf only", "neither is asked for", "needs an adapter"):
         assert part in message
     assert "does not end in .gguf" in refused("--output", tmp_path / "x.bin", *NEAREST)
     (tmp_path / "kept.gguf").write_text("mine", "utf-8")

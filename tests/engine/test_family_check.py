@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from aift_ray import serve
+from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
@@ -17,8 +19,10 @@ from aift_ray.models import families
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families import Refusal, Support
 from aift_ray.models.packed import Packed
+from aift_ray.models.tiny import random_model, shrunk
 from tests.families import configuration
 from tests.families import families as known_families
+from tests.models.families import companions
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUED = sorted({entry.architecture.model_type for entry in CATALOG.values()})
@@ -100,6 +104,23 @@ def test_a_network_that_trains_something_else_is_refused_with_the_difference(
     assert "instead of" in problem.what
     assert "docs/models.md" in problem.remedy
     assert "such as" in problem.remedy
+
+
+def test_a_server_measures_a_family_that_the_table_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, config in (("mixing", MixingConfig), ("gated", LlamaConfig)):
+        small = shrunk(config(mlp_bias=True, attention_dropout=0.5))
+        small.vocab_size, small.use_gate = 5056, True
+        random_model(small, "eager").save_pretrained(tmp_path / name)
+        companions(tmp_path / name)
+    command = ["--engine", "transformers", "--dry-run", "--model"]
+    assert guarded(serve.run, [*command, str(tmp_path / "mixing")]) == 2
+    told = capsys.readouterr().err
+    assert "model family mixing-llama: prompts of uneven length change each other's" in told
+    assert "choose another model, such as " in told
+    assert guarded(serve.run, [*command, str(tmp_path / "gated")]) == 0
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

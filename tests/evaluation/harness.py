@@ -1,9 +1,10 @@
 """Runs tasks through lm-evaluation-harness, in an environment that has it.
 
-python -m tests.evaluation.harness MODEL TASKS.json OUTPUT.json
+python -m tests.evaluation.harness MODEL TASKS.json OUTPUT.json [BATCH [LARGEST]]
 
 TASKS.json: a list of {name, kind, prompts, choices, labels, delimiter, stop, max_tokens}: prompts
 are whole, with their examples. OUTPUT.json: of each task a list of log-likelihoods, or of answers.
+BATCH: rows at once, or auto: as many as fit, LARGEST at most.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> None:
         dtype="float32",
         device="cpu",
         batch_size=sys.argv[4] if len(sys.argv) > 4 else 8,
+        max_batch_size=int(sys.argv[5]) if len(sys.argv) > 5 else 64,
     )
     found = {}
     with open(tasks, encoding="utf-8") as file:

@@ -85,6 +85,8 @@ def test_before_and_after_are_the_scores_of_evaluate(
                 compared += 1
                 expected = by_model[name][score]["value"]
                 assert value["value"] == pytest.approx(expected, rel=1e-4), (task, when, score)
+    # not what sums of nothing would give
+    assert summary["tasks"]["texts"]["bits_per_character"]["value"] > 1
     # three scores of choices, two of answers, two of texts
     assert compared == 2 * 7
     assert summary["tasks"] != summary["tasks_before"]
@@ -135,6 +137,11 @@ def test_a_sweep_needs_the_score_it_compares_by(
     }
     with pytest.raises(ConfigError, match=said):
         separate(yaml.safe_load(yaml.safe_dump(values)), [])
+
+
+def test_a_reward_model_has_no_scores_on_tasks() -> None:
+    with pytest.raises(ConfigError, match="a reward model is none"):
+        validated({"objective": "reward", "evaluation": {"tasks": ["jnli"]}})
 
 
 def test_which_score_is_better() -> None:

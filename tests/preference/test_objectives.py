@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import log_softmax
 
 from aift_ray.commandline import validated
-from aift_ray.config import PreferenceConfig, RunConfig
+from aift_ray.config import PreferenceConfig, RunConfig, SweepConfig
 from aift_ray.engine import chunked_loss
 from aift_ray.engine.objectives import Judged, Objective
 from aift_ray.errors import ConfigError
@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "reward", "training": {"exact_match_rows": 4}},
         "training.exact_match_rows",
     ),
+    "tasks of a reward model": (
+        {"objective": "reward", "evaluation": {"tasks": ["jcommonsenseqa"]}},
+        "evaluation.tasks",
+    ),
     "a reward model cut": (
         {"objective": "reward", "parallel": {"strategy": "tensor"}},
         "parallel.strategy",
@@ -178,6 +182,14 @@ def test_what_an_objective_can_not_have_is_refused_by_name(case: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validated(settings)
     assert field in [problem.where for problem in caught.value.problems]
+
+
+def test_a_sweep_compares_by_accuracy_where_answers_are_compared() -> None:
+    rows = {"data": {"train_files": ["a.jsonl"], "eval_files": ["b.jsonl"]}}
+    found = SweepConfig(objective="dpo", tune={"metric": "eval_accuracy"}, **rows)
+    assert (found.tune.better, found.contradictions()) == ("max", [])
+    found = SweepConfig(tune={"metric": "eval_accuracy"}, **rows)
+    assert [each.where for each in found.contradictions()] == ["tune.metric"]
 
 
 ACTS = {

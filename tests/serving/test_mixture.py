@@ -19,5 +19,5 @@ def test_an_adapter_of_experts_is_refused_with_the_remedy(
     experts = ["mlp.experts.gate_up_proj"]
     folder = make_adapter(tiny_mixture, tmp_path / "experts", target_parameters=experts)
     (problem,) = adapters.check("mine", str(folder), str(tiny_mixture), encoder)
-    assert "uses target_parameters, which can't be mixed in a batch" in problem.what
+    assert "adapters of experts (target_parameters) can't be mixed in a batch" in problem.what
     assert "aift-ray quantize --adapter" in problem.remedy
