@@ -23,6 +23,7 @@ from serve_engine import Prompts, continuous, manager_of, opened, prompts_of, ro
 from transformers.utils import logging
 
 from aift_ray.serving.adapters import Adapters
+from aift_ray.serving.packed import pack
 
 Answers = list[list[int]]
 NAMES = ["a", "b", "c"]
@@ -43,6 +44,7 @@ def main() -> None:
         adapted = [PeftModel.from_pretrained(load(), Path(place) / name) for name in NAMES]
         alone_adapted = _alone(adapted, prompts, tokens)
         model = load()
+        pack(model)
         adapters = Adapters(model)
         manager = manager_of(folder, getattr(torch, dtype))
         found: dict[str, dict[str, int]] = {}
