@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ from tests.quantization.conftest import make_adapter
 
 Refused = Callable[..., str]
 NEAREST = ("--tokenizer", "nearest")
+
+
+def some(values: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of which the quick ones alone are part of make test."""
+    return [pytest.param(v, marks=[] if v in quick else pytest.mark.slow) for v in values]
 
 
 def run(*argv: object) -> int:
@@ -68,7 +73,7 @@ def test_hf_is_a_plain_folder_with_the_logits_of_the_adapter(
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("outtype", ["f16", "q4_0"])
+@pytest.mark.parametrize("outtype", some(["q4_0", "f16"], "q4_0"))
 def test_the_weights_in_the_file_are_those_of_the_model(
     outtype: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +200,7 @@ def definition(expression: str, **model: Any) -> dict[str, Any]:
     return found | {"model": found["model"] | model}
 
 
-@pytest.mark.parametrize("name", pre_tokenizers.PRE_TOKENIZERS)
+@pytest.mark.parametrize("name", some(pre_tokenizers.PRE_TOKENIZERS, "llama-bpe", "qwen2"))
 def test_each_pre_tokenizer_is_told_from_the_others(name: str) -> None:
     expressions, ignore_merges = pre_tokenizers.PRE_TOKENIZERS[name]
     given = definition(expressions[0], ignore_merges=ignore_merges)
@@ -219,7 +224,7 @@ def test_tokens_with_scores_stand_for_merges_and_likelihoods() -> None:
     assert found.scores[found.tokens.index("日本")] == -4.0
 
 
-@pytest.mark.parametrize("family", chat_templates.FAMILIES)
+@pytest.mark.parametrize("family", some(chat_templates.FAMILIES, "llama3", "gemma2"))
 def test_a_modelfile_has_a_template_only_where_it_says_the_same(family: str) -> None:
     template, bos, eos, end = chat_templates.FAMILIES[family]
     tokenizer = chat_templates.wrap(chat_templates.bpe(), template, bos, eos, bool(bos))
