@@ -92,7 +92,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 states = hidden[piece].detach().requires_grad_()
                 logits = head(states, narrow)
                 loss = cross_entropy(logits, targets[piece], reduction="sum")
-            grad_states, *grad_weights = torch.autograd.grad(loss, [states, *narrow.values()])
+            grad_states, *grad_weights = torch.autograd.grad(
+                loss, [states, *narrow.values()], materialize_grads=True
+            )
             total += loss.detach()
             if note is not None:
                 note(piece, logits, targets)
@@ -151,7 +153,9 @@ class _LogProbabilities(torch.autograd.Function):
             if found is None:
                 break
             inputs = [states, *ctx.narrow.values()]
-            grad_states, *parts = torch.autograd.grad(found, inputs, scale[piece])
+            grad_states, *parts = torch.autograd.grad(
+                found, inputs, scale[piece], materialize_grads=True
+            )
             del states, found
             grad_hidden[piece] = grad_states
             for grad, part in zip(grads, parts, strict=True):

@@ -1,0 +1,39 @@
+"""The loss through output layers of several parts."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from aift_ray.data.batches import Batch
+from aift_ray.engine.loss import LossModule
+
+
+def test_a_weight_that_the_output_layer_does_not_use_stays() -> None:
+    config = CONFIG_MAPPING["bert"](
+        is_decoder=True,
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    ids = torch.randint(0, 60, (2, 7))
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters()}
+    assert any(grad is None for grad in expected.values()), "there is such a weight"
+    model.zero_grad()
+    sources = torch.cat([torch.arange(6), torch.arange(7, 13)])
+    positions = torch.arange(7).expand(2, 7)
+    batch = Batch(ids, positions, torch.ones_like(ids), None, sources, ids[:, 1:].flatten())
+    (LossModule(model)(batch) / 12).backward()
+    for name, weight in model.named_parameters():
+        wanted = expected[name]
+        found = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        wanted = torch.zeros_like(weight) if wanted is None else wanted
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=name)
