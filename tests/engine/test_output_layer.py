@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -10,7 +11,8 @@ from aift_ray.data.batches import Batch
 from aift_ray.engine.loss import LossModule
 
 
-def test_a_weight_that_the_output_layer_does_not_use_stays() -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_of_an_output_layer_that_are_one_or_not_used(tied: bool) -> None:
     config = CONFIG_MAPPING["bert"](
         is_decoder=True,
         vocab_size=60,
@@ -20,13 +22,14 @@ def test_a_weight_that_the_output_layer_does_not_use_stays() -> None:
         intermediate_size=32,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ids = torch.randint(0, 60, (2, 7))
     model(input_ids=ids, labels=ids).loss.backward()
     expected = {name: weight.grad for name, weight in model.named_parameters()}
-    assert any(grad is None for grad in expected.values()), "there is such a weight"
+    assert any(grad is None for grad in expected.values()) is not tied, "untied, a bias is idle"
     model.zero_grad()
     sources = torch.cat([torch.arange(6), torch.arange(7, 13)])
     positions = torch.arange(7).expand(2, 7)
