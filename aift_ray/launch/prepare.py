@@ -22,7 +22,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.launch import caches, fitting, objective, resuming
+from aift_ray.launch import caches, fitting, objective, remarks, resuming
 from aift_ray.launch.row_layout import global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
@@ -34,9 +34,6 @@ from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
 from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
-
-# tokens of a micro-step from which a GPU computes longer than Python launches
-_BUSY = 1024
 
 
 @dataclass
@@ -133,9 +130,9 @@ def prepare(
     result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
     notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
-    result.warnings = [*notes, *_warnings(config, result)]
+    result.warnings = [*notes, *remarks.of_settings(result)]
     if gpu:
-        result.warnings += _small_steps(config, laid.plan, workers)
+        result.warnings += remarks.of_small_steps(config, laid.plan, workers)
     return result
 
 
@@ -281,42 +278,3 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     from aift_ray.models.continued import adopt
 
     return adopt(config, location)
-
-
-def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
-    """A note where a GPU waits for Python, since a micro-step holds few tokens."""
-    held = plan.tokens_per_micro_step(workers // config.parallel.apart)
-    steps = config.training.gradient_accumulation_steps
-    able = config.parallel.strategy != "pipeline" and steps > 1
-    if held >= _BUSY or not able or config.data.tokens_per_micro_batch:
-        return []
-    return [
-        f"a micro-step holds {held:.0f} tokens on average, few for a GPU: "
-        f"--data.tokens_per_micro_batch {2 * _BUSY} fills it, and the global batch stays"
-    ]
-
-
-def _warnings(config: RunConfig, run: Preparation) -> list[str]:
-    found = list(run.prepared.warnings)
-    training = config.training
-    if training.warmup_steps > run.steps:
-        found.append(
-            f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
-            f"learning rate never reaches {training.learning_rate:g}"
-        )
-    if config.method != "full" and training.learning_rate <= 3e-5:
-        found.append(
-            f"training.learning_rate {training.learning_rate:g} is usual for full fine-tuning; "
-            "LoRA usually wants about ten times as much"
-        )
-    if run.held_out == 0:
-        for name in ("exact_match_rows", "early_stopping_patience", "load_best"):
-            if getattr(training, name):
-                found.append(f"training.{name} does nothing without evaluation data")
-    if run.encoder.used_fallback:
-        found.append("the tokenizer has no chat template: the Alpaca form (### 指示:) is used")
-    if run.encoder.generation_gap:
-        found.append(
-            "the template's generation prompt differs from what the rows hold at the same place"
-        )
-    return found
