@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -61,9 +60,8 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on(
     found = summary_of(folder)
     assert (found["restarts"], found["causes"]) == (1, ["worker 0: killed by SIGKILL"])
     assert found["resumed_from"] >= 10
-    # stages shorter than the time between two looks are not told
-    told = "step 0 evaluated: held-out loss.*/60 epoch.*step 40 evaluated: held-out loss"
-    assert re.search(told, output, re.DOTALL), output
+    # what the killed worker had not told yet, nobody tells
+    assert "step 40 evaluated: held-out loss" in output
     for word in ("Warning", "Traceback", "it/s"):
         assert word not in output, output
     argv = flags(tiny_model, rows, tmp_path / "whole", **LONG | more)
