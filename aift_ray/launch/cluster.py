@@ -61,8 +61,12 @@ def starting_cluster(
     Yields:
         what waits until it has started, and gives the resources; or raises as `cluster` does.
     """
-    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-        yield pool.submit(stack.enter_context, cluster(variables)).result
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        try:
+            yield pool.submit(stack.enter_context, cluster(variables)).result
+        finally:
+            # a driver that another thread started would end 20 s later
+            pool.submit(stack.close).result()
 
 
 @contextmanager
