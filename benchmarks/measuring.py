@@ -232,10 +232,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _without_place(argument: str) -> str:
+    """An argument; of a folder elsewhere on this machine its name."""
+    known = any(argument.startswith(str(folder)) for folder in (ROOT, SHARED))
+    return Path(argument).name if argument.startswith("/") and not known else argument
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write results with command, date, machine and versions."""
     about = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_place, sys.argv)]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
         "versions": versions(),

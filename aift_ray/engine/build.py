@@ -101,49 +101,44 @@ def build(
     Args:
         tokenizer: that of the job's model; None: it is loaded.
     """
-    config = job.config
+    config, training = job.config, job.config.training
     group = replace(group, apart=config.parallel.apart)
     precision = Precision.resolve(config, group.device)
-    state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
-    state.global_batch = state.global_batch or job.global_batch
-    state.data, state.trained_as = job.cache.name, config.trained_with
-    state.settings = kept(flat(config))
-    state.changes = list(dict.fromkeys([*state.changes, *_changes(job)]))
+    state, tensors = _state(job, resume)
     prepared = cache.load(job.cache)
-    rows, held_out = prepared.rows("train"), prepared.rows("eval")
+    rows, held_out, set_of = prepared.rows("train"), prepared.rows("eval"), prepared.set_of()
     indices, own = split(config, prepared.groups(), len(held_out))
-    length, packed = prepared.sequence_length, job.support.packed
-    set_of = prepared.set_of()
-    plan = plan_batches(config, rows, indices, state.global_batch, length, packed, set_of)
+    laid = (state.global_batch, prepared.sequence_length, job.support.packed, set_of)
+    plan = plan_batches(config, rows, indices, *laid)
     tokenizer = tokenizer or folders.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
-    steps, objective, compared = total_steps(config, plan), Objective.of(config), None
+    steps, objective = total_steps(config, plan), Objective.of(config)
+    compared = None
     if objective:
         left = range(state.step, steps)
         compared = References(objective, job, group, precision, plan, left, rows, tested)
-        if not references.within(config) and compared.missing:
-            _ask_reference(job, group, precision, compared)
+        _ask_reference(job, group, precision, compared)
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model, config.training.neftune_noise_alpha, objective)
-    module.train()
+    module = LossModule(model, training.neftune_noise_alpha, objective).train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
-    if config.training.compile:
+    if training.compile:
         compile_blocks(model)
-    moved = optimizer.build(module, config.training, config.lora.lora_plus_ratio)
+    moved = optimizer.build(module, training, config.lora.lora_plus_ratio)
     scaler = precision.scaler(group)
     if tensors:
         optimizer.restore(moved, tensors["optimizer"])
         scaler.load_state_dict(tensors["scaler"])
+    judge = _evaluated(module, spread)
     if compared and compared.missing:
         stages.tell(job.output, group, stages.REFERENCE)
-        compared.complete(_evaluated(module, spread))
+        compared.complete(judge)
     return Run(
         job=job,
         group=group,
         precision=precision,
         tokenizer=tokenizer,
-        module=_evaluated(module, spread),
+        module=judge,
         spread=spread,
         optimizer=moved,
         scaler=scaler,
@@ -163,8 +158,21 @@ def build(
     )
 
 
+def _state(job: Job, resume: Path | None) -> tuple[checkpoint.State, dict[str, Any] | None]:
+    """Where the run is, of this job from now on; and the checkpoint's tensors beside the model."""
+    config = job.config
+    state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
+    state.global_batch = state.global_batch or job.global_batch
+    state.data, state.trained_as = job.cache.name, config.trained_with
+    state.settings = kept(flat(config))
+    state.changes = list(dict.fromkeys([*state.changes, *_changes(job)]))
+    return state, tensors
+
+
 def _ask_reference(job: Job, group: Group, precision: Precision, compared: References) -> None:
-    """Load the reference, have it judge the rows, and give it back."""
+    """Load a reference that is another model, have it judge the rows, and give it back."""
+    if references.within(job.config) or not compared.missing:
+        return
     stages.tell(job.output, group, stages.REFERENCE)
     config = references.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)

@@ -23,7 +23,7 @@ from aift_ray.engine.checkpoint import State
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import caches, fitting, objective, remarks, resuming
-from aift_ray.launch.row_layout import global_batch, laid_out
+from aift_ray.launch.row_layout import Rows, global_batch, laid_out
 from aift_ray.models import families, folders
 from aift_ray.models.families import Support
 from aift_ray.models.folders import tokenizer_bytes
@@ -32,6 +32,7 @@ from aift_ray.models.refusals import check_layers, is_llama_like, refusal
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory import Memory
+from aift_ray.planning.ways import Need
 from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
@@ -102,10 +103,7 @@ def prepare(
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
     laid = laid_out(config, prepared, batch, support)
-    host = fitting.Host(tokenizer_bytes(location), laid.most_targets)
-    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole, host)
-    why = fitting.settle(config, need, workers, gpu)
-    fitting.settle_cpus(config, workers)
+    need, why = _fitted(config, location, model, laid, workers, gpu)
     sizes = fitting.sizes(config, model, started_from)
     job = Job(
         config=config,
@@ -130,10 +128,19 @@ def prepare(
     result = Preparation(job, prepared, encoder, *counts, job.memory, *sizes)
     notes += _of_resumed(config, state, result) if state else []
     notes += [*model.notes, *families.not_applied(model_config)]
-    result.warnings = [*notes, *remarks.of_settings(result)]
-    if gpu:
-        result.warnings += remarks.of_small_steps(config, laid.plan, workers)
+    result.warnings = [*notes, *remarks.of_run(result, workers, gpu)]
     return result
+
+
+def _fitted(
+    config: RunConfig, location: str, model: Measured, laid: Rows, workers: int, gpu: bool
+) -> tuple[Need, list[str]]:
+    """What each way of spreading the model needs, and why the one that is settled was chosen."""
+    host = fitting.Host(tokenizer_bytes(location), laid.most_targets)
+    need = fitting.needs(config, model.shape, laid.longest, workers, gpu, model.whole, host)
+    why = fitting.settle(config, need, workers, gpu)
+    fitting.settle_cpus(config, workers)
+    return need, why
 
 
 def _encoder(config: RunConfig, location: str, model_config: Any) -> PromptEncoder:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 _BUSY = 1024
 
 
-def of_settings(run: Preparation) -> list[str]:
+def of_run(run: Preparation, workers: int, gpu: bool) -> list[str]:
+    """All of it."""
+    small = _small_steps(run.job.config, run.plan, workers) if gpu else []
+    return [*_settings(run), *small]
+
+
+def _settings(run: Preparation) -> list[str]:
     """Settings, rows and templates that do something else than may be thought."""
     config, found = run.job.config, list(run.prepared.warnings)
     training = config.training
@@ -51,7 +57,7 @@ def of_settings(run: Preparation) -> list[str]:
     return found
 
 
-def of_small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
+def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
     """A note where a GPU waits for Python, since a micro-step holds few tokens."""
     held = plan.tokens_per_micro_step(workers // config.parallel.apart)
     steps = config.training.gradient_accumulation_steps

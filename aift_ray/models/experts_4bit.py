@@ -111,6 +111,12 @@ def pack(model: nn.Module, kind: str, double: bool) -> None:
 
 
 def quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tensor, Any]:
+    """`weight` in 4 bits, (bytes, 1), and its scales, by bitsandbytes.
+
+    Args:
+        kind: nf4 or fp4.
+        double: the scales are quantized too.
+    """
     import bitsandbytes.functional
 
     functional: Any = bitsandbytes.functional
