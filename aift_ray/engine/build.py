@@ -38,6 +38,7 @@ from aift_ray.models.scoring import Scored
 from aift_ray.models.shards_4bit import Loading
 from aift_ray.parallel import pipeline, wrap
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
 
 
 @dataclass
@@ -45,8 +46,7 @@ class Run:
     """One worker's share of a run.
 
     Attributes:
-        module: gives the loss of a batch, alone: a LossModule, or what stands for one.
-        spread: the same, wrapped by the strategy; its backward joins the workers.
+        parallel_model: the model, spread over the workers by a strategy, with its optimizer.
         plan: which rows make which step.
         tasks: scores the model on tasks; None where there are none.
         state: where the run is.
@@ -61,10 +61,7 @@ class Run:
     group: Group
     precision: Precision
     tokenizer: PreTrainedTokenizerBase
-    module: Any
-    spread: Any
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    parallel_model: ParallelModel
     rows: TokenRows
     plan: BatchPlan
     evaluator: Evaluator | None
@@ -79,10 +76,24 @@ class Run:
     comparison: Comparison | None = None
 
     @property
+    def module(self) -> LossModel:
+        """The model as it is evaluated: it gives the loss of a batch, and generates."""
+        return self.parallel_model.module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the model."""
+        return self.parallel_model.optimizer
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """What scales the loss."""
+        return self.parallel_model.scaler
+
+    @property
     def written(self) -> torch.nn.Module:
         """The model as saved files describe it: whole, if without weights."""
-        model: torch.nn.Module = self.outline or self.module.model
-        return model
+        return self.outline or self.module.model
 
     @property
     def config(self) -> RunConfig:
@@ -121,27 +132,23 @@ def build(
         _ask_reference(job, group, precision, compared)
     model = _model(job, group, precision, str(resume) if resume else None)
     module = LossModule(model, training.neftune_noise_alpha, objective).train()
-    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
     if training.compile:
         compile_blocks(model)
-    moved = optimizer.build(module, training, config.lora.lora_plus_ratio)
-    scaler = precision.scaler(group)
+    adamw = optimizer.build(module, training, config.lora.lora_plus_ratio)
+    parallel_model.set_optimizer(adamw, precision.scaler(group))
     if tensors:
-        optimizer.restore(moved, tensors["optimizer"])
-        scaler.load_state_dict(tensors["scaler"])
-    judge = _evaluated(module, spread)
+        parallel_model.load_optimizer_state(tensors["optimizer"])
+        parallel_model.scaler.load_state_dict(tensors["scaler"])
     if compared and compared.missing:
         stages.tell(job.output, group, stages.REFERENCE)
-        compared.complete(judge)
+        compared.complete(parallel_model.module)
     return Run(
         job=job,
         group=group,
         precision=precision,
         tokenizer=tokenizer,
-        module=judge,
-        spread=spread,
-        optimizer=moved,
-        scaler=scaler,
+        parallel_model=parallel_model,
         rows=rows,
         plan=plan,
         evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
@@ -177,9 +184,9 @@ def _ask_reference(job: Job, group: Group, precision: Precision, compared: Refer
     config = references.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
     module = LossModule(_model(asked, group, precision, None))
-    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
-    compared.complete(_evaluated(module, spread))
-    del module, spread
+    reference = wrap(config.parallel, module, group, precision.compute, job.layout)
+    compared.complete(reference.module)
+    del module, reference
     gc.collect()
     if group.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -238,11 +245,6 @@ def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module 
     return whole_like(model, loading.skeleton(job.location))
 
 
-def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
-    # a stage alone has no loss and no answers: its pipeline has
-    return spread if isinstance(spread, pipeline.Pipeline) else module
-
-
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
     weights = resume if full else None
@@ -296,5 +298,4 @@ def rebuild(run: Run, folder: Path) -> None:
     model = _model(run.job, run.group, run.precision, str(folder))
     module = LossModule(model, objective=Objective.of(run.config))
     compute, layout = run.precision.compute, run.job.layout
-    run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
-    run.module = _evaluated(module, run.spread)
+    run.parallel_model = wrap(run.config.parallel, module, run.group, compute, layout)

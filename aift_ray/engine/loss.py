@@ -29,11 +29,12 @@ from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.packed import Packed, packed
 from aift_ray.models.router_loss import router_loss
 from aift_ray.models.scoring import last_tokens
+from aift_ray.parallel.protocol import StageModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
-class LossModule(nn.Module):
+class LossModule(StageModel):
     """A causal language model whose forward gives a summed loss.
 
     Args:
@@ -124,7 +125,7 @@ class LossModule(nn.Module):
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
         return self._head[0](states)
 
-    def generate(self, **inputs: Any) -> torch.Tensor:
+    def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids that the model generates; a strategy may have to see this call too."""
         model: Any = self.model
         output: torch.Tensor = model.generate(**inputs)

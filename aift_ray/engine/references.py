@@ -12,12 +12,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 
 from aift_ray.config import LoRAConfig, RunConfig
 from aift_ray.data.batch_plan import BatchPlan
@@ -28,6 +29,7 @@ from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 
 # seconds of work that a lost worker may cost, at most
 _KEPT_EVERY = 30.0
@@ -113,7 +115,7 @@ class References:
             for rows, _ in work()
         )
 
-    def complete(self, module: Any) -> None:
+    def complete(self, module: LossModel) -> None:
         """Compute those that are missing; every worker must call this.
 
         Args:
@@ -121,13 +123,21 @@ class References:
         """
         was = module.training
         module.eval()
-        with module.model.disable_adapter() if within(self._config) else nullcontext():
+        with _without_adapters(module) if within(self._config) else nullcontext():
             for compared, work, file in self._sets:
                 _complete(compared, work(), module, file)
         module.train(was)
 
 
-def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None) -> None:
+def _without_adapters(module: LossModel) -> AbstractContextManager[None]:
+    """The model without its adapters."""
+    model = module.model
+    assert isinstance(model, PeftModel)
+    disabled: AbstractContextManager[None] = model.disable_adapter()
+    return disabled
+
+
+def _complete(comparison: Comparison, work: Work, module: LossModel, file: Path | None) -> None:
     group, known = comparison.group, ~np.isnan(comparison.reference)
     waiting: list[int] = []
     mine: dict[int, float] = {}
@@ -146,7 +156,7 @@ def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None
 
 
 def _computed(
-    comparison: Comparison, module: Any, indices: Sequence[int], counts: bool
+    comparison: Comparison, module: LossModel, indices: Sequence[int], counts: bool
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for part in comparison.parts(indices):

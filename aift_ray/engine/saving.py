@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
-from aift_ray.engine import checkpoint, optimizer
+from aift_ray.engine import checkpoint
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.export import write_model
@@ -56,7 +56,7 @@ def snapshot(run: Run) -> Snapshot:
     """The run as it is now; every worker must call this, worker 0's has the tensors."""
     began = time.perf_counter()
     copy, gather = _copying(run)
-    held = copy(optimizer.saved(run.optimizer))
+    held = copy(run.parallel_model.optimizer_state())
     held["state"] = gather(held["state"])
     model = gather(copy(_kept(run.module.model)))
     tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
@@ -69,12 +69,18 @@ def snapshot_of_shares(run: Run) -> Snapshot:
     Without `training.async_save` the shares are no copies.
     """
     began, copy = time.perf_counter(), run.config.training.async_save
-    tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+    tensors = _optimizer_tensors(run)
     rest, moments = split_moments(tensors)
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
     shares = Shares(sets, copy, run.group.apart == 1 or run.group.replica == 0)
     held = _HostCopy(keep=True)(rest)
     return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
+
+
+def _optimizer_tensors(run: Run) -> dict[str, Any]:
+    """Optimizer and scaler state, of which this worker may hold a share."""
+    state = run.parallel_model.optimizer_state()
+    return {"optimizer": state, "scaler": run.scaler.state_dict()}
 
 
 def writes_shares(run: Run) -> bool:
@@ -98,7 +104,7 @@ def streams(run: Run, model: bool = True) -> Streams | None:
         return None
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
     if not model:
-        sets["moments"] = split_moments({"optimizer": optimizer.saved(run.optimizer)})[1]
+        sets["moments"] = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
     return Streams(sets)
 
 
@@ -113,9 +119,7 @@ def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
     """How tensors get to host memory, and from there to worker 0."""
-    gather = getattr(run.spread, "gathered", None)
-    keeps = run.group.leads if gather is None else run.group.replica == 0
-    return _HostCopy(keeps), gather or (lambda own: own)
+    return _HostCopy(run.parallel_model.contributes), run.parallel_model.gather
 
 
 class Saver:
@@ -165,7 +169,7 @@ class Saver:
             TrainingError: it could not be written.
         """
         began, run = time.perf_counter(), self._run
-        tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+        tensors = _optimizer_tensors(run)
         with parts.ending():
             self._write(replace(run.state), tensors, None, parts)
         self.seconds += time.perf_counter() - began

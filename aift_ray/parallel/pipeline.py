@@ -7,7 +7,7 @@ each stage makes masks and positions from the batch itself; only hidden states t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
@@ -22,8 +22,10 @@ from aift_ray.data.batches import Batch
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.pieces import StandIn
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
 from aift_ray.parallel.schedule import order
 from aift_ray.parallel.tensors import gradient_norm, sum_gradients
+from aift_ray.parallel.torch_model import Scale, TorchModel
 from aift_ray.parallel.wires import Wires
 
 # batches that a stage may be ahead of the next one in an evaluation
@@ -35,18 +37,26 @@ def held(layout: Mapping[str, int], group: Group) -> set[str]:
     return {name for name, stage in layout.items() if stage % group.apart == group.place}
 
 
-def wrap(module: nn.Module, group: Group, layout: Mapping[str, int], schedule: str) -> Pipeline:
+def wrap(
+    module: StageModel, group: Group, layout: Mapping[str, int], schedule: str
+) -> ParallelModel:
     """The part of a model that this worker holds, as one of a pipeline.
 
     Args:
-        module: holds the language model as `model`; its `states`, `loss` and `logits` are the ways
-            in.
         layout: {name of a piece: its stage}, in the order of a forward pass.
     """
-    return Pipeline(module.to(group.device), group, layout, schedule)
+    stages = Pipeline(module.to(group.device), group, layout, schedule)
+    return TorchModel(
+        stages,
+        group,
+        stages.accumulate,
+        stages.gradient_norm,
+        stages.gathered,
+        contributes=group.replica == 0,
+    )
 
 
-class Pipeline(nn.Module):
+class Pipeline(LossModel):
     """The stages of one worker, and how micro-batches pass through them.
 
     Every worker of a replica calls each method alike. A loss is there on the worker of the last
@@ -54,10 +64,12 @@ class Pipeline(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, group: Group, layout: Mapping[str, int], schedule: str
+        self, module: StageModel, group: Group, layout: Mapping[str, int], schedule: str
     ) -> None:
         super().__init__()
-        self.module: Any = module
+        self.module = module
+        # not as an attribute: its weights would have two names
+        self.__dict__["model"] = module.model
         self._group, self._schedule = group, schedule
         stages = list(layout.values())
         self._last, self._norm = stages[-1], list(layout)[-2].rpartition(".")[2]
@@ -103,12 +115,6 @@ class Pipeline(nn.Module):
         self._shared = table.weight if self._ends else None
 
     @property
-    def model(self) -> nn.Module:
-        """The model, of which other workers hold other blocks."""
-        model: nn.Module = self.module.model
-        return model
-
-    @property
     def _is_twin(self) -> bool:
         """Whether the weight that is held twice counts on another worker."""
         return self._shared is not None and self._group.place > 0
@@ -122,34 +128,25 @@ class Pipeline(nn.Module):
         self._wires.settle(_AHEAD)
         return loss
 
-    def backward_all(
-        self,
-        batches: Sequence[Batch],
-        seed: Callable[[int], None],
-        scaled: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Gradients of all micro-batches of a step; their summed loss.
-
-        Args:
-            seed: makes random numbers a function of a number.
-            scaled: from a micro-batch's loss to what its gradients are taken of.
-        """
+    def accumulate(self, step: MicroBatches, scale: Scale) -> torch.Tensor:
+        """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(self._schedule, group.apart, group.place, len(batches)):
-            stage, batch = action.stage, batches[action.micro]
+        for action in order(self._schedule, group.apart, group.place, len(step.batches)):
+            stage, batch = action.stage, step.batches[action.micro]
             if action.forward:
                 given = self._received(stage, batch.ids.shape)
                 if given is not None:
                     given.requires_grad_()
-                seed(action.micro * (self._last + 1) + stage)
-                output = self._pass(stage, batch, given)
+                step.seed(action.micro * (self._last + 1) + stage)
+                with step.autocast():
+                    output = self._pass(stage, batch, given)
                 total = self._handed_on(stage, output, total)
                 held_back[stage, action.micro] = given, output
                 continue
             given, output = held_back.pop((stage, action.micro))
             if stage == self._last:
-                scaled(output).backward()
+                scale(output / step.divisor).backward()
             else:
                 gradient = self._wires.receive(stage + 1, stage, output.shape)
                 # the first stage may have nothing that is trained
@@ -168,9 +165,9 @@ class Pipeline(nn.Module):
         squares = self._group.joined(gradient_norm(own).double().square())
         return (squares[0] / self._group.replicas).sqrt()
 
-    def generate(self, **inputs: Any) -> torch.Tensor:
+    def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids that the model generates, the same on each worker."""
-        output: torch.Tensor = self.module.generate(**inputs)
+        output = self.module.generate(**inputs)
         self._wires.settle()
         return output
 
@@ -216,11 +213,8 @@ class Pipeline(nn.Module):
     def _pass(self, stage: int, batch: Batch, given: torch.Tensor | None) -> torch.Tensor:
         """The hidden states that `stage` makes of those that it is `given`; at last the loss."""
         with self._alone(stage, given):
-            states: torch.Tensor = self.module.states(batch, given)
-        if stage < self._last:
-            return states
-        loss: torch.Tensor = self.module.loss(states, batch)
-        return loss
+            states = self.module.states(batch, given)
+        return states if stage < self._last else self.module.loss(states, batch)
 
     def _handed_on(self, stage: int, output: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Send hidden states on; of the last stage, add the loss to the total."""

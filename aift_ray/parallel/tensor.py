@@ -10,8 +10,8 @@ gradients are summed over the workers. Source: Megatron-LM, arXiv:1909.08053 and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.quantized import cut_4bit, is_held_in
 from aift_ray.models.refusals import refusal
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
 from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
+from aift_ray.parallel.torch_model import OneByOne, TorchModel
 from aift_ray.planning import split
 from aift_ray.planning.split import COLUMNS, FAMILIES, ROWS
 
@@ -50,7 +52,7 @@ def unfit(
     return [refusal(kind, what, layout, FAMILIES.__contains__, field)]
 
 
-def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:
+def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel:
     """`module`, split over the workers of a replica, in place.
 
     Args:
@@ -63,12 +65,11 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
     team = Team(mesh["tensor"])
     _split(module, team, group.device)
     module.to(group.device)
-    model = module.model
-    assert isinstance(model, torch.nn.Module)
-    _connect(model, team)
-    if group.replicas > 1:
-        _average(module, mesh["data"])
-    return module
+    _connect(module.model, team)
+    if group.replicas == 1:
+        return TorchModel(module, group, OneByOne(module, group))
+    no_sync = _average(module, mesh["data"])
+    return TorchModel(module, group, OneByOne(module, group, no_sync))
 
 
 def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
@@ -217,8 +218,10 @@ def _first(change: Any, _: torch.nn.Module, inputs: Any, more: dict[str, Any]) -
     return inputs, more | {"hidden_states": change(more["hidden_states"])}
 
 
-def _average(module: torch.nn.Module, mesh: DeviceMesh) -> None:
-    """Average each gradient over the copies of the model, in a step's last micro-step."""
+def _average(
+    module: torch.nn.Module, mesh: DeviceMesh
+) -> Callable[[], AbstractContextManager[None]]:
+    """Average each gradient over the copies of the model; the context in which none is."""
     last = [True]
 
     def average(weight: torch.Tensor) -> None:
@@ -239,5 +242,4 @@ def _average(module: torch.nn.Module, mesh: DeviceMesh) -> None:
         finally:
             last[0] = True
 
-    # DDP's name for it, by which the loop asks
-    module.no_sync = no_sync  # type: ignore[assignment]
+    return no_sync

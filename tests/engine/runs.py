@@ -71,7 +71,8 @@ def main() -> None:
             continue
         run = started(config, path.parent, group)
         if name.startswith("scaled"):
-            run.scaler = JoinedScaler("cpu", init_scale=1024.0)
+            scaler = JoinedScaler("cpu", init_scale=1024.0)
+            run.parallel_model.set_optimizer(run.optimizer, scaler)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
     if group.leads:
