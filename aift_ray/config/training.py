@@ -128,7 +128,7 @@ class TrainingConfig(Section):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _report_to_none(cls, value: Any) -> Any:
+    def _report_to_none(cls, value: object) -> Any:
         given = [value] if isinstance(value, str) else value
         return [] if given in (None, ["none"]) else given
 
@@ -181,7 +181,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, value: Any) -> Any:
+    def _empty_sections(cls, value: object) -> Any:
         # an empty section in a YAML file is null
         if isinstance(value, dict):
             kinds = {name: field.annotation for name, field in cls.model_fields.items()}

@@ -190,7 +190,7 @@ def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
     # (rows, longest), or (1, tokens): tokens of the document that each belongs to
     lengths = batch.document_lengths()
 
-    def add(module: nn.Module, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+    def add(module: nn.Module, inputs: object, embedded: torch.Tensor) -> torch.Tensor:
         bound = alpha * (lengths * embedded.shape[-1]).rsqrt().unsqueeze(-1)
         noise = torch.empty_like(embedded).uniform_(-1, 1)
         return embedded + noise * bound.to(embedded.dtype)
@@ -264,7 +264,7 @@ class _Made(nn.Module):
         made: Any = _Made(self._states, found, decoder) if is_part else found
         return made
 
-    def forward(self, *args: Any, **kwargs: Any) -> _States:
+    def forward(self, *args: object, **kwargs: object) -> _States:
         """The states, whatever is asked."""
         return _States(last_hidden_state=self._states)
 

@@ -270,7 +270,7 @@ class _HostCopy:
         self._keep = keep
         self._seen: dict[Any, torch.Tensor | None] = {}
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: object) -> Any:
         if isinstance(value, dict):
             return {name: self(part) for name, part in value.items()}
         if isinstance(value, list):

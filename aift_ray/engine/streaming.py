@@ -82,7 +82,7 @@ class _File:
         if self._problem is None:
             self._file.write(content)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file:
             try:
                 # what is still in its buffer may not fit either

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.batches import collate
 from aift_ray.data.prompts import PromptEncoder
@@ -60,7 +60,12 @@ class TaskEvaluator:
     """
 
     def __init__(
-        self, job: Job, tokenizer: Any, context: int | None, precision: Precision, group: Group
+        self,
+        job: Job,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int | None,
+        precision: Precision,
+        group: Group,
     ) -> None:
         self._job, self._group, self._precision = job, group, precision
         prompts = PromptEncoder(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def settled(
-    config: RunConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, model_config: object, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What the workers are told of it: `reference` and `pad_id` of a Job.
 

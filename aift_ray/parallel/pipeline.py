@@ -247,7 +247,7 @@ class Pipeline(LossModel):
             sum_gradients([self._shared], self._ends)
 
     def _logits(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, **given: Any
+        self, input_ids: torch.Tensor, past_key_values: Any = None, **given: object
     ) -> CausalLMOutputWithPast:
         """What the model's forward gives while it generates: logits of the last position."""
         known = ("attention_mask", "position_ids", "use_cache")

@@ -27,7 +27,7 @@ from aift_ray.models.quantized import cut_4bit, is_held_in
 from aift_ray.models.refusals import refusal
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
-from aift_ray.parallel.team import Team, cut, enter, joined, leave, looked_up, used_in_part
+from aift_ray.parallel.team import Change, Team, cut, enter, joined, leave, looked_up, used_in_part
 from aift_ray.parallel.torch_model import OneByOne, TorchModel
 from aift_ray.planning import split
 from aift_ray.planning.split import COLUMNS, FAMILIES, ROWS
@@ -134,7 +134,7 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
     names = [n for n, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor)]
     biased = by_rows and getattr(layer, "bias", None) is not None
 
-    def call(*inputs: Any, **more: Any) -> torch.Tensor:
+    def call(*inputs: object, **more: object) -> torch.Tensor:
         # an attribute of the instance hides the parameter of the same name
         hidden = {name: _local(layer, name, team) for name in names}
         if biased:
@@ -211,7 +211,9 @@ def _connect(model: torch.nn.Module, team: Team) -> None:
     head.register_forward_hook(lambda _, __, output: joined(output, team, words))
 
 
-def _first(change: Any, _: torch.nn.Module, inputs: Any, more: dict[str, Any]) -> Any:
+def _first(
+    change: Change, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], more: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """Change the hidden states, by whatever way they come."""
     if inputs:
         return (change(inputs[0]), *inputs[1:]), more
