@@ -60,14 +60,15 @@ def _named(where: str, text: str, weight: float) -> tuple[RewardSpec | None, lis
     if name in BUILTIN:
         known = BUILTIN[name].options | _ROWS
         values, problems = options.read(where, typed, known)
-        problems += [Problem(where, each) for each in BUILTIN[name].problems(values)]
+        if not problems:
+            problems = [Problem(where, each) for each in BUILTIN[name].problems(values)]
         return RewardSpec(name, "builtin", name, "", values, weight), problems
     if name in NEEDS_SANDBOX:
         what = "it would execute code that a model wrote, and no sandbox is named"
         remedy = "write FILE.py:FUNCTION, which hands the code to a sandbox of yours"
         return None, [Problem(where, what, remedy)]
     for folder, rest in ((text, ""), (name, typed)):
-        if Path(folder).expanduser().is_dir():
+        if folder and Path(folder).expanduser().is_dir():
             return _model(where, Path(folder).expanduser().resolve(), rest, weight)
     if "/" in name or name in ("", "."):
         return None, [Problem(where, f"there is no folder {name!r}", EXPECTED)]

@@ -56,8 +56,11 @@ class RewardModel:
             self._limit = context(load_config(location))
             self._encoder = PromptEncoder(self._tokenizer, extra_stop_ids=stop_ids(location))
             self._model = model.eval().to(self._device)
-        except (ModelError, OSError, ValueError, KeyError, RuntimeError) as error:
-            raise Refused(str(error)) from error
+        except ModelError as error:
+            what = "; ".join(problem.what for problem in error.problems)
+            raise Refused(what, remedy=error.problems[0].remedy) from error
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
         self._pad_id = pad_id
 
     @torch.no_grad()
