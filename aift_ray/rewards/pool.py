@@ -208,10 +208,7 @@ class Rewards:
                 yield _Call(at, range(start, min(start + step, rows)))
 
     def _call(self, batch: _Batch, call: _Call) -> dict[str, Any]:
-        answer = self._ask(call.at, batch.request(call), call.rows)
-        rewards = answer["rewards"]
-        assert len(rewards) == len(call.rows)
-        return answer
+        return self._ask(call.at, batch.request(call), call.rows)
 
     def _ask(self, at: int, request: tuple[Any, ...], rows: range = range(0)) -> dict[str, Any]:
         """The answer of one of the processes that hold a reward.
@@ -276,8 +273,7 @@ class Rewards:
             self.metrics.setdefault(name, []).extend(values)
         for name, texts in answer["extra"].items():
             self.extra.setdefault(name, []).extend(texts)
-        rewards: list[float | None] = answer["rewards"]
-        return rewards
+        return list(answer["rewards"])
 
     def _error(self, batch: _Batch, call: _Call, failed: _Failed) -> RewardError:
         row = failed.row if failed.row is not None else call.rows[0]
