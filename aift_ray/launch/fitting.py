@@ -17,8 +17,9 @@ from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, way
 from aift_ray.utils.host_memory import host_cpus
 
 # what a worker on a CPU holds of libraries, and of each byte of its tokenizer's file; measured with
-# torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights
-_LIBRARIES, _OF_TOKENIZER = round(0.48 * GIB), 8
+# torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights. One of
+# several has Ray in its process besides
+_LIBRARIES, _OF_TOKENIZER, _RAY = round(0.51 * GIB), 8, round(0.1 * GIB)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def needs(
     """
     held = None if _on_gpus(config, gpu) else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
+    process += _RAY if held and workers > 1 else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
 
