@@ -13,7 +13,7 @@ from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
 from aift_ray.parallel.torch_model import OneByOne, TorchModel
-from aift_ray.planning.layout import HOST
+from aift_ray.planning.partition import HOST
 
 
 def device_of(number: int) -> torch.device:

@@ -9,7 +9,7 @@ import torch
 
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel import bnb_adamw
-from aift_ray.parallel.tensors import shared_like
+from aift_ray.parallel.dtensor_utils import shared_like
 
 # the key of a group of weights that holds its learning rate over that of the run
 FACTOR = "factor"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from aift_ray.data.batches import Batch
-from aift_ray.models.router_loss import RouterLoss
+from aift_ray.data.collate import Batch
+from aift_ray.models.families.router_loss import RouterLoss
 
 
 class LossModel(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 from aift_ray.parallel import optimizer_state
+from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, MicroBatches
-from aift_ray.parallel.tensors import clip_gradients, gradient_norm
 
 Scale = Callable[[torch.Tensor], torch.Tensor]
 
