@@ -47,6 +47,12 @@ class ParallelConfig(Section):
         None, "memory that a run may take of each GPU, 22GB; default: all; also without GPUs"
     )
 
+    backend: Literal["auto", "fsdp2", "deepspeed"] = setting(
+        "auto",
+        "library that partitions the model with zero1, zero2 and zero3; deepspeed needs the extra "
+        "aift-ray[deepspeed]; auto: fsdp2",
+    )
+
     @field_validator("gpu_memory")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
@@ -87,6 +93,11 @@ class ParallelConfig(Section):
     def shares(self) -> bool:
         """Whether something of the model is shared out over the workers."""
         return self.strategy in ("fsdp", "zero1", "zero2", "zero3")
+
+    @property
+    def by_deepspeed(self) -> bool:
+        """Whether DeepSpeed partitions the model."""
+        return self.backend == "deepspeed"
 
     @property
     def apart(self) -> int:
@@ -137,6 +148,7 @@ class ParallelConfig(Section):
         if self.offload and base_bits:
             what = f"can't move a base model of {base_bits} bits: its scales stay on the GPU"
             found.append(Problem("parallel.offload", what, "leave it off, or use --method lora"))
+        found += self._beside_deepspeed()
         owners = {
             "max_memory_per_gpu": "model_parallel",
             "spill_to_cpu": "model_parallel",
@@ -152,6 +164,17 @@ class ParallelConfig(Section):
         if self.spill_to_cpu and self.max_memory_per_gpu is None and strategy == "model_parallel":
             what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
             found.append(Problem("parallel.spill_to_cpu", what))
+        return found
+
+    def _beside_deepspeed(self) -> list[Problem]:
+        """What backend deepspeed can't have."""
+        found, strategy = [], self.strategy
+        if self.backend != "auto" and strategy not in ("zero1", "zero2", "zero3"):
+            what = f"is for strategy zero1, zero2 and zero3, not {strategy}"
+            found.append(Problem("parallel.backend", what, "leave it out, or use --strategy zero3"))
+        if self.by_deepspeed and self.offload:
+            what = "is by FSDP2, and parallel.backend is deepspeed"
+            found.append(Problem("parallel.offload", what, "use --parallel.backend fsdp2"))
         return found
 
     def refused_optimizer(self, optimizer: str) -> list[Problem]:

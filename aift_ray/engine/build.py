@@ -252,7 +252,8 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    dtype = None if full and config.parallel.divides else precision.frozen
+    by_shards = config.parallel.divides and not config.parallel.by_deepspeed
+    dtype = None if full and by_shards else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -286,6 +287,9 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
     """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
     parallel, lora = config.parallel, config.lora
     if config.base_bits != 4 or not (parallel.divides or parallel.strategy == "model_parallel"):
+        return None
+    if parallel.by_deepspeed:
+        # it partitions what each worker has loaded
         return None
     # these look at the whole base for where the adapters start
     look = lora.use_dora or lora.init_lora_weights != "default"

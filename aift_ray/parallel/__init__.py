@@ -8,7 +8,14 @@ from functools import partial
 import torch
 
 from aift_ray.config import ParallelConfig
-from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline_parallel, tensor_parallel
+from aift_ray.parallel import (
+    ddp,
+    deepspeed_zero,
+    fsdp,
+    model_parallel,
+    pipeline_parallel,
+    tensor_parallel,
+)
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel, StageModel
 
@@ -37,6 +44,8 @@ def wrap(
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
+    if config.by_deepspeed:
+        return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]))
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":

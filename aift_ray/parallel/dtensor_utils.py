@@ -23,7 +23,12 @@ _EPSILON = 1e-6
 
 def is_shared_out(module: torch.nn.Module) -> bool:
     """Whether weights of `module` are shared out, so that a forward needs other workers."""
-    return any(isinstance(weight, DTensor) for weight in module.parameters())
+    return any(isinstance(p, DTensor) or is_partitioned(p) for p in module.parameters())
+
+
+def is_partitioned(tensor: torch.Tensor) -> bool:
+    """Whether a weight is partitioned by DeepSpeed's ZeRO 3."""
+    return hasattr(tensor, "ds_id")
 
 
 def widened(module: torch.nn.Module) -> torch.nn.Module:
@@ -36,6 +41,11 @@ def widened(module: torch.nn.Module) -> torch.nn.Module:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
+    if is_partitioned(tensor):
+        from aift_ray.parallel.deepspeed_zero import whole_partitioned
+
+        return whole_partitioned(tensor)
+    tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
     # shares that lie in host memory are gathered by the devices

@@ -28,7 +28,7 @@ from aift_ray.engine.checkpoint.sharded import Shares, all_see, await_others
 from aift_ray.engine.metrics import tell
 from aift_ray.engine.model_writer import write_model
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.dtensor_utils import is_shared_out, whole
+from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out, whole
 
 # seconds that the end of a failed run waits for a checkpoint that others still write
 _PATIENCE = 120.0
@@ -277,13 +277,13 @@ class _HostCopy:
             return [self(part) for part in value]
         if not isinstance(value, torch.Tensor):
             return value
-        if isinstance(value, DTensor):
+        if isinstance(value, DTensor) or is_partitioned(value):
             # the same on every worker, which an address in memory need not be
             key: Any = id(value)
         else:
             key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in self._seen:
-            full = whole(value.detach())
+            full = whole(value)
             self._seen[key] = full.to("cpu", copy=True) if self._keep else None
         return self._seen[key]
 
