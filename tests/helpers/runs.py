@@ -87,7 +87,9 @@ def main() -> None:
 def held_bytes(run: Run) -> int:
     """Bytes of the weights that this process holds between steps."""
     weights = run.module.parameters()
-    return sum((w.to_local() if isinstance(w, DTensor) else w).nbytes for w in weights)
+    # ds_tensor: this worker's partition of a weight of ZeRO 3 by DeepSpeed
+    own = (w.to_local() if isinstance(w, DTensor) else getattr(w, "ds_tensor", w) for w in weights)
+    return sum(w.nbytes for w in own)
 
 
 def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
