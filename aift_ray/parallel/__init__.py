@@ -44,7 +44,7 @@ def wrap(
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
-    if config.by_deepspeed:
+    if config.by_deepspeed and group.world > 1:
         return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]))
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)

@@ -7,6 +7,7 @@ under autocast, as with the other strategies, so a checkpoint holds the same ten
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -204,7 +205,9 @@ def _imported(device: torch.device) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import deepspeed.ops
+    from deepspeed.utils import logger
 
+    logger.setLevel(logging.WARNING)
     # workers of one host would share memory by an extension that takes a minute to compile
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
