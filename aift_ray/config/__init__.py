@@ -4,6 +4,7 @@ from aift_ray.config.data import DataConfig
 from aift_ray.config.doctor import DoctorConfig
 from aift_ray.config.evaluate import EvaluateConfig
 from aift_ray.config.export import ExportConfig
+from aift_ray.config.grpo import GRPOConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.merge import MergeConfig
 from aift_ray.config.mixture import MixedSet
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "GRPOConfig",
     "LoRAConfig",
     "MergeConfig",
     "MixedSet",

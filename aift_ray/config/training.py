@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config import schedule
 from aift_ray.config.data import DataConfig
+from aift_ray.config.grpo import GRPOConfig
 from aift_ray.config.lora import LoRAConfig
 from aift_ray.config.mixture import wrong_mixture
 from aift_ray.config.parallel import ParallelConfig
@@ -150,6 +151,7 @@ class RunConfig(Settings):
         "training.seed": "seed",
         "resume_allow": ["resume-allow", "resume.allow"],
         "preference.reference": "reference",
+        "grpo.reward": "reward",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -158,7 +160,8 @@ class RunConfig(Settings):
     objective: Objective = setting(
         "sft",
         "sft: answers; dpo, ipo, hinge, robust, orpo, simpo, cpo: the better of two; kto: answers "
-        "labelled good or bad; reward: a model that scores answers",
+        "labelled good or bad; reward: a model that scores answers; grpo: completions "
+        "that the model generates, by rewards",
     )
     output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
     overwrite: bool = setting(False, "empty an output folder that is not empty")
@@ -168,6 +171,7 @@ class RunConfig(Settings):
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
     parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
+    grpo: GRPOConfig = setting(GRPOConfig(), "objective grpo: generation, rewards, loss")
     data: DataConfig = setting(DataConfig(), "rows and tokens")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
@@ -221,6 +225,8 @@ class RunConfig(Settings):
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
+        grpo = self.objective == "grpo"
+        found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
         found += self._beside_objective()
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)

@@ -45,7 +45,7 @@ from aift_ray.data.sources import expand_files
 from aift_ray.data.token_rows import Ids, TokenRows, write_rows
 from aift_ray.errors import ConfigError, DataError, Problem
 
-VERSION = 4
+VERSION = 5
 # while a cache is made
 _DIGESTS = "digests"
 _GROUPS = "groups.npy"
@@ -94,7 +94,7 @@ def prepare(
     Args:
         encode: tokenizes examples, in their order; the cache is the same whoever does it.
         answers: what a row holds; of a pair, and of an answer with a label, two token rows come of
-            it, one after the other.
+            it, one after the other; of a prompt one in which nothing is supervised.
 
     Raises:
         DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
@@ -193,8 +193,11 @@ def _build(
         _raise_for(_faults(config, [train, held_out], screen))
         _check_used(config, train.reading.used | held_out.reading.used)
         check_filled(sets)
-        if not train.counts.supervised_tokens:
-            raise DataError([_nothing_supervised(train.counts)])
+        asked = answers == "prompt"
+        if not (train.counts.rows if asked else train.counts.supervised_tokens):
+            raise DataError(
+                [_nothing_asked(train.counts) if asked else _nothing_supervised(train.counts)]
+            )
         np.save(scratch / _GROUPS, documents.groups())
         (scratch / "signatures").unlink(missing_ok=True)
         warnings = duplicates.warnings() + (screen.warnings() if screen else [])
@@ -240,6 +243,15 @@ def _raise_for(faults: list[Fault]) -> None:
             Problem(memory.place(f.file, f.line), f.reason, f.remedy) for f in faults[:SHOWN_FAULTS]
         ]
         raise DataError(problems, hidden=len(faults) - len(problems))
+
+
+def _nothing_asked(counts: Counts) -> Problem:
+    return Problem(
+        "training data",
+        f"it has no usable prompt ({counts.dropped_rows} rows were dropped because the prompt is "
+        "too long)",
+        "raise --data.sequence_length, which holds prompt and completion",
+    )
 
 
 def _nothing_supervised(counts: Counts) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _SCHEMA = pa.schema(
         ("line", pa.int32()),
         # NaN where the row says nothing
         ("score", pa.float32()),
+        # the whole row in JSON, where completions are generated; else empty
+        ("row", pa.string()),
     ]
 )
 
@@ -68,6 +71,12 @@ class TokenRows:
         batch, row = self._locate(index)
         return memory.place(batch.column("file")[row].as_py(), batch.column("line")[row].as_py())
 
+    def source(self, index: int) -> dict[str, Any]:
+        """The row of the file, where completions of its prompt are generated."""
+        batch, row = self._locate(index)
+        found: dict[str, Any] = json.loads(batch.column("row")[row].as_py())
+        return found
+
     def _locate(self, index: int) -> tuple[Any, int]:
         return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS
 
@@ -80,7 +89,7 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
             ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
             targets = int(np.count_nonzero(flags[1:]))
             score = np.nan if example.score is None else example.score
-            values = (ids, flags, targets, example.file, example.line, score)
+            values = (ids, flags, targets, example.file, example.line, score, example.row)
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
             if len(columns[0]) == _BATCH_ROWS:
@@ -91,9 +100,9 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
 
 
 def _batch(columns: list[list[Any]]) -> Any:
-    ids, flags, targets, files, lines, scores = columns
+    ids, flags, targets, files, lines, scores, sources = columns
     arrays = [_lists(ids), _lists(flags), _array(targets), _strings(files), _array(lines)]
-    arrays.append(_array(np.array(scores, np.float32)))
+    arrays += [_array(np.array(scores, np.float32)), _strings(sources)]
     return pa.record_batch(arrays, schema=_SCHEMA)
 
 

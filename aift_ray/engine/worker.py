@@ -16,6 +16,8 @@ from aift_ray.engine import final_model, loop, run_errors, stages
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
+from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
@@ -61,6 +63,8 @@ def work(
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         stages.tell(job.output, group, stages.LOADING)
         run = reached.run = build(job, group, _start(job, group, store), tokenizer)
+        if run.rollouts:
+            at_last.callback(run.rollouts.close)
         if job.config.training.trial_batch:
             if group.device.type != "cpu":
                 stages.tell(job.output, group, stages.TRYING)
@@ -167,7 +171,7 @@ class _Session:
             return
         stages.tell(run.job.output, run.group, stages.EVALUATING)
         if run.evaluator:
-            run.state.eval_loss_before = run.evaluator.loss(run.module)
+            run.state.eval_loss_before = self._evaluation_loss(0)
             run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
             run.state.exact_match_before = self._exact_match()
         if run.tasks:
@@ -184,7 +188,7 @@ class _Session:
         """Evaluate; whether training should stop because it no longer gets better."""
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
-        self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_loss = self._evaluation_loss(state.step)
         self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
@@ -242,9 +246,16 @@ class _Session:
         summary["not_reported"] = [f"{k}: {why}" for k, why in self.metrics.trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
 
+    def _evaluation_loss(self, step: int) -> float | None:
+        evaluator = self.run.evaluator
+        assert evaluator is not None
+        if isinstance(evaluator, RolloutEvaluator):
+            evaluator.step = step
+        return evaluator.loss(self.run.module)
+
     def _exact_match(self) -> float | None:
         run = self.run
-        if run.evaluator is None or not run.config.training.exact_match_rows:
+        if not isinstance(run.evaluator, Evaluator) or not run.config.training.exact_match_rows:
             return None
         return run.evaluator.exact_match(run.module)
 

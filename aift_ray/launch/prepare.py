@@ -20,6 +20,7 @@ from aift_ray.data.supervision import Supervision
 from aift_ray.data.template_file import read_template
 from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.launch import caches, fitting, objective, remarks, resuming
@@ -56,7 +57,7 @@ class Preparation:
     job: Job
     prepared: cache.Prepared
     encoder: PromptEncoder
-    plan: BatchPlan
+    plan: BatchPlan | RolloutPlan
     steps: int
     rate: str
     held_out: int
@@ -98,7 +99,8 @@ def prepare(
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
     held = answers_of(config.objective)
-    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data), held)
+    room = length - config.grpo.max_completion_length if config.objective == "grpo" else length
+    prepared = cache.prepare(config.data, encoder, room, tokenizing(config.data), held)
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -179,6 +181,10 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    lora = config.lora
+    if config.objective == "grpo" and "lora_dropout" not in lora.model_fields_set:
+        # the model that generates has none
+        lora.lora_dropout = 0.0
     problems = trackers.missing(list(config.training.report_to))
     if problems:
         raise ConfigError(problems)
@@ -223,6 +229,8 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
     # config.yaml must say what was run
+    if config.objective == "grpo" and parallel.strategy == "auto":
+        parallel.strategy = "ddp"
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
         parallel.tensor_parallel_size = workers
     if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
@@ -250,10 +258,11 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
 
 
 def _layout(
-    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+    config: RunConfig, location: str, plan: BatchPlan | RolloutPlan, tokens: int, gpu: bool
 ) -> dict[str, int] | None:
     if config.parallel.strategy not in ("pipeline", "model_parallel"):
         return None
+    assert isinstance(plan, BatchPlan)
     # needs the modelling code
     from aift_ray.launch.layout import decide
 

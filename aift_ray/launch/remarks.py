@@ -18,7 +18,8 @@ _BUSY = 1024
 
 def of_run(run: Preparation, workers: int, gpu: bool) -> list[str]:
     """All of it."""
-    small = _small_steps(run.job.config, run.plan, workers) if gpu else []
+    rows = isinstance(run.plan, BatchPlan)
+    small = _small_steps(run.job.config, run.plan, workers) if gpu and rows else []
     return [*_settings(run), *small]
 
 
