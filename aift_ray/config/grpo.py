@@ -33,6 +33,11 @@ class GRPOConfig(Section):
         None, "memory of a process that computes rewards, for example 2GB; default: no limit"
     )
     reward_processes: Positive = setting(1, "processes of a worker that compute rewards")
+    reward_on_failure: Literal["error", "none"] | float = setting(
+        "error",
+        "what a completion gets whose reward fails or takes too long: error stops the run, none "
+        "leaves it without this reward, a number is its reward",
+    )
     num_generations: Annotated[int, Field(ge=2)] = setting(8, "completions of each prompt")
     num_generations_eval: Positive | None = setting(
         None, "completions of each evaluation prompt; default: num_generations"

@@ -233,7 +233,7 @@ def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
-    pairs = (
+    pairs: tuple[tuple[str, str, str], ...] = (
         ("steps", "steps", "{}"),
         ("loss, first step", "first_loss", "{:.4f}"),
         ("loss, last step", "last_loss", "{:.4f}"),

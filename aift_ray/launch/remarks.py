@@ -18,8 +18,9 @@ _BUSY = 1024
 
 def of_run(run: Preparation, workers: int, gpu: bool) -> list[str]:
     """All of it."""
-    rows = isinstance(run.plan, BatchPlan)
-    small = _small_steps(run.job.config, run.plan, workers) if gpu and rows else []
+    plan, small = run.plan, list[str]()
+    if gpu and isinstance(plan, BatchPlan):
+        small = _small_steps(run.job.config, plan, workers)
     return [*_settings(run), *small]
 
 
