@@ -50,11 +50,21 @@ def read(
             continue
         if name in values:
             problems.append(Problem(where, f"the option {name} is given twice", "keep one"))
+        problems += [Problem(where, *each) for each in _misspelled(value, known)]
         try:
             values[name] = known[name].convert(value)
         except ValueError as error:
             problems.append(Problem(where, f"{name}={value} is not allowed: {error}"))
     return values, problems
+
+
+def _misspelled(value: str, known: Mapping[str, Option]) -> list[tuple[str, str]]:
+    """What looks like a further option in a value, and is none."""
+    return [
+        (f"there is no option {name!r}", f"did you mean '{near[0]}'?")
+        for name in re.findall(r",(\w+)=", value)
+        if (near := difflib.get_close_matches(name, list(known), 1, 0.75))
+    ]
 
 
 def text(value: str) -> str:

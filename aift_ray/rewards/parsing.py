@@ -60,14 +60,15 @@ def _named(where: str, text: str, weight: float) -> tuple[RewardSpec | None, lis
     if name in BUILTIN:
         known = BUILTIN[name].options | _ROWS
         values, problems = options.read(where, typed, known)
-        problems += [Problem(where, each) for each in BUILTIN[name].problems(values)]
+        if not problems:
+            problems = [Problem(where, each) for each in BUILTIN[name].problems(values)]
         return RewardSpec(name, "builtin", name, "", values, weight), problems
     if name in NEEDS_SANDBOX:
         what = "it would execute code that a model wrote, and no sandbox is named"
         remedy = "write FILE.py:FUNCTION, which hands the code to a sandbox of yours"
         return None, [Problem(where, what, remedy)]
     for folder, rest in ((text, ""), (name, typed)):
-        if Path(folder).expanduser().is_dir():
+        if folder and Path(folder).expanduser().is_dir():
             return _model(where, Path(folder).expanduser().resolve(), rest, weight)
     if "/" in name or name in ("", "."):
         return None, [Problem(where, f"there is no folder {name!r}", EXPECTED)]
@@ -123,25 +124,36 @@ def _judge(where: str, text: str, weight: float) -> tuple[RewardSpec, list[Probl
 def _function(
     where: str, matched: re.Match[str], weight: float
 ) -> tuple[RewardSpec | None, list[Problem]]:
-    file = Path(matched["file"]).expanduser()
     values, problems = options.read(where, matched["options"] or "", _ROWS)
-    if not file.is_file():
-        return None, [*problems, Problem(where, f"there is no file {file}")]
+    function = matched["function"] or ""
+    path, found = function_in_file(where, matched["file"], function, "function")
+    return RewardSpec(function, "function", path, function, values, weight), problems + found
+
+
+def function_in_file(where: str, file: str, name: str, kind: str) -> tuple[str, list[Problem]]:
+    """The whole path of a file that defines a function or a class, and what is wrong with it.
+
+    Args:
+        kind: function or class.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        return "", [Problem(where, f"there is no file {path}")]
     try:
-        tree = ast.parse(file.read_bytes(), str(file))
+        tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         what = f"line {line}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        return None, [*problems, Problem(where, f"{file} is no Python file: {what}")]
-    function = matched["function"]
-    defined = [each.name for each in tree.body if isinstance(each, _DEFINITIONS)]
-    if not function:
-        remedy = f"give {file}:FUNCTION; it defines {', '.join(defined) or 'none'}"
-        return None, [*problems, Problem(where, "no function of the file is named", remedy)]
-    if function not in _names(tree):
-        remedy = nearest(function, defined) if defined else "it defines no function"
-        return None, [*problems, Problem(where, f"{file} has no function {function!r}", remedy)]
-    return RewardSpec(function, "function", str(file.resolve()), function, values, weight), problems
+        return "", [Problem(where, f"{path} is no Python file: {what}")]
+    kinds = ast.ClassDef if kind == "class" else _DEFINITIONS
+    defined = [each.name for each in tree.body if isinstance(each, kinds)]
+    if not name:
+        remedy = f"give {path}:{kind.upper()}; it defines {', '.join(defined) or 'none'}"
+        return "", [Problem(where, f"no {kind} of the file is named", remedy)]
+    if name not in _names(tree):
+        remedy = nearest(name, defined) if defined else f"it defines no {kind}"
+        return "", [Problem(where, f"{path} has no {kind} {name!r}", remedy)]
+    return str(path.resolve()), []
 
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -21,6 +21,8 @@ from aift_ray.rewards.spec import RewardSpec
 OnFailure = float | Literal["error", "none"]
 # calls of a process that ends; characters of a completion in a message
 _ATTEMPTS, _SHOWN = 2, 120
+# seconds in which a reward model is loaded
+_MODEL = 600.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Rewards:
         on_failure: what a row gets whose reward fails: "error" raises RewardError, "none" leaves
             it without this reward, a number is its reward. What returns no list of numbers as
             long as its rows is always an error.
-        loading_timeout: seconds in which a reward is loaded, `timeout` where that is longer.
+        loading_timeout: seconds in which a function is imported, `timeout` where that is longer;
+            a reward model has ten minutes.
 
     Attributes:
         metrics, extra: what functions gave to `log_metric` and `log_extra` in the last batch.
@@ -114,7 +117,8 @@ class Rewards:
         for group in _groups(specs, processes):
             own = {at: self._specs[at] for at in group}
             limited = memory if all(_is_code(each) for each in own.values()) else None
-            slot = Slot(own, limited, max(timeout, loading_timeout), self._starter)
+            loading = max(timeout, loading_timeout if _is_code(self._specs[group[0]]) else _MODEL)
+            slot = Slot(own, limited, loading, self._starter)
             self._slots.append(slot)
             idle = self._idle.get(group[0]) or queue.Queue()
             idle.put(slot)
@@ -204,10 +208,7 @@ class Rewards:
                 yield _Call(at, range(start, min(start + step, rows)))
 
     def _call(self, batch: _Batch, call: _Call) -> dict[str, Any]:
-        answer = self._ask(call.at, batch.request(call), call.rows)
-        rewards = answer["rewards"]
-        assert len(rewards) == len(call.rows)
-        return answer
+        return self._ask(call.at, batch.request(call), call.rows)
 
     def _ask(self, at: int, request: tuple[Any, ...], rows: range = range(0)) -> dict[str, Any]:
         """The answer of one of the processes that hold a reward.
@@ -272,8 +273,7 @@ class Rewards:
             self.metrics.setdefault(name, []).extend(values)
         for name, texts in answer["extra"].items():
             self.extra.setdefault(name, []).extend(texts)
-        rewards: list[float | None] = answer["rewards"]
-        return rewards
+        return list(answer["rewards"])
 
     def _error(self, batch: _Batch, call: _Call, failed: _Failed) -> RewardError:
         row = failed.row if failed.row is not None else call.rows[0]

@@ -19,10 +19,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from aift_ray.rewards import scorer
+from aift_ray.rewards.episode_worker import Episodes
 from aift_ray.rewards.spec import RewardSpec
 from aift_ray.rewards.user_function import Refused
 
 _PR_SET_PDEATHSIG = 1
+# a reward and what computes it, or an environment and its episodes
+_Loaded = tuple[RewardSpec, Any]
 
 
 def main(descriptor: int, parent: int, memory: int | None) -> None:
@@ -40,7 +43,7 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
     connection = Connection(descriptor)
     if memory is not None:
         _limit(memory)
-    loaded: dict[int, tuple[RewardSpec, scorer.Scorer]] = {}
+    loaded: dict[int, _Loaded] = {}
     connection.send_bytes(b'{"started": true}')
     while True:
         try:
@@ -52,12 +55,16 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
             connection.send_bytes(json.dumps(answer).encode())
 
 
-def _answer(loaded: dict[int, tuple[RewardSpec, scorer.Scorer]], request: tuple[Any, ...]) -> Any:
+def _answer(loaded: dict[int, _Loaded], request: tuple[Any, ...]) -> Any:
     try:
         if request[0] == "load":
             _, at, spec = request
-            loaded[at] = (spec, scorer.load(spec))
+            episodes = spec.kind == "environment"
+            loaded[at] = (spec, Episodes(spec) if episodes else scorer.load(spec))
             return {}
+        if request[0] == "episode":
+            _, at, *rest = request
+            return {"reply": loaded[at][1].reply(*rest)}
         if request[0] == "columns":
             _, at, columns = request
             scorer.check_columns(loaded[at][0], columns)

@@ -25,7 +25,14 @@ def load(spec: RewardSpec) -> Scorer:
         return _function(spec)
     if spec.kind == "builtin":
         return _builtin(spec)
-    raise Refused(f"a reward of the kind {spec.kind} is not supported yet")
+    # imported here: these load torch, or an HTTP client
+    if spec.kind == "model":
+        from aift_ray.rewards.reward_model import RewardModel
+
+        return RewardModel(spec)
+    from aift_ray.rewards.url_judge import UrlJudge
+
+    return UrlJudge(spec)
 
 
 def answer_column(spec: RewardSpec, columns: Sequence[str]) -> str | None:

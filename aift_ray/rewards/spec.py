@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["function", "builtin", "model", "judge"]
+Kind = Literal["function", "builtin", "model", "judge", "environment"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class RewardSpec:
 
     Attributes:
         name: as metrics and messages call it; a function's own name, as in TRL.
-        kind: function (of a Python file), builtin, model (a reward model's folder) or judge (an
-            OpenAI-compatible API).
+        kind: function (of a Python file), builtin, model (a reward model's folder), judge (an
+            OpenAI-compatible API), or environment (of several turns, which scores nothing).
         target: the file, the built-in name, the folder or the URL.
         function: kind function: its name in the file.
         options: by name, converted to their types; options that were not given are absent.

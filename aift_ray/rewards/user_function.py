@@ -36,10 +36,21 @@ class Refused(Exception):
 
 
 def load(file: str, name: str) -> Callable[..., Any]:
-    """The function of a file, which is imported with its folder on the path.
+    """The function of a file.
 
     Raises:
         Refused: the import fails, or what has the name can't be called as a reward.
+    """
+    function = attribute(file, name)
+    _check_signature(file, name, function, None)
+    return function
+
+
+def attribute(file: str, name: str) -> Callable[..., Any]:
+    """What a file calls `name`; it is imported with its folder on the path.
+
+    Raises:
+        Refused: the import fails, or it can't be called.
     """
     path = Path(file)
     module_name = f"aift_reward_{path.stem}"
@@ -54,12 +65,31 @@ def load(file: str, name: str) -> Callable[..., Any]:
         try:
             spec.loader.exec_module(module)
         except BaseException as error:
+            del sys.modules[module_name]
             raise Refused(f"{file} can't be imported: {_told(error, file)}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise Refused(f"{file}: {name} is a {type(function).__name__}, expected a function")
-    _check_signature(file, name, function, None)
     return function
+
+
+def guarded(file: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """What a function of a user's file returns.
+
+    Raises:
+        Refused: it raised an exception.
+    """
+    try:
+        found = function(*given, **named)
+        if inspect.isawaitable(found):
+            found = asyncio.run(_awaited(found))
+        return found
+    except MemoryError as error:
+        raise Refused(f"{_told(error, file)}: it needs more memory than its limit") from error
+    except Exception as error:
+        raise Refused(_told(error, file)) from error
+    except SystemExit as error:
+        raise Refused(f"it called sys.exit({error.code!r})") from error
 
 
 def check_columns(
@@ -83,16 +113,7 @@ def call(
         Refused: the function raised an exception, or returned something else than one finite
             number or None for each row.
     """
-    try:
-        found = function(prompts=prompts, completions=completions, **further)
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
-    except MemoryError as error:
-        raise Refused(f"{_told(error, file)}: it needs more memory than its limit") from error
-    except Exception as error:
-        raise Refused(_told(error, file)) from error
-    except SystemExit as error:
-        raise Refused(f"it called sys.exit({error.code!r})") from error
+    found = guarded(file, function, prompts=prompts, completions=completions, **further)
     return checked(name, found, len(prompts))
 
 

@@ -103,7 +103,9 @@ def test_a_function_that_hangs_is_ended_after_its_time(tmp_path: Path) -> None:
         assert scored.score(PROMPTS, COMPLETIONS, {}) == [[1.0, 2.0, 3.0, 4.0]]
 
 
-@pytest.mark.parametrize(("given", "default"), [(-1, -1.0), ("none", None)])
+@pytest.mark.parametrize(
+    ("given", "default"), [(-1, -1.0), pytest.param("none", None, marks=pytest.mark.slow)]
+)
 def test_a_default_takes_the_place_of_rewards_that_fail(
     tmp_path: Path, given: Any, default: float | None
 ) -> None:
@@ -134,7 +136,9 @@ def reward(prompts, completions, **kwargs):
     [
         ("import no_such_module\n", "can't be imported: ModuleNotFoundError: No module named"),
         ("raise RuntimeError('at import')\n", "can't be imported: RuntimeError: at import (line 1"),
-        ("import sys\nsys.exit(0)\n", "can't be imported: SystemExit: 0"),
+        pytest.param(
+            "import sys\nsys.exit(0)\n", "can't be imported: SystemExit: 0", marks=pytest.mark.slow
+        ),
         ("reward = 5\n", "reward is a int, expected a function"),
         ("def reward(completions, **kwargs): ...\n", ""),
         ("def reward(prompts, completions): ...\n", "it takes no completion_ids, log_extra"),
@@ -159,8 +163,11 @@ def test_what_can_be_told_before_the_start_is(tmp_path: Path, source: str, what:
     ("returned", "what"),
     [
         ("[1.0]", "rows 0 to 3: it returned 1 rewards, expected 4: one for each completion"),
-        ("1.0", "rows 0 to 3: it returned a float, expected a list of 4 numbers"),
-        ("None", "rows 0 to 3: it returned a NoneType, expected a list of 4 numbers"),
+        pytest.param(
+            "1.0",
+            "rows 0 to 3: it returned a float, expected a list of 4 numbers",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_no_list_of_rewards_is_an_error(tmp_path: Path, returned: str, what: str) -> None:
@@ -210,7 +217,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     assert not alive
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_no_reward(tmp_path: Path, processes: int) -> None:
     file = tmp_path / "own.py"
     file.write_text(
