@@ -101,7 +101,7 @@ def prepare(
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
     held = answers_of(config.objective)
-    room = length - config.grpo.max_completion_length if config.objective == "grpo" else length
+    room = objective.prompt_room(config, model_config, workers) or length
     prepared = cache.prepare(config.data, encoder, room, encode, held)
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
