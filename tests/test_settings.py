@@ -74,6 +74,7 @@ CHANGED: dict[str, Any] = {
     "grpo.importance_sampling_clip_max": 2.0,
     "grpo.engine": "vllm",
     "grpo.placement": "apart",
+    "grpo.rollout_workers": 2,
     "output_dir": "elsewhere",
     "overwrite": True,
     "resume": "latest",

@@ -108,7 +108,11 @@ class GRPOConfig(Section):
     )
     placement: Literal["colocated", "apart"] = setting(
         "colocated",
-        "colocated: the workers that train generate; apart: other Ray actors generate",
+        "colocated: the workers that train generate; apart: other Ray actors generate, and a step "
+        "waits for them",
+    )
+    rollout_workers: Positive = setting(
+        1, "apart: Ray actors that generate, each with a GPU where the workers have one"
     )
 
     @field_validator("reward_memory")
@@ -172,9 +176,9 @@ class GRPOConfig(Section):
         if self.engine == "vllm":
             what = "vllm does not generate in training yet"
             yield Problem("grpo.engine", what, "use --grpo.engine transformers")
-        if self.placement == "apart":
-            what = "apart is not supported yet"
-            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
+        if self.placement == "colocated" and self.rollout_workers != 1:
+            what = "acts with grpo.placement apart only"
+            yield Problem("grpo.rollout_workers", what, "leave it out")
 
     def _batches(self, config: RunConfig) -> Iterator[Problem]:
         length, completion = config.data.sequence_length, self.max_completion_length
@@ -198,6 +202,9 @@ class GRPOConfig(Section):
         if strategy not in ("auto", "ddp"):
             what = f"{strategy} splits the model, and objective grpo generates with a whole one"
             yield Problem("parallel.strategy", what, "use --strategy ddp")
+        if self.placement == "apart" and training.local_rank >= 0:
+            what = "apart needs Ray, and torchrun starts the workers here"
+            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
         if config.parallel.offload:
             what = "moves weights to host memory, and objective grpo generates with them"
             yield Problem("parallel.offload", what, "leave it off")

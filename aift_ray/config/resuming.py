@@ -36,7 +36,7 @@ _NAMES = {
     "training.async_save training.max_hours training.gradient_checkpointing "
     "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
     "evaluation.batch_size grpo.reward_timeout grpo.reward_memory grpo.reward_processes "
-    "grpo.placement "
+    "grpo.placement grpo.rollout_workers "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
     "data.cache_limit ray.cpus_per_worker ray.resources_per_worker ray.storage_path "
     "ray.resize_seconds ray.max_failures",

@@ -289,11 +289,18 @@ class RunConfig(Settings):
         units = self.training.batch_size * self.training.gradient_accumulation_steps
         return units // parts if parts else self.training.batch_size
 
+    @property
+    def rollout_actors(self) -> int:
+        """Ray actors that generate completions beside the workers."""
+        apart = self.objective == "grpo" and self.grpo.placement == "apart"
+        return self.grpo.rollout_workers if apart else 0
+
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
         if self.training.ddp and self.ray.num_workers is None:
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
+        devices -= self.rollout_actors if devices else 0
         if wanted is None:
             if self.parallel.strategy == "model_parallel":
                 return 1, 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer, references, stages
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.grpo.rollout_setup import evaluator_of, maker_of, policy_of, rollouts_of
@@ -101,11 +103,13 @@ def build(
     group: Group,
     resume: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given.
 
     Args:
         tokenizer: that of the job's model; None: it is loaded.
+        pool: starts processes that generate completions, where the workers do not.
     """
     config, training = job.config, job.config.training
     group = replace(group, apart=config.parallel.apart)
@@ -164,7 +168,7 @@ def build(
         comparison=compared.train if compared else None,
     )
     if isinstance(plan, RolloutPlan):
-        _add_rollouts(run, plan, tested, tensors)
+        _add_rollouts(run, plan, tested, tensors, pool)
     return run
 
 
@@ -173,13 +177,14 @@ def _add_rollouts(
     plan: RolloutPlan,
     tested: tuple[TokenRows, np.ndarray],
     tensors: dict[str, Any] | None,
+    pool: Callable[[], RolloutPool] | None,
 ) -> None:
     """What generates completions for training and evaluation."""
     job, group, precision = run.job, run.group, run.precision
-    maker = maker_of(job, group, precision, run.tokenizer)
+    maker = maker_of(job, group, precision, run.tokenizer, pool)
 
     def reference() -> LossModule:
-        model = _model(job, group, precision, None).requires_grad_(False)
+        model = untrained(job, group, precision)
         return LossModule(model, policy=policy_of(job.config)).to(group.device).eval()
 
     kept = tensors.get("rollout") if tensors else None
@@ -306,6 +311,11 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         else:
             adapted = add_adapters(base, config.lora, job.location)
     return adapted
+
+
+def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
+    """The model of a job as it begins, whose weights are not trained here."""
+    return _model(job, group, precision, None).requires_grad_(False)
 
 
 def _shards(config: RunConfig, group: Group) -> Loading | None:

@@ -17,6 +17,7 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
@@ -43,6 +44,7 @@ def work(
     report: Report = nothing,
     watch: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
@@ -50,6 +52,7 @@ def work(
         report: called with metrics on every worker at each checkpoint.
         watch: called with metrics on every worker at each step and evaluation.
         tokenizer: that of the job's model, where this process has it already.
+        pool: starts processes that generate completions, where the workers do not.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -62,7 +65,7 @@ def work(
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         stages.tell(job.output, group, stages.LOADING)
-        run = reached.run = build(job, group, _start(job, group, store), tokenizer)
+        run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
         if run.rollouts:
             at_last.callback(run.rollouts.close)
         if job.config.training.trial_batch:

@@ -118,10 +118,12 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     most = f"{how.num_generations} completions a prompt, {how.max_completion_length} tokens each"
     each = how.parts(config.training.gradient_accumulation_steps) * how.num_iterations
     trained = f"; trained in {each} steps" if each > 1 else ""
+    actors = config.rollout_actors
+    by = f"; by {actors} Ray actors beside the workers" if actors else ""
     return [
         ("objective", f"grpo, loss {how.loss_type}{beta}, rewards scaled by {how.scale_rewards}"),
         ("rewards", ", ".join(name if w == 1 else f"{name} x {w:g}" for name, w in rewards)),
-        ("generation", f"{most} at most, {how.rollout_batch_size} at a time{trained}"),
+        ("generation", f"{most} at most, {how.rollout_batch_size} at a time{trained}{by}"),
     ]
 
 

@@ -95,7 +95,7 @@ def test_what_is_wrong_ends_with_status_2(tmp_path: Path, flags: list[str]) -> N
     wrong: list[tuple[list[str], str]] = [
         ([], "grpo.reward: no reward is given"),
         (["--reward", "no_such_reward"], "no_such_reward"),
-        (["--reward", "japanese", "--grpo.placement", "apart"], "apart is not supported"),
+        (["--reward", "japanese", "--grpo.rollout_workers", "2"], "placement apart only"),
         (["--reward", "japanese", "--grpo.engine", "vllm"], "vllm does not generate"),
         (["--reward", "japanese", "--strategy", "fsdp"], "fsdp splits the model"),
         (["--reward", "japanese", "--data.packing", "fill"], "completions have none"),
@@ -143,6 +143,44 @@ def test_a_worker_that_is_killed_anywhere_goes_on_to_the_bit(
         found = train(tmp_path, *how, "--output-dir", str(folder), "--resume", "latest")
         assert found.returncode == 0, found.stderr
         assert steps_of(folder) == wanted
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
+def test_actors_apart_generate_what_the_worker_would(
+    kill: bool, tmp_path: Path, flags: list[str]
+) -> None:
+    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "6"]
+    how += ["--training.learning_rate", "1e-2", "--grpo.rollout_batch_size", "4"]
+    done = train(tmp_path, *how, "--output-dir", str(tmp_path / "here"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "apart"
+    command = [*TRAIN, "--objective", "grpo", *how, "--output-dir", str(folder)]
+    command += ["--grpo.placement", "apart"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path))
+    try:
+        while kill and process.poll() is None:
+            if _kill_actor(process.pid, folder):
+                break
+            time.sleep(0.05)
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+    assert steps_of(folder) == steps_of(tmp_path / "here")
+
+
+def _kill_actor(pid: int, folder: Path) -> bool:
+    """Kill the actor that generates, once a step was taken; whether it is done."""
+    import psutil
+
+    if not (folder / "metrics.jsonl").is_file() or not steps_of(folder):
+        return False
+    for each in psutil.Process(pid).children(recursive=True):
+        if "_RolloutActor" in each.name() or "_RolloutActor" in " ".join(each.cmdline()):
+            each.kill()
+            return True
+    return False
 
 
 def _kill_all(pid: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.advantages import advantages, overlong, summed
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
 from aift_ray.engine.grpo.rollout import Rollout
+from aift_ray.engine.grpo.rollout_engine import Asked, RolloutPool, trained_weights
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
@@ -52,6 +53,8 @@ class RolloutMaker:
         rewards: the processes that compute rewards.
         names, weights: of the rewards.
         seed: of the run.
+        apart: other processes generate.
+        pool: these processes, on the worker that leads.
     """
 
     how: GRPOConfig
@@ -63,6 +66,8 @@ class RolloutMaker:
     precision: Precision
     group: Group
     seed: int
+    apart: bool = False
+    pool: RolloutPool | None = None
 
     def make(
         self, module: LossModule, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
@@ -93,6 +98,12 @@ class RolloutMaker:
             found.measures["dynamic_sampling/replaced"] = replaced / len(judged.flat)
         return found
 
+    def close(self) -> None:
+        """End the processes that compute rewards, and those that generate."""
+        self.rewards.close()
+        if self.pool is not None:
+            self.pool.close()
+
     def parts(
         self,
         module: LossModule,
@@ -109,19 +120,19 @@ class RolloutMaker:
         """
         each = max(1, self.how.rollout_batch_size // size)
         chunks = [list(asked[start : start + each]) for start in range(0, len(asked), each)]
-        generator = CompletionGenerator(module.model, self.how, self.stop_ids, self.group.device)
+        keys: list[list[list[tuple[int, ...]]]] = [
+            [[(self.seed, *key, row, sample) for sample in range(size)] for row in chunk]
+            for chunk in chunks
+        ]
+        prompts = [[rows.row(row)[0] for row in chunk] for chunk in chunks]
         mine: dict[int, Part] = {}
         failed: AiftError | None = None
-        was = module.training
-        module.eval()
         try:
-            for at in range(self.group.replica, len(chunks), self.group.replicas):
-                mine[at] = self._part(generator, rows, chunks[at], size, key)
+            for at, made, seconds in self._generated(module, list(zip(prompts, keys, strict=True))):
+                mine[at] = self._scored(rows, chunks[at], size, made, seconds)
         except AiftError as error:
             # the others must not wait for this worker
             failed = error
-        finally:
-            module.train(was)
         found = _gathered(self.group, (mine, failed))
         errors = [told for _, told in found if told is not None]
         if errors:
@@ -129,22 +140,38 @@ class RolloutMaker:
         whole = {at: part for theirs, _ in found for at, part in theirs.items()}
         return [whole[at] for at in range(len(chunks))]
 
-    def _part(
+    def _generated(
+        self, module: LossModule, asked: list[Asked]
+    ) -> Iterator[tuple[int, list[list[Completion]], float]]:
+        """This worker's share of the parts: their numbers, completions and seconds."""
+        if self.apart:
+            if self.pool is not None:
+                yield from self.pool.generate(trained_weights(module.model), asked)
+            return
+        generator = CompletionGenerator(module.model, self.how, self.stop_ids, self.group.device)
+        was = module.training
+        module.eval()
+        try:
+            for at in range(self.group.replica, len(asked), self.group.replicas):
+                began = time.perf_counter()
+                with self.precision.autocast(self.group.device):
+                    made = generator.generate(*asked[at])
+                yield at, made, time.perf_counter() - began
+        finally:
+            module.train(was)
+
+    def _scored(
         self,
-        generator: CompletionGenerator,
         rows: TokenRows,
         asked: list[int],
         size: int,
-        key: tuple[int, int, int],
+        made: list[list[Completion]],
+        seconds: float,
     ) -> Part:
         began = time.perf_counter()
-        keys = [[(self.seed, *key, row, sample) for sample in range(size)] for row in asked]
-        with self.precision.autocast(self.group.device):
-            made = generator.generate([rows.row(row)[0] for row in asked], keys)
-        written = time.perf_counter()
         texts = [self._text(completion) for group in made for completion in group]
         scores = self._scores(rows, asked, size, texts)
-        return Part(made, texts, scores, (written - began, time.perf_counter() - written))
+        return Part(made, texts, scores, (seconds, time.perf_counter() - began))
 
     def _text(self, completion: Completion) -> str:
         return turn_text(self.tokenizer, completion.ids.tolist(), self.stop_ids)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import GRPOConfig, RunConfig
 from aift_ray.config.grpo import memory_limit
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
@@ -39,9 +40,17 @@ def specs_of(config: GRPOConfig) -> list[RewardSpec]:
 
 
 def maker_of(
-    job: Job, group: Group, precision: Precision, tokenizer: PreTrainedTokenizerBase
+    job: Job,
+    group: Group,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Callable[[], RolloutPool] | None,
 ) -> RolloutMaker:
-    """Generates and scores completions, with the processes that compute rewards."""
+    """Generates and scores completions, with the processes that compute rewards.
+
+    Args:
+        pool: starts the processes that generate, where others than the workers do.
+    """
     how, specs = job.config.grpo, specs_of(job.config.grpo)
     rewards = Rewards(
         specs,
@@ -53,7 +62,9 @@ def maker_of(
     weights = np.array([spec.weight for spec in specs])
     names = [spec.name for spec in specs]
     alone = (job.stop_ids, precision, group, job.config.training.seed)
-    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone)
+    apart = how.placement == "apart"
+    started = pool() if apart and pool and group.leads else None
+    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started)
 
 
 def rollouts_of(

@@ -88,8 +88,8 @@ class Rollouts:
         return self._rollout.saved()
 
     def close(self) -> None:
-        """End the processes that compute rewards."""
-        self._maker.rewards.close()
+        """End the processes that compute rewards, and those that generate."""
+        self._maker.close()
 
     def batch(self, indices: Sequence[int], bare: bool = False) -> Batch:
         """The tensors of some completions, on this worker's device."""
