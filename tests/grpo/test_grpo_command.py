@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 
+from aift_ray import GRPOTrainer, JapaneseModel, LoRAConfig, TrainingConfig
+from aift_ray.errors import ConfigError
 from tests.conftest import ROOT
 from tests.grpo.rollout_rows import prompts, write, write_rewards
 
@@ -68,6 +70,35 @@ def test_the_command_trains_by_rewards(tmp_path: Path, flags: list[str]) -> None
     assert summary["objective"] == "grpo"
     AutoPeftModelForCausalLM.from_pretrained(folder / "model")
     assert "| objective | grpo |" in (folder / "model" / "README.md").read_text("utf-8")
+
+
+def test_python_trains_by_functions_and_names(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = GRPOTrainer(
+        JapaneseModel(str(tiny_model)),
+        LoRAConfig(r=4),
+        TrainingConfig(
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            max_steps=2,
+            logging_steps=1,
+            output_dir=str(tmp_path / "run"),
+        ),
+        reward=[rewards_of_python, "length:max=10"],
+        grpo={"num_generations": 4, "max_completion_length": 8},
+        data={"sequence_length": 64, "cache_dir": str(tmp_path / "cache")},
+    )
+    model = trainer.train(train_texts=prompts(4))
+    assert isinstance(model, PeftModel)
+    [metrics] = tmp_path.rglob("metrics.jsonl")
+    line = json.loads(metrics.read_text("utf-8").splitlines()[0])
+    assert {"rewards/rewards_of_python/mean", "rewards/length/mean"} <= set(line)
+    with pytest.raises(ConfigError, match="top level"):
+        GRPOTrainer(trainer.model, None, trainer.training_config, lambda prompts, completions: [])
+
+
+def rewards_of_python(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    """A reward that processes of their own import from this file."""
+    return [float(len(str(each)) % 5) for each in completions]
 
 
 def test_a_broken_reward_is_named(tmp_path: Path, flags: list[str]) -> None:
