@@ -70,8 +70,8 @@ class GRPOTrainer:
             raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        several = isinstance(reward, Sequence) and not isinstance(reward, str)
-        self.reward = [_named(each) for each in (reward if several else [reward])]
+        rewards: Any = [reward] if isinstance(reward, str) or callable(reward) else reward
+        self.reward = [_named(each) for each in rewards]
         self.grpo = grpo
         self.options = given.Options(callbacks, data, ray, overwrite)
 
