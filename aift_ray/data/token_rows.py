@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aift_ray.data import memory
-from aift_ray.data.encoded import Encoded
+from aift_ray.data import memory_rows
 from aift_ray.data.examples import Example
+from aift_ray.data.token_types import Encoded
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
@@ -69,7 +69,9 @@ class TokenRows:
     def place(self, index: int) -> str:
         """Where a row came from, as file:line; of rows given in Python argument[index]."""
         batch, row = self._locate(index)
-        return memory.place(batch.column("file")[row].as_py(), batch.column("line")[row].as_py())
+        return memory_rows.place(
+            batch.column("file")[row].as_py(), batch.column("line")[row].as_py()
+        )
 
     def source(self, index: int) -> dict[str, Any]:
         """The row of the file, where completions of its prompt are generated."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from aift_ray.data.batch_plan import BatchPlan
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 
 if TYPE_CHECKING:
     from aift_ray.engine.build import Run

@@ -15,7 +15,7 @@ from aift_ray.engine.grpo.completion_generation import Completion
 from aift_ray.engine.grpo.rollout_engine import Asked, RolloutEngine, Weights
 from aift_ray.engine.job import Job
 from aift_ray.errors import TrainingError
-from aift_ray.launch.passing import Secrets
+from aift_ray.runs.worker_env import Secrets
 from aift_ray.utils.quiet import quiet
 
 # times that a part is generated again because its actor was lost

@@ -13,7 +13,7 @@ from torch import nn
 from aift_ray.config import DataConfig, GRPOConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.lora_finetuning import lora_sections
 
 Reward = str | Callable[..., Any]
@@ -73,7 +73,7 @@ class GRPOTrainer:
         rewards: Any = [reward] if isinstance(reward, str) or callable(reward) else reward
         self.reward = [_named(each) for each in rewards]
         self.grpo = grpo
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -97,15 +97,15 @@ class GRPOTrainer:
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed; RewardError: by a reward function.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
-        settings = {**given.section(self.grpo), "reward": self.reward}
+        settings = {**trainer_args.section(self.grpo), "reward": self.reward}
         sections |= {"objective": "grpo", "grpo": settings}
         config = self.training_config
-        alone, resume = given.here(config, self.options), resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
+        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
 
 
 def _named(reward: Any) -> str:

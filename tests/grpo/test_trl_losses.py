@@ -16,9 +16,9 @@ import pytest
 from aift_ray.commandline import validated
 from aift_ray.engine import loop
 from tests.conftest import ROOT, SHIPPED
-from tests.engine.runs import started
+from tests.engine.test_against_trl import trl_python
 from tests.grpo.rollout_rows import prompts, write, write_rewards
-from tests.preference.test_trl import trl_python
+from tests.helpers.runs import started
 
 pytestmark = [pytest.mark.slow]
 STEPS, PROMPTS, GENERATIONS, RATE = 6, 4, 4, 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.runs import curve, spawn
+from tests.helpers.runs import curve, spawn
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from aift_ray.config import GRPOConfig
-from aift_ray.serving.rows import RowsCache
+from aift_ray.serving.engines.transformers.kv_cache import RowsCache
 
 # tokens of prompts that are read together
 _READ = 4096

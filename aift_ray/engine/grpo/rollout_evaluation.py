@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aift_ray.data.prompt_rows import asked_prompt
+from aift_ray.data.readers.prompt_rows import asked_prompt
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.advantages import overlong, summed
 from aift_ray.engine.grpo.rollout_maker import EVALUATED, Part, RolloutMaker

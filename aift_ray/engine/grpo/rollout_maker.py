@@ -12,7 +12,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig
-from aift_ray.data.prompt_rows import asked_prompt, columns_of
+from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.advantages import advantages, overlong, summed
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
@@ -21,7 +21,7 @@ from aift_ray.engine.grpo.rollout_engine import Asked, RolloutPool, trained_weig
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
-from aift_ray.models.answers import turn_text
+from aift_ray.models.answer_text import turn_text
 from aift_ray.parallel.group import Group
 from aift_ray.rewards import Rewards
 

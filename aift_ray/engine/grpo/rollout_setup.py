@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig, RunConfig
-from aift_ray.config.grpo import memory_limit
+from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator

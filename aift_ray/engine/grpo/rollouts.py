@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.batches import Batch, collate
+from aift_ray.data.collate import Batch, collate
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss

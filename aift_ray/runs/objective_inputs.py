@@ -1,0 +1,87 @@
+"""What a run that compares answers needs beside its own model, settled before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aift_ray.config import RunConfig
+from aift_ray.config.grpo_config import divisible
+from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import hub
+from aift_ray.runs.row_layout import global_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def settled(
+    config: RunConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What the workers are told of it: `reference` and `pad_id` of a Job.
+
+    Raises:
+        ConfigError: no model of the family can be trained by the objective, or the reference has
+            another vocabulary.
+        ModelError: the reference is not there, or damaged.
+    """
+    if config.objective == "reward":
+        # needs the modelling code
+        from aift_ray.models.families import sequence_classifier
+
+        problems = sequence_classifier.unfit(model_config)
+        if problems:
+            raise ConfigError(problems)
+    padding = tokenizer.pad_token_id
+    return {
+        "reference": _reference(config, tokenizer),
+        # what a model that scores texts is saved with
+        "pad_id": int(tokenizer.eos_token_id if padding is None else padding),
+    }
+
+
+def prompt_room(config: RunConfig, model_config: Any, workers: int) -> int | None:
+    """Tokens that a prompt may have, where completions are generated; None: they are not.
+
+    Raises:
+        ConfigError: completions leave no room, or a step holds no whole number of prompts.
+        ModelError: the engine does not generate with such a model.
+    """
+    if config.objective != "grpo":
+        return None
+    # needs transformers
+    from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+
+    try:
+        RowsCache(model_config)
+    except ModelError as error:
+        what = f"grpo does not generate with this model: {error.problems[0].what}"
+        remedy = "use a model whose layers keep keys and values by token"
+        raise ModelError([Problem("objective", what, remedy)]) from None
+    how, length = config.grpo, config.data.sequence_length
+    room, completions = length - how.max_completion_length, global_batch(config, workers)
+    problems = []
+    if room < 2:
+        what = f"{how.max_completion_length} leaves no room for a prompt in the {length} tokens of "
+        what += "data.sequence_length, or that the model takes"
+        remedy = f"give less than {length - 2}"
+        problems.append(Problem("grpo.max_completion_length", what, remedy))
+    if completions % how.num_generations:
+        problems.append(divisible(completions, how.num_generations))
+    if problems:
+        raise ConfigError(problems)
+    return room
+
+
+def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where the reference model lies; None: it is the model itself."""
+    name = config.preference.reference
+    if name is None:
+        return None
+    location = hub.resolve(name)
+    other = hub.load_tokenizer(location)
+    if other.get_vocab() != tokenizer.get_vocab():
+        what = f"{name} has another vocabulary than {config.model}: its log-probabilities are of "
+        what += "other tokens"
+        remedy = "name a model of the same tokenizer, such as the one that was fine-tuned"
+        raise ConfigError([Problem("preference.reference", what, remedy)])
+    return location
