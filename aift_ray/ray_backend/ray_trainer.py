@@ -135,7 +135,7 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
 
 def _rollout_actors(settings: dict[str, Any]) -> Any:
     """Actors that generate completions beside the workers."""
-    from aift_ray.launch.rollout_actors import RolloutActors
+    from aift_ray.ray_backend.rollout_actors import RolloutActors
 
     job: Job = settings["job"]
     number, threads = job.config.grpo.rollout_workers, settings["threads"]
