@@ -45,7 +45,7 @@ from aift_ray.data.tokenize import (
 )
 from aift_ray.errors import ConfigError, DataError, Problem
 
-VERSION = 5
+VERSION = 4
 # while a cache is made
 _DIGESTS = "digests"
 _GROUPS = "groups.npy"
@@ -188,12 +188,13 @@ def _build(
         train = Encoding(*made, duplicates.add_train, answers, documents, screen)
         held_out = Encoding(*made, duplicates.add_eval, answers)
         sets = [SetCounts(name) for name in names(config.mixture)]
-        write_rows(scratch / "train.arrow", counted(train.rows(files.train), files, sets))
-        write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation))
+        asked = answers == "prompt"
+        rows = counted(train.rows(files.train), files, sets)
+        write_rows(scratch / "train.arrow", rows, sources=asked)
+        write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation), sources=asked)
         _raise_for(_faults(config, [train, held_out], screen))
         _check_used(config, train.reading.used | held_out.reading.used)
         check_filled(sets)
-        asked = answers == "prompt"
         if not (train.counts.rows if asked else train.counts.supervised_tokens):
             raise DataError(
                 [_nothing_asked(train.counts) if asked else _nothing_supervised(train.counts)]

@@ -61,16 +61,16 @@ def test_a_completion_does_not_depend_on_those_beside_it(
 
 
 @pytest.mark.parametrize(
-    ("how", "wanted"),
+    "how",
     [
-        ({"grpo__top_k": 1}, "greedy"),
-        ({"grpo__top_p": 1e-6}, "greedy"),
-        ({"grpo__min_p": 1.0}, "greedy"),
-        ({"grpo__temperature": 0.01}, "greedy"),
+        {"grpo__top_k": 1},
+        pytest.param({"grpo__top_p": 1e-6}, marks=pytest.mark.slow),
+        pytest.param({"grpo__min_p": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"grpo__temperature": 0.01}, marks=pytest.mark.slow),
     ],
 )
 def test_sampling_options_that_leave_one_token_are_greedy(
-    how: dict[str, Any], wanted: str, generating: Generating, tmp_path: Path
+    how: dict[str, Any], generating: Generating, tmp_path: Path
 ) -> None:
     run_of = started(generating(**how), tmp_path)
     run_of.rollouts.begin(run_of.module, 0)
@@ -93,6 +93,7 @@ def test_advantages_of_zero_train_nothing(generating: Generating, tmp_path: Path
         assert line["frac_reward_zero_std"] == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_and_packing_change_nothing(generating: Generating, tmp_path: Path) -> None:
     ways: list[dict[str, Any]] = [
         {"training__batch_size": 16, "training__gradient_accumulation_steps": 1},
@@ -128,8 +129,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kill_at", [1, 3])
-@pytest.mark.parametrize("case", CASES)
+FAST = {("lora", 3), ("the middle of a generation", 1)}
+
+
+@pytest.mark.parametrize(
+    ("case", "kill_at"),
+    [
+        pytest.param(case, at, marks=[pytest.mark.slow] * ((case, at) not in FAST))
+        for case in CASES
+        for at in (1, 3)
+    ],
+)
 def test_a_killed_run_goes_on_to_the_bit(
     case: str, kill_at: int, generating: Generating, tmp_path: Path
 ) -> None:
