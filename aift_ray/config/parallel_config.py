@@ -177,6 +177,22 @@ class ParallelConfig(Section):
             found.append(Problem("parallel.offload", what, "use --parallel.backend fsdp2"))
         return found
 
+    def beside(self, objective: str, compiles: bool, precision: str) -> list[Problem]:
+        """Settings of other sections that backend deepspeed can't have."""
+        found, remedy = [], "use --parallel.backend fsdp2"
+        if not self.by_deepspeed:
+            return []
+        if compiles:
+            what = "compiles blocks whose weights DeepSpeed gathers by hooks"
+            found.append(Problem("training.compile", what, f"leave it out, or {remedy}"))
+        if objective == "grpo":
+            what = "grpo generates with weights that DeepSpeed has partitioned"
+            found.append(Problem("objective", what, remedy))
+        if precision == "fp16":
+            what = "fp16 scales the loss, which is not done with parallel.backend deepspeed"
+            found.append(Problem("training.precision", what, f"use bf16, or {remedy}"))
+        return found
+
     def refused_optimizer(self, optimizer: str) -> list[Problem]:
         """Where AdamW of bitsandbytes can't keep a weight's moments."""
         if optimizer == "adamw":

@@ -224,8 +224,7 @@ class RunConfig(Settings):
                     "PEFT changes the experts' parameters in each pass, which torch.compile can't"
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
-        if self.parallel.by_deepspeed:
-            found += self._beside_deepspeed()
+        found += self.parallel.beside(self.objective, training.compile, training.precision)
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
@@ -252,20 +251,6 @@ class RunConfig(Settings):
         if training.precision in ("bf16", "fp16") and not training.fp16:
             what = f"false contradicts precision {training.precision}"
             found.append(Problem("training.fp16", what))
-        return found
-
-    def _beside_deepspeed(self) -> list[Problem]:
-        """Settings of other sections that parallel.backend deepspeed can't have."""
-        found, remedy = [], "use --parallel.backend fsdp2"
-        if self.training.compile:
-            what = "compiles blocks whose weights DeepSpeed gathers by hooks"
-            found.append(Problem("training.compile", what, f"leave it out, or {remedy}"))
-        if self.objective == "grpo":
-            what = "grpo generates with weights that DeepSpeed has partitioned"
-            found.append(Problem("objective", what, remedy))
-        if self.training.precision == "fp16":
-            what = "fp16 scales the loss, which is not done with parallel.backend deepspeed"
-            found.append(Problem("training.precision", what, f"use bf16, or {remedy}"))
         return found
 
     def _beside_objective(self) -> list[Problem]:

@@ -31,7 +31,7 @@ from aift_ray.models.attention.packed_documents import Packed, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
-from aift_ray.parallel.dtensor_utils import is_partitioned
+from aift_ray.parallel.dtensor_utils import without_partitioning
 from aift_ray.parallel.protocol import StageModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -264,22 +264,11 @@ class _Head:
         model = copy.copy(self._model)
         model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
         model.__dict__.pop("forward", None)
-        beside = {name: part and _computing(part) for name, part in self._model._modules.items()}
+        beside = {
+            name: part and without_partitioning(part) for name, part in self._model._modules.items()
+        }
         model._modules = beside | {self._body: body}
         return model
-
-
-def _computing(module: nn.Module) -> nn.Module:
-    """`module`; of one that is partitioned a copy that gathers and releases nothing by itself.
-
-    The whole loss has its weights gathered, and others may stand in for them.
-    """
-    if not any(is_partitioned(p) for p in module.parameters()):
-        return module
-    made = copy.copy(module)
-    made.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
-    made._modules = {name: part and _computing(part) for name, part in module._modules.items()}
-    return made
 
 
 class _Tempered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,21 @@ def is_shared_out(module: torch.nn.Module) -> bool:
 def is_partitioned(tensor: torch.Tensor) -> bool:
     """Whether a weight is partitioned by DeepSpeed's ZeRO 3."""
     return hasattr(tensor, "ds_id")
+
+
+def without_partitioning(module: torch.nn.Module) -> torch.nn.Module:
+    """`module`; of one that is partitioned a copy that gathers and releases nothing by itself.
+
+    The whole loss has its weights gathered, and others may stand in for them.
+    """
+    if not any(is_partitioned(p) for p in module.parameters()):
+        return module
+    made = copy.copy(module)
+    made.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+    made._modules = {
+        name: part and without_partitioning(part) for name, part in module._modules.items()
+    }
+    return made
 
 
 def widened(module: torch.nn.Module) -> torch.nn.Module:
