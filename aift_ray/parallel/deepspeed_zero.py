@@ -126,6 +126,7 @@ class ZeroModel:
         steps = self._steps()
         if steps is None:
             return {"state": found, "factors": factors}
+        self._link()
         for name, weight in self._weights.items():
             moments = {kind: safe_get_full_optimizer_state(weight, kind) for kind in _MOMENTS}
             if self._group.leads:
@@ -147,8 +148,7 @@ class ZeroModel:
                 "step": torch.as_tensor(float(done), device=flat.device),
                 **{kind: torch.zeros_like(flat) for kind in _MOMENTS},
             }
-        if self._stage < 3:
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link()
         for name, weight in self._weights.items():
             if name in state:
                 for kind in _MOMENTS:
@@ -157,6 +157,16 @@ class ZeroModel:
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:
         """As given: worker 0 has everything."""
         return own
+
+    def _link(self) -> None:
+        """Have stages 1 and 2 know where the moments of each weight are.
+
+        The engine does so after the step of the first group of weights, when others have none yet.
+        """
+        if self._stage < 3:
+            zero = self._engine.optimizer
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
     def _put(self, weight: nn.Parameter, value: torch.Tensor, kind: str) -> None:
         """Take this worker's partition of a moment."""
@@ -203,6 +213,8 @@ def _imported(device: torch.device) -> Any:
     """DeepSpeed, set for this process's device, without compiling anything."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # its launcher would set it
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger
