@@ -150,6 +150,8 @@ CHANGED: dict[str, Any] = {
     "parallel.spill_to_cpu": True,
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
+    # an error beside ddp
+    "parallel.backend": "deepspeed",
     "data.train_files": ["other.jsonl"],
     # an error beside training files
     "data.mixture": [{"files": ["other.jsonl"]}],
