@@ -152,6 +152,7 @@ CHANGED: dict[str, Any] = {
     "parallel.pipeline_microbatches": 4,
     # an error beside ddp
     "parallel.backend": "deepspeed",
+    "parallel.deepspeed_config": "nowhere.json",
     "data.train_files": ["other.jsonl"],
     # an error beside training files
     "data.mixture": [{"files": ["other.jsonl"]}],

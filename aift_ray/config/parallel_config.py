@@ -53,6 +53,12 @@ class ParallelConfig(Section):
         "aift-ray[deepspeed]; auto: fsdp2",
     )
 
+    deepspeed_config: str | None = setting(
+        None,
+        "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: its options of "
+        "zero_optimization count; what contradicts other settings is refused",
+    )
+
     @field_validator("gpu_memory")
     @classmethod
     def _size(cls, value: str | None) -> str | None:

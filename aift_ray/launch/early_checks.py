@@ -15,6 +15,7 @@ from aift_ray.config import (
     QuantizeConfig,
     RunConfig,
     ServeConfig,
+    deepspeed_config,
 )
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
@@ -52,11 +53,11 @@ def check_run(config: RunConfig) -> None:
 
 
 def _libraries(config: RunConfig) -> list[Problem]:
-    """Libraries of an extra that are not installed."""
+    """Libraries of an extra that are not installed, and what their own files say."""
     if config.parallel.by_deepspeed and not find_spec("deepspeed"):
         remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
         return [Problem("parallel.backend", "deepspeed is not installed", remedy)]
-    return []
+    return deepspeed_config.problems(config)
 
 
 def _data(data: DataConfig) -> list[Problem]:

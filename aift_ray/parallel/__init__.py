@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from aift_ray.config import ParallelConfig
+from aift_ray.config import ParallelConfig, deepspeed_config
 from aift_ray.parallel import (
     ddp,
     deepspeed_zero,
@@ -45,7 +45,9 @@ def wrap(
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
     if config.by_deepspeed and group.world > 1:
-        return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]))
+        path = config.deepspeed_config
+        options = deepspeed_config.engine_options(deepspeed_config.read(path)) if path else {}
+        return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]), options)
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,24 +28,39 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _NEVER = 2**31
 
 
-def wrap(module: LossModel, group: Group, compute: torch.dtype, stage: int) -> ParallelModel:
+def wrap(
+    module: LossModel,
+    group: Group,
+    compute: torch.dtype,
+    stage: int,
+    options: Mapping[str, object] = MappingProxyType({}),
+) -> ParallelModel:
     """`module`, whose optimizer state (stage 1), gradients (2) and weights (3) are partitioned.
 
     They are once the model has an optimizer; until then each worker has it whole.
 
     Args:
         compute: dtype of matrix products.
+        options: of the engine's `zero_optimization`.
     """
     widened(module).to(group.device)
-    return ZeroModel(module, group, compute, stage)
+    return ZeroModel(module, group, compute, stage, options)
 
 
 class ZeroModel:
     """Implements `protocol.ParallelModel` by a DeepSpeed engine."""
 
-    def __init__(self, module: LossModel, group: Group, compute: torch.dtype, stage: int) -> None:
+    def __init__(
+        self,
+        module: LossModel,
+        group: Group,
+        compute: torch.dtype,
+        stage: int,
+        options: Mapping[str, object],
+    ) -> None:
         self.module, self.contributes = module, group.leads
         self._group, self._compute, self._stage = group, compute, stage
+        self._options = options
         self._weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # DeepSpeed has no types
         self._engine: Any = None
@@ -70,7 +87,7 @@ class ZeroModel:
         self._engine, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=optimizer,
-            config=_config(self._stage, self._group.world),
+            config=_config(self._stage, self._group.world, self._options),
             dist_init_required=False,
         )
         if self._stage == 3:
@@ -225,7 +242,7 @@ def _imported(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(stage: int, world: int) -> dict[str, Any]:
+def _config(stage: int, world: int, options: Mapping[str, object]) -> dict[str, Any]:
     """What the engine is configured with; sizes of batches are the run's own business."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -235,7 +252,7 @@ def _config(stage: int, world: int) -> dict[str, Any]:
         "steps_per_print": _NEVER,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "zero_optimization": {"overlap_comm": False, **options, "stage": stage},
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from aift_ray.config import deepspeed_config
 from aift_ray.engine import checkpoint
 from aift_ray.errors import ConfigError
 from aift_ray.launch import early_checks
@@ -60,6 +61,78 @@ def test_where_it_is_not_installed_the_command_that_installs_it_is_told(
     )
     with pytest.raises(ConfigError, match=r"deepspeed is not installed.*aift-ray\[deepspeed\]"):
         early_checks.check_run(config)
+
+
+FILE = {
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "reduce_bucket_size": "auto",
+        "sub_group_size": 1e9,
+        "stage3_param_persistence_threshold": 1000,
+        "offload_optimizer": {"device": "none"},
+    },
+    "train_batch_size": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "wall_clock_breakdown": False,
+}
+
+
+def test_a_file_counts_where_it_agrees_and_auto_is_filled_in(
+    configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps(FILE), "utf-8")
+    given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
+    config = configure(**given, parallel__deepspeed_config=str(path))
+    assert deepspeed_config.problems(config) == []
+    assert deepspeed_config.engine_options(FILE) == {
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "stage3_param_persistence_threshold": 1000,
+    }
+
+
+def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
+    configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    given = {"parallel__strategy": "zero2", "parallel__backend": "deepspeed"}
+    config = configure(
+        **given,
+        parallel__deepspeed_config=str(path),
+        training__precision="fp32",
+        ray__num_workers=2,
+    )
+    (missing,) = deepspeed_config.problems(config)
+    assert "can't be read" in str(missing)
+    wrong = FILE | {
+        "bf16": {"enabled": True},
+        "train_batch_size": 7,
+        "gradient_clipping": 0.25,
+        "optimizer": {"type": "Lamb", "params": {"lr": 3.0}},
+        "scheduler": {"type": "WarmupLR"},
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "zoo": 1},
+    }
+    path.write_text(json.dumps(wrong), "utf-8")
+    text = "\n".join(map(str, deepspeed_config.problems(config)))
+    for part in (
+        "bf16.enabled is True there, and training.precision fp32",
+        "train_batch_size is 7 there, and the global batch is 16",
+        "gradient_clipping is 0.25 there, and training.max_grad_norm is",
+        "optimizer.type is Lamb there",
+        "optimizer.lr is 3.0 there, and training.learning_rate is 0.01",
+        "stage is 3 there",
+        "scheduler is not done by aift-ray: leave it out: training.lr_scheduler counts",
+        "zero_optimization.offload_param is not done by aift-ray",
+        "zero_optimization.zoo is not done by aift-ray",
+    ):
+        assert part in text, (part, text)
+    plain = configure(parallel__deepspeed_config=str(path))
+    assert "needs parallel.backend deepspeed" in str(deepspeed_config.problems(plain)[0])
 
 
 @needs_deepspeed
