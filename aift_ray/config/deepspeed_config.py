@@ -34,6 +34,7 @@ _NO_EFFECT = (
     "zero_allow_untested_optimizer",
     "steps_per_print",
 )
+_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer")
 _MOMENTS = ("adam_beta1", "adam_beta2")
 
 
@@ -45,7 +46,12 @@ def read(path: str) -> dict[str, Any]:
     """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("is not a JSON object")
+        raise ValueError("it is not a JSON object")
+    for key in _SECTIONS:
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"{key} is not an object")
+    if not isinstance(content.get("optimizer", {}).get("params", {}), dict):
+        raise ValueError("optimizer.params is not an object")
     return content
 
 
@@ -66,18 +72,15 @@ def problems(config: RunConfig) -> list[Problem]:
         content = read(path)
     except (OSError, ValueError) as error:
         return [Problem(FIELD, f"{path} can't be read: {error}")]
+    remedy = "give both alike, or write auto in the file"
     found = [
-        Problem(
-            FIELD, f"{key} is {given} there, and {setting} is {own}", "make them equal, or auto"
-        )
+        Problem(FIELD, f"{key} is {given} there, and {setting} is {own}", remedy)
         for key, given, setting, own in _compared(content, config)
         if given not in (AUTO, own)
     ]
     return found + [
-        Problem(
-            FIELD, f"{key} is not done by aift-ray", f"{remedy}, or use auto where it may stand"
-        )
-        for key, remedy in _not_done(content)
+        Problem(FIELD, f"{key} is not done by aift-ray", instead)
+        for key, instead in _not_done(content)
     ]
 
 
@@ -102,8 +105,8 @@ def _compared(content: dict[str, Any], config: RunConfig) -> list[tuple[str, Any
     found = [(key, where[key], name, own) for key, where, name, own in pairs if key in where]
     for kind in ("bf16", "fp16"):
         enabled = content.get(kind, {}).get("enabled", AUTO)
-        name = f"training.precision {training.precision}, which"
-        found.append((f"{kind}.enabled", enabled, name, training.precision == kind))
+        if enabled not in (AUTO, training.precision == kind):
+            found.append((f"{kind}.enabled", enabled, "training.precision", training.precision))
     return found + _optimizer(content.get("optimizer", {}), training)
 
 
@@ -139,10 +142,11 @@ def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
         "optimizer",
         *_NO_EFFECT,
     }
+    by_fsdp = "leave it out, or use --parallel.backend fsdp2 --parallel.offload true"
     remedies = {
         "scheduler": "leave it out: training.lr_scheduler counts",
-        "offload_optimizer": "leave it out, or use --parallel.backend fsdp2 --parallel.offload true",
-        "offload_param": "leave it out, or use --parallel.backend fsdp2 --parallel.offload true",
+        "offload_optimizer": by_fsdp,
+        "offload_param": by_fsdp,
     }
     off = (False, None, {"device": "none"})
     unknown = [key for key, value in content.items() if key not in known and value not in off]
