@@ -14,21 +14,21 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from aift_ray.config import ExportConfig
-from aift_ray.config.export import BITSANDBYTES
-from aift_ray.conversion import compressed, gguf_families, gguf_file, gguf_tensors
-from aift_ray.conversion.compressed import CompressedPlan
+from aift_ray.config.export_config import BITSANDBYTES
+from aift_ray.conversion import gguf_families, gguf_file, gguf_tensors, vllm_export
+from aift_ray.conversion.vllm_export import CompressedPlan
 from aift_ray.engine.metrics import write_json
 from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, ModelError, Problem, UserError
-from aift_ray.launch import display
-from aift_ray.launch.output import check_space
-from aift_ray.models import fingerprint, folders, loading
-from aift_ray.models.adapter_folder import check_adapter
-from aift_ray.models.folders import out_of_reach
-from aift_ray.models.quantized import Quantization
-from aift_ray.quantization import merging, quantizer
+from aift_ray.models import fingerprint, hub, load
+from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.models.hub import out_of_reach
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.quantization import merge_adapter, quantizer
 from aift_ray.quantization.measure import Sample, benchmark
-from aift_ray.quantization.plan import read_samples
+from aift_ray.quantization.quantize_plan import read_samples
+from aift_ray.runs import terminal
+from aift_ray.runs.run_dir import check_space
 
 _CPU = torch.device("cpu")
 # weights that are rounded at a time
@@ -70,13 +70,13 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     own = torch.float32
     try:
         location = quantizer.source(config.model)
-        skeleton = loading.skeleton(location)
+        skeleton = load.skeleton(location)
         parameters, own = skeleton.num_parameters(), quantizer.stored_dtype(location)
         if config.adapter:
             adapter = check_adapter(config.adapter, config.model, location, skeleton, merging=True)
         problems += _unavailable(config, location, skeleton)
         if "gptq" in config.compare and not problems:
-            group = compressed.group_size(config.model_copy(update={"format": "gptq"}), location)
+            group = vllm_export.group_size(config.model_copy(update={"format": "gptq"}), location)
     except UserError as error:
         problems += error.problems
     problems += check_space(path, 2 * parameters * own.itemsize, "the weights") if own else []
@@ -103,17 +103,17 @@ def run(config: ExportConfig, dry_run: bool = False) -> dict[str, Any]:
         return {}
     settings = config.model_dump(mode="json", exclude={"output", "overwrite"})
     found: dict[str, Any] = {"settings": settings, "rows": len(plan.samples), "formats": {}}
-    original = merging.load(plan.location, plan.adapter, torch.float32, _CPU)
+    original = merge_adapter.load(plan.location, plan.adapter, torch.float32, _CPU)
     for name, model, size in built(plan):
         measured = benchmark(original, model, plan.samples, 1)
         first = {"weights_mb": plan.parameters * plan.own_dtype.itemsize / 2**20}
         found["formats"].setdefault("original", first | _numbers(measured, "original"))
         found["formats"][name] = {"weights_mb": size / 2**20} | _numbers(measured, "quantized")
-        display.console.print(f"{name}: measured", style="dim", markup=False)
+        terminal.console.print(f"{name}: measured", style="dim", markup=False)
     plan.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(plan.output, found)
-    display.table("formats", [(name, _line(each)) for name, each in found["formats"].items()])
-    display.console.print(f"written to {plan.output}", markup=False)
+    terminal.table("formats", [(name, _line(each)) for name, each in found["formats"].items()])
+    terminal.console.print(f"written to {plan.output}", markup=False)
     return found
 
 
@@ -147,8 +147,8 @@ def _unavailable(config: ExportConfig, location: str, skeleton: Any) -> list[Pro
     found: list[Problem] = []
     for name in config.compare:
         where = f"compare {name}"
-        if name in compressed.FORMATS:
-            missing = compressed.missing(config.model_copy(update={"format": name}))
+        if name in vllm_export.FORMATS:
+            missing = vllm_export.missing(config.model_copy(update={"format": name}))
             found += [Problem(where, each.what, each.remedy) for each in missing]
         elif name in BITSANDBYTES:
             try:
@@ -156,7 +156,7 @@ def _unavailable(config: ExportConfig, location: str, skeleton: Any) -> list[Pro
             except ModelError as error:
                 found += [Problem(where, each.what, each.remedy) for each in error.problems]
         else:
-            text = folders.load_config(location).get_text_config(decoder=True)
+            text = hub.load_config(location).get_text_config(decoder=True)
             family = gguf_families.family(text)
             if isinstance(family, Problem):
                 found.append(replace(family, where=where))
@@ -171,7 +171,7 @@ def built(plan: ComparisonPlan) -> Iterator[tuple[str, torch.nn.Module, int]]:
         source = plan.location
         if plan.adapter:
             merged = Path(scratch, "merged")
-            merging.merge(plan.location, plan.adapter, plan.own_dtype, _CPU, merged)
+            merge_adapter.merge(plan.location, plan.adapter, plan.own_dtype, _CPU, merged)
             source = str(merged)
         for name in plan.config.compare:
             build = _builder(name)
@@ -186,7 +186,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _builder(name: str) -> Callable[[ComparisonPlan, str, str, Path], Built]:
-    if name in compressed.FORMATS:
+    if name in vllm_export.FORMATS:
         return _compressed
     return _bitsandbytes if name in BITSANDBYTES else _gguf
 
@@ -195,7 +195,7 @@ def _compressed(plan: ComparisonPlan, name: str, source: str, folder: Path) -> B
     fitted = plan.calibration if name == "gptq" else []
     packed = CompressedPlan(plan.group if name == "gptq" else 0, fitted, [])
     config = plan.config.model_copy(update={"format": name})
-    return compressed.write(config, source, folder, packed), _weights(folder)
+    return vllm_export.write(config, source, folder, packed), _weights(folder)
 
 
 def _bitsandbytes(plan: ComparisonPlan, name: str, source: str, folder: Path) -> Built:
@@ -210,14 +210,14 @@ def _gguf(plan: ComparisonPlan, name: str, source: str, folder: Path) -> Built:
     Rows are quantized each by itself, so that the order in which a file has them does not matter.
     """
     outtype = name.partition(":")[2]
-    config = folders.load_config(source).get_text_config(decoder=True)
+    config = hub.load_config(source).get_text_config(decoder=True)
     family = gguf_families.family(config)
     assert isinstance(family, gguf_families.Family)
     on_disk = fingerprint.on_disk(source)
     assert on_disk is not None
     targets = gguf_tensors.targets(on_disk, config, family)
     kinds = gguf_file.types(targets, outtype)
-    model = loading.load_model(source, torch.float32, None, None, {"": _CPU})
+    model = load.load_model(source, torch.float32, None, None, {"": _CPU})
     held = {gguf_tensors.plain(own): weight for own, weight in model.state_dict().items()}
     done: set[str] = set()
     for target in targets:
@@ -261,7 +261,7 @@ def _show(plan: ComparisonPlan) -> None:
         ("measured on", f"{len(plan.samples)} rows of {files}"),
         ("output", str(plan.output)),
     ]
-    display.table("plan", lines)
+    terminal.table("plan", lines)
     if not config.eval_files:
         note = "note: measured on the rows that ship with aift_ray, not on yours: give --eval-file"
-        display.console.print(note, style="yellow", markup=False)
+        terminal.console.print(note, style="yellow", markup=False)

@@ -17,8 +17,8 @@ from aift_ray.commandline import guarded
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import format_table
 from aift_ray.data.examples import Example
-from aift_ray.data.prompts import PromptEncoder
-from aift_ray.models.folders import load_tokenizer
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.models.hub import load_tokenizer
 from tests.conftest import SHIPPED, write_rows
 from tests.quantization.conftest import make_adapter
 
