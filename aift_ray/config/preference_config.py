@@ -10,9 +10,12 @@ from pydantic import Field
 from aift_ray.config.section import Section, setting
 from aift_ray.errors import Problem
 
-Objective = Literal["sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward"]
-# what a row of a data file holds: one answer, a better and a worse one, or one with a label
-Answers = Literal["one", "pair", "label"]
+Objective = Literal[
+    "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward", "grpo"
+]
+# what a row of a data file holds: one answer, a better and a worse one, one with a label, or a
+# prompt alone
+Answers = Literal["one", "pair", "label", "prompt"]
 
 # objectives that hold the model against a reference
 REFERENCED = ("dpo", "ipo", "hinge", "robust", "kto")
@@ -34,7 +37,8 @@ _BETA, _BETA_SIMPO = 0.1, 2.0
 
 def answers_of(objective: Objective) -> Answers:
     """What the rows of an objective hold."""
-    return "one" if objective == "sft" else "label" if objective == "kto" else "pair"
+    held: dict[str, Answers] = {"sft": "one", "kto": "label", "grpo": "prompt"}
+    return held.get(objective, "pair")
 
 
 class PreferenceConfig(Section):

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config import lr_schedules
 from aift_ray.config.data_config import DataConfig
+from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.config.lora_config import LoRAConfig
 from aift_ray.config.lr_schedules import Scheduler, Share
 from aift_ray.config.mixture_config import wrong_mixture
@@ -148,6 +149,7 @@ class RunConfig(Settings):
         "training.seed": "seed",
         "resume_allow": ["resume-allow", "resume.allow"],
         "preference.reference": "reference",
+        "grpo.reward": "reward",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -156,7 +158,8 @@ class RunConfig(Settings):
     objective: Objective = setting(
         "sft",
         "sft: answers; dpo, ipo, hinge, robust, orpo, simpo, cpo: the better of two; kto: answers "
-        "labelled good or bad; reward: a model that scores answers",
+        "labelled good or bad; reward: a model that scores answers; grpo: completions "
+        "that the model generates, by rewards",
     )
     output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
     overwrite: bool = setting(False, "delete the files of an earlier run in the output folder")
@@ -166,10 +169,9 @@ class RunConfig(Settings):
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
     parallel: ParallelConfig = setting(ParallelConfig(), "distribution over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
+    grpo: GRPOConfig = setting(GRPOConfig(), "objective grpo: generation, rewards, loss")
     data: DataConfig = setting(DataConfig(), "data files, tokenization and packing")
-    evaluation: EvaluationConfig = setting(
-        EvaluationConfig(), "tasks to evaluate on while training"
-    )
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks to evaluate on in training")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
 
     @field_validator("resume_allow")
@@ -221,6 +223,8 @@ class RunConfig(Settings):
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
+        grpo = self.objective == "grpo"
+        found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
         found += self._beside_objective()
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
@@ -283,11 +287,18 @@ class RunConfig(Settings):
         units = self.training.batch_size * self.training.gradient_accumulation_steps
         return units // parts if parts else self.training.batch_size
 
+    @property
+    def rollout_actors(self) -> int:
+        """Ray actors that generate completions beside the workers."""
+        apart = self.objective == "grpo" and self.grpo.placement == "apart"
+        return self.grpo.rollout_workers if apart else 0
+
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
         if self.training.ddp and self.ray.num_workers is None:
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
+        devices -= self.rollout_actors if devices else 0
         if wanted is None:
             if self.parallel.strategy == "model_parallel":
                 return 1, 1

@@ -17,11 +17,11 @@ PROGRAM = """
 import json, sys
 import ray
 from aift_ray.config import DataConfig
-from aift_ray.data import cache
+from aift_ray.data import token_cache as cache
 from aift_ray.data.tokenize import encode_here
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.ray_backend import ray_tokenize as tokenizing
-from aift_ray.models import folders
+from aift_ray.models import hub as folders
 
 rows, place, shipped = sys.argv[1:]
 encoder = PromptEncoder(folders.load_tokenizer(shipped))
