@@ -119,7 +119,9 @@ def _optimizer(
         "eps": ("training.adam_epsilon", training.adam_epsilon),
         "weight_decay": ("training.weight_decay", training.weight_decay),
     }
-    found = [(f"optimizer.{key}", given[key], *named) for key, named in own.items() if key in given]
+    found: list[tuple[str, Any, str, Any]] = [
+        (f"optimizer.{key}", given[key], *named) for key, named in own.items() if key in given
+    ]
     if "betas" in given:
         betas = [getattr(training, name) for name in _MOMENTS]
         found.append(("optimizer.betas", given["betas"], "training's", betas))

@@ -45,30 +45,28 @@ class PreferenceConfig(Section):
     """How answers are held against each other; the names are TRL's."""
 
     beta: Annotated[float, Field(gt=0, le=100)] | None = setting(
-        None, "weight of the difference between the answers; default: 0.1, simpo: 2"
+        None, "temperature of the preference loss; default: 0.1, simpo: 2"
     )
     label_smoothing: float = setting(
-        0.0, "share of pairs that may be labelled the wrong way round", ge=0, lt=0.5
+        0.0, "assumed share of pairs with flipped labels", ge=0, lt=0.5
     )
     length_normalized: bool = setting(
-        False, "dpo: log-probabilities by the token (TRL's loss_type sigmoid_norm)"
+        False, "dpo: average log-probabilities per token (TRL's loss_type sigmoid_norm)"
     )
-    rpo_alpha: float = setting(
-        0.0, "weight of the chosen answer's own loss by the token beside the objective", ge=0
-    )
+    rpo_alpha: float = setting(0.0, "weight of the per-token NLL loss of the chosen answer", ge=0)
     cpo_alpha: Annotated[float, Field(ge=0)] | None = setting(
-        None, "the same weight of cpo and simpo; default: cpo 1, simpo 0"
+        None, "the same weight for cpo and simpo; default: cpo 1, simpo 0"
     )
-    simpo_gamma: float = setting(0.5, "margin of rewards that simpo asks for", ge=0)
+    simpo_gamma: float = setting(0.5, "simpo: target reward margin", ge=0)
     desirable_weight: float = setting(1.0, "kto: weight of rows with label true", ge=0)
     undesirable_weight: float = setting(1.0, "kto: weight of rows with label false", ge=0)
     center_rewards_coefficient: float = setting(
-        0.0, "reward: weight of the squared sum of both rewards, which keeps them around 0", ge=0
+        0.0, "reward: weight of the squared sum of both rewards, which centers them at 0", ge=0
     )
     reference: str | None = setting(
         None,
-        "catalog name, Hub id or folder of the reference model; default: the model as the run "
-        "begins",
+        "catalog name, Hub id or folder of the reference model; default: the initial model of "
+        "the run",
     )
 
     def beta_of(self, objective: Objective) -> float:
