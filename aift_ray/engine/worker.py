@@ -73,8 +73,8 @@ def work(
                 phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
         metrics = _metrics(run, job) if group.leads else None
-        trackers = metrics and metrics.trackers
-        at_last.callback(lambda: trackers and trackers.close({"status": "failed"}))
+        if metrics and metrics.trackers:
+            at_last.callback(metrics.trackers.close, {"status": "failed"})
         writing = Writing(run, store)
         at_last.callback(writing.close)
         session = _Session(run, metrics, writing, report, watch)

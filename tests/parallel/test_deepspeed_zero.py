@@ -59,7 +59,7 @@ def test_where_it_is_not_installed_the_command_that_installs_it_is_told(
         ray__num_workers=2,
         output_dir=str(tmp_path / "out"),
     )
-    with pytest.raises(ConfigError, match=r"deepspeed is not installed.*aift-ray\[deepspeed\]"):
+    with pytest.raises(ConfigError, match=r"(?s)deepspeed is not installed.*aift-ray\[deepspeed\]"):
         early_checks.check_run(config)
 
 
@@ -126,7 +126,7 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "optimizer.type is Lamb there",
         "optimizer.lr is 3.0 there, and training.learning_rate is 0.01",
         "stage is 3 there",
-        "scheduler is not done by aift-ray: leave it out: training.lr_scheduler counts",
+        "scheduler is not done by aift-ray",
         "zero_optimization.offload_param is not done by aift-ray",
         "zero_optimization.zoo is not done by aift-ray",
     ):
