@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from aift_ray.config.preference import Objective
 from aift_ray.config.section import (
     SHIPPED_MODEL,
     Positive,
@@ -32,6 +33,9 @@ class PlanConfig(Settings):
 
     model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    objective: Objective = setting(
+        "sft", "what is minimized; each comparison of a preference objective is two answers"
+    )
     gpus: Positive = setting(1, "GPUs of the machine")
     gpu: (
         Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200", "measured"] | None
@@ -47,7 +51,7 @@ class PlanConfig(Settings):
     sequence_length: Annotated[int, Field(ge=8)] = setting(
         2048, "tokens of a row in training, and of a request with its answer in serving"
     )
-    batch_size: Positive = setting(4, "rows a worker and micro-step")
+    batch_size: Positive = setting(4, "rows, or comparisons, a worker and micro-step")
     gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw", "where and in how many bits AdamW's moments are"

@@ -30,11 +30,34 @@ _OWNERS = {
     "reference": REFERENCED,
 }
 _BETA, _BETA_SIMPO = 0.1, 2.0
+# strategies that divide the model itself: its blocks, or its matrices
+_DIVIDED = ("pipeline", "tensor", "model_parallel")
 
 
 def answers_of(objective: Objective) -> Answers:
     """What the rows of an objective hold."""
     return "one" if objective == "sft" else "label" if objective == "kto" else "pair"
+
+
+def answers_a_comparison(objective: Objective) -> int:
+    """Answers that the gradient of one comparison is computed from; of `sft` rows."""
+    return 2 if answers_of(objective) == "pair" else 1
+
+
+def further_forwards(objective: Objective) -> int:
+    """Forward passes over a row beside those of its training step.
+
+    The reference takes one. KTO's estimate of the KL takes two more, of the model and of its
+    reference, over as many mismatched answers.
+    """
+    return 3 if objective == "kto" else int(objective in REFERENCED)
+
+
+def divided_scorer(objective: Objective, strategy: str) -> str:
+    """Why a strategy can't train the reward model; "": it can, or none is trained."""
+    if objective != "reward" or strategy not in _DIVIDED:
+        return ""
+    return f"{strategy} divides language models, and objective reward trains a model with a score"
 
 
 class PreferenceConfig(Section):
@@ -92,10 +115,9 @@ class PreferenceConfig(Section):
             what = "is 0, and objective robust is dpo without it"
             remedy = "give --preference.label_smoothing 0.1, or --objective dpo"
             yield Problem("preference.label_smoothing", what, remedy)
-        parts = strategy in ("pipeline", "tensor", "model_parallel")
-        if objective == "reward" and parts:
-            what = f"{strategy} cuts models that answer, and reward trains one that scores"
-            yield Problem("parallel.strategy", what, "use --strategy ddp or fsdp")
-        if self.reference and parts:
+        divided = divided_scorer(objective, strategy)
+        if divided:
+            yield Problem("parallel.strategy", divided, "use --strategy ddp or fsdp")
+        if self.reference and strategy in _DIVIDED:
             what = f"is laid out as another model than the one that {strategy} cuts"
             yield Problem("preference.reference", what, "use --strategy ddp or fsdp")

@@ -249,9 +249,6 @@ class RunConfig(Settings):
     def _beside_objective(self) -> list[Problem]:
         """Settings of other sections that an objective can't have."""
         found = []
-        if self.objective != "sft" and self.data.mixture:
-            what = f"weighs rows of one answer, and objective {self.objective} compares answers"
-            found.append(Problem("data.mixture", what, "give --train-file"))
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))

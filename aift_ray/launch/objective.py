@@ -20,7 +20,7 @@ def settled(
     Raises:
         ConfigError: no model of the family can be trained by the objective, or the reference has
             another vocabulary.
-        ModelError: the reference is not there, or damaged.
+        ModelError: the reference is not there, damaged, or no language model.
     """
     if config.objective == "reward":
         # needs the modelling code
@@ -43,6 +43,7 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     if name is None:
         return None
     location = folders.resolve(name)
+    folders.load_config(location)
     other = folders.load_tokenizer(location)
     if other.get_vocab() != tokenizer.get_vocab():
         what = f"{name} has another vocabulary than {config.model}: its log-probabilities are of "

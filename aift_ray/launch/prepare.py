@@ -88,7 +88,7 @@ def prepare(
     _given(config)
     tasks = in_training.load(config.evaluation)
     location = folders.resolve(config.model)
-    model_config = folders.load_config(location)
+    model_config = folders.load_config(location, config.objective == "reward")
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
     beside = objective.settled(config, model_config, encoder.tokenizer)

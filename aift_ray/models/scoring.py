@@ -10,6 +10,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 
 from aift_ray.errors import Problem
 from aift_ray.models.families import family_of
+from aift_ray.models.folders import SCORER
 from aift_ray.models.refusals import refusal
 from aift_ray.models.wrappers import is_wrapper
 
@@ -40,6 +41,10 @@ def unfit(config: Any) -> list[Problem]:
     if kind is None or is_wrapper(config):
         what = "transformers has no class of it that scores texts, which objective reward trains"
         return [refusal(family_of(config), what, None, field="objective")]
+    named = getattr(config, "architectures", None) or []
+    if any(str(one).endswith(SCORER) for one in named) and config.num_labels != 1:
+        what = f"is a classifier of {config.num_labels} labels, and objective reward trains one"
+        return [Problem("model", what, "give a language model, or a reward model of one label")]
     return []
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import nn
 
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.data.prompts import PromptEncoder
@@ -19,13 +18,14 @@ from aift_ray.models.base_model import BaseModel
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.places import Place
-from aift_ray.training import given, runs
+from aift_ray.training import given
 from aift_ray.training.peft_config import as_own
+from aift_ray.training.trainer import Trainer
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
 
 
-class LoRAFinetuningTrainer:
+class LoRAFinetuningTrainer(Trainer):
     """Trains LoRA adapters; with QLoRA on a base held in 4 or 8 bits.
 
     Args:
@@ -65,27 +65,13 @@ class LoRAFinetuningTrainer:
             lora_config=(lora_config, (LoRAConfig, LoraConfig)),
             training_config=(training_config, TrainingConfig),
         )
-        self.model, self.lora_config, self.training_config = model, lora_config, training_config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        options = given.Options(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.lora_config, self.training_config = lora_config, training_config
 
-    def train(
-        self,
-        train_texts: list[str] | None = None,
-        eval_texts: list[str] | None = None,
-        resume_from_checkpoint: str | None = None,
-    ) -> nn.Module:
-        """Train; `self.model` then stands for the model with its adapter.
-
-        Args, errors: as `FullFinetuningTrainer.train`.
-
-        Returns:
-            PEFT's model around the base, in this process, in evaluation mode.
-        """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         config, sections = self.training_config, lora_sections(self.model, self.lora_config)
-        alone, resume = given.here(config, self.options), resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        return config, sections, given.here(config, self.options)
 
     @staticmethod
     def load_lora_model(

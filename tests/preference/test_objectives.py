@@ -160,10 +160,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "reward", "parallel": {"strategy": "tensor"}},
         "parallel.strategy",
     ),
-    "a mixture": (
-        {"objective": "dpo", "data": {"mixture": [{"files": ["a.jsonl"]}]}},
-        "data.mixture",
-    ),
     "another reference of a pipeline": (
         {
             "objective": "dpo",
