@@ -109,15 +109,29 @@ def token_rows(run: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("case", CASES)
 def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
+    hold_against_trl(case, method, SHIPPED, ROWS, tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ten_steps_of_a_real_model_equal_trl(case: str, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("AIFT_REAL_MODELS", tmp_path)) / "gemma3-270m"
+    if not folder.is_dir():
+        pytest.skip("gemma3-270m is not there: AIFT_REAL_MODELS names the folder of real models")
+    hold_against_trl(case, "lora", folder, 4, tmp_path)
+
+
+def hold_against_trl(case: str, method: str, model: Path, number: int, tmp_path: Path) -> None:
+    """Ten steps of `number` rows each, here and in TRL, on the same weights."""
     trl_python()
     objective, own, settings, batch = CASES[case]
-    rows = labelled(ROWS) if objective == "kto" else pairs(ROWS)
+    batch = min(batch, number)
+    rows = labelled(number) if objective == "kto" else pairs(number)
     if objective == "reward":
         rows = [row | {"margin": 0.1 * number} for number, row in enumerate(rows)]
     run = started(
         validated(
             {
-                "model": str(SHIPPED),
+                "model": str(model),
                 "method": method,
                 "objective": objective,
                 "preference": own,
@@ -129,7 +143,7 @@ def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
                 "training": {
                     "learning_rate": RATE,
                     "batch_size": 2,
-                    "gradient_accumulation_steps": ROWS // 2,
+                    "gradient_accumulation_steps": number // 2,
                     "max_steps": STEPS,
                     "warmup_steps": 0,
                     "lr_scheduler": "constant",
@@ -142,10 +156,10 @@ def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     )
     spec = {
         "objective": objective,
-        "model": str(SHIPPED),
+        "model": str(model),
         "rows": token_rows(run),
         "batch": batch,
-        "accumulation": ROWS // batch,
+        "accumulation": number // batch,
         "learning_rate": RATE,
         "steps": STEPS,
         "settings": settings if objective == "reward" else {"beta": 0.1, **settings},
