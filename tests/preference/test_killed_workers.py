@@ -13,7 +13,7 @@ from tests.launch.command import Command, curve_of, flags, summary_of
 from tests.preference.rows import labelled, pairs, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-STEPS, WEIGHTS = 24, "adapter_model.safetensors"
+STEPS, WEIGHTS = 400, "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
@@ -30,13 +30,12 @@ def test_kills_change_no_bit_of_a_comparison(
             objective=objective,
             method="lora",
             lora__lora_dropout=0.1,
-            ray__num_workers=2,
             parallel__strategy="ddp",
             training__batch_size=2,
             training__gradient_accumulation_steps=1,
             training__learning_rate=1e-3,
             training__max_steps=STEPS,
-            training__save_steps=2,
+            training__save_steps=10,
             ray__max_failures=-1,
         )
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
