@@ -53,6 +53,10 @@ def needs(
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
+    targets = held.targets if held else None
+    if config.objective == "reward":
+        # a model with a score makes no logits
+        targets = 0
 
     def need(way: Way) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
@@ -74,7 +78,7 @@ def needs(
             copies=planned and training.async_save,
             answer_tokens=answer_tokens(config),
             process=process,
-            targets=held.targets if held else None,
+            targets=targets,
         )
         return memory(shape, work)
 
