@@ -177,11 +177,13 @@ def parsed_turns(value: Any, name: str) -> Any:
         raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
     if not turns:
         raise WrongRow(f"{name} has no message")
-    return [_turn(turn) for turn in turns]
+    return [_turn(turn, f"{name}: message {number}") for number, turn in enumerate(turns, 1)]
 
 
-def _turn(turn: Any) -> Any:
-    if not isinstance(turn, Mapping) or "from" not in turn or "role" in turn:
+def _turn(turn: Any, name: str) -> Any:
+    if not isinstance(turn, Mapping):
+        raise WrongRow(f"{name} is {kind_of(turn)}, expected an object with role and content")
+    if "from" not in turn or "role" in turn:
         return turn
     role = _SPEAKERS.get(str(turn["from"]), turn["from"])
     content = turn.get("value")
