@@ -244,7 +244,10 @@ def _margin(row: dict[str, Any]) -> float | None:
         if better is not None and worse is not None and better < worse:
             what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"
             raise WrongRow(what, "swap the answers, or remove the row")
-    return _number(row, "margin")
+    margin = _number(row, "margin")
+    if margin is not None and margin < 0:
+        raise WrongRow(f"margin {margin:g} is less than 0", "swap the answers, or remove the row")
+    return margin
 
 
 def _number(row: dict[str, Any], key: str) -> float | None:

@@ -22,7 +22,9 @@ from tests.engine.runs import started, stepped
 from tests.preference.rows import labelled, pairs, write
 
 pytestmark = [pytest.mark.slow]
-STEPS, ROWS, RATE = 10, 8, 2e-4
+STEPS, ROWS = 10, 8
+# larger steps of all weights make rounding errors grow beyond 1e-4 within ten steps
+RATES = {"lora": 2e-4, "full": 2e-5}
 # objective: our settings, TRL's, and the rows of its micro-batches
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "sigmoid": ("dpo", {}, {"loss_type": "sigmoid"}, 4),
@@ -141,7 +143,7 @@ def hold_against_trl(case: str, method: str, model: Path, number: int, tmp_path:
                     "sequence_length": 128,
                 },
                 "training": {
-                    "learning_rate": RATE,
+                    "learning_rate": RATES[method],
                     "batch_size": 2,
                     "gradient_accumulation_steps": number // 2,
                     "max_steps": STEPS,
@@ -160,7 +162,7 @@ def hold_against_trl(case: str, method: str, model: Path, number: int, tmp_path:
         "rows": token_rows(run),
         "batch": batch,
         "accumulation": number // batch,
-        "learning_rate": RATE,
+        "learning_rate": RATES[method],
         "steps": STEPS,
         "settings": settings if objective == "reward" else {"beta": 0.1, **settings},
     }
