@@ -73,16 +73,22 @@ class PreferenceConfig(Section):
         False, "dpo: log-probabilities by the token (TRL's loss_type sigmoid_norm)"
     )
     rpo_alpha: float = setting(
-        0.0, "weight of the chosen answer's own loss by the token beside the objective", ge=0
+        0.0,
+        "weight of the chosen answer's own loss by the token beside the objective",
+        ge=0,
+        le=100,
     )
-    cpo_alpha: Annotated[float, Field(ge=0)] | None = setting(
+    cpo_alpha: Annotated[float, Field(ge=0, le=100)] | None = setting(
         None, "the same weight of cpo and simpo; default: cpo 1, simpo 0"
     )
-    simpo_gamma: float = setting(0.5, "margin of rewards that simpo asks for", ge=0)
-    desirable_weight: float = setting(1.0, "kto: weight of rows with label true", ge=0)
-    undesirable_weight: float = setting(1.0, "kto: weight of rows with label false", ge=0)
+    simpo_gamma: float = setting(0.5, "margin of rewards that simpo asks for", ge=0, le=100)
+    desirable_weight: float = setting(1.0, "kto: weight of rows with label true", ge=0, le=100)
+    undesirable_weight: float = setting(1.0, "kto: weight of rows with label false", ge=0, le=100)
     center_rewards_coefficient: float = setting(
-        0.0, "reward: weight of the squared sum of both rewards, which keeps them around 0", ge=0
+        0.0,
+        "reward: weight of the squared sum of both rewards, which keeps them around 0",
+        ge=0,
+        le=100,
     )
     reference: str | None = setting(
         None,
@@ -115,6 +121,9 @@ class PreferenceConfig(Section):
             what = "is 0, and objective robust is dpo without it"
             remedy = "give --preference.label_smoothing 0.1, or --objective dpo"
             yield Problem("preference.label_smoothing", what, remedy)
+        if objective == "kto" and not (self.desirable_weight or self.undesirable_weight):
+            what = "is 0, and so is preference.undesirable_weight: no row would be trained"
+            yield Problem("preference.desirable_weight", what, "give one of them more than 0")
         divided = divided_scorer(objective, strategy)
         if divided:
             yield Problem("parallel.strategy", divided, "use --strategy ddp or fsdp")
