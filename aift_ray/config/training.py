@@ -249,6 +249,9 @@ class RunConfig(Settings):
     def _beside_objective(self) -> list[Problem]:
         """Settings of other sections that an objective can't have."""
         found = []
+        if self.objective != "sft" and self.data.train_end == "all":
+            what = "trains ends of turns in the prompt, and only answers are compared"
+            found.append(Problem("data.train_end", what, "use turn or none"))
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))

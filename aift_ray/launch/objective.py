@@ -24,9 +24,13 @@ def settled(
     """
     if config.objective == "reward":
         # needs the modelling code
-        from aift_ray.models import scoring
+        from aift_ray.models import loading, scoring
 
         problems = scoring.unfit(model_config)
+        layers = [*(config.lora.target_modules or []), *(config.lora.modules_to_save or [])]
+        if layers and config.method != "full" and not problems:
+            outline = loading.skeleton(folders.resolve(config.model))
+            problems = scoring.without_output(outline, layers)
         if problems:
             raise ConfigError(problems)
     padding = tokenizer.pad_token_id

@@ -48,6 +48,23 @@ def unfit(config: Any) -> list[Problem]:
     return []
 
 
+def without_output(model: PreTrainedModel, names: list[str]) -> list[Problem]:
+    """The layers to be trained that a model with a score does not have.
+
+    Args:
+        model: the language model of the family.
+        names: of the layers, as `lora` has them.
+    """
+    output: Any = model.get_output_embeddings()
+    own = next((name for name, module in model.named_modules() if module is output), "")
+    if not own or own.rpartition(".")[2] not in names:
+        return []
+    what = (
+        f"{own} is the output layer, and a reward model has {HEAD} in its place, which is trained"
+    )
+    return [Problem("lora", f"{what} anyway", "leave it out")]
+
+
 def with_head(config: Any, pad_id: int) -> Any:
     """The same configuration, for a model with one output a text; `pad_id` as of `Scored`."""
     config.num_labels = 1

@@ -139,6 +139,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "dpo", "preference": {"label_smoothing": 0.5}},
         "preference.label_smoothing",
     ),
+    "ends of turns in the prompt": (
+        {"objective": "dpo", "data": {"train_end": "all"}},
+        "data.train_end",
+    ),
     "no weight": (
         {"objective": "kto", "preference": {"desirable_weight": 0, "undesirable_weight": 0}},
         "preference.desirable_weight",

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from aift_ray import JapaneseModel, evaluate, export, quantize, serve, train
 from aift_ray.commandline import guarded, validated
-from aift_ray.errors import ModelError
+from aift_ray.errors import ConfigError, ModelError
 from aift_ray.launch.prepare import prepare
 from aift_ray.models.places import find_place
 from tests.conftest import ROOT, SHIPPED
@@ -82,11 +82,13 @@ def test_a_reward_model_is_trained_further_and_other_classifiers_are_not(
 ) -> None:
     rows = str(write(tmp_path / "rows.jsonl", pairs(4)))
 
-    def prepared(model: Path) -> Any:
+    def prepared(model: Path, **more: Any) -> Any:
         data = {"train_files": [rows]}
-        config = validated({"model": str(model), "objective": "reward", "data": data})
+        config = validated({"model": str(model), "objective": "reward", "data": data} | more)
         return prepare(config, tmp_path / "out", 1, False, None)
 
     assert prepared(scorer).steps
-    with pytest.raises(Exception, match="classifier of 3 labels"):
+    with pytest.raises(ConfigError, match="classifier of 3 labels"):
         prepared(made(tmp_path / "three", 3))
+    with pytest.raises(ConfigError, match="lm_head is the output layer"):
+        prepared(SHIPPED, lora={"modules_to_save": ["lm_head"]})
