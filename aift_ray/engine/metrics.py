@@ -188,7 +188,7 @@ _COMPARED: dict[str, Curves] = {
         ("eval_logps/chosen", "chosen, evaluation", _tested(_RED)),
         ("eval_logps/rejected", "rejected, evaluation", _tested(_GREY)),
     ),
-    "KL to the reference": (
+    "KL to the reference, estimated": (
         ("kl", "training", _trained(_BLUE)),
         ("eval_kl", "evaluation", _tested(_RED)),
     ),

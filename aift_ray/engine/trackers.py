@@ -78,7 +78,8 @@ class Trackers:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
         # scores of tasks are named TASK/SCORE
-        found |= {f"eval/{name}": value for name, value in line.items() if "/" in name}
+        scores = {name: value for name, value in line.items() if "/" in name}
+        found |= {f"eval/{name}": scores[name] for name in scores if name not in _NAMES}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:
