@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 
 if TYPE_CHECKING:
     from aift_ray.engine.build import Run

@@ -9,7 +9,7 @@ from typing import Any
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given
+from aift_ray.training import trainer_args
 from aift_ray.training.trainer import Trainer, check_full
 
 
@@ -56,7 +56,7 @@ class FullFinetuningTrainer(Trainer):
         check_full(
             model, "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
         )
-        options = given.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.Options(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.use_accelerate = config, use_accelerate
 
@@ -64,4 +64,4 @@ class FullFinetuningTrainer(Trainer):
         config, grouped = self.config, int(os.environ.get("WORLD_SIZE", "1")) > 1
         if self.use_accelerate and grouped and config.local_rank < 0:
             config = config.model_copy(update={"local_rank": int(os.environ["LOCAL_RANK"])})
-        return config, {"method": "full"}, given.here(config, self.options)
+        return config, {"method": "full"}, trainer_args.here(config, self.options)

@@ -9,16 +9,16 @@ import torch
 from peft import LoraConfig
 
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import check_arguments
-from aift_ray.models import folders, loading
-from aift_ray.models.adapter_folder import check_adapter
-from aift_ray.models.adapters import reload_adapters
+from aift_ray.models import hub, load
+from aift_ray.models.base_and_adapter import Place
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
-from aift_ray.models.places import Place
-from aift_ray.training import given
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.lora.attach import reload_adapters
+from aift_ray.training import trainer_args
 from aift_ray.training.peft_config import as_own
 from aift_ray.training.trainer import Trainer
 
@@ -65,13 +65,13 @@ class LoRAFinetuningTrainer(Trainer):
             lora_config=(lora_config, (LoRAConfig, LoraConfig)),
             training_config=(training_config, TrainingConfig),
         )
-        options = given.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.Options(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
 
     def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         config, sections = self.training_config, lora_sections(self.model, self.lora_config)
-        return config, sections, given.here(config, self.options)
+        return config, sections, trainer_args.here(config, self.options)
 
     @staticmethod
     def load_lora_model(
@@ -92,8 +92,8 @@ class LoRAFinetuningTrainer(Trainer):
                 which is named.
         """
         base = JapaneseModel(base_model_name, device)
-        location = folders.resolve(base_model_name)
-        skeleton = loading.skeleton(location)
+        location = hub.resolve(base_model_name)
+        skeleton = load.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
         own = str(folder) if has_tokenizer(folder) else location
         tokenizer = Place(location, own).load_tokenizer(base_model_name)

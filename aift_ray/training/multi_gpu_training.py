@@ -17,7 +17,7 @@ from aift_ray.config import (
 )
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.lora_finetuning import lora_sections
 from aift_ray.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ class AdvancedMultiGPUTrainer(Trainer):
             config=(config, MultiGPUTrainingConfig),
             lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
         )
-        options = given.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.Options(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.lora_config = config, lora_config
 
@@ -71,7 +71,7 @@ class AdvancedMultiGPUTrainer(Trainer):
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections |= lora_sections(self.model, self.lora_config)
-        sections["parallel"] = runs.parts_of(self.config, ParallelConfig)
+        sections["parallel"] = trainer_run.parts_of(self.config, ParallelConfig)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
             if self.config.strategy == "ddp":
                 config = config.model_copy(update={"ddp": True})

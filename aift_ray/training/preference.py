@@ -11,7 +11,7 @@ from torch import nn
 from aift_ray.config import DataConfig, LoRAConfig, PreferenceConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given
+from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
 from aift_ray.training.trainer import Trainer, check_full
 
@@ -62,7 +62,7 @@ class PreferenceTrainer(Trainer):
         )
         if lora_config is None:
             check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
-        options = given.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.Options(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
         self.objective, self.preference = objective, preference
@@ -89,9 +89,12 @@ class PreferenceTrainer(Trainer):
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
-        sections |= {"objective": self.objective, "preference": given.section(self.preference)}
+        sections |= {
+            "objective": self.objective,
+            "preference": trainer_args.section(self.preference),
+        }
         config = self.training_config
-        alone = given.here(config, self.options)
+        alone = trainer_args.here(config, self.options)
         if self.objective == "reward" and not alone:
             what = "reward trains a model that scores, which this process can't open afterwards"
             remedy = "train it here, without workers, or with the command aift-ray train"

@@ -10,7 +10,7 @@ from torch import nn
 from aift_ray.config import TrainingConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 
 
 class Trainer(ABC):
@@ -23,7 +23,7 @@ class Trainer(ABC):
     """
 
     def __init__(
-        self, model: BaseModel, train_dataset: Any, eval_dataset: Any, options: given.Options
+        self, model: BaseModel, train_dataset: Any, eval_dataset: Any, options: trainer_args.Options
     ) -> None:
         self.model, self.options = model, options
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -50,10 +50,10 @@ class Trainer(ABC):
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         config, sections, alone = self._settings()
         resume = resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
 
     @abstractmethod
     def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.faults.kills import progressed, recovered, strike, vanished
-from tests.launch.command import Command, curve_of, flags, summary_of
-from tests.preference.rows import labelled, pairs, write
+from tests.helpers.command import Command, curve_of, flags, summary_of
+from tests.helpers.preference_rows import labelled, pairs, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 STEPS, WEIGHTS = 400, "adapter_model.safetensors"

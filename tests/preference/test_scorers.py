@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from aift_ray import JapaneseModel, evaluate, export, quantize, serve, train
 from aift_ray.commandline import guarded, validated
 from aift_ray.errors import ConfigError, ModelError
-from aift_ray.launch.prepare import prepare
-from aift_ray.models.places import find_place
+from aift_ray.models.base_and_adapter import find_place
+from aift_ray.runs.prepare import prepare
 from tests.conftest import ROOT, SHIPPED
-from tests.preference.rows import pairs, write
+from tests.helpers.preference_rows import pairs, write
 
 KEITAI = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 

@@ -1,0 +1,70 @@
+"""Every setting of `aift-ray plan`, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from aift_ray.config.preference_config import Objective
+from aift_ray.config.section import (
+    SHIPPED_MODEL,
+    Positive,
+    Settings,
+    memory_bytes,
+    memory_size,
+    setting,
+)
+
+
+class PlanConfig(Settings):
+    """A machine, a model, and what is to be done with it."""
+
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
+        "gpu_memory": "gpu-memory",
+        "host_memory": "host-memory",
+        "sequence_length": "sequence-length",
+        "batch_size": "batch-size",
+        "gradient_accumulation_steps": "gradient-accumulation-steps",
+        "gradient_checkpointing": "gradient-checkpointing",
+        "lora_dropout": "lora-dropout",
+        "as_json": "json",
+    }
+
+    model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
+    method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    objective: Objective = setting(
+        "sft", "what is minimized; each comparison of a preference objective is two answers"
+    )
+    gpus: Positive = setting(1, "GPUs of the machine")
+    gpu: (
+        Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200", "measured"] | None
+    ) = setting(
+        None,
+        "which GPU; measured: what aift-ray doctor --bench found; default: by gpu_memory, "
+        "else a5000",
+    )
+    gpu_memory: str | None = setting(
+        None, "memory that a run may take of each GPU, 24GB; default: what the GPU has"
+    )
+    host_memory: str | None = setting(None, "memory of the machine, 128GB; default: not looked at")
+    sequence_length: Annotated[int, Field(ge=8)] = setting(
+        2048, "tokens of a row in training, and of a request with its answer in serving"
+    )
+    batch_size: Positive = setting(4, "rows, or comparisons, a worker and micro-step")
+    gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
+        "adamw", "where and in how many bits AdamW's moments are"
+    )
+    gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
+    r: Positive = setting(16, "rank of the adapters")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.05, "dropout before the adapters")
+    tokens: Positive = setting(10_000_000, "tokens that are trained on, for the hours")
+    as_json: bool = setting(False, "tell it as JSON, for scripts")
+
+    @field_validator("gpu_memory", "host_memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        if value is not None and not memory_bytes(memory_size(value)):
+            raise ValueError("give more than 0, for example 24GB")
+        return value
