@@ -13,7 +13,7 @@ from tests.helpers.command import Command, curve_of, flags, summary_of
 from tests.helpers.preference_rows import labelled, pairs, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-STEPS, WEIGHTS = 400, "adapter_model.safetensors"
+STEPS, WEIGHTS = 120, "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
