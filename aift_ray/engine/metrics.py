@@ -27,6 +27,15 @@ COMPARED = (
 )
 
 
+def task_scores(line: dict[str, Any]) -> dict[str, Any]:
+    """The scores of tasks in a line: TASK/SCORE, which no metric of comparisons is."""
+    return {
+        name: value
+        for name, value in line.items()
+        if "/" in name and name.removeprefix("eval_") not in COMPARED
+    }
+
+
 class Metrics:
     """Writes a line a logged step; goes on after `step`, dropping later lines of a killed run.
 

@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from aift_ray.engine.metrics import COMPARED, replace
+from aift_ray.engine.metrics import COMPARED, replace, task_scores
 from aift_ray.errors import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -77,9 +77,7 @@ class Trackers:
     def log(self, line: dict[str, Any]) -> None:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
-        # scores of tasks are named TASK/SCORE
-        scores = {name: value for name, value in line.items() if "/" in name}
-        found |= {f"eval/{name}": scores[name] for name in scores if name not in _NAMES}
+        found |= {f"eval/{name}": value for name, value in task_scores(line).items()}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:
