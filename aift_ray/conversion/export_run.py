@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from aift_ray.config import ExportConfig
-from aift_ray.conversion import gguf_adapter, gguf_plan, vllm_export
+from aift_ray.conversion import format_table, gguf_adapter, gguf_plan, vllm_export
 from aift_ray.conversion.export_plan import REPORT, Plan, prepare
 from aift_ray.conversion.gguf_plan import GgufPlan
 from aift_ray.conversion.vllm_export import CompressedPlan
@@ -32,6 +32,8 @@ def run(config: ExportConfig, dry_run: bool = False) -> dict[str, Any]:
         UserError: the input is wrong.
         AiftError: the disk is full; like after any error, nothing is left behind.
     """
+    if config.compare:
+        return format_table.run(config, dry_run)
     plan = prepare(config)
     _show(plan)
     if dry_run:

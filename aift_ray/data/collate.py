@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.preference_batch import Compared
 from aift_ray.data.token_rows import Flags, Ids, TokenRows
 
@@ -28,6 +29,7 @@ class Batch:
         sets: (targets,), the set of a mixture that each is of.
         set_losses: (sets,), to which the losses of each set are added, in double precision.
         compared: of answers that are compared with each other.
+        policy: of generated completions.
     """
 
     ids: torch.Tensor
@@ -40,6 +42,7 @@ class Batch:
     sets: torch.Tensor | None = None
     set_losses: torch.Tensor | None = None
     compared: Compared | None = None
+    policy: PolicyTargets | None = None
 
     def __post_init__(self) -> None:
         if self.longest:
@@ -61,11 +64,17 @@ class Batch:
 
         batch = Batch(**moved(vars(self)))
         compared = self.compared and Compared(**moved(vars(self.compared)))
-        return replace(batch, compared=compared)
+        policy = self.policy and PolicyTargets(**moved(vars(self.policy)))
+        return replace(batch, compared=compared, policy=policy)
 
     @property
-    def weight(self) -> int:
-        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons."""
+    def weight(self) -> float:
+        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons.
+
+        Of completions their share in the step, whose loss is divided already.
+        """
+        if self.policy is not None:
+            return self.policy.share
         if self.compared is None:
             return len(self.targets)
         return len(self.compared.lengths) // self.compared.each

@@ -80,6 +80,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
             weights are untouched.
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
+    if run.rollouts is not None:
+        run.rollouts.begin(run.module, step)
     shares = run.plan.share(step, group.replica, group.replicas)
     targets, weight = run.plan.step_targets(step), run.plan.step_weight(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
@@ -94,7 +96,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         _begin(run, run.comparison, shares)
     summed, tokens = accumulate(run, shares, weight)
     balanced = routers.taken() / max(weight, 1) if routers else 0.0
-    measured = [] if run.comparison is None else list(run.comparison.sums)
+    measuring = run.rollouts or run.comparison
+    measured = [] if measuring is None else list(measuring.sums)
     mine = (summed, tokens, balanced, *measured)
     mine = mine if group.counts else (0.0,) * len(mine)
     joined = group.joined(*mine, asked if group.leads else 0)
@@ -117,7 +120,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
         **by_set(run, step),
-        **(run.comparison.measures(sums) if run.comparison and finite else {}),
+        **(measuring.measures(sums) if measuring and finite else {}),
         **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
@@ -142,7 +145,8 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
     the whole global batch; where answers are compared, over comparisons and by their number.
     """
-    tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
+    lengths = (run.rollouts or run.rows).lengths
+    tokens = sum(int(lengths[indices].sum()) for indices in shares if indices)
     total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
     return total.double() / max(targets, 1), tokens
 
@@ -179,6 +183,8 @@ def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
 
 def micro_batch(run: Run, indices: list[int]) -> Batch:
     """The tensors of some rows, on this worker's device."""
+    if run.rollouts is not None:
+        return run.rollouts.batch(indices)
     if run.comparison is not None:
         compared = run.comparison.trained(indices)
         made = run.comparison.batch(compared)
@@ -201,6 +207,7 @@ def without_targets(batch: Batch) -> Batch:
         batch.targets[:0],
         batch.longest,
         compared=batch.compared and batch.compared.none(),
+        policy=batch.policy and batch.policy.none(),
     )
 
 
@@ -225,7 +232,7 @@ def try_longest(run: Run) -> None:
     try:
         # the first step would make them, when the trial has gone well
         optimizer.allocate(run.optimizer)
-        batch = micro_batch(run, run.plan.longest_micro_batch())
+        batch = longest_batch(run)
         if run.group.apart > 1:
             # what is in flight at once counts
             number = len(run.plan.share(0, run.group.replica, run.group.replicas))
@@ -237,6 +244,13 @@ def try_longest(run: Run) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)
+
+
+def longest_batch(run: Run) -> Batch:
+    """A micro-batch at least as long as any that will come."""
+    if run.rollouts is not None:
+        return run.rollouts.longest_batch()
+    return micro_batch(run, run.plan.longest_micro_batch())
 
 
 def seed_step(run: Run, micro: int) -> None:
@@ -261,7 +275,7 @@ def _skip(run: Run, loss: float, norm: float) -> str:
 
 def _not_finite(run: Run, loss: float, norm: float) -> str:
     rows = [i for part in run.plan.share(run.state.step, 0, 1) for i in part]
-    places = ", ".join(run.rows.place(i) for i in rows[:8])
+    places = ", ".join((run.rollouts or run.rows).place(i) for i in rows[:8])
     return (
         f"step {run.state.step + 1}: loss {loss}, gradient norm {norm}; the weights were not "
         f"changed by it. Rows of the batch: {places}{' ...' if len(rows) > 8 else ''}. "

@@ -20,9 +20,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from aift_ray.config import GRPOConfig
 from aift_ray.data.collate import Batch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
+from aift_ray.engine.grpo.policy_loss import policy_loss
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.attention.packed_documents import Packed, packed
@@ -40,13 +42,19 @@ class LossModule(nn.Module):
         model: a transformers model, with or without PEFT's adapters.
         noise: NEFTune's alpha: noise on the embeddings in training mode; 0: none.
         objective: how answers are compared; None: they are trained.
+        policy: how generated completions are trained; None: there are none.
     """
 
     def __init__(
-        self, model: nn.Module, noise: float = 0.0, objective: Objective | None = None
+        self,
+        model: nn.Module,
+        noise: float = 0.0,
+        objective: Objective | None = None,
+        policy: GRPOConfig | None = None,
     ) -> None:
         super().__init__()
         self.model, self._noise, self._objective = model, noise, objective
+        self._policy = policy
         inner = causal_model(model)
         # the body alone, so that no logits are made for positions that are not trained
         self._body = [decoder_of(inner)]
@@ -62,7 +70,8 @@ class LossModule(nn.Module):
         """Cross-entropy summed over the targets of `batch`, and in training the routers' loss.
 
         Where answers are compared, the summed loss of the comparisons, (), or, where the batch asks
-        for no more, the log-probabilities of the answers, (documents,).
+        for no more, the log-probabilities of the answers, (documents,). Of generated completions
+        their part of the step's loss, (), or the log-probabilities of their tokens, (targets,).
         """
         total = self.loss(self.states(batch), batch)
         logits, self._router_logits = self._router_logits, ()
@@ -92,12 +101,22 @@ class LossModule(nn.Module):
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
         targets = batch.targets.to(device)
+        if batch.policy is not None:
+            return self._sampled(chosen.to(device), targets, batch)
         if batch.compared is not None:
             each = log_probabilities(self._head[0], chosen.to(device), targets)
             return self._compared(each, batch)
         note = SetLosses(batch) if batch.sets is not None else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
+
+    def _sampled(self, states: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of generated completions, at the temperature that they were sampled at."""
+        assert batch.policy is not None
+        assert self._policy is not None
+        head = _Tempered(self._head[0], self._policy.temperature)
+        each = log_probabilities(head, states, targets)
+        return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
 
     def _compared(self, each: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""
@@ -245,6 +264,19 @@ class _Head:
         model.__dict__.pop("forward", None)
         model._modules = self._model._modules | {self._body: body}
         return model
+
+
+class _Tempered:
+    """A head whose logits are divided by a temperature."""
+
+    def __init__(self, head: _Head, temperature: float) -> None:
+        self._head, self._temperature = head, temperature
+        self.trained = head.trained
+
+    def __call__(
+        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        return self._head(hidden, weights) / self._temperature
 
 
 class _Made(nn.Module):

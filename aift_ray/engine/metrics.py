@@ -28,12 +28,11 @@ COMPARED = (
 
 
 def task_scores(line: dict[str, Any]) -> dict[str, Any]:
-    """The scores of tasks in a line: TASK/SCORE, which no metric of comparisons is."""
-    return {
-        name: value
-        for name, value in line.items()
-        if "/" in name and name.removeprefix("eval_") not in COMPARED
-    }
+    """The scores of tasks in a line, named TASK/SCORE; a step has none."""
+    if "loss" in line:
+        return {}
+    named = {name: value for name, value in line.items() if "/" in name}
+    return {name: value for name, value in named.items() if not name.startswith("eval_")}
 
 
 class Metrics:

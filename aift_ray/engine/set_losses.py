@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.collate import Batch
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def by_set(run: Run, step: int) -> dict[str, Any]:
     """The loss of each set of a mixture of several; None where a step held nothing of it."""
     if run.set_of is None or run.set_losses is None:
         return {}
+    assert isinstance(run.plan, BatchPlan)
     sums = run.group.total(*run.set_losses.tolist())
     triples = zip(run.set_names, sums, run.plan.set_weights(step), strict=True)
     losses = {name: total / number if number else None for name, total, number in triples}

@@ -78,6 +78,10 @@ class Trackers:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
         found |= {f"eval/{name}": value for name, value in task_scores(line).items()}
+        if "loss" in line:
+            # of an objective that measures more of a step
+            more = [n for n in line if "/" in n and n not in _NAMES and line[n] is not None]
+            found |= {f"train/{name}": line[name] for name in more}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:

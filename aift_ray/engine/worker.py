@@ -17,6 +17,8 @@ from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.checkpoint import step_of
 from aift_ray.engine.checkpoint.coordinator import Writing
 from aift_ray.engine.checkpoint.mirror import Store, newest
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
@@ -25,6 +27,7 @@ from aift_ray.engine.model_card import card
 from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.trackers import Trackers
+from aift_ray.engine.validate import Evaluator
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
@@ -41,6 +44,7 @@ def work(
     report: Report = nothing,
     watch: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
@@ -48,6 +52,7 @@ def work(
         report: called with metrics on every worker at each checkpoint.
         watch: called with metrics on every worker at each step and evaluation.
         tokenizer: that of the job's model, where this process has it already.
+        pool: starts processes that generate completions, where the workers do not.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -60,7 +65,9 @@ def work(
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         phases.tell(job.output, group, phases.LOADING)
-        run = reached.run = build(job, group, _start(job, group, store), tokenizer)
+        run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
+        if run.rollouts:
+            at_last.callback(run.rollouts.close)
         if job.config.training.trial_batch:
             if group.device.type != "cpu":
                 phases.tell(job.output, group, phases.TRYING)
@@ -167,7 +174,7 @@ class _Session:
             return
         phases.tell(run.job.output, run.group, phases.EVALUATING)
         if run.evaluator:
-            run.state.eval_loss_before = run.evaluator.loss(run.module)
+            run.state.eval_loss_before = self._evaluation_loss(0)
             run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
             run.state.exact_match_before = self._exact_match()
         if run.tasks:
@@ -184,7 +191,7 @@ class _Session:
         """Evaluate; whether training should stop because it no longer gets better."""
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
-        self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_loss = self._evaluation_loss(state.step)
         self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
@@ -242,9 +249,16 @@ class _Session:
         summary["not_reported"] = [f"{k}: {why}" for k, why in self.metrics.trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
 
+    def _evaluation_loss(self, step: int) -> float | None:
+        evaluator = self.run.evaluator
+        assert evaluator is not None
+        if isinstance(evaluator, RolloutEvaluator):
+            evaluator.step = step
+        return evaluator.loss(self.run.module)
+
     def _exact_match(self) -> float | None:
         run = self.run
-        if run.evaluator is None or not run.config.training.exact_match_rows:
+        if not isinstance(run.evaluator, Evaluator) or not run.config.training.exact_match_rows:
             return None
         return run.evaluator.exact_match(run.module)
 

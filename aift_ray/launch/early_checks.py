@@ -35,7 +35,7 @@ def check_run(config: RunConfig) -> None:
     if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
-    problems += _data(data)
+    problems += _data(data) + _rewards(config)
     mixed = [pattern for each in data.mixture for pattern in each.files]
     files = (
         _files(data.train_files + mixed)
@@ -57,6 +57,19 @@ def _data(data: DataConfig) -> list[Problem]:
     for check in checks:
         try:
             check(data)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _rewards(config: RunConfig) -> list[Problem]:
+    """What is wrong with the rewards of generated completions."""
+    from aift_ray.rewards import parse
+
+    problems = []
+    for text in config.grpo.reward if config.objective == "grpo" else ():
+        try:
+            parse(text)
         except ConfigError as error:
             problems += error.problems
     return problems

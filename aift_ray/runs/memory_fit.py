@@ -91,6 +91,8 @@ def needs(
 def answer_tokens(config: RunConfig) -> int:
     """Tokens of the prompts and answers that an evaluation makes at once."""
     training = config.training
+    if config.objective == "grpo":
+        return config.grpo.rollout_batch_size * config.data.sequence_length
     rows = min(training.exact_match_rows, training.exact_match_batch_size)
     matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
     if not config.evaluation.tasks:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.config.grpo_config import divisible
+from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub
+from aift_ray.runs.row_layout import global_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,39 @@ def settled(
         # what a model that scores texts is saved with
         "pad_id": int(tokenizer.eos_token_id if padding is None else padding),
     }
+
+
+def prompt_room(config: RunConfig, model_config: Any, workers: int) -> int | None:
+    """Tokens that a prompt may have, where completions are generated; None: they are not.
+
+    Raises:
+        ConfigError: completions leave no room, or a step holds no whole number of prompts.
+        ModelError: the engine does not generate with such a model.
+    """
+    if config.objective != "grpo":
+        return None
+    # needs transformers
+    from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+
+    try:
+        RowsCache(model_config)
+    except ModelError as error:
+        what = f"grpo does not generate with this model: {error.problems[0].what}"
+        remedy = "use a model whose layers keep keys and values by token"
+        raise ModelError([Problem("objective", what, remedy)]) from None
+    how, length = config.grpo, config.data.sequence_length
+    room, completions = length - how.max_completion_length, global_batch(config, workers)
+    problems = []
+    if room < 2:
+        what = f"{how.max_completion_length} leaves no room for a prompt in the {length} tokens of "
+        what += "data.sequence_length, or that the model takes"
+        remedy = f"give less than {length - 2}"
+        problems.append(Problem("grpo.max_completion_length", what, remedy))
+    if completions % how.num_generations:
+        problems.append(divisible(completions, how.num_generations))
+    if problems:
+        raise ConfigError(problems)
+    return room
 
 
 def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -20,6 +20,7 @@ from aift_ray.data.prompts.template_file import read_template
 from aift_ray.data.tokenize import Encode, encode_in_threads
 from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models import hub
@@ -57,7 +58,7 @@ class Preparation:
     job: Job
     prepared: token_cache.Prepared
     encoder: PromptEncoder
-    plan: BatchPlan
+    plan: BatchPlan | RolloutPlan
     steps: int
     rate: str
     held_out: int
@@ -101,7 +102,8 @@ def prepare(
     state, changed = resume_check.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
     held = answers_of(config.objective)
-    prepared = token_cache.prepare(config.data, encoder, length, encode, held)
+    room = objective_inputs.prompt_room(config, model_config, workers) or length
+    prepared = token_cache.prepare(config.data, encoder, room, encode, held)
     notes = resume_check.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -182,6 +184,10 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    lora = config.lora
+    if config.objective == "grpo" and "lora_dropout" not in lora.model_fields_set:
+        # the model that generates has none
+        lora.lora_dropout = 0.0
     problems = trackers.missing(list(config.training.report_to))
     if problems:
         raise ConfigError(problems)
@@ -219,6 +225,8 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
     # config.yaml must say what was run
+    if config.objective == "grpo" and parallel.strategy == "auto":
+        parallel.strategy = "ddp"
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
         parallel.tensor_parallel_size = workers
     if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
@@ -246,10 +254,11 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
 
 
 def _layout(
-    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+    config: RunConfig, location: str, plan: BatchPlan | RolloutPlan, tokens: int, gpu: bool
 ) -> dict[str, int] | None:
     if config.parallel.strategy not in ("pipeline", "model_parallel"):
         return None
+    assert isinstance(plan, BatchPlan)
     # needs the modelling code
     from aift_ray.runs.placement import decide
 

@@ -106,7 +106,12 @@ class Follower:
 
     def _show_evaluation(self, line: dict[str, Any]) -> None:
         found = []
-        if line.get("eval_loss") is not None:
+        if "loss" in line:
+            # of a step, whose figures are shown elsewhere
+            return
+        if line.get("eval_reward") is not None:
+            found.append(f"held-out reward {line['eval_reward']:.4f}")
+        elif line.get("eval_loss") is not None:
             found.append(f"held-out loss {line['eval_loss']:.4f}")
         if line.get(f"eval_{ACCURACY}") is not None:
             found.append(f"margin accuracy {line[f'eval_{ACCURACY}']:.1%}")
@@ -179,4 +184,6 @@ def _clock(seconds: float) -> str:
 
 def _figures(line: dict[str, Any]) -> str:
     loss = "batch left out" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    if line.get("reward") is not None:
+        loss += f", reward {line['reward']:.4f}"
     return f"epoch {line['epoch']:.2f}, {loss}, {line['tokens_per_second']:,.0f} tokens/s"

@@ -130,7 +130,7 @@ FULL = """
 import sys, time
 from pathlib import Path
 from aift_ray.commandline import guarded, validated
-from aift_ray.runs import supervise as supervise
+from aift_ray.runs import supervise
 from aift_ray.utils import host_memory
 
 def work(attempt):

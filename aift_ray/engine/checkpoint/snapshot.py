@@ -59,8 +59,14 @@ def snapshot(run: Run) -> Snapshot:
     held = copy(optimizer.saved(run.optimizer))
     held["state"] = gather(held["state"])
     model = gather(copy(_kept(run.module.model)))
-    tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_rollout(run)}
     return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
+
+
+def _rollout(run: Run) -> dict[str, Any]:
+    """The completions that the next step trains too, which other weights have generated."""
+    kept = run.rollouts.saved(run.state.step) if run.rollouts else None
+    return {"rollout": kept} if kept else {}
 
 
 def snapshot_of_shares(run: Run) -> Snapshot:
