@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.config.grpo_config import divisible
+from aift_ray.config.grpo_config import divisible, memory_limit
+from aift_ray.data.readers.prompt_rows import columns_of
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub
 from aift_ray.runs.row_layout import global_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from aift_ray.data.token_rows import TokenRows
+
+# rows in which columns are looked for
+_ROWS = 100
 
 
 def settled(
@@ -75,6 +81,27 @@ def prompt_room(config: RunConfig, model_config: Any, workers: int) -> int | Non
     if problems:
         raise ConfigError(problems)
     return room
+
+
+def check_rewards(config: RunConfig, rows: TokenRows) -> None:
+    """Import the rewards of generated completions, and look for the columns that they need.
+
+    Raises:
+        ConfigError: with every reward that could not score the rows.
+    """
+    if config.objective != "grpo" or not len(rows):
+        return
+    # starts a process
+    from aift_ray.rewards import parse
+    from aift_ray.rewards.early_check import problems_with
+
+    how = config.grpo
+    first = [columns_of(rows.source(row)) for row in range(min(len(rows), _ROWS))]
+    columns = list(dict.fromkeys(name for row in first for name in row))
+    specs = [parse(text) for text in how.reward]
+    timeout, memory = how.reward_timeout, memory_limit(how)
+    if problems := problems_with(specs, columns, timeout=timeout, memory=memory):
+        raise ConfigError(problems)
 
 
 def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

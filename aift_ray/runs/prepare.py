@@ -104,6 +104,8 @@ def prepare(
     held = answers_of(config.objective)
     room = objective_inputs.prompt_room(config, model_config, workers) or length
     prepared = token_cache.prepare(config.data, encoder, room, encode, held)
+    if config.objective == "grpo":
+        objective_inputs.check_rewards(config, prepared.rows("train"))
     notes = resume_check.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
