@@ -120,7 +120,7 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
     path.write_text(json.dumps(wrong), "utf-8")
     text = "\n".join(map(str, deepspeed_config.problems(config)))
     for part in (
-        "bf16.enabled is True there, and training.precision fp32",
+        "bf16.enabled is True there, and training.precision is fp32",
         "train_batch_size is 7 there, and the global batch is 16",
         "gradient_clipping is 0.25 there, and training.max_grad_norm is",
         "optimizer.type is Lamb there",
