@@ -35,7 +35,7 @@ def scoring_class(config: Any) -> Any:
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
 
 
-def unfit(config: object) -> list[Problem]:
+def unfit(config: Any) -> list[Problem]:
     """Why no model that scores can be made of a family."""
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
