@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.models.decoder import decoder_blocks
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group
@@ -263,7 +263,7 @@ def _compute_in(module: LossModel, device: torch.device, compute: torch.dtype) -
         return
     forward = module.forward
 
-    def computed(batch: Batch) -> torch.Tensor:
+    def computed(batch: MicroBatch) -> torch.Tensor:
         context: AbstractContextManager[object] = (
             torch.autocast(device.type, dtype=compute, cache_enabled=False)
             if module.training

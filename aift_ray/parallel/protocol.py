@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.models.families.router_loss import RouterLoss
 
 
@@ -29,9 +29,9 @@ class LossModel(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, batch: Batch) -> torch.Tensor: ...
+        def __call__(self, batch: MicroBatch) -> torch.Tensor: ...
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of `batch`, a scalar; of comparisons see engine.loss.LossModule."""
         raise NotImplementedError
 
@@ -43,11 +43,11 @@ class LossModel(nn.Module):
 class StageModel(LossModel):
     """A model whose forward pass can be taken in two parts."""
 
-    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+    def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width), of its tokens or of `embedded` ones."""
         raise NotImplementedError
 
-    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of `batch` from its hidden states."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class MicroBatches:
         autocast: gives the context in which a forward pass computes.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[MicroBatch]
     divisor: float
     seed: Callable[[int], None]
     autocast: Callable[[], AbstractContextManager[object]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.parallel import optimizer_state
 from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 from aift_ray.parallel.group import Group
@@ -105,7 +105,7 @@ class OneByOne:
         no_sync: a context in which backward passes join no workers; all but the last of a step.
     """
 
-    forward: Callable[[Batch], torch.Tensor]
+    forward: Callable[[MicroBatch], torch.Tensor]
     group: Group
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
