@@ -88,7 +88,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a worker does, as far as its memory depends on it.
 
     Attributes:
