@@ -44,7 +44,7 @@ def wrap(
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
-    if config.by_deepspeed and group.world > 1:
+    if config.by_deepspeed and group.world_size > 1:
         path = config.deepspeed_config
         options = deepspeed_config.engine_options(deepspeed_config.read(path)) if path else {}
         return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]), options)

@@ -18,7 +18,7 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
         compute: makes no difference here; a copy is as it was loaded.
     """
     module.to(group.device)
-    if group.world == 1:
+    if group.world_size == 1:
         return TorchModel(module, group, OneByOne(module, group))
     copies = replicate(module, group)
     return TorchModel(module, group, OneByOne(copies, group, copies.no_sync))

@@ -59,7 +59,7 @@ class ZeroModel:
         stage: int,
         options: Mapping[str, object],
     ) -> None:
-        self.module, self.contributes = module, group.leads
+        self.module, self.contributes = module, group.is_main_process
         self._group, self._compute, self._stage = group, compute, stage
         self._options = options
         self._weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -88,7 +88,7 @@ class ZeroModel:
         self._engine, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=optimizer,
-            config=_config(self._stage, self._group.world, self._options),
+            config=_config(self._stage, self._group.world_size, self._options),
             dist_init_required=False,
         )
         if self._stage == 3:
@@ -103,7 +103,7 @@ class ZeroModel:
             step.seed(micro)
             self._engine.set_gradient_accumulation_boundary(micro == len(step.batches) - 1)
             loss = self._engine(batch)
-            part = loss * (self._group.replicas / step.divisor)
+            part = loss * (self._group.dp_size / step.divisor)
             self._engine.backward(part, scale_wrt_gas=False)
             total += loss.detach()
         return total
@@ -147,7 +147,7 @@ class ZeroModel:
         self._link()
         for name, weight in self._weights.items():
             moments = {kind: safe_get_full_optimizer_state(weight, kind) for kind in _MOMENTS}
-            if self._group.leads:
+            if self._group.is_main_process:
                 host = {kind: value.to("cpu", copy=True) for kind, value in moments.items()}
                 found[name] = {"step": steps.clone(), **host}
         return {"state": found, "factors": factors}
@@ -197,7 +197,7 @@ class ZeroModel:
         whole: Any = weight
         # all partitions have the same size: the last is padded
         size = whole.partition_numel()
-        padded = value.new_zeros(size * self._group.world)
+        padded = value.new_zeros(size * self._group.world_size)
         padded[: value.numel()] = value.flatten()
         safe_set_local_optimizer_state(weight, padded[size * self._group.rank :][:size], kind)
 

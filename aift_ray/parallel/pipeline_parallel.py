@@ -34,7 +34,9 @@ _AHEAD = 4
 
 def held(layout: Mapping[str, int], group: Group) -> set[str]:
     """Names of the pieces that this worker holds; `layout` is {name of a piece: its stage}."""
-    return {name for name, stage in layout.items() if stage % group.apart == group.place}
+    return {
+        name for name, stage in layout.items() if stage % group.model_parallel_size == group.mp_rank
+    }
 
 
 def wrap(
@@ -52,7 +54,7 @@ def wrap(
         stages.accumulate,
         stages.gradient_norm,
         stages.gathered,
-        contributes=group.replica == 0,
+        contributes=group.dp_rank == 0,
     )
 
 
@@ -73,7 +75,7 @@ class Pipeline(LossModel):
         self._group, self._schedule = group, schedule
         stages = list(layout.values())
         self._last, self._norm = stages[-1], list(layout)[-2].rpartition(".")[2]
-        self._own = range(group.place, self._last + 1, group.apart)
+        self._own = range(group.mp_rank, self._last + 1, group.model_parallel_size)
         self._wires = Wires(group, self._last)
         inner: Any = causal_model(self.model)
         self._decoder: list[Any] = [decoder_of(inner)]
@@ -93,9 +95,9 @@ class Pipeline(LossModel):
 
     def _join(self, inner: Any) -> None:
         """Form the groups of a replica, of a stage in all replicas, and of a shared weight."""
-        group, size = self._group, self._group.apart
-        replicas = [range(r * size, (r + 1) * size) for r in range(group.replicas)]
-        places = [range(place, group.world, size) for place in range(size)]
+        group, size = self._group, self._group.model_parallel_size
+        replicas = [range(r * size, (r + 1) * size) for r in range(group.dp_size)]
+        places = [range(place, group.world_size, size) for place in range(size)]
         ends = [(ranks[0], ranks[-1]) for ranks in replicas]
         made = [
             [(ranks, dist.new_group(ranks)) for ranks in kind] for kind in (replicas, places, ends)
@@ -104,10 +106,10 @@ class Pipeline(LossModel):
         (self._replica,), (self._alike,), ends_group = own
         head, table = inner.get_output_embeddings(), inner.get_input_embeddings()
         facts: list[Any] = [None]
-        if group.place == size - 1:
+        if group.mp_rank == size - 1:
             names = self.model.named_parameters(remove_duplicate=False)
             facts = [([n for n, p in names if p is head.weight], head.weight.shape[0])]
-        dist.broadcast_object_list(facts, replicas[group.replica][-1], self._replica)
+        dist.broadcast_object_list(facts, replicas[group.dp_rank][-1], self._replica)
         # names of the output layer's weight, that of the embeddings among them if it is theirs
         self._names, self._vocabulary = facts[0]
         self._ends = ends_group[0] if len(self._names) > 1 and ends_group else None
@@ -117,13 +119,13 @@ class Pipeline(LossModel):
     @property
     def _is_twin(self) -> bool:
         """Whether the weight that is held twice counts on another worker."""
-        return self._shared is not None and self._group.place > 0
+        return self._shared is not None and self._group.mp_rank > 0
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of `batch`, without gradients; a scalar in fp32."""
         loss = torch.zeros((), device=self._group.device)
         for stage in self._own:
-            output = self._pass(stage, batch, self._received(stage, batch.ids.shape))
+            output = self._pass(stage, batch, self._received(stage, batch.input_ids.shape))
             loss = self._handed_on(stage, output, loss)
         self._wires.settle(_AHEAD)
         return loss
@@ -132,10 +134,12 @@ class Pipeline(LossModel):
         """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(self._schedule, group.apart, group.place, len(step.batches)):
+        for action in order(
+            self._schedule, group.model_parallel_size, group.mp_rank, len(step.batches)
+        ):
             stage, batch = action.stage, step.batches[action.micro]
             if action.forward:
-                given = self._received(stage, batch.ids.shape)
+                given = self._received(stage, batch.input_ids.shape)
                 if given is not None:
                     given.requires_grad_()
                 step.seed(action.micro * (self._last + 1) + stage)
@@ -163,7 +167,7 @@ class Pipeline(LossModel):
         """The norm of the gradients of all stages, in double precision."""
         own = [p for p in parameters if not (self._is_twin and p is self._shared)]
         squares = self._group.joined(gradient_norm(own).double().square())
-        return (squares[0] / self._group.replicas).sqrt()
+        return (squares[0] / self._group.dp_size).sqrt()
 
     def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids that the model generates, the same on each worker."""
@@ -177,18 +181,18 @@ class Pipeline(LossModel):
         Every worker must call this; the others have what they gave.
         """
         group = self._group
-        if group.replica:
+        if group.dp_rank:
             return own
         if self._is_twin:
             # as the model calls it, and as its trainer does
             twins = {prefix + name for name in self._names for prefix in ("", "model.")}
             own = {name: value for name, value in own.items() if name not in twins}
-        if not group.leads:
+        if not group.is_main_process:
             outline = tree_map(lambda t: t.to("meta"), own)
             dist.send_object_list([outline], 0)
             tree_map(lambda t: dist.send(t.to(self._carrier), 0), own)
             return own
-        for rank in range(1, group.apart):
+        for rank in range(1, group.model_parallel_size):
             box: list[Any] = [None]
             dist.recv_object_list(box, rank)
             own = own | tree_map(partial(self._fetched, rank), box[0])
@@ -241,7 +245,7 @@ class Pipeline(LossModel):
 
     def _reduce(self) -> None:
         """Sum gradients over replicas, and those of a weight that two stages share."""
-        if self._group.replicas > 1:
+        if self._group.dp_size > 1:
             sum_gradients(self.module.parameters(), self._alike)
         if self._shared is not None:
             sum_gradients([self._shared], self._ends)
@@ -262,8 +266,8 @@ class Pipeline(LossModel):
                 self._wires.send(stage, stage + 1, output.last_hidden_state)
             else:
                 logits = self.module.logits(output.last_hidden_state[:, -1:]).contiguous()
-        leader = self._group.replica * self._group.apart
-        dist.broadcast(logits, leader + self._group.apart - 1, self._replica)
+        leader = self._group.dp_rank * self._group.model_parallel_size
+        dist.broadcast(logits, leader + self._group.model_parallel_size - 1, self._replica)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def _caches(self, first: Any) -> list[Any]:

@@ -69,13 +69,13 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
             in, and all workers of a team call them alike, with the same rows.
         compute: makes no difference here; a trained weight is held in fp32, others as they are.
     """
-    shape = (group.replicas, group.apart)
+    shape = (group.dp_size, group.model_parallel_size)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=("data", "tensor"))
     team = Team(mesh["tensor"])
     _split(module, team, group.device)
     module.to(group.device)
     _connect(module.model, team)
-    if group.replicas == 1:
+    if group.dp_size == 1:
         return TorchModel(module, group, OneByOne(module, group))
     no_sync = _average(module, mesh["data"])
     return TorchModel(module, group, OneByOne(module, group, no_sync))

@@ -45,7 +45,7 @@ class TorchModel:
     _scaler: torch.amp.GradScaler | None = None
 
     def __post_init__(self) -> None:
-        self.contributes = self.contributes or self.group.leads
+        self.contributes = self.contributes or self.group.is_main_process
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -117,6 +117,6 @@ class OneByOne:
             with nullcontext() if micro == len(step.batches) - 1 else self.no_sync():
                 with step.autocast():
                     loss = self.forward(batch)
-                scale(loss * (self.group.replicas / step.divisor)).backward()
+                scale(loss * (self.group.dp_size / step.divisor)).backward()
             total += loss.detach()
         return total
