@@ -21,7 +21,9 @@ from tests.grpo.rollout_rows import prompts, write, write_rewards
 from tests.helpers.runs import started
 
 pytestmark = [pytest.mark.slow]
-STEPS, PROMPTS, GENERATIONS, RATE = 6, 4, 4, 1e-3
+STEPS, PROMPTS, GENERATIONS = 6, 4, 4
+# with a high rate Adam's first step makes other signs of gradients that are nearly zero
+RATES = {"lora": 1e-3, "full": 1e-4}
 # our settings, and TRL's where they have other names
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {}),
@@ -93,7 +95,7 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
                 "sequence_length": 128,
             },
             "training": {
-                "learning_rate": RATE,
+                "learning_rate": RATES[method],
                 "batch_size": 4,
                 "gradient_accumulation_steps": PROMPTS * GENERATIONS // 4,
                 "max_steps": STEPS,
@@ -108,7 +110,7 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     spec: dict[str, Any] = {
         "model": str(SHIPPED),
         "stop_ids": run.job.stop_ids,
-        "learning_rate": RATE,
+        "learning_rate": RATES[method],
         "steps": STEPS,
         "settings": {**settings, **own, **theirs},
     }
