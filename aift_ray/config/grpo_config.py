@@ -72,6 +72,9 @@ class GRPOConfig(Section):
         "all, or not",
     )
     beta: float = setting(0.0, "weight of the KL divergence from the reference model", ge=0, le=100)
+    use_bias_correction_kl: bool = setting(
+        True, "multiply the KL by the probability ratio, so that its gradient is unbiased"
+    )
     epsilon: float = setting(0.2, "the probability ratio is clipped below 1 - epsilon", gt=0, lt=1)
     epsilon_high: Annotated[float, Field(gt=0)] | None = setting(
         None, "the ratio is clipped above 1 + epsilon_high; default: epsilon"

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
     "kl": ({"loss_type": "grpo", "beta": 0.1}, {}),
+    "plain_kl": ({"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "delta": ({"loss_type": "dapo", "delta": 1.5, "epsilon": 0.1}, {}),
     "batch": ({"loss_type": "dapo", "scale_rewards": "batch", "temperature": 0.7}, {}),
     "truncated": ({"loss_type": "grpo", "mask_truncated_completions": True}, {}),
@@ -131,6 +132,6 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
             assert line["kl"] == pytest.approx(float(other["kl"]), rel=1e-4, abs=1e-4)
         for name in CLIPPED if case != "gspo" else ():
             assert line[name] == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4), name
-        for name in MEASURES if step % 2 == 0 else ():
+        for name in MEASURES if step % 2 == 0 and case != "batch" else ():
             mine = line[name.replace("rewards/reward", "rewards/digest")]
             assert mine == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4), name
