@@ -32,14 +32,14 @@ from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import References
 from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.engine.task_scores import TaskEvaluator
-from aift_ray.engine.validate import Evaluator
+from aift_ray.engine.validate import Validator
 from aift_ray.models import hub, load
 from aift_ray.models.attention.packed_documents import recomputing
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.compiled_blocks import compile_blocks
 from aift_ray.models.families import family_support
-from aift_ray.models.families.sequence_classifier import Scored
+from aift_ray.models.families.sequence_classifier import RewardHead
 from aift_ray.models.lora.attach import add_adapters, continue_adapters
 from aift_ray.models.lora.init_from import start_from
 from aift_ray.models.split import outlined, whole_like
@@ -75,7 +75,7 @@ class Run:
     scaler: torch.amp.GradScaler
     rows: TokenRows
     plan: BatchPlan | RolloutPlan
-    evaluator: Evaluator | RolloutEvaluator | None
+    evaluator: Validator | RolloutEvaluator | None
     tasks: TaskEvaluator | None
     state: checkpoint.State
     total_steps: int
@@ -228,12 +228,12 @@ def _evaluator(
     compared: References | None,
     rows: TokenRows,
     numbers: np.ndarray,
-) -> Evaluator | None:
+) -> Validator | None:
     """What evaluates on the rows of these numbers; None where there are none."""
     if not len(numbers) or job.config.objective == "grpo":
         return None
     config, training = job.config, job.config.training
-    return Evaluator(
+    return Validator(
         rows,
         numbers,
         config.micro_batch,
@@ -294,7 +294,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         only=only,
         shards=shards,
         weights=weights,
-        scored=Scored(config.training.seed, job.pad_id) if config.objective == "reward" else None,
+        scored=RewardHead(config.training.seed, job.pad_id)
+        if config.objective == "reward"
+        else None,
     )
     family_support.without_noise(base)
     # the same new weights on every worker, and after every restart

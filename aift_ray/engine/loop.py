@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from aift_ray.data.collate import Batch, collate
+from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.device_memory import out_of_memory
 from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
-from aift_ray.engine.set_losses import by_set
+from aift_ray.engine.set_losses import by_set, of_comparisons
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
 
-class Asked(IntEnum):
+class StopRequest(IntEnum):
     """What somebody outside wants of the run."""
 
     NOTHING = 0
@@ -35,14 +35,14 @@ class Asked(IntEnum):
     END = 3
 
 
-class Watch:
+class LoopHooks:
     """What the loop tells the world, and asks it; every worker calls each method alike."""
 
     def __init__(
         self,
         logged: Callable[[dict[str, Any]], None],
-        asked: Callable[[], Asked],
-        save: Callable[[Asked], None],
+        asked: Callable[[], StopRequest],
+        save: Callable[[StopRequest], None],
         evaluate: Callable[[], bool],
         score: Callable[[], None],
     ) -> None:
@@ -50,14 +50,14 @@ class Watch:
         self.evaluate, self.score = evaluate, score
 
 
-def train(run: Run, watch: Watch) -> str:
+def train(run: Run, watch: LoopHooks) -> str:
     """Step until the end; returns done, stopped early or interrupted, as `status`."""
     training, state = run.config.training, run.state
     while state.step < run.total_steps:
         line, asked = train_step(run, watch.asked())
         state.step += 1
         watch.logged(line)
-        last = state.step == run.total_steps or asked is Asked.END
+        last = state.step == run.total_steps or asked is StopRequest.END
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
@@ -65,14 +65,16 @@ def train(run: Run, watch: Watch) -> str:
             watch.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
-        if ended_early or (asked is Asked.END and state.step < run.total_steps):
+        if ended_early or (asked is StopRequest.END and state.step < run.total_steps):
             return "stopped early"
-        if asked is Asked.STOP and not last:
+        if asked is StopRequest.STOP and not last:
             return "interrupted"
     return "done"
 
 
-def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], Asked]:
+def train_step(
+    run: Run, asked: StopRequest = StopRequest.NOTHING
+) -> tuple[dict[str, Any], StopRequest]:
     """One optimizer step; its line for the metrics, and what worker 0 was asked.
 
     Raises:
@@ -129,7 +131,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "tokens_per_second": all_tokens / seconds,
         "world_size": group.world,
         "time": time.time(),
-    }, Asked(int(heard))
+    }, StopRequest(int(heard))
 
 
 def _begin(run: Run, comparison: Comparison, shares: list[list[int]]) -> None:
@@ -151,7 +153,7 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
     return total.double() / max(targets, 1), tokens
 
 
-def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
+def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
     """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it.
 
     Most strategies average gradients over workers, so each multiplies its part by their number.
@@ -175,26 +177,30 @@ def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
     return total
 
 
-def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
+def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> MicroBatch:
     """The batch of a worker's rows; without any, one that trains nothing."""
     batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
     return batch if indices else without_targets(batch)
 
 
-def micro_batch(run: Run, indices: list[int]) -> Batch:
+def micro_batch(run: Run, indices: list[int]) -> MicroBatch:
     """The tensors of some rows, on this worker's device."""
     if run.rollouts is not None:
         return run.rollouts.batch(indices)
     if run.comparison is not None:
-        return run.comparison.batch(run.comparison.trained(indices))
+        compared = run.comparison.trained(indices)
+        made = run.comparison.batch(compared)
+        if run.set_of is None:
+            return made
+        return of_comparisons(made, run.set_of[compared], run.set_losses)
     batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
     moved = batch.to(run.group.device)
     return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
 
 
-def without_targets(batch: Batch) -> Batch:
+def without_targets(batch: MicroBatch) -> MicroBatch:
     """A batch that trains nothing: a worker without rows still joins the reduction."""
-    return Batch(
+    return MicroBatch(
         batch.ids,
         batch.positions,
         batch.mask,
@@ -242,7 +248,7 @@ def try_longest(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def longest_batch(run: Run) -> Batch:
+def longest_batch(run: Run) -> MicroBatch:
     """A micro-batch at least as long as any that will come."""
     if run.rollouts is not None:
         return run.rollouts.longest_batch()

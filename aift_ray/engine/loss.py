@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.config import GRPOConfig
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
 from aift_ray.engine.grpo.policy_loss import policy_loss
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
-from aift_ray.models.attention.packed_documents import Packed, packed
+from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
@@ -66,7 +66,7 @@ class LossModule(nn.Module):
         self.routers = router_loss(model)
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`, and in training the routers' loss.
 
         Where answers are compared, the summed loss of the comparisons, (), or, where the batch asks
@@ -79,7 +79,7 @@ class LossModule(nn.Module):
             return total
         return total + self.routers(logits, batch.mask, batch.weight).to(total.device)
 
-    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+    def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
 
         Args:
@@ -94,7 +94,7 @@ class LossModule(nn.Module):
         states: torch.Tensor = output.last_hidden_state
         return states
 
-    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
         if self._scores:
             return self._scored(states, batch)
@@ -110,7 +110,9 @@ class LossModule(nn.Module):
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
 
-    def _sampled(self, states: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _sampled(
+        self, states: torch.Tensor, targets: torch.Tensor, batch: MicroBatch
+    ) -> torch.Tensor:
         """The loss of generated completions, at the temperature that they were sampled at."""
         assert batch.policy is not None
         assert self._policy is not None
@@ -118,7 +120,7 @@ class LossModule(nn.Module):
         each = log_probabilities(head, states, targets)
         return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
 
-    def _compared(self, each: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _compared(self, each: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""
         told = batch.compared
         assert told is not None
@@ -130,7 +132,7 @@ class LossModule(nn.Module):
         assert self._objective is not None
         return compare(self._objective, logps, batch).to(batch.ids.device)
 
-    def _scored(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _scored(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the score of each, at its last token."""
         told, inner = batch.compared, self._scores[0]
         assert told is not None
@@ -149,7 +151,7 @@ class LossModule(nn.Module):
         output: torch.Tensor = model.generate(**inputs)
         return output
 
-    def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
+    def whole_logits_loss(self, batch: MicroBatch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
         with packed(documents(batch)):
             logits = causal_model(self.model)(**model_inputs(batch)).logits
@@ -157,15 +159,15 @@ class LossModule(nn.Module):
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def documents(batch: Batch) -> Packed | None:
+def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
     if batch.borders is None:
         return None
-    return Packed(batch.borders, batch.longest, batch.ids.shape[1])
+    return PackedDocuments(batch.borders, batch.longest, batch.ids.shape[1])
 
 
 def model_inputs(
-    batch: Batch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
+    batch: MicroBatch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
 ) -> dict[str, Any]:
     """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens.
 
@@ -195,7 +197,7 @@ def _takes_more(body: nn.Module) -> bool:
 
 
 @contextmanager
-def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
+def noisy(embeddings: nn.Module, alpha: float, batch: MicroBatch) -> Iterator[None]:
     """NEFTune: add uniform noise of at most alpha / sqrt(length x width) to embedded tokens.
 
     The length is that of a token's own document, however documents are laid out. The numbers

@@ -34,7 +34,7 @@ from aift_ray.planning.candidates import Need
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory
 from aift_ray.runs import cache_admin, memory_fit, objective_inputs, resume_check, run_warnings
-from aift_ray.runs.row_layout import Rows, global_batch, laid_out
+from aift_ray.runs.row_layout import StepLayout, global_batch, laid_out
 from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
@@ -92,7 +92,7 @@ def prepare(
     _given(config)
     tasks = in_training.load(config.evaluation)
     location = hub.resolve(config.model)
-    model_config = hub.load_config(location)
+    model_config = hub.load_config(location, config.objective == "reward")
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
     beside = objective_inputs.settled(config, model_config, encoder.tokenizer)
@@ -104,6 +104,8 @@ def prepare(
     held = answers_of(config.objective)
     room = objective_inputs.prompt_room(config, model_config, workers) or length
     prepared = token_cache.prepare(config.data, encoder, room, encode, held)
+    if config.objective == "grpo":
+        objective_inputs.check_rewards(config, prepared.rows("train"))
     notes = resume_check.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -138,7 +140,7 @@ def prepare(
 
 
 def _fitted(
-    config: RunConfig, location: str, model: Measured, laid: Rows, workers: int, gpu: bool
+    config: RunConfig, location: str, model: Measured, laid: StepLayout, workers: int, gpu: bool
 ) -> tuple[Need, list[str]]:
     """What each way of spreading the model needs, and why the one that is settled was chosen."""
     host = memory_fit.Host(tokenizer_bytes(location), laid.most_targets)
