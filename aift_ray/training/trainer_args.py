@@ -16,7 +16,7 @@ from aift_ray.training.train_rows import Rows, held_dataset, held_texts, max_len
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainerOptions:
     """What the trainers take beside what is documented of them.
 
     Attributes:
@@ -40,7 +40,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainerRows:
     """The rows of a run as `train` got them."""
 
     texts: Rows | None
@@ -68,7 +68,7 @@ class Given:
             names[f"data.{kind}_files"] = data.get(f"{kind}_files") or None
             given = [name for name, value in names.items() if value is not None]
             if len(given) > 1:
-                what = f"stands beside {' and '.join(given[1:])}"
+                what = f"conflicts with {' and '.join(given[1:])}"
                 problems.append(Problem(given[0], what, "give one of them"))
         if self.texts is None and self.dataset is None and not data.get("train_files"):
             problems.append(Problem("train_texts", "neither texts nor a dataset are given"))
@@ -99,7 +99,7 @@ def section(settings: Any) -> dict[str, Any]:
     return dict(settings)
 
 
-def here(config: TrainingConfig, options: Options) -> bool:
+def here(config: TrainingConfig, options: TrainerOptions) -> bool:
     """Whether this process alone trains.
 
     Raises:

@@ -36,8 +36,8 @@ def settings(values: dict[str, Any]) -> dict[str, Any]:
     return {steps if k == "accumulation" else k: v for k, v in values.items()}
 
 
-def close(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> None:
-    assert len(a) == len(b) > 2
+def close(a: list[tuple[float, float]], b: list[tuple[float, float]], at_least: int = 3) -> None:
+    assert len(a) == len(b) >= at_least
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-5)
 
 
@@ -100,8 +100,9 @@ def test_filled_rows_give_the_loss_of_the_same_rows_laid_end_to_end(
     filled = started(configure(data__packing="fill", training__batch_size=64), tmp_path)
     whole = started(configure(training__batch_size=64), tmp_path)
     close(
-        [(line["loss"], line["grad_norm"]) for line in stepped(filled)] * 3,
-        [(line["loss"], line["grad_norm"]) for line in stepped(whole)] * 3,
+        [(line["loss"], line["grad_norm"]) for line in stepped(filled)],
+        [(line["loss"], line["grad_norm"]) for line in stepped(whole)],
+        at_least=1,
     )
 
 
@@ -114,11 +115,11 @@ def test_documents_in_a_row_do_not_see_each_other(
     model.set_attn_implementation(attention)
     model.eval()
     batch = collate(run.rows, [0, 1, 2], padded=False)
-    assert batch.borders is not None
-    first, second = int(batch.borders[1]), int(batch.borders[2])
+    assert batch.cu_seqlens is not None
+    first, second = int(batch.cu_seqlens[1]), int(batch.cu_seqlens[2])
     with torch.no_grad():
         before = model(**model_inputs(batch)).logits[0]
-        batch.ids[0, first:second] = (batch.ids[0, first:second] + 7) % 4000 + 8
+        batch.input_ids[0, first:second] = (batch.input_ids[0, first:second] + 7) % 4000 + 8
         after = model(**model_inputs(batch)).logits[0]
     torch.testing.assert_close(before[:first], after[:first], rtol=0, atol=0)
     torch.testing.assert_close(before[second:], after[second:], rtol=0, atol=0)
@@ -195,7 +196,7 @@ def test_shares_of_any_number_of_workers_are_the_global_batch(
 def test_prompt_tokens_are_never_targets(configure: Configure, tmp_path: Path) -> None:
     run = started(configure(), tmp_path)
     batch = collate(run.rows, range(24), padded=False)
-    text = run.tokenizer.decode(batch.targets.tolist())
+    text = run.tokenizer.decode(batch.labels.tolist())
     assert "言ってください" not in text
     assert text.count("<|im_end|>") == 24
-    assert len(batch.targets) == load(run.job.cache).train.supervised_tokens
+    assert len(batch.labels) == load(run.job.cache).train.supervised_tokens
