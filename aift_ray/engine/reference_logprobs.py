@@ -27,6 +27,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.models.fingerprint import fingerprint
+from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.group import Group
 
 # seconds of work that a lost worker may cost, at most
@@ -121,7 +122,7 @@ class References:
         """
         was = module.training
         module.eval()
-        with module.model.disable_adapter() if within(self._config) else nullcontext():
+        with without_adapters(module.model) if within(self._config) else nullcontext():
             for compared, work, file in self._sets:
                 _complete(compared, work(), module, file)
         module.train(was)
