@@ -29,6 +29,7 @@ from aift_ray.engine.precision import Precision
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 
 # seconds of work that a lost worker may cost, at most
 _KEPT_EVERY = 30.0
@@ -114,7 +115,7 @@ class References:
             for rows, _ in work()
         )
 
-    def complete(self, module: Any) -> None:
+    def complete(self, module: LossModel) -> None:
         """Compute those that are missing; every worker must call this.
 
         Args:
@@ -128,7 +129,7 @@ class References:
         module.train(was)
 
 
-def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None) -> None:
+def _complete(comparison: Comparison, work: Work, module: LossModel, file: Path | None) -> None:
     group, known = comparison.group, ~np.isnan(comparison.reference)
     waiting: list[int] = []
     mine: dict[int, float] = {}
@@ -147,7 +148,7 @@ def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None
 
 
 def _computed(
-    comparison: Comparison, module: Any, indices: Sequence[int], counts: bool
+    comparison: Comparison, module: LossModel, indices: Sequence[int], counts: bool
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for part in comparison.parts(indices):
