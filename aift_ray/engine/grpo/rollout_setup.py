@@ -21,7 +21,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.group import Group
-from aift_ray.rewards import Rewards, RewardSpec, parse
+from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
 
 
 def policy_of(config: RunConfig) -> GRPOConfig | None:
@@ -60,7 +60,7 @@ def maker_of(
         on_failure=how.reward_on_failure,
     )
     weights = np.array([spec.weight for spec in specs])
-    names = [spec.name for spec in specs]
+    names = distinct_names(specs)
     alone = (job.stop_ids, precision, group, job.config.training.seed)
     apart = how.placement == "apart"
     started = pool() if apart and pool and group.leads else None
