@@ -32,6 +32,9 @@ class PlanConfig(Settings):
 
     model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    objective: Literal[
+        "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward"
+    ] = setting("sft", "training objective")
     gpus: Positive = setting(1, "number of GPUs of the machine")
     gpu: (
         Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200", "measured"] | None
@@ -49,7 +52,7 @@ class PlanConfig(Settings):
     sequence_length: Annotated[int, Field(ge=8)] = setting(
         2048, "tokens of a training row, and of a request with its answer"
     )
-    batch_size: Positive = setting(4, "rows per worker and micro-batch")
+    batch_size: Positive = setting(4, "rows or comparisons per worker and micro-batch")
     gradient_accumulation_steps: Positive = setting(
         4, "micro-batches per worker and optimizer step"
     )

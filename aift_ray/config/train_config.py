@@ -17,7 +17,7 @@ from aift_ray.config.lora_config import LoRAConfig
 from aift_ray.config.lr_schedules import Scheduler, Share
 from aift_ray.config.mixture_config import wrong_mixture
 from aift_ray.config.parallel_config import ParallelConfig
-from aift_ray.config.preference_config import Objective, PreferenceConfig
+from aift_ray.config.preference_config import Objective, PreferenceConfig, answers_of
 from aift_ray.config.ray_config import RayConfig
 from aift_ray.config.resume_rules import refused_allowances
 from aift_ray.config.section import (
@@ -253,9 +253,13 @@ class RunConfig(Settings):
     def _beside_objective(self) -> list[Problem]:
         """Settings of other sections that an objective can't have."""
         found = []
-        if self.objective != "sft" and self.data.mixture:
-            what = f"weighs rows of one answer, and objective {self.objective} compares answers"
+        if self.objective == "grpo" and self.data.mixture:
+            what = "weighs rows with answers, and objective grpo takes prompts alone"
             found.append(Problem("data.mixture", what, "give --train-file"))
+        compared = answers_of(self.objective) in ("pair", "label")
+        if compared and self.data.train_end == "all":
+            what = "trains ends of turns in the prompt, and only answers are compared"
+            found.append(Problem("data.train_end", what, "use turn or none"))
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))

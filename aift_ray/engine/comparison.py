@@ -135,7 +135,11 @@ def compare(objective: Objective, logps: torch.Tensor, batch: Batch) -> torch.Te
     )
     if told.sums is not None:
         told.sums.add_(_measured(objective, judged).to(told.sums.device))
-    return objective.losses(judged).sum()
+    losses = objective.losses(judged)
+    if told.sets is not None and told.set_losses is not None:
+        sums, sets = told.set_losses, told.sets[:: told.each]
+        sums.index_add_(0, sets.to(sums.device), losses.detach().double().to(sums.device))
+    return losses.sum()
 
 
 @torch.no_grad()

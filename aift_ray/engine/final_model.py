@@ -47,7 +47,7 @@ def _write(
     full, place = run.config.method == "full", run.job.location
     told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
     with parts.ending() if parts else nullcontext():
-        if full and is_wrapper(load_config(place)):
+        if full and is_wrapper(load_config(place, scorer=True)):
             give = partial(parts.give, "model") if parts else None
             write_whole(*told, place, weights, give)
         else:

@@ -20,7 +20,7 @@ from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.device_memory import out_of_memory
 from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
-from aift_ray.engine.set_losses import by_set
+from aift_ray.engine.set_losses import by_set, of_comparisons
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
@@ -186,7 +186,11 @@ def micro_batch(run: Run, indices: list[int]) -> Batch:
     if run.rollouts is not None:
         return run.rollouts.batch(indices)
     if run.comparison is not None:
-        return run.comparison.batch(run.comparison.trained(indices))
+        compared = run.comparison.trained(indices)
+        made = run.comparison.batch(compared)
+        if run.set_of is None:
+            return made
+        return of_comparisons(made, run.set_of[compared], run.set_losses)
     batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
     moved = batch.to(run.group.device)
     return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)

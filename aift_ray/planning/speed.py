@@ -64,9 +64,10 @@ def matrix_parameters(shape: Shape) -> int:
 
 def token_operations(shape: Shape, work: Work, length: int) -> float:
     """Floating-point operations of training for a token of rows of `length` tokens."""
-    passes = (6 if work.full else 4) + 2 * work.checkpointing
+    again = work.checkpointing + work.forwards
+    passes = (6 if work.full else 4) + 2 * again
     attention = 2 * length * shape.heads * shape.head_size * shape.layers
-    return passes * matrix_parameters(shape) + (3.5 + work.checkpointing) * attention
+    return passes * matrix_parameters(shape) + (3.5 + again) * attention
 
 
 def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int) -> Speed:
@@ -81,7 +82,7 @@ def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int
     memory = 0.0
     if work.base_bits == 4:
         dequantized = _DEQUANTIZED * (shape.linear_parameters + shape.expert_parameters)
-        memory = dequantized * (2 + work.checkpointing) / _bandwidth(card)
+        memory = dequantized * (2 + work.checkpointing + work.forwards) / _bandwidth(card)
     launches = max(0.0, shape.layers * BLOCK_LAUNCHES - compute - memory)
     terms = {"compute": compute, "memory bandwidth": memory, "Python and launches": launches}
     # how many cards share the work of a micro-batch

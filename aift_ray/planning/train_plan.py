@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aift_ray.config.plan_config import PlanConfig
+from aift_ray.config.preference_config import answers_a_comparison, divided_scorer, further_forwards
 from aift_ray.config.section import memory_bytes
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
@@ -139,6 +140,9 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
     """Why a strategy can't train the model; "": it can."""
     if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs whole weights"
+    divided = divided_scorer(config.objective, strategy)
+    if divided:
+        return divided
     if strategy in ("pipeline", "model_parallel") and config.gpus > shape.layers:
         return f"{config.gpus} parts can't be made of {shape.layers} blocks"
     if strategy != "tensor":
@@ -154,7 +158,7 @@ def _work(config: PlanConfig, strategy: str) -> Work:
     return Work(
         "full" if config.method == "full" else "lora",
         config.r,
-        config.batch_size * config.sequence_length,
+        tokens_of(config),
         2,
         config.gradient_checkpointing,
         4 if config.method == "qlora" else None,
@@ -166,7 +170,16 @@ def _work(config: PlanConfig, strategy: str) -> Work:
         dropout=config.lora_dropout > 0,
         gpu=True,
         copies=True,
+        # a model with a score makes no logits
+        targets=0 if config.objective == "reward" else None,
+        forwards=further_forwards(config.objective),
     )
+
+
+def tokens_of(config: PlanConfig) -> int:
+    """Tokens of a worker's micro-step; a pair has two answers, each with its prompt."""
+    rows = config.batch_size * answers_a_comparison(config.objective)
+    return rows * config.sequence_length
 
 
 def _copy(need: Memory, machine: Machine, work: Work) -> int:
@@ -226,6 +239,7 @@ def _command(config: PlanConfig, strategy: str, machine: Machine) -> str:
     """The command that trains so."""
     name, _, offload = strategy.partition(", ")
     words = ["aift-ray train", f"--model {config.model}", f"--method {config.method}"]
+    words += [f"--objective {config.objective}"] if config.objective != "sft" else []
     words.append(f"--strategy {name}")
     if name == "model_parallel":
         each = f"{machine.room / 1e9:.1f}GB"

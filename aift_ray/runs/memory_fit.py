@@ -56,6 +56,10 @@ def needs(
     process += _RAY if held and workers > 1 else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
+    targets = held.targets if held else None
+    if config.objective == "reward":
+        # a model with a score makes no logits
+        targets = 0
 
     def need(way: Way) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
@@ -77,7 +81,7 @@ def needs(
             copies=planned and training.async_save,
             answer_tokens=answer_tokens(config),
             process=process,
-            targets=held.targets if held else None,
+            targets=targets,
         )
         return memory(shape, work)
 

@@ -28,13 +28,18 @@ def settled(
     Raises:
         ConfigError: no model of the family can be trained by the objective, or the reference has
             another vocabulary.
-        ModelError: the reference is not there, or damaged.
+        ModelError: the reference is not there, damaged, or no language model.
     """
     if config.objective == "reward":
         # needs the modelling code
+        from aift_ray.models import load
         from aift_ray.models.families import sequence_classifier
 
         problems = sequence_classifier.unfit(model_config)
+        layers = [*(config.lora.target_modules or []), *(config.lora.modules_to_save or [])]
+        if layers and config.method != "full" and not problems:
+            outline = load.skeleton(hub.resolve(config.model))
+            problems = sequence_classifier.without_output(outline, layers)
         if problems:
             raise ConfigError(problems)
     padding = tokenizer.pad_token_id
@@ -119,6 +124,7 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     if name is None:
         return None
     location = hub.resolve(name)
+    hub.load_config(location)
     other = hub.load_tokenizer(location)
     if other.get_vocab() != tokenizer.get_vocab():
         what = f"{name} has another vocabulary than {config.model}: its log-probabilities are of "

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from aift_ray.config import PlanConfig
+from aift_ray.config.preference_config import answers_of, further_forwards
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.config_stats import Numbers, numbers_of
 from aift_ray.planning import train_plan
@@ -55,11 +56,12 @@ def as_data(
         "parameters": numbers.shape.parameters,
         "source": numbers.source,
         "method": config.method,
+        "objective": config.objective,
         "gpu": asdict(machine.card),
         "gpus": machine.gpus,
         "gpu_memory": machine.room,
         "host_memory": machine.host,
-        "tokens_per_micro_step": config.batch_size * config.sequence_length,
+        "tokens_per_micro_step": train_plan.tokens_of(config),
         "best": best.strategy if best else None,
         "strategies": [_way_data(config, way) for way in ways],
         "serving": [asdict(server) for server in servers],
@@ -89,7 +91,6 @@ def _lines(
     machine, best = Machine.of(config), train_plan.best(ways)
     card = machine.card
     host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
-    rows = config.batch_size * config.sequence_length
     source = "measured" if card.measured else "data sheet"
     lines = [
         f"{config.model}: {numbers.shape.parameters:,} parameters ({numbers.source})",
@@ -97,7 +98,8 @@ def _lines(
         f"{card.tflops:.4g} TFLOPS, {card.bandwidth:.4g} GB/s, "
         f"{'from the host' if card.measured else 'PCIe'} {card.pcie:.4g} GB/s ({source})",
         f"{config.method}, {config.gradient_accumulation_steps} micro-steps a worker of "
-        f"{config.batch_size} x {config.sequence_length} = {rows:,} tokens",
+        f"{_micro_step(config)} tokens",
+        *_compared(config),
         f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
         *_table(config, ways),
@@ -105,6 +107,25 @@ def _lines(
     ]
     lines += _what_to_type(config, numbers, ways, best)
     return [*lines, "", *_serving(config, machine, servers)]
+
+
+def _micro_step(config: PlanConfig) -> str:
+    units = {"one": "", "pair": " pairs x 2 answers", "label": ""}[answers_of(config.objective)]
+    tokens = f"{config.sequence_length} = {train_plan.tokens_of(config):,}"
+    return f"{config.batch_size}{units} x {tokens}"
+
+
+def _compared(config: PlanConfig) -> list[str]:
+    """What the objective adds to the work of a step."""
+    number = further_forwards(config.objective)
+    if config.objective == "sft":
+        return []
+    found = f"objective {config.objective}"
+    if not number:
+        return [f"{found}: no reference model"]
+    passes = "1 forward pass" if number == 1 else f"{number} forward passes"
+    kl = " and the KL" if number > 1 else ""
+    return [f"{found}: the time includes {passes} over each row for the reference{kl}"]
 
 
 def _table(config: PlanConfig, ways: list[Way]) -> list[str]:

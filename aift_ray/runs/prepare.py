@@ -92,7 +92,7 @@ def prepare(
     _given(config)
     tasks = in_training.load(config.evaluation)
     location = hub.resolve(config.model)
-    model_config = hub.load_config(location)
+    model_config = hub.load_config(location, config.objective == "reward")
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
     beside = objective_inputs.settled(config, model_config, encoder.tokenizer)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from aift_ray.engine.metrics import ACCURACY, METRICS, PROGRESS
+from aift_ray.engine.metrics import ACCURACY, METRICS, PROGRESS, task_scores
 from aift_ray.engine.phases import STAGE
 from aift_ray.runs.restart_causes import FAILURES, read_failures
 from aift_ray.tasks.scores import shown as score_shown
@@ -117,8 +117,7 @@ class Follower:
             found.append(f"margin accuracy {line[f'eval_{ACCURACY}']:.1%}")
         if line.get("exact_match") is not None:
             found.append(f"exact match {line['exact_match']:.1%}")
-        tasks = (name for name in line if "/" in name and not name.startswith("eval_"))
-        found += [f"{name} {score_shown(name, line[name])}" for name in tasks]
+        found += [f"{name} {score_shown(name, score)}" for name, score in task_scores(line).items()]
         if found:
             self._say(f"step {line['step']} evaluated: {', '.join(found)}")
 

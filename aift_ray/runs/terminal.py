@@ -167,10 +167,11 @@ def _mixture(run: Preparation) -> list[str]:
     pairs = list(zip(sets, mixture.sizes, mixture.amounts, strict=True))
     passes = [amount / max(size, 1) for _, size, amount in pairs]
     tokens = [each.tokens * times for (each, _, _), times in zip(pairs, passes, strict=True)]
+    shares = [f"{amount / mixture.total:.1%} of the examples" for _, _, amount in pairs]
     return [
-        f"{each.name}: {each.rows:,} rows x {times:.3g} an epoch, {amount / mixture.total:.1%} of "
-        f"the examples, {held / max(sum(tokens), 1):.1%} of the tokens"
-        for (each, _, amount), times, held in zip(pairs, passes, tokens, strict=True)
+        f"{each.name}: {each.rows // run.plan.together:,} rows x {times:.3g} an epoch, {share}, "
+        f"{held / max(sum(tokens), 1):.1%} of the tokens"
+        for (each, _, _), times, held, share in zip(pairs, passes, tokens, shares, strict=True)
     ]
 
 

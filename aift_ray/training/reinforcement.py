@@ -13,13 +13,14 @@ from torch import nn
 from aift_ray.config import DataConfig, GRPOConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.trainer import Trainer, check_full
 
 Reward = str | Callable[..., Any]
 
 
-class GRPOTrainer:
+class GRPOTrainer(Trainer):
     """Trains by rewards of generated completions (GRPO, Dr. GRPO, DAPO, GSPO).
 
     Args:
@@ -64,16 +65,14 @@ class GRPOTrainer:
             lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
             training_config=(training_config, TrainingConfig),
         )
-        if lora_config is None and model.quantization is not None:
-            what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
-            remedy = "give a lora_config, or load it without load_in_8bit or load_in_4bit"
-            raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
-        self.model, self.lora_config, self.training_config = model, lora_config, training_config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        if lora_config is None:
+            check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
+        options = trainer_args.Options(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.lora_config, self.training_config = lora_config, training_config
         rewards: Any = [reward] if isinstance(reward, str) or callable(reward) else reward
         self.reward = [_named(each) for each in rewards]
         self.grpo = grpo
-        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -81,31 +80,26 @@ class GRPOTrainer:
         eval_texts: list[Any] | None = None,
         resume_from_checkpoint: str | None = None,
     ) -> nn.Module:
-        """Train; `self.model` then stands for what was trained.
+        """Train on prompts; the rest is as of `FullFinetuningTrainer.train`.
 
         Args:
             train_texts, eval_texts: rows: a `prompt` (a text or messages) or an `instruction`, and
                 further keys for the rewards.
             resume_from_checkpoint: a folder checkpoints/step-N, or 'latest'.
 
-        Returns:
-            The trained model, in this process, in evaluation mode: PEFT's model around the base
-            where adapters were trained.
-
         Raises:
-            ConfigError, DataError, ModelError: what is wrong, before anything has started.
-            Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
-            TrainingError: it failed; RewardError: by a reward function.
+            RewardError: a TrainingError: a reward function failed.
         """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        return super().train(train_texts, eval_texts, resume_from_checkpoint)
+
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
         settings = {**trainer_args.section(self.grpo), "reward": self.reward}
         sections |= {"objective": "grpo", "grpo": settings}
         config = self.training_config
-        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
-        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
+        return config, sections, trainer_args.here(config, self.options)
 
 
 def _named(reward: Any) -> str:

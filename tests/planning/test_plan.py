@@ -88,6 +88,38 @@ def test_its_memory_is_that_of_the_run_it_names(method: str, planned: Planned) -
         assert row["memory"]["total"] == wanted.total
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto", "orpo", "reward"])
+def test_an_objective_has_the_memory_of_its_run_and_the_time_of_its_reference(
+    objective: str, planned: Planned
+) -> None:
+    given = ("--model", ELYZA, "--gpus", "2")
+    sft = {row["strategy"]: row for row in planned(*given, "--batch-size", "8")["strategies"]}
+    pairs = objective != "kto"
+    size = "4" if pairs else "8"
+    found = planned(*given, "--objective", objective, "--batch-size", size)
+    assert found["tokens_per_micro_step"] == 8 * 2048
+    for row in found["strategies"]:
+        other = sft[row["strategy"]]
+        if objective == "reward" and row["strategy"] in ("tensor", "pipeline", "model_parallel"):
+            assert "objective reward" in row["limit"]
+            continue
+        memory, same = dict(row["memory"]), dict(other["memory"])
+        if objective == "reward":
+            assert memory.pop("logits") == 0
+            assert same.pop("logits")
+            for name in ("total", "slack"):
+                assert memory.pop(name) < same.pop(name)
+        assert memory == same
+        if row["strategy"] == "ddp":
+            # operations by the parameter: forward, backward, recomputation; and the reference
+            passes = {"dpo": 8 / 6, "kto": 12 / 6}.get(objective, 1.0)
+            slower = other["tokens_per_second"] / row["tokens_per_second"]
+            assert slower == pytest.approx(passes, rel=0.05)
+        if row["fits"]:
+            config = parse(shlex.split(row["command"])[2:], RunConfig, "train", "").config
+            assert config.objective == objective
+
+
 def test_every_command_is_one_that_the_verbs_take(planned: Planned) -> None:
     commands = []
     for method in ("full", "lora", "qlora"):

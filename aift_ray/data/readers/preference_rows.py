@@ -177,11 +177,13 @@ def parsed_turns(value: Any, name: str) -> Any:
         raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
     if not turns:
         raise WrongRow(f"{name} has no message")
-    return [_turn(turn) for turn in turns]
+    return [_turn(turn, f"{name}: message {number}") for number, turn in enumerate(turns, 1)]
 
 
-def _turn(turn: Any) -> Any:
-    if not isinstance(turn, Mapping) or "from" not in turn or "role" in turn:
+def _turn(turn: Any, name: str) -> Any:
+    if not isinstance(turn, Mapping):
+        raise WrongRow(f"{name} is {kind_of(turn)}, expected an object with role and content")
+    if "from" not in turn or "role" in turn:
         return turn
     role = _SPEAKERS.get(str(turn["from"]), turn["from"])
     content = turn.get("value")
@@ -242,7 +244,10 @@ def _margin(row: dict[str, Any]) -> float | None:
         if better is not None and worse is not None and better < worse:
             what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"
             raise WrongRow(what, "swap the answers, or remove the row")
-    return _number(row, "margin")
+    margin = _number(row, "margin")
+    if margin is not None and margin < 0:
+        raise WrongRow(f"margin {margin:g} is less than 0", "swap the answers, or remove the row")
+    return margin
 
 
 def _number(row: dict[str, Any], key: str) -> float | None:
