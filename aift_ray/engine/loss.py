@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.config import GRPOConfig
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
 from aift_ray.engine.grpo.policy_loss import policy_loss
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
-from aift_ray.models.attention.packed_documents import Packed, packed
+from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
@@ -66,7 +66,7 @@ class LossModule(nn.Module):
         self.routers = router_loss(model)
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`, and in training the routers' loss.
 
         Where answers are compared, the summed loss of the comparisons, (), or, where the batch asks
@@ -77,9 +77,9 @@ class LossModule(nn.Module):
         logits, self._router_logits = self._router_logits, ()
         if self.routers is None or not self.training:
             return total
-        return total + self.routers(logits, batch.mask, batch.weight).to(total.device)
+        return total + self.routers(logits, batch.attention_mask, batch.weight).to(total.device)
 
-    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+    def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
 
         Args:
@@ -94,13 +94,13 @@ class LossModule(nn.Module):
         states: torch.Tensor = output.last_hidden_state
         return states
 
-    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
         if self._scores:
             return self._scored(states, batch)
         device = self._head[0].device(states)
-        chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
-        targets = batch.targets.to(device)
+        chosen = states.flatten(0, 1).index_select(0, batch.label_positions.to(states.device))
+        targets = batch.labels.to(device)
         if batch.policy is not None:
             return self._sampled(chosen.to(device), targets, batch)
         if batch.compared is not None:
@@ -108,9 +108,11 @@ class LossModule(nn.Module):
             return self._compared(each, batch)
         note = SetLosses(batch) if batch.sets is not None else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
-        return total.to(batch.ids.device)
+        return total.to(batch.input_ids.device)
 
-    def _sampled(self, states: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _sampled(
+        self, states: torch.Tensor, targets: torch.Tensor, batch: MicroBatch
+    ) -> torch.Tensor:
         """The loss of generated completions, at the temperature that they were sampled at."""
         assert batch.policy is not None
         assert self._policy is not None
@@ -118,7 +120,7 @@ class LossModule(nn.Module):
         each = log_probabilities(head, states, targets)
         return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
 
-    def _compared(self, each: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _compared(self, each: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""
         told = batch.compared
         assert told is not None
@@ -128,16 +130,16 @@ class LossModule(nn.Module):
         if told.bare:
             return logps
         assert self._objective is not None
-        return compare(self._objective, logps, batch).to(batch.ids.device)
+        return compare(self._objective, logps, batch).to(batch.input_ids.device)
 
-    def _scored(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _scored(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the score of each, at its last token."""
         told, inner = batch.compared, self._scores[0]
         assert told is not None
         assert self._objective is not None
-        places = last_tokens(batch.ids, told.ends, inner.config.pad_token_id)
+        places = last_tokens(batch.input_ids, told.ends, inner.config.pad_token_id)
         found = inner.score(states.flatten(0, 1).index_select(0, places))
-        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.ids.device)
+        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.input_ids.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
@@ -149,40 +151,40 @@ class LossModule(nn.Module):
         output: torch.Tensor = model.generate(**inputs)
         return output
 
-    def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
+    def whole_logits_loss(self, batch: MicroBatch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
         with packed(documents(batch)):
             logits = causal_model(self.model)(**model_inputs(batch)).logits
-        chosen = logits.flatten(0, 1).index_select(0, batch.sources)
-        return cross_entropy(chosen.float(), batch.targets, reduction="sum")
+        chosen = logits.flatten(0, 1).index_select(0, batch.label_positions)
+        return cross_entropy(chosen.float(), batch.labels, reduction="sum")
 
 
-def documents(batch: Batch) -> Packed | None:
+def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
-    if batch.borders is None:
+    if batch.cu_seqlens is None:
         return None
-    return Packed(batch.borders, batch.longest, batch.ids.shape[1])
+    return PackedDocuments(batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1])
 
 
 def model_inputs(
-    batch: Batch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
+    batch: MicroBatch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
 ) -> dict[str, Any]:
     """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens.
 
     Args:
         body: who is called, where it may not take the borders of documents.
     """
-    given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+    given = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
     inputs: dict[str, Any] = given | {"use_cache": False}
-    if batch.borders is None:
-        return inputs | {"attention_mask": batch.mask}
-    inputs["position_ids"] = batch.positions
+    if batch.cu_seqlens is None:
+        return inputs | {"attention_mask": batch.attention_mask}
+    inputs["position_ids"] = batch.position_ids
     if body is not None and not _takes_more(body):
         return inputs
-    longest = batch.longest
+    longest = batch.max_seqlen
     return inputs | {
-        "cu_seq_lens_q": batch.borders,
-        "cu_seq_lens_k": batch.borders,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
         "max_length_q": longest,
         "max_length_k": longest,
     }
@@ -195,7 +197,7 @@ def _takes_more(body: nn.Module) -> bool:
 
 
 @contextmanager
-def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
+def noisy(embeddings: nn.Module, alpha: float, batch: MicroBatch) -> Iterator[None]:
     """NEFTune: add uniform noise of at most alpha / sqrt(length x width) to embedded tokens.
 
     The length is that of a token's own document, however documents are laid out. The numbers

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from aift_ray.data.batch_plan import BatchPlan
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 
 if TYPE_CHECKING:
     from aift_ray.engine.build import Run
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SetLosses:
     """Adds the losses of a batch's sets to their sums, beside the loss of the whole."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: MicroBatch) -> None:
         self._sets, self._sums = batch.sets, batch.set_losses
 
     def __call__(self, piece: slice, logits: torch.Tensor, targets: torch.Tensor) -> None:
@@ -31,7 +31,7 @@ class SetLosses:
         sums.index_add_(0, self._sets[piece].to(sums.device), each.to(sums.device))
 
 
-def of_comparisons(batch: Batch, sets: np.ndarray, sums: torch.Tensor | None) -> Batch:
+def of_comparisons(batch: MicroBatch, sets: np.ndarray, sums: torch.Tensor | None) -> MicroBatch:
     """The same batch, whose comparisons add their losses to those of their sets.
 
     Args:
@@ -40,7 +40,7 @@ def of_comparisons(batch: Batch, sets: np.ndarray, sums: torch.Tensor | None) ->
     """
     assert batch.compared
     # int32 in the file, int64 where torch counts by it
-    each = torch.from_numpy(sets.astype(np.int64)).to(batch.ids.device)
+    each = torch.from_numpy(sets.astype(np.int64)).to(batch.input_ids.device)
     return replace(batch, compared=replace(batch.compared, sets=each, set_losses=sums))
 
 

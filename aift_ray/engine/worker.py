@@ -15,19 +15,19 @@ from aift_ray.data import token_cache
 from aift_ray.engine import final_model, loop, phases, run_errors
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.checkpoint.coordinator import Writing
-from aift_ray.engine.checkpoint.mirror import Store, newest
+from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
-from aift_ray.engine.loop import Asked
+from aift_ray.engine.loop import StopRequest
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.mfu import Utilization
 from aift_ray.engine.model_card import card
 from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.trackers import Trackers
-from aift_ray.engine.validate import Evaluator
+from aift_ray.engine.validate import Validator
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
@@ -42,7 +42,7 @@ def work(
     job: Job,
     group: Group,
     report: Report = nothing,
-    watch: Report = nothing,
+    on_metrics: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
     pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
@@ -50,7 +50,7 @@ def work(
 
     Args:
         report: called with metrics on every worker at each checkpoint.
-        watch: called with metrics on every worker at each step and evaluation.
+        on_metrics: called with metrics on every worker at each step and evaluation.
         tokenizer: that of the job's model, where this process has it already.
         pool: starts processes that generate completions, where the workers do not.
 
@@ -61,7 +61,7 @@ def work(
         AiftError: an error of the code or of the input; others come of a worker that is lost.
     """
     place = job.config.ray.storage_path
-    store = Store(place, job.output.name) if place else None
+    store = CheckpointMirror(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         phases.tell(job.output, group, phases.LOADING)
@@ -72,15 +72,15 @@ def work(
             if group.device.type != "cpu":
                 phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
-        metrics = _metrics(run, job) if group.leads else None
+        metrics = _metrics(run, job) if group.is_main_process else None
         at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
-        writing = Writing(run, store)
+        writing = CheckpointCoordinator(run, store)
         at_last.callback(writing.close)
-        session = _Session(run, metrics, writing, report, watch)
+        session = _Session(run, metrics, writing, report, on_metrics)
         if run.state.step == 0:
             session.evaluate_before()
         phases.tell(job.output, group, phases.FIRST_STEP)
-        hooks = loop.Watch(
+        hooks = loop.LoopHooks(
             session.logged, session.asked, session.save, session.evaluate, session.score
         )
         session.finish(loop.train(run, hooks))
@@ -93,13 +93,16 @@ def _metrics(run: Run, job: Job) -> Metrics:
     return Metrics(job.output, step, Trackers(list(names), job.output, step, run.state.settings))
 
 
-def _start(job: Job, group: Group, store: Store | None) -> Path | None:
+def _start(job: Job, group: Group, store: CheckpointMirror | None) -> Path | None:
     """The checkpoint to start from: the newest whole one, else the one the run was told of.
 
     Raises:
         TrainingError: a worker's machine does not see it; on every worker.
     """
-    found = group.agree(newest(job.checkpoints, store)[0] if group.leads else None) or job.resume
+    found = (
+        group.agree(newest(job.checkpoints, store)[0] if group.is_main_process else None)
+        or job.resume
+    )
     step = step_of(found.name) if found else None
     if found and not found.is_dir() and store and step in store.steps():
         found = store.fetch(step, job.checkpoints)
@@ -118,9 +121,9 @@ class _Session:
 
     run: Run
     metrics: Metrics | None
-    writing: Writing
+    writing: CheckpointCoordinator
     report: Report
-    watch: Report
+    on_metrics: Report
     utilization: Utilization = field(init=False)
     tokens: float = 0.0
     seconds: float = 0.0
@@ -153,19 +156,19 @@ class _Session:
             self.metrics.show(line | {"total_steps": self.run.total_steps})
             if self.run.job.events:
                 tell(self.run.job.output, "step", line)
-        self.watch(line)
+        self.on_metrics(line)
 
-    def asked(self) -> Asked:
+    def asked(self) -> StopRequest:
         """Whether the run should stop, or save; worker 0 looks for all."""
         job, hours = self.run.job, self.run.config.training.max_hours
-        if not self.run.group.leads:
-            return Asked.NOTHING
+        if not self.run.group.is_main_process:
+            return StopRequest.NOTHING
         late = hours is not None and time.time() - job.started > hours * 3600
         if late or (job.output / STOP).exists():
-            return Asked.STOP
+            return StopRequest.STOP
         if (job.output / END).exists():
-            return Asked.END
-        return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
+            return StopRequest.END
+        return StopRequest.SAVE if (job.output / SAVE).exists() else StopRequest.NOTHING
 
     def evaluate_before(self) -> None:
         """Loss, exact match and task scores of the untrained model."""
@@ -201,19 +204,19 @@ class _Session:
             state.best_loss, state.best_step = self.eval_loss, state.step
             state.bad_evaluations = 0
             if training.load_best and state.step != run.total_steps:
-                self.save(Asked.NOTHING)
+                self.save(StopRequest.NOTHING)
         else:
             state.bad_evaluations += 1
         patience = training.early_stopping_patience
         return 0 < patience <= state.bad_evaluations
 
-    def save(self, asked: Asked) -> None:
+    def save(self, asked: StopRequest) -> None:
         """Save a checkpoint and report on every worker; at once where somebody waits for it.
 
         Raises:
             TrainingError: it, or the one before, could not be written.
         """
-        at_once = asked is not Asked.NOTHING or not self.run.config.training.async_save
+        at_once = asked is not StopRequest.NOTHING or not self.run.config.training.async_save
         self.writing.save(at_once)
         if self.writing.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
@@ -258,7 +261,7 @@ class _Session:
 
     def _exact_match(self) -> float | None:
         run = self.run
-        if not isinstance(run.evaluator, Evaluator) or not run.config.training.exact_match_rows:
+        if not isinstance(run.evaluator, Validator) or not run.config.training.exact_match_rows:
             return None
         return run.evaluator.exact_match(run.module)
 
@@ -283,7 +286,7 @@ class _Session:
             self.metrics.write(whole)
             if self.run.job.events:
                 tell(self.run.job.output, "evaluate", whole)
-        self.watch(line)
+        self.on_metrics(line)
 
     def _saving(self) -> dict[str, Any]:
         """What saving cost, and what of it could not be copied."""

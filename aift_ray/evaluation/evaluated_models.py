@@ -20,7 +20,7 @@ from aift_ray.utils.gpu_utils import half_precision
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
@@ -32,7 +32,7 @@ class Candidate:
     place: Place | None
 
 
-def find_candidates(config: EvaluateConfig) -> list[Candidate]:
+def find_candidates(config: EvaluateConfig) -> list[EvaluatedModel]:
     """The models of the settings, in order; the first is the one the others are compared with.
 
     Raises:
@@ -40,12 +40,12 @@ def find_candidates(config: EvaluateConfig) -> list[Candidate]:
     """
     models = config.candidates()
     if config.base_url:
-        return [Candidate(name, None) for name in models]
-    found: list[Candidate] = []
+        return [EvaluatedModel(name, None) for name in models]
+    found: list[EvaluatedModel] = []
     problems: list[Problem] = []
     for model, name in zip(models, _names(models), strict=True):
         try:
-            found.append(Candidate(name, find_place(model)))
+            found.append(EvaluatedModel(name, find_place(model)))
         except UserError as error:
             problems += error.problems
     if found and config.adapters:
@@ -53,7 +53,7 @@ def find_candidates(config: EvaluateConfig) -> list[Candidate]:
         assert base
         for name, folder in config.adapter_folders().items():
             try:
-                found.append(Candidate(name, _with_adapter(base, models[0], folder)))
+                found.append(EvaluatedModel(name, _with_adapter(base, models[0], folder)))
             except UserError as error:
                 problems += error.problems
     if len({each.name for each in found}) < len(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from aift_ray.commandline import Given
+from aift_ray.commandline import ParsedSettings
 from aift_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -101,7 +101,7 @@ def _check_template(data: DataConfig) -> None:
         read_template(data.chat_template)
 
 
-def check_sweep(given: Given) -> None:
+def check_sweep(given: ParsedSettings) -> None:
     """The same for the first trial of a sweep; UserError with everything that is wrong."""
     config, _ = separate(given.values, given.problems)
     check_run(config)

@@ -19,7 +19,7 @@ from aift_ray.models.bnb.shards_4bit import Loading, loading
 from aift_ray.models.families import family_support
 from aift_ray.models.families.sequence_classifier import (
     HEAD,
-    Scored,
+    RewardHead,
     begin_head,
     scoring_class,
     with_head,
@@ -86,7 +86,7 @@ def load_model(
     shards: Loading | None = None,
     whole: bool = False,
     weights: str | None = None,
-    scored: Scored | None = None,
+    scored: RewardHead | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -150,7 +150,7 @@ def _read(
     config: Any,
     dtype: torch.dtype | None,
     options: dict[str, Any],
-    scored: Scored | None = None,
+    scored: RewardHead | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder in a model of class `made`; a ModelError where some are missing."""
     with explained(folder):

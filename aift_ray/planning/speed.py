@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aift_ray.planning.gpu_specs import Card
-from aift_ray.planning.memory_parts import FLOAT32, Work, held_bytes
+from aift_ray.planning.memory_parts import FLOAT32, Workload, held_bytes
 from aift_ray.planning.model_shape import Shape
 
 # parts of a data sheet's figure that are reached
@@ -62,7 +62,7 @@ def matrix_parameters(shape: Shape) -> int:
     return shape.linear_parameters + experts + head
 
 
-def token_operations(shape: Shape, work: Work, length: int) -> float:
+def token_operations(shape: Shape, work: Workload, length: int) -> float:
     """Floating-point operations of training for a token of rows of `length` tokens."""
     again = work.checkpointing + work.forwards
     passes = (6 if work.full else 4) + 2 * again
@@ -70,13 +70,13 @@ def token_operations(shape: Shape, work: Work, length: int) -> float:
     return passes * matrix_parameters(shape) + (3.5 + again) * attention
 
 
-def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int) -> Speed:
+def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps: int) -> Speed:
     """Of a step of `micro_steps` micro-batches a worker, each of `work.tokens` tokens.
 
     Args:
         length: tokens of a row, of which attention takes its part.
     """
-    cards = work.workers if work.strategy != "model_parallel" else work.apart
+    cards = work.workers if work.strategy != "model_parallel" else work.model_parallel_size
     compute = work.tokens * token_operations(shape, work, length)
     compute /= _products(card)
     memory = 0.0
@@ -96,7 +96,9 @@ def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int
         terms["waiting for other cards"] = busy * (cards - 1) / cards
     terms |= _links(shape, work, card, micro_steps, busy)
     terms |= _optimizer(shape, work, card)
-    replicas = work.workers // max(work.apart, 1) if work.strategy != "model_parallel" else 1
+    replicas = (
+        work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1
+    )
     tokens = replicas * micro_steps * work.tokens
     limit = max(terms, key=lambda name: terms[name])
     return Speed(tokens / sum(terms.values()), limit, terms)
@@ -117,15 +119,17 @@ def _link(card: Card, rate: float) -> float:
     return (1.0 if card.measured else LINK) * rate * 1e9
 
 
-def _trained(shape: Shape, work: Work) -> int:
+def _trained(shape: Shape, work: Workload) -> int:
     if work.full:
         return shape.parameters - shape.beside
     return shape.adapter_parameters(work.rank) + work.whole
 
 
-def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) -> dict[str, float]:
+def _links(
+    shape: Shape, work: Workload, card: Card, micro_steps: int, busy: float
+) -> dict[str, float]:
     """Seconds of a step that cards wait for each other's bytes, or the host's."""
-    number, between = max(work.workers, work.apart), _link(card, card.link)
+    number, between = max(work.workers, work.model_parallel_size), _link(card, card.link)
     name = "NVLink" if card.nvlink else "PCIe"
     others = (number - 1) / number
     reduced = others * _trained(shape, work) * FLOAT32
@@ -153,12 +157,12 @@ def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) 
     return {name: max(_EXPOSED * seconds, seconds - busy)}
 
 
-def _optimizer(shape: Shape, work: Work, card: Card) -> dict[str, float]:
+def _optimizer(shape: Shape, work: Workload, card: Card) -> dict[str, float]:
     moved = _trained(shape, work) * _STEPPED
     if work.offload:
         # all workers' shares lie in one machine's memory
         return {"the optimizer's step in host memory": moved / HOST_BANDWIDTH}
-    on_one = moved / max(work.shares, work.apart)
+    on_one = moved / max(work.shares, work.model_parallel_size)
     return {"the optimizer's step": on_one / _bandwidth(card)}
 
 

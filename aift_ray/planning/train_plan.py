@@ -14,7 +14,7 @@ from aift_ray.planning import speed
 from aift_ray.planning.gpu_specs import CARDS, Card, of_memory
 from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
-from aift_ray.planning.memory_parts import GIB, Memory, Work
+from aift_ray.planning.memory_parts import GIB, Memory, Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
@@ -35,7 +35,7 @@ _FLAGS = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class GpuMachine:
     """The cards, and what may be used of them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Machine:
     host: int | None
 
     @classmethod
-    def of(cls, config: PlanConfig) -> Machine:
+    def of(cls, config: PlanConfig) -> GpuMachine:
         """That of the settings.
 
         Raises:
@@ -63,7 +63,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Way:
+class StrategyPlan:
     """One strategy on these cards.
 
     Attributes:
@@ -95,12 +95,12 @@ def _measured() -> Card:
     return rates.card("bf16")
 
 
-def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Way]:
+def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[StrategyPlan]:
     """Every strategy, in the order in which they send more."""
     return [_way(config, numbers, shape, name) for name in _strategies(config)]
 
 
-def best(ways: list[Way]) -> Way | None:
+def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
     """The first that fits and is as fast as any, to a few percent; None: none fits."""
     rates = [(way, way.speed.tokens_per_second) for way in ways if way.fits and way.speed]
     most = max((rate for _, rate in rates), default=0.0)
@@ -115,11 +115,13 @@ def _strategies(config: PlanConfig) -> list[str]:
     return ["ddp", *shared, "tensor", "pipeline", "model_parallel"]
 
 
-def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> Way:
+def _way(
+    config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
+) -> StrategyPlan:
     refused = _refused(config, numbers, shape, strategy)
     if refused:
-        return Way(strategy, None, "", 0, False, refused)
-    machine, work = Machine.of(config), _work(config, strategy)
+        return StrategyPlan(strategy, None, "", 0, False, refused)
+    machine, work = GpuMachine.of(config), _work(config, strategy)
     parts = max(phases(shape, work), key=lambda part: max(need.total for need in part.values()))
     phase = max(parts, key=lambda name: parts[name].total)
     need = replace(parts[phase], host=max(each.host for each in parts.values()))
@@ -129,11 +131,11 @@ def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy:
     if not lack:
         host = (need.host + _copy(need, machine, work)) * work.workers
         command = _command(config, strategy, machine)
-        return Way(strategy, need, phase, host, True, fast.limit, fast, command=command)
+        return StrategyPlan(strategy, need, phase, host, True, fast.limit, fast, command=command)
     found = next(_nearer(config, numbers, shape, strategy), {})
     command = _command(config.model_copy(update=found), strategy, machine) if found else ""
     host = need.host * work.workers
-    return Way(strategy, need, phase, host, False, lack, fast, found, command)
+    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, command)
 
 
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
@@ -152,10 +154,10 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
     return problems[0].what if problems else ""
 
 
-def _work(config: PlanConfig, strategy: str) -> Work:
+def _work(config: PlanConfig, strategy: str) -> Workload:
     name, _, offload = strategy.partition(", ")
     alone = name == "model_parallel"
-    return Work(
+    return Workload(
         "full" if config.method == "full" else "lora",
         config.r,
         tokens_of(config),
@@ -164,7 +166,7 @@ def _work(config: PlanConfig, strategy: str) -> Work:
         4 if config.method == "qlora" else None,
         name,
         1 if alone else config.gpus,
-        apart=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
+        model_parallel_size=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
         offload=bool(offload),
         optimizer=config.optimizer,
         dropout=config.lora_dropout > 0,
@@ -182,13 +184,13 @@ def tokens_of(config: PlanConfig) -> int:
     return rows * config.sequence_length
 
 
-def _copy(need: Memory, machine: Machine, work: Work) -> int:
+def _copy(need: Memory, machine: GpuMachine, work: Workload) -> int:
     """Bytes of a worker's copy of a checkpoint, which is made where host memory holds it."""
     both = (need.host + need.copied) * work.workers
     return need.copied if machine.host is None or both <= machine.host else 0
 
 
-def _lack(need: Memory, machine: Machine, work: Work) -> str:
+def _lack(need: Memory, machine: GpuMachine, work: Workload) -> str:
     """What is missing for a way to fit; "": nothing."""
     if need.total > machine.room:
         return f"{(need.total - machine.room) / GIB:.1f} GiB too little on the card"
@@ -202,7 +204,7 @@ def _nearer(
     config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
 ) -> Iterator[dict[str, Any]]:
     """Settings with which a strategy fits, those that change least first."""
-    machine = Machine.of(config)
+    machine = GpuMachine.of(config)
     for changes in _changes(config):
         changed = config.model_copy(update=changes)
         if _refused(changed, numbers, shape, strategy):
@@ -235,7 +237,7 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
         length //= 2
 
 
-def _command(config: PlanConfig, strategy: str, machine: Machine) -> str:
+def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
     """The command that trains so."""
     name, _, offload = strategy.partition(", ")
     words = ["aift-ray train", f"--model {config.model}", f"--method {config.method}"]

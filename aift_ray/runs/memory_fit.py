@@ -11,8 +11,8 @@ import psutil
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.model_stats import Measured
-from aift_ray.planning.candidates import Need, Room, Way, choose, fitting, remedy, ways
-from aift_ray.planning.memory_estimate import GIB, Memory, Work, memory, moments
+from aift_ray.planning.candidates import Candidate, Need, Room, candidates, choose, fitting, remedy
+from aift_ray.planning.memory_estimate import GIB, Memory, Workload, memory, moments
 from aift_ray.planning.model_shape import Shape
 from aift_ray.utils.host_memory import host_cpus
 
@@ -61,9 +61,9 @@ def needs(
         # a model with a score makes no logits
         targets = 0
 
-    def need(way: Way) -> Memory:
+    def need(way: Candidate) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
-        work = Work(
+        work = Workload(
             "full" if way.method == "full" else "lora",
             config.lora.r,
             tokens,
@@ -73,7 +73,7 @@ def needs(
             way.strategy,
             workers,
             whole,
-            way.stages or config.parallel.apart,
+            way.stages or config.parallel.model_parallel_size,
             way.offload,
             training.optimizer,
             dropout=config.lora.lora_dropout > 0,
@@ -127,14 +127,14 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
         whole = config.training.optimizer != "adamw"
-        among = ways(method, workers, config.base_bits, gpu, whole)
+        among = candidates(method, workers, config.base_bits, gpu, whole)
         way, why = choose(among, need, room)
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
     # a machine's memory is not for its workers alone: it chooses, and refuses nothing
     if not (gpu or parallel.gpu_memory):
         return why
-    wanted = need(Way(method, parallel.strategy, parallel.offload))
+    wanted = need(Candidate(method, parallel.strategy, parallel.offload))
     if not room.holds(wanted):
         raise ConfigError([_misfit(config, wanted, need, workers, room)])
     return why + _settle_saving(config, wanted, room)
@@ -172,7 +172,7 @@ def settle_cpus(config: RunConfig, workers: int) -> None:
 def own(config: RunConfig, need: Need) -> Memory:
     """The memory of a worker as the run is configured."""
     parallel = config.parallel
-    return need(Way(config.trained_as, parallel.strategy, parallel.offload))
+    return need(Candidate(config.trained_as, parallel.strategy, parallel.offload))
 
 
 def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:

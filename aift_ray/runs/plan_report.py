@@ -14,7 +14,7 @@ from aift_ray.models.config_stats import Numbers, numbers_of
 from aift_ray.planning import train_plan
 from aift_ray.planning.memory_parts import GIB
 from aift_ray.planning.serve_plan import Served, served
-from aift_ray.planning.train_plan import Machine, Way
+from aift_ray.planning.train_plan import GpuMachine, StrategyPlan
 
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
@@ -47,10 +47,10 @@ def run(config: PlanConfig) -> int:
 
 
 def as_data(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], servers: list[Served]
 ) -> dict[str, Any]:
     """All of it; memory in bytes."""
-    machine, best = Machine.of(config), train_plan.best(ways)
+    machine, best = GpuMachine.of(config), train_plan.best(ways)
     return {
         "model": config.model,
         "parameters": numbers.shape.parameters,
@@ -68,7 +68,7 @@ def as_data(
     }
 
 
-def _way_data(config: PlanConfig, way: Way) -> dict[str, Any]:
+def _way_data(config: PlanConfig, way: StrategyPlan) -> dict[str, Any]:
     speed = way.speed
     return {
         "strategy": way.strategy,
@@ -86,9 +86,9 @@ def _way_data(config: PlanConfig, way: Way) -> dict[str, Any]:
 
 
 def _lines(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], servers: list[Served]
 ) -> list[str]:
-    machine, best = Machine.of(config), train_plan.best(ways)
+    machine, best = GpuMachine.of(config), train_plan.best(ways)
     card = machine.card
     host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
     source = "measured" if card.measured else "data sheet"
@@ -128,7 +128,7 @@ def _compared(config: PlanConfig) -> list[str]:
     return [f"{found}: the time includes {passes} over each row for the reference{kl}"]
 
 
-def _table(config: PlanConfig, ways: list[Way]) -> list[str]:
+def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
     needs = [way.memory for way in ways if way.memory]
     names = [name for name in vars(needs[0]) if name not in _LEFT_OUT] if needs else []
     names = [name for name in names if any(getattr(need, name) for need in needs)]
@@ -151,7 +151,7 @@ def _table(config: PlanConfig, ways: list[Way]) -> list[str]:
 
 
 def _what_to_type(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], best: Way | None
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], best: StrategyPlan | None
 ) -> list[str]:
     if best:
         return [f"the fastest that fits, {best.strategy}:", f"  {best.command}"]
@@ -168,7 +168,7 @@ def _what_to_type(
     return lines if len(lines) > 1 else ["no strategy fits: use more or larger cards"]
 
 
-def _serving(config: PlanConfig, machine: Machine, servers: list[Served]) -> list[str]:
+def _serving(config: PlanConfig, machine: GpuMachine, servers: list[Served]) -> list[str]:
     head = ["serving", "cards", "weights", "KiB a token", f"requests of {config.sequence_length}"]
     engines = ("vllm", "transformers")
     head += ["vllm, 1 at once", "16 at once", "transformers, 1", "16 at once"]

@@ -34,7 +34,7 @@ from aift_ray.planning.candidates import Need
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory
 from aift_ray.runs import cache_admin, memory_fit, objective_inputs, resume_check, run_warnings
-from aift_ray.runs.row_layout import Rows, global_batch, laid_out
+from aift_ray.runs.row_layout import StepLayout, global_batch, laid_out
 from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
@@ -140,7 +140,7 @@ def prepare(
 
 
 def _fitted(
-    config: RunConfig, location: str, model: Measured, laid: Rows, workers: int, gpu: bool
+    config: RunConfig, location: str, model: Measured, laid: StepLayout, workers: int, gpu: bool
 ) -> tuple[Need, list[str]]:
     """What each way of spreading the model needs, and why the one that is settled was chosen."""
     host = memory_fit.Host(tokenizer_bytes(location), laid.most_targets)

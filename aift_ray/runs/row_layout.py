@@ -17,7 +17,7 @@ from aift_ray.models.families.family_support import Support
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepLayout:
     """How the rows of a run are laid out.
 
     Attributes:
@@ -38,7 +38,7 @@ class Rows:
 
 def laid_out(
     config: RunConfig, prepared: token_cache.Prepared, batch: int, support: Support
-) -> Rows:
+) -> StepLayout:
     """Which rows make which step, and what follows from that.
 
     Raises:
@@ -54,7 +54,7 @@ def laid_out(
     longest = _longest(rows.lengths[largest] + completion, support.pads(config.data.packing))
     steps = total_steps(config, plan)
     rate = lr_scheduler.settle(config.training, steps, config.method != "full")
-    return Rows(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
+    return StepLayout(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
 
 
 def _check_split(config: RunConfig, held_out: int) -> None:
@@ -71,5 +71,5 @@ def _longest(lengths: np.ndarray, padded: bool) -> int:
 
 def global_batch(config: RunConfig, workers: int) -> int:
     """Units of a step."""
-    training, replicas = config.training, workers // config.parallel.apart
+    training, replicas = config.training, workers // config.parallel.model_parallel_size
     return training.batch_size * training.gradient_accumulation_steps * replicas

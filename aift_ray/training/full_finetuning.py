@@ -56,7 +56,7 @@ class FullFinetuningTrainer(Trainer):
         check_full(
             model, "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
         )
-        options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.use_accelerate = config, use_accelerate
 

@@ -65,7 +65,7 @@ class LoRAFinetuningTrainer(Trainer):
             lora_config=(lora_config, (LoRAConfig, LoraConfig)),
             training_config=(training_config, TrainingConfig),
         )
-        options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
 

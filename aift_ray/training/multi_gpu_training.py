@@ -62,7 +62,7 @@ class AdvancedMultiGPUTrainer(Trainer):
             config=(config, MultiGPUTrainingConfig),
             lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
         )
-        options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.lora_config = config, lora_config
 

@@ -62,7 +62,7 @@ class PreferenceTrainer(Trainer):
         )
         if lora_config is None:
             check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
-        options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
         self.objective, self.preference = objective, preference

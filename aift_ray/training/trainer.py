@@ -23,7 +23,11 @@ class Trainer(ABC):
     """
 
     def __init__(
-        self, model: BaseModel, train_dataset: Any, eval_dataset: Any, options: trainer_args.Options
+        self,
+        model: BaseModel,
+        train_dataset: Any,
+        eval_dataset: Any,
+        options: trainer_args.TrainerOptions,
     ) -> None:
         self.model, self.options = model, options
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -50,7 +54,9 @@ class Trainer(ABC):
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed.
         """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.TrainerRows(
+            train_texts, eval_texts, self.train_dataset, self.eval_dataset
+        )
         config, sections, alone = self._settings()
         resume = resume_from_checkpoint
         return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)

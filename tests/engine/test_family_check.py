@@ -15,7 +15,7 @@ from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
-from aift_ray.models.attention.packed_documents import Packed
+from aift_ray.models.attention.packed_documents import PackedDocuments
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Refusal, Support
@@ -127,12 +127,12 @@ def test_a_server_measures_a_family_that_the_table_does_not_have(
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_document(_: Any) -> Packed:
+    def one_document(_: Any) -> PackedDocuments:
         tokens = sum(family_check._LENGTHS)
-        return Packed(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
+        return PackedDocuments(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
 
     monkeypatch.setattr(
-        loss, "documents", lambda b: one_document(b) if b.borders is not None else None
+        loss, "documents", lambda b: one_document(b) if b.cu_seqlens is not None else None
     )
     monkeypatch.setattr(loss, "_takes_more", lambda body: False)
     found = measure(configuration("llama"), "full")

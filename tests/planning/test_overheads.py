@@ -15,14 +15,14 @@ from aift_ray.data.collate import collate
 from aift_ray.errors import ConfigError
 from aift_ray.models.model_stats import measured
 from aift_ray.planning.candidates import Room
-from aift_ray.planning.memory_estimate import GIB, Work, memories, memory, phases
+from aift_ray.planning.memory_estimate import GIB, Workload, memories, memory, phases
 from aift_ray.runs import memory_fit
 from aift_ray.runs.prepare import prepare
 from tests.helpers.a5000 import AUDITED, MODELS, fuller
 from tests.helpers.runs import started
 
 B8, B13, B32 = MODELS.values()
-LORA = Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
+LORA = Workload("lora", 16, 2048, 2, True, workers=2, gpu=True)
 
 
 @pytest.mark.parametrize("run", AUDITED, ids=" ".join)
@@ -60,7 +60,7 @@ def test_scales_of_4_bits_are_whole_on_each_worker() -> None:
 def test_the_most_of_all_phases_is_what_is_planned() -> None:
     for strategy in ("ddp", "fsdp", "tensor"):
         apart = 2 if strategy == "tensor" else 1
-        work = replace(LORA, strategy=strategy, apart=apart)
+        work = replace(LORA, strategy=strategy, model_parallel_size=apart)
         (found,) = phases(B13, work)
         assert {"load", "step", "evaluate"} <= set(found)
         assert memory(B13, work).total == max(need.total for need in found.values())
@@ -69,7 +69,7 @@ def test_the_most_of_all_phases_is_what_is_planned() -> None:
     assert need == phases(B8, answers)[0]["evaluate"], "keys and values of many answers"
     # 32 layers of 8 heads of 128 numbers, keys and values
     assert need.cache == 32 * 4096 * 2 * 32 * 8 * 128 * 2
-    assert len(memories(B8, replace(LORA, strategy="pipeline", apart=2))) == 2
+    assert len(memories(B8, replace(LORA, strategy="pipeline", model_parallel_size=2))) == 2
 
 
 def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
@@ -77,7 +77,7 @@ def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
     work = replace(LORA, base_bits=4, workers=4)
     for strategy, host in (("fsdp", 4), ("tensor", 1)):
         apart = 4 if strategy == "tensor" else 1
-        (found,) = phases(B32, replace(work, strategy=strategy, apart=apart))
+        (found,) = phases(B32, replace(work, strategy=strategy, model_parallel_size=apart))
         assert found["load"].total < found["step"].total
         assert found["load"].total < 0.75 * memory(B32, replace(work, workers=1)).weights
         packed = B32.linear_parameters * (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -104,7 +104,7 @@ def kept(run: Any) -> int:
 
 def planned(run: Any, dropout: bool = False) -> int:
     tokens = int(run.rows.lengths[:8].sum())
-    work = Work(run.config.method, 16, tokens, 2, False, dropout=dropout)
+    work = Workload(run.config.method, 16, tokens, 2, False, dropout=dropout)
     return memory(measured(run.job.location, run.config).shape, work).activations
 
 
@@ -145,7 +145,8 @@ def test_the_residual_stream_of_full_training_is_in_fp32(wide: Callable[..., Any
     assert seen == [torch.float32]
     shape = measured(run.job.location, run.config).shape
     full, lora = (
-        memory(shape, Work(method, 16, 2048, 2, True)).activations for method in ("full", "lora")
+        memory(shape, Workload(method, 16, 2048, 2, True)).activations
+        for method in ("full", "lora")
     )
     # of each block its input, and four more of the one that is recomputed
     assert full - lora == 2048 * 2 * shape.hidden * (shape.layers + 4)

@@ -21,9 +21,9 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.models.config_stats import numbers_of, table
 from aift_ray.models.model_stats import measured
 from aift_ray.planning import serve_plan, speed, train_plan
-from aift_ray.planning.candidates import Way
+from aift_ray.planning.candidates import Candidate
 from aift_ray.planning.gpu_specs import CARDS
-from aift_ray.planning.memory_estimate import Work
+from aift_ray.planning.memory_estimate import Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
 from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
@@ -81,10 +81,10 @@ def test_its_memory_is_that_of_the_run_it_names(method: str, planned: Planned) -
         config = parse(argv[2:], RunConfig, "train", "").config
         need = memory_fit.needs(config, shape, 2048, 2, True, 0)
         apart = 2 if name in ("tensor", "pipeline") else 0
-        wanted = need(Way(method, name, bool(offload), apart))
+        wanted = need(Candidate(method, name, bool(offload), apart))
         if name == "tensor":
             config.parallel.tensor_parallel_size = 2
-            wanted = need(Way(method, name))
+            wanted = need(Candidate(method, name))
         assert row["memory"]["total"] == wanted.total
 
 
@@ -182,19 +182,23 @@ def seven() -> Shape:
 
 def test_estimates_are_the_documented_parts_of_the_bounds() -> None:
     """docs/a5000.md: 65% of what two cards could do at most."""
-    card, lora = CARDS["a5000"], Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
+    card, lora = CARDS["a5000"], Workload("lora", 16, 2048, 2, True, workers=2, gpu=True)
     found = speed.training(seven(), lora, card, 2048, 8)
     assert found.tokens_per_second == pytest.approx(3430, rel=0.02)
     assert found.limit == "compute"
     b13 = Shape.of(CATALOG[B13].config)
     full = replace(lora, method="full")
-    stages = replace(full, strategy="pipeline", apart=2)
+    stages = replace(full, strategy="pipeline", model_parallel_size=2)
     piped = speed.training(b13, stages, card, 2048, 8)
     # without the step of the optimizer, which the page counts apart
     step = sum(piped.seconds.values()) - piped.seconds["the optimizer's step"]
     assert 8 * 2048 / step == pytest.approx(1200, rel=0.05)
     alone = speed.training(
-        b13, replace(full, workers=1, strategy="model_parallel", apart=2), card, 2048, 8
+        b13,
+        replace(full, workers=1, strategy="model_parallel", model_parallel_size=2),
+        card,
+        2048,
+        8,
     )
     assert alone.tokens_per_second == pytest.approx(677, rel=0.05)
     offloaded = speed.training(b13, replace(full, strategy="fsdp", offload=True), card, 2048, 1)
@@ -214,7 +218,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_estimates_are_near_published_figures(name: str) -> None:
     card, method, strategy, tokens, published = PUBLISHED[name]
-    work = Work(method, 16, tokens, 2, True, strategy=strategy, workers=2)
+    work = Workload(method, 16, tokens, 2, True, strategy=strategy, workers=2)
     found = speed.training(seven(), work, CARDS[card], 2048, 1)
     assert found.tokens_per_second == pytest.approx(published, rel=0.25)
 

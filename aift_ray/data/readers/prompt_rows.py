@@ -10,7 +10,7 @@ from typing import Any
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.preference_rows import parsed_turns
 from aift_ray.data.readers.row_keys import ROW_KEYS
-from aift_ray.data.readers.row_schema import Form, make_example
+from aift_ray.data.readers.row_schema import RowFormat, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, listed, not_blank
 
 _PROMPTS = ("prompt", "messages", "conversations", "instruction")
@@ -19,7 +19,7 @@ EXPECTED_PROMPT = "prompt (a string or messages), messages or instruction, and a
 _ANSWER = "…"
 
 
-def prompt_form(keys: Collection[str], noun: str) -> Form:
+def prompt_form(keys: Collection[str], noun: str) -> RowFormat:
     """The form of a row with a prompt that `keys` name.
 
     Raises:
@@ -34,7 +34,7 @@ def prompt_form(keys: Collection[str], noun: str) -> Form:
         what = f"{noun}s of several prompts: {', '.join(found)}"
         raise WrongRow(what, f"keep one of the {noun}s")
     others = tuple(key for key in keys if key and key != found[0] and key not in ROW_KEYS)
-    return Form("prompt", (found[0],), others)
+    return RowFormat("prompt", (found[0],), others)
 
 
 def make_asked(row: dict[str, Any], file: str, line: int) -> Example | Fault:

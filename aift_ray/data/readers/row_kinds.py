@@ -8,7 +8,7 @@ from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.preference_rows import label_form, make_labelled, make_pair, pair_form
 from aift_ray.data.readers.prompt_rows import make_asked, prompt_form
 from aift_ray.data.readers.reader_options import Reading
-from aift_ray.data.readers.row_schema import Form, find_form, make_example
+from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of
 
 
@@ -36,7 +36,7 @@ def _made(row: object, file: str, line: int, reading: Reading) -> Example | Faul
         return Fault(file, line, wrong.reason, wrong.remedy)
 
 
-def find_columns_form(names: Collection[str], reading: Reading) -> Form:
+def find_columns_form(names: Collection[str], reading: Reading) -> RowFormat:
     """The kind of row that columns of these names are.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.collate import Batch, collate
+from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss
@@ -91,7 +91,7 @@ class Rollouts:
         """End the processes that compute rewards, and those that generate."""
         self._maker.close()
 
-    def batch(self, indices: Sequence[int], bare: bool = False) -> Batch:
+    def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
         """The tensors of some completions, on this worker's device."""
         rollout, order = self.rollout, list(indices)
         made = collate(rollout, order, self._padded, self._pad_id)
@@ -111,7 +111,7 @@ class Rollouts:
         )
         return replace(made, policy=told).to(self._maker.group.device)
 
-    def longest_batch(self) -> Batch:
+    def longest_batch(self) -> MicroBatch:
         """A micro-batch at least as long as any that will come, of tokens without meaning."""
         asked = self._plan.longest_micro_batch()
         more = self._maker.how.max_completion_length
@@ -131,7 +131,7 @@ class Rollouts:
         self._rollout = held
         return found
 
-    def _batch_alone(self, numbers: list[int]) -> Batch:
+    def _batch_alone(self, numbers: list[int]) -> MicroBatch:
         rollout = self.rollout
         made = collate(rollout, numbers, self._padded, self._pad_id)
         lengths = torch.from_numpy(rollout.targets.astype(np.int64))
@@ -193,7 +193,7 @@ class Rollouts:
         was = module.training
         module.eval()
         for part in range(self._plan.parts):
-            for indices in self._plan.share(step + part, group.replica, group.replicas):
+            for indices in self._plan.share(step + part, group.dp_rank, group.dp_size):
                 if not indices:
                     continue
                 with self._maker.precision.autocast(group.device):

@@ -18,7 +18,7 @@ HEAD = "score"
 
 
 @dataclass(frozen=True)
-class Scored:
+class RewardHead:
     """How a model is made to score texts.
 
     Attributes:

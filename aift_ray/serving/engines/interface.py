@@ -15,27 +15,28 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen; the defaults change nothing.
 
     Attributes:
         temperature: 0 takes the likeliest token.
         top_k: 0: all.
-        repetition: factor on tokens of prompt and answer (1: none).
-        presence, frequency: subtracted from tokens of the answer, once, and for each time.
+        repetition_penalty: factor on tokens of prompt and answer (1: none).
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer,
+            once, and for each occurrence.
         seed: None: a new one for each request.
-        biases: what is added to the logits of tokens, (id, bias).
+        logit_bias: what is added to the logits of tokens, (id, bias).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    repetition: float = 1.0
-    presence: float = 0.0
-    frequency: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
-    biases: tuple[tuple[int, float], ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class Constraint(Protocol):
@@ -78,7 +79,7 @@ class Request:
     prompt: list[int]
     max_tokens: int
     stop_ids: frozenset[int]
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     adapter: str = BASE
     top_logprobs: int | None = None
     grammar: Grammar | None = None
