@@ -67,6 +67,7 @@ CHANGED: dict[str, Any] = {
     "grpo.loss_type": "grpo",
     "grpo.scale_rewards": "none",
     "grpo.beta": 0.1,
+    "grpo.use_bias_correction_kl": False,
     "grpo.epsilon": 0.1,
     "grpo.epsilon_high": 0.3,
     "grpo.delta": 2.0,

@@ -33,7 +33,7 @@ class GRPOConfig(Section):
         None, "memory of a process that computes rewards, for example 2GB; default: no limit"
     )
     reward_processes: Positive = setting(1, "processes of a worker that compute rewards")
-    reward_on_failure: Literal["error", "none"] | float = setting(
+    reward_on_failure: str = setting(
         "error",
         "what a completion gets whose reward fails or takes too long: error stops the run, none "
         "leaves it without this reward, a number is its reward",
@@ -78,6 +78,9 @@ class GRPOConfig(Section):
         "all, or not",
     )
     beta: float = setting(0.0, "weight of the KL divergence from the reference model", ge=0, le=100)
+    use_bias_correction_kl: bool = setting(
+        True, "multiply the KL by the probability ratio, so that its gradient is unbiased"
+    )
     epsilon: float = setting(0.2, "the probability ratio is clipped below 1 - epsilon", gt=0, lt=1)
     epsilon_high: Annotated[float, Field(gt=0)] | None = setting(
         None, "the ratio is clipped above 1 + epsilon_high; default: epsilon"
@@ -121,10 +124,38 @@ class GRPOConfig(Section):
         1, "apart: Ray actors that generate, each with a GPU where the workers have one"
     )
 
+    @field_validator("reward_weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        # one flag may hold them all: 1,0.5
+        parts = value if isinstance(value, list) else [value] if isinstance(value, str) else None
+        if parts is None:
+            return value
+        texts = [part.split(",") if isinstance(part, str) else [part] for part in parts]
+        return [part for split in texts for part in split]
+
+    @field_validator("reward_on_failure", mode="before")
+    @classmethod
+    def _on_failure(cls, value: Any) -> str:
+        text = str(value)
+        try:
+            if text not in ("error", "none"):
+                float(text)
+        except ValueError:
+            raise ValueError("give error, none or a number") from None
+        return text
+
     @field_validator("reward_memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         return value if value is None else memory_size(value)
+
+    @property
+    def failed_reward(self) -> float | Literal["error", "none"]:
+        """`reward_on_failure`, a number where it is one."""
+        if self.reward_on_failure == "error":
+            return "error"
+        return "none" if self.reward_on_failure == "none" else float(self.reward_on_failure)
 
     @property
     def clip_high(self) -> float:

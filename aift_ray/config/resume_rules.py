@@ -65,7 +65,8 @@ _NAMES = {
     "grpo.reward grpo.reward_weights grpo.reward_on_failure grpo.environment grpo.max_turns "
     "grpo.num_generations grpo.max_completion_length "
     "grpo.rollout_batch_size grpo.steps_per_generation grpo.num_iterations grpo.temperature "
-    "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta grpo.epsilon "
+    "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta "
+    "grpo.use_bias_correction_kl grpo.epsilon "
     "grpo.epsilon_high grpo.delta grpo.mask_truncated_completions grpo.soft_punish_cache "
     "grpo.dynamic_sampling_rounds grpo.importance_sampling_correction "
     "grpo.importance_sampling_mode grpo.importance_sampling_clip_max",

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_anywhere_goes_on_to_the_bit(
 def test_actors_apart_generate_what_the_worker_would(
     kill: bool, tmp_path: Path, flags: list[str]
 ) -> None:
-    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "6"]
+    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "12"]
     how += ["--training.learning_rate", "1e-2", "--grpo.rollout_batch_size", "4"]
     done = train(tmp_path, *how, "--output-dir", str(tmp_path / "here"))
     assert done.returncode == 0, done.stderr
@@ -191,11 +191,12 @@ def test_actors_apart_generate_what_the_worker_would(
     command += ["--grpo.placement", "apart"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path))
     try:
-        while kill and process.poll() is None:
-            if _kill_actor(process.pid, folder):
-                break
-            time.sleep(0.05)
+        killed = False
+        while kill and not killed and process.poll() is None:
+            killed = _kill_actor(process.pid, folder)
+            time.sleep(0.02)
         assert process.wait(300) == 0
+        assert killed == kill
     finally:
         process.kill()
     assert steps_of(folder) == steps_of(tmp_path / "here")

@@ -60,7 +60,7 @@ def maker_of(
         timeout=how.reward_timeout,
         memory=memory_limit(how),
         processes=how.reward_processes,
-        on_failure=how.reward_on_failure,
+        on_failure=how.failed_reward,
     )
     weights = np.array([spec.weight for spec in specs])
     names = distinct_names(specs)
