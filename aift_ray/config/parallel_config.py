@@ -129,10 +129,10 @@ class ParallelConfig(Section):
         return self.is_sharded_data_parallel or self.strategy == "tensor"
 
     def contradictions(self, base_bits: int | None) -> list[Problem]:
-        """What can't be had together, with a base model of `base_bits` bits if quantized."""
+        """Conflicting settings, with a base model of `base_bits` bits if quantized."""
         found, strategy = [], self.strategy
         if self.shards_weights and base_bits == 8:
-            what = f"{strategy} can't share out 8 bits: their scales are kept beside the weights"
+            what = f"{strategy} can't shard 8-bit weights: their scales are stored separately"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
         if self.offload and strategy not in ("fsdp", "zero3"):
@@ -154,7 +154,7 @@ class ParallelConfig(Section):
             if strategy != owner and getattr(self, name) != default:
                 found.append(Problem(f"parallel.{name}", f"needs strategy {owner}, not {strategy}"))
         if self.spill_to_cpu and self.max_memory_per_gpu is None and strategy == "model_parallel":
-            what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
+            what = "needs parallel.max_memory_per_gpu, the limit of each GPU"
             found.append(Problem("parallel.spill_to_cpu", what))
         return found
 
@@ -163,7 +163,7 @@ class ParallelConfig(Section):
         if optimizer == "adamw":
             return []
         if self.shards_weights:
-            what = f"{optimizer} needs whole weights, and {self.strategy} shares them out"
+            what = f"{optimizer} needs unsharded weights, and {self.strategy} shards them"
             return [Problem("training.optimizer", what, "use adamw, or --strategy ddp")]
         if self.spill_to_cpu and optimizer.startswith("paged"):
             what = f"{optimizer} pages a GPU's memory, and parallel.spill_to_cpu trains in the host"

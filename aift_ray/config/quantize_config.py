@@ -76,7 +76,7 @@ class QuantizeConfig(Settings):
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found = [
             Problem(name, f"acts with bits {bits[0]} only, and bits is {self.bits}", "leave it out")
             for name, bits in _ACTS_FOR.items()

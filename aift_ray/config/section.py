@@ -133,5 +133,5 @@ class Settings(Section):
     bare_flags: ClassVar[dict[str, str]] = {}
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         return []

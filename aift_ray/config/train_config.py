@@ -211,7 +211,7 @@ class RunConfig(Settings):
         return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         training, found = self.training, []
         found += self.lora.beside_method(self.method == "full", self.base_bits)
         found += self.parallel.contradictions(self.base_bits)
@@ -229,7 +229,7 @@ class RunConfig(Settings):
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
-            what = "stands beside eval files"
+            what = "conflicts with evaluation files"
             found.append(Problem("data.validation_fraction", what, "give one of them"))
         found += wrong_mixture(self.data.mixture, self.data.train_files)
         if self.data.contamination_files and self.data.near_duplicates == "off":
@@ -264,7 +264,7 @@ class RunConfig(Settings):
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))
         if self.objective == "reward" and self.evaluation.tasks:
-            what = "are scored by a language model, and a reward model is none"
+            what = "need a language model, and objective reward trains a reward model"
             found.append(Problem("evaluation.tasks", what, "leave them out"))
         return found
 
@@ -279,7 +279,7 @@ class RunConfig(Settings):
             what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
             found.append(Problem("parallel.pipeline_microbatches", what))
         if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
-            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            what = "is not possible with strategy pipeline, which divides a step into equal parts"
             remedy = "use --parallel.pipeline_microbatches"
             found.append(Problem("data.tokens_per_micro_batch", what, remedy))
         return found

@@ -103,7 +103,7 @@ def changed_prompts(where: str, folder: Path) -> list[Problem]:
         # to read a large vocabulary takes seconds
         now = prompts(folder) if found else {}
     except (OSError, ValueError) as error:
-        return [Problem(where, str(error), "copy it anew")]
+        return [Problem(where, str(error), "copy it again")]
     return [
         Problem(where, f"the {what} of {folder} was changed after it was trained", remedy)
         for name, what in (("tokenizer", "tokenizer"), ("chat_template", "chat template"))

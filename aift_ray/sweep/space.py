@@ -222,7 +222,7 @@ def _problems(node: Any, name: str) -> Iterator[Problem]:
     for part, below in node.items():
         if part in NUMBERS:
             if len(node) > 1:
-                yield Problem(name, f"holds {part} beside other things; a space stands alone")
+                yield Problem(name, f"holds {part} and other keys; a space must be the only key")
             yield from _bound_problems(part, below, name)
         elif part in LISTS:
             yield from _list_problems(part, below, name, len(node) > 1)
@@ -240,7 +240,7 @@ def _list_problems(kind: str, options: Any, name: str, beside: bool) -> Iterator
         return
     groups = all(isinstance(option, dict) and not set(option) & set(KINDS) for option in options)
     if beside and not groups:
-        what = f"{kind} stands beside other settings, so each option must be a group of settings"
+        what = f"{kind} is used with other settings, so each option must be a group of settings"
         yield Problem(name, what)
     for option in options:
         yield from _problems(option, name)
