@@ -153,6 +153,9 @@ CHANGED: dict[str, Any] = {
     "parallel.spill_to_cpu": True,
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
+    # an error beside ddp
+    "parallel.backend": "deepspeed",
+    "parallel.deepspeed_config": "nowhere.json",
     "data.train_files": ["other.jsonl"],
     # an error beside training files
     "data.mixture": [{"files": ["other.jsonl"]}],

@@ -72,7 +72,7 @@ class QuantizeConfig(Settings):
 
     @field_validator("bits", mode="before")
     @classmethod
-    def _bits_as_number(cls, value: Any) -> Any:
+    def _bits_as_number(cls, value: object) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def contradictions(self) -> list[Problem]:

@@ -50,6 +50,7 @@ _NAMES = {
     "evaluation.num_few_shot evaluation.chat grpo.num_generations_eval grpo.engine "
     "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
     "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
+    "parallel.backend parallel.deepspeed_config "
     "ray.num_workers ray.use_gpu",
     Change.REFUSED: "training.learning_rate training.warmup_steps training.max_grad_norm "
     "training.seed training.lr_scheduler training.warmup_ratio training.min_lr_ratio "

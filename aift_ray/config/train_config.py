@@ -127,7 +127,7 @@ class TrainingConfig(Section):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _report_to_none(cls, value: Any) -> Any:
+    def _report_to_none(cls, value: object) -> Any:
         given = [value] if isinstance(value, str) else value
         return [] if given in (None, ["none"]) else given
 
@@ -183,7 +183,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, value: Any) -> Any:
+    def _empty_sections(cls, value: object) -> Any:
         # an empty section in a YAML file is null
         if isinstance(value, dict):
             kinds = {name: field.annotation for name, field in cls.model_fields.items()}
@@ -222,6 +222,7 @@ class RunConfig(Settings):
                     "PEFT changes the experts' parameters in each pass, which torch.compile can't"
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
+        found += self.parallel.beside(self.objective, training.compile, training.precision)
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()

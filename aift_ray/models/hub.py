@@ -169,7 +169,7 @@ class explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, (ModelError, MemoryError)):
             return
         if type(error).__name__ == "OutOfMemoryError":

@@ -156,9 +156,9 @@ def _object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _text(token: Any) -> Any:
+def _text(token: object) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

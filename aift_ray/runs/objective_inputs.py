@@ -21,7 +21,7 @@ _ROWS = 100
 
 
 def settled(
-    config: RunConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, model_config: object, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What the workers are told of it: `reference` and `pad_id` of a Job.
 

@@ -111,7 +111,7 @@ def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], li
     return told, problems
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: object, other: object) -> bool:
     """Whether two values mean the same: the order of names does not count."""
     if isinstance(one, list) and isinstance(other, list):
         return sorted(map(str, one)) == sorted(map(str, other))
@@ -277,7 +277,7 @@ def _older(config: RunConfig, folder: Path) -> list[Problem]:
     ]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as it is typed behind its flag."""
     if isinstance(value, dict):
         return ",".join(f"{name}={held}" for name, held in value.items()) or "none"

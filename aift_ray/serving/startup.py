@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -118,7 +117,7 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
 
 
-def _check_family(name: str, model_config: Any) -> None:
+def _check_family(name: str, model_config: object) -> None:
     """Refuse a family that the engine transformers can't answer in batches.
 
     Raises:

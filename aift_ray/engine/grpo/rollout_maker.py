@@ -19,11 +19,11 @@ from aift_ray.engine.grpo.completion_generation import Completion, CompletionGen
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.engine.grpo.rollout import Rollout, replace_flat
 from aift_ray.engine.grpo.rollout_engine import Asked, RolloutPool, trained_weights
-from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
 from aift_ray.models.answer_text import turn_text
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 from aift_ray.rewards import Rewards
 
 # kinds of random numbers beside those of the training data's order
@@ -73,7 +73,7 @@ class RolloutMaker:
     episodes: EpisodeGenerator | None = None
 
     def make(
-        self, module: LossModule, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
+        self, module: LossModel, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
     ) -> Rollout:
         """The completions of a generation of the training rows `asked`.
 
@@ -111,7 +111,7 @@ class RolloutMaker:
 
     def parts(
         self,
-        module: LossModule,
+        module: LossModel,
         rows: TokenRows,
         asked: Sequence[int],
         size: int,
@@ -148,7 +148,7 @@ class RolloutMaker:
         return [whole[at] for at in range(len(chunks))]
 
     def _generated(
-        self, module: LossModule, asked: list[Asked], sources: list[list[dict[str, Any]]]
+        self, module: LossModel, asked: list[Asked], sources: list[list[dict[str, Any]]]
     ) -> Iterator[tuple[int, list[list[Completion]], float]]:
         """This worker's share of the parts: their numbers, completions and seconds."""
         if self.apart:

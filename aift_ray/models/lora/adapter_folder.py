@@ -258,7 +258,7 @@ def _misfits(
     return []
 
 
-def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
+def check_prompts(folder: Path, where: str, model_config: object) -> list[Problem]:
     """What is wrong with the tokenizer and the chat template of a folder, where it has them.
 
     Args:
