@@ -52,6 +52,8 @@ CHANGED: dict[str, Any] = {
     "grpo.reward_memory": "1GB",
     "grpo.reward_processes": 2,
     "grpo.reward_on_failure": "none",
+    "grpo.environment": "calculator",
+    "grpo.max_turns": 2,
     "grpo.num_generations": 2,
     "grpo.num_generations_eval": 2,
     "grpo.max_completion_length": 8,

@@ -38,6 +38,12 @@ class GRPOConfig(Section):
         "what a completion gets whose reward fails or takes too long: error stops the run, none "
         "leaves it without this reward, a number is its reward",
     )
+    environment: str | None = setting(
+        None,
+        "what the model talks to over several turns: calculator, or FILE.py:CLASS; default: "
+        "completions of one turn",
+    )
+    max_turns: Positive = setting(4, "with environment: turns of the model in a completion")
     num_generations: Annotated[int, Field(ge=2)] = setting(8, "completions of each prompt")
     num_generations_eval: Positive | None = setting(
         None, "completions of each evaluation prompt; default: num_generations"
@@ -204,6 +210,11 @@ class GRPOConfig(Section):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     what = "does nothing without grpo.importance_sampling_correction"
                     yield Problem(f"grpo.{name}", what, "leave it out")
+        if self.environment is None and self.max_turns != 4:
+            yield Problem("grpo.max_turns", "acts with grpo.environment only", "leave it out")
+        if self.environment is not None and self.placement == "apart":
+            what = "apart does not generate with grpo.environment"
+            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
         if self.engine == "vllm":
             what = "vllm does not generate in training yet"
             yield Problem("grpo.engine", what, "use --grpo.engine transformers")

@@ -12,13 +12,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 
 from aift_ray.config import LoRAConfig, RunConfig
 from aift_ray.data.batch_plan import BatchPlan
@@ -28,6 +27,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.models.fingerprint import fingerprint
+from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel
 
@@ -123,18 +123,10 @@ class References:
         """
         was = module.training
         module.eval()
-        with _without_adapters(module) if within(self._config) else nullcontext():
+        with without_adapters(module.model) if within(self._config) else nullcontext():
             for compared, work, file in self._sets:
                 _complete(compared, work(), module, file)
         module.train(was)
-
-
-def _without_adapters(module: LossModel) -> AbstractContextManager[None]:
-    """The model without its adapters."""
-    model = module.model
-    assert isinstance(model, PeftModel)
-    disabled: AbstractContextManager[None] = model.disable_adapter()
-    return disabled
 
 
 def _complete(comparison: Comparison, work: Work, module: LossModel, file: Path | None) -> None:

@@ -75,11 +75,17 @@ def _data(data: DataConfig) -> list[Problem]:
 def _rewards(config: RunConfig) -> list[Problem]:
     """What is wrong with the rewards of generated completions."""
     from aift_ray.rewards import parse
+    from aift_ray.rewards.environment import parse_environment
 
     problems = []
     for text in config.grpo.reward if config.objective == "grpo" else ():
         try:
             parse(text)
+        except ConfigError as error:
+            problems += error.problems
+    if config.objective == "grpo" and config.grpo.environment is not None:
+        try:
+            parse_environment(config.grpo.environment)
         except ConfigError as error:
             problems += error.problems
     return problems

@@ -72,6 +72,14 @@ def test_the_command_trains_by_rewards(tmp_path: Path, flags: list[str]) -> None
     assert "| objective | grpo |" in (folder / "model" / "README.md").read_text("utf-8")
 
 
+def test_a_dry_run_shows_the_plan_and_the_prompts(tmp_path: Path, flags: list[str]) -> None:
+    done = train(tmp_path, *flags, "--reward", "length:max=10", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "grpo, loss dapo" in done.stdout
+    assert "rows.jsonl:1, prompt (" in done.stdout.replace("\n", "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_python_trains_by_functions_and_names(tmp_path: Path, tiny_model: Path) -> None:
     trainer = GRPOTrainer(
         JapaneseModel(str(tiny_model)),

@@ -38,7 +38,7 @@ STEP = Path("checkpoints") / "step-3"
         ({"parallel__offload": True}, r"parallel\.offload: is by FSDP2"),
         ({"training__compile": True}, r"training\.compile: .*DeepSpeed"),
         ({"training__precision": "fp16"}, r"training\.precision: fp16 scales the loss"),
-        ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs whole weights"),
+        ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs unsharded weights"),
     ],
 )
 def test_what_it_can_not_have_is_refused_by_name(

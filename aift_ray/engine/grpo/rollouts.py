@@ -18,6 +18,7 @@ from aift_ray.engine.grpo.rollout import Rollout, joined
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker, _gathered
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.loss import LossModule
+from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
 
 
@@ -179,8 +180,7 @@ class Rollouts:
         if self._reference is not None:
             rollout.reference = self._log_probabilities(self._reference, step)
             return
-        adapted: Any = module.model
-        with adapted.disable_adapter():
+        with without_adapters(module.model):
             rollout.reference = self._log_probabilities(module, step)
 
     @torch.no_grad()
