@@ -1,6 +1,8 @@
 """Every strategy, method and precision against a single process: `make parity`.
 
 Prints the table of docs/strategies.md and writes it there; exits 1 where a bound is passed.
+`python -m tests.parity mixture hybrid` measures the methods whose names begin so and replaces
+their rows.
 """
 
 from __future__ import annotations
@@ -240,6 +242,16 @@ def table(found: dict[Any, tuple[float, float, float]]) -> str:
     return "\n".join(lines)
 
 
+def with_others(text: str) -> str:
+    """A table of some cases, with those rows of the document's table that it does not have."""
+    written = DOCUMENT.read_text("utf-8").partition("<!-- parity -->\n")[2]
+    old = [line for line in written.partition("<!-- end -->")[0].splitlines() if line[:1] == "|"]
+    named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in old[2:]}
+    head, rule, *lines = text.splitlines()
+    named |= {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in lines}
+    return "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
+
+
 def main() -> int:
     """Measure, print, write; 1 where a bound is passed."""
     began = time.monotonic()
@@ -252,11 +264,14 @@ def main() -> int:
         tiny = make_tiny_model(folder / "tiny", num_hidden_layers=4)
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
-        found = compare(cases(), folder, tiny, rows, others)
+        chosen = [case for case in cases() if case[1].startswith(tuple(sys.argv[1:]) or "")]
+        found = compare(chosen, folder, tiny, rows, others)
     text = table(found)
     print(text)
+    text = with_others(text) if sys.argv[1:] else text
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
-    note = f"`make parity`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
+    note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
     document = DOCUMENT.read_text("utf-8")
     marked = re.compile(r"(<!-- parity -->\n).*(<!-- end -->)", re.DOTALL)
     written = marked.sub(lambda m: f"{m[1]}{note}\n\n{text}\n{m[2]}", document)

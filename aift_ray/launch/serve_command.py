@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from aift_ray.config import DataConfig, ServeConfig
-from aift_ray.data.place import cache_folder
+from aift_ray.config import ServeConfig
 from aift_ray.errors import AiftError, ConfigError, ModelError, Problem
 from aift_ray.launch import cluster, display, home, ingress
 from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
@@ -117,31 +116,8 @@ def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
         quiet()
         config = opening.on_base(config)
         checked = opening.check(config, gpus_of(config, gpus_here()) > 0)
-    if checked.engine.engine == "transformers":
-        _measure(checked.location)
+    opening.measure_family(config, checked.engine)
     return config, checked.engine
-
-
-def _measure(location: str) -> None:
-    """Hold a family that is not in the table against eager attention, as before a training run.
-
-    Raises:
-        ModelError: prompts of uneven length change each other's answers.
-    """
-    from aift_ray.models.families import family_of, known
-    from aift_ray.models.folders import load_config
-
-    config = load_config(location)
-    if known(config):
-        return
-    # computes a tiny model
-    from aift_ray.engine.family_check import supported
-    from aift_ray.models.refusals import is_batched, refusal
-    from aift_ray.serving.vllm_families import elsewhere
-
-    if not supported(config, "full", cache_folder(DataConfig())).batched:
-        what = "prompts of uneven length change each other's answers in it"
-        raise ModelError([refusal(family_of(config), what, elsewhere(config), is_batched)])
 
 
 def _show(config: ServeConfig, path: str | None, made: str | None, engine: Choice) -> None:

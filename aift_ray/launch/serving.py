@@ -99,7 +99,9 @@ def build(arguments: dict[str, Any]) -> Any:
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
-    return deployment(config, key_file(config), ray.cluster_resources())
+    resources = ray.cluster_resources()
+    opening.measure_family(config, engine_of(config, resources))
+    return deployment(config, key_file(config), resources)
 
 
 def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, float]) -> Any:

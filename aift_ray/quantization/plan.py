@@ -21,7 +21,7 @@ from aift_ray.models.quantized import Quantization
 from aift_ray.models.vocabulary import check_vocabulary
 from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization import folder as output
-from aift_ray.quantization import quantizer
+from aift_ray.quantization import quantizer, reopening
 from aift_ray.quantization.measure import Sample
 
 EVAL_FILE = Path(cache.__file__).parent / "assets" / "keitai" / "eval.jsonl"
@@ -71,7 +71,7 @@ def prepare(config: QuantizeConfig) -> Plan:
         skeleton = loading.skeleton(location)
         parameters = loading.skeleton(location, whole=True).num_parameters()
         if config.bits != 16:
-            quantizer.check_family(skeleton)
+            reopening.check_family(skeleton, config.bits)
         experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]

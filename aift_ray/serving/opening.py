@@ -13,19 +13,18 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import families, folders, loading, provenance
+from aift_ray.models import folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import is_batched, refusal
 from aift_ray.models.vocabulary import check_vocabulary
-from aift_ray.serving import adapters, choice, packed, vllm_families
+from aift_ray.serving import adapters, choice, packed
 from aift_ray.serving.answer import Limits
+from aift_ray.serving.batched_families import check_batched, measure_batched
 from aift_ray.serving.choice import Choice
 from aift_ray.serving.engine import TransformersEngine
 from aift_ray.serving.recorded import Recorded, record
 from aift_ray.serving.requests import Engine
-from aift_ray.serving.rows import RowsCache
 from aift_ray.serving.service import Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -108,29 +107,21 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = choice.made(config, location, gpu)
     if engine.engine == "transformers":
-        _check_family(config.model, folders.load_config(location))
+        check_batched(config.model, folders.load_config(location))
     if config.serving.adapter_folder or config.adapters:
         # made now: while requests are answered it would change torch's default dtype for them
         adapters.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
 
 
-def _check_family(name: str, model_config: Any) -> None:
-    """Refuse a family that the engine transformers can't answer in batches.
+def measure_family(config: ServeConfig, engine: Choice) -> None:
+    """Measure a family that the table does not have, before replicas of the engine are started.
 
     Raises:
-        ModelError: with the reason.
+        ModelError: the engine would not answer as transformers does.
     """
-    found, kind = families.known(model_config), families.family_of(model_config)
-    what = ""
-    if isinstance(found, families.Refusal):
-        what = f"{name} can't be computed: {found.why}"
-    elif found and not found.batched:
-        what = f"prompts of uneven length change each other's answers in {name}"
-    if what:
-        layout = vllm_families.elsewhere(model_config)
-        raise ModelError([refusal(kind, what, layout, is_batched)])
-    RowsCache(model_config)
+    if engine.engine == "transformers":
+        measure_batched(config.model, folders.load_config(folders.resolve(config.model)))
 
 
 def encoder_of(location: str) -> PromptEncoder:
