@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from aift_ray.config import ServeConfig
-from aift_ray.errors import AiftError, ConfigError, ModelError, Problem
+from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.launch import cluster, display, home, ingress
 from aift_ray.launch.serve_options import CLUSTER, NAME, http_options, key_file
 from aift_ray.serving import keys

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import folders, loading, provenance
+from aift_ray.models import families, folders, loading, provenance
 from aift_ray.models.adapter_folder import CONFIG
 from aift_ray.models.places import find_place
 from aift_ray.models.quantized import Quantization

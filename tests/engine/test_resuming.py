@@ -250,7 +250,7 @@ def test_a_run_on_other_weights_is_not_gone_on_with(
         prepare(configure(**steady, model=str(other)), folder, 1, False, last_of(folder))
     config = json.loads((same / "config.json").read_text("utf-8")) | {"rms_norm_eps": 0.5}
     (same / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(ConfigError, match="other settings in .*: rms_norm_eps is 0.5, and was"):
+    with pytest.raises(ConfigError, match=r"other settings in .*: rms_norm_eps is 0.5, and was"):
         prepare(configure(**steady, model=str(same)), folder, 1, False, last_of(folder))
     assert "base" not in json.loads((folder / "model" / "aift_ray.json").read_text("utf-8")) or (
         method == "lora"
