@@ -39,7 +39,8 @@ def unfit(config: Any) -> list[Problem]:
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
         what = "transformers has no class of it that scores texts, which objective reward trains"
-        return [refusal(family_of(config), what, None, field="objective")]
+        layout = "give --objective dpo, which trains on the same rows without a scoring model"
+        return [refusal(family_of(config), what, layout, field="objective")]
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 from collections.abc import Callable
@@ -19,10 +20,18 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.models.loading import built, skeleton
 from aift_ray.models.measuring import measured
 from aift_ray.models.pieces import pieces_of
-from aift_ray.models.refusals import NO_LAYOUT, refusal
+from aift_ray.models.refusals import (
+    NO_LAYOUT,
+    has_experts,
+    is_batched,
+    is_llama_like,
+    is_supported,
+    refusal,
+)
 from aift_ray.models.targets import check_quantizable, check_targets
 from aift_ray.parallel import tensor
 from aift_ray.serving.rows import RowsCache
+from aift_ray.serving.vllm_families import is_adapted, is_served
 from tests.families import configuration
 from tests.models.families import make, save, with_towers
 
@@ -111,3 +120,69 @@ def test_the_nearest_model_has_the_feature() -> None:
     near = refusal("nemotron_h_moe", "x", None, tensor.FAMILIES.__contains__).remedy
     kind = CATALOG[near.rsplit(" ", 1)[-1]].architecture.model_type
     assert kind in tensor.FAMILIES
+
+
+PACKAGE = Path(families.__file__).parents[1]
+# nothing computes these: no network in transformers, or one whose parts can't be told apart
+WITHOUT_LAYOUT = {
+    ("models/decoder.py", "_unknown"),
+    ("models/folders.py", "load_config"),
+    ("models/towers.py", "towers"),
+    ("models/wrappers.py", "language_class"),
+}
+
+
+def sites() -> dict[tuple[str, str, int], ast.Call]:
+    """{(file, function, line): call} of every refusal of a family in the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef) or function.name == "refusal":
+                continue
+            for call in ast.walk(function):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "refusal":
+                    place = (str(path.relative_to(PACKAGE)), function.name, call.lineno)
+                    found[place] = call
+    return found
+
+
+def test_every_refusal_says_what_works_or_is_listed_as_one_that_nothing_computes() -> None:
+    assert len(sites()) > 30
+    silent = set()
+    for (file, function, _), call in sites().items():
+        assert len(call.args) >= 3, (file, function)
+        family, what, layout = call.args[:3]
+        # the model's own name, not one that stands in the code
+        assert not isinstance(family, ast.Constant), (file, function)
+        assert not isinstance(what, ast.Constant) or str(what.value).strip(), (file, function)
+        if isinstance(layout, ast.Constant) and layout.value is None:
+            silent.add((file, function))
+    assert silent == WITHOUT_LAYOUT
+
+
+def test_no_message_names_a_family_but_by_a_refusal() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "refusals.py":
+            text = path.read_text("utf-8")
+            assert '"model family' not in text, path
+
+
+FEATURES = [is_supported, is_batched, is_llama_like, has_experts, is_served, is_adapted]
+FEATURES.append(tensor.FAMILIES.__contains__)
+
+
+@pytest.mark.parametrize("fits", FEATURES)
+def test_of_every_family_the_nearest_model_of_the_catalog_has_the_feature(
+    fits: Callable[[str], bool],
+) -> None:
+    for family in [*rows(), "a-family-nobody-knows"]:
+        problem = refusal(family, "lacks it", "do this", fits)
+        found = re.fullmatch(r"do this; or choose another model, such as (\S+)", problem.remedy)
+        assert found, problem.remedy
+        assert problem.where == f"model family {family}"
+        assert fits(CATALOG[found[1]].architecture.model_type), (family, found[1])
+        asked = refusal(family, "lacks it", None, fits, "some.field")
+        assert asked.where == "some.field"
+        assert asked.what == f"model family {family}: lacks it"
+        assert asked.remedy.startswith(NO_LAYOUT)
