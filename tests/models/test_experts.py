@@ -18,6 +18,7 @@ from aift_ray.models.adapters import add_adapters, reload_adapters
 from aift_ray.models.experts_4bit import Packed
 from aift_ray.models.quantized import Quantization
 from aift_ray.models.targets import adapted_layers, check_targets
+from aift_ray.quantization.measure import memory_bytes
 from tests.conftest import make_tiny_mixture
 
 # experts as (out, in), the same under other names of the checkpoint, and transposed with biases
@@ -140,6 +141,18 @@ def test_a_saved_adapter_is_the_same_on_4_bits_and_in_plain_peft(
         torch.testing.assert_close(
             loaded(tmp_path / "merged")(IDS).logits, wanted, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_held_in_4_bits_is_what_the_plan_counts(kind: str, folders: dict[str, Path]) -> None:
+    held = memory_bytes(loaded(folders[kind], Quantization(4)))
+    planned = loading.weight_bytes(str(folders[kind]), torch.float32, 4)
+    assert held == pytest.approx(planned, rel=0.05)
+    whole = loading.weight_bytes(str(folders[kind]), torch.float32)
+    assert memory_bytes(loaded(folders[kind])) == pytest.approx(whole, rel=0.05)
+    # the saving alone is held to the same share: most of so small a model is embeddings
+    assert whole - held == pytest.approx(whole - planned, rel=0.05)
+    assert planned < whole
 
 
 def test_experts_are_quantized_one_by_one_while_they_are_read(
