@@ -117,6 +117,10 @@ class WorkersLost(TrainingError):
     """Workers crashed or were lost: by no mistake in the settings, as far as can be told."""
 
 
+class RewardError(TrainingError):
+    """A reward function failed on a row: by an exception, its limits, or what it returned."""
+
+
 class Interrupted(AiftError):
     """A run stopped on request, with a checkpoint.
 

@@ -84,7 +84,7 @@ def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
     from aift_ray.config import DataConfig
     from aift_ray.data import cache
     from aift_ray.data.prompts import PromptEncoder
-    from aift_ray.launch.prepare import tokenizing
+    from aift_ray.launch.tokenizing import encode_of
     from aift_ray.models import folders
 
     encoder = PromptEncoder(folders.load_tokenizer(folders.resolve("hina-4m")))
@@ -95,7 +95,7 @@ def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
     memory = Memory()
 
     def work() -> None:
-        made.append(cache.prepare(data, encoder, 512, tokenizing(data)))
+        made.append(cache.prepare(data, encoder, 512, encode_of(data)))
 
     seconds = memory.during(work)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -29,3 +30,26 @@ def test_the_package_alone_loads_no_heavy_library() -> None:
         "sys.exit(bool({'torch', 'transformers', 'ray', 'pydantic'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# the import paths that users have written down, beside those of tests/test_signatures.py
+PATHS = {
+    "aift_ray.launch.serving": ["build"],
+    "aift_ray.models.base_model": ["BaseModel"],
+    "aift_ray.models.japanese_model": ["JapaneseModel"],
+    "aift_ray.training.full_finetuning": ["FullFinetuningTrainer"],
+    "aift_ray.training.lora_finetuning": ["LoRAFinetuningTrainer", "LoRAConfig"],
+    "aift_ray.training.multi_gpu_training": ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"],
+    "aift_ray.training.preference": ["PreferenceTrainer"],
+    "aift_ray.training.quantization": ["QuantizationOptimizer"],
+    "aift_ray.training.training_utils": ["TrainingConfig", "TextDataset"],
+    "aift_ray.utils.gpu_utils": ["get_available_device", "get_gpu_memory_info"],
+}
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_a_documented_import_path_works(module: str) -> None:
+    for name in PATHS[module]:
+        assert callable(getattr(importlib.import_module(module), name))
+        public = getattr(aift_ray, name, None)
+        assert public is None or public is getattr(importlib.import_module(module), name)

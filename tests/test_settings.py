@@ -21,7 +21,8 @@ from aift_ray.engine.saving import Saver
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.launch import output, place, workers
-from aift_ray.launch.prepare import prepare, tokenizing
+from aift_ray.launch.prepare import prepare
+from aift_ray.launch.tokenizing import encode_of
 from aift_ray.models import compiled
 from aift_ray.parallel.group import Group
 from tests.conftest import write_rows
@@ -293,7 +294,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "warned": prepared.prepared.warnings,
         "cache": str(prepared.job.cache.parent),
         "spare cache": spare.exists(),
-        "tokenizes": tokenizing(config.data).__name__,
+        "tokenizes": encode_of(config.data).__name__,
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,
         "folder": str(place.output_folder(config).parent),

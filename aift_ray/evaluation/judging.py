@@ -15,27 +15,14 @@ from dataclasses import dataclass
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import AiftError, Problem
-from aift_ray.evaluation.api import Api, read_key
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.tasks.task import Judge, Task
+from aift_ray.tasks.judge_prompts import filled, grade_prompt, read_grade, shown_right
+from aift_ray.tasks.task import Task
 from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.utils.api_client import Api, read_key
 
 WIN_RATE, GRADE = "judge_win_rate", "judge_grade"
-_GRADE = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
-_ASK_GRADE = """Grade the answer of an assistant to a question.
-
-What makes an answer good: {rubric}
-{reference}
-[Question]
-{question}
-
-[Answer]
-{answer}
-[End of the answer]
-
-Say briefly what is good and bad in the answer. Then give a grade in double square brackets, from
-[[{lowest}]] for the worst to [[{highest}]] for the best."""
 _ASK_PAIR = """Compare the answers of two assistants to a question.
 
 What makes an answer good: {rubric}
@@ -145,34 +132,29 @@ class Judging:
     def _judge(self, question: _Question) -> tuple[float | None, list[str]]:
         """The score, None where the judge gave none, and what the judge said."""
         judge, sample = question.task.judge, question.sample
-        shown = {"rubric": judge.rubric, "question": sample["prompt"], "reference": ""}
-        if sample["answers"]:
-            shown["reference"] = f"\n[A right answer]\n{sample['answers'][0]}\n"
+        right = sample["answers"][0] if sample["answers"] else None
         if question.first is None:
-            about = shown | {"lowest": str(judge.lowest), "highest": str(judge.highest)}
-            said = self._ask(_ASK_GRADE, about | {"answer": sample["answer"]})
-            return _graded(said, judge), [said]
+            asked = grade_prompt(judge, sample["prompt"], sample["answer"], right)
+            said = self._ask(asked)
+            return read_grade(said, judge), [said]
         if sample["model"] == self._models[0]:
             # against itself
             return 0.5, []
+        shown = {
+            "rubric": judge.rubric,
+            "question": sample["prompt"],
+            "reference": shown_right(right),
+        }
         own, first = sample["answer"], question.first
         orders = ((first, own), (own, first))
-        said_both = [self._ask(_ASK_PAIR, shown | {"first": a, "second": b}) for a, b in orders]
+        said_both = [
+            self._ask(filled(_ASK_PAIR, shown | {"first": a, "second": b})) for a, b in orders
+        ]
         return _compared(*said_both), said_both
 
-    def _ask(self, template: str, parts: dict[str, str]) -> str:
-        # one pass over the template: what an answer holds in braces stays as it is
-        text = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)
+    def _ask(self, text: str) -> str:
         choice = self._api.chat([{"role": "user", "content": text}], {"temperature": 0})
         return str(choice["message"]["content"] or "")
-
-
-def _graded(said: str, judge: Judge) -> float | None:
-    """The grade as a share of the way from the lowest to the highest."""
-    grades = _GRADE.findall(said)
-    if not grades or not judge.lowest <= float(grades[-1]) <= judge.highest:
-        return None
-    return (float(grades[-1]) - judge.lowest) / (judge.highest - judge.lowest)
 
 
 def _compared(first: str, second: str) -> float | None:

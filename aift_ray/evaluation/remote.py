@@ -9,12 +9,12 @@ from typing import Any
 from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example
 from aift_ray.errors import AiftError
-from aift_ray.evaluation.api import Api, read_key
 from aift_ray.evaluation.evaluator import Sample, Work, answered
 from aift_ray.evaluation.generation import Written
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import Score, best, choice_scores, text_scores
 from aift_ray.tasks.task import Task
+from aift_ray.utils.api_client import Api, read_key
 
 
 class RemoteEvaluator:

@@ -14,10 +14,12 @@ from aift_ray.models.measuring import Measured
 from aift_ray.planning.memory import GIB, Memory, Work, memory, moments
 from aift_ray.planning.shape import Shape
 from aift_ray.planning.ways import Need, Room, Way, choose, fitting, remedy, ways
+from aift_ray.utils.host_memory import host_cpus
 
 # what a worker on a CPU holds of libraries, and of each byte of its tokenizer's file; measured with
-# torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights
-_LIBRARIES, _OF_TOKENIZER = round(0.48 * GIB), 8
+# torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights. One of
+# several has Ray in its process besides
+_LIBRARIES, _OF_TOKENIZER, _RAY = round(0.51 * GIB), 8, round(0.1 * GIB)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def needs(
     """
     held = None if _on_gpus(config, gpu) else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
+    process += _RAY if held and workers > 1 else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
 
@@ -156,10 +159,7 @@ def settle_cpus(config: RunConfig, workers: int) -> None:
         return
     # what a cluster elsewhere has on each of its machines is not known from here
     share = config.parallel.offload and "RAY_ADDRESS" not in os.environ
-    from ray._private.utils import get_num_cpus
-
-    # as Ray counts them: of a container its limit
-    cpus = get_num_cpus(override_docker_cpu_warning=True) // workers if share else 1
+    cpus = host_cpus() // workers if share else 1
     config.ray.cpus_per_worker = max(1.0, float(cpus))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aift_ray.config import DataConfig, RunConfig
+from aift_ray.config import RunConfig
 from aift_ray.config.preference import answers_of
 from aift_ray.data import cache
 from aift_ray.data.batch_plan import BatchPlan
@@ -74,6 +74,7 @@ def prepare(
     gpu: bool,
     resume: Path | None,
     started: float | None = None,
+    encode: Encode = encode_in_threads,
 ) -> Preparation:
     """Resolve the model, tokenize the data, and lay out the steps.
 
@@ -81,6 +82,7 @@ def prepare(
         workers: the largest number of workers; fixes the global batch of a new run.
         gpu: whether the workers have one each.
         started: when the run was asked for, as time.time() counts; None: now.
+        encode: tokenizes the rows, where no cache holds them.
 
     Raises:
         ModelError, DataError, ConfigError: what is wrong, before anything has started.
@@ -98,7 +100,7 @@ def prepare(
     state, changed = resuming.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
     held = answers_of(config.objective)
-    prepared = cache.prepare(config.data, encoder, length, tokenizing(config.data), held)
+    prepared = cache.prepare(config.data, encoder, length, encode, held)
     notes = resuming.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -210,13 +212,6 @@ def _noted(config: RunConfig, prepared: cache.Prepared, output: Path) -> list[st
         note_user(prepared.folder, output)
         return caches.keep_limit(config.data, prepared.folder)
     return []
-
-
-def tokenizing(config: DataConfig) -> Encode:
-    """Who tokenizes."""
-    from aift_ray.launch.tokenizing import encode_on_cluster
-
-    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:

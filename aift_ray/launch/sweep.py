@@ -33,6 +33,7 @@ from aift_ray.launch.sweep_search import search
 from aift_ray.launch.sweep_space import Space, separate, trial_config
 from aift_ray.launch.sweep_trial import Trial
 from aift_ray.launch.sweep_tune import Sweep, Trials, fit
+from aift_ray.launch.tokenizing import encode_of
 from aift_ray.launch.training import gpus_used, local_gpus
 
 _SWEEP = "sweep.yaml"
@@ -156,7 +157,7 @@ def _prepared(
         tried.add(key)
         try:
             most = each.worker_range(devices)[1]
-            found[key] = prepare(each, folder, most, devices > 0, None)
+            found[key] = prepare(each, folder, most, devices > 0, None, encode=encode_of(each.data))
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     if not problems:

@@ -35,6 +35,7 @@ from aift_ray.launch.sweep_trial import (
     Trial,
     evaluations,
 )
+from aift_ray.launch.tokenizing import encode_of
 
 # Tune's own files and checks, which the trials' folders make needless; and the user's paths are
 # relative to where the command was given
@@ -153,7 +154,8 @@ class Trials(Searcher):  # type: ignore[misc]
             workers = config.worker_range(sweep.devices)
             going_on = config.model_copy(update={"resume": "latest"})
             resume, _ = output.resume_point(going_on, trial.folder)
-            prepared = prepare(config, trial.folder, workers[1], sweep.gpu, resume)
+            encode = encode_of(config.data)
+            prepared = prepare(config, trial.folder, workers[1], sweep.gpu, resume, encode=encode)
         except UserError as error:
             trial.status = BAD_SETTING
             trial.why = "; ".join(f"{problem.where}: {problem.what}" for problem in error.problems)

@@ -8,15 +8,20 @@ from itertools import chain, cycle, islice
 from typing import Any
 
 import numpy as np
-import ray
 
+from aift_ray.config import DataConfig
 from aift_ray.data.encoded import Encoded, EncodedRow
-from aift_ray.data.encoding import Encodings, encode_here, encode_in_threads
+from aift_ray.data.encoding import Encode, Encodings, encode_here, encode_in_threads
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts import PromptEncoder
 
 # examples that an actor gets at once
 _BATCH = 512
+
+
+def encode_of(config: DataConfig) -> Encode:
+    """What tokenizes by the setting `data.prepare`: threads of this process, or Ray."""
+    return encode_on_cluster if config.prepare == "ray" else encode_in_threads
 
 
 class _Tokenizer:
@@ -51,6 +56,8 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
     Without Ray, in a dry run or where the caller trains by itself, this process does it. It always
     does the first batch, of which `encoder` keeps what the user is to be warned of.
     """
+    import ray
+
     if not ray.is_initialized():
         yield from encode_in_threads(encoder, items)
         return
@@ -76,5 +83,7 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
 
 
 def _arrived(batch: list[Example | Fault], encodings: Any) -> Encodings:
+    import ray
+
     for item, found in zip(batch, ray.get(encodings), strict=True):
         yield item, _unpacked(found)

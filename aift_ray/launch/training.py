@@ -21,6 +21,7 @@ from aift_ray.launch.listening import Listener
 from aift_ray.launch.prepare import Preparation, prepare
 from aift_ray.launch.progress import Follower, doing
 from aift_ray.launch.supervise import Attempt
+from aift_ray.launch.tokenizing import encode_of
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 
@@ -173,7 +174,8 @@ def _prepared(
         again: it has begun before, and its plan was shown.
     """
     with doing("reading the model and tokenizing the rows", display.console):
-        prepared = prepare(config, folder, group[1], gpu, resume, started)
+        encode = encode_of(config.data)
+        prepared = prepare(config, folder, group[1], gpu, resume, started, encode)
     keep = config.training.keep_checkpoints + 1
     problems = output.check_space(folder, prepared.checkpoint_bytes * keep)
     if problems:
@@ -198,7 +200,8 @@ def _run_joined(
         output.start(config, folder)
     else:
         resume = output.resume_point(config, folder)[0]
-        prepared = prepare(config, folder, world, gpu, resume, started)
+        encode = encode_of(config.data)
+        prepared = prepare(config, folder, world, gpu, resume, started, encode)
     quiet()
     standalone.join_and_work(_job(prepared, listener), lambda _: listener.poll())
     if not standalone.leads():

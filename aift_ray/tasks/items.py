@@ -159,10 +159,13 @@ def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
     if not name:
         return ()
     value = evaluate(name, row)
-    # the form of SQuAD
+    # the forms of SQuAD, of datasets and of its own files
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         value = value["text"]
     values = value if isinstance(value, list) else [value]
+    values = [
+        each["text"] if isinstance(each, dict) and "text" in each else each for each in values
+    ]
     if not values or not all(isinstance(each, str | int | float) for each in values):
         raise WrongField(f"answers: {name} is {value!r}, expected a text or a list of texts")
     return tuple(str(each) for each in values)

@@ -83,6 +83,9 @@ class Task(Section):
         "generate", "choice: likeliest of choices; generate: an answer is written; text: likelihood"
     )
     files: list[str] = setting([], "data files, relative to this file or to --data-dir")
+    columns: list[str] = setting(
+        [], "names of the columns of .csv and .tsv files whose first line is a row"
+    )
     source: str = setting("", "where the files come from, with their licence")
     description: str = setting("", "text before everything else")
     prompt: str = setting("", "template of what comes before the answer")

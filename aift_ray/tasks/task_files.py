@@ -16,7 +16,7 @@ from aift_ray.data.row_kinds import strings
 from aift_ray.data.rows import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
 from aift_ray.tasks import harness
-from aift_ray.tasks.data_files import Row, is_data_file, read_rows
+from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
 from aift_ray.tasks.harness import HarnessTask
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
@@ -174,10 +174,12 @@ def _rows_of(
         problems.append(Problem(f"task {task.name}", "files: no data file is named"))
     for name in names:
         path = (base or Path()) / Path(name).expanduser()
-        if (base is None and not path.is_absolute()) or not path.is_file():
+        there = find_file(path) if base or path.is_absolute() else None
+        if there is None:
             problems.append(_missing(task, name, base))
         else:
-            found += [(path.name, row) for row in read_rows(path, problems)]
+            rows = read_rows(there, problems, task.columns)
+            found += [(there.name, row) for row in rows]
     return found
 
 

@@ -1,7 +1,8 @@
-"""How full this machine's memory is, or that of the container that this process is in."""
+"""Memory in use and CPUs of this machine, or of the container that this process is in."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,20 @@ _CGROUPS = (
         "total_inactive_file",
     ),
 )
+# of cgroups 2 and 1: the files with the CPU time that may be used in a period, and the period
+_CPU_LIMITS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+
+
+def host_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs of the machine or the container, whichever has fewer."""
+    found = min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))
+    for files in _CPU_LIMITS:
+        with suppress(OSError, ValueError):
+            # without a limit the first is a word, or negative
+            quota, period = " ".join((root / f).read_text("ascii") for f in files).split()
+            if int(quota) > 0:
+                found = min(found, int(quota) // int(period))
+    return max(1, found)
 
 
 def in_use(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:

@@ -1,0 +1,99 @@
+"""A place for a worker process: one that has ended is replaced when the place is next asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aift_ray.errors import Problem
+from aift_ray.rewards.processes import Worker, WorkerEnded, WorkerTimeout
+from aift_ray.rewards.spec import RewardSpec
+
+
+class Slot:
+    """One place for a worker process.
+
+    Args:
+        specs: the rewards that it computes, by their numbers.
+        memory: see `Worker`.
+        loading_timeout: seconds in which each of them is loaded.
+    """
+
+    def __init__(
+        self,
+        specs: dict[int, RewardSpec],
+        memory: int | None,
+        loading_timeout: float,
+        starter: ThreadPoolExecutor,
+    ) -> None:
+        self._specs, self._memory, self._starter = specs, memory, starter
+        self._loading_timeout = loading_timeout
+        self._worker: Worker | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None while there is none."""
+        worker = self._worker
+        return worker.pid if worker else None
+
+    def start(self) -> list[Problem]:
+        """Start the process and load the rewards; what is wrong with them."""
+        worker = Worker(self._memory, self._starter)
+        if self._closed:
+            worker.kill()
+            raise WorkerEnded("the rewards are closed")
+        self._worker = worker
+        problems: list[Problem] = []
+        for at, spec in self._specs.items():
+            where = f"reward {spec.name}"
+            try:
+                answer = worker.ask(("load", at, spec), self._loading_timeout)
+            except (WorkerEnded, WorkerTimeout) as error:
+                self._drop()
+                what = f"{spec.target} could not be loaded: {error}"
+                return [*problems, Problem(where, what)]
+            if "refused" in answer:
+                problems.append(Problem(where, answer["refused"], answer["remedy"]))
+        return problems
+
+    def ask(self, request: tuple[Any, ...], timeout: float) -> Any:
+        """The answer of the process.
+
+        Raises:
+            WorkerEnded, WorkerTimeout: there is none, and the process is gone.
+        """
+        if not self._worker:
+            problems = self.start()
+            if problems:
+                raise WorkerEnded(f"its process could not be replaced: {problems[0].what}")
+        assert self._worker
+        try:
+            return self._worker.ask(request, timeout)
+        except (WorkerEnded, WorkerTimeout):
+            self._drop()
+            raise
+
+    def close(self) -> None:
+        """End the process for good; one that is asked meanwhile does not answer."""
+        self._closed = True
+        worker = self._worker
+        if worker:
+            worker.kill_process()
+
+    def finish(self) -> None:
+        """Let go of the connection, when nobody asks any more."""
+        self._drop()
+
+    def _drop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker:
+            worker.kill()
+
+
+def first_problems(slots: Sequence[Slot]) -> list[Problem]:
+    """Start every process; what is wrong with the rewards, each told once."""
+    with ThreadPoolExecutor(max(len(slots), 1)) as threads:
+        found = list(threads.map(Slot.start, slots))
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
