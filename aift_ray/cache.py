@@ -25,7 +25,7 @@ EPILOG = """exit status: 0 done; 2 the input is wrong."""
 def run(argv: Sequence[str]) -> int:
     """Parse, list or prune; the exit status."""
     from aift_ray.commandline import parse
-    from aift_ray.config.cache import CacheConfig
+    from aift_ray.config.cache_config import CacheConfig
 
     action, *rest = argv or ("--help",)
     if action.startswith("-"):
@@ -38,12 +38,12 @@ def run(argv: Sequence[str]) -> int:
     problems = config.refused(action)
     if problems:
         raise ConfigError(problems)
-    from aift_ray.launch import caches
+    from aift_ray.runs import cache_admin
 
     if action == "prune":
-        caches.prune(config, command.dry_run, time.time())
+        cache_admin.prune(config, command.dry_run, time.time())
     else:
-        caches.show(config)
+        cache_admin.show(config)
     return 0
 
 

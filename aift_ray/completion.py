@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
 def _flags() -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
     """By verb and flag: the words that it takes, and what it means."""
     from aift_ray import config
-    from aift_ray.config.cache import CacheConfig
+    from aift_ray.config.cache_config import CacheConfig
     from aift_ray.config.help import flags
     from aift_ray.models.catalog import CATALOG
 

@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import DoctorConfig
 
     command = parse(argv, DoctorConfig, "doctor", DESCRIPTION, EPILOG)
-    from aift_ray.launch import doctor
+    from aift_ray.ray_backend import cluster_doctor
 
-    return doctor.run(command.config, command.dry_run)
+    return cluster_doctor.run(command.config, command.dry_run)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, EvaluateConfig, "evaluate", description, EPILOG)
     from aift_ray.errors import DataError
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
     from aift_ray.tasks.task_files import load_tasks
 
     wrong: list[Problem] = []
@@ -38,8 +38,8 @@ def run(argv: Sequence[str]) -> int:
         tasks = load_tasks(command.config, command.config.judged_scores())
     except DataError as error:
         wrong = error.problems
-    early.check_evaluation(command.config, wrong)
-    from aift_ray.evaluation import run as evaluation
+    early_checks.check_evaluation(command.config, wrong)
+    from aift_ray.evaluation import evaluate_run as evaluation
     from aift_ray.utils.quiet import quiet
 
     quiet()

@@ -23,14 +23,14 @@ def run(argv: Sequence[str]) -> int:
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, ExportConfig, "export", description, EPILOG)
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
 
-    early.check_export(command.config)
+    early_checks.check_export(command.config)
     import transformers
 
     # transformers warns of its own deprecated names
     warnings.simplefilter("ignore", FutureWarning)
-    from aift_ray.conversion import run as conversion
+    from aift_ray.conversion import export_run as conversion
 
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():

@@ -22,9 +22,9 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import MergeConfig
 
     command = parse(argv, MergeConfig, "merge", DESCRIPTION, EPILOG)
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
 
-    early.check_merge(command.config)
+    early_checks.check_merge(command.config)
     # transformers warns of its own deprecated names
     warnings.simplefilter("ignore", FutureWarning)
     from aift_ray.conversion import merge_run

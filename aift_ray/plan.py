@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import PlanConfig
 
     command = parse(argv, PlanConfig, "plan", DESCRIPTION, EPILOG)
-    from aift_ray.launch import planned
+    from aift_ray.runs import plan_report
 
-    return planned.run(command.config)
+    return plan_report.run(command.config)
 
 
 def main() -> None:

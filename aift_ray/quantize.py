@@ -26,17 +26,19 @@ def run(argv: Sequence[str]) -> int:
     _one_width(argv)
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, QuantizeConfig, "quantize", description, EPILOG)
-    from aift_ray.launch import early
-    from aift_ray.quantization import folder
+    from aift_ray.launch import early_checks
+    from aift_ray.quantization import output_folder
 
     asked = command.config.output_dir
-    occupied = folder.check(Path(asked).expanduser(), command.config.overwrite) if asked else []
-    early.check_quantization(command.config, occupied)
+    occupied = (
+        output_folder.check(Path(asked).expanduser(), command.config.overwrite) if asked else []
+    )
+    early_checks.check_quantization(command.config, occupied)
     import transformers
 
     # transformers warns of its own deprecated names
     warnings.simplefilter("ignore", FutureWarning)
-    from aift_ray.quantization import run as quantization
+    from aift_ray.quantization import quantize_run as quantization
 
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():

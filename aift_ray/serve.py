@@ -23,12 +23,12 @@ def run(argv: Sequence[str]) -> int:
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, ServeConfig, "serve", description, EPILOG)
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
 
-    early.check_server(command.config)
-    from aift_ray.launch import serve_command
+    early_checks.check_server(command.config)
+    from aift_ray.ray_backend import serve_run
 
-    serve_command.run(command.config, command.dry_run)
+    serve_run.run(command.config, command.dry_run)
     return 0
 
 

@@ -10,7 +10,7 @@ from aift_ray.commandline import guarded
 
 if TYPE_CHECKING:
     from aift_ray.config import RunConfig
-    from aift_ray.launch.supervise import Attempt
+    from aift_ray.runs.supervise import Attempt
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
 
@@ -26,19 +26,19 @@ def run(argv: Sequence[str]) -> int:
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = parse(argv, RunConfig, "train", description, EPILOG)
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
 
     # torch and Ray take many seconds to load: what is wrong without them is told first
-    early.check_run(command.config)
-    from aift_ray.launch import passing, place, supervise
+    early_checks.check_run(command.config)
+    from aift_ray.runs import run_dir_check, supervise, worker_env
 
     config, started = command.config, supervise.process_start()
     if command.dry_run or not supervise.possible(config):
         return _train(config, command.dry_run, started)
     # named by the time; later attempts go on in it
-    folder = place.output_folder(config)
+    folder = run_dir_check.output_folder(config)
     config.output_dir = str(folder)
-    passing.set_here(config)
+    worker_env.set_here(config)
     return supervise.run(
         config, folder, started, lambda attempt: _in_child(config, started, attempt)
     )
@@ -49,9 +49,9 @@ def _in_child(config: RunConfig, started: float, attempt: Attempt) -> int:
 
 
 def _train(config: RunConfig, dry_run: bool, started: float, attempt: Attempt | None = None) -> int:
-    from aift_ray.launch import training
+    from aift_ray.launch import training_run
 
-    training.run(config, dry_run, started, attempt)
+    training_run.run(config, dry_run, started, attempt)
     return 0
 
 

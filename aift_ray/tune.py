@@ -22,12 +22,12 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import SweepConfig
 
     found = given(argv, SweepConfig, "tune", DESCRIPTION, EPILOG)
-    from aift_ray.launch import early
+    from aift_ray.launch import early_checks
 
-    early.check_sweep(found)
-    from aift_ray.launch import sweep
+    early_checks.check_sweep(found)
+    from aift_ray.launch import sweep_run
 
-    sweep.run(found)
+    sweep_run.run(found)
     return 0
 
 

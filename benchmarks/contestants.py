@@ -29,7 +29,7 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     and labels for the others.
     """
     from aift_ray.commandline import validated
-    from aift_ray.launch import prepare as launch
+    from aift_ray.runs import prepare as launch
 
     folder, found = Path(spec["folder"]), None
     for name, variant in spec["variants"].items():
@@ -125,9 +125,9 @@ def random_model(spec: dict[str, Any]) -> dict[str, Any]:
     """A Llama of some 40 million random parameters, or `spec`'s, with the shipped tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from aift_ray.models import folders
+    from aift_ray.models import hub
 
-    shipped, folder = folders.resolve("hina-4m"), f"{spec['folder']}/model"
+    shipped, folder = hub.resolve("hina-4m"), f"{spec['folder']}/model"
     config, numbers = AutoConfig.from_pretrained(shipped), spec.get("numbers", {})
     if "kind" in spec:
         stops = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id")}
@@ -154,7 +154,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.writing import Writing
+    from aift_ray.engine.checkpoint.coordinator import Writing
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
@@ -209,7 +209,7 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.saving import Saver, snapshot
+    from aift_ray.engine.checkpoint.snapshot import Saver, snapshot
     from aift_ray.parallel.group import Group
 
     job = pickle.loads(Path(spec["job"]).read_bytes())
@@ -398,7 +398,7 @@ def quantize(spec: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     from aift_ray.config import QuantizeConfig
-    from aift_ray.quantization.run import run
+    from aift_ray.quantization.quantize_run import run
 
     transformers.logging.disable_progress_bar()
     return run(QuantizeConfig(**spec))

@@ -108,7 +108,7 @@ def _harness(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
         "max_tokens": loaded.task.max_tokens,
     }
     (folder / "tasks.json").write_text(json.dumps([described]), "utf-8")
-    command = [options.harness, "-m", "tests.evaluation.harness", options.model]
+    command = [options.harness, "-m", "tests.helpers.harness_folder", options.model]
     files = [str(folder / name) for name in ("tasks.json", "found.json")]
     return [*command, *files, "auto", str(options.most)]
 

@@ -51,7 +51,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from aift_ray.parallel.tensors import clip_gradients, gradient_norm
+    from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
     torch.set_num_threads(asked.threads)
     parameters = [torch.zeros(shape) for shape in _SHAPES * asked.blocks]

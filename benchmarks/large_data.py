@@ -82,12 +82,12 @@ def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
     import ray
 
     from aift_ray.config import DataConfig
-    from aift_ray.data import cache
-    from aift_ray.data.prompts import PromptEncoder
-    from aift_ray.launch.tokenizing import encode_of
-    from aift_ray.models import folders
+    from aift_ray.data import token_cache
+    from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+    from aift_ray.models import hub
+    from aift_ray.ray_backend.ray_tokenize import encode_of
 
-    encoder = PromptEncoder(folders.load_tokenizer(folders.resolve("hina-4m")))
+    encoder = PromptEncoder(hub.load_tokenizer(hub.resolve("hina-4m")))
     data = DataConfig(train_files=[str(source)], cache_dir=str(cache_dir), prepare=how)
     if how == "ray":
         ray.init("local", include_dashboard=False, log_to_driver=False)
@@ -95,7 +95,7 @@ def one(how: str, source: Path, cache_dir: Path) -> dict[str, Any]:
     memory = Memory()
 
     def work() -> None:
-        made.append(cache.prepare(data, encoder, 512, encode_of(data)))
+        made.append(token_cache.prepare(data, encoder, 512, encode_of(data)))
 
     seconds = memory.during(work)
     return {

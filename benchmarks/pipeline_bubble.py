@@ -27,16 +27,16 @@ import transformers
 from aift_ray.commandline import validated
 from aift_ray.engine import loop
 from aift_ray.engine.build import build
-from aift_ray.launch.prepare import prepare
-from aift_ray.models import folders
+from aift_ray.models import hub
 from aift_ray.parallel.group import Group
+from aift_ray.runs.prepare import prepare
 
 WORKERS, NUMBERS, TAKEN = 2, (1, 2, 4, 8, 16), 4
 
 
 def make_model(folder: Path) -> None:
     """A random Llama of eight blocks, and the shipped tokenizer."""
-    shipped = folders.resolve("hina-4m")
+    shipped = hub.resolve("hina-4m")
     config = transformers.AutoConfig.from_pretrained(shipped)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 384, 1024, 8
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 6, 6, 64

@@ -107,9 +107,9 @@ def ours(spec: dict[str, Any]) -> Result:
     from aift_ray.commandline import validated
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.references import References
-    from aift_ray.launch.prepare import prepare
+    from aift_ray.engine.reference_logprobs import References
     from aift_ray.parallel.group import Group
+    from aift_ray.runs.prepare import prepare
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -22,8 +22,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from serve_engine import Prompts, continuous, manager_of, opened, prompts_of, rows
 from transformers.utils import logging
 
-from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.packed import pack
+from aift_ray.serving.engines.transformers.lora_manager import Adapters
+from aift_ray.serving.engines.transformers.packed_weights import pack
 
 Answers = list[list[int]]
 NAMES = ["a", "b", "c"]

@@ -3,7 +3,7 @@
     python benchmarks/serve_engine.py MODEL [DTYPE] [TOKENS] [CONTESTANT ...]
 
 Greedy, prompts of 20 to 59 random tokens, 1, 4 and 16 requests at once, the contestants in turn in
-one process. `rows`: our loop, on the weights of `serving/packed.py`; `loaded`: on weights as they
+one process. `rows`: our loop, on packed weights (`packed_weights.py`); `loaded`: on weights as they
 were loaded; `adapters`: the rows spread over three LoRA adapters (r=16, every linear layer).
 """
 
@@ -21,13 +21,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.utils import logging
 
-from aift_ray.models.loading import load_model
-from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import PIECE, Batch, Row
-from aift_ray.serving.packed import pack
-from aift_ray.serving.prefixes import Prefixes
-from aift_ray.serving.requests import Request, Sampling
-from aift_ray.serving.sampling import Chooser
+from aift_ray.models.load import load_model
+from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.transformers.lora_manager import Adapters
+from aift_ray.serving.engines.transformers.packed_weights import pack
+from aift_ray.serving.engines.transformers.prefix_cache import Prefixes
+from aift_ray.serving.engines.transformers.sampler import Chooser
+from aift_ray.serving.engines.transformers.scheduler import PIECE, Batch, Row
 
 Prompts = list[list[int]]
 

@@ -19,8 +19,8 @@ import measuring
 import torch
 from transformers import AutoModelForCausalLM
 
-from aift_ray.serving.engine import TransformersEngine
-from aift_ray.serving.requests import Request, Sampling
+from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 
 TURNS, START, NEW, ANSWER = 5, 200, 30, 40
 

@@ -19,12 +19,12 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_engine import opened, prompts_of
 
-from aift_ray.serving.adapters import Adapters
-from aift_ray.serving.batch import Batch, Row
-from aift_ray.serving.packed import pack
-from aift_ray.serving.prefixes import Prefixes
-from aift_ray.serving.requests import Request, Sampling
-from aift_ray.serving.sampling import Chooser
+from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.transformers.lora_manager import Adapters
+from aift_ray.serving.engines.transformers.packed_weights import pack
+from aift_ray.serving.engines.transformers.prefix_cache import Prefixes
+from aift_ray.serving.engines.transformers.sampler import Chooser
+from aift_ray.serving.engines.transformers.scheduler import Batch, Row
 
 # rows that are read together
 _READ = 8

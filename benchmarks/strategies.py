@@ -96,8 +96,8 @@ def _call(processes: Processes, name: str, workers: int) -> Callable[[int], Resu
 def _computed(method: str, strategy: str, folder: Path) -> dict[str, int]:
     import json
 
-    from aift_ray.planning.memory import Work, memory
-    from aift_ray.planning.shape import Shape
+    from aift_ray.planning.memory_estimate import Work, memory
+    from aift_ray.planning.model_shape import Shape
 
     shape = Shape.of(json.loads((folder / "model" / "config.json").read_text("utf-8")))
     apart = 2 if strategy in APART else 1

@@ -106,10 +106,10 @@ def whole(folder: Path, seed: int) -> None:
     import torch
 
     from aift_ray.engine.worker import work
-    from aift_ray.launch.prepare import prepare
-    from aift_ray.launch.sweep_search import search
-    from aift_ray.launch.sweep_space import separate, trial_config
     from aift_ray.parallel.group import Group
+    from aift_ray.runs.prepare import prepare
+    from aift_ray.sweep.search import search
+    from aift_ray.sweep.space import separate, trial_config
 
     torch.set_num_threads(1)
     data = {
@@ -284,7 +284,7 @@ def replayed(pool: list[Curve], tolerance: float, diverged: bool) -> dict[str, f
 
 def replay(trials: list[Curve], tolerance: float, diverged: bool) -> tuple[int, float]:
     """Steps of a sweep with the project's own scheduler, two trials at once, and its best loss."""
-    from aift_ray.launch.sweep_schedule import scheduler
+    from aift_ray.ray_backend.tune_scheduler import scheduler
 
     rule: Any = scheduler(TuneConfig(tolerance=tolerance), EVERY, STEPS, [])
     steps, best, to_come = 0, float("inf"), list(range(len(trials)))

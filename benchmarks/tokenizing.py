@@ -28,10 +28,10 @@ WAYS = ("here", "datasets", "ray-1", "ray-2")
 
 def encoder_of(model: str) -> Any:
     """Makes the prompts; a tokenizer without a chat template has one from here on."""
-    from aift_ray.data.prompts import PromptEncoder
-    from aift_ray.models import folders
+    from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+    from aift_ray.models import hub
 
-    return PromptEncoder(folders.load_tokenizer(model), extra_stop_ids=folders.stop_ids(model))
+    return PromptEncoder(hub.load_tokenizer(model), extra_stop_ids=hub.stop_ids(model))
 
 
 def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, float, Any]:
@@ -39,8 +39,8 @@ def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, float, A
     import ray
 
     from aift_ray.config import DataConfig
-    from aift_ray.data import cache
-    from aift_ray.launch.tokenizing import encode_on_cluster
+    from aift_ray.data import token_cache
+    from aift_ray.ray_backend.ray_tokenize import encode_on_cluster
 
     encoder = encoder_of(model)
     if way.startswith("ray"):
@@ -50,10 +50,10 @@ def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, float, A
         lines = Path(rows).read_text("utf-8").splitlines(keepends=True)
         warm.write_text("".join(lines[:1100]), "utf-8")
         data = DataConfig(train_files=[str(warm)], cache_dir=folder)
-        cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
+        token_cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
     data = DataConfig(train_files=[rows], cache_dir=folder)
     began, used = time.perf_counter(), cpu_seconds()
-    prepared = cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
+    prepared = token_cache.prepare(data, encoder, 1 << 20, encode_on_cluster)
     seconds, used = time.perf_counter() - began, cpu_seconds() - used
     token_rows = prepared.rows("train")
     pairs = (token_rows.row(index) for index in range(len(token_rows)))
@@ -67,7 +67,7 @@ def by_datasets(model: str, rows: str, folder: str) -> tuple[float, float, Any]:
     datasets.disable_progress_bars()
     encoder = encoder_of(model)
     tokenizer, stops = encoder.tokenizer, set(encoder.stop_ids)
-    from aift_ray.data.alpaca import before_input
+    from aift_ray.data.prompts.alpaca import before_input
 
     joint = before_input(tokenizer.chat_template)
     table = datasets.load_dataset("json", data_files=rows, split="train", cache_dir=folder)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
+pytest_plugins = ["tests.helpers.cluster_fixtures"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

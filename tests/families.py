@@ -31,15 +31,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from aift_ray.engine.family_check import measure
 from aift_ray.errors import AiftError
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.families import FEATURES, TABLE, Refusal, Support, family_of, layer_kinds
-from aift_ray.models.loading import built
-from aift_ray.models.pieces import pieces_of
-from aift_ray.models.targets import linear_layers
-from aift_ray.models.tiny import shrunk
-from aift_ray.parallel import tensor
-from aift_ray.serving.rows import RowsCache
-from aift_ray.serving.vllm_families import architectures_of
-from aift_ray.serving.vllm_families import table as vllm
+from aift_ray.models.families.family_support import (
+    FEATURES,
+    TABLE,
+    Refusal,
+    Support,
+    family_of,
+    layer_kinds,
+)
+from aift_ray.models.families.tiny_model import shrunk
+from aift_ray.models.load import built
+from aift_ray.models.lora.target_modules import linear_layers
+from aift_ray.models.split import pieces_of
+from aift_ray.parallel import tensor_parallel
+from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+from aift_ray.serving.engines.vllm.vllm_families import architectures_of
+from aift_ray.serving.engines.vllm.vllm_families import table as vllm
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {"en": DOCS / "models.md", "ja": DOCS / "ja" / "models.md"}
@@ -225,7 +232,7 @@ def _strategies(model: PreTrainedModel) -> list[str]:
         found += ["pipeline", "model_parallel"]
     except AiftError:
         pass
-    return [*found, *(["tensor"] if _text_kind(model) in tensor.FAMILIES else [])]
+    return [*found, *(["tensor"] if _text_kind(model) in tensor_parallel.FAMILIES else [])]
 
 
 def _text_kind(model: PreTrainedModel) -> str:

@@ -24,11 +24,11 @@ import torch
 import transformers
 
 from aift_ray.commandline import validated
-from aift_ray.engine.saving import snapshot
+from aift_ray.engine.checkpoint.snapshot import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
-from tests.engine.runs import spawn, started, stepped
-from tests.models.families import make_hybrid
-from tests.preference.rows import labelled, pairs, write
+from tests.helpers.preference_rows import labelled, pairs, write
+from tests.helpers.runs import spawn, started, stepped
+from tests.helpers.tiny_families import make_hybrid
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
 STRATEGIES: dict[str, dict[str, Any]] = {

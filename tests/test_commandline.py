@@ -178,7 +178,7 @@ def test_configurations_take_documented_arguments_by_position() -> None:
 
 def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, aift_ray, aift_ray.config, aift_ray.errors, aift_ray.planning.memory;"
+        "import sys, aift_ray, aift_ray.config, aift_ray.errors, aift_ray.planning.memory_estimate;"
         "aift_ray.TrainingConfig; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -186,7 +186,7 @@ def test_importing_the_package_and_its_configuration_loads_neither_torch_nor_ray
 
 def test_the_command_and_ray_s_controller_load_no_libraries_of_the_workers() -> None:
     code = (
-        "import sys, aift_ray.launch.training, aift_ray.launch.workers;"
+        "import sys, aift_ray.launch.training_run, aift_ray.ray_backend.ray_trainer;"
         "late = ('peft', 'bitsandbytes', 'torch._dynamo', 'torch.distributed.fsdp', 'matplotlib');"
         "sys.exit(', '.join(name for name in late if name in sys.modules) or None)"
     )

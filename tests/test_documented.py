@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.conftest import ROOT
-from tests.documented import rows, sentences
+from tests.helpers.documented import rows, sentences
 
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 

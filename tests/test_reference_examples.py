@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import aift_ray
-from aift_ray.models.quantized import layers
+from aift_ray.models.bnb.bnb_layers import layers
 
 MODEL = """
 from src.models.japanese_model import JapaneseModel

@@ -12,19 +12,21 @@ import pytest
 import torch
 
 from aift_ray.commandline import leaves
-from aift_ray.config import RunConfig, resuming
-from aift_ray.data.place import cache_folder
+from aift_ray.config import RunConfig, resume_rules
+from aift_ray.data.cache_location import cache_folder
 from aift_ray.engine import loop, standalone, worker
-from aift_ray.engine.evaluate import Evaluator
+from aift_ray.engine.checkpoint.snapshot import Saver
 from aift_ray.engine.precision import Precision
-from aift_ray.engine.saving import Saver
 from aift_ray.engine.task_scores import TaskEvaluator
+from aift_ray.engine.validate import Evaluator
 from aift_ray.errors import TrainingError, UserError
-from aift_ray.launch import output, place, workers
-from aift_ray.launch.prepare import prepare
-from aift_ray.launch.tokenizing import encode_of
-from aift_ray.models import compiled
+from aift_ray.models import compiled_blocks
 from aift_ray.parallel.group import Group
+from aift_ray.ray_backend import ray_trainer
+from aift_ray.ray_backend.ray_tokenize import encode_of
+from aift_ray.runs import run_dir
+from aift_ray.runs import run_dir_check as place
+from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
 
 CHANGED: dict[str, Any] = {
@@ -252,7 +254,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         seen["scored"].append((list(lengths), [part for part, _ in parts]))
         return parts
 
-    copies = output.store(config, folder)
+    copies = run_dir.store(config, folder)
     spare = cache_folder(config.data) / ("0" * 32)
     spare.mkdir(parents=True, exist_ok=True)
     (spare / "train.arrow").write_bytes(bytes(2 << 20))
@@ -262,12 +264,12 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(worker, "plot", lambda folder: None)
         patch.setattr(Saver, "wait", waited)
         patch.setattr(loop, "trial", trial)
-        patch.setattr(compiled, "BACKEND", graph)
+        patch.setattr(compiled_blocks, "BACKEND", graph)
         patch.setattr(Evaluator, "answer", answered)
         patch.setattr(TaskEvaluator, "_rounds", dealt)
         patch.setattr(Evaluator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
-        output.start(config, folder)
+        run_dir.start(config, folder)
         run = worker.work(prepared.job, Group(0, 1, torch.device("cpu")))
     if config.training.local_rank >= 0:
         standalone.world_size()
@@ -275,7 +277,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     ]
     unsteady = {"time", "tokens_per_second"}
-    trainer = workers._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
+    trainer = ray_trainer._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
     with torch.no_grad():
         next(p for p in run.module.parameters() if p.requires_grad).fill_(float("nan"))
     try:
@@ -298,8 +300,8 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "best": run.state.best_step if config.training.load_best else None,
         "location": config.model,
         "folder": str(place.output_folder(config).parent),
-        "occupied": bool(output.check(config, folder)),
-        "resumes": output.resume_point(config, folder)[0] is not None,
+        "occupied": bool(run_dir.check(config, folder)),
+        "resumes": run_dir.resume_point(config, folder)[0] is not None,
         "workers": str(trainer.scaling_config),
         "threads": trainer.train_loop_config["threads"],
         "copies": copies.steps() if copies else None,
@@ -331,7 +333,7 @@ def test_the_table_names_every_setting() -> None:
 
 
 def test_what_a_change_means_for_a_resumed_run_is_settled_for_every_setting() -> None:
-    named = [name for names in resuming._NAMES.values() for name in names.split()]
+    named = [name for names in resume_rules._NAMES.values() for name in names.split()]
     assert sorted(named) == sorted(name for name, _ in leaves(RunConfig()))
 
 

@@ -13,7 +13,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, RopeScalingType
 
 from aift_ray.conversion import gguf_linear
 from aift_ray.errors import Problem
-from aift_ray.models.refusals import refusal
+from aift_ray.models.families.refusals import refusal
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

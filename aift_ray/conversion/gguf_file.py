@@ -16,7 +16,7 @@ from gguf.quants import quantize
 from aift_ray.conversion import gguf_families
 from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Target
-from aift_ray.conversion.vocabulary import Vocabulary
+from aift_ray.conversion.gguf_vocab import Vocabulary
 from aift_ray.errors import ModelError, Problem
 
 FILE_TYPES = {

@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import ExportConfig
-from aift_ray.conversion import (
-    gguf_adapter,
-    gguf_families,
-    gguf_file,
-    gguf_tensors,
-    modelfile,
-    vocabulary,
-)
+from aift_ray.conversion import gguf_adapter, gguf_families, gguf_file, gguf_tensors, modelfile
+from aift_ray.conversion import gguf_vocab as vocabulary
 from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Target
+from aift_ray.conversion.gguf_vocab import Vocabulary
 from aift_ray.conversion.pre_tokenizers import PROBES
-from aift_ray.conversion.vocabulary import Vocabulary
 from aift_ray.errors import ModelError, Problem, UserError
-from aift_ray.models import fingerprint, folders
-from aift_ray.models.folders import out_of_reach
+from aift_ray.models import fingerprint, hub
+from aift_ray.models.hub import out_of_reach
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: An
     Raises:
         UserError: with everything that a GGUF file can't hold.
     """
-    text = folders.load_config(location).get_text_config(decoder=True)
+    text = hub.load_config(location).get_text_config(decoder=True)
     problems: list[Problem] = []
     found = gguf_families.family(text)
     if isinstance(found, Problem):
@@ -77,10 +71,10 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: An
         problems += error.problems
     # the template that an adapter was trained with lies beside it
     own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
-    tokenizer = folders.load_tokenizer(str(own))
+    tokenizer = hub.load_tokenizer(str(own))
     words = None
     try:
-        words = vocabulary.read(tokenizer, text.vocab_size, folders.stop_ids(location))
+        words = vocabulary.read(tokenizer, text.vocab_size, hub.stop_ids(location))
         problems += _differing(config, words)
     except UserError as error:
         problems += error.problems

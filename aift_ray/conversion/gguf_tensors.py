@@ -17,7 +17,7 @@ from aift_ray.conversion import gguf_linear
 from aift_ray.conversion.gguf_families import Family, head_size
 from aift_ray.errors import ModelError
 from aift_ray.models import fingerprint
-from aift_ray.models.refusals import refusal
+from aift_ray.models.families.refusals import refusal
 
 _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate_up_proj|down_proj)")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from aift_ray.config.merge import OF_BASE, MergeConfig
+from aift_ray.config.merge_config import OF_BASE, MergeConfig
 
 # vectors closer than this are on a line as far as fp32 can tell
 _PARALLEL = 0.9995

@@ -14,12 +14,12 @@ from aift_ray.conversion import merge_folder, merge_methods
 from aift_ray.conversion.merge_folder import Weights
 from aift_ray.engine.metrics import write_json
 from aift_ray.errors import AiftError, ConfigError, ModelError, Problem, UserError
-from aift_ray.launch import display
-from aift_ray.launch.output import check_space
-from aift_ray.models import fingerprint, folders, provenance
-from aift_ray.models.folders import out_of_reach
-from aift_ray.quantization import folder as output
+from aift_ray.models import fingerprint, hub, provenance
+from aift_ray.models.hub import out_of_reach
+from aift_ray.quantization import output_folder as output
 from aift_ray.quantization import quantizer
+from aift_ray.runs import terminal
+from aift_ray.runs.run_dir import check_space
 
 REPORT = "merge.json"
 # keys of config.json that change no number of a forward pass
@@ -76,7 +76,7 @@ def run(config: MergeConfig, dry_run: bool = False) -> dict[str, Any]:
     lines += [("model", f"{m}, weight {w:g}") for m, w in zip(config.models, weights, strict=False)]
     lines.append(("prompts of", str(plan.prompts)))
     lines += [("not the same", note) for note in plan.notes]
-    display.table("plan", [*lines, ("output", str(plan.output))])
+    terminal.table("plan", [*lines, ("output", str(plan.output))])
     if dry_run:
         return {}
     report = {"settings": config.model_dump(mode="json", exclude={"output_dir", "overwrite"})}
@@ -89,7 +89,7 @@ def run(config: MergeConfig, dry_run: bool = False) -> dict[str, Any]:
             write_json(folder / REPORT, report)
     except OSError as error:
         raise AiftError(f"{plan.output} could not be written: {error}") from error
-    display.table("result", [("written", str(plan.output))])
+    terminal.table("result", [("written", str(plan.output))])
     return report
 
 
@@ -144,12 +144,12 @@ def _folder(name: str) -> Path:
 
 
 def _talks(found: dict[str, Path], name: str) -> bool:
-    return bool(folders.load_tokenizer(str(found[name])).chat_template)
+    return bool(hub.load_tokenizer(str(found[name])).chat_template)
 
 
 def _vocabularies(found: dict[str, Path], first: str, other: str) -> list[Problem]:
     """What speaks against two tokenizers giving a row of the embeddings one meaning."""
-    pair = [folders.load_tokenizer(str(found[name])).get_vocab() for name in (first, other)]
+    pair = [hub.load_tokenizer(str(found[name])).get_vocab() for name in (first, other)]
     differing = sorted((number, token) for token, number in pair[0].items() ^ pair[1].items())
     if not differing:
         return []
@@ -162,7 +162,7 @@ def _vocabularies(found: dict[str, Path], first: str, other: str) -> list[Proble
 
 def _settings(found: dict[str, Path], first: str, other: str) -> list[str]:
     """Settings of the network in which two models differ; those of the first are kept."""
-    pair = [folders.load_config(str(found[name])).to_dict() for name in (first, other)]
+    pair = [hub.load_config(str(found[name])).to_dict() for name in (first, other)]
     names = sorted(
         name for name in pair[0].keys() | pair[1].keys() if pair[0].get(name) != pair[1].get(name)
     )

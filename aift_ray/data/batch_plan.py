@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aift_ray.config.mixture import MixedSet
+from aift_ray.config.mixture_config import MixedSet
 from aift_ray.data.mixture import Mixture, amounts
 from aift_ray.data.packing import best_fit
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from aift_ray.data import memory
+from aift_ray.data import memory_rows
 from aift_ray.data.examples import Example
 
 _SHOWN_PLACES = 3
@@ -106,8 +106,9 @@ class _Finding:
 
     def sentence(self, files: list[str]) -> str:
         what = f"row {self.one}" if self.count == 1 else f"rows {self.several}"
+        place = memory_rows.place
         shown = ", ".join(
-            f"{memory.place(files[file], line)} (see {memory.place(files[old_file], old_line)})"
+            f"{place(files[file], line)} (see {place(files[old_file], old_line)})"
             for _, (file, line), (old_file, old_line) in self.places
         )
         more = ", ..." if self.count > _SHOWN_PLACES else ""

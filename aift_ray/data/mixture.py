@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from aift_ray.config.mixture import MixedSet
+from aift_ray.config.mixture_config import MixedSet
 
 Numbers = npt.NDArray[np.int64]
 

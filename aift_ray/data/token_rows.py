@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aift_ray.data import memory
-from aift_ray.data.encoded import Encoded
+from aift_ray.data import memory_rows
 from aift_ray.data.examples import Example
+from aift_ray.data.token_types import Encoded
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
@@ -66,7 +66,9 @@ class TokenRows:
     def place(self, index: int) -> str:
         """Where a row came from, as file:line; of rows given in Python argument[index]."""
         batch, row = self._locate(index)
-        return memory.place(batch.column("file")[row].as_py(), batch.column("line")[row].as_py())
+        return memory_rows.place(
+            batch.column("file")[row].as_py(), batch.column("line")[row].as_py()
+        )
 
     def _locate(self, index: int) -> tuple[Any, int]:
         return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS

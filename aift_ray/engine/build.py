@@ -13,30 +13,31 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import RunConfig
-from aift_ray.config.resuming import flat, kept
-from aift_ray.data import cache
+from aift_ray.config.resume_rules import flat, kept
+from aift_ray.data import token_cache
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine import checkpoint, optimizer, references, stages
+from aift_ray.engine import checkpoint, optimizer, phases, reference_logprobs
 from aift_ray.engine.comparison import Comparison
-from aift_ray.engine.evaluate import Evaluator
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.objectives import Objective
-from aift_ray.engine.plan import plan_batches, split, total_steps
 from aift_ray.engine.precision import Precision
-from aift_ray.engine.references import References
+from aift_ray.engine.reference_logprobs import References
+from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.engine.task_scores import TaskEvaluator
-from aift_ray.models import families, folders, loading
-from aift_ray.models.adapters import add_adapters, continue_adapters
-from aift_ray.models.compiled import compile_blocks
-from aift_ray.models.continued import start_from
-from aift_ray.models.packed import recomputing
-from aift_ray.models.pieces import outlined, whole_like
-from aift_ray.models.quantized import Quantization
-from aift_ray.models.scoring import Scored
-from aift_ray.models.shards_4bit import Loading
-from aift_ray.parallel import pipeline, wrap
+from aift_ray.engine.validate import Evaluator
+from aift_ray.models import hub, load
+from aift_ray.models.attention.packed_documents import recomputing
+from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.models.bnb.shards_4bit import Loading
+from aift_ray.models.compiled_blocks import compile_blocks
+from aift_ray.models.families import family_support
+from aift_ray.models.families.sequence_classifier import Scored
+from aift_ray.models.lora.attach import add_adapters, continue_adapters
+from aift_ray.models.lora.init_from import start_from
+from aift_ray.models.split import outlined, whole_like
+from aift_ray.parallel import pipeline_parallel, wrap
 from aift_ray.parallel.group import Group
 
 
@@ -105,12 +106,12 @@ def build(
     group = replace(group, apart=config.parallel.apart)
     precision = Precision.resolve(config, group.device)
     state, tensors = _state(job, resume)
-    prepared = cache.load(job.cache)
+    prepared = token_cache.load(job.cache)
     rows, held_out, set_of = prepared.rows("train"), prepared.rows("eval"), prepared.set_of()
     indices, own = split(config, prepared.groups(), len(held_out))
     laid = (state.global_batch, prepared.sequence_length, job.support.packed, set_of)
     plan = plan_batches(config, rows, indices, *laid)
-    tokenizer = tokenizer or folders.load_tokenizer(job.location)
+    tokenizer = tokenizer or hub.load_tokenizer(job.location)
     tokenizer.chat_template = job.chat_template
     tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     steps, objective = total_steps(config, plan), Objective.of(config)
@@ -131,7 +132,7 @@ def build(
         scaler.load_state_dict(tensors["scaler"])
     judge = _evaluated(module, spread)
     if compared and compared.missing:
-        stages.tell(job.output, group, stages.REFERENCE)
+        phases.tell(job.output, group, phases.REFERENCE)
         compared.complete(judge)
     return Run(
         job=job,
@@ -171,10 +172,10 @@ def _state(job: Job, resume: Path | None) -> tuple[checkpoint.State, dict[str, A
 
 def _ask_reference(job: Job, group: Group, precision: Precision, compared: References) -> None:
     """Load a reference that is another model, have it judge the rows, and give it back."""
-    if references.within(job.config) or not compared.missing:
+    if reference_logprobs.within(job.config) or not compared.missing:
         return
-    stages.tell(job.output, group, stages.REFERENCE)
-    config = references.as_reference(job.config)
+    phases.tell(job.output, group, phases.REFERENCE)
+    config = reference_logprobs.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
     module = LossModule(_model(asked, group, precision, None))
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
@@ -222,7 +223,7 @@ def _tasks(
 ) -> TaskEvaluator | None:
     if not job.tasks:
         return None
-    context = folders.context(folders.load_config(job.location))
+    context = hub.context(hub.load_config(job.location))
     return TaskEvaluator(job, tokenizer, context, precision, group)
 
 
@@ -235,23 +236,23 @@ def _changes(job: Job) -> list[str]:
 def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:
     if job.config.parallel.strategy != "pipeline" or not group.leads:
         return None
-    return whole_like(model, loading.skeleton(job.location))
+    return whole_like(model, load.skeleton(job.location))
 
 
 def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
     # a stage alone has no loss and no answers: its pipeline has
-    return spread if isinstance(spread, pipeline.Pipeline) else module
+    return spread if isinstance(spread, pipeline_parallel.Pipeline) else module
 
 
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
     weights = resume if full else None
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
-    only = pipeline.held(layout, group) if config.parallel.strategy == "pipeline" else None
+    only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
     dtype = None if full and config.parallel.divides else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
-    base = loading.load_model(
+    base = load.load_model(
         job.location,
         dtype,
         attention,
@@ -261,7 +262,7 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         weights=weights,
         scored=Scored(config.training.seed, job.pad_id) if config.objective == "reward" else None,
     )
-    families.without_noise(base)
+    family_support.without_noise(base)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
@@ -269,7 +270,7 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     if full:
         return base
     adapted: torch.nn.Module
-    with outlined(base, loading.skeleton(job.location)) if only else nullcontext():
+    with outlined(base, load.skeleton(job.location)) if only else nullcontext():
         if resume:
             adapted = continue_adapters(base, config.lora, job.location, resume)
         elif config.lora.init_from:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.batches import Batch, collate
+from aift_ray.data.collate import Batch, collate
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.metrics import ACCURACY
 from aift_ray.engine.objectives import Judged, Objective

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.engine.memory import work_of
-from aift_ray.models.measuring import measured
-from aift_ray.planning import rates, speed
-from aift_ray.planning.cards import Card, of_name
+from aift_ray.engine.device_memory import work_of
+from aift_ray.models.model_stats import measured
+from aift_ray.planning import measured_rates, speed
+from aift_ray.planning.gpu_specs import Card, of_name
 
 
 def estimated(run: Run) -> float | None:
@@ -32,7 +32,7 @@ def estimated(run: Run) -> float | None:
 def _card(run: Run) -> Card | None:
     device, narrow = run.group.device, run.precision.compute != torch.float32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    kept = rates.kept()
+    kept = measured_rates.kept()
     if kept and (kept.host is None if name is None else kept.name == name):
         return kept.card("bf16" if narrow else "fp32", torch.get_num_threads())
     return of_name(name) if name and narrow else None

@@ -23,13 +23,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.config import LoRAConfig
-from aift_ray.data.batches import collate
+from aift_ray.data.collate import collate
 from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ModelError
-from aift_ray.models import loading
-from aift_ray.models.adapters import add_adapters
+from aift_ray.models import load
+from aift_ray.models.attention.packed_documents import recomputing
+from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.decoder import causal_model
-from aift_ray.models.families import (
+from aift_ray.models.families.family_support import (
     Attention,
     Refusal,
     Support,
@@ -38,10 +39,9 @@ from aift_ray.models.families import (
     known,
     layer_kinds,
 )
-from aift_ray.models.packed import recomputing
-from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import refusal
-from aift_ray.models.tiny import VOCABULARY, quiet, random_model, shrunk
+from aift_ray.models.families.refusals import refusal
+from aift_ray.models.families.tiny_model import VOCABULARY, quiet, random_model, shrunk
+from aift_ray.models.lora.attach import add_adapters
 
 Method = Literal["full", "lora", "qlora"]
 
@@ -246,7 +246,7 @@ def _quantized(tiny: PreTrainedConfig, kind: Attention) -> PreTrainedModel:
     """The random model with its linear layers in 4 bits, as a run would load it."""
     with tempfile.TemporaryDirectory() as folder:
         random_model(tiny, "eager").save_pretrained(folder)
-        return loading.load_model(folder, torch.float32, kind, Quantization(4, torch.float32))
+        return load.load_model(folder, torch.float32, kind, Quantization(4, torch.float32))
 
 
 def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.engine.card import FILE as CARD
-from aift_ray.engine.export import write_model, write_whole
-from aift_ray.engine.saving import final_weights, streams
-from aift_ray.engine.streaming import Streams
-from aift_ray.engine.writing import Writing
-from aift_ray.models.folders import load_config
+from aift_ray.engine.checkpoint.coordinator import Writing
+from aift_ray.engine.checkpoint.gathered import Streams
+from aift_ray.engine.checkpoint.snapshot import final_weights, streams
+from aift_ray.engine.model_card import FILE as CARD
+from aift_ray.engine.model_writer import write_model, write_whole
+from aift_ray.models.hub import load_config
 from aift_ray.models.wrappers import is_wrapper
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aift_ray.config import RunConfig
-from aift_ray.models.families import Support
+from aift_ray.models.families.family_support import Support
 from aift_ray.planning.flops import Flops
-from aift_ray.planning.memory import Memory
+from aift_ray.planning.memory_estimate import Memory
 from aift_ray.tasks.task_files import LoadedTask
 
 

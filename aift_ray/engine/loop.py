@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from aift_ray.data.batches import Batch, collate
+from aift_ray.data.collate import Batch, collate
 from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.comparison import Comparison
-from aift_ray.engine.memory import out_of_memory
+from aift_ray.engine.device_memory import out_of_memory
+from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
-from aift_ray.engine.schedule import learning_rate
 from aift_ray.engine.set_losses import by_set
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.tensors import clip_gradients, gradient_norm
+from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
 
 class Asked(IntEnum):

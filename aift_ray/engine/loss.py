@@ -20,15 +20,15 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
+from aift_ray.models.attention.packed_documents import Packed, packed
 from aift_ray.models.decoder import causal_model, decoder_of
-from aift_ray.models.packed import Packed, packed
-from aift_ray.models.router_loss import router_loss
-from aift_ray.models.scoring import last_tokens
+from aift_ray.models.families.router_loss import router_loss
+from aift_ray.models.families.sequence_classifier import last_tokens
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from aift_ray.config import PreferenceConfig, RunConfig
-from aift_ray.config.preference import REFERENCED
+from aift_ray.config.preference_config import REFERENCED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 from aift_ray.config import TrainingConfig
 from aift_ray.engine import bnb_adamw
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.parallel.tensors import shared_like
+from aift_ray.parallel.dtensor_utils import shared_like
 
 _FACTOR = "factor"
 

@@ -88,7 +88,7 @@ def short(error: BaseException) -> str:
 def _reason(error: Exception, run: Run | None, output: Path) -> str:
     place = f"step {run.state.step + 1}" if run else "building the model"
     if run and type(error).__name__ == "OutOfMemoryError":
-        from aift_ray.engine.memory import out_of_memory
+        from aift_ray.engine.device_memory import out_of_memory
 
         return out_of_memory(run, error, place)
     frame = traceback.extract_tb(error.__traceback__)[-1]

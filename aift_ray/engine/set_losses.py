@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 
 if TYPE_CHECKING:
     from aift_ray.engine.build import Run

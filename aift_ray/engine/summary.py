@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aift_ray.engine.device_memory import device_memory_gb, peak_memory_gb
 from aift_ray.engine.estimate import estimated
-from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
 from aift_ray.parallel.group import Group
 
 

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.batches import collate
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.collate import collate
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.token_rows import Flags, Ids
-from aift_ray.engine.evaluate import greedy
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.validate import greedy
 from aift_ray.parallel.group import Group
-from aift_ray.tasks.encoding import ItemEncoder, Scored
 from aift_ray.tasks.scores import (
     Score,
     answer_scores,
@@ -32,6 +31,7 @@ from aift_ray.tasks.scores import (
 )
 from aift_ray.tasks.statistics import estimate
 from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.tasks.task_prompts import ItemEncoder, Scored
 
 _CONFIDENCE, _RESAMPLES = 0.95, 1000
 

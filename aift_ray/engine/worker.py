@@ -11,20 +11,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.data import cache
-from aift_ray.engine import final_model, loop, run_errors, stages
+from aift_ray.data import token_cache
+from aift_ray.engine import final_model, loop, phases, run_errors
 from aift_ray.engine.build import Run, build, rebuild
-from aift_ray.engine.card import card
 from aift_ray.engine.checkpoint import step_of
+from aift_ray.engine.checkpoint.coordinator import Writing
+from aift_ray.engine.checkpoint.mirror import Store, newest
 from aift_ray.engine.job import Job
 from aift_ray.engine.loop import Asked
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
-from aift_ray.engine.storage import Store, newest
+from aift_ray.engine.mfu import Utilization
+from aift_ray.engine.model_card import card
 from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.trackers import Trackers
-from aift_ray.engine.utilization import Utilization
-from aift_ray.engine.writing import Writing
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
@@ -59,11 +59,11 @@ def work(
     store = Store(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
-        stages.tell(job.output, group, stages.LOADING)
+        phases.tell(job.output, group, phases.LOADING)
         run = reached.run = build(job, group, _start(job, group, store), tokenizer)
         if job.config.training.trial_batch:
             if group.device.type != "cpu":
-                stages.tell(job.output, group, stages.TRYING)
+                phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
         metrics = _metrics(run, job) if group.leads else None
         at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
@@ -72,7 +72,7 @@ def work(
         session = _Session(run, metrics, writing, report, watch)
         if run.state.step == 0:
             session.evaluate_before()
-        stages.tell(job.output, group, stages.FIRST_STEP)
+        phases.tell(job.output, group, phases.FIRST_STEP)
         hooks = loop.Watch(
             session.logged, session.asked, session.save, session.evaluate, session.score
         )
@@ -165,7 +165,7 @@ class _Session:
         run = self.run
         if run.evaluator is None and run.tasks is None:
             return
-        stages.tell(run.job.output, run.group, stages.EVALUATING)
+        phases.tell(run.job.output, run.group, phases.EVALUATING)
         if run.evaluator:
             run.state.eval_loss_before = run.evaluator.loss(run.module)
             run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
@@ -227,8 +227,8 @@ class _Session:
                 self._evaluated(run.state.step, None, self.exact_match, self.tasks)
         summary = summarized(self, status)
         if not interrupted:
-            stages.tell(run.job.output, run.group, stages.SAVING)
-            prepared = cache.load(run.job.cache)
+            phases.tell(run.job.output, run.group, phases.SAVING)
+            prepared = token_cache.load(run.job.cache)
             counts = (prepared.train, prepared.eval)
             held_out = len(prepared.rows("train")) - len(run.plan.indices)
             text = card(run.config, run.job.location, counts, held_out, summary)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.evaluation import harness
-from aift_ray.evaluation.candidates import Candidate, open_candidate
+from aift_ray.evaluation import harness_run as harness
+from aift_ray.evaluation.evaluated_models import Candidate, open_candidate
 from aift_ray.evaluation.generation import Written, write
 from aift_ray.evaluation.likelihood import Likelihoods
-from aift_ray.tasks.encoding import ItemEncoder
-from aift_ray.tasks.harness import HarnessTask
+from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import (
     Score,
@@ -23,6 +22,7 @@ from aift_ray.tasks.scores import (
     text_scores,
 )
 from aift_ray.tasks.task import Task
+from aift_ray.tasks.task_prompts import ItemEncoder
 
 # items whose likelihoods are computed between two reports
 _ITEMS = 256

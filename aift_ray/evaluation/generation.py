@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.serving.engine import TransformersEngine
-from aift_ray.serving.requests import Request, Sampling
-from aift_ray.tasks.encoding import ItemEncoder
+from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from aift_ray.tasks.scores import cut_at
+from aift_ray.tasks.task_prompts import ItemEncoder
 
 _PREFIX_MEMORY = 256 * 2**20
 # tokens between two looks for a stop string in the text

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from aift_ray.tasks.encoding import Scored
+from aift_ray.tasks.task_prompts import Scored
 
 _LOG = logging.getLogger(__name__)
 

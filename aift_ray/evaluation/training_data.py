@@ -9,16 +9,16 @@ import yaml
 
 from aift_ray.commandline import validated
 from aift_ray.config import RunConfig
-from aift_ray.data import cache
+from aift_ray.data import token_cache
+from aift_ray.data.cache_location import cache_folder
 from aift_ray.data.duplicates import whole_text
 from aift_ray.data.examples import Example
-from aift_ray.data.place import cache_folder
-from aift_ray.data.reading import Reading
-from aift_ray.data.sources import expand_files, read_examples
+from aift_ray.data.readers.reader_options import Reading
+from aift_ray.data.readers.sources import expand_files, read_examples
 from aift_ray.engine import checkpoint
 from aift_ray.errors import ConfigError, DataError, Problem, UserError
-from aift_ray.evaluation.candidates import Candidate
-from aift_ray.models import folders
+from aift_ray.evaluation.evaluated_models import Candidate
+from aift_ray.models import hub
 
 _COUNTS = "counts.json"
 
@@ -63,8 +63,8 @@ class TrainingData:
             elif item.line is None:
                 raise DataError([Problem(item.file, item.reason, item.remedy)])
         for folder, location in self._caches:
-            tokenizer = folders.load_tokenizer(location)
-            rows = cache.load(folder).rows("train")
+            tokenizer = hub.load_tokenizer(location)
+            rows = token_cache.load(folder).rows("train")
             for at in range(len(rows)):
                 text = tokenizer.decode(rows.row(at)[0].tolist(), skip_special_tokens=True)
                 yield str(text)
@@ -96,4 +96,4 @@ def _of_run(folder: Path) -> tuple[Path, str]:
     if not (found / _COUNTS).is_file():
         what = f"its token cache is no longer at {found}"
         raise ConfigError([Problem("training_data", what, remedy)])
-    return found, folders.resolve(config.model)
+    return found, hub.resolve(config.model)

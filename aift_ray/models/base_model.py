@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.errors import ArgumentError, ConfigError, Problem, UserError
-from aift_ray.models.quantized import Quantization
+from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.utils.gpu_utils import half_precision, usable_device
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.errors import ModelError
-from aift_ray.models.refusals import refusal
+from aift_ray.models.families.refusals import refusal
 
 if TYPE_CHECKING:
     # imports bitsandbytes, which takes two seconds that a model without adapters need not wait

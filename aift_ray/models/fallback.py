@@ -10,8 +10,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG, Entry, find
-from aift_ray.models.loading import weight_bytes
-from aift_ray.planning.shape import Shape
+from aift_ray.models.load import weight_bytes
+from aift_ray.planning.model_shape import Shape
 from aift_ray.utils.gpu_utils import get_gpu_memory_info
 
 _GIB = 2**30

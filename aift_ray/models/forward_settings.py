@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from aift_ray.models.folders import load_config
+from aift_ray.models.hub import load_config
 
 # of the identity of a file, of training, of generation, or repeated by the weights' shapes
 _WITHOUT_EFFECT = frozenset(

@@ -9,17 +9,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizer
 
 from aift_ray.data.examples import Example
-from aift_ray.data.prompts import PromptEncoder, RowError
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.errors import ArgumentError, ConfigError, DataError, ModelError, Problem, UserError
-from aift_ray.models import fallback, folders, loading
-from aift_ray.models.adapters import reload_adapters
-from aift_ray.models.answers import written
-from aift_ray.models.attention import has_flash
+from aift_ray.models import fallback, hub, load
+from aift_ray.models.answer_text import written
+from aift_ray.models.attention.document_attention import has_flash
+from aift_ray.models.base_and_adapter import find_place, say_once
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
-from aift_ray.models.places import find_place, say_once
-from aift_ray.models.refusals import check_layers
-from aift_ray.models.sampling import Sampling
+from aift_ray.models.families.refusals import check_layers
+from aift_ray.models.generation_options import Sampling
+from aift_ray.models.lora.attach import reload_adapters
 from aift_ray.utils.gpu_utils import clear_gpu_memory, enable_gradient_checkpointing
 
 _LOG = logging.getLogger(__name__)
@@ -86,12 +86,12 @@ class JapaneseModel(BaseModel):
         """
         if self.model is None:
             place = find_place(self.model_name)
-            check_layers(folders.load_config(place.base))
+            check_layers(hub.load_config(place.base))
             fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
             flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
-            kind = loading.answering_attention(place.base, flash)
-            say_once(f"attention: {loading.ATTENTION[kind]}")
-            model: Any = loading.load_model(
+            kind = load.answering_attention(place.base, flash)
+            say_once(f"attention: {load.ATTENTION[kind]}")
+            model: Any = load.load_model(
                 place.base, self.torch_dtype, kind, self.quantization, {"": self.device}
             )
             if self.gradient_checkpointing:
@@ -110,7 +110,7 @@ class JapaneseModel(BaseModel):
         if self.tokenizer is None:
             place = find_place(self.model_name)
             tokenizer = place.load_tokenizer(self.model_name)
-            stops = [*folders.stop_ids(place.tokenizer), *_known_stops(self.model_name, tokenizer)]
+            stops = [*hub.stop_ids(place.tokenizer), *_known_stops(self.model_name, tokenizer)]
             # also gives the tokenizer a template where it has none
             self._encoder = PromptEncoder(tokenizer, extra_stop_ids=stops)
             if self._encoder.used_fallback:
@@ -210,7 +210,7 @@ class JapaneseModel(BaseModel):
         for name in dict.fromkeys(names):
             self.model_name = name
             if not reachable and not fallback.on_disk(name):
-                self._failed(ModelError([folders.out_of_reach(name)]))
+                self._failed(ModelError([hub.out_of_reach(name)]))
                 continue
             try:
                 self.load_tokenizer()
@@ -218,7 +218,7 @@ class JapaneseModel(BaseModel):
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:
                 self._failed(error)
                 # asking takes half a minute where there is no network: once is enough
-                reachable = reachable and not folders.unreachable(error)
+                reachable = reachable and not hub.unreachable(error)
             else:
                 if name != first:
                     _LOG.warning("using %s in place of %s", name, first)
@@ -264,7 +264,7 @@ class JapaneseModel(BaseModel):
 
     def _room(self, model: PreTrainedModel, prompt: int) -> int:
         """Tokens that are left of the context."""
-        context = folders.context(model.config)
+        context = hub.context(model.config)
         if context is None:
             return 2**31
         if prompt >= context:

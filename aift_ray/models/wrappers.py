@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from aift_ray.errors import ModelError
-from aift_ray.models.refusals import refusal
-from aift_ray.models.towers import leave_out, towers
+from aift_ray.models.families.refusals import refusal
+from aift_ray.models.families.towers import leave_out, towers
 
 
 def is_wrapper(config: Any) -> bool:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from aift_ray.config import ParallelConfig
-from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline, tensor
+from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline_parallel, tensor_parallel
 from aift_ray.parallel.group import Group
 
 _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.Module]] = {
@@ -23,7 +23,7 @@ _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.
     "zero3": fsdp.wrap,
     "zero2": partial(fsdp.wrap, keep_weights=True),
     "zero1": partial(fsdp.wrap, keep_weights=True, keep_gradients=True),
-    "tensor": tensor.wrap,
+    "tensor": tensor_parallel.wrap,
     # on a single device
     "model_parallel": ddp.wrap,
 }
@@ -45,7 +45,7 @@ def wrap(
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":
-        return pipeline.wrap(module, group, layout, config.pipeline_schedule)
+        return pipeline_parallel.wrap(module, group, layout, config.pipeline_schedule)
     if layout:
         return model_parallel.wrap(module, group, layout)
     return _STRATEGIES[config.strategy](module, group, compute)

@@ -22,10 +22,10 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from aift_ray.models.bnb.shards_4bit import whole_on_paper
 from aift_ray.models.decoder import decoder_blocks
-from aift_ray.models.shards_4bit import whole_on_paper
+from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group
-from aift_ray.parallel.tensors import widened
 
 
 def wrap(

@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 
 from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.group import Group
-from aift_ray.planning.layout import HOST
+from aift_ray.planning.partition import HOST
 
 
 def device_of(number: int) -> torch.device:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aift_ray.planning.shape import Shape
+from aift_ray.planning.model_shape import Shape
 
 # dense bf16 (V100, T4: fp16) with sums in fp32, 1e12 a second, of NVIDIA's data sheets; the longest
 # name that a card's own contains counts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aift_ray.planning.parts import GIB, Memory, Work
+from aift_ray.planning.memory_parts import GIB, Memory, Work
 
 # CUDA's context with the kernels of torch, cuBLAS and its workspaces
 CONTEXT = round(0.4 * GIB)

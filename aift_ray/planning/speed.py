@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aift_ray.planning.cards import Card
-from aift_ray.planning.parts import FLOAT32, Work, held_bytes
-from aift_ray.planning.shape import Shape
+from aift_ray.planning.gpu_specs import Card
+from aift_ray.planning.memory_parts import FLOAT32, Work, held_bytes
+from aift_ray.planning.model_shape import Shape
 
 # parts of a data sheet's figure that are reached
 PRODUCTS, BANDWIDTH, LINK = 0.65, 0.80, 0.80

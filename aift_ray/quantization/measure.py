@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from aift_ray.models.quantized import unpack
+from aift_ray.models.bnb.bnb_layers import unpack
 
 MEASURES = ("memory_mb", "latency_ms_median", "latency_ms_p95", "tokens_per_second", "perplexity")
 

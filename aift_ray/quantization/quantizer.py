@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import folders, loading, provenance
-from aift_ray.models.quantized import Quantization, unfit_layers
-from aift_ray.quantization.folder import copy_companions
+from aift_ray.models import hub, load, provenance
+from aift_ray.models.bnb.bnb_layers import Quantization, unfit_layers
 from aift_ray.quantization.measure import evaluating, logits
+from aift_ray.quantization.output_folder import copy_companions
 
 _PROBE = "日本の首都は東京です。"
 
@@ -31,8 +31,8 @@ def source(name: str) -> str:
         ModelError: there is none of that name, its folder is not whole, it already is
             quantized, or its tokenizer or template are not those that it was trained with.
     """
-    location = folders.resolve(name)
-    stored = getattr(folders.load_config(location), "quantization_config", None)
+    location = hub.resolve(name)
+    stored = getattr(hub.load_config(location), "quantization_config", None)
     if stored is not None:
         given = stored if isinstance(stored, dict) else stored.to_dict()
         bits = next((b for b in (4, 8) if given.get(f"load_in_{b}bit")), None)
@@ -47,7 +47,7 @@ def source(name: str) -> str:
 
 def stored_dtype(location: str) -> torch.dtype:
     """Dtype of a model's own weights, as its configuration says."""
-    found = getattr(folders.load_config(location), "dtype", None)
+    found = getattr(hub.load_config(location), "dtype", None)
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
@@ -67,7 +67,7 @@ def quantize(
     dtype = quantization.compute_dtype
     # plain `from_pretrained` reads experts in the dtype of the rest only
     stored = replace(quantization, repack=True, experts=False)
-    model = loading.load_model(location, dtype, None, stored, placement, whole=True)
+    model = load.load_model(location, dtype, None, stored, placement, whole=True)
     model.save_pretrained(folder)
     copy_tokenizer(location, folder)
     provenance.record(folder, quantized_from=location)
@@ -81,12 +81,12 @@ def copy_tokenizer(location: str, folder: Path) -> None:
     if Path(location).is_dir():
         copy_companions(Path(location), folder)
     else:
-        folders.load_tokenizer(location).save_pretrained(str(folder))
+        hub.load_tokenizer(location).save_pretrained(str(folder))
 
 
 def check_finite(model: PreTrainedModel, location: str) -> None:
     """Refuse a model that overflows its dtype, as some do in fp16, with a ModelError."""
-    ids = folders.load_tokenizer(location)(_PROBE, return_tensors="pt").input_ids
+    ids = hub.load_tokenizer(location)(_PROBE, return_tensors="pt").input_ids
     with evaluating(model):
         finite = bool(torch.isfinite(logits(model, ids)).all())
     if not finite:
@@ -97,7 +97,7 @@ def check_finite(model: PreTrainedModel, location: str) -> None:
 
 def fitting(location: str, quantization: Quantization) -> Quantization:
     """The same, but for layers that plain `from_pretrained` could not evaluate on every CPU."""
-    outlines = loading.outlines_of(location, whole=True)
+    outlines = load.outlines_of(location, whole=True)
     unfit = {name for one in outlines for name in unfit_layers(one)}
     usual = {name for one in outlines for name in get_keys_to_not_convert(one)}
     if not unfit - usual:

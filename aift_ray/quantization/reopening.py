@@ -16,11 +16,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
 from aift_ray.errors import ModelError
-from aift_ray.models import loading
-from aift_ray.models.quantized import Quantization
-from aift_ray.models.refusals import check_layers, has_experts, is_llama_like, refusal
-from aift_ray.models.targets import check_quantizable
-from aift_ray.models.tiny import VOCABULARY, quiet, random_model, shrunk
+from aift_ray.models import load
+from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.models.families.refusals import check_layers, has_experts, is_llama_like, refusal
+from aift_ray.models.families.tiny_model import VOCABULARY, quiet, random_model, shrunk
+from aift_ray.models.lora.target_modules import check_quantizable
 from aift_ray.quantization import quantizer
 
 _TOLERANCE = 1e-2
@@ -77,7 +77,7 @@ def _reopened(own: Path, written: Path, ids: torch.Tensor, bits: int) -> str:
     asked = Quantization(4 if bits == 4 else 8, torch.float32)
     stored = replace(asked, repack=True, experts=False)
     stored = quantizer.fitting(str(own), stored) if bits == 4 else stored
-    model = loading.load_model(str(own), torch.float32, None, stored).eval()
+    model = load.load_model(str(own), torch.float32, None, stored).eval()
     model.save_pretrained(written)
     wanted = model(ids).logits
     found = AutoModelForCausalLM.from_pretrained(written).eval()(ids).logits

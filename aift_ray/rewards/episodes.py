@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aift_ray.data.examples import Example, Message
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ModelError, Problem
 from aift_ray.rewards.environments import Environments
 

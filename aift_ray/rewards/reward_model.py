@@ -12,14 +12,14 @@ from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 
 from aift_ray.data.examples import Example
-from aift_ray.data.pairs import fit_answers
-from aift_ray.data.prompts import PromptEncoder, RowError
-from aift_ray.data.turns import read_turns
-from aift_ray.data.wrong_row import WrongRow
+from aift_ray.data.prompts.preference_pairs import fit_answers
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
+from aift_ray.data.readers.turns import read_turns
+from aift_ray.data.readers.wrong_row import WrongRow
 from aift_ray.errors import ModelError
-from aift_ray.models.folders import context, load_config, load_tokenizer, resolve, stop_ids
-from aift_ray.models.loading import load_model
-from aift_ray.models.scoring import Scored
+from aift_ray.models.families.sequence_classifier import Scored
+from aift_ray.models.hub import context, load_config, load_tokenizer, resolve, stop_ids
+from aift_ray.models.load import load_model
 from aift_ray.rewards.completion_text import Completion
 from aift_ray.rewards.spec import RewardSpec
 from aift_ray.rewards.user_function import Refused

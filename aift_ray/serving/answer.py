@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from aift_ray.serving.failures import ApiError
-from aift_ray.serving.metrics import Meter
-from aift_ray.serving.requests import EngineError, Request, Stream, Token
-from aift_ray.serving.text import Piece, TextMaker
+from aift_ray.serving.api_errors import ApiError
+from aift_ray.serving.detokenizer import Piece, TextMaker
+from aift_ray.serving.engines.interface import EngineError, Request, Stream, Token
+from aift_ray.serving.server_metrics import Meter
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 from aift_ray.serving import tools
 from aift_ray.serving.answer import Answer
-from aift_ray.serving.failures import ApiError
+from aift_ray.serving.api_errors import ApiError
+from aift_ray.serving.engines.interface import Grammar, Request, Sampling
 from aift_ray.serving.grammar import GrammarError
-from aift_ray.serving.protocol import ChatRequest, CompletionRequest, ResponseFormat
-from aift_ray.serving.requests import Grammar, Request, Sampling
+from aift_ray.serving.openai_requests import ChatRequest, CompletionRequest, ResponseFormat
 from aift_ray.serving.service import Service
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from aift_ray.serving.body import JsonObject, OpenAIBody, Text, representable
+from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, representable
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.serving.references import CycleError, check_references
+from aift_ray.serving.schema_refs import CycleError, check_references
 
 # without a bound, a model that has lost its way writes blanks to the end of its context; llguidance
 # 1.7, which vLLM brings, repeats the pattern without end, so that there it gets no blanks at all

@@ -13,20 +13,20 @@ from typing import Any
 from prometheus_client import Metric
 
 from aift_ray.data.examples import Example, Message
-from aift_ray.data.prompts import PromptEncoder, RowError
-from aift_ray.data.tools import takes_tools
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
+from aift_ray.data.prompts.tool_support import takes_tools
 from aift_ray.errors import ModelError, Problem
-from aift_ray.serving import adapters
+from aift_ray.serving.adapter_record import Recorded, digest, same_name
 from aift_ray.serving.answer import USUAL, Answer, Limits
+from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.conversation import ChatMessage
-from aift_ray.serving.failures import ApiError
+from aift_ray.serving.detokenizer import TextMaker
+from aift_ray.serving.engines.interface import BASE, Engine, QueueFull, Request
+from aift_ray.serving.engines.transformers import lora_manager
 from aift_ray.serving.grammar import Grammars
-from aift_ray.serving.metrics import Meter
-from aift_ray.serving.recorded import Recorded, digest, same_name
-from aift_ray.serving.requests import BASE, Engine, QueueFull, Request
-from aift_ray.serving.template_options import TemplateOptions
-from aift_ray.serving.text import TextMaker
-from aift_ray.serving.thoughts import thinking_of
+from aift_ray.serving.reasoning_select import thinking_of
+from aift_ray.serving.server_metrics import Meter
+from aift_ray.serving.template_kwargs import TemplateOptions
 from aift_ray.serving.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Service:
             wanted: what it held when other replicas loaded it.
         """
         try:
-            found = adapters.check(name, folder, self.location, self.encoder)
+            found = lora_manager.check(name, folder, self.location, self.encoder)
             if not found and wanted and digest(Path(folder)) != wanted.digest:
                 what = f"the files of {folder} have changed since the server loaded it"
                 found = [Problem(f"adapter {name}", what, "unload it and load it again")]

@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.conversation import NamedTool
-from aift_ray.serving.failures import ApiError
-from aift_ray.serving.protocol import ChatRequest
-from aift_ray.serving.requests import Token
-from aift_ray.serving.text import Piece
+from aift_ray.serving.detokenizer import Piece
+from aift_ray.serving.engines.interface import Token
+from aift_ray.serving.openai_requests import ChatRequest
 
 # as Hermes and Qwen write calls; Llama and Mistral write the bare JSON
 _MARK = "<tool_call>"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aift_ray.data import sources
 from aift_ray.data.examples import Fault
-from aift_ray.data.reading import RawRow, Reading
+from aift_ray.data.readers import sources
+from aift_ray.data.readers.reader_options import RawRow, Reading
 from aift_ray.errors import Problem
 
 # line (Parquet: row) from 1, and the fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aift_ray.errors import DataError, Problem
-from aift_ray.tasks import libraries
+from aift_ray.tasks import score_libraries
 from aift_ray.tasks.task_files import LoadedTask, TaskOptions, load_tasks
 
 
@@ -26,7 +26,7 @@ def load(config: TaskOptions) -> list[LoadedTask]:
         for each in loaded
         if each.harness
     ]
-    problems += libraries.missing(tasks)
+    problems += score_libraries.missing(tasks)
     if problems:
         raise DataError(problems)
     return loaded

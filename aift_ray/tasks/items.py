@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from aift_ray.data.examples import Example, Message
-from aift_ray.data.row_kinds import strings
+from aift_ray.data.readers.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing

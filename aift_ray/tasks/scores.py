@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
-from aift_ray.config.tasks import LOWER_IS_BETTER
+from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.tasks.instructions import Instructions
 from aift_ray.tasks.task import Extract, Task
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aift_ray.config.tasks import LOWER_IS_BETTER
+from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.tasks.scores import Score, aggregate
 
 _CHUNK = 256

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import yaml
 
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.row_kinds import strings
-from aift_ray.data.rows import make_example
+from aift_ray.data.readers.row_kinds import strings
+from aift_ray.data.readers.row_schema import make_example
 from aift_ray.errors import ConfigError, DataError, Problem
-from aift_ray.tasks import harness
+from aift_ray.tasks import harness_tasks as harness
 from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
-from aift_ray.tasks.harness import HarnessTask
+from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
 

@@ -11,7 +11,7 @@ from torch import nn
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 
 
 class FullFinetuningTrainer:
@@ -61,7 +61,7 @@ class FullFinetuningTrainer:
         self.model, self.config = model, config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.use_accelerate = use_accelerate
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -84,10 +84,10 @@ class FullFinetuningTrainer:
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         sections: dict[str, Any] = {"method": "full"}
         config, grouped = self.config, int(os.environ.get("WORLD_SIZE", "1")) > 1
         if self.use_accelerate and grouped and config.local_rank < 0:
             config = config.model_copy(update={"local_rank": int(os.environ["LOCAL_RANK"])})
-        alone, resume = given.here(config, self.options), resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
+        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)

@@ -10,16 +10,16 @@ from peft import LoraConfig
 from torch import nn
 
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import check_arguments
-from aift_ray.models import folders, loading
-from aift_ray.models.adapter_folder import check_adapter
-from aift_ray.models.adapters import reload_adapters
+from aift_ray.models import hub, load
+from aift_ray.models.base_and_adapter import Place
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
-from aift_ray.models.places import Place
-from aift_ray.training import given, runs
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.lora.attach import reload_adapters
+from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.peft_config import as_own
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
@@ -67,7 +67,7 @@ class LoRAFinetuningTrainer:
         )
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -82,10 +82,10 @@ class LoRAFinetuningTrainer:
         Returns:
             PEFT's model around the base, in this process, in evaluation mode.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         config, sections = self.training_config, lora_sections(self.model, self.lora_config)
-        alone, resume = given.here(config, self.options), resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
+        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
 
     @staticmethod
     def load_lora_model(
@@ -106,8 +106,8 @@ class LoRAFinetuningTrainer:
                 which is named.
         """
         base = JapaneseModel(base_model_name, device)
-        location = folders.resolve(base_model_name)
-        skeleton = loading.skeleton(location)
+        location = hub.resolve(base_model_name)
+        skeleton = load.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
         own = str(folder) if has_tokenizer(folder) else location
         tokenizer = Place(location, own).load_tokenizer(base_model_name)

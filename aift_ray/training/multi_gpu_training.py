@@ -17,7 +17,7 @@ from aift_ray.config import (
 )
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.lora_finetuning import lora_sections
 
 __all__ = ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"]
@@ -63,7 +63,7 @@ class AdvancedMultiGPUTrainer:
         )
         self.model, self.config, self.lora_config = model, config, lora_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -78,11 +78,11 @@ class AdvancedMultiGPUTrainer:
         Returns:
             The trained model, in this process, in evaluation mode.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         config, sections = self.config, dict[str, Any](method="full")
         if self.lora_config is not None:
             sections |= lora_sections(self.model, self.lora_config)
-        sections["parallel"] = runs.parts_of(config, ParallelConfig)
+        sections["parallel"] = trainer_run.parts_of(config, ParallelConfig)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
             if config.strategy == "ddp":
                 config = config.model_copy(update={"ddp": True})
@@ -90,4 +90,6 @@ class AdvancedMultiGPUTrainer:
                 sections["ray"] = {"num_workers": config.world_size}
                 config = config.model_copy(update={"world_size": 1})
         resume = resume_from_checkpoint
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone=False)
+        return trainer_run.run(
+            self.model, config, rows, sections, self.options, resume, alone=False
+        )

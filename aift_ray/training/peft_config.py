@@ -10,7 +10,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import folders
+from aift_ray.models import hub
 
 _TAKEN = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora")
 # what PEFT itself or this package finds out
@@ -46,7 +46,7 @@ def as_own(config: Any, model: str) -> LoRAConfig:
     problems = []
     targets, whole = config.target_modules, config.modules_to_save
     if targets is None:
-        kind = folders.load_config(folders.resolve(model)).model_type
+        kind = hub.load_config(hub.resolve(model)).model_type
         targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
         if targets is None:
             what = f"is None, and PEFT has no layers for the family {kind}"

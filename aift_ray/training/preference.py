@@ -11,7 +11,7 @@ from torch import nn
 from aift_ray.config import DataConfig, LoRAConfig, PreferenceConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import given, runs
+from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.lora_finetuning import lora_sections
 
 
@@ -66,7 +66,7 @@ class PreferenceTrainer:
         self.model, self.lora_config, self.training_config = model, lora_config, training_config
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.objective, self.preference = objective, preference
-        self.options = given.Options(callbacks, data, ray, overwrite)
+        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -90,15 +90,18 @@ class PreferenceTrainer:
             Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
             TrainingError: it failed.
         """
-        rows = given.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
-        sections |= {"objective": self.objective, "preference": given.section(self.preference)}
+        sections |= {
+            "objective": self.objective,
+            "preference": trainer_args.section(self.preference),
+        }
         config = self.training_config
-        alone, resume = given.here(config, self.options), resume_from_checkpoint
+        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
         if self.objective == "reward" and not alone:
             what = "reward trains a model that scores, which this process can't open afterwards"
             remedy = "train it here, without workers, or with the command aift-ray train"
             raise ConfigError([Problem("objective", what, remedy)])
-        return runs.run(self.model, config, rows, sections, self.options, resume, alone)
+        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)

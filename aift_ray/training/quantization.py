@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from aift_ray.errors import ConfigError, Problem, check_arguments
-from aift_ray.models.quantized import Quantization
+from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.quantization import quantizer
-from aift_ray.quantization.folder import beside
 from aift_ray.quantization.measure import Sample, benchmark
+from aift_ray.quantization.output_folder import beside
 
 
 class QuantizationOptimizer:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from aift_ray.planning.rates import Rates
+from aift_ray.planning.measured_rates import Rates
 
 # of square matrices; of the buffer that is copied, in bytes
 _CUDA = (8192, 2**30)

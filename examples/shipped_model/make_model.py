@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aift_ray.commandline import validated
-from aift_ray.launch import training
+from aift_ray.launch import training_run
 
 ASSETS = Path(__file__).resolve().parents[2] / "aift_ray" / "models" / "assets" / "hina-4m"
 SETTINGS = {
@@ -57,7 +57,7 @@ def main() -> None:
     settings |= {"model": str(arguments.start), "output_dir": str(arguments.output)}
     if arguments.resume:
         settings["resume"] = "latest"
-    summary = training.run(validated(settings))
+    summary = training_run.run(validated(settings))
     store(arguments.output / "model", summary)
 
 

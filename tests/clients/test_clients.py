@@ -12,8 +12,8 @@ import pytest
 
 from tests.clients import environment
 from tests.conftest import ROOT, SHIPPED
-from tests.launch.served import Served
-from tests.launch.test_serving_clients import SWITCH
+from tests.helpers.served import Served
+from tests.ray_backend.test_serve_clients import SWITCH
 from tests.serving.test_tools import TEMPLATE
 
 pytestmark = [pytest.mark.clients, pytest.mark.ray]

@@ -16,8 +16,8 @@ import yaml
 
 from tests.conftest import ROOT, write_rows
 from tests.containers.compose import until
-from tests.launch.command import Cluster, Command, flags
-from tests.ports import free_port
+from tests.helpers.command import Cluster, Command, flags
+from tests.helpers.ports import free_port
 
 MONITORING = ROOT / "cluster" / "monitoring"
 # what a machine without a GPU has nothing to say to

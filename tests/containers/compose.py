@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
 IMAGE = os.environ.get("AIFT_IMAGE", "localhost/aift-ray:cpu")
 # the user of the image

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import KEITAI
 from tests.containers.compose import IMAGE, USER, Composed, engine, until
-from tests.launch.command import curve_of, summary_of
+from tests.helpers.command import curve_of, summary_of
 
 pytestmark = pytest.mark.containers
 

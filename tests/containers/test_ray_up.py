@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import KEITAI, ROOT, SHARED
 from tests.containers.compose import IMAGE, USER, until
-from tests.launch.command import summary_of
+from tests.helpers.command import summary_of
 
 pytestmark = pytest.mark.containers
 HOSTS = SHARED / "containers" / "hosts.sh"

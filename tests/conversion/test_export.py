@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import export
 from aift_ray.commandline import guarded
-from aift_ray.conversion import modelfile, pre_tokenizers, vocabulary
+from aift_ray.conversion import gguf_vocab, modelfile, pre_tokenizers
 from aift_ray.conversion.gguf_tensors import paired
 from tests.conftest import SHIPPED, make_tiny_model
-from tests.data import chat_templates
+from tests.helpers import chat_templates
 from tests.quantization.conftest import make_adapter
 
 Refused = Callable[..., str]
@@ -217,7 +217,7 @@ def test_each_pre_tokenizer_is_told_from_the_others(name: str) -> None:
 def test_tokens_with_scores_stand_for_merges_and_likelihoods() -> None:
     template, bos, eos, _ = chat_templates.FAMILIES["llama2"]
     tokenizer = chat_templates.wrap(chat_templates.metaspace(), template, bos, eos, True)
-    found = vocabulary.read(tokenizer, len(tokenizer) + 5, [])
+    found = gguf_vocab.read(tokenizer, len(tokenizer) + 5, [])
     assert (found.model, found.space_prefix, found.adds["bos"]) == ("llama", True, True)
     assert found.types[-1] == gguf.TokenType.UNUSED
     assert found.types[found.tokens.index("<0x41>")] == gguf.TokenType.BYTE

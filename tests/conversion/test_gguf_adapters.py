@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from aift_ray import export
 from aift_ray.commandline import guarded
-from tests.conversion.llama_cpp import LlamaCpp
 from tests.conversion.test_gguf_families import PROMPT, exported
+from tests.helpers.llama_cpp import LlamaCpp
 from tests.quantization.conftest import make_adapter
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]

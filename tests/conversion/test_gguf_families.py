@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from aift_ray import export
 from aift_ray.commandline import guarded
 from aift_ray.conversion.gguf_families import FAMILIES
-from tests.conversion.llama_cpp import LlamaCpp
-from tests.models.families import make
+from tests.helpers.llama_cpp import LlamaCpp
+from tests.helpers.tiny_families import make
 
 ALTERNATING = [("sliding_attention", "full_attention")[at % 2] for at in range(4)]
 FIVE_IN_SIX = ["full_attention" if at == 5 else "sliding_attention" for at in range(6)]

@@ -22,10 +22,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from aift_ray.models import folders
+from aift_ray.models import hub
 from tests.conftest import SHARED, SHIPPED
-from tests.conversion.llama_cpp import LlamaCpp
 from tests.conversion.test_gguf_families import exported
+from tests.helpers.llama_cpp import LlamaCpp
 
 pytestmark = pytest.mark.real_model
 
@@ -70,7 +70,7 @@ def real(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rea
     folder = folder_of(name, scratch)
     file = exported(folder, scratch / f"{name}.gguf", "--outtype", outtype)
     server = LlamaCpp(file, 2048)
-    yield Real(name, folder, folders.load_tokenizer(str(folder)), server, outtype)
+    yield Real(name, folder, hub.load_tokenizer(str(folder)), server, outtype)
     file.unlink()
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer
 
-from aift_ray.data.prompts import PromptEncoder
-from tests.data import chat_templates as families
-from tests.data.chat_templates import FAMILIES, wrap
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from tests.helpers import chat_templates as families
+from tests.helpers.chat_templates import FAMILIES, wrap
 
 
 @pytest.fixture(scope="session")

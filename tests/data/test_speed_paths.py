@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from aift_ray.config import DataConfig
-from aift_ray.data import cache, encoding
-from aift_ray.data.encoding import encode_here, encode_in_threads
-from aift_ray.data.prompts import PromptEncoder
-from aift_ray.data.safe_tokenizer import SafeTokenizer
+from aift_ray.data import token_cache, tokenize
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
+from aift_ray.data.tokenize import encode_here, encode_in_threads
 from tests.conftest import SHIPPED, write_rows
 
 PIECES = [
@@ -67,8 +67,8 @@ def test_so_with_blanks_as_signs(metaspace: Tokenizer) -> None:
 def test_threads_give_the_cache_of_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_FIRST", 16)
-    monkeypatch.setattr(encoding, "_BATCH", 8)
+    monkeypatch.setattr(tokenize, "_FIRST", 16)
+    monkeypatch.setattr(tokenize, "_BATCH", 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     rows = write_rows(tmp_path / "rows.jsonl", 300)
     with rows.open("a", encoding="utf-8") as file:
@@ -79,7 +79,7 @@ def test_threads_give_the_cache_of_one_thread(
         encoder = PromptEncoder(AutoTokenizer.from_pretrained(SHIPPED))
         folder = str(tmp_path / encode.__name__)
         data = DataConfig(train_files=[str(rows)], cache_dir=folder, on_bad_row="skip")
-        prepared = cache.prepare(data, encoder, 64, encode)
+        prepared = token_cache.prepare(data, encoder, 64, encode)
         files = sorted(prepared.folder.iterdir())
         made[encode.__name__] = [(file.name, file.read_bytes()) for file in files]
     assert made["encode_here"] == made["encode_in_threads"]

@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 
 from aift_ray.errors import ConfigError
-from aift_ray.launch import prepare as preparing
-from aift_ray.models import compiled
+from aift_ray.models import compiled_blocks
+from aift_ray.runs import prepare as preparing
 from aift_ray.utils.compilers import compiler
 from tests import parity
 from tests.conftest import write_rows
-from tests.engine.runs import curve, started, stepped
-from tests.engine.test_strategies import run_on
 from tests.engine.test_worker import losses, run
+from tests.helpers.runs import curve, started, stepped
+from tests.parallel.test_strategies import run_on
 
 Configure = Callable[..., Any]
 # the compiler looks at it, and pytest makes an error of the warning
@@ -54,7 +54,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return aot_eager(module, inputs, **how)
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compiled_blocks, "BACKEND", backend)
     return found
 
 

@@ -16,15 +16,15 @@ from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
-from aift_ray.launch import serving
-from aift_ray.models import families
+from aift_ray.models.attention.packed_documents import Packed
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.families import Refusal, Support
-from aift_ray.models.packed import Packed
-from aift_ray.models.tiny import random_model, shrunk
+from aift_ray.models.families import family_support
+from aift_ray.models.families.family_support import Refusal, Support
+from aift_ray.models.families.tiny_model import random_model, shrunk
+from aift_ray.ray_backend import serve_app
 from tests.families import configuration
 from tests.families import families as known_families
-from tests.models.families import companions
+from tests.helpers.tiny_families import companions
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUED = sorted({entry.architecture.model_type for entry in CATALOG.values()})
@@ -82,7 +82,10 @@ def registered() -> None:
 @pytest.mark.parametrize("family", CATALOGUED)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_family_of_the_catalog_is_computed_as_its_table_says(family: str, method: Any) -> None:
-    found, listed = measure(configuration(family), method), families.known(configuration(family))
+    found, listed = (
+        measure(configuration(family), method),
+        family_support.known(configuration(family)),
+    )
     assert isinstance(found, Support), found
     assert isinstance(listed, Support)
     # the table speaks of both methods
@@ -148,7 +151,7 @@ def test_evaluation_and_config_files_of_serve_measure_such_a_family_too(
         assert ("leave out the tasks that write answers" in told) == (kind == "generate")
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ModelError, match="model family mixing-llama: prompts of uneven length"):
-        serving.build({"model": model, "engine": "transformers", "serving": {"no_auth": True}})
+        serve_app.build({"model": model, "engine": "transformers", "serving": {"no_auth": True}})
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +184,7 @@ def test_the_table_holds_every_language_model_of_transformers() -> None:
     missing = [name for name in known_families() if f"| {name} |" not in page.replace("*", "")]
     assert not missing, f"run make families: {missing}"
     # what no model was computed of is measured when a run names it
-    for name, (_, found) in families.table().items():
+    for name, (_, found) in family_support.table().items():
         assert isinstance(found, Support) or "no tiny model" not in found.why, name
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests import parity
 from tests.conftest import write_rows
-from tests.engine.runs import started, stepped
-from tests.models.families import make_hybrid
+from tests.helpers.runs import started, stepped
+from tests.helpers.tiny_families import make_hybrid
 
 Configure = Callable[..., Any]
 

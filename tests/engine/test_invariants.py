@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.data.batches import collate
-from aift_ray.data.cache import load
+from aift_ray.data.collate import collate
+from aift_ray.data.token_cache import load
 from aift_ray.engine.loss import model_inputs
-from tests.engine.runs import curve, spawn, started, stepped
+from tests.helpers.runs import curve, spawn, started, stepped
 
 Configure = Callable[..., Any]
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine.saving import snapshot
+from aift_ray.engine.checkpoint.snapshot import snapshot
 from aift_ray.errors import ConfigError
-from aift_ray.launch.prepare import prepare
+from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_mixture, write_rows
-from tests.engine.runs import curve, started, stepped
 from tests.engine.test_worker import Killed, losses, run
+from tests.helpers.runs import curve, started, stepped
 from tests.parallel.test_model_parallel import placed
 
 Configure = Callable[..., Any]

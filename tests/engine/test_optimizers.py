@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from aift_ray.engine import optimizer
 from aift_ray.engine.checkpoint import MOMENTS, damage
 from aift_ray.errors import ConfigError
-from aift_ray.launch.prepare import prepare
-from aift_ray.planning.memory import moments
-from aift_ray.planning.ways import Way, remedy, ways
-from tests.engine.runs import curve, started, stepped
-from tests.engine.test_strategies import run_on
+from aift_ray.planning.candidates import Way, remedy, ways
+from aift_ray.planning.memory_estimate import moments
+from aift_ray.runs.prepare import prepare
 from tests.engine.test_worker import Killed, losses, run
+from tests.helpers.runs import curve, started, stepped
+from tests.parallel.test_strategies import run_on
 
 Configure = Callable[..., Any]
 EIGHT = {"training__optimizer": "adamw_8bit"}

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from aift_ray.data.batches import Batch
+from aift_ray.data.collate import Batch
 from aift_ray.engine.loss import LossModule
 
 

@@ -11,15 +11,15 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
-from aift_ray.data.batches import collate
+from aift_ray.data.collate import collate
 from aift_ray.engine.loss import model_inputs
 from aift_ray.errors import ConfigError
-from aift_ray.launch import output
-from aift_ray.launch.prepare import prepare
-from aift_ray.models.quantized import layers
+from aift_ray.models.bnb.bnb_layers import layers
+from aift_ray.runs import run_dir
+from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
-from tests.engine.runs import curve, started
 from tests.engine.test_worker import Killed, losses, run
+from tests.helpers.runs import curve, started
 
 Configure = Callable[..., Any]
 BITS = {"nf4": {"method": "qlora"}, "int8": {"method": "qlora", "lora__qlora_4bit": False}}
@@ -73,7 +73,7 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
     resumed = run(config, tmp_path / "killed")
     assert resumed.resumed_from == 3
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
-    assert output.summary(tmp_path / "whole")["method"] == "qlora"
+    assert run_dir.summary(tmp_path / "whole")["method"] == "qlora"
     for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from aift_ray.launch import output
+from aift_ray.runs import run_dir
 from tests.conftest import write_rows
-from tests.engine.runs import spawn
 from tests.engine.test_worker import run
+from tests.helpers.runs import spawn
 
 SPREAD: dict[str, dict[str, Any]] = {
     "ddp": {"parallel__strategy": "ddp"},
@@ -61,9 +61,9 @@ def test_two_workers_give_the_scores_of_one(
     content = {name: config.model_dump(mode="json") for name, config in configs.items()}
     path.write_text(json.dumps(content), "utf-8")
     spawn(path, 2)
-    alone = output.summary(tmp_path / "alone")
+    alone = run_dir.summary(tmp_path / "alone")
     for name in SPREAD:
-        found = output.summary(tmp_path / name)
+        found = run_dir.summary(tmp_path / name)
         for when in ("tasks_before", "tasks"):
             for task, scores in alone[when].items():
                 for score, value in scores.items():

@@ -13,14 +13,14 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray.config import LoRAConfig
-from aift_ray.models.adapters import add_adapters
-from aift_ray.models.loading import load_model
-from aift_ray.models.quantized import Quantization
-from aift_ray.models.towers import towers
-from aift_ray.quantization import merging, quantizer
-from tests.engine.runs import spawn
+from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.models.families.towers import towers
+from aift_ray.models.load import load_model
+from aift_ray.models.lora.attach import add_adapters
+from aift_ray.quantization import merge_adapter, quantizer
 from tests.engine.test_worker import Killed, losses, run
-from tests.models.families import make, save, with_towers
+from tests.helpers.runs import spawn
+from tests.helpers.tiny_families import make, save, with_towers
 
 STEADY = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
 
@@ -131,7 +131,7 @@ def test_an_adapter_merges_and_a_quantized_folder_gives_the_same_logits(
             torch.nn.init.normal_(weight, std=0.1)
     adapted.eval().save_pretrained(str(tmp_path / "adapter"))
     cpu, ids = torch.device("cpu"), torch.arange(5, 25)[None]
-    merging.merge(location, tmp_path / "adapter", torch.float32, cpu, tmp_path / "merged")
+    merge_adapter.merge(location, tmp_path / "adapter", torch.float32, cpu, tmp_path / "merged")
     merged = whole_model(tmp_path / "merged")
     held = quantizer.quantize(location, Quantization(4), cpu, tmp_path / "held")
     # of a Qwen 3.5 the language model alone is quantized

@@ -13,11 +13,11 @@ import pytest
 from aift_ray.config import RunConfig, TrainingConfig
 from aift_ray.engine import trackers
 from aift_ray.errors import ConfigError
-from aift_ray.launch import output
-from aift_ray.launch.prepare import prepare
-from tests.engine.test_resuming import last_of
-from tests.engine.test_strategies import run_on
+from aift_ray.runs import run_dir
+from aift_ray.runs.prepare import prepare
 from tests.engine.test_worker import run
+from tests.parallel.test_strategies import run_on
+from tests.runs.test_resume_check import last_of
 
 Configure = Callable[..., RunConfig]
 
@@ -35,7 +35,7 @@ def twice(configure: Configure, folder: Path, tracker: str) -> tuple[dict[str, s
     config = configure(**values, training__max_steps=4, resume=str(last_of(folder)))
     run_on(config, folder)
     assert (folder / trackers.IDENTITIES).read_text("utf-8") == first
-    assert output.summary(folder)["not_reported"] == []
+    assert run_dir.summary(folder)["not_reported"] == []
     found: dict[str, str] = json.loads(first)
     return found, config
 
@@ -126,7 +126,7 @@ def test_a_tracker_that_fails_costs_its_own_record_alone(
     monkeypatch.setitem(trackers._KINDS, "wandb", Broken)
     monkeypatch.setattr(trackers, "missing", lambda names: [])
     run(configure(training__report_to=["wandb", "tensorboard"]), tmp_path / "run")
-    summary = output.summary(tmp_path / "run")
+    summary = run_dir.summary(tmp_path / "run")
     assert summary["status"] == "done"
     assert summary["not_reported"] == ["wandb: the service is gone"]
     assert (tmp_path / "run" / "tensorboard").is_dir()

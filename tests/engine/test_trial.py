@@ -11,8 +11,8 @@ import torch
 
 from aift_ray.engine import loop, optimizer
 from aift_ray.errors import TrainingError
-from aift_ray.planning.memory import moments
-from tests.engine.runs import started, stepped
+from aift_ray.planning.memory_estimate import moments
+from tests.helpers.runs import started, stepped
 
 Configure = Callable[..., Any]
 

@@ -12,9 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aift_ray.engine import loop
-from aift_ray.parallel import tensors
+from aift_ray.parallel import dtensor_utils
 from tests.conftest import make_tiny_mixture
-from tests.engine.runs import started
+from tests.helpers.runs import started
 
 Configure = Callable[..., Any]
 # operations whose result the host has to know before it goes on
@@ -48,7 +48,7 @@ def waits_of(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loop.train_step(run)
     run.state.step += 1
     # gradients as a GPU has them
-    monkeypatch.setattr(tensors, "in_host", lambda _: False)
+    monkeypatch.setattr(dtensor_utils, "in_host", lambda _: False)
     waits, plain = Waits(), torch.Tensor.tolist
 
     def tolist(tensor: torch.Tensor) -> Any:

@@ -14,20 +14,20 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from aift_ray.data.batches import collate
+from aift_ray.data.collate import collate
 from aift_ray.engine import checkpoint, loop, metrics
 from aift_ray.engine.build import Run
+from aift_ray.engine.checkpoint.mirror import newest
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
-from aift_ray.engine.storage import newest
 from aift_ray.engine.worker import work
 from aift_ray.errors import ConfigError, TrainingError
-from aift_ray.launch import output
-from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
-from aift_ray.planning.rates import Rates, keep
+from aift_ray.planning.measured_rates import Rates, keep
+from aift_ray.runs import run_dir
+from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
-from tests.engine.runs import started, stepped
+from tests.helpers.runs import started, stepped
 
 Configure = Callable[..., Any]
 ALONE = Group(0, 1, torch.device("cpu"))
@@ -46,7 +46,7 @@ def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
 
     prepared = prepare(config, folder, 1, False, None)
     if not folder.exists():
-        output.start(config, folder)
+        run_dir.start(config, folder)
     return work(prepared.job, ALONE, report)
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Pat
     assert checkpoint.damage(weights.parent) == "model.safetensors has changed"
     assert newest(prepared.job.checkpoints, None)[0] == folder / "checkpoints" / "step-2"
     resuming = config.model_copy(update={"resume": "latest"})
-    chosen, notes = output.resume_point(resuming, folder)
+    chosen, notes = run_dir.resume_point(resuming, folder)
     assert chosen == folder / "checkpoints" / "step-2"
     assert "step-3 is damaged" in notes[0]
 
@@ -146,22 +146,22 @@ def test_a_run_tells_the_speed_that_was_computed_where_the_machine_was_measured(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = configure(training__max_steps=1)
     run(config, tmp_path / "unmeasured")
-    assert output.summary(tmp_path / "unmeasured")["estimated_tokens_per_second"] is None
+    assert run_dir.summary(tmp_path / "unmeasured")["estimated_tokens_per_second"] is None
     found = []
     for number, products in enumerate((1e-3, 2e-3)):
         keep(Rates("a thread", 2**34, {"bf16": 1.0, "fp32": products}, 1e6, None))
         run(config, tmp_path / str(number))
-        found.append(output.summary(tmp_path / str(number))["estimated_tokens_per_second"])
+        found.append(run_dir.summary(tmp_path / str(number))["estimated_tokens_per_second"])
     assert found[0] < found[1] < 2 * found[0] + 1e-6, "twice the products, as much of the rest"
 
 
 def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = configure(training__num_epochs=3)
-    output.start(config, folder)
+    run_dir.start(config, folder)
     (folder / STOP).touch()
     run(config, folder)
-    assert output.summary(folder)["status"] == "interrupted"
+    assert run_dir.summary(folder)["status"] == "interrupted"
     assert checkpoint.steps(folder / "checkpoints") == [1]
     assert not (folder / "model").exists()
 
@@ -172,7 +172,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(
-        "aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values)
+        "aift_ray.engine.validate.Evaluator.loss", lambda self, module: next(values)
     )
     config = configure(
         training__batch_size=4,
@@ -187,7 +187,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
     best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "step-2")
     for a, b in zip(best.parameters(), done.module.parameters(), strict=True):
         assert torch.equal(a, b), "the final model is the best one"
-    assert output.summary(tmp_path / "run")["eval_loss"] == 1.0
+    assert run_dir.summary(tmp_path / "run")["eval_loss"] == 1.0
 
 
 def test_training_stops_early_when_nothing_gets_better(
@@ -196,7 +196,7 @@ def test_training_stops_early_when_nothing_gets_better(
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(
-        "aift_ray.engine.evaluate.Evaluator.loss", lambda self, module: next(values)
+        "aift_ray.engine.validate.Evaluator.loss", lambda self, module: next(values)
     )
     config = configure(
         training__batch_size=2,
@@ -205,7 +205,7 @@ def test_training_stops_early_when_nothing_gets_better(
         data__eval_files=[str(held_out)],
     )
     run(config, tmp_path / "run")
-    summary = output.summary(tmp_path / "run")
+    summary = run_dir.summary(tmp_path / "run")
     assert (summary["status"], summary["stopped_early"], summary["steps"]) == ("done", True, 3)
 
 
@@ -243,7 +243,7 @@ def test_a_batch_that_is_not_finite_is_left_out_where_that_is_allowed(
 
 def test_a_run_stops_when_its_time_is_up(configure: Configure, tmp_path: Path) -> None:
     run(configure(training__max_hours=1e-9), tmp_path / "run")
-    summary = output.summary(tmp_path / "run")
+    summary = run_dir.summary(tmp_path / "run")
     assert (summary["status"], summary["steps"]) == ("interrupted", 1)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [1]
 
@@ -304,7 +304,7 @@ def test_a_run_leaves_what_the_documentation_lists(configure: Configure, tmp_pat
         *("config.yaml", "metrics.jsonl", "summary.json", "loss.png"),
         *("checkpoints", "model", "tensorboard"),
     }
-    summary = output.summary(folder)
+    summary = run_dir.summary(folder)
     assert summary["status"] == "done"
     assert summary["steps"] == 3
     for name in ("first_loss", "last_loss", "eval_loss_before", "eval_loss", "exact_match_before"):

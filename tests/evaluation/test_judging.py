@@ -12,9 +12,9 @@ import pytest
 from aift_ray import evaluate
 from aift_ray.commandline import guarded, validated
 from aift_ray.errors import UserError
-from aift_ray.launch import early
+from aift_ray.launch import early_checks
 from tests.conftest import make_tiny_model, write_rows
-from tests.evaluation.judge_server import JudgeServer
+from tests.helpers.judge_server import JudgeServer
 
 
 @pytest.fixture
@@ -120,4 +120,4 @@ def test_a_judged_task_needs_a_judge_and_a_pair_a_second_model(
     values = {"evaluation": {"tasks": [task]}}
     values |= {"data": {"train_files": [str(tmp_path / "rows.jsonl")]}}
     with pytest.raises(UserError, match="score the trained model with aift-ray evaluate"):
-        early.check_run(validated(values))
+        early_checks.check_run(validated(values))

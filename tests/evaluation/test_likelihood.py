@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray.evaluation import likelihood
-from aift_ray.evaluation.candidates import Opened, open_candidate
+from aift_ray.evaluation.evaluated_models import Opened, open_candidate
 from aift_ray.evaluation.likelihood import Likelihoods
-from aift_ray.models.places import find_place
-from aift_ray.tasks.encoding import ItemEncoder, Scored
-from tests.models.families import make
+from aift_ray.models.base_and_adapter import find_place
+from aift_ray.tasks.task_prompts import ItemEncoder, Scored
+from tests.helpers.tiny_families import make
 
 # cache, window shorter than the prompts, absolute positions, states and convolutions
 FAMILIES = ["llama", "gemma3_text", "gpt2", "lfm2", "mamba2", "qwen3_moe"]

@@ -15,8 +15,9 @@ import yaml
 from aift_ray import evaluate
 from aift_ray.commandline import guarded, validated
 from aift_ray.errors import ConfigError, UserError
-from aift_ray.launch import early, sweep_metric
-from aift_ray.launch.sweep_space import separate
+from aift_ray.launch import early_checks
+from aift_ray.sweep import metric as sweep_metric
+from aift_ray.sweep.space import separate
 from tests.conftest import ROOT, write_rows
 
 _CHOICE = """
@@ -111,7 +112,7 @@ def test_wrong_tasks_are_refused_with_the_rest(rows_file: Path, tmp_path: Path) 
         "evaluation": {"tasks": ["jnly"]},
     }
     with pytest.raises(UserError) as refused:
-        early.check_run(validated(values))
+        early_checks.check_run(validated(values))
     assert "did you mean jnli?" in str(refused.value)
     assert "absent.jsonl" in str(refused.value)
     with pytest.raises(ConfigError, match=r"evaluation\.limit: acts with evaluation\.tasks only"):
@@ -156,7 +157,7 @@ def test_a_score_that_no_task_computes_is_named(
     configure: Any, tasks: list[str], tmp_path: Path
 ) -> None:
     from aift_ray.config import TuneConfig
-    from aift_ray.launch.prepare import prepare
+    from aift_ray.runs.prepare import prepare
 
     prepared = prepare(configure(evaluation={"tasks": tasks}), tmp_path / "run", 1, False, None)
     sweep_metric.check(TuneConfig(metric="colours/accuracy"), [prepared])

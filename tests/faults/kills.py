@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 
 from aift_ray.engine import checkpoint
-from aift_ray.launch.reaper import alive
+from aift_ray.ray_backend.reaper import alive
 from tests.conftest import KEITAI
-from tests.launch.command import Command, curve_of, flags, summary_of
+from tests.helpers.command import Command, curve_of, flags, summary_of
 
 STEPS, SAVE_EVERY = 700, 7
 VICTIMS = ("worker", "driver", "raylet", "worker while saving", "driver while saving")

@@ -17,7 +17,7 @@ import torch
 
 from aift_ray.commandline import validated
 from tests.conftest import make_tiny_model, write_rows
-from tests.engine.runs import started, stepped
+from tests.helpers.runs import started, stepped
 
 STORED = Path(__file__).with_name("losses.json")
 # of each number, relative. Other vector instructions (SSE4.1, AVX2) change them by 1e-7; int8,

@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from tests.conftest import ROOT, write_rows
 from tests.golden.test_losses import make_model
-from tests.launch.command import Command, curve_of
+from tests.helpers.command import Command, curve_of
 
 STORED = Path(__file__).with_name("output_folder.json")
 CHECKPOINT = Path(__file__).with_name("step-2")

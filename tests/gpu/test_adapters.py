@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.test_adapter_casts import adapted, as_peft_does, step
+from tests.models.lora.test_attach import adapted, as_peft_does, step
 
 pytestmark = [
     pytest.mark.gpu,

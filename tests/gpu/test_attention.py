@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aift_ray.models import attention
-from aift_ray.models.packed import Packed, packed
+from aift_ray.models.attention import document_attention
+from aift_ray.models.attention.packed_documents import Packed, packed
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not torch.cuda.is_available()
-        or not attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
+        or not document_attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
         reason="needs an Ampere GPU or newer",
     ),
 ]
@@ -33,7 +33,7 @@ def test_one_kernel_attends_as_the_loop_in_fp32_does(
     found = []
     for width in (torch.float32, dtype):
         leaves = [each.to(width).detach().requires_grad_() for each in given]
-        out, _ = attention.document_attention(
+        out, _ = document_attention.document_attention(
             torch.nn.Module(),
             *leaves,
             None if window is None else torch.tensor(window),
@@ -59,7 +59,7 @@ def test_caps_and_sinks_in_16_bits_are_those_of_fp32(how: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [each.to(dtype).detach().requires_grad_() for each in given]
         with packed(Packed(borders, 766, 800)):
-            out, _ = attention.document_attention(torch.nn.Module(), *leaves, None, **more)
+            out, _ = document_attention.document_attention(torch.nn.Module(), *leaves, None, **more)
         out.float().square().sum().backward()
         found.append([out, *[leaf.grad for leaf in leaves]])
     for exact, rounded in zip(*found, strict=True):
@@ -71,7 +71,7 @@ def test_a_row_takes_one_kernel_however_many_documents_it_has() -> None:
         borders = torch.arange(documents + 1, dtype=torch.int32, device="cuda") * 16
         states = torch.randn(1, 2, documents * 16, 64, device="cuda", dtype=torch.bfloat16)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            attention.document_attention(
+            document_attention.document_attention(
                 torch.nn.Module(), *[states] * 3, None, cu_seq_lens_q=borders, max_length_q=16
             )
             torch.cuda.synchronize()

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from aift_ray.engine.build import build
-from aift_ray.engine.saving import snapshot
-from aift_ray.launch.prepare import prepare
+from aift_ray.engine.checkpoint.snapshot import snapshot
 from aift_ray.parallel.group import Group
+from aift_ray.runs.prepare import prepare
 from tests import parity
-from tests.engine.runs import stepped
+from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aift_ray.utils.drivers import usable_gpus
-from aift_ray.utils.exchange import exchange
+from aift_ray.utils.gpu_exchange import exchange
 from aift_ray.utils.gpu_utils import (
     clear_gpu_memory,
     get_available_device,

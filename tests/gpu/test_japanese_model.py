@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.models.japanese_model import JapaneseModel
-from aift_ray.models.quantized import layers
 
 pytestmark = [
     pytest.mark.gpu,

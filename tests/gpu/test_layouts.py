@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from aift_ray.engine.build import build
-from aift_ray.engine.saving import snapshot
-from aift_ray.launch.prepare import prepare
-from aift_ray.models.pieces import pieces_of
+from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.models.split import pieces_of
 from aift_ray.parallel.group import Group
-from aift_ray.planning.layout import HOST
+from aift_ray.planning.partition import HOST
+from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
-from tests.engine.runs import stepped
-from tests.ports import free_port
+from tests.helpers.ports import free_port
+from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
 CUDA = torch.cuda.device_count()

@@ -12,15 +12,21 @@ import torch
 
 from aift_ray.engine import loop
 from aift_ray.engine.build import build
-from aift_ray.engine.memory import device_memory_gb, peak_memory_gb
-from aift_ray.launch.prepare import prepare
+from aift_ray.engine.device_memory import device_memory_gb, peak_memory_gb
 from aift_ray.parallel.group import Group
-from aift_ray.serving.engine import TransformersEngine
-from aift_ray.serving.kv_memory import token_bytes
+from aift_ray.runs.prepare import prepare
+from aift_ray.serving.engines.transformers.kv_memory import token_bytes
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from tests.conftest import make_tiny_model
-from tests.engine.runs import stepped
+from tests.helpers.runs import stepped
 from tests.serving.conftest import load
-from tests.serving.test_engine import generated, ids, prompt, request, together
+from tests.serving.engines.transformers.test_transformers_engine import (
+    generated,
+    ids,
+    prompt,
+    request,
+    together,
+)
 
 Configure = Callable[..., Any]
 pytestmark = [

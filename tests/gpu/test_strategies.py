@@ -19,13 +19,13 @@ import torch
 from packaging.version import Version
 
 from aift_ray.engine.build import build
-from aift_ray.launch.prepare import prepare
-from aift_ray.models import attention
+from aift_ray.models.attention import document_attention
 from aift_ray.parallel.group import Group
+from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import ROOT, make_tiny_model, write_rows
-from tests.engine.runs import stepped
-from tests.ports import free_port
+from tests.helpers.ports import free_port
+from tests.helpers.runs import stepped
 
 pytestmark = [
     pytest.mark.gpu,
@@ -192,7 +192,7 @@ def test_loss_scaling_passes_over_steps_that_overflow(tiny_model: Path, tmp_path
 
 @pytest.mark.skipif(
     not torch.cuda.is_available()
-    or not attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
+    or not document_attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),
     reason="needs an Ampere GPU or newer",
 )
 def test_flash_attention_sees_no_other_document(tiny_model: Path, tmp_path: Path) -> None:

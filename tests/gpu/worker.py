@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from aift_ray.config import RunConfig
 from aift_ray.engine.build import build
-from aift_ray.launch.prepare import prepare
 from aift_ray.parallel.group import Group
-from tests.engine.runs import stepped
+from aift_ray.runs.prepare import prepare
+from tests.helpers.runs import stepped
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ def test_a_disk_too_full_for_the_checkpoints_is_seen_before_the_start(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil._ntuple_diskusage(100, 99, 1)  # type: ignore[attr-defined]
-    monkeypatch.setattr("aift_ray.launch.output.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("aift_ray.runs.run_dir.shutil.disk_usage", lambda path: usage)
     message = refused()
     assert "GiB are free" in message
     assert "keep_checkpoints" in message

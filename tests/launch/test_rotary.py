@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aift_ray.errors import ConfigError
-from aift_ray.launch.prepare import prepare
-from tests.models.families import make
+from aift_ray.runs.prepare import prepare
+from tests.helpers.tiny_families import make
 
 LONGROPE = {
     "rope_type": "longrope",

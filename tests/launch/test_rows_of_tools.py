@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SHIPPED
-from tests.data.test_tools_and_thoughts import ROUND, TALK, WEATHER
-from tests.data.tool_templates import QWEN3_TOOLS
+from tests.data.prompts.test_conversations import ROUND, TALK, WEATHER
+from tests.helpers.tool_templates import QWEN3_TOOLS
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch
 
 from aift_ray.commandline import parse
 from aift_ray.config import RunConfig
-from tests.engine.runs import curve
-from tests.launch.command import BIN, curve_of, flags
-from tests.ports import free_port
+from tests.helpers.command import BIN, curve_of, flags
+from tests.helpers.ports import free_port
+from tests.helpers.runs import curve
 
 
 def test_two_workers_of_torchrun_take_the_steps_of_one_process(

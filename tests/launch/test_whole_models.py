@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.models.families import save, with_towers
+from tests.helpers.tiny_families import save, with_towers
 
 ROW = '{"instruction": "挨拶してください。", "output": "こんにちは。"}\n'
 IDS = torch.arange(5, 25)[None]

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from aift_ray.models import families
 from aift_ray.models.catalog import CATALOG, TABLES, find, nearest
-from aift_ray.planning.shape import Shape
+from aift_ray.models.families import family_support
+from aift_ray.planning.model_shape import Shape
 from tests.conftest import SHIPPED
 
 ARCHITECTURES = {entry.architecture: name for name, entry in CATALOG.items()}
@@ -112,13 +112,13 @@ def test_the_catalog_loads_neither_torch_nor_transformers() -> None:
 def test_a_model_of_the_catalog_is_of_a_family_that_was_measured(name: str) -> None:
     numbers = dict(CATALOG[name].config)
     config = CONFIG_MAPPING[numbers.pop("model_type")](**numbers)
-    assert isinstance(families.known(config), families.Support)
+    assert isinstance(family_support.known(config), family_support.Support)
 
 
 def test_what_was_not_measured_of_a_family_is_not_taken_for_known() -> None:
     asked = CONFIG_MAPPING["gemma3_text"](use_bidirectional_attention=True)
-    assert families.known(asked) is None
-    assert families.asks_more(asked) == ["use_bidirectional_attention"]
+    assert family_support.known(asked) is None
+    assert family_support.asks_more(asked) == ["use_bidirectional_attention"]
     # kinds of layers that the table does not speak of
     linear = CONFIG_MAPPING["jamba"](num_hidden_layers=4)
-    assert families.known(linear) is None
+    assert family_support.known(linear) is None

@@ -17,10 +17,11 @@ import torch
 from torch import OutOfMemoryError
 
 from aift_ray.errors import ConfigError, ModelError
-from aift_ray.models import fallback, loading
+from aift_ray.models import fallback
+from aift_ray.models import load as loading
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.japanese_model import JapaneseModel
-from tests.models.hub import hub
+from tests.helpers.hub_server import hub
 
 CPU = torch.device("cpu")
 DEFAULT = "stabilityai/japanese-stablelm-3b-4e1t-instruct"

@@ -13,9 +13,9 @@ import torch
 from transformers import LogitsProcessor
 
 from aift_ray.data.examples import Example
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ConfigError, DataError
-from aift_ray.models import folders
+from aift_ray.models import hub
 from aift_ray.models.japanese_model import JapaneseModel
 from tests.conftest import SHIPPED
 
@@ -60,7 +60,7 @@ def test_the_prompt_is_what_training_puts_before_the_answer(
 ) -> None:
     forced = Forced(ids(hina, "<|im_end|>"))
     assert hina.generate_japanese(QUESTION, given or None, logits_processor=[forced]) == ""
-    encoder = PromptEncoder(folders.load_tokenizer(str(SHIPPED)))
+    encoder = PromptEncoder(hub.load_tokenizer(str(SHIPPED)))
     row = encoder.encode(Example("instruction", "f", 1, (), QUESTION, given, "はい"))
     assert forced.prompt == row.ids[: row.supervised.index(True)]
 

@@ -16,15 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import quantize, serve
 from aift_ray.commandline import guarded
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ModelError
-from aift_ray.models import fingerprint, folders, loading, provenance
-from aift_ray.models.adapter_folder import check_adapter
+from aift_ray.models import fingerprint, hub, load, provenance
+from aift_ray.models.base_and_adapter import find_place
+from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.japanese_model import JapaneseModel
-from aift_ray.models.places import find_place
-from aift_ray.models.quantized import Quantization
+from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.quantization import quantizer
-from aift_ray.serving import adapters
+from aift_ray.serving.engines.transformers import lora_manager
 from tests.conftest import SHIPPED
 
 CPU = torch.device("cpu")
@@ -138,12 +138,12 @@ def adapter(made: Path, tmp_path: Path, bases: tuple[Path, ...]) -> Path:
 
 def answers(base: Path | str, adapter: Path) -> list[str]:
     """What each entrance says of an adapter on a base; "" where it takes it."""
-    location = folders.resolve(str(base))
-    encoder = PromptEncoder(folders.load_tokenizer(location))
-    served = "\n".join(map(str, adapters.check("a", str(adapter), location, encoder)))
+    location = hub.resolve(str(base))
+    encoder = PromptEncoder(hub.load_tokenizer(location))
+    served = "\n".join(map(str, lora_manager.check("a", str(adapter), location, encoder)))
     python = quantized = ""
     try:
-        check_adapter(adapter, str(base), location, loading.skeleton(location))
+        check_adapter(adapter, str(base), location, load.skeleton(location))
     except ModelError as error:
         quantized = str(error)
     file = adapter / "adapter_config.json"
@@ -190,7 +190,7 @@ def test_an_adapter_that_peft_has_made_is_compared_with_the_base_that_it_names(
 
 
 def test_hub_ids_that_are_not_here_are_compared_by_name(tmp_path: Path, adapter: Path) -> None:
-    from aift_ray.models.adapter_folder import _same_weights
+    from aift_ray.models.lora.adapter_folder import _same_weights
 
     assert _same_weights("a/model", None, "a/model") is True
     assert _same_weights("a/model", "0" * 64, "a/model") is True

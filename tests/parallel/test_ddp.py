@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 
 from aift_ray.engine.build import build
 from aift_ray.engine.job import Job
-from aift_ray.launch.prepare import prepare
 from aift_ray.parallel import ddp
 from aift_ray.parallel.group import Group
+from aift_ray.runs.prepare import prepare
 
 
 class Layer(torch.nn.Module):

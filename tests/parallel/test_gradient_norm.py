@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aift_ray.parallel.tensors import clip_gradients, gradient_norm
+from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
 SHAPES = [(4096,), (3, 4096), (1,), (5, 1001), (700, 900), (0,)]
 

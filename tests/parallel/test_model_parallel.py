@@ -17,16 +17,16 @@ import torch
 from transformers import AutoConfig
 
 from aift_ray.engine.build import build
+from aift_ray.engine.checkpoint.snapshot import snapshot
 from aift_ray.engine.loss import model_inputs
-from aift_ray.engine.saving import snapshot
 from aift_ray.errors import ConfigError
-from aift_ray.launch.prepare import prepare
-from aift_ray.models.pieces import pieces_of
+from aift_ray.models.split import pieces_of
 from aift_ray.parallel import model_parallel
-from aift_ray.planning.layout import HOST
+from aift_ray.planning.partition import HOST
+from aift_ray.runs.prepare import prepare
 from tests import parity
-from tests.engine.runs import CPU, started, stepped
 from tests.engine.test_worker import ALONE
+from tests.helpers.runs import CPU, started, stepped
 
 Configure = Callable[..., Any]
 STEADY = {"lora__lora_dropout": 0.0, "training__batch_size": 4}

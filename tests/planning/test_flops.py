@@ -11,9 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from aift_ray.models.folders import load_config
+from aift_ray.models.hub import load_config
 from aift_ray.planning.flops import Flops, peak
-from aift_ray.planning.shape import Shape
+from aift_ray.planning.model_shape import Shape
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -16,14 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aift_ray.config import LoRAConfig
 from aift_ray.engine.loss import LossModule
-from aift_ray.models.adapters import add_adapters
-from aift_ray.parallel import fsdp, tensor
+from aift_ray.models.lora.attach import add_adapters
+from aift_ray.parallel import fsdp, tensor_parallel
 from aift_ray.parallel.group import Group
-from aift_ray.planning.shape import Shape
-from tests.planning.a5000 import MODELS, two_cards
+from aift_ray.planning.model_shape import Shape
+from tests.helpers.a5000 import MODELS, two_cards
 
 CPU = torch.device("cpu")
-WAYS: dict[str, Callable[..., torch.nn.Module]] = {"fsdp": fsdp.wrap, "tensor": tensor.wrap}
+WAYS: dict[str, Callable[..., torch.nn.Module]] = {
+    "fsdp": fsdp.wrap,
+    "tensor": tensor_parallel.wrap,
+}
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_what_a_card_holds_of_a_13b_model(
     group = pair
     if strategy == "tensor":
         group = Group(0, 2, torch.device("meta"), apart=2)
-        monkeypatch.setattr(tensor, "init_device_mesh", partial(_mesh, "cpu"))
+        monkeypatch.setattr(tensor_parallel, "init_device_mesh", partial(_mesh, "cpu"))
     WAYS[strategy](module, group, torch.bfloat16)
     (need,) = two_cards(MODELS["13B"], method, strategy)
     weights = list(module.parameters())

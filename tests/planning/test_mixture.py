@@ -11,16 +11,16 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aift_ray.data.batches import collate
-from aift_ray.models import loading
-from aift_ray.models.experts_4bit import Packed
-from aift_ray.models.measuring import counted, measured
-from aift_ray.models.pieces import pieces_of
-from aift_ray.models.quantized import layers
-from aift_ray.models.weighing import weighed
-from aift_ray.planning.memory import Work, memory
+from aift_ray.data.collate import collate
+from aift_ray.models import load
+from aift_ray.models.bnb.bnb_layers import layers
+from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.cost import weighed
+from aift_ray.models.model_stats import counted, measured
+from aift_ray.models.split import pieces_of
+from aift_ray.planning.memory_estimate import Work, memory
 from tests.conftest import make_tiny_mixture
-from tests.engine.runs import started
+from tests.helpers.runs import started
 
 KINDS = ("qwen3_moe", "mixtral", "gpt_oss")
 # wide enough that norms are a small part
@@ -189,7 +189,7 @@ def test_the_pieces_of_a_mixture_weigh_what_the_whole_does(
     lora = {"lora__experts": True, "lora__lora_dropout": 0.0}
     recomputed = {"training__gradient_checkpointing": True}
     config = configure(model=str(folders[kind]), method=method, **lora, **recomputed)
-    model = loading.skeleton(str(folders[kind]))
+    model = load.skeleton(str(folders[kind]))
     # no token: weights, gradients and moments alone
     pieces = weighed(model, pieces_of(model), config, 4, tokens=0, share=1.0)
     shape = measured(str(folders[kind]), config).shape

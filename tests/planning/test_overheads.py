@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from aift_ray.data.batches import collate
+from aift_ray.data.collate import collate
 from aift_ray.errors import ConfigError
-from aift_ray.launch import fitting
-from aift_ray.launch.prepare import prepare
-from aift_ray.models.measuring import measured
-from aift_ray.planning.memory import GIB, Work, memories, memory, phases
-from aift_ray.planning.ways import Room
-from tests.engine.runs import started
-from tests.planning.a5000 import AUDITED, MODELS, fuller
+from aift_ray.models.model_stats import measured
+from aift_ray.planning.candidates import Room
+from aift_ray.planning.memory_estimate import GIB, Work, memories, memory, phases
+from aift_ray.runs import memory_fit
+from aift_ray.runs.prepare import prepare
+from tests.helpers.a5000 import AUDITED, MODELS, fuller
+from tests.helpers.runs import started
 
 B8, B13, B32 = MODELS.values()
 LORA = Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
@@ -73,7 +73,7 @@ def test_the_most_of_all_phases_is_what_is_planned() -> None:
 
 
 def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
-    """As tests/models/test_shards_4bit.py counts it."""
+    """As tests/models/bnb/test_shards_4bit.py counts it."""
     work = replace(LORA, base_bits=4, workers=4)
     for strategy, host in (("fsdp", 4), ("tensor", 1)):
         apart = 4 if strategy == "tensor" else 1
@@ -155,7 +155,7 @@ def test_checkpoints_are_copied_where_host_memory_holds_the_copy(
     configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prepared(host: int, **values: Any) -> Any:
-        monkeypatch.setattr(fitting, "_room", lambda *_: Room(24 * GIB, host))
+        monkeypatch.setattr(memory_fit, "_room", lambda *_: Room(24 * GIB, host))
         config = configure(parallel__gpu_memory="24GB", **values)
         return prepare(config, tmp_path, 2, False, None)
 

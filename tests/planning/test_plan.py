@@ -17,17 +17,17 @@ import pytest
 from aift_ray import plan
 from aift_ray.commandline import guarded, parse
 from aift_ray.config import PlanConfig, RunConfig, ServeConfig
-from aift_ray.launch import fitting
 from aift_ray.models.catalog import CATALOG
-from aift_ray.models.measuring import measured
-from aift_ray.models.numbers import numbers_of, table
-from aift_ray.planning import advice, servers, speed
-from aift_ray.planning.cards import CARDS
-from aift_ray.planning.memory import Work
-from aift_ray.planning.shape import Shape
-from aift_ray.planning.ways import Way
+from aift_ray.models.config_stats import numbers_of, table
+from aift_ray.models.model_stats import measured
+from aift_ray.planning import serve_plan, speed, train_plan
+from aift_ray.planning.candidates import Way
+from aift_ray.planning.gpu_specs import CARDS
+from aift_ray.planning.memory_estimate import Work
+from aift_ray.planning.model_shape import Shape
+from aift_ray.runs import memory_fit
 from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
-from tests.planning import counted
+from tests.helpers import counted
 
 ELYZA, B13 = "elyza/Llama-3-ELYZA-JP-8B", "tokyotech-llm/Swallow-13b-instruct-hf"
 OSS = next(n for n, e in CATALOG.items() if e.architecture.model_type == "gpt_oss")
@@ -79,7 +79,7 @@ def test_its_memory_is_that_of_the_run_it_names(method: str, planned: Planned) -
             continue
         argv = shlex.split(row["command"])
         config = parse(argv[2:], RunConfig, "train", "").config
-        need = fitting.needs(config, shape, 2048, 2, True, 0)
+        need = memory_fit.needs(config, shape, 2048, 2, True, 0)
         apart = 2 if name in ("tensor", "pipeline") else 0
         wanted = need(Way(method, name, bool(offload), apart))
         if name == "tensor":
@@ -256,9 +256,9 @@ def test_every_model_of_the_catalog_can_be_planned(name: str) -> None:
         CATALOG[name].architecture.parameters, rel=1e-3
     )
     config = PlanConfig(model=name, gpus=2, sequence_length=min(2048, numbers.context or 2048))
-    ways = advice.trained(config, numbers.config, numbers.shape)
+    ways = train_plan.trained(config, numbers.config, numbers.shape)
     assert all(way.speed and way.speed.tokens_per_second > 0 for way in ways if way.memory)
-    assert all(server.token for server in servers.served(config, numbers.config, numbers.shape))
+    assert all(server.token for server in serve_plan.served(config, numbers.config, numbers.shape))
 
 
 def test_a_model_in_the_hub_s_cache_is_found(

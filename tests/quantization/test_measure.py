@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from aift_ray.models.quantized import Quantization
+from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.quantization import quantizer
 from aift_ray.quantization.measure import Sample, benchmark, memory_bytes
 from tests.conftest import SHIPPED

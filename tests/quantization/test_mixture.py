@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from aift_ray.models import loading
-from aift_ray.models.experts import expert_parameters
-from aift_ray.models.experts_4bit import Packed
-from aift_ray.quantization import merging
+from aift_ray.models import load
+from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.families.experts import expert_parameters
+from aift_ray.quantization import merge_adapter
 from tests.conftest import make_tiny_mixture
-from tests.engine.runs import started, stepped
+from tests.helpers.runs import started, stepped
 from tests.quantization.conftest import Quantize, make_adapter
 
 IDS = torch.tensor([[5, 99, 1203, 42, 7, 3000]])
@@ -41,7 +41,7 @@ def test_adapters_of_experts_are_merged(mixture: Path, tmp_path: Path) -> None:
     plain = logits(base)
     wanted = logits(PeftModel.from_pretrained(base, adapter))
     cpu = torch.device("cpu")
-    merging.merge(str(mixture), adapter, torch.float32, cpu, tmp_path / "merged")
+    merge_adapter.merge(str(mixture), adapter, torch.float32, cpu, tmp_path / "merged")
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
     torch.testing.assert_close(merged, wanted, atol=2e-5, rtol=0)
     assert (plain - wanted).abs().max() > 0.01
@@ -68,9 +68,9 @@ def test_qlora_on_a_quantized_folder_holds_the_experts_in_4_bits_too(
     tiny_mixture: Path, run: Quantize, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder = run("--bits", "4", "--eval-rows", "0", model=tiny_mixture)
-    plain = loading.load_model(str(folder), torch.float32, None)
+    plain = load.load_model(str(folder), torch.float32, None)
     assert len(expert_parameters(plain)) == 2 * 2, "to answer it is what transformers reads"
-    assert loading.weight_bytes(str(folder), torch.float32) == pytest.approx(
+    assert load.weight_bytes(str(folder), torch.float32) == pytest.approx(
         sum(p.nbytes for p in plain.parameters()), rel=0.01
     )
     more = {"lora__experts": True, "lora__lora_dropout": 0.0, "training__learning_rate": 1e-3}

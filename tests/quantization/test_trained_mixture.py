@@ -9,7 +9,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 from aift_ray import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, TrainingConfig
-from aift_ray.models.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed
 from tests.quantization.conftest import Quantize
 
 IDS = torch.tensor([[5, 99, 1203, 42, 7, 3000]])

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray import quantize
 from aift_ray.commandline import guarded
-from aift_ray.models import loading
-from aift_ray.models.quantized import Quantization
-from tests.models.families import make, save, with_towers
+from aift_ray.models import load
+from aift_ray.models.bnb.bnb_layers import Quantization
+from tests.helpers.tiny_families import make, save, with_towers
 from tests.quantization.conftest import Quantize
 from tests.serving.test_families import made
 
@@ -35,7 +35,7 @@ def test_a_model_whose_language_model_is_opened_alone_stays_whole(
     whole = AutoModelForMultimodalLM.from_pretrained(folder)
     wanted = answers(whole)
     assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(folder)), wanted)
-    assert torch.equal(answers(loading.load_model(str(folder), None, None)), wanted)
+    assert torch.equal(answers(load.load_model(str(folder), None, None)), wanted)
     before, after = (load_file(one / "model.safetensors") for one in (source, folder))
     towers = [name for name in before if "visual" in name or "vision" in name]
     assert towers
@@ -67,6 +67,6 @@ def test_a_family_that_no_folder_in_fewer_bits_holds_is_refused(
 def test_layers_in_8_bits_take_four_dimensions(tmp_path: Path) -> None:
     """The keys of a DeepSeek are made of inputs by batch, head and token."""
     folder = str(made("deepseek_v3", tmp_path))
-    held = loading.load_model(folder, torch.float32, "eager", Quantization(8, threshold=0.0))
-    found, wanted = answers(held), answers(loading.load_model(folder, torch.float32, "eager"))
+    held = load.load_model(folder, torch.float32, "eager", Quantization(8, threshold=0.0))
+    found, wanted = answers(held), answers(load.load_model(folder, torch.float32, "eager"))
     assert (found - wanted).norm() < 0.2 * wanted.norm()

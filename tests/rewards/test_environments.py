@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from aift_ray.data.examples import Example, Message
-from aift_ray.data.prompts import PromptEncoder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ConfigError, ModelError, RewardError
 from aift_ray.rewards.environment import Calculator, parse_environment
 from aift_ray.rewards.environments import Environments

@@ -14,7 +14,7 @@ from aift_ray.errors import RewardError
 from aift_ray.rewards import Rewards, parse
 from aift_ray.rewards.scorer import load
 from aift_ray.rewards.user_function import Refused
-from tests.evaluation.judge_server import JudgeServer
+from tests.helpers.judge_server import JudgeServer
 
 PROMPTS: list[Any] = [
     [{"role": "user", "content": "犬は好きですか。"}],

@@ -16,12 +16,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from aift_ray.config import ServeConfig, ServingConfig
-from aift_ray.serving import application, opening
-from aift_ray.serving.engine import TransformersEngine
-from aift_ray.serving.keys import Keys
-from aift_ray.serving.recorded import Recorded
+from aift_ray.serving import startup
+from aift_ray.serving.adapter_record import Recorded
+from aift_ray.serving.api_keys import Keys
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
+from aift_ray.serving.http import app
 from tests.conftest import SHIPPED
-from tests.launch.served import Served
+from tests.helpers.served import Served
 from tests.serving import vllm_environment
 
 T = TypeVar("T")
@@ -80,14 +81,14 @@ class Site:
         load_in = settings.pop("load_in", None)
         serving = ServingConfig(**({"slots": 4} | settings))
         config = ServeConfig(model=model, adapters=given, load_in=load_in, serving=serving)
-        self.shelf = opening.recorded(config)
-        self.service = self.run(opening.start(opening.check(config, False), self.shelf))
+        self.shelf = startup.recorded(config)
+        self.service = self.run(startup.start(startup.check(config, False), self.shelf))
 
         async def started() -> None: ...
 
         folder = settings.get("adapter_folder")
         keys = Keys(self.key_file)
-        self.app = application.build(lambda: self.service, self, folder, keys, started)
+        self.app = app.build(lambda: self.service, self, folder, keys, started)
 
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         return [await getattr(self.service, method)(*args)]

@@ -11,14 +11,21 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray.config import ServeConfig
 from aift_ray.errors import ModelError
-from aift_ray.models import families, loading
-from aift_ray.models.folders import load_config
-from aift_ray.models.tiny import random_model, shrunk
-from aift_ray.serving.engine import TransformersEngine
-from aift_ray.serving.opening import check
+from aift_ray.models import load
+from aift_ray.models.families import family_support
+from aift_ray.models.families.tiny_model import random_model, shrunk
+from aift_ray.models.hub import load_config
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
+from aift_ray.serving.startup import check
 from tests.families import configuration
-from tests.models.families import companions, save, with_towers
-from tests.serving.test_engine import generated, ids, prompt, request, together
+from tests.helpers.tiny_families import companions, save, with_towers
+from tests.serving.engines.transformers.test_transformers_engine import (
+    generated,
+    ids,
+    prompt,
+    request,
+    together,
+)
 
 
 def made(family: str, folder: Path, vocabulary: int = 320) -> Path:
@@ -35,8 +42,8 @@ def made(family: str, folder: Path, vocabulary: int = 320) -> Path:
 )
 def test_answers_in_a_batch_are_those_of_eager_generate_alone(family: str, tmp_path: Path) -> None:
     folder = made(family, tmp_path / "model")
-    attention = families.attention_of(load_config(str(folder)))
-    model = loading.load_model(str(folder), torch.float32, attention).eval()
+    attention = family_support.attention_of(load_config(str(folder)))
+    model = load.load_model(str(folder), torch.float32, attention).eval()
     eager = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -49,10 +56,10 @@ def test_answers_of_a_language_model_are_those_of_its_whole(family: str, tmp_pat
     changes = {"rope_parameters": sections} if family == "qwen2_5_vl" else {}
     folder = save(with_towers(family, **changes), tmp_path / "model")
     checked = check(ServeConfig(model=str(folder), engine="transformers"), gpu=False)
-    attention = families.attention_of(load_config(checked.location))
+    attention = family_support.attention_of(load_config(checked.location))
     assert attention == "documents"
     whole = AutoModelForMultimodalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    compare(loading.load_model(str(folder), torch.float32, attention).eval(), whole)
+    compare(load.load_model(str(folder), torch.float32, attention).eval(), whole)
 
 
 def compare(model: Any, eager: Any) -> None:

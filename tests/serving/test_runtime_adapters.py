@@ -9,7 +9,7 @@ import pytest
 
 from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.errors import ModelError
-from aift_ray.serving import opening
+from aift_ray.serving import startup
 from tests.serving.conftest import Site, write_adapter
 
 PROMPT = {"prompt": "昔々、", "max_tokens": 12, "temperature": 0}
@@ -89,9 +89,9 @@ def test_a_folder_that_is_gone_takes_no_replica_down(tmp_path: Path) -> None:
     response = made.send("POST", "/v1/load_lora_adapter", json={"lora_name": "x"})
     assert response.status_code == 404
     config = ServeConfig(serving=ServingConfig(adapter_folder=str(folder)))
-    assert opening.check_base(config, gpu=False).location
+    assert startup.check_base(config, gpu=False).location
     with pytest.raises(ModelError, match="is no folder"):
-        opening.check(config, gpu=False)
+        startup.check(config, gpu=False)
     made.close()
 
 

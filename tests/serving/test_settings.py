@@ -12,9 +12,9 @@ import pytest
 from aift_ray.commandline import leaves, validated
 from aift_ray.config import ServeConfig
 from aift_ray.errors import UserError
-from aift_ray.launch import ingress, serve_options, serving
-from aift_ray.serving import opening
-from aift_ray.serving.outside import Outside
+from aift_ray.ray_backend import serve_app, serve_ingress, serve_options
+from aift_ray.serving import startup
+from aift_ray.serving.http.proxy_cors import Outside
 from tests.conftest import SHIPPED
 
 CHANGED: dict[str, Any] = {
@@ -53,9 +53,9 @@ CHANGED: dict[str, Any] = {
 
 def observed(config: ServeConfig) -> dict[str, Any]:
     """What the settings make of a server."""
-    made = asyncio.run(opening.start(opening.check(config, False), opening.recorded(config)))
+    made = asyncio.run(startup.start(startup.check(config, False), startup.recorded(config)))
     made.engine.close()
-    replica = serving.deployment(config, serving.key_file(config), {"CPU": 4})
+    replica = serve_app.deployment(config, serve_app.key_file(config), {"CPU": 4})
     deployment = replica._bound_deployment
     return {
         "names": (made.name, made.adapters),
@@ -68,8 +68,8 @@ def observed(config: ServeConfig) -> dict[str, Any]:
         "arguments": deployment.init_args[1:],
         "http": str(serve_options.http_options(config)),
         "outside": Outside.of(config.serving),
-        "proxies": ingress.trust(config.serving.forwarded_allow_ips),
-        "guarded": serving.key_file(config) is not None or not config.serving.no_auth,
+        "proxies": serve_ingress.trust(config.serving.forwarded_allow_ips),
+        "guarded": serve_app.key_file(config) is not None or not config.serving.no_auth,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from aift_ray.serving.references import CycleError, check_references
+from aift_ray.serving.schema_refs import CycleError, check_references
 from aift_ray.serving.token_bytes import AnswerBytes, TokenBytes
 from tests.conftest import SHIPPED
 

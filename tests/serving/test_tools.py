@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from aift_ray.serving.text import Piece
+from aift_ray.serving.detokenizer import Piece
 from aift_ray.serving.tools import CallReader
 from tests.conftest import SHIPPED
 from tests.serving.conftest import Site

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
-from aift_ray.serving.vllm_families import TABLE
+from aift_ray.serving.engines.vllm.vllm_families import TABLE
 from tests.serving.vllm_environment import folder
 
 _MODELS = "vllm.model_executor.models"

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from rapidfuzz import fuzz
 
-from aift_ray.evaluation.results import repetition
+from aift_ray.evaluation.evaluation_results import repetition
 from aift_ray.tasks.scores import (
     Score,
     aggregate,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from aift_ray import ConfigError, FullFinetuningTrainer, JapaneseModel, TrainingConfig
-from tests.launch.command import BIN
-from tests.ports import free_port
+from tests.helpers.command import BIN
+from tests.helpers.ports import free_port
 from tests.training.test_trainers import TEXTS, logits, losses, settings
 
 SCRIPT = """

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from aift_ray import FullFinetuningTrainer, JapaneseModel, TextDataset, TrainingConfig
 from aift_ray.errors import ModelError
-from aift_ray.models.families import table
-from aift_ray.models.tiny import random_model, shrunk
+from aift_ray.models.families.family_support import table
+from aift_ray.models.families.tiny_model import random_model, shrunk
 from tests.families import configuration
-from tests.models.families import companions
+from tests.helpers.tiny_families import companions
 
 TEXTS = [
     "富士山は日本でいちばん高い山で、静岡県と山梨県にまたがっています。",

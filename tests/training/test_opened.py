@@ -14,8 +14,8 @@ from torch import nn
 import aift_ray
 from aift_ray import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, TrainingConfig
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
-from aift_ray.training import runs
-from tests.models import families
+from aift_ray.training import trainer_run
+from tests.helpers import tiny_families
 
 ROWS = [{"instruction": f"{i}を言って。", "output": f"はい、{i}です。"} for i in range(8)]
 IDS = torch.arange(100, 116)[None]
@@ -54,8 +54,12 @@ def test_every_kind_of_adapter_is_taken_for_one_of_its_base(
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "mixtral"])
 def test_every_kind_of_network_is(tmp_path: Path, family: str) -> None:
-    config = families.with_towers(family) if family == "gemma3" else families.configured(family)
-    model = families.save(config, tmp_path / "model")
+    config = (
+        tiny_families.with_towers(family)
+        if family == "gemma3"
+        else tiny_families.configured(family)
+    )
+    model = tiny_families.save(config, tmp_path / "model")
     more = {"experts": True} if family == "mixtral" else {}
     answers_alike(trained(str(model), tmp_path / "run", **more), tmp_path / "run")
 
@@ -79,12 +83,12 @@ class Roomless(aift_ray.BaseModel):
 def test_what_was_trained_elsewhere_is_opened_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runs, "_PAUSE", 0.0)
+    monkeypatch.setattr(trainer_run, "_PAUSE", 0.0)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(runs._opened(Roomless(everywhere=False)), nn.Identity)
+        assert isinstance(trainer_run._opened(Roomless(everywhere=False)), nn.Identity)
     assert "loaded on the CPU" in caplog.text
     with pytest.raises(TrainingError, match="the run is done, and its model is in a model"):
-        runs._opened(Roomless(everywhere=True))
+        trainer_run._opened(Roomless(everywhere=True))
 
 
 def test_a_model_that_could_not_be_opened_afterwards_is_refused_before(

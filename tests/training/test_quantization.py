@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import aift_ray
 from aift_ray.errors import ConfigError, ModelError
-from aift_ray.models.quantized import layers
+from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.training.quantization import QuantizationOptimizer
 from tests.conftest import SHIPPED
 

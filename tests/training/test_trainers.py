@@ -24,7 +24,7 @@ from aift_ray.commandline import validated
 from aift_ray.errors import ConfigError, DataError, ModelError
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.models.provenance import remembered
-from aift_ray.training import runs
+from aift_ray.training import trainer_run
 
 TEXTS = [f"{i}番目の日は晴れで、{'とても' * (i % 4)}暖かい一日だった。" for i in range(12)]
 ROWS = [{"instruction": f"{i}を言って。", "output": f"はい、{i}です。"} for i in range(12)]
@@ -216,10 +216,10 @@ def test_the_world_of_a_strategy_is_its_number_of_workers(
     def run(
         model: Any, config: Any, _rows: Any, sections: dict[str, Any], *_: Any, **__: Any
     ) -> Any:
-        training = runs.parts_of(config, aift_ray.TrainingConfig)
+        training = trainer_run.parts_of(config, aift_ray.TrainingConfig)
         found.append(validated({"training": training} | sections).worker_range(0))
 
-    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(trainer_run, "run", run)
     config = aift_ray.MultiGPUTrainingConfig(strategy, world_size=workers)
     aift_ray.AdvancedMultiGPUTrainer(aift_ray.JapaneseModel("hina-4m"), config).train(["山。"])
     assert found == [(workers, workers)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from aift_ray.utils.exchange import exchange
+from aift_ray.utils.gpu_exchange import exchange
 
 
 def test_processes_that_reach_each_other_say_nothing() -> None:

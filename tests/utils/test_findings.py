@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray.utils.findings import Finding, of_clocks, of_exchange, of_machine, of_versions
+from aift_ray.utils.diagnostics import Finding, of_clocks, of_exchange, of_machine, of_versions
 from aift_ray.utils.machine import PACKAGES, Gpu, Machine, look
 
 GIB = 2**30

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from aift_ray.utils import heap
+from aift_ray.utils import malloc_trim
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps and gives back")
@@ -19,6 +19,6 @@ def test_holes_between_pieces_that_live_on_are_given_back() -> None:
     # every other piece is a hole now, of 64 KiB
     pieces = held[::2]
     del held
-    heap.trim()
+    malloc_trim.trim()
     assert before - process.memory_info().rss > 40 * 2**20
     assert all(piece.sum() == 2**14 for piece in pieces)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.launch.served import Served
-from tests.serving.page.visitor import CHROMIUM, ELSEWHERE, KEY, Visit, Visitor
+from tests.helpers.page_visitor import CHROMIUM, ELSEWHERE, KEY, Visit, Visitor
+from tests.helpers.served import Served
 
 
 @pytest.fixture(scope="package")

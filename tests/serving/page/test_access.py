@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.serving.page import visitor as tab
-from tests.serving.page.visitor import PHONE, Visit, Visitor
+from tests.helpers import page_visitor as tab
+from tests.helpers.page_visitor import PHONE, Visit, Visitor
 
 pytestmark = tab.marks
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.serving.page import visitor as tab
-from tests.serving.page.visitor import (
+from tests.helpers import page_visitor as tab
+from tests.helpers.page_visitor import (
     CHAT,
     ELSEWHERE,
     KEY,

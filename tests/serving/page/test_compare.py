@@ -6,8 +6,8 @@ import json
 from math import exp
 from typing import Any
 
-from tests.serving.page import visitor as tab
-from tests.serving.page.visitor import (
+from tests.helpers import page_visitor as tab
+from tests.helpers.page_visitor import (
     CHAT,
     KEY,
     QUESTION,

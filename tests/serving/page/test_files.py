@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 import aift_ray.serving
-from aift_ray.serving.web import Page
+from aift_ray.serving.http.web_page import Page
 
 FOLDER = Path(aift_ray.serving.__file__).parent / "page"
 OWN = sorted(path for path in FOLDER.iterdir() if path.suffix in (".js", ".css", ".html"))

@@ -1,0 +1,300 @@
+"""Every setting of a training run, declared once: name, type, range, default, unit, meaning.
+
+The same models are the YAML file, the command line and the Python API. An unknown or
+out-of-range value is a ConfigError that names every wrong field at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from aift_ray.config import lr_schedules
+from aift_ray.config.data_config import DataConfig
+from aift_ray.config.lora_config import LoRAConfig
+from aift_ray.config.lr_schedules import Scheduler, Share
+from aift_ray.config.mixture_config import wrong_mixture
+from aift_ray.config.parallel_config import ParallelConfig
+from aift_ray.config.preference_config import Objective, PreferenceConfig
+from aift_ray.config.ray_config import RayConfig
+from aift_ray.config.resume_rules import refused_allowances
+from aift_ray.config.section import (
+    SHIPPED_MODEL,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Settings,
+    setting,
+)
+from aift_ray.config.tasks_config import EvaluationConfig
+from aift_ray.errors import Problem
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+class TrainingConfig(Section):
+    """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
+
+    learning_rate: float = setting(
+        2e-5, "peak learning rate; adapters take 2e-4 where it is not given", gt=0, le=10
+    )
+    batch_size: Positive = setting(4, "examples a worker and micro-step (fill: packed rows)")
+    gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
+    num_epochs: Positive = setting(3, "passes over the training rows")
+    warmup_steps: NotNegative = setting(
+        100,
+        "steps in which the learning rate rises from 0; not given: at most a tenth of all steps",
+    )
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
+    eval_steps: Positive = setting(100, "steps between evaluations (with evaluation data)")
+    save_steps: Positive = setting(500, "steps between checkpoints")
+    logging_steps: Positive = setting(10, "steps between lines of metrics.jsonl")
+    output_dir: str = setting(
+        "./outputs", "parent of the folders of runs that --output-dir does not name"
+    )
+    fp16: bool = setting(True, "mixed precision: bf16 or fp16 on a GPU, always fp32 on a CPU")
+    gradient_checkpointing: bool = setting(
+        True, "recompute activations in the backward pass: less memory, about a fifth slower"
+    )
+    ddp: bool = setting(False, "world_size data-parallel workers (same as --num-workers)")
+    local_rank: int = setting(-1, "0 or more: this process is that worker of a torchrun group")
+    world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
+    max_steps: Positive | None = setting(None, "total steps; overrides num_epochs")
+    max_hours: Annotated[float, Field(gt=0)] | None = setting(
+        None, "hours after which the run stops with a checkpoint and exit status 75"
+    )
+    seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
+    lr_scheduler: Scheduler = setting(
+        "cosine",
+        "learning rate after the warm-up, by transformers' names (constant is "
+        "constant_with_warmup, wsd is warmup_stable_decay)",
+    )
+    warmup_ratio: Share | None = setting(
+        None, "warm-up as a share of all steps, rounded up; overrides warmup_steps"
+    )
+    min_lr_ratio: Fraction = setting(
+        0.0, "lowest learning rate over the peak: of linear, cosine, cosine_with_min_lr and wsd"
+    )
+    decay_ratio: Share | None = setting(
+        None, "wsd: share of all steps, the last ones, in which the rate falls; default: 0.1"
+    )
+    weight_decay: float = setting(0.01, "AdamW's decay; never on norms and biases", ge=0, le=1)
+    adam_beta1: Fraction = setting(0.9, "AdamW's decay rate of the first moment")
+    adam_beta2: Fraction = setting(0.999, "AdamW's decay rate of the second moment")
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", gt=0, le=1)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "dtype of the computation; auto follows fp16; fp16 needs a GPU"
+    )
+    early_stopping_patience: NotNegative = setting(
+        0, "stop after this many evaluations without a better loss; 0: never"
+    )
+    load_best: bool = setting(False, "the final model is that of the best evaluation loss")
+    keep_checkpoints: Positive = setting(3, "number of newest checkpoints kept, beside the best")
+    async_save: bool = setting(
+        True, "checkpoints are written while training goes on; costs host memory for a copy"
+    )
+    exact_match_rows: NotNegative = setting(
+        0, "held-out rows answered greedily and compared, before and after; 0: none"
+    )
+    exact_match_during: bool = setting(
+        False, "answer and compare the held-out rows at every evaluation, not only at the ends"
+    )
+    exact_match_batch_size: Positive = setting(32, "held-out rows answered at once")
+    exact_match_max_tokens: Positive = setting(128, "tokens of an answer at most")
+    skip_nonfinite: NotNegative = setting(
+        0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
+    )
+    trial_batch: bool = setting(
+        True, "on GPUs, run the longest possible batch first, without a step"
+    )
+    neftune_noise_alpha: float = setting(
+        0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
+        "adamw",
+        "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
+        "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
+    )
+    report_to: list[Tracker] = Field(
+        default_factory=lambda: list[Tracker](["tensorboard"]),
+        description="where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio; "
+        "none: nowhere",
+    )
+    compile: bool = setting(
+        False, "torch.compile of each decoder block: faster steps, a slower first one"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _report_to_none(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value
+        return [] if given in (None, ["none"]) else given
+
+
+class MultiGPUTrainingConfig(TrainingConfig, ParallelConfig):
+    """`TrainingConfig` with the strategy; `ParallelConfig`'s fields come first."""
+
+
+class RunConfig(Settings):
+    """A whole training run."""
+
+    short_flags: ClassVar[dict[str, str | list[str]]] = {
+        "parallel.strategy": "strategy",
+        "ray.num_workers": "num-workers",
+        "data.train_files": "train-file",
+        "data.eval_files": "eval-file",
+        "output_dir": "output-dir",
+        "training.max_steps": "max-steps",
+        "training.seed": "seed",
+        "resume_allow": ["resume-allow", "resume.allow"],
+        "preference.reference": "reference",
+    }
+    bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
+
+    model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
+    method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
+    objective: Objective = setting(
+        "sft",
+        "sft: answers; dpo, ipo, hinge, robust, orpo, simpo, cpo: the better of two; kto: answers "
+        "labelled good or bad; reward: a model that scores answers",
+    )
+    output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
+    overwrite: bool = setting(False, "empty an output folder that is not empty")
+    resume: str | None = setting(None, "'latest' or a checkpoint folder to go on from")
+    resume_allow: list[str] = setting([], "settings that may differ from the checkpoint's")
+    training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
+    lora: LoRAConfig = setting(LoRAConfig(), "adapters")
+    parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
+    preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
+    data: DataConfig = setting(DataConfig(), "rows and tokens")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
+    ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @field_validator("resume_allow")
+    @classmethod
+    def _whole_names(cls, value: list[str]) -> list[str]:
+        # a setting may be named by its short flag
+        names = {short: name for name, short in cls.short_flags.items() if isinstance(short, str)}
+        return [names.get(each.removeprefix("--"), each.removeprefix("--")) for each in value]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        # an empty section in a YAML file is null
+        if isinstance(value, dict):
+            kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+            sections = {
+                n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Section)
+            }
+            return {k: v for k, v in value.items() if v is not None or k not in sections}
+        return value
+
+    @property
+    def trained_as(self) -> Literal["full", "lora", "qlora"]:
+        """The method, of which `lora.use_qlora` has a say too."""
+        return "qlora" if self.method == "lora" and self.lora.use_qlora else self.method
+
+    @property
+    def base_bits(self) -> Literal[4, 8] | None:
+        """Bits of a weight of the quantized base model; None: it is not quantized."""
+        if self.trained_as != "qlora":
+            return None
+        return 4 if self.lora.qlora_4bit else 8
+
+    @property
+    def trained_with(self) -> str:
+        """The method, with the bits of a quantized base."""
+        return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
+
+    def contradictions(self) -> list[Problem]:
+        """Settings that are each allowed and can't stand together."""
+        training, found = self.training, []
+        found += self.lora.beside_method(self.method == "full", self.base_bits)
+        found += self.parallel.contradictions(self.base_bits)
+        if self.method != "full":
+            found += self.lora.contradictions(self.base_bits, self.parallel.strategy)
+            if training.compile and self.lora.experts:
+                what = (
+                    "PEFT changes the experts' parameters in each pass, which torch.compile can't"
+                )
+                found.append(Problem("training.compile", what, "leave one of them off"))
+        found += self.preference.contradictions(self.objective, self.parallel.strategy)
+        found += self._beside_objective()
+        found += self._wrong_numbers()
+        found += self.parallel.refused_optimizer(training.optimizer)
+        if self.data.eval_files and self.data.validation_fraction:
+            what = "stands beside eval files"
+            found.append(Problem("data.validation_fraction", what, "give one of them"))
+        found += wrong_mixture(self.data.mixture, self.data.train_files)
+        if self.data.contamination_files and self.data.near_duplicates == "off":
+            what = "are given, and data.near_duplicates is off"
+            found.append(Problem("data.contamination_files", what, "give count or drop"))
+        if self.overwrite and self.resume:
+            found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
+        found += lr_schedules.contradictions(training)
+        found += self.evaluation.contradictions()
+        found += refused_allowances(self.resume_allow, bool(self.resume))
+        if training.world_size != 1 and not training.ddp and training.local_rank < 0:
+            what = "acts with ddp or local_rank only"
+            found.append(Problem("training.world_size", what, "use --num-workers"))
+        if training.ddp and self.ray.num_workers not in (None, training.world_size):
+            found.append(Problem("ray.num_workers", "differs from training.world_size with ddp"))
+        if training.precision in ("bf16", "fp16") and not training.fp16:
+            what = f"false contradicts precision {training.precision}"
+            found.append(Problem("training.fp16", what))
+        return found
+
+    def _beside_objective(self) -> list[Problem]:
+        """Settings of other sections that an objective can't have."""
+        found = []
+        if self.objective != "sft" and self.data.mixture:
+            what = f"weighs rows of one answer, and objective {self.objective} compares answers"
+            found.append(Problem("data.mixture", what, "give --train-file"))
+        if self.objective == "reward" and self.training.exact_match_rows:
+            what = "answers by generation, and a reward model generates nothing"
+            found.append(Problem("training.exact_match_rows", what, "leave it out"))
+        if self.objective == "reward" and self.evaluation.tasks:
+            what = "are scored by a language model, and a reward model is none"
+            found.append(Problem("evaluation.tasks", what, "leave them out"))
+        return found
+
+    def _wrong_numbers(self) -> list[Problem]:
+        """Numbers of workers, or of micro-batches, that the strategy can't have."""
+        found, wanted = [], self.ray.num_workers is not None or self.training.ddp
+        # one worker too few shows when it is known how many GPUs there are
+        if wanted and not self.parallel.divides:
+            found += self.parallel.misfits(*self.worker_range(0))
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        if units % (self.parallel.pipeline_microbatches or 1):
+            what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
+            found.append(Problem("parallel.pipeline_microbatches", what))
+        if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
+            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            remedy = "use --parallel.pipeline_microbatches"
+            found.append(Problem("data.tokens_per_micro_batch", what, remedy))
+        return found
+
+    @property
+    def micro_batch(self) -> int:
+        """Units of a micro-batch: `batch_size`, unless a pipeline cuts its step otherwise."""
+        parts = self.parallel.pipeline_microbatches
+        units = self.training.batch_size * self.training.gradient_accumulation_steps
+        return units // parts if parts else self.training.batch_size
+
+    def worker_range(self, devices: int) -> tuple[int, int]:
+        """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
+        if self.training.ddp and self.ray.num_workers is None:
+            return self.training.world_size, self.training.world_size
+        wanted = self.ray.num_workers
+        if wanted is None:
+            if self.parallel.strategy == "model_parallel":
+                return 1, 1
+            size = self.parallel.apart
+            number = max(devices // size, 1) * size
+            return number, number
+        if isinstance(wanted, int):
+            return wanted, wanted
+        least, most = wanted.split(":")
+        return int(least), int(most)

@@ -1,0 +1,136 @@
+"""The tensors of a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from aift_ray.data.preference_batch import Compared
+from aift_ray.data.token_rows import Flags, Ids, TokenRows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch.
+
+    Laid end to end: `ids` (1, tokens), `positions` (1, tokens) restart at each document and
+    `borders` (documents + 1,) are their cumulative lengths. Padded: `ids` and `mask`
+    (rows, longest), and no borders.
+
+    Attributes:
+        sources: (targets,), flat positions in `ids` whose next token is a target.
+        targets: (targets,), the token ids to predict there.
+        longest: tokens of the longest document; 0: looked up, which waits for a device.
+        sets: (targets,), the set of a mixture that each is of.
+        set_losses: (sets,), to which the losses of each set are added, in double precision.
+        compared: of answers that are compared with each other.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+    borders: torch.Tensor | None
+    sources: torch.Tensor
+    targets: torch.Tensor
+    longest: int = 0
+    sets: torch.Tensor | None = None
+    set_losses: torch.Tensor | None = None
+    compared: Compared | None = None
+
+    def __post_init__(self) -> None:
+        if self.longest:
+            return
+        borders = self.borders
+        longest = self.ids.shape[1] if borders is None else int(borders.diff().max())
+        object.__setattr__(self, "longest", longest)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; a GPU gets it while it computes something else."""
+
+        def sent(value: torch.Tensor) -> torch.Tensor:
+            # what is not pinned is waited for
+            pinned = value.pin_memory() if device.type == "cuda" and not value.is_cuda else value
+            return pinned.to(device, non_blocking=True)
+
+        def moved(values: dict[str, Any]) -> dict[str, Any]:
+            return {n: sent(v) if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+
+        batch = Batch(**moved(vars(self)))
+        compared = self.compared and Compared(**moved(vars(self.compared)))
+        return replace(batch, compared=compared)
+
+    @property
+    def weight(self) -> int:
+        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons."""
+        if self.compared is None:
+            return len(self.targets)
+        return len(self.compared.lengths) // self.compared.each
+
+    def document_lengths(self) -> torch.Tensor:
+        """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
+        if self.borders is None:
+            assert self.mask is not None
+            return self.mask.sum(1, keepdim=True).float().expand(self.ids.shape)
+        lengths = self.borders[1:] - self.borders[:-1]
+        return lengths.repeat_interleave(lengths).float().unsqueeze(0)
+
+
+class Rows(Protocol):
+    """Token rows by number."""
+
+    def row(self, index: int) -> tuple[Ids, Flags]:
+        """Token ids and supervision flags of a row, each of shape (length,)."""
+
+
+def collate(
+    rows: Rows,
+    indices: Sequence[int],
+    padded: bool,
+    pad_id: int = 0,
+    set_of: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+) -> Batch:
+    """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
+
+    Args:
+        set_of: the set of a mixture that each of all rows is of.
+        reference: log-probabilities of all rows by the reference model, where answers are compared.
+    """
+    parts = [rows.row(index) for index in indices]
+    lengths = [len(ids) for ids, _ in parts]
+    width = max(lengths)
+    starts = (
+        [i * width for i in range(len(parts))] if padded else [0, *np.cumsum(lengths)[:-1].tolist()]
+    )
+    sources = np.concatenate(
+        [np.flatnonzero(flags[1:]) + start for (_, flags), start in zip(parts, starts, strict=True)]
+    )
+    targets = np.concatenate([ids[1:][flags[1:] != 0] for ids, flags in parts])
+    sets = None
+    if set_of is not None:
+        # int32 in the file, int64 where torch counts by it
+        each = np.repeat(set_of[list(indices)], [np.count_nonzero(f[1:]) for _, f in parts])
+        sets = torch.from_numpy(each.astype(np.int64))
+    flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+    compared = None
+    if reference is not None:
+        assert isinstance(rows, TokenRows)
+        ends = np.array(starts) + np.array(lengths) - 1
+        compared = Compared.of(rows, list(indices), reference, ends)
+    if not padded:
+        ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
+        laid = (ids[None], positions[None], None, borders, *flat)
+        return Batch(*laid, sets=sets, longest=width, compared=compared)
+    table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(table)
+    for row, (tokens, _) in enumerate(parts):
+        table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        mask[row, : len(tokens)] = 1
+    positions = torch.arange(width).expand(len(parts), width)
+    return Batch(table, positions, mask, None, *flat, sets=sets, compared=compared)

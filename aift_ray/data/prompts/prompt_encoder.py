@@ -1,0 +1,325 @@
+"""Examples to token ids with the mask of what is trained, and to the prompts that serving feeds.
+
+Training and serving share this file: a prompt's ids are made the same way, border by border, so
+the ids in front of an answer are those that the model sees when it is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.data.examples import Example, Message
+from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE, before_input, is_fallback
+from aift_ray.data.prompts.answer_spans import Joiner, Prompt, Span
+from aift_ray.data.prompts.chat_template import (
+    CALL_ID,
+    CALLED_WITH,
+    PINNED_DATE,
+    ChatTemplate,
+    Part,
+)
+from aift_ray.data.prompts.conversations import Renderer
+from aift_ray.data.prompts.fast_tokenizer import check, prefix
+from aift_ray.data.prompts.final_answer import RefusedRow
+from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
+from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.supervision import ANSWERS, Supervision
+from aift_ray.data.token_types import Encoded, EncodedRow
+from aift_ray.errors import ModelError, Problem
+
+__all__ = ["PromptEncoder", "RefusedRow", "RowError", "digest"]
+
+# Goes up whenever the same rows would get other ids, so that stored rows are made anew.
+VERSION = 2
+_COMPARED_ROWS = 100
+_LEFT_OVER = re.compile(r'"truncation":.*?"added_tokens"', re.DOTALL)
+
+
+class PromptEncoder:
+    """Encodes rows for one tokenizer.
+
+    A tokenizer without a chat template gets the Alpaca form (`### 指示:`) as its own, so that it
+    is saved with the model.
+
+    Args:
+        tokenizer: a fast one with an end-of-text token.
+        system_prompt: for rows without a system message; put in front of the first user turn
+            where the template has no system role.
+        extra_stop_ids: what the model's generation_config stops at.
+        supervision: which parts of a conversation are trained.
+
+    Attributes:
+        used_fallback: the chat template is our Alpaca form.
+        stop_ids: every id that ends a turn.
+        generation_gap: the generation prompt differs from the training text at the same place.
+        piecewise_rows: rows encoded in pieces so far, since a token would span prompt and answer.
+
+    Raises:
+        ModelError: no offsets, no end-of-text token, or a template that can't be trained on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str | None = None,
+        *,
+        extra_stop_ids: Iterable[int] = (),
+        supervision: Supervision = ANSWERS,
+    ) -> None:
+        check(tokenizer)
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.supervision = supervision
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = FALLBACK_TEMPLATE
+        self._template = ChatTemplate(tokenizer)
+        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)
+        self.used_fallback = is_fallback(self._template.source)
+        self.piecewise_rows = 0
+        self._compared = 0
+        self._eos: int = tokenizer.eos_token_id
+        self._prefix = prefix(tokenizer)
+        self._folds_system = not self._has_system_role()
+        ends = [self._eos, *extra_stop_ids]
+        self._joiner, self.generation_gap = self._probe()
+        ends.append(self._turn_end)
+        ends += self._learn_calls(ends)
+        self.stop_ids = list(dict.fromkeys(ends))
+        self._renderer = Renderer(self._safe, self._joiner, supervision)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # what it keeps beside its arguments can't be sent, and is made anew
+        make = partial(PromptEncoder, extra_stop_ids=self.stop_ids, supervision=self.supervision)
+        return make, (self.tokenizer, self.system_prompt)
+
+    def rows(self, example: Example) -> EncodedRow:
+        """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.
+
+        A conversation whose answers the template writes otherwise once they are history becomes
+        several, each behind the ids that serving feeds for it.
+
+        Raises:
+            RowError: why the row can't be encoded.
+        """
+        if example.kind in ("text", "prompt"):
+            unused = tuple(f"{RAW}{key}" for key in example.unused)
+            return EncodedRow([self._encode_raw(example)], not_shown=unused)
+        template = self._template.given(example.tools, example.options)
+        messages, left_out = self._messages(example), False
+        if self.supervision.thoughts == "none":
+            messages, left_out = without_thoughts(messages, template.tags)
+        made = self._renderer.renderings(template, messages)
+        pieces = [self._encode_prompt(*each) for each in made.prompts]
+        prompt, trained = made.prompts[-1]
+        if self._compared < _COMPARED_ROWS:
+            self._compared += 1
+            last = next(span for span in reversed(prompt.spans) if span.turn in trained)
+            asked = self._chat_ids(messages[: last.turn], template)
+            self.generation_gap |= pieces[-1].ids[: len(asked)] != asked
+        notes = not_shown(template, messages, example, prompt.text, left_out, bool(made.lost))
+        return EncodedRow(pieces, made.split, notes)
+
+    def encode(self, example: Example) -> Encoded:
+        """As `rows`, of a row that stays one.
+
+        Raises:
+            RowError: it can't be encoded, or becomes several.
+        """
+        encoded = self.rows(example).pieces
+        if len(encoded) > 1:
+            raise RowError(f"the row becomes {len(encoded)}, one an answer")
+        return encoded[0]
+
+    def _encode_raw(self, example: Example) -> Encoded:
+        safe = self._safe
+        if example.kind == "text":
+            return self._raw(safe.encode(safe.unmarked(example.output)), 0)
+        text = safe.unmarked(example.instruction + example.output)
+        grown = safe.grow(text, [len(example.instruction)])
+        self.piecewise_rows += grown.piecewise
+        return self._raw(grown.ids, grown.counts[0])
+
+    def _encode_prompt(self, prompt: Prompt, trained: frozenset[int]) -> Encoded:
+        grown = self._safe.grow(prompt.text, [span.start for span in prompt.spans])
+        supervised = [False] * len(grown.ids)
+        end = self.supervision.end
+        ends = {span.turn_end for span in prompt.spans} | {self._turn_end}
+        for span, first in zip(prompt.spans, grown.counts, strict=True):
+            if span.turn not in trained:
+                continue
+            self.generation_gap |= span.gap
+            # No content makes a control token, so the turn's end is found by counting.
+            after = first
+            for _ in range(span.times):
+                after = grown.ids.index(span.turn_end, after) + 1
+            if self.supervision.thoughts == "masked" and span.thought_end > span.start:
+                first = max(first, self._shared(prompt, span, grown.ids))
+            stop = after - (end == "none")
+            supervised[first:stop] = [True] * (stop - first)
+        if end == "all":
+            supervised = [
+                flag or token in ends for flag, token in zip(supervised, grown.ids, strict=True)
+            ]
+        self.piecewise_rows += grown.piecewise
+        return Encoded(grown.ids, supervised)
+
+    def _shared(self, prompt: Prompt, span: Span, ids: list[int]) -> int:
+        """How many ids hold nothing behind the thought of a turn."""
+        borders = [each.start for each in prompt.spans if each.start <= span.start]
+        alone = self._safe.grow(prompt.text[: span.thought_end], borders).ids
+        pairs = zip(alone, ids, strict=False)
+        return next((at for at, (one, other) in enumerate(pairs) if one != other), len(alone))
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The ids that serving feeds for the last answer of a row.
+
+        Raises:
+            RowError: the row can't be rendered, or is a plain text.
+        """
+        if example.kind == "text":
+            raise RowError("a plain text has no prompt")
+        if example.kind == "prompt":
+            return self._prefix + self._safe.encode(self._safe.unmarked(example.instruction))
+        template = self._template.given(example.tools, example.options)
+        return self._chat_ids(self._messages(example)[:-1], template)
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The ids that serving feeds for a conversation, with tools as OpenAI writes them.
+
+        Args:
+            options: further variables of the template, such as enable_thinking.
+
+        Raises:
+            RowError: the conversation can't be rendered.
+        """
+        written = json.dumps(list(tools), ensure_ascii=False) if tools else ""
+        variables = json.dumps(dict(options), ensure_ascii=False) if options else ""
+        template = self._template.given(written, variables)
+        return self._chat_ids(self._with_system(messages), template)
+
+    def answer_text(self, example: Example) -> str:
+        """The expected last answer, as it stands in the row."""
+        return example.messages[-1].content if example.kind == "messages" else example.output
+
+    def digest(self) -> str:
+        """sha256, in hex, of everything that changes ids."""
+        return digest(self)
+
+    def _chat_ids(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
+        prompt = self._joiner.join(self._parts(messages, True, template))
+        return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
+
+    def _raw(self, ids: list[int], first: int) -> Encoded:
+        """A row without template; supervised from ids[first] on."""
+        unsupervised = len(self._prefix) + first
+        supervised = [False] * unsupervised + [True] * (len(ids) - first)
+        supervised.append(self.supervision.end != "none")
+        return Encoded([*self._prefix, *ids, self._eos], supervised)
+
+    def _messages(self, example: Example) -> list[Message]:
+        if example.kind == "messages":
+            return self._with_system(example.messages)
+        question = example.instruction
+        if example.input:
+            question += before_input(self._template.source) + example.input
+        answer = Message("assistant", example.output, thought=example.thought)
+        return self._with_system([*example.messages, Message("user", question), answer])
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        chat = list(messages)
+        if self.system_prompt and chat and chat[0].role != "system":
+            chat.insert(0, Message("system", self.system_prompt))
+        if self._folds_system and len(chat) > 1 and chat[0].role == "system":
+            system, user = chat[:2]
+            head = f"{system.content}\n\n" if system.content.strip() else ""
+            chat[:2] = [Message(user.role, head + user.content, user.further)]
+        return chat
+
+    def _parts(
+        self, messages: Sequence[Message], generation: bool, template: ChatTemplate
+    ) -> list[Part]:
+        """The rendering, with the template's control strings under the safe tokenizer's names."""
+        return [
+            Part(self._safe.literal(part.text)) if part.content is None else part
+            for part in template.parts(messages, generation, self._safe)
+        ]
+
+    def _has_system_role(self) -> bool:
+        messages = [Message("system", "規則"), Message("user", "質問")]
+        try:
+            return "規則" in self._template.render(messages, generation=True)
+        except RowError:
+            return False
+
+    def _probe(self) -> tuple[Joiner, bool]:
+        """What finds answers in a rendering, and whether there is a gap before them."""
+        question, answer = Message("user", "質問"), Message("assistant", "答え")
+        try:
+            parts = self._parts([question], True, self._template)
+            if len(parts) == 1:
+                raise RowError("it does not write what the user says")
+            joiner = Joiner(self._safe, [parts[-1].text])
+            prompt = joiner.join(self._parts([question, answer], False, self._template))
+        except RowError as error:
+            remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
+            raise ModelError([Problem("chat_template", str(error), remedy)]) from None
+        self._turn_end = prompt.spans[-1].turn_end
+        # the prompt may open a thought, which is then trained too
+        opening = self._safe.literal(self._template.tags.opening)
+        gap = prompt.spans[-1].gap and opening not in joiner.headers[0]
+        return joiner, gap
+
+    def _learn_calls(self, ends: Sequence[int]) -> list[int]:
+        """How the template writes calls of tools; ids that end a turn with one."""
+        self._joiner.call_ends.update(ends)
+        chat = self._template.learn_calls() if "tool_calls" in self._template.source else []
+        if not chat:
+            return []
+        safe = self._safe
+        try:
+            text = safe.literal(self._template.render(chat[:2], False))
+            after = text.rindex(CALLED_WITH) + len(CALLED_WITH)
+            found = list[int]()
+            while (control := safe.first_control(text, after, len(text))) is not None:
+                found.append(control[1])
+                after = control[2]
+            known = [each for each in found if each in ends]
+            self._joiner.call_ends.update(known or found[-1:])
+            parts = self._parts(chat, True, self._template)
+        except (RowError, ValueError):
+            return []
+        if len(parts) > 1:
+            # behind the id of this very call, where the template shows it
+            self._joiner.headers.append(parts[-1].text.rpartition(CALL_ID)[2])
+        return known or found[-1:]
+
+
+def digest(encoder: PromptEncoder) -> str:
+    """sha256, in hex, of everything that changes ids: tokenizer, template, system prompt, us."""
+    tokenizer = encoder.tokenizer
+    # Left over from earlier calls of the tokenizer; they change no ids of ours. As text: a large
+    # vocabulary takes seconds to be read and written.
+    state = _LEFT_OVER.sub('"added_tokens"', tokenizer.backend_tokenizer.to_str(), count=1)
+    parts = [
+        VERSION,
+        PINNED_DATE.isoformat(),
+        state,
+        tokenizer.get_chat_template(),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        encoder.system_prompt,
+        astuple(encoder.supervision),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

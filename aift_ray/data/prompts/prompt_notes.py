@@ -1,0 +1,108 @@
+"""What of a row its rendering does not show: counted, and told in the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aift_ray.data.examples import Example, Message
+from aift_ray.data.prompts.char_alignment import Tags
+from aift_ray.data.prompts.chat_template import ChatTemplate
+from aift_ray.data.prompts.final_answer import RefusedRow
+from aift_ray.data.prompts.safe_tokenizer import RowError
+from aift_ray.data.readers.turns import GIVEN_ID
+
+# before the name of a key that has no place in a row of raw text
+RAW = "raw:"
+_LEFT_OUT = "left out"
+_NOT_SHOWN = "lost"
+_TOLD = {
+    _LEFT_OUT: "thoughts are left out of {} (data.train_thoughts none)",
+    _NOT_SHOWN: "{} hold thoughts that this template does not show: of answers that are history",
+}
+# keys of a message that few templates write
+_LINKS = ("name", "tool_call_id")
+
+
+def without_thoughts(messages: Sequence[Message], tags: Tags) -> tuple[list[Message], bool]:
+    """The messages without what assistants think, and whether there was any of it."""
+    made, found = [], False
+    for each in messages:
+        if each.role == "assistant" and tags.thinks(each):
+            found = True
+            within = tags.within(each.content, returned=tags.known)
+            content = within[4].lstrip() if within else each.content
+            each = replace(each, content=content, thought="")
+        made.append(each)
+    return made, found
+
+
+def not_shown(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    example: Example,
+    text: str,
+    left_out: bool,
+    lost: bool,
+) -> tuple[str, ...]:
+    """Keys of a row of which nothing stands in its rendering.
+
+    Args:
+        text: the rendering.
+        left_out: thoughts were left out as the settings ask for it.
+        lost: a thought of a message that is not trained is not in the rendering.
+
+    Raises:
+        RowError: the row calls tools, and the model is not told which there are.
+    """
+    found = list(example.unused)
+    if example.tools:
+        names = [tool["function"]["name"] for tool in template.tools]
+        if not template.shows_tools or not all(name in text for name in names):
+            if any('"tool_calls"' in each.further for each in messages):
+                what = "the chat template does not show the model the tools that the row calls"
+                raise RefusedRow(what, "use a model whose template knows tools")
+            found.append("tools")
+    if example.options:
+        names = [name for name in json.loads(example.options) if not template.reads(name)]
+        found += [f"chat_template_kwargs.{name}" for name in names]
+    found += [_LEFT_OUT] * left_out + [_NOT_SHOWN] * lost
+    found += [key for key in _LINKS if _given(messages, key) and _same(template, messages, key)]
+    return tuple(found)
+
+
+def told(key: str, rows: int) -> str:
+    """One of the things that `not_shown` returns, and the number of rows, in words."""
+    number = f"{rows:,} row{'s' if rows != 1 else ''}"
+    if key in _TOLD:
+        return _TOLD[key].format(number)
+    hold = f"{number} hold{'s' if rows == 1 else ''}"
+    if key.startswith(RAW):
+        return f"{hold} {key.removeprefix(RAW)}: raw text has no place for it"
+    return f"{hold} {key}: not shown by this template"
+
+
+def _given(messages: Sequence[Message], key: str) -> bool:
+    """Whether the row itself has a key in one of its messages."""
+    for each in messages:
+        if f'"{key}"' in each.further:
+            value = json.loads(each.further).get(key)
+            if value is not None and not GIVEN_ID.fullmatch(value):
+                return True
+    return False
+
+
+def _same(template: ChatTemplate, messages: Sequence[Message], key: str) -> bool:
+    """Whether the template writes the same without a key."""
+    without = []
+    for each in messages:
+        if f'"{key}"' in each.further:
+            further = json.loads(each.further)
+            further.pop(key, None)
+            each = replace(each, further=json.dumps(further, ensure_ascii=False))
+        without.append(each)
+    try:
+        return template.render(messages, False) == template.render(without, False)
+    except RowError:
+        return False

@@ -1,0 +1,1 @@
+"""Data files to rows: formats, encodings, and the schema of a row."""

@@ -1,0 +1,257 @@
+"""Rows of two answers, or of one with a label, in the forms in which preference data comes.
+
+Each answer becomes an Example of its own, by the code that reads rows of one answer; what both
+say before they part is their prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aift_ray.data.examples import Example, Fault, Message
+from aift_ray.data.readers.row_keys import parsed
+from aift_ray.data.readers.row_schema import Form, find_form, make_example
+from aift_ray.data.readers.wrong_row import WrongRow, kind_of, listed, not_blank, shown, string
+
+CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
+_ANSWERS = (CHOSEN, REJECTED)
+# keys that hold the prompt of a pair, and the key of an answer in a row of one
+_PROMPTS = {"instruction": "output", "prompt": "completion", "messages": "", "conversations": ""}
+# keys that say of both answers how good they are
+_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
+_SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
+# Anthropic's HH writes conversations as texts
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
+EXPECTED_LABEL = "a row of one answer, and label: true or false"
+
+
+def pair_form(keys: Collection[str], noun: str) -> Form:
+    """The form of a pair that `keys` name.
+
+    Raises:
+        WrongRow: no pair, or prompts of two kinds.
+    """
+    missing = [key for key in _ANSWERS if key not in keys]
+    if missing:
+        remedy = f"expected {EXPECTED_PAIR}"
+        if LABEL in keys:
+            remedy = "rows with a label need --objective kto"
+        found = f"the {noun} {' and '.join(missing)} is missing; found {listed(keys)}"
+        raise WrongRow(found, remedy)
+    prompts = [key for key in _PROMPTS if key in keys]
+    if len(prompts) > 1 and prompts != ["prompt", "messages"]:
+        what = f"{noun}s of two kinds of row: {', '.join(prompts)}"
+        raise WrongRow(what, f"keep the {noun}s of one kind")
+    scores = tuple(key for pair in _SCORES for key in pair)
+    return Form("prompt", (*prompts, *_ANSWERS), ("input", "margin", *scores))
+
+
+def label_form(keys: Collection[str], noun: str) -> Form:
+    """The form of a row with a label that `keys` name.
+
+    Raises:
+        WrongRow: no such row.
+    """
+    if all(key in keys for key in _ANSWERS):
+        what = f"{' and '.join(_ANSWERS)} are a pair, and objective kto takes one answer a row"
+        raise WrongRow(what, f"use --objective dpo, or give {EXPECTED_LABEL}")
+    if LABEL not in keys:
+        found = f"the {noun} {LABEL} is missing; found {listed(keys)}"
+        raise WrongRow(found, f"objective kto takes {EXPECTED_LABEL}")
+    form = find_form([key for key in keys if key != LABEL], noun)
+    return Form(form.kind, (*form.required, LABEL), form.optional)
+
+
+def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
+    """The better answer of a row, with the other one; or what is wrong with the row.
+
+    Raises:
+        WrongRow: what is wrong with it.
+    """
+    pair_form(row, "key")
+    found = [_side(row, name, file, line) for name in _ANSWERS]
+    for name, side in zip(_ANSWERS, found, strict=True):
+        if isinstance(side, Fault):
+            return replace(side, reason=f"{name}: {side.reason}")
+    chosen, rejected = (side for side in found if isinstance(side, Example))
+    if chosen == rejected:
+        raise WrongRow(
+            "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
+        )
+    shared = _shared(chosen.messages, rejected.messages)
+    if chosen.kind == "messages":
+        _check_parting(row, chosen, rejected, shared)
+    return replace(
+        _trained_from(chosen, shared),
+        rejected=_trained_from(rejected, shared),
+        score=_margin(row),
+    )
+
+
+def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
+    """An answer with its label; or what is wrong with the row.
+
+    Raises:
+        WrongRow: what is wrong with it.
+    """
+    label_form(row, "key")
+    found = make_example(_of_lists(row, "completion"), file, line)
+    if isinstance(found, Fault):
+        return found
+    if found.kind == "text":
+        raise WrongRow("a text has no prompt, and a label judges an answer to one")
+    given = row[LABEL]
+    label = _LABELS.get(str(given).strip().lower())
+    if label is None:
+        what = shown(given) if isinstance(given, str) else kind_of(given)
+        raise WrongRow(f"label is {what}, expected true or false")
+    # only the last answer is judged
+    before = len(found.messages) - (found.kind == "messages")
+    return replace(_trained_from(found, before), score=float(label), labelled=True)
+
+
+def _side(row: dict[str, Any], name: str, file: str, line: int) -> Example | Fault:
+    """A row of one answer: that under `name`."""
+    answer = parsed_turns(row[name], name)
+    kept = {key: value for key, value in row.items() if key not in _ANSWERS and key != LABEL}
+    prompt = next((key for key in _PROMPTS if key in row), None)
+    if isinstance(answer, str):
+        not_blank(string(answer, name), name)
+        if prompt is None:
+            return make_example({**kept, "messages": _spoken(answer, name)}, file, line)
+        if prompt == "instruction":
+            return make_example({**kept, "output": answer}, file, line)
+        if isinstance(row[prompt], str) and prompt == "prompt":
+            return make_example({**kept, "completion": answer}, file, line)
+        answer = [{"role": "assistant", "content": answer}]
+    elif prompt == "instruction":
+        if len(answer) != 1 or set(answer[0]) - {"role", "content"}:
+            what = f"{name} is a list of {len(answer)} messages, expected one beside instruction"
+            raise WrongRow(what, "give the conversation as messages, or the answer as a string")
+        return make_example({**kept, "output": answer[0].get("content")}, file, line)
+    for key in _PROMPTS:
+        kept.pop(key, None)
+    whole = prompt is None or any(turn.get("role") == "user" for turn in answer)
+    if whole:
+        return make_example({**kept, "messages": answer}, file, line)
+    assert prompt is not None
+    return make_example({**kept, "messages": [*_before(row[prompt], prompt), *answer]}, file, line)
+
+
+def _before(prompt: Any, name: str) -> list[dict[str, Any]]:
+    """The turns of a prompt."""
+    turns: Any = parsed_turns(prompt, name)
+    if isinstance(turns, str):
+        return [{"role": "user", "content": turns}]
+    if turns and turns[-1].get("role") == "assistant":
+        what = f"{name} ends with a message from assistant, expected the prompt of two answers"
+        raise WrongRow(what, "leave the answer out, or the prompt where the answers hold it")
+    found: list[dict[str, Any]] = turns
+    return found
+
+
+def _of_lists(row: dict[str, Any], answer: str) -> dict[str, Any]:
+    """A row whose prompt and completion are messages, as one of `messages`."""
+    if "prompt" not in row or answer not in row:
+        return row
+    prompt, said = (parsed_turns(row[key], key) for key in ("prompt", answer))
+    if isinstance(prompt, str) and isinstance(said, str):
+        return row
+    turns = [{"role": "assistant", "content": said}] if isinstance(said, str) else said
+    kept = {key: value for key, value in row.items() if key not in ("prompt", answer)}
+    return {**kept, "messages": [*_before(row["prompt"], "prompt"), *turns]}
+
+
+def parsed_turns(value: Any, name: str) -> Any:
+    """A text, or a list of messages with `role` and `content`, whatever form they have."""
+    if isinstance(value, str):
+        # a cell of a table may hold messages
+        return parsed(value, name) if value.lstrip().startswith('[{"') else value
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list):
+        raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
+    if not turns:
+        raise WrongRow(f"{name} has no message")
+    return [_turn(turn) for turn in turns]
+
+
+def _turn(turn: Any) -> Any:
+    if not isinstance(turn, Mapping) or "from" not in turn or "role" in turn:
+        return turn
+    role = _SPEAKERS.get(str(turn["from"]), turn["from"])
+    content = turn.get("value")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    if role == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": content, **rest}
+    return {"role": role, "content": content, **rest}
+
+
+def _spoken(text: str, name: str) -> list[dict[str, str]]:
+    """The turns of a text in the form of HH: blank line, Human: or Assistant:."""
+    head, *parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    if head.strip() or "Assistant" not in parts:
+        what = f"{name} is a text, and there is no prompt beside it"
+        raise WrongRow(what, f"expected {EXPECTED_PAIR}")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": roles[speaker], "content": said.strip()} for speaker, said in pairs]
+
+
+def _shared(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:
+    """Turns that both conversations begin with."""
+    pairs = zip(one, other, strict=False)
+    number = min(len(one), len(other))
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), number)
+
+
+def _check_parting(row: dict[str, Any], chosen: Example, rejected: Example, shared: int) -> None:
+    """WrongRow where two conversations do not part at an answer."""
+    if shared == 0:
+        raise WrongRow("chosen and rejected have no prompt in common", f"expected {EXPECTED_PAIR}")
+    for name, side in zip(_ANSWERS, (chosen, rejected), strict=True):
+        if shared >= len(side.messages):
+            raise WrongRow(f"{name} has no answer: all it says is in the other, too")
+        if side.messages[shared].role != "assistant":
+            what = f"{name} parts from the other in a message from {side.messages[shared].role}"
+            raise WrongRow(what, "both must answer the same prompt")
+    prompt = row.get("prompt")
+    said = [each.content for each in chosen.messages[:shared]]
+    if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in said]:
+        what = "the prompt is none of the messages that chosen and rejected begin with"
+        raise WrongRow(what, "leave the prompt out")
+
+
+def _trained_from(example: Example, first: int) -> Example:
+    """The same row, of whose turns those from `first` on are trained."""
+    before = (
+        replace(turn, trained=False) if turn.role == "assistant" else turn
+        for turn in example.messages[:first]
+    )
+    return replace(example, messages=(*before, *example.messages[first:]))
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    """By how much the better answer is better, where the row says so."""
+    for keys in _SCORES:
+        better, worse = (_number(row, key) for key in keys)
+        if better is not None and worse is not None and better < worse:
+            what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"
+            raise WrongRow(what, "swap the answers, or remove the row")
+    return _number(row, "margin")
+
+
+def _number(row: dict[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool | list | dict):
+            raise ValueError
+        return float(value)
+    except ValueError:
+        raise WrongRow(f"{key} is {kind_of(value)}, expected a number") from None

@@ -1,0 +1,212 @@
+"""Keys beside a complete row that change what is trained: read, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aift_ray.data.readers.wrong_row import WrongRow, kind_of, shown, string
+
+# a list of tools, or one in JSON; a system text; turns before the row's own; ...
+ROW_KEYS = (
+    "tools",
+    "system",
+    "history",
+    "chat_template_kwargs",
+    "weight",
+    "reasoning_content",
+    "thinking",
+)
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# what a template gets from elsewhere
+_TAKEN = {
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "conversation",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+    "padding",
+    "truncation",
+    "max_length",
+    "tokenizer_kwargs",
+}
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def refuse_media(row: Mapping[str, object], where: str = "") -> None:
+    """Raise WrongRow where a row or a message holds images or sound."""
+    for key in MEDIA:
+        if row.get(key):
+            raise WrongRow(f"{where}{key} is not supported: only text is trained", f"remove {key}")
+
+
+def row_weight(row: Mapping[str, object]) -> None:
+    """Raise WrongRow where a row asks for a weight of its own."""
+    weight = row.get("weight")
+    if weight in (None, "", "1", "1.0") or (weight == 1 and not isinstance(weight, bool)):
+        return
+    given = json.dumps(weight, ensure_ascii=False)[:40]
+    remedy = 'remove the row or its weight; in a message "weight": 0 leaves an answer untrained'
+    raise WrongRow(f"weight {given} of a row is not supported, expected 1", remedy)
+
+
+def thought(row: Mapping[str, object], where: str = "") -> str:
+    """What is thought before an answer, "" where the row or message says nothing of it."""
+    found = {key: row[key] for key in THOUGHTS if key in row and row[key] not in (None, "")}
+    texts = {string(value, f"{where}{key}") for key, value in found.items()}
+    if len(texts) > 1:
+        names = " and ".join(found)
+        raise WrongRow(f"{where}{names} differ, expected one thought", "keep one of them")
+    text = texts.pop() if texts else ""
+    return text if text.strip() else ""
+
+
+def parsed(value: object, name: str) -> object:
+    """A value that may be given as JSON in a string."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return strict_json(string(value, name))
+    except (ValueError, RecursionError) as error:
+        raise WrongRow(f"{name} is text that is not JSON: {error}") from None
+
+
+def strict_json(text: str) -> object:
+    """JSON without NaN and without repeated keys.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(double)} is repeated")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def options(row: Mapping[str, object]) -> str:
+    """`chat_template_kwargs` in JSON, "" where there are none."""
+    key = "chat_template_kwargs"
+    found = parsed(row.get(key), key)
+    if not found:
+        return ""
+    if not isinstance(found, dict):
+        raise WrongRow(f"{key} is {kind_of(found)}, expected an object")
+    taken = sorted(_TAKEN & found.keys())
+    if taken:
+        raise WrongRow(f"{key} can't set {', '.join(taken)}", "remove it")
+    return as_json(found, key)
+
+
+def tools(row: Mapping[str, object]) -> str:
+    """`tools` in JSON as templates read them, "" where there are none.
+
+    Each is `{"type": "function", "function": {...}}`, or the function alone.
+    """
+    found = parsed(row.get("tools"), "tools")
+    if not found:
+        return ""
+    if not isinstance(found, list):
+        raise WrongRow(f"tools is {kind_of(found)}, expected a list of functions")
+    made = [_tool(tool, f"tool {number}") for number, tool in enumerate(found, 1)]
+    names = [tool["function"]["name"] for tool in made]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise WrongRow(f"two tools have the name {shown(double)}")
+    return as_json(made, "tools")
+
+
+def _tool(tool: object, where: str) -> dict[str, Any]:
+    tool = parsed(tool, where)
+    if not isinstance(tool, dict):
+        raise WrongRow(f"{where} is {kind_of(tool)}, expected an object")
+    kind = tool.get("type", "function")
+    if kind != "function":
+        raise WrongRow(f'{where}: type is {json.dumps(kind)[:40]}, expected "function"')
+    function = tool.get("function", tool)
+    if not isinstance(function, dict):
+        raise WrongRow(f"{where}: function is {kind_of(function)}, expected an object")
+    name = _name(function, where)
+    given = {key: value for key, value in function.items() if value is not None}
+    parameters = parsed(given.get("parameters"), f"{where}: parameters")
+    # in the order in which a server gets them, so that the prompts are the same
+    ordered: dict[str, Any] = {"name": name}
+    if "description" in given:
+        ordered["description"] = string(given["description"], f"{where}: description")
+    ordered["parameters"] = _NO_PARAMETERS if parameters is None else parameters
+    if not isinstance(ordered["parameters"], dict):
+        raise WrongRow(f"{where}: parameters is {kind_of(parameters)}, expected an object")
+    known = {*ordered, "strict", "type"}
+    ordered |= {key: value for key, value in given.items() if key not in known}
+    return {"type": "function", "function": ordered}
+
+
+def calls(value: object, where: str) -> list[dict[str, Any]]:
+    """Calls of functions as templates read them, in any of the forms in which data has them.
+
+    `{"id"?, "type"?, "function": {"name", "arguments"}}` or `{"name", "arguments"}`, one or a
+    list, the arguments an object or one in JSON.
+    """
+    found = parsed(value, where)
+    each = [found] if isinstance(found, dict) else found
+    if not isinstance(each, list) or not each:
+        expected = "expected a call or a list of calls of functions"
+        raise WrongRow(f"{where} is {kind_of(found)}, {expected}")
+    return [
+        _call(call, where if len(each) == 1 else f"{where}: call {n}")
+        for n, call in enumerate(each, 1)
+    ]
+
+
+def _call(call: object, where: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise WrongRow(f"{where} is {kind_of(call)}, expected an object")
+    kind = call.get("type")
+    if kind not in (None, "function"):
+        raise WrongRow(f'{where}: type is {json.dumps(kind)[:40]}, expected "function"')
+    function = call.get("function") or call
+    if not isinstance(function, dict):
+        raise WrongRow(f"{where}: function is {kind_of(function)}, expected an object")
+    name = _name(function, where)
+    given = function.get("arguments", function.get("parameters"))
+    arguments = parsed(given, f"{where}: arguments")
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, dict):
+        raise WrongRow(f"{where}: arguments is {kind_of(arguments)}, expected an object")
+    made: dict[str, Any] = {}
+    if call.get("id") is not None:
+        made["id"] = string(call["id"], f"{where}: id")
+    return made | {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _name(function: Mapping[str, object], where: str) -> str:
+    if function.get("name") is None:
+        raise WrongRow(f"{where}: the name of the function is missing")
+    name = string(function["name"], f"{where}: name")
+    if not name.strip():
+        raise WrongRow(f"{where}: the name of the function is empty")
+    return name
+
+
+def as_json(value: object, name: str) -> str:
+    """A value in JSON; WrongRow where it holds half a character."""
+    return string(json.dumps(value, ensure_ascii=False), name)

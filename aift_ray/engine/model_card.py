@@ -1,0 +1,261 @@
+"""The model card of a final folder: base, licence, data, settings, scores, versions.
+
+The folder is meant to be uploaded as it is: no path of this machine and no name of a data file is
+in the card.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+import aift_ray
+from aift_ray.config import RunConfig
+from aift_ray.data.tokenize import Counts
+from aift_ray.models.catalog import find
+from aift_ray.models.fingerprint import on_disk
+from aift_ray.tasks.scores import shown as score_shown
+
+FILE = "README.md"
+# the Hub's identifiers of the catalog's licences; others are "other" with a name
+_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "Gemma": "gemma",
+    "Llama 2": "llama2",
+    "Llama 3": "llama3",
+    "Llama 3.2": "llama3.2",
+    "Llama 3.3": "llama3.3",
+    "CC-BY-NC-SA": "cc-by-nc-sa-4.0",
+}
+_KEYS = ("license", "license_name", "license_link")
+_SCORES = (
+    ("held-out loss before", "eval_loss_before"),
+    ("held-out loss", "eval_loss"),
+    ("margin accuracy before", "eval_accuracy_before"),
+    ("margin accuracy", "eval_accuracy"),
+    ("exact match before", "exact_match_before"),
+    ("exact match", "exact_match"),
+    ("training loss, first step", "first_loss"),
+    ("training loss, last step", "last_loss"),
+)
+_SETTINGS = (
+    "learning_rate",
+    "lr_scheduler",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optimizer",
+    "seed",
+)
+_ADAPTERS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
+
+
+def card(
+    config: RunConfig,
+    location: str,
+    counts: tuple[Counts, Counts],
+    held_out: int,
+    summary: dict[str, Any],
+) -> str:
+    """The text of README.md.
+
+    Args:
+        location: of the base, resolved.
+        counts: of the training and of the evaluation rows.
+        held_out: rows of the training files that were evaluated on, and not trained.
+        summary: of the run, as summary.json will say.
+    """
+    name, hub = _named(config.model, location)
+    adapters, scores = config.method != "full", config.objective == "reward"
+    terms: dict[str, Any] = dict(licence(location))
+    data = ModelCardData(
+        language="ja",
+        library_name="peft" if adapters else "transformers",
+        pipeline_tag="text-classification" if scores else "text-generation",
+        base_model=name if hub else None,
+        tags=["aift-ray", config.trained_as, *_tags(config)],
+        **terms,
+    )
+    parts = [
+        f"# {name.rsplit('/', 1)[-1]}, {'LoRA adapter' if adapters else 'fine-tuned'}",
+        f"Trained from `{name}` by {config.trained_with} with aift_ray.",
+        "## Use\n\n" + _use(name, adapters, scores),
+        "## Data\n\n" + _data(counts, held_out),
+        "## Training\n\n" + _table(_settings(config, summary)),
+        "## Scores\n\n" + _scores(summary),
+        "## Versions\n\n" + _table([("aift-ray", aift_ray.__version__), *_versions()]),
+        _terms(data),
+    ]
+    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    # reads the head as the Hub does
+    return str(ModelCard(text))
+
+
+def licence(location: str) -> dict[str, str]:
+    """What a card's head says of the base's licence, by its own card, or else by the catalog."""
+    folder = on_disk(location)
+    own = _head(folder / FILE) if folder else {}
+    if isinstance(own.get("license"), str):
+        return {key: str(own[key]) for key in _KEYS if own.get(key)}
+    entry = find(location) or next((e for e in _entries() if _same(e.location, location)), None)
+    if entry is None:
+        return {}
+    known = _LICENCES.get(entry.licence)
+    if known:
+        return {"license": known}
+    named = entry.licence.lower().replace(" ", "-")
+    link = {} if _is_folder(entry.location) else {"license_link": _page(entry.location)}
+    return {"license": "other", "license_name": named, **link}
+
+
+def _entries() -> list[Any]:
+    from aift_ray.models.catalog import CATALOG
+
+    return list(CATALOG.values())
+
+
+def _same(one: str, other: str) -> bool:
+    return _is_folder(one) and Path(one).resolve() == Path(other)
+
+
+def _is_folder(location: str) -> bool:
+    return Path(location).is_absolute()
+
+
+def _page(location: str) -> str:
+    return f"https://huggingface.co/{location}"
+
+
+def _head(file: Path) -> dict[str, Any]:
+    """The YAML at the head of a card; empty where there is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _named(model: str, location: str) -> tuple[str, bool]:
+    """The base as others know it, and whether the Hub does; of a folder its last part alone."""
+    if _is_folder(location):
+        return Path(model).name, False
+    return location, True
+
+
+def _tags(config: RunConfig) -> list[str]:
+    return [] if config.objective == "sft" else [config.objective]
+
+
+def _use(name: str, adapters: bool, scores: bool) -> str:
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    if not adapters:
+        lines = [f"from transformers import {kind}, AutoTokenizer", ""]
+        lines += [f'model = {kind}.from_pretrained("THIS FOLDER OR REPOSITORY")']
+    else:
+        one = ", num_labels=1" if scores else ""
+        lines = ["from peft import PeftModel"]
+        lines += [f"from transformers import {kind}, AutoTokenizer", ""]
+        lines += [f'base = {kind}.from_pretrained("{name}"{one})']
+        lines += ['model = PeftModel.from_pretrained(base, "THIS FOLDER OR REPOSITORY")']
+    lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")']
+    code = "\n".join(lines)
+    return f"```python\n{code}\n```\n\nThe chat template that made the training rows is included."
+
+
+def _data(counts: tuple[Counts, Counts], held_out: int) -> str:
+    rows = []
+    for name, of in zip(("training", "evaluation"), counts, strict=True):
+        if of.rows:
+            rows.append((f"{name} rows", f"{of.rows:,}"))
+            rows.append((f"{name} tokens", f"{of.tokens:,}, {of.supervised_tokens:,} supervised"))
+    if held_out:
+        rows.insert(1, ("of them held out for evaluation", f"{held_out:,}"))
+    return _table(rows)
+
+
+def _settings(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("method", config.trained_with),
+        ("steps", f"{summary['steps']:,}"),
+        ("examples a step", f"{summary['global_batch']:,}"),
+        ("sequence length", f"{config.data.sequence_length:,}"),
+        ("packing", config.data.packing),
+        ("precision", str(summary["precision"])),
+        ("strategy", f"{summary['strategy']}, {summary['world_size']} workers"),
+    ]
+    rows += [(name, str(getattr(config.training, name))) for name in _SETTINGS]
+    rows += _objective(config)
+    if config.method != "full":
+        rows += [(f"lora.{name}", _value(getattr(config.lora, name))) for name in _ADAPTERS]
+    return rows
+
+
+def _objective(config: RunConfig) -> list[tuple[str, str]]:
+    """How answers were compared; nothing where they were trained."""
+    name, how = config.objective, config.preference
+    if name == "sft":
+        return []
+    values = how.model_dump(exclude_defaults=True, exclude={"beta", "reference"})
+    rows: list[tuple[str, str]] = [("objective", name)]
+    if name != "reward":
+        rows.append(("preference.beta", f"{how.beta_of(name):g}"))
+    if how.reference:
+        rows.append(("reference", _named(how.reference, how.reference)[0]))
+    return rows + [(f"preference.{key}", str(value)) for key, value in values.items()]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "every linear layer of the decoder blocks"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _scores(summary: dict[str, Any]) -> str:
+    rows = [(label, summary[key]) for label, key in _SCORES if summary.get(key) is not None]
+    shares = ("exact", "margin")
+    words = [(n, f"{v:.1%}" if n.startswith(shares) else f"{v:.4f}") for n, v in rows]
+    text = _table(words) if words else "Nothing was measured."
+    trained = summary["objective"] == "sft"
+    unit = "in nats a supervised token" if trained else "means over comparisons of answers"
+    text += f"\n\nLosses are {unit}."
+    tasks = _tasks(summary)
+    return f"{text}\n\n{tasks}" if tasks else text
+
+
+def _tasks(summary: dict[str, Any]) -> str:
+    """A row for each score of a task; empty where there is none."""
+    before, rows = summary.get("tasks_before") or {}, []
+    for task, scores in (summary.get("tasks") or {}).items():
+        for score, found in scores.items():
+            first = before.get(task, {}).get(score)
+            cells = [score_shown(score, each["value"]) if each else "" for each in (first, found)]
+            ends = [score_shown(score, found[end]) for end in ("low", "high")]
+            cells += [f"{ends[0]} to {ends[1]}", f"{found['rows']:,}"]
+            rows.append(f"| {task} | {score} | {' | '.join(cells)} |")
+    head = ["| task | score | before | after | 95% interval | rows |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [(name, version(name)) for name in _PACKAGES]
+
+
+def _terms(data: Any) -> str:
+    if not data.license:
+        text = "The licence of the base is not known here; add `license` to the head of this card"
+        return f"## Licence\n\n{text} before you publish it."
+    name = getattr(data, "license_name", None) or data.license
+    return (
+        f"## Licence\n\nThat of the base: {name}. The terms of the training data are yours to add."
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -1,0 +1,173 @@
+"""What is wrong that can be told at once, without torch, Ray or the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from aift_ray.commandline import Given
+from aift_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    MergeConfig,
+    QuantizeConfig,
+    RunConfig,
+    ServeConfig,
+)
+from aift_ray.data.readers.row_schema import check_columns
+from aift_ray.data.readers.sources import expand_files
+from aift_ray.errors import ConfigError, DataError, ModelError, Problem
+from aift_ray.models import folder_check
+from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
+from aift_ray.runs import run_dir_check
+from aift_ray.sweep.space import separate
+
+
+def check_run(config: RunConfig) -> None:
+    """Look at the files, the model's name and the output folder of a run.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    data = config.data
+    problems = run_dir_check.check(config, run_dir_check.output_folder(config))
+    if not data.train_files and not data.mixture:
+        remedy = "name some with --train-file"
+        problems.append(Problem("data.train_files", "no training file is given", remedy))
+    problems += _data(data)
+    mixed = [pattern for each in data.mixture for pattern in each.files]
+    files = (
+        _files(data.train_files + mixed)
+        + _files(data.eval_files)
+        + _files(data.contamination_files)
+    )
+    files += _tasks(config)
+    adapter = config.lora.init_from
+    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    reference = config.preference.reference
+    models += _model(reference) if reference else []
+    _refuse(files, models, problems)
+
+
+def _data(data: DataConfig) -> list[Problem]:
+    """What is wrong with how files are to be read, and with a chat template."""
+    problems = []
+    checks: list[Callable[[DataConfig], None]] = [check_columns, _check_template]
+    for check in checks:
+        try:
+            check(data)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _tasks(config: RunConfig) -> list[Problem]:
+    """What is wrong with the tasks that the model is scored on."""
+    if not config.evaluation.tasks:
+        return []
+    from aift_ray.tasks import in_training
+
+    try:
+        in_training.load(config.evaluation)
+    except DataError as error:
+        return error.problems
+    return []
+
+
+def _check_template(data: DataConfig) -> None:
+    if data.chat_template:
+        from aift_ray.data.prompts.template_file import read_template
+
+        read_template(data.chat_template)
+
+
+def check_sweep(given: Given) -> None:
+    """The same for the first trial of a sweep; UserError with everything that is wrong."""
+    config, _ = separate(given.values, given.problems)
+    check_run(config)
+
+
+def check_quantization(config: QuantizeConfig, occupied: list[Problem]) -> None:
+    """The same for the model, the adapter and the rows to measure on.
+
+    Args:
+        occupied: what speaks against writing the result where it is asked for.
+    """
+    adapters = _adapter("adapter", config.adapter) if config.adapter else []
+    _refuse(_files(config.eval_files), _model(config.model) + adapters, occupied)
+
+
+def check_export(config: ExportConfig) -> None:
+    """The same for the model and the adapter."""
+    adapters = _adapter("adapter", config.adapter) if config.adapter else []
+    _refuse([], _model(config.model) + adapters, [])
+
+
+def check_merge(config: MergeConfig) -> None:
+    """The same for the models."""
+    named = [*config.models, config.base, config.prompts_from]
+    _refuse([], [problem for name in named if name for problem in _model(name)], [])
+
+
+def check_server(config: ServeConfig) -> None:
+    """The same for the model and its adapters."""
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse([], _model_or_adapter(config.model) + adapters, [])
+
+
+def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
+    """The same for the models, their adapters and the tasks.
+
+    Args:
+        tasks: what is wrong with the tasks.
+    """
+    named = [] if config.base_url else config.candidates()
+    models = [problem for name in named for problem in _model_or_adapter(name)]
+    folders = config.adapter_folders().items()
+    adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
+    _refuse(tasks, models + adapters, [])
+
+
+def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:
+    problems = list(dict.fromkeys((*data, *model, *settings)))
+    if settings or (data and model):
+        raise ConfigError(problems)
+    if problems:
+        raise (DataError if data else ModelError)(problems)
+
+
+def _files(patterns: list[str]) -> list[Problem]:
+    try:
+        # those of a bucket are known to the network alone
+        expand_files([pattern for pattern in patterns if "://" not in pattern])
+    except DataError as error:
+        return error.problems
+    return []
+
+
+def _model(name: str) -> list[Problem]:
+    """What is wrong with a model's name, or in its folder."""
+    folder = Path(name).expanduser()
+    if name not in CATALOG and folder.is_dir():
+        return folder_check.check(name, folder)
+    if name in CATALOG or is_hub_id(name):
+        return []
+    return [unknown(name)]
+
+
+def _model_or_adapter(name: str) -> list[Problem]:
+    """The same; an adapter's own folder stands for its base, with the adapter on it."""
+    alone = (Path(name).expanduser() / "adapter_config.json").is_file()
+    return [] if alone else _model(name)
+
+
+def _adapter(where: str, name: str) -> list[Problem]:
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        return []
+    what = f"{folder} holds no adapter_config.json"
+    what = what if folder.is_dir() else f"no such folder: {folder}"
+    remedy = "give the folder that training or PEFT wrote, such as RUN/model"
+    return [Problem(where, what, remedy)]

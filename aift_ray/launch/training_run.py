@@ -1,0 +1,307 @@
+"""A training run from its configuration to its summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aift_ray.config import RunConfig
+from aift_ray.engine.job import Job
+from aift_ray.engine.metrics import PROGRESS, STOP
+from aift_ray.errors import ConfigError, Interrupted
+from aift_ray.ray_backend.ray_tokenize import encode_of
+from aift_ray.runs import (
+    local_run,
+    resume_check,
+    run_dir,
+    run_dir_check,
+    terminal,
+    worker_resources,
+)
+from aift_ray.runs.callback_events import Listener
+from aift_ray.runs.execution import execute, exit_status, stop_signals
+from aift_ray.runs.prepare import Preparation, prepare
+from aift_ray.runs.progress import Follower, doing
+from aift_ray.runs.supervise import Attempt
+from aift_ray.utils.drivers import usable_gpus
+from aift_ray.utils.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run(
+    config: RunConfig,
+    dry_run: bool = False,
+    started: float | None = None,
+    attempt: Attempt | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train as `config` says; returns the summary.
+
+    Args:
+        dry_run: show what would be done, and do nothing.
+        started: when the run was asked for, as time.time() counts; None: now.
+        attempt: this process is a child of the command, which starts another one where it is lost:
+            a single worker on this machine needs no Ray. None: it is not.
+        callbacks: told in this process of steps, evaluations and checkpoints; those of worker 0
+            alone under torchrun.
+
+    Raises:
+        UserError: the input is wrong; nothing was started.
+        Interrupted: stopped on request, with a checkpoint.
+        TrainingError: failed after the start.
+    """
+    if config.training.local_rank >= 0:
+        return _run_joined(config, started, callbacks)
+    folder, again = run_dir_check.output_folder(config), attempt is not None and attempt.number > 0
+    listener = Listener(folder, callbacks)
+    if resume_check.done(config, folder):
+        terminal.console.print(f"the run in {folder} is done: nothing to do")
+        return run_dir.summary(folder)
+    resume = _resume_point(config, folder, again)
+    if dry_run:
+        _show_dry_run(config, folder, resume)
+        return {}
+    if attempt and config.worker_range(local_gpus(config)) == (1, 1):
+        return _run_alone(config, folder, resume, started, attempt)
+    return _run_on_ray(config, folder, resume, started, listener)
+
+
+def _run_alone(
+    config: RunConfig, folder: Path, resume: Path | None, started: float | None, attempt: Attempt
+) -> dict[str, Any]:
+    """As a child of the command, by itself."""
+    quiet()
+    there, again = local_gpus(config), attempt.number > 0
+    gpus = gpus_used(config, there)
+    prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
+    each = config.parallel.gpus_a_worker if gpus else 0
+    worker_resources.check_resources(config.ray, 1, each, worker_resources.of_machine(there))
+    job, tokenizer = prepared.job, prepared.encoder.tokenizer
+    # the encoder's copies of a large vocabulary
+    del prepared
+    local_run.make_room()
+    go = partial(local_run.attempt_it, job, gpus > 0, tokenizer, attempt)
+    # the command has no callbacks
+    return _train(config, folder, job, go, Listener(folder, ()), again=again)
+
+
+def _run_on_ray(
+    config: RunConfig,
+    folder: Path,
+    resume: Path | None,
+    started: float | None,
+    listener: Listener,
+) -> dict[str, Any]:
+    """On workers of a cluster, or of a Ray that is started here while the rows are tokenized."""
+    from aift_ray.ray_backend import cluster, ray_trainer
+
+    with ExitStack() as stack:
+        # a cluster is joined first, for its GPUs, and one that is to tokenize is there for that
+        early = "RAY_ADDRESS" in os.environ or config.data.prepare == "ray"
+        if early:
+            joined = stack.enter_context(cluster.cluster())
+            there = int(joined.get("GPU", 0))
+        else:
+            there = local_gpus(config)
+            starting = stack.enter_context(cluster.starting_cluster())
+        gpus = gpus_used(config, there)
+        group = config.worker_range(gpus)
+        prepared = _prepared(config, folder, group, gpus > 0, resume, started)
+        each = config.parallel.gpus_a_worker if gpus else 0
+        found = joined if early else starting()
+        worker_resources.check_resources(config.ray, group[0], each, found)
+        go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
+        return _train(config, folder, prepared.job, go, listener)
+
+
+def run_here(
+    config: RunConfig, device: torch.device, callbacks: Sequence[Any] = ()
+) -> torch.nn.Module:
+    """Train as `config` says in this process alone, without Ray; returns the trained model.
+
+    Args:
+        callbacks: told of steps, evaluations and checkpoints, which wait for them.
+
+    Raises:
+        UserError, Interrupted, TrainingError: as `run`.
+    """
+    folder, trained = run_dir_check.output_folder(config), []
+    listener = Listener(folder, callbacks)
+    resume = _resume_point(config, folder)
+    prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
+
+    def go(show: Callable[[], None]) -> None:
+        job = _job(prepared, listener)
+        trained.append(local_run.work_here(job, device, show, watch=lambda _: listener.poll()))
+
+    _train(config, folder, prepared.job, go, listener, here=True)
+    model: torch.nn.Module = trained[0].module.model
+    return model
+
+
+def _job(prepared: Preparation, listener: Listener) -> Job:
+    return replace(prepared.job, events=listener.listens)
+
+
+def _resume_point(config: RunConfig, folder: Path, again: bool = False) -> Path | None:
+    """The checkpoint to go on from, where the output folder is fit to be used.
+
+    Args:
+        again: the run has begun before, and its worker was lost.
+    """
+    problems = [] if again else run_dir.check(config, folder)
+    if problems:
+        raise ConfigError(problems)
+    resume, notes = run_dir.resume_point(config, folder)
+    for note in notes:
+        terminal.console.print(note, markup=False)
+    return resume
+
+
+def _prepared(
+    config: RunConfig,
+    folder: Path,
+    group: tuple[int, int],
+    gpu: bool,
+    resume: Path | None,
+    started: float | None = None,
+    again: bool = False,
+) -> Preparation:
+    """The run, ready to start, its plan shown; or an error that says why it can't.
+
+    Args:
+        again: it has begun before, and its plan was shown.
+    """
+    with doing("reading the model and tokenizing the rows", terminal.console):
+        encode = encode_of(config.data)
+        prepared = prepare(config, folder, group[1], gpu, resume, started, encode)
+    keep = config.training.keep_checkpoints + 1
+    problems = run_dir.check_space(folder, prepared.checkpoint_bytes * keep)
+    if problems:
+        raise ConfigError(problems)
+    if not again:
+        terminal.show_plan(prepared, group, gpu)
+    return prepared
+
+
+def _run_joined(
+    config: RunConfig, started: float | None, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """As a worker of torchrun's group; worker 0 alone makes the folder and talks."""
+    from aift_ray.engine import standalone
+
+    world, gpu = standalone.world_size(), gpus_used(config, local_gpus(config)) > 0
+    folder = run_dir_check.output_folder(config)
+    listener = Listener(folder, callbacks if standalone.leads() else ())
+    if standalone.leads():
+        resume = _resume_point(config, folder)
+        prepared = _prepared(config, folder, (world, world), gpu, resume, started)
+        run_dir.start(config, folder)
+    else:
+        resume = run_dir.resume_point(config, folder)[0]
+        encode = encode_of(config.data)
+        prepared = prepare(config, folder, world, gpu, resume, started, encode)
+    quiet()
+    standalone.join_and_work(_job(prepared, listener), lambda _: listener.poll())
+    if not standalone.leads():
+        return {}
+    listener.close()
+    seconds = time.time() - prepared.job.started
+    return _ended(run_dir.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
+
+
+def gpus_used(config: RunConfig, there: int) -> int:
+    """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
+    if config.ray.use_gpu is None:
+        return there
+    return max(there, 1) if config.ray.use_gpu else 0
+
+
+def local_gpus(config: RunConfig) -> int:
+    """GPUs of this machine, where the run may take any.
+
+    Raises:
+        ConfigError: there are some that torch can't use.
+    """
+    return 0 if config.ray.use_gpu is False else usable_gpus()
+
+
+def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
+    import yaml
+
+    gpus = gpus_used(config, local_gpus(config))
+    group = config.worker_range(gpus)
+    prepared = _prepared(config, folder, group, gpus > 0, resume)
+    if "RAY_ADDRESS" not in os.environ:
+        each = config.parallel.gpus_a_worker if gpus else 0
+        local = worker_resources.of_machine(local_gpus(config))
+        worker_resources.check_resources(config.ray, group[0], each, local)
+    terminal.show_preview(prepared)
+    terminal.console.print("configuration:", style="bold")
+    text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    terminal.console.print(text, markup=False)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    job: Job,
+    go: Callable[[Callable[[], None]], None],
+    listener: Listener,
+    here: bool = False,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Do the run by `go`, which calls what shows its progress again and again.
+
+    Args:
+        here: callbacks are called by the training itself.
+        again: it has begun before; its folder stays as it is.
+    """
+    if not again:
+        run_dir.start(config, folder)
+
+    def stop(number: int) -> None:
+        if not (folder / PROGRESS).exists():
+            # nothing has been trained yet that a checkpoint could hold
+            text = f"stopped before the first step; {_how_to_go_on(folder)}"
+            raise Interrupted(text, exit_status([number]))
+        (folder / STOP).touch()
+        terminal.console.print("stopping at the end of this step, with a checkpoint")
+
+    with stop_signals(stop) as asked, Follower(folder, terminal.console) as follower:
+
+        def show() -> None:
+            follower.poll()
+            if not here:
+                listener.poll()
+
+        summary = execute(job, partial(go, show), listener.poll)
+    listener.close()
+    return _ended(summary, folder, exit_status(asked))
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"go on with --config {folder / run_dir.CONFIG} --output-dir {folder} --resume latest"
+
+
+def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
+    """Show the summary; Interrupted, with exit status `code`, where the run was stopped."""
+    terminal.show_summary(summary, folder)
+    for problem in summary.get("not_copied", ()):
+        terminal.console.print(f"not copied to the storage path: {problem}", markup=False)
+    for problem in summary.get("not_reported", ()):
+        terminal.console.print(f"not reported to {problem}", markup=False)
+    if summary["status"] == "interrupted":
+        raise Interrupted(
+            f"stopped after step {summary['steps']} with a checkpoint; {_how_to_go_on(folder)}",
+            code,
+        )
+    return summary

@@ -1,0 +1,83 @@
+"""Where the parts of a model lie: the model itself, or the base of an adapter and the adapter."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models import hub, load, provenance
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.folder_check import has_tokenizer
+from aift_ray.models.lora.adapter_folder import CONFIG, adapter_config, check_adapter, named_base
+from aift_ray.models.vocab_check import check_vocabulary
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is loaded from.
+
+    Attributes:
+        base, tokenizer: folders or Hub ids.
+        adapter: PEFT folder that goes on top of the base.
+    """
+
+    base: str
+    tokenizer: str
+    adapter: Path | None = None
+
+    def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        """The tokenizer; ModelError where it writes ids that the model `name` has no row for."""
+        tokenizer = hub.load_tokenizer(self.tokenizer)
+        check_vocabulary(name, tokenizer, hub.load_config(self.base))
+        return tokenizer
+
+
+def find_place(name: str) -> Place:
+    """Where the model of a name lies.
+
+    Args:
+        name: catalog name, Hub id, or folder of a model or an adapter.
+
+    Raises:
+        ModelError: it is missing or damaged, or the adapter's base is missing or another one.
+    """
+    folder = Path(name).expanduser()
+    if (folder / CONFIG).is_file():
+        return _adapter_place(name, folder)
+    location = hub.resolve(name)
+    changed = provenance.changed_prompts(f"model {name}", Path(location))
+    if changed:
+        raise ModelError(changed)
+    if "/" in name and name in CATALOG and location != name:
+        say_once(f"{name} is loaded from {location}")
+    return Place(location, location)
+
+
+def _adapter_place(name: str, folder: Path) -> Place:
+    where = f"adapter {name}"
+    base = adapter_config(folder, where).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        what = "it names no base model (base_model_name_or_path)"
+        raise ModelError([Problem(where, what, f"write it into {folder / CONFIG}")])
+    base = named_base(base)
+    try:
+        location = hub.resolve(base)
+    except ModelError as error:
+        what = f"it was made for the base model {base}, which can't be used"
+        remedy = f"bring the base back, or write where it is by now into {folder / CONFIG}"
+        raise ModelError([Problem(where, what, remedy), *error.problems]) from None
+    adapter = check_adapter(name, base, location, load.skeleton(location))
+    return Place(location, str(adapter) if has_tokenizer(adapter) else location, adapter)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Log a message; never a second time."""
+    _LOG.info(message)

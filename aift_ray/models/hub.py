@@ -1,0 +1,176 @@
+"""From a model's name to its folder, tokenizer and configuration; every way it can fail.
+
+Nothing here loads weights, so the command that starts a run needs none of the modelling code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from aift_ray.data.prompts.alpaca import KNOWN
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models.catalog import CATALOG, find, is_hub_id, suggestion, unknown
+from aift_ray.models.families.refusals import refusal
+from aift_ray.models.folder_check import TOKENIZERS, check
+
+# networks that once were code beside their weights, and have a class in transformers by now:
+# its name, and what its configuration calls the old numbers
+_NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
+
+
+def resolve(name: str) -> str:
+    """The folder, or the Hub id, that `name` stands for.
+
+    Raises:
+        ModelError: no such folder or catalog name and no Hub id either; or a folder that lacks
+            its config, its tokenizer or safetensors weights.
+    """
+    location = CATALOG[name].location if name in CATALOG else name
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        problems = check(name, folder)
+        if problems:
+            raise ModelError(problems)
+        return str(folder.resolve())
+    if name in CATALOG and not is_hub_id(location):
+        raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
+    if not is_hub_id(location):
+        raise ModelError([unknown(name)])
+    return location
+
+
+def tokenizer_bytes(location: str) -> int:
+    """The size of a tokenizer's file; 0 for a Hub id not on disk."""
+    file = Path(location) / TOKENIZERS[0]
+    return file.stat().st_size if file.is_file() else 0
+
+
+def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a resolved location."""
+    with explained(location):
+        # a tokenizer with code beside it: what its tokenizer.json says is used, and no code is run
+        coded = "auto_map" in get_tokenizer_config(location)
+        kind: Any = PreTrainedTokenizerFast if coded else AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(location, trust_remote_code=False)
+    entry = find(location)
+    if entry and not tokenizer.chat_template:
+        tokenizer.chat_template = KNOWN.get(entry.template)
+    return tokenizer
+
+
+def load_config(location: str) -> Any:
+    """The transformers configuration of a resolved location."""
+    with explained(location):
+        stored, _ = PreTrainedConfig.get_config_dict(location)
+        kind = stored.get("model_type")
+        if kind not in _NATIVE and kind not in CONFIG_MAPPING:
+            what = f"transformers {transformers.__version__} has no network for {location}"
+            raise ModelError([refusal(str(kind), what, None)])
+        if kind not in _NATIVE:
+            return AutoConfig.from_pretrained(location, trust_remote_code=False)
+        kind, renamed = _NATIVE[stored.pop("model_type")]
+        stored.pop("auto_map", None)
+        stored["partial_rotary_factor"] = stored.pop("rope_pct", 0.25)
+        return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
+
+
+def context(config: Any) -> int | None:
+    """Tokens of prompt and answer together that a model takes; None: any number."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if found and found > 0 else None
+
+
+def batched_context(config: Any) -> int | None:
+    """Tokens up to which texts of a batch don't change each other; None: any number.
+
+    Rotary frequencies of some kinds are chosen by the longest position of a forward pass.
+    """
+    text = config.get_text_config()
+    limit, rope = context(config), getattr(text, "rope_parameters", None) or {}
+    nested = [one for one in rope.values() if isinstance(one, dict)] or [rope]
+    for one in nested:
+        kind, original = one.get("rope_type"), one.get("original_max_position_embeddings")
+        original = original or getattr(text, "original_max_position_embeddings", None)
+        if kind == "longrope" and original and limit:
+            limit = min(limit, int(original))
+    return limit
+
+
+def stop_ids(location: str) -> list[int]:
+    """End-of-turn ids that generation_config.json names; empty for a Hub id not on disk."""
+    file = Path(location) / "generation_config.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+class explained:
+    """Turns what transformers raises for a wrong model into a ModelError."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, (ModelError, MemoryError)):
+            return
+        if type(error).__name__ == "OutOfMemoryError":
+            return
+        raise ModelError([_explanation(self.location, error)]) from error
+
+
+def _explanation(location: str, error: Exception) -> Problem:
+    where = f"model {location}"
+    if caused_by(error, GatedRepoError):
+        remedy = f"accept its terms at https://huggingface.co/{location} and set HF_TOKEN"
+        return Problem(where, "gated: the Hub wants an account that has accepted its terms", remedy)
+    if caused_by(error, RepositoryNotFoundError):
+        what = "missing: the Hub has no such model, or it is private"
+        return Problem(where, what, suggestion(location))
+    if unreachable(error):
+        return out_of_reach(location)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if caused_by(error, SafetensorError):
+        return Problem(where, f"its weights are damaged: {text}", "copy them anew")
+    return Problem(where, text)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether a model was not found because the Hub could not be asked."""
+    return caused_by(error, LocalEntryNotFoundError)
+
+
+def out_of_reach(name: str) -> Problem:
+    """What is wrong with a model that is on the Hub only, without a network."""
+    what = "missing on this machine, and the Hub can't be reached"
+    return Problem(f"model {name}", what, "check the network, or give a local folder")
+
+
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether `error`, or one that it came from, is of a kind."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None

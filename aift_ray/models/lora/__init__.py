@@ -1,0 +1,1 @@
+"""LoRA adapters: target modules, initial weights, folders."""

@@ -1,0 +1,293 @@
+"""A saved LoRA adapter: whether it belongs to a base, and every way its folder can be wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models import hub, provenance
+from aift_ray.models.catalog import CATALOG
+from aift_ray.models.families.towers import absent
+from aift_ray.models.folder_check import TOKENIZERS
+from aift_ray.models.vocab_check import check_vocabulary
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+Shapes = dict[str, tuple[int, ...]]
+
+
+def check_adapter(
+    folder: str | Path,
+    base: str,
+    location: str,
+    skeleton: PreTrainedModel,
+    name: str | None = None,
+    merging: bool = False,
+) -> Path:
+    """The adapter's folder, where it is whole and belongs to the model.
+
+    What it adapts of towers that are not loaded makes no difference to text, and is passed over.
+
+    Args:
+        folder: as the user named it.
+        base: the model as the user named it.
+        location: that model, resolved.
+        skeleton: the same without weights; it stays as it is.
+        name: of the adapter; None: its folder.
+        merging: it is to be merged, which must lose nothing.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one for another base, which is named.
+    """
+    path, where = Path(folder).expanduser(), f"adapter {name or folder}"
+    config = adapter_config(path, where)
+    beside = tuple(f"{_PREFIX}{tower}." for tower in absent(skeleton))
+    every = _stored(path, where)
+    stored = {key: shape for key, shape in every.items() if not key.startswith(beside)}
+    problems = _wrong_ranks(config, stored, path, where)
+    problems = problems or _other_base(config, path, where, base, location)
+    if not problems:
+        wanted = str(config.get("base_model_name_or_path") or "")
+        expected = _expected(path, where, skeleton)
+        problems = _misfits(stored, expected, skeleton, path, where, wanted, base)
+    if merging and len(stored) < len(every):
+        what = f"it adapts {_first([key for key in every if key not in stored])}, beside the "
+        what += "language model, which alone is merged"
+        problems.append(Problem(where, what, "merge it with plain PEFT"))
+    problems += check_prompts(path, where, skeleton.config)
+    if problems:
+        raise ModelError(problems)
+    return path.resolve()
+
+
+def adapter_config(folder: Path, where: str) -> dict[str, Any]:
+    """What adapter_config.json of a folder says; ModelError where it is none of a LoRA adapter."""
+    file = folder / CONFIG
+    if not file.is_file():
+        what = f"{folder} holds no {CONFIG}" if folder.is_dir() else f"no such folder: {folder}"
+        remedy = "give the folder that training or PEFT wrote, such as RUN/model"
+        raise ModelError([Problem(where, what, remedy)])
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError) as error:
+        raise _damaged(file, where, error) from None
+    if not isinstance(found, dict):
+        what = f"{file} holds {type(found).__name__}, expected an object"
+        raise ModelError([Problem(where, what, "copy it anew")])
+    if found.get("peft_type") != "LORA":
+        what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
+        raise ModelError([Problem(where, what)])
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _stored(folder: Path, where: str) -> Shapes:
+    """The shapes of the stored weights, all of them finite."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickled = " (adapter_model.bin is a pickle, which can run code when opened)"
+        what = f"{folder} holds no {WEIGHTS}"
+        what += pickled if (folder / "adapter_model.bin").is_file() else ""
+        raise ModelError([Problem(where, what)])
+    found, infinite = {}, []
+    try:
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                tensor = opened.get_tensor(key)
+                found[key] = tuple(tensor.shape)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    infinite.append(key)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, where, error) from None
+    if infinite:
+        what = f"{file} holds infinite or NaN weights: {_first(infinite)}"
+        raise ModelError([Problem(where, what, "take an earlier checkpoint of the run")])
+    return found
+
+
+def _damaged(file: Path, where: str, error: Exception) -> ModelError:
+    return ModelError([Problem(where, f"{file} is damaged: {error}", "copy it anew")])
+
+
+def _wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str) -> list[Problem]:
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        return [Problem(where, f"{folder / CONFIG} has rank r = {rank!r}, expected 1 or more")]
+    ranks = {shape[0] for key, shape in stored.items() if ".lora_A." in key and shape}
+    ranks |= {shape[0] for key, shape in stored.items() if key.endswith("lora_embedding_A")}
+    if not ranks:
+        return [Problem(where, f"{folder / WEIGHTS} holds no LoRA weights")]
+    # with a pattern each layer may have a rank of its own
+    if config.get("rank_pattern") or config.get("target_parameters") or ranks == {rank}:
+        return []
+    has = ", ".join(map(str, sorted(ranks)))
+    return [Problem(where, f"{folder / CONFIG} has rank r = {rank}, its weights have {has}")]
+
+
+def _other_base(
+    config: dict[str, Any], folder: Path, where: str, base: str, location: str
+) -> list[Problem]:
+    """What speaks against the adapter having been trained on the weights of `location`."""
+    try:
+        recorded = provenance.remembered(folder).get("base") or {}
+    except ValueError:
+        # told with the prompts, which are in the same file
+        return []
+    try:
+        wanted = str(config.get("base_model_name_or_path") or recorded.get("name") or "")
+        trained_on = recorded.get("weights")
+        same = _same_weights(wanted, trained_on, location)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [Problem(where, f"{base} can't be compared with its base: {error}")]
+    if same:
+        return _other_settings(folder, where, base, location)
+    what = f"it was made for another base: {wanted}, not {base}"
+    if same is None:
+        what = f"it was trained on {wanted}, and whether {base} is the same can't be told here"
+    if same is False and Path(wanted).is_dir() and Path(wanted).resolve() == Path(location):
+        what = f"it was made for another base: {base} holds other weights by now"
+        return [Problem(where, what, "bring back those it was trained on, or train it anew")]
+    if same is None and trained_on:
+        return [Problem(where, what, f"download {base} first, or give its folder")]
+    remedy = f"give --model {wanted}, or, if {base} holds the same weights, "
+    if trained_on:
+        remedy += f"remove {folder / provenance.FILE}"
+    else:
+        remedy += f"name it as base_model_name_or_path in {folder / CONFIG}"
+    return [Problem(where, what, remedy)]
+
+
+def _other_settings(folder: Path, where: str, base: str, location: str) -> list[Problem]:
+    """Settings of the base's config.json that were others when the adapter was trained."""
+    changed = provenance.changed_base(folder, location)
+    if not changed:
+        return []
+    what = f"it was trained on {base} with other settings in its config.json: {'; '.join(changed)}"
+    return [Problem(where, what, "restore them, or train the adapter again")]
+
+
+def _same_weights(wanted: str, trained_on: str | None, location: str) -> bool | None:
+    """Whether an adapter was trained on the weights of a location; None: it can't be told.
+
+    Args:
+        wanted: the base that its configuration names.
+        trained_on: the fingerprint that training has recorded; None: others have trained it.
+    """
+    named = named_base(wanted)
+    if trained_on:
+        held = provenance.identity(location)
+        # of a Hub id that is yet to be downloaded only the name is known
+        return held == trained_on if held else (named == location or None)
+    if not wanted or named == location:
+        # the shapes alone can speak against a base that is not named
+        return True
+    if not Path(location).is_dir() and not Path(named).is_dir():
+        return False
+    mine, given = provenance.identity(named), provenance.identity(location)
+    return mine == given if mine and given else None
+
+
+def named_base(name: str) -> str:
+    """The folder or Hub id that an adapter's base_model_name_or_path stands for."""
+    folder = Path(name).expanduser()
+    # a shipped model is found again wherever the package is installed by now
+    known = folder.name if folder.is_absolute() and not folder.is_dir() else name
+    if known in CATALOG:
+        name = CATALOG[known].location
+        folder = Path(name)
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def _expected(folder: Path, where: str, skeleton: PreTrainedModel) -> Shapes:
+    """The weights that PEFT asks for, which its configuration makes of the model."""
+    # it takes two seconds, and not every model has an adapter
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            config = PeftConfig.from_pretrained(str(folder))
+            if not isinstance(config, LoraConfig):
+                raise TypeError(f"PEFT reads it as {type(config).__name__}")
+            # the start of training would compute with weights that are not there
+            config.init_lora_weights = True
+            model = PeftModel(copy.deepcopy(skeleton), config, low_cpu_mem_usage=True)
+            found = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except Exception as error:
+        what = f"PEFT can't use {folder / CONFIG} on the model: {_line(error)}"
+        raise ModelError([Problem(where, what)]) from error
+    return {key: tuple(tensor.shape) for key, tensor in found.items()}
+
+
+def _misfits(
+    stored: Shapes,
+    expected: Shapes,
+    skeleton: PreTrainedModel,
+    folder: Path,
+    where: str,
+    wanted: str,
+    base: str,
+) -> list[Problem]:
+    """Weights that the model has no place for, has in another size, or that are missing."""
+    # tables of a vocabulary that PEFT has saved with an adapter
+    own = {f"{_PREFIX}{key}": tuple(t.shape) for key, t in skeleton.state_dict().items()}
+    found = []
+    for key, shape in stored.items():
+        fits = expected.get(key) or own.get(key)
+        layer = key.removeprefix(_PREFIX).rpartition(".lora_")[0] or key.removeprefix(_PREFIX)
+        if fits is None:
+            found.append(f"{layer}, which {base} does not have or {CONFIG} does not name")
+        elif fits != shape:
+            found.append(f"{layer} in another size")
+    if found:
+        what = f"it was made for another base ({wanted or 'not named'}): "
+        what += f"{folder / WEIGHTS} adapts {_first(found)}"
+        return [Problem(where, what, f"give --model {wanted}" if wanted else "")]
+    missing = [key.removeprefix(_PREFIX) for key in expected if key not in stored]
+    if missing:
+        what = f"{folder / WEIGHTS} lacks weights that {CONFIG} asks for: {_first(missing)}"
+        return [Problem(where, what, "copy it anew")]
+    return []
+
+
+def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
+    """What is wrong with the tokenizer and the chat template of a folder, where it has them.
+
+    Args:
+        model_config: of the base.
+    """
+    try:
+        if not provenance.prompts(folder):
+            return provenance.changed_prompts(where, folder)
+        tokenizer = hub.load_tokenizer(str(folder))
+    except ValueError as error:
+        return [Problem(where, str(error), "copy it anew")]
+    except ModelError as error:
+        file = next(folder / name for name in TOKENIZERS if (folder / name).is_file())
+        reasons = "; ".join(problem.what for problem in error.problems)
+        return [Problem(where, f"{file} is damaged: {reasons}", "copy it anew")]
+    changed = provenance.changed_prompts(where, folder)
+    try:
+        check_vocabulary(str(folder), tokenizer, model_config)
+    except ModelError as error:
+        return changed or [Problem(where, each.what, each.remedy) for each in error.problems]
+    return changed
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,101 @@
+"""A saved adapter as the start of a run: its settings are taken, and what contradicts them refused.
+
+The adapter may be of this package, of PEFT or of what is built on PEFT, such as TRL.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
+
+from aift_ray.config import LoRAConfig, RunConfig
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.bnb.experts_4bit import adaptable
+from aift_ray.models.load import skeleton
+from aift_ray.models.lora.adapter_folder import WEIGHTS, adapter_config, check_adapter
+from aift_ray.models.lora.attach import trained_in_fp32
+
+_FIELD = "lora.init_from"
+# how PEFT may have begun so that base and adapter are what they are without it
+_PLAIN_STARTS = (True, False, "gaussian", None)
+
+
+def adopt(config: RunConfig, location: str) -> int | None:
+    """Take the settings of the adapter that a run starts from; its number of weights.
+
+    Args:
+        config: gets rank, scale, layers and the rest; the dropout only where none is given.
+        location: the resolved base.
+
+    Returns:
+        None: the run starts from no adapter.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one for another base.
+        ConfigError: settings that are given and are not the adapter's.
+    """
+    lora = config.lora
+    if lora.init_from is None or config.method == "full":
+        return None
+    named = Path(lora.init_from).expanduser()
+    saved = adapter_config(named, _FIELD)
+    if saved.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        what = f"began as {saved['init_lora_weights']}, which has changed its base too"
+        remedy = "save it as ordinary LoRA first (PEFT: path_initial_model_for_weight_conversion)"
+        raise ConfigError([Problem(f"{_FIELD} {named}", what, remedy)])
+    model = skeleton(location)
+    folder = check_adapter(named, config.model, location, model, _FIELD)
+    sizes = _sizes(folder / WEIGHTS)
+    layers = {n.rsplit(".lora_A", 1)[0].rsplit(".", 1)[-1] for n in sizes if ".lora_A" in n}
+    found: dict[str, Any] = {
+        "r": saved["r"],
+        "lora_alpha": saved["lora_alpha"],
+        "target_modules": sorted(layers) or None,
+        "lora_dropout": saved.get("lora_dropout", 0.0),
+        "bias": saved.get("bias", "none"),
+        "use_rslora": bool(saved.get("use_rslora")),
+        "use_dora": bool(saved.get("use_dora")),
+        "modules_to_save": saved.get("modules_to_save"),
+        "experts": bool(saved.get("target_parameters")),
+    }
+    problems = []
+    for name, value in found.items():
+        own, was_given = getattr(lora, name), name in lora.model_fields_set
+        if name == "lora_dropout" and was_given:
+            continue
+        if was_given and _unordered(own) != _unordered(value):
+            what = f"{own} is not the adapter's {value}"
+            problems.append(Problem(f"lora.{name}", what, "leave it out"))
+        else:
+            setattr(lora, name, value)
+    if problems:
+        raise ConfigError(problems)
+    lora.init_from = str(folder)
+    return sum(sizes.values())
+
+
+def start_from(model: PreTrainedModel, config: LoRAConfig, folder: str) -> PeftModel:
+    """Put a saved adapter on `model`, to be trained further with the dropout of `config`."""
+    own: Any = PeftConfig.from_pretrained(folder)
+    own.lora_dropout, own.inference_mode = config.lora_dropout, False
+    with adaptable(model):
+        adapted = PeftModel.from_pretrained(model, folder, config=own, is_trainable=True)
+    return trained_in_fp32(adapted)
+
+
+def _sizes(file: Path) -> dict[str, int]:
+    """Numbers of each tensor of a safetensors file, from its header."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return {n: prod(entry["shape"]) for n, entry in header.items() if n != "__metadata__"}
+
+
+def _unordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value

@@ -1,0 +1,122 @@
+"""Which ways to spread a model over workers fit into their memory, and which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aift_ray.config import RunConfig
+from aift_ray.planning.memory_estimate import GIB, Memory
+
+METHODS = ("full", "lora", "qlora")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is trained, and how it is spread.
+
+    Attributes:
+        offload: weights, gradients and optimizer state lie in host memory.
+        stages: workers that hold a model together, of strategy pipeline.
+    """
+
+    method: str
+    strategy: str
+    offload: bool = False
+    stages: int = 0
+
+    @property
+    def flags(self) -> str:
+        """As a command line has it."""
+        more = " --parallel.offload true" if self.offload else ""
+        if self.stages:
+            more = f" --parallel.pipeline_parallel_size {self.stages}"
+        return f"--method {self.method} --strategy {self.strategy}{more}"
+
+
+Need = Callable[[Way], Memory]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a worker may use on its device and in host memory; None: not known."""
+
+    device: int | None = None
+    host: int | None = None
+
+    def holds(self, need: Memory) -> bool:
+        """Whether a worker fits, as far as is known."""
+        fits = self.device is None or need.total <= self.device
+        return fits and (self.host is None or need.host <= self.host)
+
+
+def ways(method: str, workers: int, bits: int | None, gpu: bool, whole: bool = False) -> list[Way]:
+    """The ways to train by `method`, those first that send the least.
+
+    Args:
+        whole: the optimizer needs whole weights.
+    """
+    if bits == 8 or whole:
+        return [Way(method, "ddp")]
+    shared = ("zero2", "fsdp") if workers > 1 else ()
+    offloaded = [Way(method, "fsdp", offload=True)] if gpu and not bits else []
+    return [Way(method, name) for name in ("ddp", *shared)] + offloaded
+
+
+def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:
+    """The first way that fits into a worker's `room`, and why, in two lines; or the smallest."""
+    needs = {way: need(way) for way in among}
+    small = min(among, key=lambda way: needs[way].total)
+    fits = [way for way in among if room.holds(needs[way])]
+    chosen = fits[0] if fits else small
+    there = "unknown memory" if room.device is None else f"{room.device / GIB:.1f} GiB"
+    verdict = "is the first that fits" if fits else "needs the least, and does not fit"
+    first = f"{_name(chosen)} {verdict}: {_size(needs[chosen])} of {there} a worker (computed)"
+    others = ", ".join(f"{_name(way)} {_size(needs[way])}" for way in among if way != chosen)
+    return chosen, [first, f"the others, computed: {others or 'none for a single worker'}"]
+
+
+def fitting(
+    method: str, workers: int, need: Need, room: Room, gpu: bool, whole: bool = False
+) -> list[str]:
+    """What fits into a worker's `room`, the method's own ways first, in words."""
+    found = []
+    # never chosen: it changes what a step holds, and wants micro-batches
+    for other in METHODS[METHODS.index(method) :]:
+        bits = 4 if other == "qlora" else None
+        among = ways(other, workers, bits, gpu, whole)
+        among += [Way(other, "pipeline", stages=workers)] if workers > 1 else []
+        fits = [way for way in among if room.holds(need(way))]
+        found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
+    return found
+
+
+def remedy(config: RunConfig) -> str:
+    """The nearest setting that needs less; batch x accumulation stays equal where it can."""
+    training = config.training
+    if not training.gradient_checkpointing:
+        return "--training.gradient_checkpointing true"
+    if config.data.tokens_per_micro_batch:
+        return f"--data.tokens_per_micro_batch {config.data.tokens_per_micro_batch // 2}"
+    if training.batch_size > 1:
+        size = next(
+            n for n in range(training.batch_size // 2, 0, -1) if not training.batch_size % n
+        )
+        steps = training.gradient_accumulation_steps * training.batch_size // size
+        return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
+    if config.method == "full" and training.optimizer == "adamw" and not config.parallel.divides:
+        return "--training.optimizer adamw_8bit"
+    if config.method == "full":
+        return "--method lora"
+    if config.trained_as == "lora":
+        return "--method qlora"
+    return f"--data.sequence_length {config.data.sequence_length // 2}"
+
+
+def _name(way: Way) -> str:
+    return f"{way.strategy} with offload" if way.offload else way.strategy
+
+
+def _size(need: Memory) -> str:
+    host = f" and {need.host / GIB:.1f} GiB of host memory" if need.host else ""
+    return f"{need.total / GIB:.1f} GiB{host}"

@@ -1,0 +1,264 @@
+"""How much memory a worker needs, part by part. Every figure is computed, none measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from aift_ray.planning.memory_parts import (
+    FLOAT32,
+    GIB,
+    SCALE_BITS,
+    Memory,
+    Work,
+    held_bytes,
+    moments,
+)
+from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.overheads import with_overheads
+
+# positions whose logits are in memory at once, in fp32: the logits and their gradient
+_LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
+# bytes of a position's logits by token of the vocabulary
+LOGIT_BYTES = FLOAT32 * _LOGIT_COPIES
+# of the numbers of a block's width that it keeps of a token: those in the width of the stream
+_STREAMED = 4
+# bytes of a number that dropout has left: itself in 16 bits, and whether it was left
+_DROPPED = 3
+
+__all__ = ["GIB", "LOGIT_BYTES", "Memory", "Work", "held_bytes", "memories", "memory", "moments"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What of a model lies on one device: all of it, or a stage.
+
+    Attributes:
+        tables: embeddings and output layer, 0 to 2.
+        last: whether the logits are made here.
+        in_flight: micro-batches whose activations are kept at once.
+    """
+
+    blocks: int
+    tables: int
+    last: bool = True
+    in_flight: int = 1
+
+
+def memory(shape: Shape, work: Work) -> Memory:
+    """Memory of the worker, or device, that needs the most, when it needs the most."""
+    return max(memories(shape, work), key=lambda need: need.total)
+
+
+def memories(shape: Shape, work: Work) -> list[Memory]:
+    """The same of a worker; of each stage, where there are stages."""
+    return [_most(each) for each in phases(shape, work)]
+
+
+def _most(each: dict[str, Memory]) -> Memory:
+    """Of the phases that which needs most of the device, with what any needs of the host."""
+    most = max(each.values(), key=lambda need: need.total)
+    return replace(most, host=max(need.host for need in each.values()))
+
+
+def phases(shape: Shape, work: Work) -> list[dict[str, Memory]]:
+    """Memory of a worker, or of each stage, while it loads, steps, saves and evaluates.
+
+    The trial of the longest micro-batch needs what a step does: moments are allocated before it.
+    """
+    parts = [_Part(shape.layers, 1 if shape.tied else 2)]
+    if work.strategy in ("pipeline", "model_parallel"):
+        parts = _stages(shape, work.apart, work.strategy)
+    return [
+        {name: with_overheads(need, work) for name, need in _phases(shape, part, work).items()}
+        for part in parts
+    ]
+
+
+def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
+    step, width = _step(shape, part, work), work.frozen_bytes
+    # of an evaluation nothing is kept for a backward pass
+    evaluate = replace(
+        step,
+        gradients=0,
+        activations=_block(shape, work) + (shape.largest * width if work.base_bits else 0),
+        logits=min(step.logits, _logits(shape, work, 0)),
+        cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
+    )
+    if not (work.gathers or work.split > 1):
+        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
+        if work.base_bits:
+            # each matrix is brought to the device before it is quantized
+            load = replace(load, activations=shape.largest * width)
+        return {"load": load, "step": step, "evaluate": evaluate}
+    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks;
+    # 4 bits are quantized there matrix by matrix, and what is not shared out yet is in the host
+    tables = part.tables * shape.vocabulary * shape.hidden * work.gathers
+    kept = FLOAT32 if work.full else width
+    inside = shape.linear_parameters // shape.layers * work.gathers
+    block = max(shape.largest if work.base_bits else inside, tables) * kept
+    matrices = shape.linear_parameters + shape.expert_parameters
+    waiting = held_bytes(matrices, width, work.base_bits) if work.base_bits else 0
+    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
+    load = replace(step, **empty, optimizer=0)
+    # what not all workers see is gathered tensor by tensor
+    save = replace(step, **empty)
+    largest = max(shape.largest, shape.vocabulary * shape.hidden) if work.full else 0
+    return {
+        "load": replace(load, gathered=block, host=max(load.host, waiting // work.shares)),
+        "step": step,
+        "save": replace(save, gathered=largest * FLOAT32),
+        "evaluate": evaluate,
+    }
+
+
+def _step(shape: Shape, part: _Part, work: Work) -> Memory:
+    linear, loose, adapters = _counts(shape, part, work.rank, work.split)
+    width = work.frozen_bytes
+    experts = shape.expert_parameters * part.blocks // shape.layers
+    whole = work.whole if part.last else 0
+    trained = linear + experts + loose if work.full else adapters + whole
+    blocks = linear * work.held + experts * work.expert_held
+    frozen = 0 if work.full else round(blocks) + loose * width
+    activations = _activations(shape, part, work) + _widened_experts(shape, part, work)
+    if work.full and not work.checkpointing and work.shares == 1:
+        # copies that the backward pass needs; those of shared weights are counted as gathered
+        activations += part.in_flight * linear * _copied(width)
+    if work.base_bits:
+        # one layer at a time is brought back to the width of the computation
+        activations += shape.largest * width
+    on_device, in_host = moments(trained, work.optimizer, work.full)
+    need = Memory(
+        weights=frozen + shape.beside * width + trained * FLOAT32,
+        gradients=trained * FLOAT32,
+        optimizer=on_device,
+        activations=activations,
+        logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
+        process=work.process,
+        host=in_host,
+        copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
+    )
+    if not work.gathers:
+        return need
+    scales = round((linear + experts) * SCALE_BITS / 8) if work.base_bits == 4 else 0
+    outside = loose * (FLOAT32 if work.full else width)
+    return _shared_out(need, work, shape.layers, blocks, loose * width, scales, outside)
+
+
+def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
+    """Weights of the linear layers, of all else, and of adapters."""
+    if shape.counted:
+        # a model that is split matrix by matrix is never one that had to be counted
+        tables = shape.vocabulary * shape.hidden
+        inside = (shape.loose - tables * (1 if shape.tied else 2)) * part.blocks // shape.layers
+        linear = shape.linear_parameters * part.blocks // shape.layers
+        adapters = shape.adapter_parameters(rank) * part.blocks // shape.layers
+        return linear, inside + part.tables * tables, adapters
+    linear = part.blocks * sum(a * b for a, b in shape.linear_shapes) // split
+    norms = part.blocks * (2 * shape.hidden + shape.extra) + (shape.hidden if part.last else 0)
+    loose = norms + part.tables * shape.vocabulary * shape.hidden // split
+    # of an adapter, the half at the cut is split with its layer
+    columns = sum(a + b // split for a, b in shape.column_shapes)
+    rows = sum(a // split + b for a, b in shape.row_shapes)
+    return linear, loose, part.blocks * rank * (columns + rows)
+
+
+def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
+    """Bytes of copies of the experts of a block, in the width of the computation.
+
+    They are dequantized, and PEFT adds an adapter to all of them: the backward pass needs the
+    result, and makes a gradient of its size.
+    """
+    if work.full:
+        return 0
+    block, quantized = shape.block_experts * work.frozen_bytes, work.base_bits == 4
+    kept = block * (quantized or shape.adapts_experts)
+    blocks = 1 if work.checkpointing else part.in_flight * part.blocks
+    return kept * blocks + block * shape.adapts_experts * (1 + quantized)
+
+
+def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
+    """Blocks dealt out evenly; of a pipeline (1F1B), earlier stages keep more micro-batches."""
+    stages = []
+    for stage in range(number):
+        first, last = stage == 0, stage == number - 1
+        blocks = shape.layers * (stage + 1) // number - shape.layers * stage // number
+        tables = 1 if first and last and shape.tied else first + last
+        in_flight = number - stage if strategy == "pipeline" else 1
+        stages.append(_Part(blocks, tables, last, in_flight))
+    return stages
+
+
+def _activations(shape: Shape, part: _Part, work: Work) -> int:
+    block = _block(shape, work)
+    if not work.checkpointing:
+        return part.in_flight * part.blocks * block
+    kept = work.tokens * work.stream_bytes * shape.hidden // work.split
+    return part.in_flight * part.blocks * kept + block
+
+
+def _block(shape: Shape, work: Work) -> int:
+    """Bytes that a block keeps for its backward pass."""
+    width = work.frozen_bytes
+    numbers = 10 * shape.hidden + 4 * shape.feed_forward + shape.routed
+    # where matrices are split, so are the positions in between; two gathered copies come on top
+    token = numbers * width + _STREAMED * shape.hidden * (work.stream_bytes - width)
+    # a CPU keeps what was left, and which, in full width
+    dropped = 2 * work.frozen_bytes if work.process else _DROPPED
+    token += round(shape.adapted_inputs * dropped) if work.dropout and not work.full else 0
+    inside = work.tokens * token // work.split
+    return inside + (work.tokens * width * 2 * shape.hidden if work.split > 1 else 0)
+
+
+def _logits(shape: Shape, work: Work, width: int) -> int:
+    """Bytes of a piece's logits; where the output layer is trained, of its gradient too.
+
+    Args:
+        width: bytes of a weight in the computation, where the output layer is trained; else 0.
+    """
+    tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
+    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
+    # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
+    trained = _copied(width) + width + FLOAT32 if width else 0
+    return logits + shape.vocabulary * shape.hidden * trained
+
+
+def _copied_of(size: int, work: Work) -> int:
+    """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
+    return size // (work.workers // max(work.apart, 1) or 1)
+
+
+def _copied(width: int) -> int:
+    """Bytes of the copy of a trained weight in the `width` of the computation."""
+    return width if width < FLOAT32 else 0
+
+
+def _shared_out(
+    need: Memory, work: Work, layers: int, blocks: float, loose: int, scales: int, outside: int
+) -> Memory:
+    """The need of one of several who share a model out, or of one who keeps it in host memory.
+
+    Args:
+        blocks: bytes of the weights of all blocks, as they are gathered.
+        loose: of all else.
+        scales: of 4-bit weights, which are whole on each worker.
+        outside: of all that is outside the blocks, in the width of its gradients.
+    """
+    # gathered besides: all blocks, or two of them, the one in use and the next
+    used = 1.0 if work.strategy in ("zero1", "zero2") else min(1, 2 / layers)
+    shared = need.gradients // work.shares
+    gradients = need.gradients if work.strategy == "zero1" else shared
+    weights = (need.weights - scales) // work.shares + scales
+    optimizer = need.optimizer // work.shares
+    # FSDP gathers what is outside the blocks in one piece, as large as any, in a stream of its
+    # own, whose memory no other stream uses; of full training it reduces one in fp32 likewise
+    buffers = round(max(loose, blocks / layers))
+    if work.full:
+        buffers += round(max(outside, blocks / layers * FLOAT32 / work.frozen_bytes))
+    need = replace(need, gathered=round(used * blocks) + loose)
+    need = replace(need, buffers=buffers if work.shares > 1 else 0)
+    if not work.offload:
+        return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
+    # a block's gradient, and that of all else, before they are reduced and moved
+    moving = round(blocks / layers + loose) if work.full else gradients
+    host = weights + gradients + optimizer
+    return replace(need, weights=0, gradients=moving, optimizer=0, host=host)

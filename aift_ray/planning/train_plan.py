@@ -1,0 +1,252 @@
+"""Every way to train a model on given cards: memory, speed, and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aift_ray.config.plan_config import PlanConfig
+from aift_ray.config.section import memory_bytes
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.planning import speed
+from aift_ray.planning.gpu_specs import CARDS, Card, of_memory
+from aift_ray.planning.measured_rates import kept
+from aift_ray.planning.memory_estimate import memory, phases
+from aift_ray.planning.memory_parts import GIB, Memory, Work
+from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.speed import Speed
+from aift_ray.planning.tp_support import unfit
+
+_SHORTEST = 256
+# estimates closer than this say nothing; what sends less is named
+_AS_FAST = 0.97
+# the same settings of `train`, by the names that they have here
+_FLAGS = {
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "optimizer": "training.optimizer",
+    "sequence_length": "data.sequence_length",
+    "r": "lora.r",
+    "lora_dropout": "lora.lora_dropout",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The cards, and what may be used of them.
+
+    Attributes:
+        room: bytes of each card.
+        host: bytes of host memory; None: not known.
+    """
+
+    card: Card
+    gpus: int
+    room: int
+    host: int | None
+
+    @classmethod
+    def of(cls, config: PlanConfig) -> Machine:
+        """That of the settings.
+
+        Raises:
+            ConfigError: what was measured is asked for, and nothing was.
+        """
+        given = config.gpu_memory and memory_bytes(config.gpu_memory)
+        name = config.gpu or (of_memory(given) if given else "a5000")
+        card = _measured() if name == "measured" else CARDS[name]
+        host = memory_bytes(config.host_memory) if config.host_memory else None
+        return cls(card, config.gpus, given or card.bytes, host)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One strategy on these cards.
+
+    Attributes:
+        strategy: with `, offload` where weights and states are in host memory.
+        memory: of the fuller card at its peak; None: the strategy can't be.
+        phase: when that is.
+        host: bytes of host memory of all workers; with the copy of a checkpoint where one is made.
+        limit: what limits it: why it does not fit or can't be, else what takes most of the time.
+        nearest: settings with which it fits, where it does not; empty: none was found.
+        command: to type, with those settings; "": there is none.
+    """
+
+    strategy: str
+    memory: Memory | None
+    phase: str
+    host: int
+    fits: bool
+    limit: str
+    speed: Speed | None = None
+    nearest: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+
+def _measured() -> Card:
+    rates = kept()
+    if rates is None:
+        what = "nothing was measured on this machine"
+        raise ConfigError([Problem("gpu", what, "type aift-ray doctor --bench first")])
+    return rates.card("bf16")
+
+
+def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Way]:
+    """Every strategy, in the order in which they send more."""
+    return [_way(config, numbers, shape, name) for name in _strategies(config)]
+
+
+def best(ways: list[Way]) -> Way | None:
+    """The first that fits and is as fast as any, to a few percent; None: none fits."""
+    rates = [(way, way.speed.tokens_per_second) for way in ways if way.fits and way.speed]
+    most = max((rate for _, rate in rates), default=0.0)
+    return next((way for way, rate in rates if rate >= _AS_FAST * most), None)
+
+
+def _strategies(config: PlanConfig) -> list[str]:
+    offload = [] if config.method == "qlora" else ["fsdp, offload"]
+    if config.gpus == 1:
+        return ["ddp", *offload]
+    shared = ["zero1", "zero2", "fsdp", *offload]
+    return ["ddp", *shared, "tensor", "pipeline", "model_parallel"]
+
+
+def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> Way:
+    refused = _refused(config, numbers, shape, strategy)
+    if refused:
+        return Way(strategy, None, "", 0, False, refused)
+    machine, work = Machine.of(config), _work(config, strategy)
+    parts = max(phases(shape, work), key=lambda part: max(need.total for need in part.values()))
+    phase = max(parts, key=lambda name: parts[name].total)
+    need = replace(parts[phase], host=max(each.host for each in parts.values()))
+    lack = _lack(need, machine, work)
+    rows, steps = config.sequence_length, config.gradient_accumulation_steps
+    fast = speed.training(shape, work, machine.card, rows, steps)
+    if not lack:
+        host = (need.host + _copy(need, machine, work)) * work.workers
+        command = _command(config, strategy, machine)
+        return Way(strategy, need, phase, host, True, fast.limit, fast, command=command)
+    found = next(_nearer(config, numbers, shape, strategy), {})
+    command = _command(config.model_copy(update=found), strategy, machine) if found else ""
+    host = need.host * work.workers
+    return Way(strategy, need, phase, host, False, lack, fast, found, command)
+
+
+def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
+    """Why a strategy can't train the model; "": it can."""
+    if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
+        return f"{config.optimizer} needs whole weights"
+    if strategy in ("pipeline", "model_parallel") and config.gpus > shape.layers:
+        return f"{config.gpus} parts can't be made of {shape.layers} blocks"
+    if strategy != "tensor":
+        return ""
+    text = dict(numbers)
+    problems = unfit(text, config.gpus, [], config.method == "qlora")
+    return problems[0].what if problems else ""
+
+
+def _work(config: PlanConfig, strategy: str) -> Work:
+    name, _, offload = strategy.partition(", ")
+    alone = name == "model_parallel"
+    return Work(
+        "full" if config.method == "full" else "lora",
+        config.r,
+        config.batch_size * config.sequence_length,
+        2,
+        config.gradient_checkpointing,
+        4 if config.method == "qlora" else None,
+        name,
+        1 if alone else config.gpus,
+        apart=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
+        offload=bool(offload),
+        optimizer=config.optimizer,
+        dropout=config.lora_dropout > 0,
+        gpu=True,
+        copies=True,
+    )
+
+
+def _copy(need: Memory, machine: Machine, work: Work) -> int:
+    """Bytes of a worker's copy of a checkpoint, which is made where host memory holds it."""
+    both = (need.host + need.copied) * work.workers
+    return need.copied if machine.host is None or both <= machine.host else 0
+
+
+def _lack(need: Memory, machine: Machine, work: Work) -> str:
+    """What is missing for a way to fit; "": nothing."""
+    if need.total > machine.room:
+        return f"{(need.total - machine.room) / GIB:.1f} GiB too little on the card"
+    host = need.host * work.workers
+    if machine.host is not None and host > machine.host:
+        return f"{(host - machine.host) / GIB:.1f} GiB too little in the host"
+    return ""
+
+
+def _nearer(
+    config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
+) -> Iterator[dict[str, Any]]:
+    """Settings with which a strategy fits, those that change least first."""
+    machine = Machine.of(config)
+    for changes in _changes(config):
+        changed = config.model_copy(update=changes)
+        if _refused(changed, numbers, shape, strategy):
+            continue
+        work = _work(changed, strategy)
+        if not _lack(memory(shape, work), machine, work):
+            yield changes
+
+
+def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
+    """Changes by memory that they save, each on top of those before; the global batch stays."""
+    changes: dict[str, Any] = {}
+    if not config.gradient_checkpointing:
+        changes = {"gradient_checkpointing": True}
+        yield changes
+    size, steps = config.batch_size, config.gradient_accumulation_steps
+    for smaller in (n for n in range(size - 1, 0, -1) if not size % n):
+        changes = changes | {
+            "batch_size": smaller,
+            "gradient_accumulation_steps": steps * size // smaller,
+        }
+        yield changes
+    if config.method == "full" and config.optimizer == "adamw":
+        yield changes | {"optimizer": "adamw_8bit"}
+    length = config.sequence_length // 2
+    while length >= _SHORTEST:
+        yield changes | {"sequence_length": length}
+        if config.method == "full" and config.optimizer == "adamw":
+            yield changes | {"optimizer": "adamw_8bit", "sequence_length": length}
+        length //= 2
+
+
+def _command(config: PlanConfig, strategy: str, machine: Machine) -> str:
+    """The command that trains so."""
+    name, _, offload = strategy.partition(", ")
+    words = ["aift-ray train", f"--model {config.model}", f"--method {config.method}"]
+    words.append(f"--strategy {name}")
+    if name == "model_parallel":
+        each = f"{machine.room / 1e9:.1f}GB"
+        sizes = ",".join(f"{number}={each}" for number in range(machine.gpus))
+        words.append(f"--parallel.max_memory_per_gpu {sizes}")
+    else:
+        words.append(f"--num-workers {machine.gpus}")
+    words += ["--parallel.offload true"] if offload else []
+    if config.gpu_memory and name != "model_parallel":
+        words.append(f"--parallel.gpu_memory {config.gpu_memory}")
+    adapters = config.method != "full"
+    for setting, flag in _FLAGS.items():
+        if flag.startswith("lora.") and not adapters:
+            continue
+        value = getattr(config, setting)
+        always = setting in ("batch_size", "gradient_accumulation_steps", "sequence_length")
+        if always or value != type(config).model_fields[setting].default:
+            words.append(f"--{flag} {str(value).lower() if isinstance(value, bool) else value}")
+    return " ".join([*words, "--train-file rows.jsonl"])
+
+
+def with_method(config: PlanConfig, method: str) -> PlanConfig:
+    """The same by another method."""
+    return config.model_copy(update={"method": method})

@@ -1,0 +1,44 @@
+"""The replicas of a deployment on Ray Serve, as one of them reaches the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import DeploymentActorConfig
+
+from aift_ray.ray_backend.adapter_registry import Shelf
+from aift_ray.serving.adapter_record import Recorded
+
+_NAME = "adapters"
+
+
+def shelf(adapters: dict[str, Recorded]) -> DeploymentActorConfig:
+    """The shelf of a deployment that starts with these adapters."""
+    return DeploymentActorConfig(name=_NAME, actor_class=Shelf, init_args=(adapters,))
+
+
+class Replicas:
+    """The Fleet of a replica; each replica's `perform` calls a method of its Service."""
+
+    async def recorded(self) -> dict[str, Recorded]:
+        """The adapters that every replica has to have, by name."""
+        shelf_ = serve.get_deployment_actor(_NAME)
+        found: dict[str, Recorded] = await shelf_.adapters.remote()
+        return found
+
+    async def record(self, name: str, wanted: Recorded | None) -> None:
+        """Tell replicas that are yet to start of an adapter; None: no more of it."""
+        await serve.get_deployment_actor(_NAME).put.remote(name, wanted)
+
+    async def everywhere(self, method: str, *args: Any) -> list[Any]:
+        """What a method of each replica's Service answers; dead replicas answer nothing."""
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        response = handle.broadcast("perform", method, *args)
+        answers = await response.results_async(return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, RayActorError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, Exception)]

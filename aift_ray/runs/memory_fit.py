@@ -1,0 +1,215 @@
+"""Whether a run fits into the memory of its workers, by arithmetic, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psutil
+
+from aift_ray.config import RunConfig
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.model_stats import Measured
+from aift_ray.planning.candidates import Need, Room, Way, choose, fitting, remedy, ways
+from aift_ray.planning.memory_estimate import GIB, Memory, Work, memory, moments
+from aift_ray.planning.model_shape import Shape
+from aift_ray.utils.host_memory import host_cpus
+
+# what a worker on a CPU holds of libraries, and of each byte of its tokenizer's file; measured with
+# torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights. One of
+# several has Ray in its process besides
+_LIBRARIES, _OF_TOKENIZER, _RAY = round(0.51 * GIB), 8, round(0.1 * GIB)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What counts where workers compute on CPUs: their memory is all of a process.
+
+    Attributes:
+        tokenizer: bytes of its file.
+        targets: supervised tokens of a micro-batch at most.
+    """
+
+    tokenizer: int
+    targets: int
+
+
+def needs(
+    config: RunConfig,
+    shape: Shape,
+    tokens: int,
+    workers: int,
+    gpu: bool,
+    whole: int,
+    host: Host | None = None,
+) -> Need:
+    """The memory of a worker by the way the model is spread.
+
+    Args:
+        shape: the model's numbers.
+        tokens: of the longest micro-batch.
+        whole: weights trained as a whole beside the adapters.
+    """
+    held = None if _on_gpus(config, gpu) else host
+    process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
+    process += _RAY if held and workers > 1 else 0
+
+    training, planned = config.training, _on_gpus(config, gpu)
+
+    def need(way: Way) -> Memory:
+        bits = (config.base_bits or 4) if way.method == "qlora" else None
+        work = Work(
+            "full" if way.method == "full" else "lora",
+            config.lora.r,
+            tokens,
+            width(config, gpu),
+            training.gradient_checkpointing,
+            bits,
+            way.strategy,
+            workers,
+            whole,
+            way.stages or config.parallel.apart,
+            way.offload,
+            training.optimizer,
+            dropout=config.lora.lora_dropout > 0,
+            gpu=planned,
+            copies=planned and training.async_save,
+            answer_tokens=answer_tokens(config),
+            process=process,
+            targets=held.targets if held else None,
+        )
+        return memory(shape, work)
+
+    return need
+
+
+def answer_tokens(config: RunConfig) -> int:
+    """Tokens of the prompts and answers that an evaluation makes at once."""
+    training = config.training
+    rows = min(training.exact_match_rows, training.exact_match_batch_size)
+    matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
+    if not config.evaluation.tasks:
+        return matched
+    # prompts of tasks are of no known length here; most are shorter than a training row
+    return max(matched, config.evaluation.batch_size * config.data.sequence_length)
+
+
+def _on_gpus(config: RunConfig, gpu: bool) -> bool:
+    """Whether GPUs are planned for; memory given for them speaks of a run on them."""
+    return gpu or config.parallel.gpu_memory is not None
+
+
+def width(config: RunConfig, gpu: bool) -> int:
+    """Bytes of a weight that is not trained."""
+    planned = _on_gpus(config, gpu)
+    narrow = planned if config.training.precision == "auto" else config.training.precision != "fp32"
+    return 2 if narrow else 4
+
+
+def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
+    """Choose the strategy where it is `auto`; why, in two lines.
+
+    Raises:
+        ConfigError: the run does not fit into the memory of its workers; with what does.
+    """
+    parallel, method = config.parallel, config.trained_as
+    why: list[str] = []
+    if parallel.strategy == "model_parallel":
+        # held against each device when its layers are laid out
+        return why
+    room = _room(config, workers, gpu)
+    if parallel.strategy == "auto":
+        whole = config.training.optimizer != "adamw"
+        among = ways(method, workers, config.base_bits, gpu, whole)
+        way, why = choose(among, need, room)
+        # validated as any other assignment
+        parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
+    # a machine's memory is not for its workers alone: it chooses, and refuses nothing
+    if not (gpu or parallel.gpu_memory):
+        return why
+    wanted = need(Way(method, parallel.strategy, parallel.offload))
+    if not room.holds(wanted):
+        raise ConfigError([_misfit(config, wanted, need, workers, room)])
+    return why + _settle_saving(config, wanted, room)
+
+
+def _settle_saving(config: RunConfig, wanted: Memory, room: Room) -> list[str]:
+    """Write checkpoints without a copy where host memory does not hold one; why, in a line."""
+    both = wanted.host + wanted.copied
+    if not wanted.copied or room.host is None or both <= room.host:
+        return []
+    what = (
+        f"the copy of a checkpoint takes {wanted.copied / GIB:.1f} GiB of host memory a worker"
+        f"{f' beside {wanted.host / GIB:.1f}' if wanted.host else ''}, and there are "
+        f"{room.host / GIB:.1f}"
+    )
+    if "async_save" in config.training.model_fields_set:
+        raise ConfigError([Problem("training.async_save", what, "use --training.async_save false")])
+    config.training.async_save = False
+    return [f"training.async_save is off: {what}"]
+
+
+def settle_cpus(config: RunConfig, workers: int) -> None:
+    """Choose the CPUs of a worker where they are not given.
+
+    With offload the norm of the gradients and the optimizer's step are computed in host memory.
+    """
+    if config.ray.cpus_per_worker is not None:
+        return
+    # what a cluster elsewhere has on each of its machines is not known from here
+    share = config.parallel.offload and "RAY_ADDRESS" not in os.environ
+    cpus = host_cpus() // workers if share else 1
+    config.ray.cpus_per_worker = max(1.0, float(cpus))
+
+
+def own(config: RunConfig, need: Need) -> Memory:
+    """The memory of a worker as the run is configured."""
+    parallel = config.parallel
+    return need(Way(config.trained_as, parallel.strategy, parallel.offload))
+
+
+def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:
+    sizes = {"the device": room.device, "the host": room.host}
+    there = [f"{size / GIB:.1f} GiB on {where}" for where, size in sizes.items() if size]
+    what = (
+        f"{config.trained_as} training under {config.parallel.strategy} needs "
+        f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
+        f"and there are {' and '.join(there)}"
+    )
+    whole = config.training.optimizer != "adamw"
+    fits = fitting(config.trained_as, workers, need, room, gpu=True, whole=whole)
+    return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
+
+
+def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
+    """What a worker may use; of another machine only what the user has said is known."""
+    given = config.parallel.gpu_bytes
+    if "RAY_ADDRESS" in os.environ:
+        return Room(given)
+    # not what is free now: each process of a torchrun group must choose alike
+    host = psutil.virtual_memory().total // workers
+    if given is not None:
+        # without GPUs it speaks of another machine
+        return Room(given, host if gpu else None)
+    if not gpu:
+        return Room(host)
+    import torch
+
+    numbers = range(torch.cuda.device_count())
+    sizes = [torch.cuda.get_device_properties(n).total_memory for n in numbers]
+    return Room(min(sizes, default=None), host)
+
+
+def sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int, int, int]:
+    """Weights of the model, weights that are trained, bytes of a checkpoint; all computed.
+
+    Args:
+        adapter: weights of the saved adapter that the run starts from; None: it has new ones.
+    """
+    shape, trained = model.shape, model.shape.adapter_parameters(config.lora.r) + model.whole
+    trained = trained if adapter is None else adapter
+    if config.method == "full":
+        trained = shape.parameters - shape.beside
+    # trained weights in fp32, and their moments
+    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))

@@ -1,0 +1,180 @@
+"""What `aift-ray plan` tells: tables for people, JSON for scripts. Needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aift_ray.config import PlanConfig
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.config_stats import Numbers, numbers_of
+from aift_ray.planning import train_plan
+from aift_ray.planning.memory_parts import GIB
+from aift_ray.planning.serve_plan import Served, served
+from aift_ray.planning.train_plan import Machine, Way
+
+METHODS = ("full", "lora", "qlora")
+_SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
+_LEFT_OUT = ("host", "copied")
+_BASIS = {
+    False: "Everything is computed, nothing measured",
+    True: "Everything is computed, from rates that were measured",
+}
+
+
+def run(config: PlanConfig) -> int:
+    """Plan, and print it; the exit status.
+
+    Raises:
+        UserError: the model, or a length that it does not take.
+    """
+    numbers = numbers_of(config.model)
+    if numbers.context and config.sequence_length > numbers.context:
+        what = f"{config.sequence_length} is not allowed: the model takes at most {numbers.context}"
+        remedy = f"use --sequence-length {numbers.context}"
+        raise ConfigError([Problem("sequence_length", f"{what} tokens", remedy)])
+    ways = train_plan.trained(config, numbers.config, numbers.shape)
+    held = served(config, numbers.config, numbers.shape)
+    if config.as_json:
+        found = as_data(config, numbers, ways, held)
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(_lines(config, numbers, ways, held)))
+    return 0
+
+
+def as_data(
+    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+) -> dict[str, Any]:
+    """All of it; memory in bytes."""
+    machine, best = Machine.of(config), train_plan.best(ways)
+    return {
+        "model": config.model,
+        "parameters": numbers.shape.parameters,
+        "source": numbers.source,
+        "method": config.method,
+        "gpu": asdict(machine.card),
+        "gpus": machine.gpus,
+        "gpu_memory": machine.room,
+        "host_memory": machine.host,
+        "tokens_per_micro_step": config.batch_size * config.sequence_length,
+        "best": best.strategy if best else None,
+        "strategies": [_way_data(config, way) for way in ways],
+        "serving": [asdict(server) for server in servers],
+    }
+
+
+def _way_data(config: PlanConfig, way: Way) -> dict[str, Any]:
+    speed = way.speed
+    return {
+        "strategy": way.strategy,
+        "fits": way.fits,
+        "memory": way.memory and asdict(way.memory) | {"total": way.memory.total},
+        "phase": way.phase or None,
+        "host_memory": way.host,
+        "limit": way.limit,
+        "tokens_per_second": speed and speed.tokens_per_second,
+        "hours": speed and speed.hours(config.tokens),
+        "seconds_of_a_step": speed and dict(speed.seconds),
+        "nearest": dict(way.nearest),
+        "command": way.command or None,
+    }
+
+
+def _lines(
+    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+) -> list[str]:
+    machine, best = Machine.of(config), train_plan.best(ways)
+    card = machine.card
+    host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
+    rows = config.batch_size * config.sequence_length
+    source = "measured" if card.measured else "data sheet"
+    lines = [
+        f"{config.model}: {numbers.shape.parameters:,} parameters ({numbers.source})",
+        f"{machine.gpus} x {card.name}, {machine.room / GIB:.1f} GiB each{host}; "
+        f"{card.tflops:.4g} TFLOPS, {card.bandwidth:.4g} GB/s, "
+        f"{'from the host' if card.measured else 'PCIe'} {card.pcie:.4g} GB/s ({source})",
+        f"{config.method}, {config.gradient_accumulation_steps} micro-steps a worker of "
+        f"{config.batch_size} x {config.sequence_length} = {rows:,} tokens",
+        f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
+        "",
+        *_table(config, ways),
+        "",
+    ]
+    lines += _what_to_type(config, numbers, ways, best)
+    return [*lines, "", *_serving(config, machine, servers)]
+
+
+def _table(config: PlanConfig, ways: list[Way]) -> list[str]:
+    needs = [way.memory for way in ways if way.memory]
+    names = [name for name in vars(needs[0]) if name not in _LEFT_OUT] if needs else []
+    names = [name for name in names if any(getattr(need, name) for need in needs)]
+    head = ["strategy", "fits", "in all", *(_SHOWN.get(n, n) for n in names), "host"]
+    head += ["tokens/s", f"h for {config.tokens / 1e6:g}M", "what limits it"]
+    rows = [head]
+    for way in ways:
+        if way.memory is None or way.speed is None:
+            rows.append([way.strategy, "-", *[""] * (len(head) - 3), way.limit])
+            continue
+        sizes = [way.memory.total, *(getattr(way.memory, name) for name in names)]
+        figures = [f"{size / GIB:.1f}" if size else "" for size in sizes]
+        speed = way.speed
+        rate = [f"{speed.tokens_per_second:,.0f}", f"{speed.hours(config.tokens):,.1f}"]
+        at = f" (while it {way.phase}s)" if way.phase not in ("", "step") else ""
+        host = f"{way.host / GIB:.1f}" if way.host else ""
+        fits = "yes" if way.fits else "no"
+        rows.append([way.strategy, fits, *figures, host, *rate, way.limit + at])
+    return _aligned(rows)
+
+
+def _what_to_type(
+    config: PlanConfig, numbers: Numbers, ways: list[Way], best: Way | None
+) -> list[str]:
+    if best:
+        return [f"the fastest that fits, {best.strategy}:", f"  {best.command}"]
+    lines = ["no strategy fits as it is. What does:"]
+    for way in ways:
+        if way.nearest:
+            changes = ", ".join(f"{name} {value}" for name, value in way.nearest.items())
+            lines += [f"  {way.strategy} with {changes}:", f"    {way.command}"]
+    for method in METHODS[METHODS.index(config.method) + 1 :]:
+        other = train_plan.with_method(config, method)
+        found = train_plan.best(train_plan.trained(other, numbers.config, numbers.shape))
+        if found:
+            lines += [f"  {method}, {found.strategy}:", f"    {found.command}"]
+    return lines if len(lines) > 1 else ["no strategy fits: use more or larger cards"]
+
+
+def _serving(config: PlanConfig, machine: Machine, servers: list[Served]) -> list[str]:
+    head = ["serving", "cards", "weights", "KiB a token", f"requests of {config.sequence_length}"]
+    engines = ("vllm", "transformers")
+    head += ["vllm, 1 at once", "16 at once", "transformers, 1", "16 at once"]
+    rows = [head]
+    for server in servers:
+        rates = [_rate(server.rates, engine, number) for engine in engines for number in (1, 16)]
+        figures = [str(server.cards), f"{server.weights / GIB:.1f}", f"{server.token / 1024:g}"]
+        rows.append([f"{server.bits} bits", *figures, f"{server.requests:,}", *rates])
+    lines = _aligned(rows)
+    if machine.gpus > 1:
+        lines.append("(of one replica)")
+    commands = [f"  {server.command}" for server in servers if server.command]
+    return ["tokens/s by engine and number of answers made at once:", *lines, *commands]
+
+
+def _rate(rates: Mapping[str, Mapping[int, float]], engine: str, rows: int) -> str:
+    found = rates.get(engine, {}).get(rows)
+    return f"{found:,.0f}" if found else "-"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            cell.ljust(width) if at in (0, last) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

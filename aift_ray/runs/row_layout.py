@@ -1,0 +1,73 @@
+"""How the rows of a run become its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from aift_ray.config import RunConfig
+from aift_ray.data import token_cache
+from aift_ray.data.batch_plan import BatchPlan
+from aift_ray.engine import lr_scheduler
+from aift_ray.engine.step_plan import plan_batches, split, total_steps
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.families.family_support import Support
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a run are laid out.
+
+    Attributes:
+        longest: tokens of the longest micro-batch.
+        most_targets: supervised tokens that a micro-batch has at most.
+        steps: of the whole run.
+        rate: the learning rate's schedule, in words.
+        held_out: rows to evaluate on.
+    """
+
+    plan: BatchPlan
+    longest: int
+    most_targets: int
+    steps: int
+    rate: str
+    held_out: int
+
+
+def laid_out(
+    config: RunConfig, prepared: token_cache.Prepared, batch: int, support: Support
+) -> Rows:
+    """Which rows make which step, and what follows from that.
+
+    Raises:
+        ConfigError: no row can be held out.
+    """
+    rows, evaluation = prepared.rows("train"), prepared.rows("eval")
+    indices, own = split(config, prepared.groups(), len(evaluation))
+    _check_split(config, len(evaluation) or len(own))
+    most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
+    plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
+    largest = plan.longest_micro_batch()
+    longest = _longest(rows.lengths[largest], support.pads(config.data.packing))
+    steps = total_steps(config, plan)
+    rate = lr_scheduler.settle(config.training, steps, config.method != "full")
+    return Rows(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
+
+
+def _check_split(config: RunConfig, held_out: int) -> None:
+    if config.data.validation_fraction and not held_out:
+        what = "all training rows are one document, or a group of duplicates: none can be held out"
+        remedy = "leave it out, or name evaluation rows with --eval-file"
+        raise ConfigError([Problem("data.validation_fraction", what, remedy)])
+
+
+def _longest(lengths: np.ndarray, padded: bool) -> int:
+    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
+    return int(len(lengths) * lengths.max() if padded else lengths.sum())
+
+
+def global_batch(config: RunConfig, workers: int) -> int:
+    """Units of a step."""
+    training, replicas = config.training, workers // config.parallel.apart
+    return training.batch_size * training.gradient_accumulation_steps * replicas

@@ -1,0 +1,1 @@
+"""What generates tokens: one interface, an engine on transformers, one on vLLM."""

@@ -1,0 +1,193 @@
+"""LoRA adapters on the served model: checked, loaded and unloaded by name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.errors import ModelError, Problem
+from aift_ray.models import load as loading
+from aift_ray.models.families.family_support import family_of
+from aift_ray.models.families.refusals import is_llama_like, refusal
+from aift_ray.models.hub import load_tokenizer
+from aift_ray.models.linear_layers import features
+from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter, check_prompts
+from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
+
+_LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+MERGE = "merge it into its base (aift-ray quantize --adapter) and serve the merged folder"
+
+
+class Adapters:
+    """The adapters on one base model, by the names under which they were loaded."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self._base = base
+        self._mixed = Mixed(base)
+        self._contents: dict[str, str] = {}
+
+    def load(self, name: str, folder: str) -> None:
+        """Make the adapter of a checked folder usable.
+
+        Raises:
+            ModelError: it doesn't fit the model.
+        """
+        # before PEFT sees it: what it has put on the model halfway would stay there
+        problem = misfit(name, self._base, Path(folder))
+        if problem:
+            raise ModelError([problem])
+        from peft import PeftModel
+        from peft.tuners.lora import LoraLayer
+
+        # PEFT reads its own files; what it has put around the layers is taken off again
+        try:
+            peft = PeftModel.from_pretrained(self._base, folder)
+        except Exception:
+            _unwrap(self._base)
+            raise
+        pairs = {
+            layer: _pair(module)
+            for layer, module in peft.base_model.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        peft.unload()
+        self._mixed.put(name, pairs)
+        self._contents[name] = _digest(pairs)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; KeyError where there is none."""
+        self._mixed.drop(name)
+        del self._contents[name]
+
+    def content(self, name: str) -> str:
+        """A digest of what an adapter adds; equal adapters have equal ones; "" for the base."""
+        return self._contents.get(name, "")
+
+    def choose(self, rows: Sequence[str]) -> None:
+        """Name the adapter of each row of the next forward pass; BASE: none."""
+        self._mixed.choose(rows)
+
+
+def _unwrap(base: PreTrainedModel) -> None:
+    """Take off what PEFT has put around the layers before it failed."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            base.set_submodule(name, module.get_base_layer())
+
+
+def _pair(layer: Any) -> Pair:
+    """The only adapter of one of PEFT's layers, in fp32."""
+    [(name, down)], up = layer.lora_A.items(), layer.lora_B
+    scaled = up[name].weight * layer.scaling[name]
+    return Pair(down.weight.detach().float(), scaled.detach().float())
+
+
+def _digest(pairs: Mapping[str, Pair]) -> str:
+    found = hashlib.sha256()
+    for layer, pair in pairs.items():
+        found.update(layer.encode())
+        for matrix in (pair.down, pair.up):
+            found.update(matrix.contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
+    """What of an adapter's weights does not fit the model (or its skeleton); None where all do."""
+    where, other = f"adapter {name}", "give the model that it was trained on as --model"
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    for key, shape in shapes.items():
+        found = _LORA.fullmatch(key)
+        if found is None:
+            return Problem(where, f"it holds {key}, which is not of a LoRA adapter", MERGE)
+        try:
+            layer: Any = base.get_submodule(found["layer"])
+        except AttributeError:
+            what = f"it adapts {found['layer']}, which the model does not have"
+            return Problem(where, what, other)
+        sizes = features(layer)
+        if sizes is None:
+            return Problem(where, f"it adapts {found['layer']}, which is no linear layer", MERGE)
+        size = sizes[0 if found["side"] == "A" else 1]
+        given = shape[1] if found["side"] == "A" else shape[0]
+        if given != size:
+            what = f"it was trained on {given} features of {found['layer']}, the model has {size}"
+            return Problem(where, what, other)
+    return None
+
+
+@cache
+def skeleton(location: str) -> PreTrainedModel:
+    """The model of a location without weights."""
+    return loading.skeleton(location)
+
+
+def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Problem]:
+    """What keeps an adapter folder from being served on the base at a location."""
+    where, path, found = f"adapter {name}", Path(folder).expanduser(), []
+    try:
+        check_adapter(folder, base, base, skeleton(base), name)
+    except ModelError as error:
+        found = error.problems
+    if not check_prompts(path, where, skeleton(base).config):
+        found += _check_prompts(where, path, encoder)
+    try:
+        config = adapter_config(path, where)
+    except ModelError:
+        # it was told above
+        return found
+    if config.get("bias", "none") != "none":
+        # PEFT writes such biases into the base itself, for every other adapter too
+        found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
+    if config.get("target_parameters"):
+        what = "adapters of experts (target_parameters) can't be mixed in a batch"
+        found.append(refusal(family_of(skeleton(base).config), what, MERGE, is_llama_like, where))
+    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+        if config.get(variant):
+            found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
+    return found
+
+
+def _check_prompts(where: str, folder: Path, encoder: PromptEncoder) -> list[Problem]:
+    """Whether an adapter's own tokenizer and template, where it has them, make other prompts."""
+    if not (folder / "tokenizer.json").is_file():
+        return []
+    try:
+        own = PromptEncoder(load_tokenizer(str(folder)))
+    except ModelError as error:
+        reasons = "; ".join(problem.what for problem in error.problems)
+        return [Problem(where, f"the tokenizer of {folder} can't be used: {reasons}")]
+    found = []
+    if own.tokenizer.chat_template != encoder.tokenizer.chat_template:
+        what = f"{folder} has another chat template than the model: {_difference(own, encoder)}"
+        remedy = "serve it with the template that it was trained with, or merge it into its base"
+        found.append(Problem(where, what, remedy))
+    elif own.digest() != encoder.digest():
+        what = f"{folder} has another tokenizer than the model"
+        found.append(Problem(where, what, "give the model that it was trained on as --model"))
+    return found
+
+
+def _difference(one: PromptEncoder, other: PromptEncoder) -> str:
+    """The first lines in which two templates differ."""
+    pairs = zip_longest(
+        str(one.tokenizer.chat_template).splitlines(),
+        str(other.tokenizer.chat_template).splitlines(),
+        fillvalue="(nothing)",
+    )
+    number, (mine, theirs) = next(
+        (number, pair) for number, pair in enumerate(pairs, 1) if pair[0] != pair[1]
+    )
+    return f"line {number} is {mine[:80]!r}, the model's {theirs[:80]!r}"

@@ -1,0 +1,79 @@
+"""Weights of linear layers in the layout that a CPU multiplies fastest, for a model that is served.
+
+A step multiplies a few rows, and PyTorch's own layout, (features out, features in), makes its
+libraries rearrange the weights each time. oneDNN rearranges them once; smaller ones in fp32 are
+faster transposed. What is computed is the same but for the order of sums. Measured in
+docs/decisions/0007-serving-engine.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from aift_ray.utils import malloc_trim
+
+# elements from which oneDNN's layout is faster than the transposed one, in fp32
+_LARGE = 2**22
+# rows that oneDNN is told to expect
+_ROWS = 16
+# of the free memory
+_SHARE = 0.25
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Rearrange the weights of a model's linear layers; nothing where that would gain nothing.
+
+    The layers stay where they are, with their hooks; a packed one's `weight` holds NaN of the
+    right shape in no memory. An output layer whose weights are the embeddings' is packed beside
+    them, where that takes no more than a quarter of what memory is free.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    shared = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    for module in model.modules():
+        # others compute in ways of their own
+        if type(module) is not nn.Linear:
+            continue
+        tied = id(module.weight) in shared
+        if tied and module.weight.nbytes > psutil.virtual_memory().available * _SHARE:
+            continue
+        if _gains(module.weight):
+            _pack(module, tied)
+        elif module.weight.dtype == torch.float32 and not tied:
+            module.weight.data = module.weight.data.t().contiguous().t()
+    malloc_trim.trim()
+
+
+def _gains(weight: torch.Tensor) -> bool:
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32 and weight.numel() >= _LARGE
+
+
+def _pack(module: nn.Linear, tied: bool) -> None:
+    packed = _Packed(module)
+    if not tied:
+        nothing = module.weight.new_full((1, 1), torch.nan).expand_as(module.weight)
+        module.weight = nn.Parameter(nothing, requires_grad=False)
+    made: Any = module
+    made.forward = packed
+
+
+class _Packed:
+    """What a linear layer computes, its weights in oneDNN's layout."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
+        self._bias = module.bias
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., features out) of (..., features in)."""
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self._weight, self._bias, "none", [], ""
+        )
+        return made

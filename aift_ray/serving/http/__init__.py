@@ -1,0 +1,1 @@
+"""HTTP: routes, requests, authentication, server-sent events, the web page."""

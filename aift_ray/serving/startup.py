@@ -1,0 +1,195 @@
+"""From settings to a running Service: everything checked first, then loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aift_ray.config import ServeConfig
+from aift_ray.config.section import memory_bytes
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import hub, load, provenance
+from aift_ray.models.base_and_adapter import find_place
+from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.models.families import family_support
+from aift_ray.models.lora.adapter_folder import CONFIG
+from aift_ray.models.vocab_check import check_vocabulary
+from aift_ray.serving.adapter_record import Recorded, record
+from aift_ray.serving.answer import Limits
+from aift_ray.serving.engines import engine_select
+from aift_ray.serving.engines.engine_select import Choice
+from aift_ray.serving.engines.interface import Engine
+from aift_ray.serving.engines.transformers import lora_manager, packed_weights
+from aift_ray.serving.engines.transformers.batched_families import check_batched, measure_batched
+from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
+from aift_ray.serving.service import Service
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What can be known before weights are loaded.
+
+    Attributes:
+        location: of the base.
+        dtype: of the computation.
+        engine: that of the settings, or of `auto`.
+    """
+
+    config: ServeConfig
+    location: str
+    encoder: PromptEncoder
+    dtype: torch.dtype
+    device: torch.device
+    engine: Choice
+
+
+def on_base(config: ServeConfig) -> ServeConfig:
+    """The same where `model` is the folder of an adapter: its base, with that adapter on it.
+
+    Raises:
+        UserError: the base is not there, or two models get the same name.
+    """
+    if not (Path(config.model).expanduser() / CONFIG).is_file():
+        return config
+    adapter = Path(config.model).expanduser().resolve()
+    name = config.served_model_name or adapter.name
+    changes = {
+        "model": find_place(config.model).base,
+        "adapters": [f"{name}={adapter}", *config.adapters],
+        "served_model_name": None,
+    }
+    changed = config.model_copy(update=changes)
+    problems = changed.contradictions()
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def check(config: ServeConfig, gpu: bool) -> Checked:
+    """Look at every folder that the settings name.
+
+    Raises:
+        UserError: what keeps them from being served, all at once.
+    """
+    checked = check_base(config, gpu)
+    problems: list[Problem] = []
+    shelf = config.serving.adapter_folder
+    if shelf and not Path(shelf).is_dir():
+        problems.append(Problem("serving.adapter_folder", f"{shelf} is no folder"))
+    for name, folder in config.adapter_folders().items():
+        problems += lora_manager.check(name, folder, checked.location, checked.encoder)
+    if problems:
+        raise ModelError(problems)
+    return checked
+
+
+def check_base(config: ServeConfig, gpu: bool) -> Checked:
+    """The same without adapters and their folder, which a replica starts without if it has to.
+
+    Raises:
+        UserError: what keeps the base from being served.
+    """
+    location = hub.resolve(config.model)
+    problems = provenance.changed_prompts(f"model {config.model}", Path(location))
+    if problems:
+        raise ModelError(problems)
+    encoder = encoder_of(location)
+    check_vocabulary(config.model, encoder.tokenizer, hub.load_config(location))
+    # the first of those that are reserved: a replica sees no others
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
+    if name == "fp16" and not gpu:
+        raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
+    engine = engine_select.made(config, location, gpu)
+    if engine.engine == "transformers":
+        check_batched(config.model, hub.load_config(location))
+    if config.serving.adapter_folder or config.adapters:
+        # made now: while requests are answered it would change torch's default dtype for them
+        lora_manager.skeleton(location)
+    return Checked(config, location, encoder, _DTYPES[name], device, engine)
+
+
+def measure_family(config: ServeConfig, engine: Choice) -> None:
+    """Measure a family that the table does not have, before replicas of the engine are started.
+
+    Raises:
+        ModelError: the engine would not answer as transformers does.
+    """
+    if engine.engine == "transformers":
+        measure_batched(config.model, hub.load_config(hub.resolve(config.model)))
+
+
+def encoder_of(location: str) -> PromptEncoder:
+    """The prompts of a model's or an adapter's folder."""
+    tokenizer = hub.load_tokenizer(location)
+    return PromptEncoder(tokenizer, extra_stop_ids=hub.stop_ids(location))
+
+
+async def start(checked: Checked, given: Mapping[str, Recorded], replica: str = "") -> Service:
+    """Load the weights and the adapters, start the engine.
+
+    Args:
+        given: the adapters to load; one that can't be loaded is left out.
+        replica: what tells it from other replicas of the same server.
+    """
+    config, serving = checked.config, checked.config.serving
+    if checked.engine.engine == "vllm":
+        folders_ = {name: each.folder for name, each in given.items()}
+        engine: Engine = await _vllm(checked, folders_)
+    else:
+        engine = _transformers(checked)
+    limits = Limits(serving.request_timeout_s, serving.idle_timeout_s)
+    service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
+    await service.load_recorded(given)
+    return service
+
+
+def recorded(config: ServeConfig) -> dict[str, Recorded]:
+    """The adapters of the settings as they are now.
+
+    Raises:
+        ModelError: a file of one can't be read.
+    """
+    found, problems = {}, []
+    for name, folder in config.adapter_folders().items():
+        try:
+            found[name] = record(folder)
+        except OSError as error:
+            what = f"{error.filename} can't be read: {error.strerror}"
+            problems.append(Problem(f"adapter {name}", what))
+    if problems:
+        raise ModelError(problems)
+    return found
+
+
+def _transformers(checked: Checked) -> Engine:
+    config, serving, quantization = checked.config, checked.config.serving, None
+    if config.load_in:
+        bits = 4 if config.load_in == "4bit" else 8
+        # threshold 0: without the search for outliers 8 bits are about twice as fast
+        quantization = Quantization(bits, checked.dtype, threshold=0.0)  # type: ignore[arg-type]
+    attention = family_support.attention_of(hub.load_config(checked.location))
+    # else transformers puts quantized weights on the first GPU it sees, reserved or not
+    place = {"": checked.device}
+    model = load.load_model(checked.location, checked.dtype, attention, quantization, place)
+    # before what is left of the memory is counted
+    packed_weights.pack(model)
+    memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory
+    held = None if given is None else memory_bytes(given)
+    return TransformersEngine(model.eval(), serving.slots, serving.max_queue, memory, held)
+
+
+async def _vllm(checked: Checked, given: Mapping[str, str]) -> Engine:
+    from aift_ray.serving.engines.vllm import vllm_engine, vllm_options
+
+    options = vllm_options.options(
+        checked.config, checked.location, checked.dtype, checked.device, given
+    )
+    serving = checked.config.serving
+    return await vllm_engine.start(checked.location, serving.slots, serving.max_queue, options)

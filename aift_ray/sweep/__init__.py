@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps: search space, trials, search, results, plots."""

@@ -1,0 +1,235 @@
+"""Rows of two answers in every form in which they come, and what is wrong with others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from aift_ray.config import DataConfig
+from aift_ray.data import token_cache
+from aift_ray.data.examples import Example, Fault
+from aift_ray.data.prompts.preference_pairs import fit_answers
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.data.readers.reader_options import Reading
+from aift_ray.data.readers.row_kinds import read_row
+from aift_ray.data.token_types import Encoded
+from aift_ray.errors import DataError
+from tests.conftest import SHIPPED
+from tests.helpers.preference_rows import labelled, pairs, write
+
+SAID = {"role": "user", "content": "挨拶して"}
+POLITE, PLAIN = "こんにちは。", "よう。"
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "TRL, and this project's page": {
+        "prompt": [SAID],
+        "chosen": [answer(POLITE)],
+        "rejected": [answer(PLAIN)],
+        "chosen_model": "a",
+    },
+    "TRL with the prompt in the answers": {
+        "chosen": [SAID, answer(POLITE)],
+        "rejected": [SAID, answer(PLAIN)],
+    },
+    "UltraFeedback": {
+        "prompt": "挨拶して",
+        "chosen": [SAID, answer(POLITE)],
+        "rejected": [SAID, answer(PLAIN)],
+        "messages": [SAID, answer(POLITE)],
+        "score_chosen": 8.0,
+        "score_rejected": 3.0,
+    },
+    "messages and texts": {"messages": [SAID], "chosen": POLITE, "rejected": PLAIN},
+    "LLaMA-Factory, ShareGPT": {
+        "conversations": [{"from": "human", "value": "挨拶して"}],
+        "chosen": {"from": "gpt", "value": POLITE},
+        "rejected": {"from": "gpt", "value": PLAIN},
+    },
+    "a text as prompt of messages": {
+        "prompt": "挨拶して",
+        "chosen": [answer(POLITE)],
+        "rejected": [answer(PLAIN)],
+    },
+    "HH": {
+        "chosen": f"\n\nHuman: 挨拶して\n\nAssistant: {POLITE}",
+        "rejected": f"\n\nHuman: 挨拶して\n\nAssistant: {PLAIN}",
+    },
+    "LLaMA-Factory, Alpaca": {
+        "instruction": "挨拶して",
+        "input": "",
+        "chosen": POLITE,
+        "rejected": PLAIN,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PromptEncoder:
+    return PromptEncoder(AutoTokenizer.from_pretrained(SHIPPED))
+
+
+def read(row: Any, answers: Any = "pair") -> Example:
+    found = read_row(row, "a.jsonl", 7, Reading(answers=answers))
+    assert isinstance(found, Example), found
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_same_pair(form: str, encoder: PromptEncoder) -> None:
+    found = read(FORMS[form])
+    assert found.rejected is not None
+    asked = "<|im_start|>user\n挨拶して<|im_end|>\n<|im_start|>assistant\n"
+    for side, text in ((found, POLITE), (found.rejected, PLAIN)):
+        encoded = encoder.rows(side).pieces[0]
+        decode = encoder.tokenizer.decode
+        pairs_of = zip(encoded.ids, encoded.supervised, strict=True)
+        trained = [token for token, flag in pairs_of if flag]
+        assert decode(trained) == f"{text}<|im_end|>"
+        assert decode(encoded.ids).startswith(asked)
+
+
+def test_a_system_text_and_earlier_answers_belong_to_the_prompt(encoder: PromptEncoder) -> None:
+    before = [{"role": "system", "content": "丁寧に。"}, SAID, answer("はい。"), SAID]
+    row = {"prompt": before, "chosen": [answer(POLITE)], "rejected": [answer(PLAIN)]}
+    encoded = encoder.rows(read(row)).pieces[0]
+    flags = zip(encoded.ids, encoded.supervised, strict=True)
+    trained = [token for token, flag in flags if flag]
+    assert encoder.tokenizer.decode(trained) == f"{POLITE}<|im_end|>"
+
+
+def test_raw_texts_are_not_put_into_a_template() -> None:
+    found = read({"prompt": "空は", "chosen": "青い", "rejected": "赤い"})
+    assert (found.kind, found.instruction, found.output) == ("prompt", "空は", "青い")
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no rejected": ({"prompt": "a", "chosen": "b"}, "the key rejected is missing"),
+    "a label": ({"prompt": "a", "completion": "b", "label": True}, "chosen and rejected"),
+    "equal": ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same answer"),
+    "empty": ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is only white space"),
+    "a number": ({"prompt": "a", "chosen": 3, "rejected": "b"}, "chosen is a number"),
+    "no prompt": ({"chosen": "b", "rejected": "c"}, "no prompt beside it"),
+    "two prompts": (
+        {"instruction": "a", "prompt": "a", "chosen": "b", "rejected": "c"},
+        "keys of two kinds of row",
+    ),
+    "nothing shared": (
+        {"chosen": [SAID, answer("b")], "rejected": [SAID | {"content": "他"}, answer("c")]},
+        "no prompt in common",
+    ),
+    "another prompt": (
+        {"prompt": "他", "chosen": [SAID, answer("b")], "rejected": [SAID, answer("c")]},
+        "the prompt is none of the messages",
+    ),
+    "an answered prompt": (
+        {"messages": [SAID, answer("a")], "chosen": "b", "rejected": "c"},
+        "ends with a message from assistant",
+    ),
+    "the worse one better": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 1, "rejected_score": 2},
+        "chosen_score 1 is less than rejected_score 2",
+    ),
+    "no object": (["a"], "the row is a list"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_pair_is_named_with_its_line(case: str) -> None:
+    row, reason = WRONG[case]
+    found = read_row(row, "a.jsonl", 7, Reading(answers="pair"))
+    assert isinstance(found, Fault)
+    assert found.line == 7
+    assert reason in found.reason
+
+
+def test_labels_are_read_and_pairs_refused_where_labels_are_wanted() -> None:
+    row = {"prompt": [SAID], "completion": [answer(POLITE)], "label": True}
+    found = read(row, "label")
+    assert (found.score, found.labelled) == (1.0, True)
+    assert read({"instruction": "a", "output": "b", "label": "false"}, "label").score == 0.0
+    assert read({"messages": [SAID, answer("b")], "label": 1}, "label").score == 1.0
+    for wrong, reason in (
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "are a pair"),
+        ({"prompt": "a", "completion": "b"}, "the key label is missing"),
+        ({"prompt": "a", "completion": "b", "label": "good"}, "expected true or false"),
+    ):
+        fault = read_row(wrong, "a.jsonl", 3, Reading(answers="label"))
+        assert isinstance(fault, Fault)
+        assert reason in fault.reason
+
+
+def test_a_pair_under_sft_is_told_of_objectives() -> None:
+    fault = read_row(FORMS["HH"], "a.jsonl", 1, Reading())
+    assert isinstance(fault, Fault)
+    assert "--objective dpo" in fault.remedy
+
+
+def test_a_cut_keeps_the_same_prompt_for_both_and_no_answer_is_cut() -> None:
+    prompt = list(range(20))
+    sides = [Encoded([*prompt, *range(100, 100 + n)], [False] * 20 + [True] * n) for n in (3, 6)]
+    fitted = fit_answers(sides, 16)
+    assert fitted is not None
+    assert [side.ids[:10] for side in fitted] == [[0, 1, 2, 3, 4, 15, 16, 17, 18, 19]] * 2
+    assert [side.ids[10:] for side in fitted] == [[100, 101, 102], list(range(100, 106))]
+    assert max(map(len, fitted)) == 16
+    assert fit_answers(sides, 7) is None
+
+
+def test_a_file_becomes_pairs_of_token_rows(tmp_path: Path, encoder: PromptEncoder) -> None:
+    rows = [*pairs(5), *[FORMS["HH"]] * 2]
+    file = write(tmp_path / "rows.jsonl", rows)
+    config = DataConfig(train_files=[str(file)])
+    prepared = token_cache.prepare(config, encoder, 256, answers="pair")
+    found = prepared.rows("train")
+    assert (prepared.train.rows, len(found)) == (7, 14)
+    groups = prepared.groups().reshape(-1, 2)
+    assert (groups[:, 0] == groups[:, 1]).all()
+    assert [found.place(2 * n) for n in range(7)] == [f"{file}:{n + 1}" for n in range(7)]
+    assert any("repeat" in warning for warning in prepared.warnings)
+    with pytest.raises(DataError, match="objective sft trains one"):
+        token_cache.prepare(config, encoder, 256)
+
+
+def test_a_label_row_is_followed_by_its_prompt_with_another_answer(
+    tmp_path: Path, encoder: PromptEncoder
+) -> None:
+    file = write(tmp_path / "rows.jsonl", labelled(5))
+    config = DataConfig(train_files=[str(file)])
+    found = token_cache.prepare(config, encoder, 256, answers="label").rows("train")
+
+    def cut(index: int) -> tuple[list[int], list[int]]:
+        ids, flags = found.row(index)
+        first = int(flags.argmax())
+        return ids[:first].tolist(), ids[first:].tolist()
+
+    for row in range(5):
+        (prompt, _), (same, other) = cut(2 * row), cut(2 * row + 1)
+        assert prompt == same
+        assert other == cut(2 * ((row - 1) % 5))[1]
+    assert found.scores[::2].tolist() == [0.0, 1.0, 1.0, 0.0, 1.0]
+
+
+def test_csv_and_parquet_hold_pairs_too(tmp_path: Path, encoder: PromptEncoder) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    csv = tmp_path / "rows.csv"
+    csv.write_text(f"instruction,chosen,rejected\n挨拶して,{POLITE},{PLAIN}\n", "utf-8")
+    table = pa.Table.from_pylist([FORMS["TRL, and this project's page"]])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    jsonl = write(tmp_path / "rows.jsonl", [json.loads(json.dumps(FORMS["HH"]))])
+    found = []
+    for file in (csv, tmp_path / "rows.parquet", jsonl):
+        config = DataConfig(train_files=[str(file)])
+        rows = token_cache.prepare(config, encoder, 256, answers="pair").rows("train")
+        found.append([rows.row(index)[0].tolist() for index in range(2)])
+    assert found[0] == found[1] == found[2]

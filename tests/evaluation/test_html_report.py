@@ -1,0 +1,82 @@
+"""The report in a browser: nothing of a model's answer runs, and rows can be found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aift_ray.config import EvaluateConfig
+from aift_ray.evaluation import evaluation_results, html_report
+from aift_ray.tasks.task import Task
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+HOSTILE = (
+    "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The report of two models on three rows, opened from its file in a Japanese browser."""
+    task = Task(name="t", prompt="{{ q }}", scores=["exact_match"])
+    samples = {
+        (model, "t"): {
+            row: {
+                "place": f"rows.jsonl:{row + 1}",
+                "prompt": f"質問{row} {HOSTILE}",
+                "answers": ["はい"],
+                "written": f"{model} {HOSTILE}",
+                "finish": "stop",
+                "scores": {"exact_match": [float(model == "tuned" and row == 1), 1.0]},
+            }
+            for row in range(3)
+        }
+        for model in ("base", "tuned")
+    }
+    config = EvaluateConfig(tasks=["t"], resamples=200)
+    found = evaluation_results.results(config, ["base", "tuned"], [task], samples, ["注意書き"])
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(html_report.html(found, samples), "utf-8")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(locale="ja-JP")
+        opened.asked = []
+        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.goto(path.as_uri())
+        yield opened
+        browser.close()
+
+
+def test_nothing_of_an_answer_runs_and_nothing_is_loaded(page: Any) -> None:
+    page.locator("summary").first.click()
+    assert page.title() == "評価レポート"
+    assert HOSTILE in page.locator("details").first.inner_text()
+    assert page.locator("main img").count() == 0
+    assert len(page.asked) == 1
+
+
+def test_rows_are_filtered_and_searched(page: Any) -> None:
+    # the row on which the models differ comes first
+    assert "rows.jsonl:2" in page.locator("summary").first.inner_text()
+    page.locator("select").select_option("gained")
+    assert page.locator("details").count() == 1
+    page.locator("select").select_option("wrong")
+    assert page.locator("details").count() == 2
+    page.locator("select").select_option("all")
+    page.locator("input[type=search]").fill("質問2")
+    assert page.locator("details").count() == 1
+    page.locator("input[type=search]").fill("")
+
+
+def test_both_languages(page: Any) -> None:
+    assert "明確な差はありません" in page.inner_text("main")
+    page.locator("#language").click()
+    assert page.title() == "Evaluation report"
+    assert "no clear difference" in page.inner_text("main")
+    page.locator("#language").click()

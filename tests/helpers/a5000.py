@@ -1,0 +1,98 @@
+"""The tables of docs/a5000.md, in both languages: `python -m tests.helpers.a5000` writes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from aift_ray.models.catalog import CATALOG
+from aift_ray.planning.memory_estimate import GIB, Memory, Work, memories
+from aift_ray.planning.model_shape import Shape
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENTS = (DOCS / "a5000.md", DOCS / "ja" / "a5000.md")
+CARD = 22_000_000_000
+MODELS = {
+    "8B": Shape.of(CATALOG["elyza/Llama-3-ELYZA-JP-8B"].config),
+    "13B": Shape.of(CATALOG["tokyotech-llm/Swallow-13b-instruct-hf"].config),
+    "32B": Shape.of(CATALOG["cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B"].config),
+}
+METHODS = ("lora", "qlora", "full")
+STRATEGIES = ("ddp", "fsdp", "fsdp, offload", "tensor", "pipeline", "model_parallel")
+
+
+def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -> list[Memory]:
+    """Each card's memory, or all cards' where they are alike.
+
+    Rows of 2,048 tokens in bf16, recomputed activations, r = 16 for LoRA and 8 for QLoRA.
+    """
+    bits = 4 if method == "qlora" else None
+    kind = "full" if method == "full" else "lora"
+    apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
+    workers = 1 if strategy == "model_parallel" else 2
+    how: dict[str, Any] = {"apart": apart, "offload": offload, "dropout": True, "gpu": True}
+    rank = 8 if method == "qlora" else 16
+    return memories(shape, Work(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
+
+
+def table() -> str:
+    """In Markdown: a row a model and method, a column a strategy."""
+    header = ["model", "method", *(f"`{s}`" if s.isidentifier() else s for s in STRATEGIES)]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for (name, shape), method in ((m, way) for m in MODELS.items() for way in METHODS):
+        cells = [_cell(shape, method, *strategy.split(", ")) for strategy in STRATEGIES]
+        lines.append(f"| {' | '.join([name, method, *cells])} |")
+    return "\n".join(lines)
+
+
+# model, method and strategy that an audit has added up by hand: GiB on each device
+AUDITED = {
+    ("8B", "lora", "ddp"): 18.5,
+    ("32B", "qlora", "fsdp"): 19.5,
+    ("13B", "lora", "pipeline"): 15.5,
+}
+TERMS = (*AUDITED, ("13B", "lora", "fsdp"), ("13B", "full", "fsdp, offload"))
+
+
+def terms() -> str:
+    """In Markdown: a row a term, a column a run."""
+    runs = {" ".join(run): fuller(*run) for run in TERMS}
+    lines = [f"| GiB a card | {' | '.join(runs)} |", "|---" + "|--:" * len(runs) + "|"]
+    names = [name for name in vars(next(iter(runs.values()))) if name not in ("host", "copied")]
+    for name in names:
+        sizes = [getattr(need, name) for need in runs.values()]
+        if any(sizes):
+            cells = [f"{size / GIB:.2f}" if size else "" for size in sizes]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    totals = [f"{need.total / GIB:.1f}" for need in runs.values()]
+    return "\n".join([*lines, f"| in all | {' | '.join(totals)} |"])
+
+
+def fuller(model: str, method: str, strategy: str) -> Memory:
+    """Memory of the fuller of two cards."""
+    name, _, offload = strategy.partition(", ")
+    cards = two_cards(MODELS[model], method, name, bool(offload))
+    return max(cards, key=lambda need: need.total)
+
+
+def _cell(shape: Shape, method: str, strategy: str, offload: str = "") -> str:
+    if method == "qlora" and offload:
+        return "–"
+    fuller = max(two_cards(shape, method, strategy, bool(offload)), key=lambda need: need.total)
+    text = f"{fuller.total / GIB:.1f}"
+    text = text if fuller.total <= CARD else f"**{text}**"
+    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host and offload else text
+
+
+def written(document: str) -> str:
+    """The document with its tables in their places."""
+    for name, made in (("a5000", table()), ("terms", terms())):
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        document = marked.sub(rf"\g<1>{made}\n\g<2>", document)
+    return document
+
+
+if __name__ == "__main__":
+    for page in DOCUMENTS:
+        page.write_text(written(page.read_text("utf-8")), "utf-8")
