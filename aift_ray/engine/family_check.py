@@ -38,6 +38,7 @@ from aift_ray.models.families.family_support import (
     family_of,
     known,
     layer_kinds,
+    without_noise,
 )
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.families.tiny_model import VOCABULARY, quiet, random_model, shrunk
@@ -180,6 +181,8 @@ class _Wanted:
     ) -> str:
         """What differs in words; empty where nothing does."""
         model = _trainable(tiny, method, kind)
+        # as in a run, whatever holds the weights
+        without_noise(model)
         inner = causal_model(model)
         if inner.supports_gradient_checkpointing:
             options = {"use_reentrant": False, "context_fn": recomputing}
@@ -205,6 +208,7 @@ class _Wanted:
     def batch_difference(self, tiny: PreTrainedConfig, method: Method, kind: Attention) -> str:
         """Of answers in a batch, padded on the left."""
         model = causal_model(_trainable(tiny, method, kind)).eval()
+        without_noise(model)
         try:
             return _logit_difference(_answer(model, _documents()[:2]), self.logits)
         except Exception as error:
