@@ -1,5 +1,5 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
-# make vllm-env, make vllm-families, make test-clients,
+# make vllm-env, make vllm-families, make test-clients, make test-harness,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env vllm-families test-clients families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env vllm-families test-clients test-harness families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -44,6 +44,11 @@ vllm-families: $(VENV)/stamp
 test-clients: $(VENV)/stamp
 	$(PYTHON) tests/clients/environment.py
 	$(BIN)/python -m pytest -m clients
+
+# lm-evaluation-harness on the same rows, in AIFT_HARNESS_ENV, else build/harness-env
+test-harness: $(VENV)/stamp
+	$(BIN)/python tests/evaluation/harness_environment.py -m pytest tests/tasks \
+	  tests/evaluation/test_harness_tasks.py tests/evaluation/test_harness_equality.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

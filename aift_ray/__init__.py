@@ -20,6 +20,8 @@ _HOMES = {
     "DataConfig": "aift_ray.config",
     "DataError": "aift_ray.errors",
     "FullFinetuningTrainer": "aift_ray.training.full_finetuning",
+    "GRPOConfig": "aift_ray.config",
+    "GRPOTrainer": "aift_ray.training.reinforcement",
     "JapaneseModel": "aift_ray.models.japanese_model",
     "LoRAConfig": "aift_ray.config",
     "LoRAFinetuningTrainer": "aift_ray.training.lora_finetuning",

@@ -33,7 +33,7 @@ class Command(Generic[S]):
 
 
 @dataclass
-class Given:
+class ParsedSettings:
     """What the user gave, not yet held against the settings, and what is wrong with it so far."""
 
     values: dict[str, Any]
@@ -87,7 +87,7 @@ def parse(
 
 def given(
     argv: Sequence[str], settings: type[S], verb: str, description: str, epilog: str = ""
-) -> Given:
+) -> ParsedSettings:
     """Read flags and YAML files into one tree of values, still as they were written.
 
     Raises:
@@ -115,7 +115,7 @@ def given(
     for path in own.config:
         merge(merged, _read_yaml(Path(path), problems))
     merge(merged, values)
-    return Given(merged, problems, own.dry_run)
+    return ParsedSettings(merged, problems, own.dry_run)
 
 
 def validated(values: dict[str, Any], settings: type[S] = RunConfig) -> S:  # type: ignore[assignment]

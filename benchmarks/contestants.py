@@ -154,7 +154,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.checkpoint.coordinator import Writing
+    from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
@@ -169,7 +169,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     loop.train_step(run)
     held = watch.now_mib()
     watch.peak_mib()
-    writing = Writing(run, None)
+    writing = CheckpointCoordinator(run, None)
     writing.save(at_once=True)
     dist.barrier()
     saved = watch.peak_mib()
@@ -209,12 +209,12 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.checkpoint.snapshot import Saver, snapshot
+    from aift_ray.engine.checkpoint.snapshot import CheckpointWriter, snapshot
     from aift_ray.parallel.group import Group
 
     job = pickle.loads(Path(spec["job"]).read_bytes())
     run = build(job, Group.alone())
-    saver = Saver(run, None)
+    saver = CheckpointWriter(run, None)
     loop.train_step(run)
     began = time.perf_counter()
     for _ in range(spec["steps"]):

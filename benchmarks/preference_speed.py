@@ -2,8 +2,10 @@
 
 The same token ids, adapters of the same shape, bf16, one thread, one pass. The time is that of the
 steps with all that the reference costs: TRL computes it in each step by default, or before the
-first (`trl precomputed`); this project before the first. Contestants take turns, each in a fresh
-process. On a machine with other load `cpu_pairs_per_s`, by the CPU time of the process, says more.
+first (`trl precomputed`); this project before the first. By default both recompute activations;
+`aift`, `trl kept` and `trl precomputed` keep them. `aift sft` trains both answers of each pair as
+rows of their own, the same tokens, for its memory. Contestants take turns, each in a fresh process.
+On a machine with other load `cpu_pairs_per_s`, by the CPU time of the process, says more.
 """
 
 from __future__ import annotations
@@ -22,20 +24,30 @@ from measuring import Pair, Processes, Result
 
 SHIPPED = measuring.ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 ROWS = measuring.ROOT / "aift_ray" / "data" / "assets" / "keitai" / "preferences.jsonl"
-KEY, CPU = "pairs_per_s", "cpu_pairs_per_s"
+KEY, CPU, MEMORY = "pairs_per_s", "cpu_pairs_per_s", "peak_gib"
 PAIRS = [
-    Pair("aift", "trl default", KEY, ">= 1.5"),
-    Pair("aift", "trl padding-free", KEY, ">= 1.2"),
+    Pair("aift default", "trl default", KEY, ">= 1.5"),
+    Pair("aift", "trl kept", KEY, ">= 1.2"),
     Pair("aift", "trl precomputed", KEY, ">= 1.2"),
-    Pair("aift", "trl default", CPU, ">= 1.5"),
-    Pair("aift", "trl padding-free", CPU, ">= 1.2"),
+    Pair("aift default", "trl default", CPU, ">= 1.5"),
+    Pair("aift", "trl kept", CPU, ">= 1.2"),
     Pair("aift", "trl precomputed", CPU, ">= 1.2"),
-    Pair("aift", "trl default", "peak_gib", "<= 1"),
+    Pair("aift default", "trl default", MEMORY, "<= 1"),
+    Pair("aift", "trl kept", MEMORY, "<= 1"),
+    Pair("aift", "aift sft", MEMORY, "<= 1.02"),
+    Pair("aift", "aift sft", "tokens", "= 1"),
 ]
+_KEPT = {"gradient_checkpointing": False}
+OWN: dict[str, dict[str, Any]] = {
+    "aift default": {"objective": "dpo", "gradient_checkpointing": True},
+    "aift": {"objective": "dpo", **_KEPT},
+    "aift sft": {"objective": "sft", **_KEPT},
+}
+# TRL 1.16 switches padding_free off by itself: it has no faster setting than these
 PEERS: dict[str, dict[str, Any]] = {
     "trl default": {},
-    "trl padding-free": {"padding_free": True},
-    "trl precomputed": {"precompute_ref_log_probs": True},
+    "trl kept": _KEPT,
+    "trl precomputed": {"precompute_ref_log_probs": True, **_KEPT},
 }
 
 
@@ -65,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--length", type=int, default=512, help="tokens an answer at most")
     parser.add_argument("--trl-python", default=sys.executable, help="a Python with TRL")
-    parser.add_argument("--only", nargs="*", default=["aift", *PEERS])
+    parser.add_argument("--only", nargs="*", default=[*OWN, *PEERS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", default=str(measuring.RESULTS / "preference_speed.json"))
     return parser.parse_args()
@@ -92,8 +104,9 @@ def _contestants(
         return processes.together([[python, str(Path(__file__)), who, str(spec)]])[0]
 
     found: dict[str, Callable[[int], Result]] = {}
-    if "aift" in options.only:
-        found["aift"] = lambda _: call("ours", sys.executable, "aift", {})
+    for name, arguments in OWN.items():
+        if name in options.only:
+            found[name] = lambda _, n=name, a=arguments: call("ours", sys.executable, n, a)
     for name, arguments in PEERS.items():
         if name in options.only:
             found[name] = lambda _, n=name, a=arguments: call("peer", options.trl_python, n, a)
@@ -126,34 +139,51 @@ def ours(spec: dict[str, Any]) -> Result:
 
         References.complete = timed  # type: ignore[method-assign]
         run = build(job, Group.alone())
-        _write_tokens(run, Path(spec["tokens"]))
+        if run.comparison:
+            _write_tokens(run, Path(spec["tokens"]))
+        tokens = 0
         clock.start()
         for _ in range(run.total_steps):
             line, _ = loop.train_step(run)
             run.state.step += 1
+            tokens += line["tokens"]
         clock.stop()
-    return clock.result(spec) | {"last_loss": line["loss"]}
+    return clock.result(spec) | {"last_loss": line["loss"], "tokens": tokens}
+
+
+def _rows(spec: dict[str, Any], folder: Path) -> str:
+    """The file of pairs; of objective sft one with both answers of each as rows."""
+    if spec["arguments"]["objective"] != "sft":
+        return str(spec["rows"])
+    made = folder / "rows.jsonl"
+    with made.open("w", encoding="utf-8") as file:
+        for line in Path(spec["rows"]).read_text("utf-8").splitlines():
+            row = json.loads(line)
+            answers = [row.pop(name) for name in ("chosen", "rejected")]
+            file.writelines(json.dumps(row | {"output": said}) + "\n" for said in answers)
+    return str(made)
 
 
 def _settings(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    objective = spec["arguments"]["objective"]
     return {
         "model": spec["model"],
-        "objective": "dpo",
+        "objective": objective,
         "lora": {"lora_dropout": 0.0},
         "data": {
-            "train_files": [spec["rows"]],
+            "train_files": [_rows(spec, folder)],
             "sequence_length": spec["length"],
             "cache_dir": str(folder / "cache"),
         },
         "training": {
-            "batch_size": spec["batch"],
+            "batch_size": spec["batch"] * (2 if objective == "sft" else 1),
             "gradient_accumulation_steps": 1,
             "num_epochs": 1,
             "learning_rate": 1e-5,
             "lr_scheduler": "constant",
             "warmup_steps": 0,
             "precision": "bf16",
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": spec["arguments"]["gradient_checkpointing"],
         },
     }
 
@@ -196,7 +226,6 @@ def peer(spec: dict[str, Any]) -> Result:
                 max_length=spec["length"],
                 bf16=True,
                 use_cpu=not torch.cuda.is_available(),
-                gradient_checkpointing=False,
                 logging_strategy="no",
                 save_strategy="no",
                 report_to=[],

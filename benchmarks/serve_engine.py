@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from transformers.utils import logging
 
 from aift_ray.models.load import load_model
-from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.engines.transformers.lora_manager import Adapters
 from aift_ray.serving.engines.transformers.packed_weights import pack
 from aift_ray.serving.engines.transformers.prefix_cache import Prefixes
 from aift_ray.serving.engines.transformers.sampler import Chooser
-from aift_ray.serving.engines.transformers.scheduler import PIECE, Batch, Row
+from aift_ray.serving.engines.transformers.scheduler import PIECE, Row, Scheduler
 
 Prompts = list[list[int]]
 
@@ -36,12 +36,12 @@ def rows(
     model: Any, adapters: Adapters, prompts: Prompts, tokens: int, names: list[str]
 ) -> Prompts:
     """The answers of our own loop: every prompt is read, then all rows step together."""
-    batch = Batch(model, adapters, Prefixes(0))
+    batch = Scheduler(model, adapters, Prefixes(0))
     reading: list[Row] = []
     every: list[Row] = []
     for key, prompt in enumerate(prompts):
         name = names[key % len(names)]
-        request = Request(prompt, tokens, frozenset(), Sampling(temperature=0), name)
+        request = Request(prompt, tokens, frozenset(), SamplingParams(temperature=0), name)
         reading.append(Row(key, request, Chooser(request, model.device)))
         # 59 tokens are the longest; the engine too reads together what fits a piece
         if len(reading) == PIECE // 64 or key + 1 == len(prompts):

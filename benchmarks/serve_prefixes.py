@@ -19,7 +19,7 @@ import measuring
 import torch
 from transformers import AutoModelForCausalLM
 
-from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 
 TURNS, START, NEW, ANSWER = 5, 200, 30, 40
@@ -36,7 +36,7 @@ async def converse(engine: Any, seed: int, vocabulary: int) -> list[float]:
     for _ in range(TURNS):
         answer: list[int] = []
         begun = time.perf_counter()
-        request = Request(prompt, ANSWER, frozenset(), Sampling(temperature=0))
+        request = Request(prompt, ANSWER, frozenset(), SamplingParams(temperature=0))
         async for token in engine.submit(request):
             if not answer:
                 found.append((time.perf_counter() - begun) * 1e3)

@@ -19,12 +19,12 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_engine import opened, prompts_of
 
-from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.engines.transformers.lora_manager import Adapters
 from aift_ray.serving.engines.transformers.packed_weights import pack
 from aift_ray.serving.engines.transformers.prefix_cache import Prefixes
 from aift_ray.serving.engines.transformers.sampler import Chooser
-from aift_ray.serving.engines.transformers.scheduler import Batch, Row
+from aift_ray.serving.engines.transformers.scheduler import Row, Scheduler
 
 # rows that are read together
 _READ = 8
@@ -32,10 +32,10 @@ _READ = 8
 
 def measured(model: Any, number: int) -> tuple[float, float]:
     """Milliseconds: to read the prompts of so many rows, and of a step over all of them."""
-    batch = Batch(model, Adapters(model), Prefixes(0))
+    batch = Scheduler(model, Adapters(model), Prefixes(0))
     rows = []
     for key, prompt in enumerate(prompts_of(number)):
-        request = Request(prompt, 100, frozenset(), Sampling(temperature=0), "")
+        request = Request(prompt, 100, frozenset(), SamplingParams(temperature=0), "")
         rows.append(Row(key, request, Chooser(request, model.device)))
     began = time.process_time()
     for start in range(0, number, _READ):

@@ -41,6 +41,7 @@ PATHS = {
     "aift_ray.training.lora_finetuning": ["LoRAFinetuningTrainer", "LoRAConfig"],
     "aift_ray.training.multi_gpu_training": ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"],
     "aift_ray.training.preference": ["PreferenceTrainer"],
+    "aift_ray.training.reinforcement": ["GRPOTrainer"],
     "aift_ray.training.quantization": ["QuantizationOptimizer"],
     "aift_ray.training.training_utils": ["TrainingConfig", "TextDataset"],
     "aift_ray.utils.gpu_utils": ["get_available_device", "get_gpu_memory_info"],

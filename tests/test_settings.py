@@ -15,10 +15,10 @@ from aift_ray.commandline import leaves
 from aift_ray.config import RunConfig, resume_rules
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.engine import loop, standalone, worker
-from aift_ray.engine.checkpoint.snapshot import Saver
+from aift_ray.engine.checkpoint.snapshot import CheckpointWriter
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.task_scores import TaskEvaluator
-from aift_ray.engine.validate import Evaluator
+from aift_ray.engine.validate import Validator
 from aift_ray.errors import TrainingError, UserError
 from aift_ray.models import compiled_blocks
 from aift_ray.parallel.group import Group
@@ -45,6 +45,38 @@ CHANGED: dict[str, Any] = {
     "preference.undesirable_weight": 2.0,
     "preference.center_rewards_coefficient": 0.01,
     "preference.reference": "other",
+    # errors without completions that are generated; that they act on these is tested in tests/grpo
+    "grpo.reward": ["rewards.py:f"],
+    "grpo.reward_weights": [1.0],
+    "grpo.reward_timeout": 1.0,
+    "grpo.reward_memory": "1GB",
+    "grpo.reward_processes": 2,
+    "grpo.reward_on_failure": "none",
+    "grpo.num_generations": 2,
+    "grpo.num_generations_eval": 2,
+    "grpo.max_completion_length": 8,
+    "grpo.rollout_batch_size": 8,
+    "grpo.steps_per_generation": 2,
+    "grpo.num_iterations": 2,
+    "grpo.temperature": 0.5,
+    "grpo.top_p": 0.5,
+    "grpo.top_k": 5,
+    "grpo.min_p": 0.1,
+    "grpo.loss_type": "grpo",
+    "grpo.scale_rewards": "none",
+    "grpo.beta": 0.1,
+    "grpo.epsilon": 0.1,
+    "grpo.epsilon_high": 0.3,
+    "grpo.delta": 2.0,
+    "grpo.mask_truncated_completions": True,
+    "grpo.soft_punish_cache": 4,
+    "grpo.dynamic_sampling_rounds": 1,
+    "grpo.importance_sampling_correction": False,
+    "grpo.importance_sampling_mode": "token_mask",
+    "grpo.importance_sampling_clip_max": 2.0,
+    "grpo.engine": "vllm",
+    "grpo.placement": "apart",
+    "grpo.rollout_workers": 2,
     "output_dir": "elsewhere",
     "overwrite": True,
     "resume": "latest",
@@ -225,11 +257,11 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Everything that a run does and leaves, but for times."""
     seen: dict[str, Any] = {"trials": 0, "compiled": 0, "waited": 0, "asked": [], "losses": []}
     seen["scored"] = []
-    answer, loss, wait = Evaluator.answer, Evaluator.loss, Saver.wait
+    answer, loss, wait = Validator.answer, Validator.loss, CheckpointWriter.wait
     rounds = TaskEvaluator._rounds
     monkeypatch.chdir(folder.parent)
 
-    def ever_worse(self: Evaluator, module: Any) -> float:
+    def ever_worse(self: Validator, module: Any) -> float:
         # so that early stopping and the best checkpoint have something to do
         seen["losses"].append(loss(self, module))
         return float(len(seen["losses"]))
@@ -241,11 +273,11 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         seen["compiled"] += 1
         return module.forward
 
-    def answered(self: Evaluator, module: Any, prompts: Any) -> list[str]:
+    def answered(self: Validator, module: Any, prompts: Any) -> list[str]:
         seen["asked"].append((len(prompts), self.answers))
         return answer(self, module, prompts)
 
-    def waited(self: Saver) -> None:
+    def waited(self: CheckpointWriter) -> None:
         seen["waited"] += 1
         wait(self)
 
@@ -262,12 +294,12 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         # drawn from the lines below, which are compared
         patch.setattr(worker, "plot", lambda folder: None)
-        patch.setattr(Saver, "wait", waited)
+        patch.setattr(CheckpointWriter, "wait", waited)
         patch.setattr(loop, "trial", trial)
         patch.setattr(compiled_blocks, "BACKEND", graph)
-        patch.setattr(Evaluator, "answer", answered)
+        patch.setattr(Validator, "answer", answered)
         patch.setattr(TaskEvaluator, "_rounds", dealt)
-        patch.setattr(Evaluator, "loss", ever_worse)
+        patch.setattr(Validator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
         run_dir.start(config, folder)
         run = worker.work(prepared.job, Group(0, 1, torch.device("cpu")))

@@ -4,6 +4,7 @@ from aift_ray.config.data_config import DataConfig
 from aift_ray.config.doctor_config import DoctorConfig
 from aift_ray.config.evaluate_config import EvaluateConfig
 from aift_ray.config.export_config import ExportConfig
+from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.config.lora_config import LoRAConfig
 from aift_ray.config.merge_config import MergeConfig
 from aift_ray.config.mixture_config import MixedSet
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "GRPOConfig",
     "LoRAConfig",
     "MergeConfig",
     "MixedSet",

@@ -21,15 +21,15 @@ class CacheConfig(Settings):
     }
 
     older_than: Annotated[float, Field(ge=0)] | None = setting(
-        None, "prune: days without use after which a cache goes"
+        None, "prune: delete caches that were not used for this many days"
     )
     keep_gb: Annotated[float, Field(ge=0)] | None = setting(
-        None, "prune: GB of caches that stay, those used last"
+        None, "prune: keep the most recently used caches up to this many GB"
     )
     cache_dir: str | None = setting(
         None, "folder of the caches, as --data.cache_dir; default: ~/.cache/aift_ray/tokens"
     )
-    as_json: bool = setting(False, "list: as JSON, for scripts")
+    as_json: bool = setting(False, "list: print JSON, for scripts")
 
     def refused(self, action: str) -> list[Problem]:
         """What `list` or `prune` can't do with these settings."""

@@ -18,13 +18,13 @@ class DataConfig(Section):
 
     train_files: list[str] = setting(
         [],
-        "training files, folders or globs (.jsonl .json .csv .tsv .txt, each .gz or .zst; .parquet "
-        ".arrow .xlsx; a folder of datasets.save_to_disk); s3://, gs:// too",
+        "training files, folders or globs (.jsonl .json .csv .tsv .txt, each also .gz or .zst; "
+        ".parquet .arrow .xlsx; a folder written by datasets.save_to_disk); s3:// and gs:// too",
     )
     mixture: list[MixedSet] = setting(
         [],
-        "several training sets: [{files: [F], weight: W | rows: N | epochs: X, name: NAME}]; in "
-        "place of train_files",
+        "mixture of training sets: [{files: [F], weight: W | rows: N | epochs: X, name: NAME}];"
+        " replaces train_files",
     )
     eval_files: list[str] = setting([], "evaluation files, folders or globs")
     validation_fraction: Fraction = setting(
@@ -32,63 +32,80 @@ class DataConfig(Section):
     )
     near_duplicates: Literal["count", "drop", "off"] = setting(
         "count",
-        "training rows that are nearly evaluation rows: count them, drop them, or don't look",
+        "training rows that are near-duplicates of evaluation rows: count them, drop them, or "
+        "skip the check",
     )
     near_duplicate_threshold: float = setting(
-        0.8, "share of character 5-grams in common from which rows are nearly equal", ge=0.5, le=1
+        0.8,
+        "share of common character 5-grams above which two rows are near-duplicates",
+        ge=0.5,
+        le=1,
     )
     contamination_files: list[str] = setting(
-        [], "files of tests; training rows that nearly hold one are counted, or dropped"
+        [], "files of test rows; training rows that nearly contain one are counted or dropped"
     )
     packing: Literal["concat", "fill", "false"] = setting(
-        "concat", "concat: a micro-batch end to end in one row; fill: full rows; false: padding"
+        "concat",
+        "concat: the examples of a micro-batch end to end in one row; fill: rows filled up to "
+        "sequence_length; false: padding",
     )
     tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = setting(
         None,
-        "fill each micro-step of a worker with units up to so many tokens, in place of "
-        "training.batch_size; the global batch stays",
+        "maximum number of tokens of a micro-batch, in place of training.batch_size; the global"
+        " batch does not change",
     )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
-        2048, "tokens a row at most; at most what the model takes"
+        2048, "maximum number of tokens of a row; limited to the context of the model"
     )
-    on_bad_row: Literal["error", "skip"] = setting("error", "a wrong row stops, or is counted")
+    on_bad_row: Literal["error", "skip"] = setting(
+        "error", "error: a malformed row stops the run; skip: it is counted and left out"
+    )
     on_long_row: Literal["truncate", "error"] = setting(
-        "truncate", "longer rows lose the middle of the prompt, never the end of the answer"
+        "truncate", "truncate: the middle of the prompt is cut, never the end of the answer"
     )
-    text_unit: Literal["line", "paragraph", "file"] = setting("line", "a document of a .txt file")
+    text_unit: Literal["line", "paragraph", "file"] = setting(
+        "line", "what one document is in a .txt file"
+    )
     encoding: Literal["utf-8", "auto", "cp932", "euc-jp"] = setting(
-        "utf-8", "of text files; auto: CP932 where a file can be nothing else, else UTF-8"
+        "utf-8", "encoding of text files; auto: CP932 if a file cannot be anything else, else UTF-8"
     )
     columns: dict[str, str] = setting(
         {},
-        "which column or key holds which key of a row: instruction=質問,output=回答; common names "
-        "of columns are known without",
+        "maps the keys of a row to columns: instruction=質問,output=回答; common column names are "
+        "recognized without it",
     )
     sheet: str | None = setting(None, "sheet of .xlsx files; default: the only one with rows")
-    system_prompt: str | None = setting(None, "system message put before rows without one")
+    system_prompt: str | None = setting(None, "system message for rows that have none")
     chat_template: str | None = setting(
-        None, "file of a Jinja chat template, in place of the model's own; saved with the model"
+        None, "file with a Jinja chat template that replaces the model's own; saved with the model"
     )
-    train_turns: Literal["all", "last"] = setting("all", "which answers of a row are trained")
+    train_turns: Literal["all", "last"] = setting(
+        "all", "which answers of a conversation are trained"
+    )
     train_thoughts: Literal["all", "masked", "none"] = setting(
-        "all", "thoughts before answers: trained, shown and not trained, or left out"
+        "all", "reasoning before answers: all: trained; masked: kept but not trained; none: removed"
     )
     train_end: Literal["turn", "all", "none"] = setting(
-        "turn", "end-of-turn tokens trained: those of trained answers, of all messages, or none"
+        "turn", "end-of-turn tokens to train: those of trained answers, of all messages, or none"
     )
     on_rewritten_turn: Literal["split", "error", "keep"] = setting(
         "split",
-        "answers that the template writes otherwise once they are history, as without their "
-        "thoughts: one row an answer, a wrong row, or trained as the history shows them",
+        "answers that the template renders differently in the history, for example without "
+        "their reasoning: split: one row per answer; error: a malformed row; keep: trained as "
+        "rendered in the history",
     )
     prepare: Literal["local", "ray"] = setting(
-        "local", "who tokenizes: this process, or all CPUs of the Ray cluster; same result"
+        "local",
+        "where to tokenize: in this process, or on all CPUs of the Ray cluster; the result is "
+        "the same",
     )
     cache_dir: str | None = setting(
-        None, "folder of the token cache, seen by all nodes; default: ~/.cache/aift_ray"
+        None, "folder of the token cache, shared by all nodes; default: ~/.cache/aift_ray"
     )
     cache_limit: str | None = setting(
-        None, "size of all token caches, 20GB, above which those longest unused go; default: none"
+        None,
+        "total size of the token caches, such as 20GB, above which the least recently used are "
+        "deleted; default: none",
     )
 
     @field_validator("cache_limit")

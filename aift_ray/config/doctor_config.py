@@ -16,6 +16,6 @@ class DoctorConfig(Settings):
         [], "folders or URIs (s3://...) that every node must see and write; may be given again"
     )
     bench: bool = setting(
-        False, "measure products, memory and the way to the host, and keep them for plans"
+        False, "measure matrix products, memory and host transfer, and store the results for plans"
     )
-    as_json: bool = setting(False, "tell it as JSON, for scripts")
+    as_json: bool = setting(False, "print JSON, for scripts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -21,6 +22,19 @@ _ACTS_FOR = {
     "eval_rows": ("gptq", "fp8"),
     "sequence_length": ("gptq", "fp8"),
 }
+# formats of `aift-ray quantize`: bits, and the kind of 4 bits
+BITSANDBYTES: dict[str, tuple[Literal[4, 8], Literal["nf4", "fp4"]]] = {
+    "int8": (8, "nf4"),
+    "nf4": (4, "nf4"),
+    "fp4": (4, "fp4"),
+}
+# what is measured side by side
+COMPARED = (
+    *(f"gguf:{kind}" for kind in ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")),
+    *BITSANDBYTES,
+    "gptq",
+    "fp8",
+)
 
 
 class ExportConfig(Settings):
@@ -45,6 +59,11 @@ class ExportConfig(Settings):
     output: str | None = setting(
         None,
         "what is written: a .gguf file, else a folder; default: ./outputs/DATE-TIME-export",
+    )
+    compare: list[str] = setting(
+        [],
+        "in place of an export: formats that are measured side by side on eval_files; the table "
+        f"goes to output, a .json file; {', '.join(COMPARED)}",
     )
     overwrite: bool = setting(False, "replace what this command has written before")
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = setting(
@@ -75,6 +94,8 @@ class ExportConfig(Settings):
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""
+        if self.compare:
+            return self._compared()
         found = [
             Problem(
                 name,
@@ -98,4 +119,29 @@ class ExportConfig(Settings):
             found.append(Problem("format", what, "give --adapter or --dtype, or copy the folder"))
         if not self.merge_adapter and self.adapter is None:
             found.append(Problem("merge_adapter", "false needs an adapter", "give --adapter"))
+        return found
+
+    def _compared(self) -> list[Problem]:
+        """What is wrong with a comparison."""
+        found = []
+        for name in self.compare:
+            if name not in COMPARED:
+                near = difflib.get_close_matches(name, COMPARED, 1)
+                remedy = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(COMPARED)}"
+                found.append(Problem("compare", f"there is no format {name!r}", remedy))
+        if len(set(self.compare)) < len(self.compare):
+            found.append(Problem("compare", "a format is named twice", "name each once"))
+        for name in ("format", "dtype", "outtype", "tokenizer", "merge_adapter"):
+            if name in self.model_fields_set:
+                what = "does not act with compare, which names formats and merges the adapter"
+                found.append(Problem(name, what, "leave it out"))
+        if "gptq" in self.compare and not self.calibration_files:
+            what = "gptq is fitted to rows like those it will read, and none are given"
+            found.append(Problem("calibration_files", what, "give --calibration-file rows.jsonl"))
+        if "gptq" not in self.compare:
+            given = ("calibration_files", "calibration_rows")
+            names = [name for name in given if name in self.model_fields_set]
+            found += [Problem(name, "acts with gptq only", "leave it out") for name in names]
+        if self.eval_rows == 0:
+            found.append(Problem("eval_rows", "0 leaves nothing to compare by", "leave it out"))
         return found

@@ -32,8 +32,8 @@ _COMMON = frozenset(
     }
 )
 _OWN = (
-    ("--config FILE", "YAML file of settings; may be given again, later ones win"),
-    ("--dry-run", "show what would be done, and do nothing"),
+    ("--config FILE", "YAML file of settings; may be given again, later files take precedence"),
+    ("--dry-run", "show what would be done, without doing it"),
     ("--help", "show the common settings"),
     ("--help-all", "show every setting with its default and meaning"),
 )

@@ -12,41 +12,43 @@ class LoRAConfig(Section):
     """Which low-rank adapters are trained; the names are PEFT's."""
 
     r: Positive = setting(16, "rank of the adapters")
-    lora_alpha: Positive = setting(32, "scale: the adapter's output is multiplied by alpha / r")
-    target_modules: list[str] | None = setting(
-        None, "names of the adapted layers; default: every linear layer of the decoder blocks"
+    lora_alpha: Positive = setting(
+        32, "scaling: the output of the adapter is multiplied by lora_alpha / r"
     )
-    lora_dropout: Fraction = setting(0.05, "dropout before the adapters")
+    target_modules: list[str] | None = setting(
+        None, "names of the layers to adapt; default: every linear layer of the decoder blocks"
+    )
+    lora_dropout: Fraction = setting(0.05, "dropout on the input of the adapters")
     bias: Literal["none", "all", "lora_only"] = setting("none", "which biases are trained")
     task_type: Literal["CAUSAL_LM"] = setting("CAUSAL_LM", "PEFT's task type")
     use_qlora: bool = setting(False, "quantize the base model (same as --method qlora)")
-    qlora_4bit: bool = setting(True, "with QLoRA: 4 bits (NF4), else 8")
-    use_rslora: bool = setting(False, "rsLoRA: the scale is alpha / sqrt(r), for high ranks")
+    qlora_4bit: bool = setting(True, "QLoRA: quantize to 4 bits (NF4), else to 8 bits")
+    use_rslora: bool = setting(False, "rsLoRA: scale by lora_alpha / sqrt(r), for high ranks")
     use_dora: bool = setting(
-        False, "DoRA: the size of the weights is trained apart from their direction; slower"
+        False, "DoRA: train magnitude and direction of the weights separately; slower"
     )
     init_lora_weights: Literal["default", "pissa", "loftq"] = setting(
         "default",
-        "default: as if there were no adapters; pissa: from the base's largest singular values; "
-        "loftq: from what 4 bits have lost",
+        "default: the adapters start as zero; pissa: from the largest singular values of the "
+        "base weights; loftq: from the 4-bit quantization error",
     )
     modules_to_save: list[str] | None = setting(
-        None, "names of layers trained as a whole beside the adapters and saved with them"
+        None, "names of layers that are trained in full and saved with the adapters"
     )
     lora_plus_ratio: float = setting(
-        1.0, "LoRA+: learning rate of the B matrices over that of A; 16 is usual", gt=0
+        1.0, "LoRA+: ratio of the learning rates of the B and A matrices; 16 is usual", gt=0
     )
     experts: bool = setting(
         False,
-        "adapt the experts of a mixture too, by PEFT's target_parameters; lora_dropout must be 0. "
-        "Off by default, as in PEFT, TRL and Axolotl: every expert gets adapters of its own, tens "
-        "of times as many in all, and they must be merged before they are served",
+        "also adapt the experts of a mixture of experts, by PEFT's target_parameters; "
+        "lora_dropout must be 0. Off by default, as in PEFT, TRL and Axolotl: every expert gets"
+        " its own adapter, and the adapters must be merged before serving",
     )
 
     init_from: str | None = setting(
         None,
-        "folder of a saved adapter (of this program, PEFT or TRL) to start from; its rank, scale "
-        "and layers are taken",
+        "folder of a saved adapter (from this program, PEFT or TRL) to start from; its rank, "
+        "scaling and layers are used",
     )
 
     def beside_method(self, full: bool, base_bits: int | None) -> list[Problem]:

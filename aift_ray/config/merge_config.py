@@ -47,7 +47,7 @@ class MergeConfig(Settings):
     output_dir: str | None = setting(
         None, "folder of the result; default: ./outputs/DATE-TIME-merge"
     )
-    overwrite: bool = setting(False, "replace a folder that this command has written")
+    overwrite: bool = setting(False, "replace an output folder of this command")
 
     @property
     def normalizes(self) -> bool:

@@ -17,34 +17,38 @@ class ParallelConfig(Section):
         "ddp", "fsdp", "zero1", "zero2", "zero3", "model_parallel", "pipeline", "tensor", "auto"
     ] = setting(
         "ddp",
-        "ddp: a whole model on each worker; fsdp (= zero3): a share of it; zero2: shares of "
-        "gradients and optimizer state; zero1: of optimizer state; model_parallel: layers over "
-        "the devices of one worker; pipeline: blocks over workers; tensor: a share of every matrix "
-        "and its work; auto: the first that fits",
+        "ddp: a full replica on each worker; fsdp (= zero3): parameters, gradients and "
+        "optimizer state are sharded; zero2: gradients and optimizer state; zero1: optimizer "
+        "state; model_parallel: layers over the devices of one worker; pipeline: blocks over "
+        "workers; tensor: every matrix is split over workers; auto: the first of ddp, zero2 and"
+        " fsdp that fits in memory",
     )
     max_memory_per_gpu: dict[int, str] | None = setting(
-        None, "memory of each GPU for model_parallel, {0: 22GB} (as a flag 0=22GB); default: 90%"
+        None,
+        "model_parallel: memory to use on each GPU, {0: 22GB} (as a flag: 0=22GB); default: 90%",
     )
     pipeline_parallel_size: Positive = setting(
-        1, "workers that hold a model together, with strategy pipeline; 1: all of them"
+        1, "pipeline: number of stages of a model replica; 1: all workers form one replica"
     )
     tensor_parallel_size: Positive = setting(
-        1, "workers that split each matrix, with strategy tensor; 1: all of them"
+        1, "tensor: number of workers that each matrix is split over; 1: all workers"
     )
     spill_to_cpu: bool = setting(
-        False, "with model_parallel: layers that fit no device lie and compute in the host, slowly"
+        False, "model_parallel: keep and compute layers that fit on no device on the CPU, slowly"
     )
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved"] = setting(
-        "1f1b", "order of a pipeline's micro-batches; interleaved: two stages a worker"
+        "1f1b", "pipeline schedule; interleaved: two stages per worker"
     )
     pipeline_microbatches: Positive | None = setting(
-        None, "micro-batches of a pipeline's step; default: gradient_accumulation_steps"
+        None, "pipeline: micro-batches per step; default: gradient_accumulation_steps"
     )
     offload: bool = setting(
-        False, "fsdp and zero3 on GPUs: weights, gradients and optimizer state in host memory"
+        False, "fsdp and zero3 on GPUs: keep weights, gradients and optimizer state in host memory"
     )
     gpu_memory: str | None = setting(
-        None, "memory that a run may take of each GPU, 22GB; default: all; also without GPUs"
+        None,
+        "memory that a run may use on each GPU, such as 22GB; default: all; also plans for GPUs"
+        " that this machine does not have",
     )
 
     @field_validator("gpu_memory")

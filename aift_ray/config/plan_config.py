@@ -32,7 +32,10 @@ class PlanConfig(Settings):
 
     model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
-    gpus: Positive = setting(1, "GPUs of the machine")
+    objective: Literal[
+        "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward"
+    ] = setting("sft", "training objective")
+    gpus: Positive = setting(1, "number of GPUs of the machine")
     gpu: (
         Literal["a5000", "a6000", "3090", "4090", "l4", "a100", "h100", "h200", "measured"] | None
     ) = setting(
@@ -41,22 +44,28 @@ class PlanConfig(Settings):
         "else a5000",
     )
     gpu_memory: str | None = setting(
-        None, "memory that a run may take of each GPU, 24GB; default: what the GPU has"
+        None, "memory that a run may use on each GPU, such as 24GB; default: the memory of the GPU"
     )
-    host_memory: str | None = setting(None, "memory of the machine, 128GB; default: not looked at")
+    host_memory: str | None = setting(
+        None, "memory of the machine, such as 128GB; default: not checked"
+    )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
-        2048, "tokens of a row in training, and of a request with its answer in serving"
+        2048, "tokens of a training row, and of a request with its answer"
     )
-    batch_size: Positive = setting(4, "rows a worker and micro-step")
-    gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
+    batch_size: Positive = setting(4, "rows or comparisons per worker and micro-batch")
+    gradient_accumulation_steps: Positive = setting(
+        4, "micro-batches per worker and optimizer step"
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
-        "adamw", "where and in how many bits AdamW's moments are"
+        "adamw", "dtype and placement of the moments of AdamW"
     )
     gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
     r: Positive = setting(16, "rank of the adapters")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.05, "dropout before the adapters")
-    tokens: Positive = setting(10_000_000, "tokens that are trained on, for the hours")
-    as_json: bool = setting(False, "tell it as JSON, for scripts")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.05, "dropout on the input of the adapters"
+    )
+    tokens: Positive = setting(10_000_000, "number of training tokens, for the estimate of hours")
+    as_json: bool = setting(False, "print JSON, for scripts")
 
     @field_validator("gpu_memory", "host_memory")
     @classmethod

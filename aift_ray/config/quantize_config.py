@@ -36,29 +36,39 @@ class QuantizeConfig(Settings):
     }
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model")
-    adapter: str | None = setting(None, "folder of a LoRA adapter that is merged first")
-    bits: Literal[4, 8, 16] = setting(4, "bits of a weight; 16: only merge the adapter")
+    adapter: str | None = setting(None, "folder of a LoRA adapter to merge first")
+    bits: Literal[4, 8, 16] = setting(4, "bits per weight; 16: only merge the adapter")
     output_dir: str | None = setting(
         None, "folder of the result; default: ./outputs/DATE-TIME-quantized"
     )
-    overwrite: bool = setting(False, "replace a folder that this command has written")
+    overwrite: bool = setting(False, "replace an output folder of this command")
     quant_type: Literal["nf4", "fp4"] = setting("nf4", "number format of 4 bits")
     double_quant: bool = setting(True, "4 bits: quantize the scales too")
     compute_dtype: Literal["auto", "fp16", "bf16", "fp32"] = setting(
-        "auto", "dtype of the products and of all weights left alone; auto: the model's own"
+        "auto",
+        "dtype of matrix products and of the weights that are not quantized; auto: that of the "
+        "model",
     )
-    threshold: float = setting(6.0, "8 bits: inputs above it are multiplied in 16 bits", ge=0)
+    threshold: float = setting(
+        6.0, "8 bits: outlier threshold; larger inputs are multiplied in 16 bits", ge=0
+    )
     fp16_weight: bool = setting(False, "8 bits: keep 16-bit weights too; GPUs only")
-    cpu_offload: bool = setting(False, "8 bits: what a GPU can't hold stays in the host, in fp32")
+    cpu_offload: bool = setting(
+        False, "8 bits: keep layers that do not fit on the GPU on the CPU, in fp32"
+    )
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "where to quantize and measure; auto: a GPU where there is one"
+        "auto", "device to quantize and measure on; auto: a GPU if there is one"
     )
     eval_files: list[str] = setting(
-        [], "rows to measure on (as for train); default: the held-out rows that ship with aift_ray"
+        [],
+        "rows to measure on (formats as for train); default: the held-out rows shipped with "
+        "aift_ray",
     )
-    eval_rows: NotNegative = setting(64, "rows measured at most; 0: measure nothing")
-    sequence_length: Annotated[int, Field(ge=8)] = setting(512, "tokens of a measured row at most")
-    num_runs: Positive = setting(20, "timed forward passes of each model")
+    eval_rows: NotNegative = setting(64, "maximum number of rows to measure on; 0: do not measure")
+    sequence_length: Annotated[int, Field(ge=8)] = setting(
+        512, "maximum number of tokens of a measured row"
+    )
+    num_runs: Positive = setting(20, "number of timed forward passes per model")
 
     @field_validator("bits", mode="before")
     @classmethod

@@ -13,26 +13,28 @@ class RayConfig(Section):
     """Where the workers run and what Ray does for them."""
 
     num_workers: int | str | None = setting(
-        None, "workers, or MIN:MAX for an elastic group; default: one a GPU, or one CPU worker"
+        None,
+        "number of workers, or MIN:MAX for an elastic group; default: one per GPU, or one CPU "
+        "worker",
     )
     cpus_per_worker: float | None = setting(
         None,
-        "CPUs, and threads of computation, a worker; default: 1, with parallel.offload an equal "
-        "share of this machine's",
+        "CPUs and compute threads per worker; default: 1, or with parallel.offload an equal "
+        "share of the CPUs of this machine",
         gt=0,
     )
-    use_gpu: bool | None = setting(None, "workers on GPUs; default: where there are any")
+    use_gpu: bool | None = setting(None, "train on GPUs; default: if there are any")
     resources_per_worker: dict[str, float] = setting(
-        {}, "further Ray resources a worker asks for, {name: amount}"
+        {}, "additional Ray resources of a worker, {name: amount}"
     )
     storage_path: str | None = setting(
-        None, "folder or URI to which checkpoints are copied as well (local, NFS, s3://...)"
+        None, "folder or URI to which checkpoints are copied (local, NFS, s3://...)"
     )
     resize_seconds: Annotated[float, Field(gt=0)] = setting(
-        60.0, "seconds between looks for more room, for an elastic group"
+        60.0, "seconds between attempts to grow an elastic group"
     )
     max_failures: Annotated[int, Field(ge=-1)] = setting(
-        3, "restarts of the group of workers after a lost one; -1: without limit"
+        3, "maximum number of restarts after the loss of a worker; -1: no limit"
     )
 
     @field_validator("num_workers")

@@ -35,7 +35,8 @@ _NAMES = {
     "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
     "training.async_save training.max_hours training.gradient_checkpointing "
     "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
-    "evaluation.batch_size "
+    "evaluation.batch_size grpo.reward_timeout grpo.reward_memory grpo.reward_processes "
+    "grpo.placement grpo.rollout_workers "
     "parallel.gpu_memory parallel.max_memory_per_gpu data.prepare data.cache_dir "
     "data.cache_limit ray.cpus_per_worker ray.resources_per_worker ray.storage_path "
     "ray.resize_seconds ray.max_failures",
@@ -46,7 +47,7 @@ _NAMES = {
     "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
     "training.optimizer training.ddp training.world_size parallel.strategy "
     "evaluation.tasks evaluation.steps evaluation.data_dir evaluation.limit "
-    "evaluation.num_few_shot evaluation.chat "
+    "evaluation.num_few_shot evaluation.chat grpo.num_generations_eval grpo.engine "
     "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
     "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
     "ray.num_workers ray.use_gpu",
@@ -60,7 +61,14 @@ _NAMES = {
     "data.train_turns data.train_thoughts data.train_end data.on_rewritten_turn "
     "lora.lora_plus_ratio preference.beta preference.label_smoothing preference.length_normalized "
     "preference.rpo_alpha preference.cpo_alpha preference.simpo_gamma preference.desirable_weight "
-    "preference.undesirable_weight preference.center_rewards_coefficient preference.reference",
+    "preference.undesirable_weight preference.center_rewards_coefficient preference.reference "
+    "grpo.reward grpo.reward_weights grpo.reward_on_failure "
+    "grpo.num_generations grpo.max_completion_length "
+    "grpo.rollout_batch_size grpo.steps_per_generation grpo.num_iterations grpo.temperature "
+    "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta grpo.epsilon "
+    "grpo.epsilon_high grpo.delta grpo.mask_truncated_completions grpo.soft_punish_cache "
+    "grpo.dynamic_sampling_rounds grpo.importance_sampling_correction "
+    "grpo.importance_sampling_mode grpo.importance_sampling_clip_max",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
     "lora.init_lora_weights lora.init_from objective",

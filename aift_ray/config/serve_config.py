@@ -31,43 +31,47 @@ class ServingConfig(Section):
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: every network")
     port: int = setting(8000, "TCP port", ge=1, le=65535)
     api_key_file: str | None = setting(
-        None, "file of API keys, one a line; default: a key is made and printed once"
+        None, "file of API keys, one per line; default: a key is generated and printed once"
     )
     root_path: str = setting(
-        "", "path under which a proxy has the server, such as /llm; default: at the root"
+        "", "path prefix under which a proxy exposes the server, such as /llm; default: none"
     )
     forwarded_allow_ips: list[str] = setting(
         [],
-        "addresses of proxies whose X-Forwarded headers count, or networks (10.0.0.0/8); may be "
-        "given again",
+        "addresses or networks (10.0.0.0/8) of proxies whose X-Forwarded headers are trusted; "
+        "may be given again",
     )
     allowed_origins: list[str] = setting(
         [],
-        "origins whose pages may ask, such as https://chat.example.com, or *; may be given again",
+        "origins allowed by CORS, such as https://chat.example.com, or *; may be given again",
     )
     adapter_folder: str | None = setting(
-        None, "folder whose subfolders may be loaded as adapters, by name, while it runs"
+        None, "folder whose subfolders can be loaded as adapters at run time, by name"
     )
-    no_auth: bool = setting(False, "ask for no key; on the loopback address only")
-    num_replicas: int | str = setting(1, "replicas, or MIN:MAX for as many as the load needs")
-    slots: Positive = setting(16, "requests a replica works on at a time")
-    max_queue: NotNegative = setting(64, "requests that may wait in a replica; more get a 429")
-    request_timeout_s: Seconds = setting(600.0, "seconds that a request may take in all")
+    no_auth: bool = setting(False, "require no API key; only on the loopback address")
+    num_replicas: int | str = setting(1, "number of replicas, or MIN:MAX for autoscaling")
+    slots: Positive = setting(16, "maximum number of requests that a replica processes at once")
+    max_queue: NotNegative = setting(
+        64, "maximum number of waiting requests per replica; further ones get status 429"
+    )
+    request_timeout_s: Seconds = setting(600.0, "maximum duration of a request in seconds")
     idle_timeout_s: Seconds = setting(
-        120.0, "seconds that a request may be without a token, waiting included"
+        120.0, "maximum time without a new token in seconds, including time in the queue"
     )
     prefix_memory: str = setting(
         "512MiB",
-        "memory for keys and values of earlier requests, for prompts that begin alike; 0MiB: none",
+        "memory of the prefix cache (keys and values of earlier requests); 0MiB: no prefix cache",
     )
     kv_cache_memory: str | None = setting(
         None,
-        "memory for keys and values of the requests that are worked on, 4GiB, with the engine "
-        "transformers; default: what the GPU has left, on a CPU half of what is free",
+        "memory of the KV cache of the transformers engine, such as 4GiB; default: the free "
+        "memory of the GPU, or half of the free memory on a CPU",
     )
-    drain_timeout_s: Seconds = setting(60.0, "seconds that a stopping replica may still answer")
+    drain_timeout_s: Seconds = setting(
+        60.0, "seconds that a stopping replica has to finish its responses"
+    )
     cpus_per_replica: Positive | None = setting(
-        None, "CPUs, and threads, a replica; default: an equal share (1 with a GPU)"
+        None, "CPUs and threads per replica; default: an equal share (1 with a GPU)"
     )
 
     @field_validator("root_path")
@@ -112,25 +116,30 @@ class VllmConfig(Section):
     """What only the engine vllm takes, by vLLM's own names."""
 
     max_model_len: Positive | None = setting(
-        None, "tokens of prompt and answer; default: the model's own, or what the memory holds"
+        None,
+        "maximum number of tokens of prompt and answer; default: the context of the model, or "
+        "what fits in memory",
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.9, "part of a GPU's memory for weights, keys and values"
+        0.9, "share of the GPU memory for weights and the KV cache"
     )
     kv_cache_memory: str | None = setting(
         None,
-        "memory for keys and values, such as 4GiB; default: what gpu_memory_utilization leaves, on "
+        "memory of the KV cache, such as 4GiB; default: what gpu_memory_utilization leaves; on "
         "a CPU what the slots need, at most 4GiB",
     )
     max_loras: Positive | None = setting(
-        None, "adapters in one batch; default: those given, and 4 with an adapter_folder, up to 16"
+        None,
+        "maximum number of adapters in a batch; default: those given, plus 4 with an "
+        "adapter_folder, at most 16",
     )
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = setting(
         None,
-        "largest rank of an adapter; default: that of the given ones, 64 with an adapter_folder",
+        "maximum rank of an adapter; default: that of the given adapters, 64 with an "
+        "adapter_folder",
     )
-    tensor_parallel_size: Positive = setting(1, "GPUs of a replica, each with a part of the model")
-    enforce_eager: bool = setting(False, "compile nothing: a faster start, slower answers")
+    tensor_parallel_size: Positive = setting(1, "GPUs per replica, each with a shard of the model")
+    enforce_eager: bool = setting(False, "do not compile: faster start, slower generation")
 
     @field_validator("kv_cache_memory")
     @classmethod
@@ -158,19 +167,20 @@ class ServeConfig(Settings):
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to serve")
     adapters: list[str] = setting([], "adapters on the model, NAME=FOLDER; may be given again")
     load_in: Literal["4bit", "8bit"] | None = setting(
-        None, "hold the weights of the layers in fewer bits"
+        None, "quantize the linear layers when loading"
     )
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "dtype of the computation; auto: fp32 on a CPU, else bf16"
     )
     engine: Literal["auto", "transformers", "vllm"] = setting(
-        "auto", "what makes the tokens; auto: vllm where GPUs and vllm are, else transformers"
+        "auto",
+        "inference engine; auto: vllm if there are GPUs and vllm is installed, else transformers",
     )
     served_model_name: str | None = setting(
-        None, "the base's name for clients; default: its catalog or folder name"
+        None, "name of the base model for clients; default: its catalog or folder name"
     )
-    serving: ServingConfig = setting(ServingConfig(), "address, keys, load")
-    vllm: VllmConfig = setting(VllmConfig(), "settings of the engine vllm")
+    serving: ServingConfig = setting(ServingConfig(), "address, API keys, limits")
+    vllm: VllmConfig = setting(VllmConfig(), "settings of the vllm engine")
 
     def contradictions(self) -> list[Problem]:
         """Settings that are each allowed and can't stand together."""

@@ -12,11 +12,12 @@ from pydantic import Field, field_validator, model_validator
 
 from aift_ray.config import lr_schedules
 from aift_ray.config.data_config import DataConfig
+from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.config.lora_config import LoRAConfig
 from aift_ray.config.lr_schedules import Scheduler, Share
 from aift_ray.config.mixture_config import wrong_mixture
 from aift_ray.config.parallel_config import ParallelConfig
-from aift_ray.config.preference_config import Objective, PreferenceConfig
+from aift_ray.config.preference_config import Objective, PreferenceConfig, answers_of
 from aift_ray.config.ray_config import RayConfig
 from aift_ray.config.resume_rules import refused_allowances
 from aift_ray.config.section import (
@@ -38,49 +39,47 @@ class TrainingConfig(Section):
     """How the weights are moved: optimizer, schedule, batch, precision, evaluation, saving."""
 
     learning_rate: float = setting(
-        2e-5, "peak learning rate; adapters take 2e-4 where it is not given", gt=0, le=10
+        2e-5, "peak learning rate; if not given, adapters use 2e-4", gt=0, le=10
     )
-    batch_size: Positive = setting(4, "examples a worker and micro-step (fill: packed rows)")
-    gradient_accumulation_steps: Positive = setting(4, "micro-steps a worker takes for one step")
+    batch_size: Positive = setting(4, "examples per worker and micro-batch (fill: packed rows)")
+    gradient_accumulation_steps: Positive = setting(4, "micro-batches per worker and step")
     num_epochs: Positive = setting(3, "passes over the training rows")
     warmup_steps: NotNegative = setting(
         100,
-        "steps in which the learning rate rises from 0; not given: at most a tenth of all steps",
+        "steps in which the learning rate rises from 0; if not given, at most a tenth of all steps",
     )
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: never", ge=0)
+    max_grad_norm: float = setting(1.0, "norm to which gradients are clipped; 0: no clipping", ge=0)
     eval_steps: Positive = setting(100, "steps between evaluations (with evaluation data)")
     save_steps: Positive = setting(500, "steps between checkpoints")
     logging_steps: Positive = setting(10, "steps between lines of metrics.jsonl")
-    output_dir: str = setting(
-        "./outputs", "parent of the folders of runs that --output-dir does not name"
-    )
+    output_dir: str = setting("./outputs", "parent folder of runs without --output-dir")
     fp16: bool = setting(True, "mixed precision: bf16 or fp16 on a GPU, always fp32 on a CPU")
     gradient_checkpointing: bool = setting(
-        True, "recompute activations in the backward pass: less memory, about a fifth slower"
+        True, "recompute activations in the backward pass: less memory, about 20% slower"
     )
-    ddp: bool = setting(False, "world_size data-parallel workers (same as --num-workers)")
-    local_rank: int = setting(-1, "0 or more: this process is that worker of a torchrun group")
+    ddp: bool = setting(False, "train with world_size workers (same as --num-workers)")
+    local_rank: int = setting(-1, "rank of this process in a torchrun group; -1: it is in none")
     world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
     max_steps: Positive | None = setting(None, "total steps; overrides num_epochs")
     max_hours: Annotated[float, Field(gt=0)] | None = setting(
         None, "hours after which the run stops with a checkpoint and exit status 75"
     )
-    seed: NotNegative = setting(42, "seed of the data order, the dropout and new weights")
+    seed: NotNegative = setting(42, "seed of the data order, dropout and new weights")
     lr_scheduler: Scheduler = setting(
         "cosine",
-        "learning rate after the warm-up, by transformers' names (constant is "
+        "learning-rate schedule after the warm-up, with transformers' names (constant is "
         "constant_with_warmup, wsd is warmup_stable_decay)",
     )
     warmup_ratio: Share | None = setting(
         None, "warm-up as a share of all steps, rounded up; overrides warmup_steps"
     )
     min_lr_ratio: Fraction = setting(
-        0.0, "lowest learning rate over the peak: of linear, cosine, cosine_with_min_lr and wsd"
+        0.0, "lowest learning rate over the peak, for linear, cosine, cosine_with_min_lr and wsd"
     )
     decay_ratio: Share | None = setting(
-        None, "wsd: share of all steps, the last ones, in which the rate falls; default: 0.1"
+        None, "wsd: share of the steps, at the end, in which the rate decays; default: 0.1"
     )
-    weight_decay: float = setting(0.01, "AdamW's decay; never on norms and biases", ge=0, le=1)
+    weight_decay: float = setting(0.01, "weight decay; norms and biases are excluded", ge=0, le=1)
     adam_beta1: Fraction = setting(0.9, "AdamW's decay rate of the first moment")
     adam_beta2: Fraction = setting(0.999, "AdamW's decay rate of the second moment")
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", gt=0, le=1)
@@ -90,40 +89,40 @@ class TrainingConfig(Section):
     early_stopping_patience: NotNegative = setting(
         0, "stop after this many evaluations without a better loss; 0: never"
     )
-    load_best: bool = setting(False, "the final model is that of the best evaluation loss")
-    keep_checkpoints: Positive = setting(3, "number of newest checkpoints kept, beside the best")
+    load_best: bool = setting(False, "the final model is the one with the best evaluation loss")
+    keep_checkpoints: Positive = setting(3, "number of newest checkpoints to keep, and the best")
     async_save: bool = setting(
-        True, "checkpoints are written while training goes on; costs host memory for a copy"
+        True, "write checkpoints in the background; needs host memory for a copy"
     )
     exact_match_rows: NotNegative = setting(
-        0, "held-out rows answered greedily and compared, before and after; 0: none"
+        0, "held-out rows to answer (greedily) and compare, before and after training; 0: none"
     )
     exact_match_during: bool = setting(
-        False, "answer and compare the held-out rows at every evaluation, not only at the ends"
+        False, "answer and compare held-out rows at every evaluation as well"
     )
-    exact_match_batch_size: Positive = setting(32, "held-out rows answered at once")
-    exact_match_max_tokens: Positive = setting(128, "tokens of an answer at most")
+    exact_match_batch_size: Positive = setting(32, "held-out rows per generation batch")
+    exact_match_max_tokens: Positive = setting(128, "maximum number of tokens of an answer")
     skip_nonfinite: NotNegative = setting(
-        0, "batches of infinite or NaN loss or gradient left out at most before the run stops"
+        0, "batches with a non-finite loss or gradient to skip before the run stops"
     )
     trial_batch: bool = setting(
-        True, "on GPUs, run the longest possible batch first, without a step"
+        True, "on GPUs, try the longest possible batch before the first step"
     )
     neftune_noise_alpha: float = setting(
-        0.0, "NEFTune: noise on the embeddings in training, 5 to 15 are usual; 0: none", ge=0
+        0.0, "NEFTune: noise on the embeddings in training; 5 to 15 is usual; 0: none", ge=0
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw",
-        "AdamW's moments: in fp32; in 8 bits; paged: a full GPU leaves them in host memory; all "
-        "but adamw need whole weights on a worker: ddp, pipeline, model_parallel",
+        "moments in fp32 or in 8 bits; paged: in host memory when the GPU is full; all but "
+        "adamw need unsharded weights: ddp, pipeline, model_parallel",
     )
     report_to: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](["tensorboard"]),
-        description="where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio; "
-        "none: nowhere",
+        description="where to log metrics besides metrics.jsonl: tensorboard, wandb, mlflow, "
+        "trackio; none: nowhere else",
     )
     compile: bool = setting(
-        False, "torch.compile of each decoder block: faster steps, a slower first one"
+        False, "compile each decoder block with torch.compile: faster steps, slower first step"
     )
 
     @field_validator("report_to", mode="before")
@@ -150,6 +149,7 @@ class RunConfig(Settings):
         "training.seed": "seed",
         "resume_allow": ["resume-allow", "resume.allow"],
         "preference.reference": "reference",
+        "grpo.reward": "reward",
     }
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
@@ -158,18 +158,20 @@ class RunConfig(Settings):
     objective: Objective = setting(
         "sft",
         "sft: answers; dpo, ipo, hinge, robust, orpo, simpo, cpo: the better of two; kto: answers "
-        "labelled good or bad; reward: a model that scores answers",
+        "labelled good or bad; reward: a model that scores answers; grpo: completions "
+        "that the model generates, by rewards",
     )
     output_dir: str | None = setting(None, "folder of this run; default: ./outputs/DATE-TIME")
-    overwrite: bool = setting(False, "empty an output folder that is not empty")
-    resume: str | None = setting(None, "'latest' or a checkpoint folder to go on from")
-    resume_allow: list[str] = setting([], "settings that may differ from the checkpoint's")
+    overwrite: bool = setting(False, "delete the files of an earlier run in the output folder")
+    resume: str | None = setting(None, "'latest', or the checkpoint folder to resume from")
+    resume_allow: list[str] = setting([], "settings that may differ from those of the checkpoint")
     training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
-    parallel: ParallelConfig = setting(ParallelConfig(), "spreading the model over workers")
+    parallel: ParallelConfig = setting(ParallelConfig(), "distribution over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
-    data: DataConfig = setting(DataConfig(), "rows and tokens")
-    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks that the model is scored on")
+    grpo: GRPOConfig = setting(GRPOConfig(), "objective grpo: generation, rewards, loss")
+    data: DataConfig = setting(DataConfig(), "data files, tokenization and packing")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks to evaluate on in training")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
 
     @field_validator("resume_allow")
@@ -221,6 +223,8 @@ class RunConfig(Settings):
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
+        grpo = self.objective == "grpo"
+        found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
         found += self._beside_objective()
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
@@ -249,9 +253,13 @@ class RunConfig(Settings):
     def _beside_objective(self) -> list[Problem]:
         """Settings of other sections that an objective can't have."""
         found = []
-        if self.objective != "sft" and self.data.mixture:
-            what = f"weighs rows of one answer, and objective {self.objective} compares answers"
+        if self.objective == "grpo" and self.data.mixture:
+            what = "weighs rows with answers, and objective grpo takes prompts alone"
             found.append(Problem("data.mixture", what, "give --train-file"))
+        compared = answers_of(self.objective) in ("pair", "label")
+        if compared and self.data.train_end == "all":
+            what = "trains ends of turns in the prompt, and only answers are compared"
+            found.append(Problem("data.train_end", what, "use turn or none"))
         if self.objective == "reward" and self.training.exact_match_rows:
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))
@@ -283,11 +291,18 @@ class RunConfig(Settings):
         units = self.training.batch_size * self.training.gradient_accumulation_steps
         return units // parts if parts else self.training.batch_size
 
+    @property
+    def rollout_actors(self) -> int:
+        """Ray actors that generate completions beside the workers."""
+        apart = self.objective == "grpo" and self.grpo.placement == "apart"
+        return self.grpo.rollout_workers if apart else 0
+
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""
         if self.training.ddp and self.ray.num_workers is None:
             return self.training.world_size, self.training.world_size
         wanted = self.ray.num_workers
+        devices -= self.rollout_actors if devices else 0
         if wanted is None:
             if self.parallel.strategy == "model_parallel":
                 return 1, 1

@@ -14,10 +14,10 @@ class TuneConfig(Section):
     """How the trials of a sweep are chosen, compared and stopped."""
 
     num_samples: Positive | None = setting(
-        None, "trials at most; default: 10, or every combination with search grid"
+        None, "maximum number of trials; default: 10, or every combination with search grid"
     )
     max_concurrent: Positive | None = setting(
-        None, "trials at once at most; default: as many as the cluster holds"
+        None, "maximum number of concurrent trials; default: as many as the cluster can run"
     )
     metric: str = setting(
         "eval_loss",
@@ -26,15 +26,19 @@ class TuneConfig(Section):
         "jcommonsenseqa/accuracy",
     )
     mode: Literal["min", "max"] | None = setting(
-        None, "which metric is better; default: min of a loss, max of exact_match and of scores"
+        None,
+        "whether to minimize or maximize the metric; default: min for a loss, max for "
+        "exact_match and scores",
     )
     scheduler: Literal["asha", "median", "none"] = setting(
         "asha",
-        "who is stopped early: the lower two thirds at 1, 3, 9, ... grace_steps, and who is worse "
-        "than the untrained model; or whoever is worse than the median; or nobody",
+        "early stopping: asha stops the lower two thirds of the trials at 1, 3, 9, ... "
+        "grace_steps, and trials worse than the untrained model; median stops trials worse than"
+        " the median; none",
     )
     tolerance: Fraction = setting(
-        0.05, "asha: who misses the upper third by at most this share of the metric goes on"
+        0.05,
+        "asha: a trial that misses the upper third by at most this share of the metric continues",
     )
     grace_steps: Positive | None = setting(
         None, "steps that every trial may take; default: training.eval_steps"

@@ -28,7 +28,7 @@ REPORT = "export.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """An export that could start.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
     compressed: CompressedPlan | None = None
 
 
-def prepare(config: ExportConfig) -> Plan:
+def prepare(config: ExportConfig) -> ExportPlan:
     """Check everything before weights are loaded.
 
     Raises:
@@ -83,7 +83,7 @@ def prepare(config: ExportConfig) -> Plan:
         problems += check_space(path, needed, "the weights")
     if problems:
         raise ConfigError(problems)
-    return Plan(config, path, location, adapter, own, dtype, parameters, gguf, packed)
+    return ExportPlan(config, path, location, adapter, own, dtype, parameters, gguf, packed)
 
 
 def _output(config: ExportConfig) -> Path:

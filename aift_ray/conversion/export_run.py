@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from aift_ray.config import ExportConfig
-from aift_ray.conversion import gguf_adapter, gguf_plan, vllm_export
-from aift_ray.conversion.export_plan import REPORT, Plan, prepare
+from aift_ray.conversion import format_table, gguf_adapter, gguf_plan, vllm_export
+from aift_ray.conversion.export_plan import REPORT, ExportPlan, prepare
 from aift_ray.conversion.gguf_plan import GgufPlan
 from aift_ray.conversion.vllm_export import CompressedPlan
 from aift_ray.engine.metrics import write_json
@@ -32,6 +32,8 @@ def run(config: ExportConfig, dry_run: bool = False) -> dict[str, Any]:
         UserError: the input is wrong.
         AiftError: the disk is full; like after any error, nothing is left behind.
     """
+    if config.compare:
+        return format_table.run(config, dry_run)
     plan = prepare(config)
     _show(plan)
     if dry_run:
@@ -48,7 +50,7 @@ def run(config: ExportConfig, dry_run: bool = False) -> dict[str, Any]:
     return found
 
 
-def _write(plan: Plan) -> dict[str, Any]:
+def _write(plan: ExportPlan) -> dict[str, Any]:
     if plan.gguf:
         return _write_gguf(plan, plan.gguf)
     if plan.compressed:
@@ -56,7 +58,7 @@ def _write(plan: Plan) -> dict[str, Any]:
     return _write_folder(plan)
 
 
-def _write_compressed(plan: Plan, packed: CompressedPlan) -> dict[str, Any]:
+def _write_compressed(plan: ExportPlan, packed: CompressedPlan) -> dict[str, Any]:
     """Merge, quantize, measure as `aift-ray quantize` does; the report."""
     config, cpu = plan.config, torch.device("cpu")
     settings = config.model_dump(mode="json", exclude={"output", "overwrite"})
@@ -97,7 +99,7 @@ def _measured(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _write_folder(plan: Plan) -> dict[str, Any]:
+def _write_folder(plan: ExportPlan) -> dict[str, Any]:
     settings = plan.config.model_dump(mode="json", exclude={"output", "overwrite"})
     report: dict[str, Any] = {"settings": settings}
     with output.beside(plan.output, plan.config.overwrite, REPORT) as folder:
@@ -110,7 +112,7 @@ def _write_folder(plan: Plan) -> dict[str, Any]:
     return report
 
 
-def _write_gguf(plan: Plan, gguf: GgufPlan) -> dict[str, Any]:
+def _write_gguf(plan: ExportPlan, gguf: GgufPlan) -> dict[str, Any]:
     """A file beside that becomes the result when all went well."""
     output, name = plan.output, Path(plan.config.model).name
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def _size(path: Path, pattern: str = "*") -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _cast(plan: Plan, folder: Path) -> None:
+def _cast(plan: ExportPlan, folder: Path) -> None:
     """The same model in another dtype."""
     model = load.load_model(plan.location, plan.dtype, None, None, {"": torch.device("cpu")})
     check_finite(model, plan.location)
@@ -144,7 +146,7 @@ def _cast(plan: Plan, folder: Path) -> None:
     provenance.record(folder)
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: ExportPlan) -> None:
     config = plan.config
     lines = [("model", f"{config.model}, {plan.parameters:,} parameters")]
     if plan.adapter:

@@ -43,7 +43,7 @@ _FREE = frozenset(
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """A merge that could start.
 
     Attributes:
@@ -93,7 +93,7 @@ def run(config: MergeConfig, dry_run: bool = False) -> dict[str, Any]:
     return report
 
 
-def prepare(config: MergeConfig) -> Plan:
+def prepare(config: MergeConfig) -> MergePlan:
     """Check everything before a weight is read.
 
     Raises:
@@ -127,7 +127,7 @@ def prepare(config: MergeConfig) -> Plan:
         raise ModelError(problems)
     models = [weights[name] for name in config.models]
     base = weights[config.base] if config.base else None
-    return Plan(config, path, models, base, found[names[0]], found[prompts], notes)
+    return MergePlan(config, path, models, base, found[names[0]], found[prompts], notes)
 
 
 def _output(config: MergeConfig) -> Path:
@@ -173,7 +173,7 @@ def _settings(found: dict[str, Path], first: str, other: str) -> list[str]:
     ]
 
 
-def _companions(plan: Plan, folder: Path) -> None:
+def _companions(plan: MergePlan, folder: Path) -> None:
     for name in ("config.json", fingerprint.INDEX):
         if (plan.source / name).is_file():
             shutil.copyfile(plan.source / name, folder / name)

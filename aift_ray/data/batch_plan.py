@@ -84,7 +84,7 @@ class BatchPlan:
         if self.sets is None:
             return None
         sizes = [len(units) for units in self._units_of_sets]
-        rows = np.bincount(self.sets, minlength=len(self.mixed)).tolist()
+        rows = (np.bincount(self.sets, minlength=len(self.mixed)) // self.together).tolist()
         return Mixture(tuple(sizes), tuple(amounts(self.mixed, rows, sizes)), self.seed)
 
     @property
@@ -119,11 +119,14 @@ class BatchPlan:
             return self.step_targets(step)
         return sum(map(len, self.global_units(step))) // self.together
 
-    def set_targets(self, step: int) -> list[int]:
-        """Supervised tokens of each set of the mixture in the whole global batch."""
+    def set_weights(self, step: int) -> list[int]:
+        """What each set of the mixture has of `step_weight`: targets, or comparisons."""
         assert self.sets is not None
         rows = [row for unit in self.global_units(step) for row in unit]
-        found = np.bincount(self.sets[rows], self.targets[rows], len(self.mixed))
+        if self.together == 1:
+            found = np.bincount(self.sets[rows], self.targets[rows], len(self.mixed))
+        else:
+            found = np.bincount(self.sets[rows], minlength=len(self.mixed)) // self.together
         return [int(number) for number in found]
 
     def share(self, step: int, rank: int, world: int) -> list[list[int]]:

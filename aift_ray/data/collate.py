@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.preference_batch import Compared
 from aift_ray.data.token_rows import Flags, Ids, TokenRows
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """Tensors of one micro-batch.
 
     Laid end to end: `ids` (1, tokens), `positions` (1, tokens) restart at each document and
@@ -28,6 +29,7 @@ class Batch:
         sets: (targets,), the set of a mixture that each is of.
         set_losses: (sets,), to which the losses of each set are added, in double precision.
         compared: of answers that are compared with each other.
+        policy: of generated completions.
     """
 
     ids: torch.Tensor
@@ -40,6 +42,7 @@ class Batch:
     sets: torch.Tensor | None = None
     set_losses: torch.Tensor | None = None
     compared: Compared | None = None
+    policy: PolicyTargets | None = None
 
     def __post_init__(self) -> None:
         if self.longest:
@@ -48,7 +51,7 @@ class Batch:
         longest = self.ids.shape[1] if borders is None else int(borders.diff().max())
         object.__setattr__(self, "longest", longest)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> MicroBatch:
         """The same batch on `device`; a GPU gets it while it computes something else."""
 
         def sent(value: torch.Tensor) -> torch.Tensor:
@@ -59,13 +62,19 @@ class Batch:
         def moved(values: dict[str, Any]) -> dict[str, Any]:
             return {n: sent(v) if isinstance(v, torch.Tensor) else v for n, v in values.items()}
 
-        batch = Batch(**moved(vars(self)))
+        batch = MicroBatch(**moved(vars(self)))
         compared = self.compared and Compared(**moved(vars(self.compared)))
-        return replace(batch, compared=compared)
+        policy = self.policy and PolicyTargets(**moved(vars(self.policy)))
+        return replace(batch, compared=compared, policy=policy)
 
     @property
-    def weight(self) -> int:
-        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons."""
+    def weight(self) -> float:
+        """What the loss is divided by, in all micro-batches of a step: targets, or comparisons.
+
+        Of completions their share in the step, whose loss is divided already.
+        """
+        if self.policy is not None:
+            return self.policy.share
         if self.compared is None:
             return len(self.targets)
         return len(self.compared.lengths) // self.compared.each
@@ -79,7 +88,7 @@ class Batch:
         return lengths.repeat_interleave(lengths).float().unsqueeze(0)
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """Token rows by number."""
 
     def row(self, index: int) -> tuple[Ids, Flags]:
@@ -87,13 +96,13 @@ class Rows(Protocol):
 
 
 def collate(
-    rows: Rows,
+    rows: RowSource,
     indices: Sequence[int],
     padded: bool,
     pad_id: int = 0,
     set_of: np.ndarray | None = None,
     reference: np.ndarray | None = None,
-) -> Batch:
+) -> MicroBatch:
     """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
 
     Args:
@@ -126,11 +135,11 @@ def collate(
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
         laid = (ids[None], positions[None], None, borders, *flat)
-        return Batch(*laid, sets=sets, longest=width, compared=compared)
+        return MicroBatch(*laid, sets=sets, longest=width, compared=compared)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):
         table[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
-    return Batch(table, positions, mask, None, *flat, sets=sets, compared=compared)
+    return MicroBatch(table, positions, mask, None, *flat, sets=sets, compared=compared)

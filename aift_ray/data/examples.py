@@ -54,6 +54,7 @@ class Example:
         score: 1 or 0 for the label of a row, or by how much the answer is better than `rejected`;
             None where the row does not say.
         labelled: the row has a label.
+        row: the whole row in JSON, where its completions are generated and scored; else "".
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Example:
     rejected: Example | None = None
     score: float | None = None
     labelled: bool = False
+    row: str = ""
 
     @property
     def compared(self) -> bool:

@@ -23,6 +23,8 @@ class Compared:
         sums: (measures,), to which what is measured is added, in double precision.
         bare: the log-probabilities are asked for, instead of a loss.
         each: documents a comparison.
+        sets: (documents,), the set of a mixture that each is of; None without a mixture.
+        set_losses: (sets,), to which the losses of each set are added, in double precision.
     """
 
     lengths: torch.Tensor
@@ -33,11 +35,14 @@ class Compared:
     sums: torch.Tensor | None = None
     bare: bool = False
     each: int = 2
+    sets: torch.Tensor | None = None
+    set_losses: torch.Tensor | None = None
 
     def none(self) -> Compared:
         """The same of no document."""
         names = ("lengths", "reference", "scores", "ends")
-        return replace(self, **{name: getattr(self, name)[:0] for name in names})
+        parts = {name: getattr(self, name)[:0] for name in names}
+        return replace(self, **parts, sets=None, set_losses=None)
 
     @classmethod
     def of(

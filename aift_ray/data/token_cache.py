@@ -94,7 +94,7 @@ def prepare(
     Args:
         encode: tokenizes examples, in their order; the cache is the same whoever does it.
         answers: what a row holds; of a pair, and of an answer with a label, two token rows come of
-            it, one after the other.
+            it, one after the other; of a prompt one in which nothing is supervised.
 
     Raises:
         DataError: files that can't be read, wrong rows (unless they are to be skipped), rows
@@ -188,13 +188,17 @@ def _build(
         train = Encoding(*made, duplicates.add_train, answers, documents, screen)
         held_out = Encoding(*made, duplicates.add_eval, answers)
         sets = [SetCounts(name) for name in names(config.mixture)]
-        write_rows(scratch / "train.arrow", counted(train.rows(files.train), files, sets))
-        write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation))
+        asked = answers == "prompt"
+        rows = counted(train.rows(files.train), files, sets)
+        write_rows(scratch / "train.arrow", rows, sources=asked)
+        write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation), sources=asked)
         _raise_for(_faults(config, [train, held_out], screen))
         _check_used(config, train.reading.used | held_out.reading.used)
         check_filled(sets)
-        if not train.counts.supervised_tokens:
-            raise DataError([_nothing_supervised(train.counts)])
+        if not (train.counts.rows if asked else train.counts.supervised_tokens):
+            raise DataError(
+                [_nothing_asked(train.counts) if asked else _nothing_supervised(train.counts)]
+            )
         np.save(scratch / _GROUPS, documents.groups())
         (scratch / "signatures").unlink(missing_ok=True)
         warnings = duplicates.warnings() + (screen.warnings() if screen else [])
@@ -241,6 +245,15 @@ def _raise_for(faults: list[Fault]) -> None:
             for f in faults[:SHOWN_FAULTS]
         ]
         raise DataError(problems, hidden=len(faults) - len(problems))
+
+
+def _nothing_asked(counts: Counts) -> Problem:
+    return Problem(
+        "training data",
+        f"it has no usable prompt ({counts.dropped_rows} rows were dropped because the prompt is "
+        "too long)",
+        "raise --data.sequence_length, which holds prompt and completion",
+    )
 
 
 def _nothing_supervised(counts: Counts) -> Problem:

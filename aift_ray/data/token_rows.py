@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
+# the whole row in JSON, where completions of it are generated
+_SOURCE = pa.field("row", pa.string())
 
 
 class TokenRows:
@@ -70,33 +73,45 @@ class TokenRows:
             batch.column("file")[row].as_py(), batch.column("line")[row].as_py()
         )
 
+    def source(self, index: int) -> dict[str, Any]:
+        """The row of the file, where completions of its prompt are generated."""
+        batch, row = self._locate(index)
+        found: dict[str, Any] = json.loads(batch.column("row")[row].as_py())
+        return found
+
     def _locate(self, index: int) -> tuple[Any, int]:
         return self._reader.get_batch(index // _BATCH_ROWS), index % _BATCH_ROWS
 
 
-def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]]) -> None:
-    """Write rows as they come; no more than a batch is held."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        columns: list[list[Any]] = [[] for _ in _SCHEMA]
+def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]], sources: bool = False) -> None:
+    """Write rows as they come; no more than a batch is held.
+
+    Args:
+        sources: the rows of the files are kept beside their tokens.
+    """
+    schema = _SCHEMA.append(_SOURCE) if sources else _SCHEMA
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        columns: list[list[Any]] = [[] for _ in schema]
         for encoded, example in rows:
             ids, flags = np.array(encoded.ids, np.int32), np.array(encoded.supervised, np.uint8)
             targets = int(np.count_nonzero(flags[1:]))
             score = np.nan if example.score is None else example.score
-            values = (ids, flags, targets, example.file, example.line, score)
+            values = [ids, flags, targets, example.file, example.line, score]
+            values += [example.row] if sources else []
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
             if len(columns[0]) == _BATCH_ROWS:
-                writer.write_batch(_batch(columns))
-                columns = [[] for _ in _SCHEMA]
+                writer.write_batch(_batch(columns, schema))
+                columns = [[] for _ in schema]
         if columns[0]:
-            writer.write_batch(_batch(columns))
+            writer.write_batch(_batch(columns, schema))
 
 
-def _batch(columns: list[list[Any]]) -> Any:
-    ids, flags, targets, files, lines, scores = columns
+def _batch(columns: list[list[Any]], schema: Any) -> Any:
+    ids, flags, targets, files, lines, scores, *sources = columns
     arrays = [_lists(ids), _lists(flags), _array(targets), _strings(files), _array(lines)]
-    arrays.append(_array(np.array(scores, np.float32)))
-    return pa.record_batch(arrays, schema=_SCHEMA)
+    arrays += [_array(np.array(scores, np.float32)), *map(_strings, sources)]
+    return pa.record_batch(arrays, schema=schema)
 
 
 def _array(numbers: list[int] | npt.NDArray[Any]) -> Any:

@@ -171,6 +171,10 @@ class Encoding:
             return [encoded]
         if self._refused(len(encoded), example):
             return []
+        if example.row:
+            # a prompt is asked as it stands, or not at all
+            self._drop(example, "the prompt is too long")
+            return []
         if example.kind == "text":
             self.counts.split_documents += 1
             return split_text(encoded, self.length)
@@ -190,10 +194,10 @@ class Encoding:
         self.faults.append(Fault(example.file, example.line, reason, remedy))
         return True
 
-    def _drop(self, example: Example) -> None:
+    def _drop(self, example: Example, why: str = "the answer alone is too long") -> None:
         self.counts.dropped_rows += 1
         where = memory_rows.place(example.file, example.line)
-        self._note(f"{where}: dropped, the answer alone is too long")
+        self._note(f"{where}: dropped, {why}")
 
     def _fault(self, fault: Fault) -> None:
         self.faults.append(fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,11 @@ from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer, phases, reference_logprobs
 from aift_ray.engine.comparison import Comparison
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.grpo.rollout_setup import evaluator_of, maker_of, policy_of, rollouts_of
+from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.objectives import Objective
@@ -26,14 +32,14 @@ from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import References
 from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.engine.task_scores import TaskEvaluator
-from aift_ray.engine.validate import Evaluator
+from aift_ray.engine.validate import Validator
 from aift_ray.models import hub, load
 from aift_ray.models.attention.packed_documents import recomputing
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.compiled_blocks import compile_blocks
 from aift_ray.models.families import family_support
-from aift_ray.models.families.sequence_classifier import Scored
+from aift_ray.models.families.sequence_classifier import RewardHead
 from aift_ray.models.lora.attach import add_adapters, continue_adapters
 from aift_ray.models.lora.init_from import start_from
 from aift_ray.models.split import outlined, whole_like
@@ -56,6 +62,7 @@ class Run:
         set_of: the set that each row is of, in a mixture of several.
         set_losses: summed loss of each set in this step so far, of this worker's rows.
         comparison: the training rows, where answers are compared.
+        rollouts: generated completions, where they are trained.
     """
 
     job: Job
@@ -67,8 +74,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rows: TokenRows
-    plan: BatchPlan
-    evaluator: Evaluator | None
+    plan: BatchPlan | RolloutPlan
+    evaluator: Validator | RolloutEvaluator | None
     tasks: TaskEvaluator | None
     state: checkpoint.State
     total_steps: int
@@ -78,6 +85,7 @@ class Run:
     set_names: list[str] = field(default_factory=list)
     set_losses: torch.Tensor | None = None
     comparison: Comparison | None = None
+    rollouts: Rollouts | None = None
 
     @property
     def written(self) -> torch.nn.Module:
@@ -96,11 +104,13 @@ def build(
     group: Group,
     resume: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given.
 
     Args:
         tokenizer: that of the job's model; None: it is loaded.
+        pool: starts processes that generate completions, where the workers do not.
     """
     config, training = job.config, job.config.training
     group = replace(group, apart=config.parallel.apart)
@@ -116,12 +126,13 @@ def build(
     tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     steps, objective = total_steps(config, plan), Objective.of(config)
     compared = None
-    if objective:
+    if objective and isinstance(plan, BatchPlan):
         left = range(state.step, steps)
         compared = References(objective, job, group, precision, plan, left, rows, tested)
         _ask_reference(job, group, precision, compared)
     model = _model(job, group, precision, str(resume) if resume else None)
-    module = LossModule(model, training.neftune_noise_alpha, objective).train()
+    noise, policy = training.neftune_noise_alpha, policy_of(config)
+    module = LossModule(model, noise, objective, policy).train()
     spread = wrap(config.parallel, module, group, precision.compute, job.layout)
     if training.compile:
         compile_blocks(model)
@@ -134,7 +145,7 @@ def build(
     if compared and compared.missing:
         phases.tell(job.output, group, phases.REFERENCE)
         compared.complete(judge)
-    return Run(
+    run = Run(
         job=job,
         group=group,
         precision=precision,
@@ -157,6 +168,29 @@ def build(
         set_losses=torch.zeros(len(prepared.sets), dtype=torch.float64, device=group.device),
         comparison=compared.train if compared else None,
     )
+    if isinstance(plan, RolloutPlan):
+        _add_rollouts(run, plan, tested, tensors, pool)
+    return run
+
+
+def _add_rollouts(
+    run: Run,
+    plan: RolloutPlan,
+    tested: tuple[TokenRows, np.ndarray],
+    tensors: dict[str, Any] | None,
+    pool: Callable[[], RolloutPool] | None,
+) -> None:
+    """What generates completions for training and evaluation."""
+    job, group, precision = run.job, run.group, run.precision
+    maker = maker_of(job, group, precision, run.tokenizer, pool)
+
+    def reference() -> LossModule:
+        model = untrained(job, group, precision)
+        return LossModule(model, policy=policy_of(job.config)).to(group.device).eval()
+
+    kept = tensors.get("rollout") if tensors else None
+    run.rollouts = rollouts_of(job, maker, plan, run.rows, kept, reference)
+    run.evaluator = evaluator_of(job, maker, run.state.step, *tested)
 
 
 def _state(job: Job, resume: Path | None) -> tuple[checkpoint.State, dict[str, Any] | None]:
@@ -194,12 +228,12 @@ def _evaluator(
     compared: References | None,
     rows: TokenRows,
     numbers: np.ndarray,
-) -> Evaluator | None:
+) -> Validator | None:
     """What evaluates on the rows of these numbers; None where there are none."""
-    if not len(numbers):
+    if not len(numbers) or job.config.objective == "grpo":
         return None
     config, training = job.config, job.config.training
-    return Evaluator(
+    return Validator(
         rows,
         numbers,
         config.micro_batch,
@@ -260,7 +294,9 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
         only=only,
         shards=shards,
         weights=weights,
-        scored=Scored(config.training.seed, job.pad_id) if config.objective == "reward" else None,
+        scored=RewardHead(config.training.seed, job.pad_id)
+        if config.objective == "reward"
+        else None,
     )
     family_support.without_noise(base)
     # the same new weights on every worker, and after every restart
@@ -280,6 +316,11 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     return adapted
 
 
+def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
+    """The model of a job as it begins, whose weights are not trained here."""
+    return _model(job, group, precision, None).requires_grad_(False)
+
+
 def _shards(config: RunConfig, group: Group) -> Loading | None:
     """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
     parallel, lora = config.parallel, config.lora
@@ -295,7 +336,8 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
     model = _model(run.job, run.group, run.precision, str(folder))
-    module = LossModule(model, objective=Objective.of(run.config))
+    policy = policy_of(run.config)
+    module = LossModule(model, objective=Objective.of(run.config), policy=policy)
     compute, layout = run.precision.compute, run.job.layout
     run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
     run.module = _evaluated(module, run.spread)

@@ -44,8 +44,10 @@ def summed_cross_entropy(
 def log_probabilities(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probability of each target by `head(hidden)`, in fp32, (targets,).
 
-    The gradient of any function of them can be taken: the logits of all pieces but the last are
-    made once more in the backward pass, so that no two are ever in memory together.
+    The gradient of any function of them can be taken, with the logits of one piece in memory at a
+    time. With a frozen output layer each piece's gradient is taken in the forward pass and scaled
+    in the backward pass. The gradient of a trained output layer needs the scale first: the logits
+    of all pieces but the last are made again in the backward pass.
 
     Args:
         head, hidden, targets: as of `summed_cross_entropy`.
@@ -56,8 +58,9 @@ def log_probabilities(head: Any, hidden: torch.Tensor, targets: torch.Tensor) ->
             for states, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         ]
         return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
-    apply: Any = _LogProbabilities.apply
-    each: torch.Tensor = apply(head, hidden, targets, *head.trained().values())
+    trained = head.trained()
+    apply: Any = _LogProbabilities.apply if trained else _FrozenLogProbabilities.apply
+    each: torch.Tensor = apply(head, hidden, targets, *trained.values())
     return each
 
 
@@ -111,6 +114,36 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, *grads = ctx.saved_tensors
         # in place: the tensors belong to this function alone
         return None, grad_hidden.mul_(scale), None, None, *[grad.mul_(scale) for grad in grads]
+
+
+class _FrozenLogProbabilities(torch.autograd.Function):
+    """Takes the gradient of each log-probability by its own hidden state in the forward pass.
+
+    No other hidden state acts on a log-probability, so whatever is computed from them only scales
+    these gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        for start in range(0, len(targets), CHUNK):
+            piece = slice(start, start + CHUNK)
+            with torch.enable_grad():
+                states = hidden[piece].detach().requires_grad_()
+                found = -cross_entropy(head(states), targets[piece], reduction="none")
+            (grad_hidden[piece],) = torch.autograd.grad(found, states, torch.ones_like(found))
+            each[piece] = found.detach()
+            del found
+        ctx.save_for_backward(grad_hidden)
+        return each
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        (scale,) = outputs
+        (grad_hidden,) = ctx.saved_tensors
+        # in place: the tensor belongs to this function alone
+        return None, grad_hidden.mul_(scale.unsqueeze(-1)), None
 
 
 class _LogProbabilities(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.collate import Batch, collate
+from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.metrics import ACCURACY
 from aift_ray.engine.objectives import Judged, Objective
@@ -58,7 +58,7 @@ class Comparison:
         kl = torch.zeros((), device=group.device)
         return cls(objective, rows, reference, padded, pad_id, precision, group, sums, kl)
 
-    def batch(self, indices: Sequence[int], bare: bool = False) -> Batch:
+    def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
         """The tensors of some rows, on this worker's device."""
         reference = self.reference.astype(np.float32)
         made = collate(self.rows, indices, self.padded, self.pad_id, reference=reference)
@@ -115,7 +115,7 @@ class Comparison:
         self.kl.fill_(max(0.0, total / max(number, 1)))
 
 
-def compare(objective: Objective, logps: torch.Tensor, batch: Batch) -> torch.Tensor:
+def compare(objective: Objective, logps: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
     """The summed loss of the comparisons of a batch, (); what is measured is added to its sums.
 
     Args:
@@ -135,7 +135,11 @@ def compare(objective: Objective, logps: torch.Tensor, batch: Batch) -> torch.Te
     )
     if told.sums is not None:
         told.sums.add_(_measured(objective, judged).to(told.sums.device))
-    return objective.losses(judged).sum()
+    losses = objective.losses(judged)
+    if told.sets is not None and told.set_losses is not None:
+        sums, sets = told.set_losses, told.sets[:: told.each]
+        sums.index_add_(0, sets.to(sums.device), losses.detach().double().to(sums.device))
+    return losses.sum()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from aift_ray.engine.build import Run
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.planning.candidates import remedy
-from aift_ray.planning.memory_estimate import Work, memory
+from aift_ray.planning.memory_estimate import Workload, memory
 
 
 def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
@@ -42,10 +42,10 @@ def _parts(run: Run, tokens: int) -> str:
     return memory(model.shape, work_of(run, model, tokens)).parts
 
 
-def work_of(run: Run, model: Measured, tokens: int) -> Work:
+def work_of(run: Run, model: Measured, tokens: int) -> Workload:
     """What this worker does in a micro-batch of `tokens` tokens."""
     config = run.config
-    return Work(
+    return Workload(
         config.method,
         config.lora.r,
         tokens,

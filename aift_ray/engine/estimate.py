@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.engine.build import Run
 from aift_ray.engine.device_memory import work_of
 from aift_ray.models.model_stats import measured
@@ -18,10 +19,12 @@ def estimated(run: Run) -> float | None:
     `aift-ray plan` knows, in 16 bits.
     """
     card = _card(run)
-    if card is None:
+    # speeds of generation are not known
+    if card is None or run.rollouts is not None:
         return None
     model = measured(run.job.location, run.config)
     plan, group = run.plan, run.group
+    assert isinstance(plan, BatchPlan)
     tokens = plan.tokens_per_micro_step(group.replicas)
     micro_steps = len(plan.share(0, 0, group.replicas))
     work = work_of(run, model, round(tokens))

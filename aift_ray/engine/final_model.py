@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from aift_ray.engine.build import Run
-from aift_ray.engine.checkpoint.coordinator import Writing
-from aift_ray.engine.checkpoint.gathered import Streams
+from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
+from aift_ray.engine.checkpoint.gathered import GatheredTensors
 from aift_ray.engine.checkpoint.snapshot import final_weights, streams
 from aift_ray.engine.model_card import FILE as CARD
 from aift_ray.engine.model_writer import write_model, write_whole
@@ -19,7 +19,7 @@ from aift_ray.models.hub import load_config
 from aift_ray.models.wrappers import is_wrapper
 
 
-def write(run: Run, writing: Writing, card: str) -> None:
+def write(run: Run, writing: CheckpointCoordinator, card: str) -> None:
     """Write the final model: tensor by tensor where it is shared out and can be.
 
     Args:
@@ -39,7 +39,7 @@ def _write(
     folder: Path,
     card: str,
     weights: dict[str, torch.Tensor] | None,
-    parts: Streams | None = None,
+    parts: GatheredTensors | None = None,
 ) -> None:
     scratch = folder.with_name(".model.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -47,7 +47,7 @@ def _write(
     full, place = run.config.method == "full", run.job.location
     told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
     with parts.ending() if parts else nullcontext():
-        if full and is_wrapper(load_config(place)):
+        if full and is_wrapper(load_config(place, scorer=True)):
             give = partial(parts.give, "model") if parts else None
             write_whole(*told, place, weights, give)
         else:

@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from aift_ray.data.collate import Batch, collate
+from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.device_memory import out_of_memory
 from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
-from aift_ray.engine.set_losses import by_set
+from aift_ray.engine.set_losses import by_set, of_comparisons
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 
 
-class Asked(IntEnum):
+class StopRequest(IntEnum):
     """What somebody outside wants of the run."""
 
     NOTHING = 0
@@ -35,14 +35,14 @@ class Asked(IntEnum):
     END = 3
 
 
-class Watch:
+class LoopHooks:
     """What the loop tells the world, and asks it; every worker calls each method alike."""
 
     def __init__(
         self,
         logged: Callable[[dict[str, Any]], None],
-        asked: Callable[[], Asked],
-        save: Callable[[Asked], None],
+        asked: Callable[[], StopRequest],
+        save: Callable[[StopRequest], None],
         evaluate: Callable[[], bool],
         score: Callable[[], None],
     ) -> None:
@@ -50,14 +50,14 @@ class Watch:
         self.evaluate, self.score = evaluate, score
 
 
-def train(run: Run, watch: Watch) -> str:
+def train(run: Run, watch: LoopHooks) -> str:
     """Step until the end; returns done, stopped early or interrupted, as `status`."""
     training, state = run.config.training, run.state
     while state.step < run.total_steps:
         line, asked = train_step(run, watch.asked())
         state.step += 1
         watch.logged(line)
-        last = state.step == run.total_steps or asked is Asked.END
+        last = state.step == run.total_steps or asked is StopRequest.END
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
             ended_early = watch.evaluate()
@@ -65,14 +65,16 @@ def train(run: Run, watch: Watch) -> str:
             watch.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             watch.save(asked)
-        if ended_early or (asked is Asked.END and state.step < run.total_steps):
+        if ended_early or (asked is StopRequest.END and state.step < run.total_steps):
             return "stopped early"
-        if asked is Asked.STOP and not last:
+        if asked is StopRequest.STOP and not last:
             return "interrupted"
     return "done"
 
 
-def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], Asked]:
+def train_step(
+    run: Run, asked: StopRequest = StopRequest.NOTHING
+) -> tuple[dict[str, Any], StopRequest]:
     """One optimizer step; its line for the metrics, and what worker 0 was asked.
 
     Raises:
@@ -80,6 +82,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
             weights are untouched.
     """
     began, step, group = time.perf_counter(), run.state.step, run.group
+    if run.rollouts is not None:
+        run.rollouts.begin(run.module, step)
     shares = run.plan.share(step, group.replica, group.replicas)
     targets, weight = run.plan.step_targets(step), run.plan.step_weight(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
@@ -94,7 +98,8 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         _begin(run, run.comparison, shares)
     summed, tokens = accumulate(run, shares, weight)
     balanced = routers.taken() / max(weight, 1) if routers else 0.0
-    measured = [] if run.comparison is None else list(run.comparison.sums)
+    measuring = run.rollouts or run.comparison
+    measured = [] if measuring is None else list(measuring.sums)
     mine = (summed, tokens, balanced, *measured)
     mine = mine if group.counts else (0.0,) * len(mine)
     joined = group.joined(*mine, asked if group.leads else 0)
@@ -117,7 +122,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "epoch": round(run.plan.epoch(step + 1), 6),
         "loss": loss if finite else None,
         **by_set(run, step),
-        **(run.comparison.measures(sums) if run.comparison and finite else {}),
+        **(measuring.measures(sums) if measuring and finite else {}),
         **({"aux_loss": balance if finite else None} if routers else {}),
         "learning_rate": rate,
         "grad_norm": norm if finite else None,
@@ -126,7 +131,7 @@ def train_step(run: Run, asked: Asked = Asked.NOTHING) -> tuple[dict[str, Any], 
         "tokens_per_second": all_tokens / seconds,
         "world_size": group.world,
         "time": time.time(),
-    }, Asked(int(heard))
+    }, StopRequest(int(heard))
 
 
 def _begin(run: Run, comparison: Comparison, shares: list[list[int]]) -> None:
@@ -142,12 +147,13 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
     The loss of the step is the sum over supervised tokens divided by `targets`, their number in
     the whole global batch; where answers are compared, over comparisons and by their number.
     """
-    tokens = sum(int(run.rows.lengths[indices].sum()) for indices in shares if indices)
+    lengths = (run.rollouts or run.rows).lengths
+    tokens = sum(int(lengths[indices].sum()) for indices in shares if indices)
     total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
     return total.double() / max(targets, 1), tokens
 
 
-def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
+def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
     """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it.
 
     Most strategies average gradients over workers, so each multiplies its part by their number.
@@ -171,24 +177,30 @@ def backward(run: Run, batches: list[Batch], targets: int) -> torch.Tensor:
     return total
 
 
-def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> Batch:
+def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> MicroBatch:
     """The batch of a worker's rows; without any, one that trains nothing."""
     batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
     return batch if indices else without_targets(batch)
 
 
-def micro_batch(run: Run, indices: list[int]) -> Batch:
+def micro_batch(run: Run, indices: list[int]) -> MicroBatch:
     """The tensors of some rows, on this worker's device."""
+    if run.rollouts is not None:
+        return run.rollouts.batch(indices)
     if run.comparison is not None:
-        return run.comparison.batch(run.comparison.trained(indices))
+        compared = run.comparison.trained(indices)
+        made = run.comparison.batch(compared)
+        if run.set_of is None:
+            return made
+        return of_comparisons(made, run.set_of[compared], run.set_losses)
     batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
     moved = batch.to(run.group.device)
     return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
 
 
-def without_targets(batch: Batch) -> Batch:
+def without_targets(batch: MicroBatch) -> MicroBatch:
     """A batch that trains nothing: a worker without rows still joins the reduction."""
-    return Batch(
+    return MicroBatch(
         batch.ids,
         batch.positions,
         batch.mask,
@@ -197,6 +209,7 @@ def without_targets(batch: Batch) -> Batch:
         batch.targets[:0],
         batch.longest,
         compared=batch.compared and batch.compared.none(),
+        policy=batch.policy and batch.policy.none(),
     )
 
 
@@ -221,7 +234,7 @@ def try_longest(run: Run) -> None:
     try:
         # the first step would make them, when the trial has gone well
         optimizer.allocate(run.optimizer)
-        batch = micro_batch(run, run.plan.longest_micro_batch())
+        batch = longest_batch(run)
         if run.group.apart > 1:
             # what is in flight at once counts
             number = len(run.plan.share(0, run.group.replica, run.group.replicas))
@@ -233,6 +246,13 @@ def try_longest(run: Run) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
     run.optimizer.zero_grad(set_to_none=True)
+
+
+def longest_batch(run: Run) -> MicroBatch:
+    """A micro-batch at least as long as any that will come."""
+    if run.rollouts is not None:
+        return run.rollouts.longest_batch()
+    return micro_batch(run, run.plan.longest_micro_batch())
 
 
 def seed_step(run: Run, micro: int) -> None:
@@ -257,7 +277,7 @@ def _skip(run: Run, loss: float, norm: float) -> str:
 
 def _not_finite(run: Run, loss: float, norm: float) -> str:
     rows = [i for part in run.plan.share(run.state.step, 0, 1) for i in part]
-    places = ", ".join(run.rows.place(i) for i in rows[:8])
+    places = ", ".join((run.rollouts or run.rows).place(i) for i in rows[:8])
     return (
         f"step {run.state.step + 1}: loss {loss}, gradient norm {norm}; the weights were not "
         f"changed by it. Rows of the batch: {places}{' ...' if len(rows) > 8 else ''}. "

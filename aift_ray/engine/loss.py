@@ -20,12 +20,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from aift_ray.data.collate import Batch
+from aift_ray.config import GRPOConfig
+from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
+from aift_ray.engine.grpo.policy_loss import policy_loss
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
-from aift_ray.models.attention.packed_documents import Packed, packed
+from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
@@ -40,13 +42,19 @@ class LossModule(nn.Module):
         model: a transformers model, with or without PEFT's adapters.
         noise: NEFTune's alpha: noise on the embeddings in training mode; 0: none.
         objective: how answers are compared; None: they are trained.
+        policy: how generated completions are trained; None: there are none.
     """
 
     def __init__(
-        self, model: nn.Module, noise: float = 0.0, objective: Objective | None = None
+        self,
+        model: nn.Module,
+        noise: float = 0.0,
+        objective: Objective | None = None,
+        policy: GRPOConfig | None = None,
     ) -> None:
         super().__init__()
         self.model, self._noise, self._objective = model, noise, objective
+        self._policy = policy
         inner = causal_model(model)
         # the body alone, so that no logits are made for positions that are not trained
         self._body = [decoder_of(inner)]
@@ -58,11 +66,12 @@ class LossModule(nn.Module):
         self.routers = router_loss(model)
         self._router_logits: tuple[torch.Tensor, ...] = ()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Cross-entropy summed over the targets of `batch`, and in training the routers' loss.
 
         Where answers are compared, the summed loss of the comparisons, (), or, where the batch asks
-        for no more, the log-probabilities of the answers, (documents,).
+        for no more, the log-probabilities of the answers, (documents,). Of generated completions
+        their part of the step's loss, (), or the log-probabilities of their tokens, (targets,).
         """
         total = self.loss(self.states(batch), batch)
         logits, self._router_logits = self._router_logits, ()
@@ -70,7 +79,7 @@ class LossModule(nn.Module):
             return total
         return total + self.routers(logits, batch.mask, batch.weight).to(total.device)
 
-    def states(self, batch: Batch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+    def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
 
         Args:
@@ -85,13 +94,15 @@ class LossModule(nn.Module):
         states: torch.Tensor = output.last_hidden_state
         return states
 
-    def loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of `batch` from its hidden states, wherever the output layer lies."""
         if self._scores:
             return self._scored(states, batch)
         device = self._head[0].device(states)
         chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
         targets = batch.targets.to(device)
+        if batch.policy is not None:
+            return self._sampled(chosen.to(device), targets, batch)
         if batch.compared is not None:
             each = log_probabilities(self._head[0], chosen.to(device), targets)
             return self._compared(each, batch)
@@ -99,7 +110,17 @@ class LossModule(nn.Module):
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
         return total.to(batch.ids.device)
 
-    def _compared(self, each: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _sampled(
+        self, states: torch.Tensor, targets: torch.Tensor, batch: MicroBatch
+    ) -> torch.Tensor:
+        """The loss of generated completions, at the temperature that they were sampled at."""
+        assert batch.policy is not None
+        assert self._policy is not None
+        head = _Tempered(self._head[0], self._policy.temperature)
+        each = log_probabilities(head, states, targets)
+        return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
+
+    def _compared(self, each: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""
         told = batch.compared
         assert told is not None
@@ -111,7 +132,7 @@ class LossModule(nn.Module):
         assert self._objective is not None
         return compare(self._objective, logps, batch).to(batch.ids.device)
 
-    def _scored(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _scored(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the score of each, at its last token."""
         told, inner = batch.compared, self._scores[0]
         assert told is not None
@@ -130,7 +151,7 @@ class LossModule(nn.Module):
         output: torch.Tensor = model.generate(**inputs)
         return output
 
-    def whole_logits_loss(self, batch: Batch) -> torch.Tensor:
+    def whole_logits_loss(self, batch: MicroBatch) -> torch.Tensor:
         """The same loss from the model's own forward and all logits; slow, to compare with."""
         with packed(documents(batch)):
             logits = causal_model(self.model)(**model_inputs(batch)).logits
@@ -138,15 +159,15 @@ class LossModule(nn.Module):
         return cross_entropy(chosen.float(), batch.targets, reduction="sum")
 
 
-def documents(batch: Batch) -> Packed | None:
+def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
     if batch.borders is None:
         return None
-    return Packed(batch.borders, batch.longest, batch.ids.shape[1])
+    return PackedDocuments(batch.borders, batch.longest, batch.ids.shape[1])
 
 
 def model_inputs(
-    batch: Batch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
+    batch: MicroBatch, embedded: torch.Tensor | None = None, body: nn.Module | None = None
 ) -> dict[str, Any]:
     """Keyword arguments of a transformers forward for `batch`, or for its `embedded` tokens.
 
@@ -176,7 +197,7 @@ def _takes_more(body: nn.Module) -> bool:
 
 
 @contextmanager
-def noisy(embeddings: nn.Module, alpha: float, batch: Batch) -> Iterator[None]:
+def noisy(embeddings: nn.Module, alpha: float, batch: MicroBatch) -> Iterator[None]:
     """NEFTune: add uniform noise of at most alpha / sqrt(length x width) to embedded tokens.
 
     The length is that of a token's own document, however documents are laid out. The numbers
@@ -245,6 +266,19 @@ class _Head:
         model.__dict__.pop("forward", None)
         model._modules = self._model._modules | {self._body: body}
         return model
+
+
+class _Tempered:
+    """A head whose logits are divided by a temperature."""
+
+    def __init__(self, head: _Head, temperature: float) -> None:
+        self._head, self._temperature = head, temperature
+        self.trained = head.trained
+
+    def __call__(
+        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        return self._head(hidden, weights) / self._temperature
 
 
 class _Made(nn.Module):

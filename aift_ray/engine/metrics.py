@@ -27,6 +27,14 @@ COMPARED = (
 )
 
 
+def task_scores(line: dict[str, Any]) -> dict[str, Any]:
+    """The scores of tasks in a line, named TASK/SCORE; a step has none."""
+    if "loss" in line:
+        return {}
+    named = {name: value for name, value in line.items() if "/" in name}
+    return {name: value for name, value in named.items() if not name.startswith("eval_")}
+
+
 class Metrics:
     """Writes a line a logged step; goes on after `step`, dropping later lines of a killed run.
 
@@ -115,30 +123,37 @@ def _spikes(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
 def plot(folder: Path) -> None:
     """Draw loss.png from metrics.jsonl: training and evaluation loss by step.
 
-    Where answers are compared, with their rewards below.
+    Where answers are compared, beside it a panel for each kind of their metrics.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read(folder / METRICS)
-    compared = any("rewards/margins" in line for line in lines)
-    figure = Figure(figsize=(8, 8 if compared else 4.5), layout="constrained")
+    found = {
+        label: curves
+        for label, curves in _COMPARED.items()
+        if any(line.get(name) is not None for line in lines for name, _, _ in curves)
+    }
+    columns = 2 if found else 1
+    rows = -(-(1 + len(found)) // columns)
+    size = (8, 4.5) if not found else (6.5 * columns, 3.6 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes, *others = figure.subplots(2 if compared else 1, squeeze=False)[:, 0]
-    curves: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("loss", "training loss", {"color": "#7aa6d8", "linewidth": 1.2}),
-        ("eval_loss", "evaluation loss", {"color": "#c0392b", "marker": "o"}),
-    )
-    _draw(axes, lines, curves)
+    axes, *others = figure.subplots(rows, columns, squeeze=False).flatten()
+    _draw(axes, lines, _LOSSES)
     spikes = _spikes(lines)
     if spikes:
         axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
-    axes.set_ylabel("loss per comparison" if compared else "loss per supervised token (nats)")
-    axes.set_ylim(bottom=0)
-    if others:
-        _draw(others[0], lines, _REWARDS)
-        others[0].set_ylabel("reward")
-    for each in (axes, *others):
+    axes.set_ylabel("loss per comparison" if found else "loss per supervised token (nats)")
+    if axes.dataLim.y0 >= 0:
+        # robust DPO has losses below 0
+        axes.set_ylim(bottom=0)
+    for each in others[len(found) :]:
+        each.set_axis_off()
+    for each, (label, curves) in zip(others, found.items(), strict=False):
+        _draw(each, lines, curves)
+        each.set_ylabel(label)
+    for each in (axes, *others[: len(found)]):
         each.set_xlabel("step")
         each.grid(alpha=0.3)
         if each.lines:
@@ -146,17 +161,46 @@ def plot(folder: Path) -> None:
     figure.savefig(folder / "loss.png", dpi=120)
 
 
-_SMALL = {"markersize": 4}
-_REWARDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("rewards/chosen", "chosen", {"color": "#7aa6d8", "linewidth": 1.2}),
-    ("rewards/rejected", "rejected", {"color": "#d8a67a", "linewidth": 1.2}),
-    ("rewards/margins", "margin", {"color": "#555555", "linewidth": 1.2}),
-    (
-        "eval_rewards/margins",
-        "margin, evaluation",
-        {"color": "#c0392b", "marker": "o", "markersize": 4},
-    ),
+# (name in the lines, label, style)
+Curves = tuple[tuple[str, str, dict[str, Any]], ...]
+
+
+def _trained(color: str) -> dict[str, Any]:
+    return {"color": color, "linewidth": 1.2}
+
+
+def _tested(color: str) -> dict[str, Any]:
+    return {"color": color, "marker": "o", "markersize": 4}
+
+
+_BLUE, _ORANGE, _GREY, _RED = "#7aa6d8", "#d8a67a", "#555555", "#c0392b"
+_LOSSES: Curves = (
+    ("loss", "training loss", _trained(_BLUE)),
+    ("eval_loss", "evaluation loss", {"color": _RED, "marker": "o"}),
 )
+# where answers are compared: the label of a panel, and its curves
+_COMPARED: dict[str, Curves] = {
+    "reward": (
+        ("rewards/chosen", "chosen", _trained(_BLUE)),
+        ("rewards/rejected", "rejected", _trained(_ORANGE)),
+        ("rewards/margins", "margin", _trained(_GREY)),
+        ("eval_rewards/margins", "margin, evaluation", _tested(_RED)),
+    ),
+    "accuracy of the rewards": (
+        ("rewards/accuracies", "training", _trained(_BLUE)),
+        ("eval_rewards/accuracies", "evaluation", _tested(_RED)),
+    ),
+    "log-probability of an answer": (
+        ("logps/chosen", "chosen", _trained(_BLUE)),
+        ("logps/rejected", "rejected", _trained(_ORANGE)),
+        ("eval_logps/chosen", "chosen, evaluation", _tested(_RED)),
+        ("eval_logps/rejected", "rejected, evaluation", _tested(_GREY)),
+    ),
+    "KL to the reference, estimated": (
+        ("kl", "training", _trained(_BLUE)),
+        ("eval_kl", "evaluation", _tested(_RED)),
+    ),
+}
 
 
 def _draw(axes: Any, lines: list[dict[str, Any]], curves: Any) -> None:

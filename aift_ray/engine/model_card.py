@@ -34,6 +34,8 @@ _LICENCES = {
 }
 _KEYS = ("license", "license_name", "license_link")
 _SCORES = (
+    ("held-out reward before", "eval_reward_before"),
+    ("held-out reward", "eval_reward"),
     ("held-out loss before", "eval_loss_before"),
     ("held-out loss", "eval_loss"),
     ("margin accuracy before", "eval_accuracy_before"),
@@ -202,6 +204,8 @@ def _objective(config: RunConfig) -> list[tuple[str, str]]:
     name, how = config.objective, config.preference
     if name == "sft":
         return []
+    if name == "grpo":
+        return _generation(config)
     values = how.model_dump(exclude_defaults=True, exclude={"beta", "reference"})
     rows: list[tuple[str, str]] = [("objective", name)]
     if name != "reward":
@@ -211,6 +215,16 @@ def _objective(config: RunConfig) -> list[tuple[str, str]]:
     return rows + [(f"preference.{key}", str(value)) for key, value in values.items()]
 
 
+def _generation(config: RunConfig) -> list[tuple[str, str]]:
+    """How completions were generated and rewarded; of files their last part alone."""
+    how = config.grpo
+    rewards = [text if "://" in text else text.rsplit("/", 1)[-1] for text in how.reward]
+    kept = {"reward", "reward_timeout", "reward_memory", "reward_processes", "beta"}
+    values = how.model_dump(exclude_defaults=True, exclude=kept)
+    rows = [("objective", "grpo"), ("rewards", ", ".join(rewards)), ("grpo.beta", f"{how.beta:g}")]
+    return rows + [(f"grpo.{key}", str(value)) for key, value in values.items()]
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "every linear layer of the decoder blocks"
@@ -218,12 +232,19 @@ def _value(value: Any) -> str:
 
 
 def _scores(summary: dict[str, Any]) -> str:
-    rows = [(label, summary[key]) for label, key in _SCORES if summary.get(key) is not None]
+    generated = summary["objective"] == "grpo"
+    rows = [
+        (label, summary[key])
+        for label, key in _SCORES
+        # of generated completions the held-out loss is the reward, negated
+        if summary.get(key) is not None and not (generated and key.startswith("eval_loss"))
+    ]
     shares = ("exact", "margin")
     words = [(n, f"{v:.1%}" if n.startswith(shares) else f"{v:.4f}") for n, v in rows]
     text = _table(words) if words else "Nothing was measured."
     trained = summary["objective"] == "sft"
     unit = "in nats a supervised token" if trained else "means over comparisons of answers"
+    unit = "of the policy objective, in which less is not always better" if generated else unit
     text += f"\n\nLosses are {unit}."
     tasks = _tasks(summary)
     return f"{text}\n\n{tasks}" if tasks else text

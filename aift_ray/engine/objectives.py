@@ -154,9 +154,13 @@ class Objective:
 
     @classmethod
     def of(cls, config: RunConfig) -> Objective | None:
-        """That of a run; None: answers are trained, not compared."""
+        """That of a run; None: answers are trained or generated, not compared."""
         name, how = config.objective, config.preference
-        return None if name == "sft" else cls(name, how, how.beta_of(name), how.nll_weight(name))
+        return (
+            None
+            if name in ("sft", "grpo")
+            else cls(name, how, how.beta_of(name), how.nll_weight(name))
+        )
 
     @property
     def labelled(self) -> bool:

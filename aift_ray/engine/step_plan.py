@@ -7,6 +7,7 @@ import numpy as np
 from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan, plan_rollouts
 
 
 def split(config: RunConfig, groups: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +43,7 @@ def plan_batches(
     length: int,
     packed: bool = True,
     set_of: np.ndarray | None = None,
-) -> BatchPlan:
+) -> BatchPlan | RolloutPlan:
     """The steps over `indices` of `rows`.
 
     Args:
@@ -50,6 +51,9 @@ def plan_batches(
         packed: whether the model takes packed rows; without, none are filled.
         set_of: the set of a mixture that each of `rows` is of; None without a mixture.
     """
+    padded = not packed or config.data.packing == "false"
+    if config.objective == "grpo":
+        return plan_rollouts(config, rows, indices, global_batch, padded)
     targets = rows.targets[indices]
     if config.objective == "kto":
         # every second row has the answer to another prompt, which is not trained
@@ -66,10 +70,10 @@ def plan_batches(
         tuple(config.data.mixture),
         1 if config.objective == "sft" else 2,
         config.data.tokens_per_micro_batch,
-        not packed or config.data.packing == "false",
+        padded,
     )
 
 
-def total_steps(config: RunConfig, plan: BatchPlan) -> int:
+def total_steps(config: RunConfig, plan: BatchPlan | RolloutPlan) -> int:
     """Steps of the whole run."""
     return config.training.max_steps or config.training.num_epochs * plan.steps_per_epoch

@@ -27,6 +27,7 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "last_loss": session.last.get("loss"),
         "eval_loss_before": state.eval_loss_before,
         "eval_loss": session.eval_loss,
+        **_rewards(session),
         "eval_accuracy_before": state.eval_accuracy_before,
         "eval_accuracy": session.eval_accuracy,
         "exact_match_before": state.exact_match_before,
@@ -53,6 +54,15 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "best_step": state.best_step,
         "skipped": state.skipped,
     }
+
+
+def _rewards(session: Any) -> dict[str, float | None]:
+    """The mean rewards of held-out prompts, where completions are generated."""
+    losses = {"before": session.run.state.eval_loss_before, "": session.eval_loss}
+    if session.run.rollouts is None:
+        return {}
+    named = {f"eval_reward_{name}".rstrip("_"): loss for name, loss in losses.items()}
+    return {name: None if loss is None else -loss for name, loss in named.items()}
 
 
 def _of_all(group: Group, *mine: float) -> list[list[float]]:

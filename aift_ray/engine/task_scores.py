@@ -31,7 +31,7 @@ from aift_ray.tasks.scores import (
 )
 from aift_ray.tasks.statistics import estimate
 from aift_ray.tasks.task_files import LoadedTask
-from aift_ray.tasks.task_prompts import ItemEncoder, Scored
+from aift_ray.tasks.task_prompts import ItemEncoder, ScoredSequence
 
 _CONFIDENCE, _RESAMPLES = 0.95, 1000
 
@@ -43,7 +43,7 @@ TaskScores = dict[str, dict[str, dict[str, float]]]
 class _Sequences:
     """Sequences as token rows whose scored tokens are supervised."""
 
-    held: Sequence[Scored]
+    held: Sequence[ScoredSequence]
 
     def row(self, index: int) -> tuple[Ids, Flags]:
         """Token ids and supervision flags, each of shape (length,)."""
@@ -98,7 +98,7 @@ class TaskEvaluator:
     def _choices(self, module: LossModule, loaded: LoadedTask) -> list[dict[str, Score]]:
         task, encoder = loaded.task, self._encoder
         groups = [encoder.choices(i.prompt, i.choices, task.delimiter) for i in loaded.items]
-        alone: list[list[Scored]] = [[] for _ in groups]
+        alone: list[list[ScoredSequence]] = [[] for _ in groups]
         if "accuracy_normalized" in task.computed:
             alone = [encoder.unconditional(i.choices, task.delimiter) for i in loaded.items]
         sums = iter(self._sums(module, [s for part in (*groups, *alone) for s in part]))
@@ -151,7 +151,7 @@ class TaskEvaluator:
             for row in whole
         ]
 
-    def _sums(self, module: LossModule, sequences: Sequence[Scored]) -> list[float]:
+    def _sums(self, module: LossModule, sequences: Sequence[ScoredSequence]) -> list[float]:
         """Log-likelihood, in nats, of the scored tokens of each sequence."""
         rows, device = _Sequences(sequences), self._group.device
         numbers = np.arange(len(sequences))

@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from aift_ray.engine.metrics import COMPARED, replace
+from aift_ray.engine.metrics import COMPARED, replace, task_scores
 from aift_ray.errors import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -77,8 +77,11 @@ class Trackers:
     def log(self, line: dict[str, Any]) -> None:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
-        # scores of tasks are named TASK/SCORE
-        found |= {f"eval/{name}": value for name, value in line.items() if "/" in name}
+        found |= {f"eval/{name}": value for name, value in task_scores(line).items()}
+        if "loss" in line:
+            # of an objective that measures more of a step
+            more = [n for n in line if "/" in n and n not in _NAMES and line[n] is not None]
+            found |= {f"train/{name}": line[name] for name in more}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from aift_ray.parallel.group import Group
 
 
 @dataclass
-class Evaluator:
+class Validator:
     """Evaluates one model on held-out rows; each worker takes its replica's share of them.
 
     Attributes:

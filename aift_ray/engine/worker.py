@@ -15,16 +15,19 @@ from aift_ray.data import token_cache
 from aift_ray.engine import final_model, loop, phases, run_errors
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.checkpoint.coordinator import Writing
-from aift_ray.engine.checkpoint.mirror import Store, newest
+from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
-from aift_ray.engine.loop import Asked
+from aift_ray.engine.loop import StopRequest
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
 from aift_ray.engine.mfu import Utilization
 from aift_ray.engine.model_card import card
 from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.trackers import Trackers
+from aift_ray.engine.validate import Validator
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
 
@@ -41,6 +44,7 @@ def work(
     report: Report = nothing,
     watch: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 
@@ -48,6 +52,7 @@ def work(
         report: called with metrics on every worker at each checkpoint.
         watch: called with metrics on every worker at each step and evaluation.
         tokenizer: that of the job's model, where this process has it already.
+        pool: starts processes that generate completions, where the workers do not.
 
     Returns:
         the run, whose `module.model` is the trained model.
@@ -56,24 +61,26 @@ def work(
         AiftError: an error of the code or of the input; others come of a worker that is lost.
     """
     place = job.config.ray.storage_path
-    store = Store(place, job.output.name) if place else None
+    store = CheckpointMirror(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         phases.tell(job.output, group, phases.LOADING)
-        run = reached.run = build(job, group, _start(job, group, store), tokenizer)
+        run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
+        if run.rollouts:
+            at_last.callback(run.rollouts.close)
         if job.config.training.trial_batch:
             if group.device.type != "cpu":
                 phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
         metrics = _metrics(run, job) if group.leads else None
         at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
-        writing = Writing(run, store)
+        writing = CheckpointCoordinator(run, store)
         at_last.callback(writing.close)
         session = _Session(run, metrics, writing, report, watch)
         if run.state.step == 0:
             session.evaluate_before()
         phases.tell(job.output, group, phases.FIRST_STEP)
-        hooks = loop.Watch(
+        hooks = loop.LoopHooks(
             session.logged, session.asked, session.save, session.evaluate, session.score
         )
         session.finish(loop.train(run, hooks))
@@ -86,7 +93,7 @@ def _metrics(run: Run, job: Job) -> Metrics:
     return Metrics(job.output, step, Trackers(list(names), job.output, step, run.state.settings))
 
 
-def _start(job: Job, group: Group, store: Store | None) -> Path | None:
+def _start(job: Job, group: Group, store: CheckpointMirror | None) -> Path | None:
     """The checkpoint to start from: the newest whole one, else the one the run was told of.
 
     Raises:
@@ -111,7 +118,7 @@ class _Session:
 
     run: Run
     metrics: Metrics | None
-    writing: Writing
+    writing: CheckpointCoordinator
     report: Report
     watch: Report
     utilization: Utilization = field(init=False)
@@ -148,17 +155,17 @@ class _Session:
                 tell(self.run.job.output, "step", line)
         self.watch(line)
 
-    def asked(self) -> Asked:
+    def asked(self) -> StopRequest:
         """Whether the run should stop, or save; worker 0 looks for all."""
         job, hours = self.run.job, self.run.config.training.max_hours
         if not self.run.group.leads:
-            return Asked.NOTHING
+            return StopRequest.NOTHING
         late = hours is not None and time.time() - job.started > hours * 3600
         if late or (job.output / STOP).exists():
-            return Asked.STOP
+            return StopRequest.STOP
         if (job.output / END).exists():
-            return Asked.END
-        return Asked.SAVE if (job.output / SAVE).exists() else Asked.NOTHING
+            return StopRequest.END
+        return StopRequest.SAVE if (job.output / SAVE).exists() else StopRequest.NOTHING
 
     def evaluate_before(self) -> None:
         """Loss, exact match and task scores of the untrained model."""
@@ -167,7 +174,7 @@ class _Session:
             return
         phases.tell(run.job.output, run.group, phases.EVALUATING)
         if run.evaluator:
-            run.state.eval_loss_before = run.evaluator.loss(run.module)
+            run.state.eval_loss_before = self._evaluation_loss(0)
             run.state.eval_accuracy_before = run.evaluator.measures.get(ACCURACY)
             run.state.exact_match_before = self._exact_match()
         if run.tasks:
@@ -184,7 +191,7 @@ class _Session:
         """Evaluate; whether training should stop because it no longer gets better."""
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
-        self.eval_loss = run.evaluator.loss(run.module)
+        self.eval_loss = self._evaluation_loss(state.step)
         self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
         self._evaluated(state.step, self.eval_loss, match)
@@ -194,19 +201,19 @@ class _Session:
             state.best_loss, state.best_step = self.eval_loss, state.step
             state.bad_evaluations = 0
             if training.load_best and state.step != run.total_steps:
-                self.save(Asked.NOTHING)
+                self.save(StopRequest.NOTHING)
         else:
             state.bad_evaluations += 1
         patience = training.early_stopping_patience
         return 0 < patience <= state.bad_evaluations
 
-    def save(self, asked: Asked) -> None:
+    def save(self, asked: StopRequest) -> None:
         """Save a checkpoint and report on every worker; at once where somebody waits for it.
 
         Raises:
             TrainingError: it, or the one before, could not be written.
         """
-        at_once = asked is not Asked.NOTHING or not self.run.config.training.async_save
+        at_once = asked is not StopRequest.NOTHING or not self.run.config.training.async_save
         self.writing.save(at_once)
         if self.writing.saver:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
@@ -242,9 +249,16 @@ class _Session:
         summary["not_reported"] = [f"{k}: {why}" for k, why in self.metrics.trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
 
+    def _evaluation_loss(self, step: int) -> float | None:
+        evaluator = self.run.evaluator
+        assert evaluator is not None
+        if isinstance(evaluator, RolloutEvaluator):
+            evaluator.step = step
+        return evaluator.loss(self.run.module)
+
     def _exact_match(self) -> float | None:
         run = self.run
-        if run.evaluator is None or not run.config.training.exact_match_rows:
+        if not isinstance(run.evaluator, Validator) or not run.config.training.exact_match_rows:
             return None
         return run.evaluator.exact_match(run.module)
 

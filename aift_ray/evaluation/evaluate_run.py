@@ -17,8 +17,8 @@ from rich.text import Text
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
 from aift_ray.evaluation import evaluation_results, html_report, judging, sample_log
-from aift_ray.evaluation.evaluated_models import Candidate, find_candidates
-from aift_ray.evaluation.evaluator import Evaluator, Options, Sample, Work
+from aift_ray.evaluation.evaluated_models import EvaluatedModel, find_candidates
+from aift_ray.evaluation.evaluator import Evaluator, EvaluatorOptions, Sample, TaskItems
 from aift_ray.evaluation.remote_model import RemoteEvaluator
 from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.runs import terminal
@@ -43,7 +43,7 @@ def run(
     """
     output = _output(config)
     problems = sample_log.check(output, config.overwrite)
-    candidates: list[Candidate] = []
+    candidates: list[EvaluatedModel] = []
     try:
         candidates = find_candidates(config, any(map(_answers_in_batches, tasks)))
     except UserError as error:
@@ -128,7 +128,7 @@ def _first_token(loaded: LoadedTask) -> Problem:
 
 def _samples(
     config: EvaluateConfig,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[EvaluatedModel],
     tasks: Sequence[LoadedTask],
     output: Path,
 ) -> tuple[sample_log.Record, list[str]]:
@@ -167,7 +167,7 @@ def _samples(
 
 
 def _computed(
-    config: EvaluateConfig, candidate: Candidate, works: list[Work], notes: list[str]
+    config: EvaluateConfig, candidate: EvaluatedModel, works: list[TaskItems], notes: list[str]
 ) -> Iterator[list[Sample]]:
     """The samples of one model, as they come."""
     if config.base_url:
@@ -178,7 +178,7 @@ def _computed(
     gpus = 0 if address else usable_gpus()
     number = config.num_workers or max(1, gpus)
     if number == 1 and not address:
-        options = Options(config.dtype, config.tokens_per_batch, config.max_concurrent)
+        options = EvaluatorOptions(config.dtype, config.tokens_per_batch, config.max_concurrent)
         evaluator = Evaluator(candidate, options, gpu=gpus > 0)
         yield from evaluator.run(works)
         notes += evaluator.notes()
@@ -191,7 +191,9 @@ def _computed(
         number = config.num_workers or int(resources.get("GPU", 0)) or 1
         _check_room(number, resources, on_gpu)
         cpus = max(1, int(resources["CPU"]) // number) if not on_gpu else 1
-        options = Options(config.dtype, config.tokens_per_batch, config.max_concurrent, cpus)
+        options = EvaluatorOptions(
+            config.dtype, config.tokens_per_batch, config.max_concurrent, cpus
+        )
         make = functools.partial(Evaluator, candidate, options, on_gpu)
         yield from actors.stream(make, _shares(works, number), cpus, int(on_gpu), notes)
 
@@ -204,9 +206,9 @@ def _check_room(number: int, resources: dict[str, float], on_gpu: bool) -> None:
         raise ConfigError([Problem("num_workers", what, f"give --num-workers {there}")])
 
 
-def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
+def _shares(works: Sequence[TaskItems], number: int) -> list[list[TaskItems]]:
     """Every so-manieth item to each worker, those of like length to different ones."""
-    shares: list[list[Work]] = []
+    shares: list[list[TaskItems]] = []
     for first in range(number):
         share = []
         for work in works:
@@ -215,7 +217,7 @@ def _shares(works: Sequence[Work], number: int) -> list[list[Work]]:
                 continue
             items = sorted(work.items, key=lambda item: len(item.shown_prompt))
             if items[first::number]:
-                share.append(Work(work.task, items[first::number]))
+                share.append(TaskItems(work.task, items[first::number]))
         shares.append(share)
     return [share for share in shares if share]
 
@@ -242,7 +244,7 @@ class _Progress:
 
 def _show_plan(
     config: EvaluateConfig,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[EvaluatedModel],
     tasks: Sequence[LoadedTask],
     output: Path,
 ) -> None:

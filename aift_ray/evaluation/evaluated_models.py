@@ -24,7 +24,7 @@ _LIKELIHOODS = "leave out the tasks that write answers and those of lm_eval"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
@@ -36,7 +36,7 @@ class Candidate:
     place: Place | None
 
 
-def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[Candidate]:
+def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[EvaluatedModel]:
     """The models of the settings, in order; the first is the one the others are compared with.
 
     Args:
@@ -47,12 +47,12 @@ def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[Can
     """
     models = config.candidates()
     if config.base_url:
-        return [Candidate(name, None) for name in models]
-    found: list[Candidate] = []
+        return [EvaluatedModel(name, None) for name in models]
+    found: list[EvaluatedModel] = []
     problems: list[Problem] = []
     for model, name in zip(models, _names(models), strict=True):
         try:
-            found.append(Candidate(name, find_place(model)))
+            found.append(EvaluatedModel(name, find_place(model)))
             if in_batches:
                 _check_family(name, found[-1])
         except UserError as error:
@@ -62,7 +62,7 @@ def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[Can
         assert base
         for name, folder in config.adapter_folders().items():
             try:
-                found.append(Candidate(name, _with_adapter(base, models[0], folder)))
+                found.append(EvaluatedModel(name, _with_adapter(base, models[0], folder)))
             except UserError as error:
                 problems += error.problems
     if len({each.name for each in found}) < len(found):
@@ -73,7 +73,7 @@ def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[Can
     return found
 
 
-def _check_family(name: str, candidate: Candidate) -> None:
+def _check_family(name: str, candidate: EvaluatedModel) -> None:
     """Refuse a family whose answers in a batch are not those that transformers gives alone."""
     assert candidate.place
     config = hub.load_config(candidate.place.base)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aift_ray.evaluation import harness_run as harness
-from aift_ray.evaluation.evaluated_models import Candidate, open_candidate
-from aift_ray.evaluation.generation import Written, write
+from aift_ray.evaluation.evaluated_models import EvaluatedModel, open_candidate
+from aift_ray.evaluation.generation import GeneratedAnswer, write
 from aift_ray.evaluation.likelihood import Likelihoods
 from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.items import Item
@@ -32,7 +32,7 @@ Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Work:
+class TaskItems:
     """Items of one task."""
 
     task: Task
@@ -41,7 +41,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluatorOptions:
     """How a worker computes; see `EvaluateConfig`."""
 
     dtype: str
@@ -57,7 +57,7 @@ class Evaluator:
         gpu: compute on the first GPU that this process sees.
     """
 
-    def __init__(self, candidate: Candidate, options: Options, gpu: bool) -> None:
+    def __init__(self, candidate: EvaluatedModel, options: EvaluatorOptions, gpu: bool) -> None:
         import torch
 
         from aift_ray.utils.quiet import quiet
@@ -73,7 +73,7 @@ class Evaluator:
         self._encoder = ItemEncoder(opened.prompts, opened.context)
         self._likelihoods = Likelihoods(opened.model, options.tokens_per_batch)
 
-    def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
+    def run(self, works: Sequence[TaskItems]) -> Iterator[list[Sample]]:
         """The samples of the items, some at a time, in any order."""
         for work in works:
             if work.harness:
@@ -133,7 +133,7 @@ class Evaluator:
     def _answers(self, task: Task, items: Sequence[Item]) -> Iterator[list[Sample]]:
         prompts = [self._encoder.prompt(item.prompt, task.max_tokens) for item in items]
 
-        def work(put: Callable[[int, Written], None]) -> None:
+        def work(put: Callable[[int, GeneratedAnswer], None]) -> None:
             slots = self._options.slots
             write(self._model, self._encoder, prompts, task.max_tokens, task.stop, slots, put)
 
@@ -141,7 +141,7 @@ class Evaluator:
             yield [answered(self._name, task, items[at], written)]
 
 
-def answered(name: str, task: Task, item: Item, written: Written) -> Sample:
+def answered(name: str, task: Task, item: Item, written: GeneratedAnswer) -> Sample:
     """The sample of an answer that was written."""
     answer, scores = answer_scores(task, written.text, item.answers, item.instructions)
     sample = _sample(name, task, item, scores)
@@ -171,10 +171,10 @@ def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def _streamed(
-    work: Callable[[Callable[[int, Written], None]], None],
-) -> Iterator[tuple[int, Written]]:
+    work: Callable[[Callable[[int, GeneratedAnswer], None]], None],
+) -> Iterator[tuple[int, GeneratedAnswer]]:
     """What `work` hands over, as it comes; it runs in a thread of its own."""
-    handed: queue.Queue[tuple[int, Written] | BaseException | None] = queue.Queue()
+    handed: queue.Queue[tuple[int, GeneratedAnswer] | BaseException | None] = queue.Queue()
 
     def run() -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from aift_ray.tasks.scores import cut_at
 from aift_ray.tasks.task_prompts import ItemEncoder
@@ -18,7 +18,7 @@ _LOOK = 4
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedAnswer:
     """An answer.
 
     Attributes:
@@ -39,7 +39,7 @@ def write(
     max_tokens: int,
     stop: Sequence[str],
     slots: int,
-    done: Callable[[int, Written], None],
+    done: Callable[[int, GeneratedAnswer], None],
 ) -> None:
     """Greedy answers to `prompts`; `done` gets the place of each with its answer.
 
@@ -50,7 +50,9 @@ def write(
 
     async def one(engine: TransformersEngine, at: int, free: asyncio.Semaphore) -> None:
         async with free:
-            request = Request(prompts[at], max_tokens, encoder.stop_ids, Sampling(temperature=0.0))
+            request = Request(
+                prompts[at], max_tokens, encoder.stop_ids, SamplingParams(temperature=0.0)
+            )
             done(at, await _answer(engine, request, encoder, stop))
 
     async def every() -> None:
@@ -71,7 +73,7 @@ def write(
 
 async def _answer(
     engine: TransformersEngine, request: Request, encoder: ItemEncoder, stop: Sequence[str]
-) -> Written:
+) -> GeneratedAnswer:
     ids: list[int] = []
     stream = engine.submit(request)
     async for token in stream:
@@ -80,11 +82,11 @@ async def _answer(
         ids.append(token.id)
         if stop and len(ids) % _LOOK == 0 and (cut := cut_at(encoder.decode(ids), stop)):
             stream.cancel()
-            return Written(cut[0], len(ids), "stop")
+            return GeneratedAnswer(cut[0], len(ids), "stop")
         if token.finish:
             found = cut_at(encoder.decode(ids), stop)
             text = found[0] if found else encoder.decode(ids)
-            return Written(text, len(ids), "stop" if found else "length")
+            return GeneratedAnswer(text, len(ids), "stop" if found else "length")
     text = encoder.decode(ids)
     found = cut_at(text, stop)
-    return Written(found[0] if found else text, len(ids), "stop")
+    return GeneratedAnswer(found[0] if found else text, len(ids), "stop")

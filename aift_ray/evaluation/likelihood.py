@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from aift_ray.tasks.task_prompts import Scored
+from aift_ray.tasks.task_prompts import ScoredSequence
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Likelihoods:
         self._tried = False
 
     @torch.inference_mode()
-    def sums(self, groups: Sequence[Sequence[Scored]]) -> list[list[float]]:
+    def sums(self, groups: Sequence[Sequence[ScoredSequence]]) -> list[list[float]]:
         """Summed log-probabilities, in nats, of the scored tokens of each sequence.
 
         Args:
@@ -82,13 +82,13 @@ class Likelihoods:
                     found[at][place] = value
         return found
 
-    def _try(self, group: Sequence[Scored]) -> None:
+    def _try(self, group: Sequence[ScoredSequence]) -> None:
         """Compare shared and plain values once; keep to plain ones where they differ."""
         self._tried = True
         pair = [_grouped(group)]
         expected = self._plain(pair)[0]
         # two rows of different lengths, so that padding is tried as well
-        shorter = [Scored(each.ids[1:], each.start - 1) for each in group if each.start > 1]
+        shorter = [ScoredSequence(each.ids[1:], each.start - 1) for each in group if each.start > 1]
         if len(shorter) == len(group):
             pair.append(_grouped(shorter))
         try:
@@ -246,7 +246,7 @@ class Likelihoods:
         return same if same >= _SHARED else 0
 
 
-def _grouped(sequences: Sequence[Scored]) -> _Group:
+def _grouped(sequences: Sequence[ScoredSequence]) -> _Group:
     """Sequences by what they have in common; at least one token of each is left."""
     least = min(min(each.start for each in sequences), min(len(s.ids) for s in sequences) - 1)
     columns = zip(*(each.ids[:least] for each in sequences), strict=True)

@@ -9,8 +9,8 @@ from typing import Any
 from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example
 from aift_ray.errors import AiftError
-from aift_ray.evaluation.evaluator import Sample, Work, answered
-from aift_ray.evaluation.generation import Written
+from aift_ray.evaluation.evaluator import Sample, TaskItems, answered
+from aift_ray.evaluation.generation import GeneratedAnswer
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import Score, best, choice_scores, text_scores
 from aift_ray.tasks.task import Task
@@ -28,7 +28,7 @@ class RemoteEvaluator:
         key = read_key("api_key_file", config.api_key_file, ("OPENAI_API_KEY",))
         self._api = Api(str(config.base_url), model, key)
 
-    def run(self, works: Sequence[Work]) -> Iterator[list[Sample]]:
+    def run(self, works: Sequence[TaskItems]) -> Iterator[list[Sample]]:
         """The samples of the items, in any order.
 
         Raises:
@@ -84,7 +84,7 @@ class RemoteEvaluator:
             choice = self._api.choice("/completions", body | {"prompt": item.prompt})
             text = choice["text"]
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
-        return answered(self._model, task, item, Written(text, 0, finish))
+        return answered(self._model, task, item, GeneratedAnswer(text, 0, finish))
 
     def _likelihood(self, prompt: str, continuation: str) -> tuple[float, int]:
         """Log-likelihood, in nats, and number of tokens of a continuation.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.evaluation.evaluated_models import Candidate
-from aift_ray.evaluation.evaluator import Sample, Work
+from aift_ray.evaluation.evaluated_models import EvaluatedModel
+from aift_ray.evaluation.evaluator import Sample, TaskItems
 from aift_ray.tasks.task_files import LoadedTask
 
 SAMPLES, REPORT = "samples.jsonl", "report.html"
@@ -32,7 +32,7 @@ def check(output: Path, overwrite: bool) -> list[Problem]:
     return []
 
 
-def digest(candidate: Candidate, loaded: LoadedTask, settings: dict[str, Any]) -> str:
+def digest(candidate: EvaluatedModel, loaded: LoadedTask, settings: dict[str, Any]) -> str:
     """sha256, in hex, of what a task's samples of a model depend on."""
     # what a judge says of an answer is asked again by itself
     task = loaded.task.model_dump(mode="json", exclude={"scores", "judge"})
@@ -77,14 +77,14 @@ class Record:
         partial.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def missing(self, model: str, loaded: LoadedTask) -> Work:
+    def missing(self, model: str, loaded: LoadedTask) -> TaskItems:
         """The items of a task of which there is no sample yet."""
         there = self.samples[model, loaded.task.name]
         missing = [item for item in loaded.items if item.index not in there]
         if loaded.harness and missing:
             # the harness draws its examples for all rows in one go
-            return Work(loaded.task, loaded.items, loaded.harness)
-        return Work(loaded.task, missing)
+            return TaskItems(loaded.task, loaded.items, loaded.harness)
+        return TaskItems(loaded.task, missing)
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Keep samples, on disk too."""

@@ -17,7 +17,7 @@ from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.sources import expand_files, read_examples
 from aift_ray.engine import checkpoint
 from aift_ray.errors import ConfigError, DataError, Problem, UserError
-from aift_ray.evaluation.evaluated_models import Candidate
+from aift_ray.evaluation.evaluated_models import EvaluatedModel
 from aift_ray.models import hub
 
 _COUNTS = "counts.json"
@@ -34,7 +34,7 @@ class TrainingData:
         ConfigError: everything that is wrong with the names.
     """
 
-    def __init__(self, names: Sequence[str], first: Candidate | None) -> None:
+    def __init__(self, names: Sequence[str], first: EvaluatedModel | None) -> None:
         problems: list[Problem] = []
         self._files: list[Path] = []
         # token caches with what loads their tokenizer
@@ -69,7 +69,7 @@ class TrainingData:
                 text = tokenizer.decode(rows.row(at)[0].tolist(), skip_special_tokens=True)
                 yield str(text)
 
-    def _add(self, name: str, first: Candidate | None) -> None:
+    def _add(self, name: str, first: EvaluatedModel | None) -> None:
         folder = Path(name).expanduser()
         if (folder / _COUNTS).is_file():
             if first is None or first.place is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from aift_ray.commandline import Given
+from aift_ray.commandline import ParsedSettings
 from aift_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -35,7 +35,7 @@ def check_run(config: RunConfig) -> None:
     if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
-    problems += _data(data)
+    problems += _data(data) + _rewards(config)
     mixed = [pattern for each in data.mixture for pattern in each.files]
     files = (
         _files(data.train_files + mixed)
@@ -62,6 +62,19 @@ def _data(data: DataConfig) -> list[Problem]:
     return problems
 
 
+def _rewards(config: RunConfig) -> list[Problem]:
+    """What is wrong with the rewards of generated completions."""
+    from aift_ray.rewards import parse
+
+    problems = []
+    for text in config.grpo.reward if config.objective == "grpo" else ():
+        try:
+            parse(text)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
 def _tasks(config: RunConfig) -> list[Problem]:
     """What is wrong with the tasks that the model is scored on."""
     if not config.evaluation.tasks:
@@ -82,7 +95,7 @@ def _check_template(data: DataConfig) -> None:
         read_template(data.chat_template)
 
 
-def check_sweep(given: Given) -> None:
+def check_sweep(given: ParsedSettings) -> None:
     """The same for the first trial of a sweep; UserError with everything that is wrong."""
     config, _ = separate(given.values, given.problems)
     check_run(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from aift_ray.commandline import Given
+from aift_ray.commandline import ParsedSettings
 from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.engine.metrics import replace
 from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, UserError
@@ -39,7 +39,7 @@ _OWN = (_SWEEP, sweep_trial.TRIALS, *_RESULTS, _STATE)
 _MAY_CHANGE = ("num_samples", "max_concurrent")
 
 
-def run(given: Given) -> None:
+def run(given: ParsedSettings) -> None:
     """Run the trials of a sweep and tell which is best.
 
     Raises:

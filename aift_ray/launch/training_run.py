@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aift_ray.config import RunConfig
 from aift_ray.engine.job import Job
 from aift_ray.engine.metrics import PROGRESS, STOP
-from aift_ray.errors import ConfigError, Interrupted
+from aift_ray.errors import ConfigError, Interrupted, Problem
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.runs import (
     local_run,
@@ -69,7 +69,8 @@ def run(
     if dry_run:
         _show_dry_run(config, folder, resume)
         return {}
-    if attempt and config.worker_range(local_gpus(config)) == (1, 1):
+    single = config.worker_range(local_gpus(config)) == (1, 1)
+    if attempt and single and not config.rollout_actors:
         return _run_alone(config, folder, resume, started, attempt)
     return _run_on_ray(config, folder, resume, started, listener)
 
@@ -117,7 +118,8 @@ def _run_on_ray(
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         each = config.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
-        worker_resources.check_resources(config.ray, group[0], each, found)
+        number = group[0] + config.rollout_actors
+        worker_resources.check_resources(config.ray, number, each, found)
         go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
         return _train(config, folder, prepared.job, go, listener)
 
@@ -133,6 +135,10 @@ def run_here(
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
     """
+    if config.rollout_actors:
+        what = "apart needs Ray, and this process trains alone"
+        remedy = "use colocated, or TrainingConfig(ddp=True)"
+        raise ConfigError([Problem("grpo.placement", what, remedy)])
     folder, trained = run_dir_check.output_folder(config), []
     listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)

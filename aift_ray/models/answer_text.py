@@ -12,7 +12,7 @@ _TAIL = 12
 
 
 @dataclass(frozen=True)
-class Written:
+class ParsedAnswer:
     """What a model wrote.
 
     Attributes:
@@ -44,7 +44,7 @@ def written(
     prompt: Sequence[int],
     ids: Sequence[int],
     stop_ids: Collection[int],
-) -> Written:
+) -> ParsedAnswer:
     """Tell answer and reasoning apart.
 
     Args:
@@ -59,10 +59,10 @@ def written(
         header = len(turn) - turn[::-1].index(channel)
         body = turn.index(message, header) if message in turn[header:] else header
         if str(tokenizer.decode(turn[header:body])).strip() != "final":
-            return Written(text, None)
-        return Written(text, turn_text(tokenizer, ids[body + 1 :], stop_ids))
+            return ParsedAnswer(text, None)
+        return ParsedAnswer(text, turn_text(tokenizer, ids[body + 1 :], stop_ids))
     before = str(tokenizer.decode(list(prompt[-_TAIL:])))
     if not before.rstrip().endswith("<think>") and not text.lstrip().startswith("<think>"):
-        return Written(text, text)
+        return ParsedAnswer(text, text)
     _, closed, answer = text.partition("</think>")
-    return Written(text, answer.lstrip() if closed else None)
+    return ParsedAnswer(text, answer.lstrip() if closed else None)

@@ -46,12 +46,14 @@ def find_place(name: str) -> Place:
         name: catalog name, Hub id, or folder of a model or an adapter.
 
     Raises:
-        ModelError: it is missing or damaged, or the adapter's base is missing or another one.
+        ModelError: it is missing or damaged, no language model, or the adapter's base is missing
+            or another one.
     """
     folder = Path(name).expanduser()
     if (folder / CONFIG).is_file():
         return _adapter_place(name, folder)
     location = hub.resolve(name)
+    hub.load_config(location)
     changed = provenance.changed_prompts(f"model {name}", Path(location))
     if changed:
         raise ModelError(changed)

@@ -13,7 +13,7 @@ from aift_ray.models.linear_layers import features
 from aift_ray.models.lora.target_modules import adapted_layers
 from aift_ray.models.split import Pieces
 from aift_ray.planning.memory_estimate import LOGIT_BYTES, held_bytes, moments
-from aift_ray.planning.partition import Piece
+from aift_ray.planning.partition import ModelPart
 
 # a trained weight in fp32, and its gradient
 _TRAINED = 8
@@ -21,7 +21,7 @@ _TRAINED = 8
 
 def weighed(
     model: PreTrainedModel, pieces: Pieces, config: RunConfig, width: int, tokens: int, share: float
-) -> list[Piece]:
+) -> list[ModelPart]:
     """The pieces of a model, with or without its weights, in order. Everything is computed.
 
     Args:
@@ -43,15 +43,15 @@ def weighed(
             kept = size if again else 10 * size + 4 * inner + experts.states
             copies = 0 if again else experts.copies(config)
             held += (tokens * kept + copies) * width
-            found.append(Piece(name, held, (linear + experts.taken) * times))
+            found.append(ModelPart(name, held, (linear + experts.taken) * times))
         elif name == pieces.head:
             held = 0 if pieces.tied else held
             work = vocabulary * size * share * (2 + full)
             shared = pieces.embeddings if pieces.tied else None
             logits = min(tokens, 256) * vocabulary * LOGIT_BYTES
-            found.append(Piece(name, held + logits, work, shared))
+            found.append(ModelPart(name, held + logits, work, shared))
         else:
-            found.append(Piece(name, held, 0.0))
+            found.append(ModelPart(name, held, 0.0))
     return found
 
 

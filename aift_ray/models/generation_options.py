@@ -13,7 +13,7 @@ _TAKEN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "return_dict
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationOptions:
     """The sampling options of `JapaneseModel.generate_japanese`, which describes them."""
 
     max_new_tokens: int
@@ -22,7 +22,7 @@ class Sampling:
     top_k: int
     do_sample: bool
 
-    def checked(self, further: dict[str, Any]) -> Sampling:
+    def checked(self, further: dict[str, Any]) -> GenerationOptions:
         """The same options.
 
         Args:

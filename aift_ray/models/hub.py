@@ -36,6 +36,18 @@ from aift_ray.models.folder_check import TOKENIZERS, check
 # its name, and what its configuration calls the old numbers
 _NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
 
+# classes of transformers that have no output layer for tokens; the first is that of reward models
+SCORER = "ForSequenceClassification"
+_CLASSIFIERS = (
+    SCORER,
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForImageClassification",
+    "ForAudioClassification",
+    "ForRewardModel",
+)
+
 
 def resolve(name: str) -> str:
     """The folder, or the Hub id, that `name` stands for.
@@ -77,10 +89,19 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(location: str) -> Any:
-    """The transformers configuration of a resolved location."""
+def load_config(location: str, scorer: bool = False) -> Any:
+    """The transformers configuration of a resolved location.
+
+    Args:
+        scorer: the weights may be those of a reward model too.
+
+    Raises:
+        ModelError: there is none, transformers has no such model, or its architecture is not that
+            of a language model.
+    """
     with explained(location):
         stored, _ = PreTrainedConfig.get_config_dict(location)
+        _check_task(location, stored.get("architectures"), scorer)
         kind = stored.get("model_type")
         if kind not in _NATIVE and kind not in CONFIG_MAPPING:
             what = f"transformers {transformers.__version__} has no network for {location}"
@@ -91,6 +112,21 @@ def load_config(location: str) -> Any:
         stored.pop("auto_map", None)
         stored["partial_rotary_factor"] = stored.pop("rope_pct", 0.25)
         return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
+
+
+def _check_task(location: str, architectures: Any, scorer: bool) -> None:
+    """ModelError where config.json names only classes without an output layer for tokens."""
+    named = architectures if isinstance(architectures, list) else []
+    allowed = (SCORER,) if scorer else ()
+    wrong = [one for one in named if str(one).endswith(_CLASSIFIERS)]
+    if not wrong or len(wrong) < len(named) or str(wrong[0]).endswith(allowed):
+        return
+    what = f"config.json names {wrong[0]}, which classifies texts and writes none"
+    remedy = "give the language model that it was made from"
+    if str(wrong[0]).endswith(SCORER) and not scorer:
+        what = f"config.json names {wrong[0]}, a reward model or classifier, no language model"
+        remedy += "; only --objective reward takes a reward model"
+    raise ModelError([Problem(f"model {location}", what, remedy)])
 
 
 def context(config: Any) -> int | None:

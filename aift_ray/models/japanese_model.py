@@ -18,7 +18,7 @@ from aift_ray.models.base_and_adapter import find_place, say_once
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
 from aift_ray.models.families.refusals import check_layers
-from aift_ray.models.generation_options import Sampling
+from aift_ray.models.generation_options import GenerationOptions
 from aift_ray.models.lora.attach import reload_adapters
 from aift_ray.utils.gpu_utils import clear_gpu_memory, enable_gradient_checkpointing
 
@@ -154,7 +154,9 @@ class JapaneseModel(BaseModel):
             ConfigError: an option is out of range or unknown.
             DataError: the instruction is empty, or the prompt does not fit the context.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, do_sample).checked(kwargs)
+        sampling = GenerationOptions(max_new_tokens, temperature, top_p, top_k, do_sample).checked(
+            kwargs
+        )
         prompt = self._prompt(instruction, input_text, system_prompt)
         new, stops = self._generate(prompt, sampling, kwargs)
         found = written(self.load_tokenizer(), prompt, new, stops)
@@ -163,7 +165,7 @@ class JapaneseModel(BaseModel):
         return found.text if return_reasoning else found.answer or ""
 
     def _generate(
-        self, prompt: list[int], sampling: Sampling, further: dict[str, Any]
+        self, prompt: list[int], sampling: GenerationOptions, further: dict[str, Any]
     ) -> tuple[list[int], list[int]]:
         """The ids that the model writes behind `prompt`, and those that end its turn."""
         model: Any = self.load_model()

@@ -19,7 +19,7 @@ from aift_ray.models.bnb.shards_4bit import Loading, loading
 from aift_ray.models.families import family_support
 from aift_ray.models.families.sequence_classifier import (
     HEAD,
-    Scored,
+    RewardHead,
     begin_head,
     scoring_class,
     with_head,
@@ -47,7 +47,8 @@ def skeleton(location: str, whole: bool = False) -> PreTrainedModel:
     Raises:
         ModelError: of a family without a causal language model, or not to be built.
     """
-    config = load_config(location)
+    # of a reward model too: the blocks are those of the language model
+    config = load_config(location, scorer=True)
     with explained(location), torch.device("meta"):
         return built(config, whole)
 
@@ -85,7 +86,7 @@ def load_model(
     shards: Loading | None = None,
     whole: bool = False,
     weights: str | None = None,
-    scored: Scored | None = None,
+    scored: RewardHead | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a resolved location, on the CPU.
 
@@ -109,7 +110,7 @@ def load_model(
     if device_map or shards:
         # else transformers puts all of a quantized model on the GPU
         options["device_map"] = device_map or {"": "cpu"}
-    config = _config(location, weights)
+    config = _config(location, weights, scored is not None)
     held = stored_bits(config)
     if quantization and held not in (None, quantization.bits):
         what = f"its weights are in {held} bits already, and can't be held in {quantization.bits}"
@@ -132,10 +133,10 @@ def load_model(
     return model
 
 
-def _config(location: str, weights: str | None) -> Any:
+def _config(location: str, weights: str | None, scorer: bool) -> Any:
     """The configuration of a model that is read from a folder of other weights of it."""
-    if weights is None or not wrappers.is_wrapper(load_config(location)):
-        return load_config(weights or location)
+    if weights is None or not wrappers.is_wrapper(load_config(location, scorer)):
+        return load_config(weights or location, scorer)
     # a folder of the language model alone may not say how it is opened
     config, found = load_config(location), load_config(weights)
     for one in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
@@ -149,7 +150,7 @@ def _read(
     config: Any,
     dtype: torch.dtype | None,
     options: dict[str, Any],
-    scored: Scored | None = None,
+    scored: RewardHead | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder in a model of class `made`; a ModelError where some are missing."""
     with explained(folder):

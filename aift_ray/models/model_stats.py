@@ -43,7 +43,7 @@ def measured(location: str, config: RunConfig) -> Measured:
         ModelError: a model that can't be trained by the method asked for.
         ConfigError: layers that it does not have.
     """
-    own = load_config(location)
+    own = load_config(location, config.objective == "reward")
     lora = config.lora
     asked = lora.target_modules or lora.modules_to_save or lora.bias != "none" or lora.experts
     if is_plain(own) and (config.method == "full" or not asked):

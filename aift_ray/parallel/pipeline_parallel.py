@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.split import StandIn
 from aift_ray.parallel.dtensor_utils import gradient_norm, sum_gradients
@@ -113,7 +113,7 @@ class Pipeline(nn.Module):
         """Whether the weight that is held twice counts on another worker."""
         return self._shared is not None and self._group.place > 0
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of `batch`, without gradients; a scalar in fp32."""
         loss = torch.zeros((), device=self._group.device)
         for stage in self._own:
@@ -124,7 +124,7 @@ class Pipeline(nn.Module):
 
     def backward_all(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[MicroBatch],
         seed: Callable[[int], None],
         scaled: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
@@ -213,7 +213,7 @@ class Pipeline(nn.Module):
             return None
         return self._wires.receive(stage - 1, stage, (*shape, self._width))
 
-    def _pass(self, stage: int, batch: Batch, given: torch.Tensor | None) -> torch.Tensor:
+    def _pass(self, stage: int, batch: MicroBatch, given: torch.Tensor | None) -> torch.Tensor:
         """The hidden states that `stage` makes of those that it is `given`; at last the loss."""
         with self._alone(stage, given):
             states: torch.Tensor = self.module.states(batch, given)

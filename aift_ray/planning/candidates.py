@@ -12,7 +12,7 @@ METHODS = ("full", "lora", "qlora")
 
 
 @dataclass(frozen=True)
-class Way:
+class Candidate:
     """What is trained, and how it is spread.
 
     Attributes:
@@ -34,7 +34,7 @@ class Way:
         return f"--method {self.method} --strategy {self.strategy}{more}"
 
 
-Need = Callable[[Way], Memory]
+Need = Callable[[Candidate], Memory]
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,22 @@ class Room:
         return fits and (self.host is None or need.host <= self.host)
 
 
-def ways(method: str, workers: int, bits: int | None, gpu: bool, whole: bool = False) -> list[Way]:
+def candidates(
+    method: str, workers: int, bits: int | None, gpu: bool, whole: bool = False
+) -> list[Candidate]:
     """The ways to train by `method`, those first that send the least.
 
     Args:
         whole: the optimizer needs whole weights.
     """
     if bits == 8 or whole:
-        return [Way(method, "ddp")]
+        return [Candidate(method, "ddp")]
     shared = ("zero2", "fsdp") if workers > 1 else ()
-    offloaded = [Way(method, "fsdp", offload=True)] if gpu and not bits else []
-    return [Way(method, name) for name in ("ddp", *shared)] + offloaded
+    offloaded = [Candidate(method, "fsdp", offload=True)] if gpu and not bits else []
+    return [Candidate(method, name) for name in ("ddp", *shared)] + offloaded
 
 
-def choose(among: list[Way], need: Need, room: Room) -> tuple[Way, list[str]]:
+def choose(among: list[Candidate], need: Need, room: Room) -> tuple[Candidate, list[str]]:
     """The first way that fits into a worker's `room`, and why, in two lines; or the smallest."""
     needs = {way: need(way) for way in among}
     small = min(among, key=lambda way: needs[way].total)
@@ -84,8 +86,8 @@ def fitting(
     # never chosen: it changes what a step holds, and wants micro-batches
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        among = ways(other, workers, bits, gpu, whole)
-        among += [Way(other, "pipeline", stages=workers)] if workers > 1 else []
+        among = candidates(other, workers, bits, gpu, whole)
+        among += [Candidate(other, "pipeline", stages=workers)] if workers > 1 else []
         fits = [way for way in among if room.holds(need(way))]
         found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
     return found
@@ -113,7 +115,7 @@ def remedy(config: RunConfig) -> str:
     return f"--data.sequence_length {config.data.sequence_length // 2}"
 
 
-def _name(way: Way) -> str:
+def _name(way: Candidate) -> str:
     return f"{way.strategy} with offload" if way.offload else way.strategy
 
 

@@ -9,7 +9,7 @@ from aift_ray.planning.memory_parts import (
     GIB,
     SCALE_BITS,
     Memory,
-    Work,
+    Workload,
     held_bytes,
     moments,
 )
@@ -25,11 +25,20 @@ _STREAMED = 4
 # bytes of a number that dropout has left: itself in 16 bits, and whether it was left
 _DROPPED = 3
 
-__all__ = ["GIB", "LOGIT_BYTES", "Memory", "Work", "held_bytes", "memories", "memory", "moments"]
+__all__ = [
+    "GIB",
+    "LOGIT_BYTES",
+    "Memory",
+    "Workload",
+    "held_bytes",
+    "memories",
+    "memory",
+    "moments",
+]
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Term:
     """What of a model lies on one device: all of it, or a stage.
 
     Attributes:
@@ -44,12 +53,12 @@ class _Part:
     in_flight: int = 1
 
 
-def memory(shape: Shape, work: Work) -> Memory:
+def memory(shape: Shape, work: Workload) -> Memory:
     """Memory of the worker, or device, that needs the most, when it needs the most."""
     return max(memories(shape, work), key=lambda need: need.total)
 
 
-def memories(shape: Shape, work: Work) -> list[Memory]:
+def memories(shape: Shape, work: Workload) -> list[Memory]:
     """The same of a worker; of each stage, where there are stages."""
     return [_most(each) for each in phases(shape, work)]
 
@@ -60,12 +69,12 @@ def _most(each: dict[str, Memory]) -> Memory:
     return replace(most, host=max(need.host for need in each.values()))
 
 
-def phases(shape: Shape, work: Work) -> list[dict[str, Memory]]:
+def phases(shape: Shape, work: Workload) -> list[dict[str, Memory]]:
     """Memory of a worker, or of each stage, while it loads, steps, saves and evaluates.
 
     The trial of the longest micro-batch needs what a step does: moments are allocated before it.
     """
-    parts = [_Part(shape.layers, 1 if shape.tied else 2)]
+    parts = [_Term(shape.layers, 1 if shape.tied else 2)]
     if work.strategy in ("pipeline", "model_parallel"):
         parts = _stages(shape, work.apart, work.strategy)
     return [
@@ -74,7 +83,7 @@ def phases(shape: Shape, work: Work) -> list[dict[str, Memory]]:
     ]
 
 
-def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
+def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     step, width = _step(shape, part, work), work.frozen_bytes
     # of an evaluation nothing is kept for a backward pass
     evaluate = replace(
@@ -111,7 +120,7 @@ def _phases(shape: Shape, part: _Part, work: Work) -> dict[str, Memory]:
     }
 
 
-def _step(shape: Shape, part: _Part, work: Work) -> Memory:
+def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
     linear, loose, adapters = _counts(shape, part, work.rank, work.split)
     width = work.frozen_bytes
     experts = shape.expert_parameters * part.blocks // shape.layers
@@ -144,7 +153,7 @@ def _step(shape: Shape, part: _Part, work: Work) -> Memory:
     return _shared_out(need, work, shape.layers, blocks, loose * width, scales, outside)
 
 
-def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int, int]:
+def _counts(shape: Shape, part: _Term, rank: int, split: int) -> tuple[int, int, int]:
     """Weights of the linear layers, of all else, and of adapters."""
     if shape.counted:
         # a model that is split matrix by matrix is never one that had to be counted
@@ -162,7 +171,7 @@ def _counts(shape: Shape, part: _Part, rank: int, split: int) -> tuple[int, int,
     return linear, loose, part.blocks * rank * (columns + rows)
 
 
-def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
+def _widened_experts(shape: Shape, part: _Term, work: Workload) -> int:
     """Bytes of copies of the experts of a block, in the width of the computation.
 
     They are dequantized, and PEFT adds an adapter to all of them: the backward pass needs the
@@ -176,7 +185,7 @@ def _widened_experts(shape: Shape, part: _Part, work: Work) -> int:
     return kept * blocks + block * shape.adapts_experts * (1 + quantized)
 
 
-def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
+def _stages(shape: Shape, number: int, strategy: str) -> list[_Term]:
     """Blocks dealt out evenly; of a pipeline (1F1B), earlier stages keep more micro-batches."""
     stages = []
     for stage in range(number):
@@ -184,11 +193,11 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Part]:
         blocks = shape.layers * (stage + 1) // number - shape.layers * stage // number
         tables = 1 if first and last and shape.tied else first + last
         in_flight = number - stage if strategy == "pipeline" else 1
-        stages.append(_Part(blocks, tables, last, in_flight))
+        stages.append(_Term(blocks, tables, last, in_flight))
     return stages
 
 
-def _activations(shape: Shape, part: _Part, work: Work) -> int:
+def _activations(shape: Shape, part: _Term, work: Workload) -> int:
     block = _block(shape, work)
     if not work.checkpointing:
         return part.in_flight * part.blocks * block
@@ -196,7 +205,7 @@ def _activations(shape: Shape, part: _Part, work: Work) -> int:
     return part.in_flight * part.blocks * kept + block
 
 
-def _block(shape: Shape, work: Work) -> int:
+def _block(shape: Shape, work: Workload) -> int:
     """Bytes that a block keeps for its backward pass."""
     width = work.frozen_bytes
     numbers = 10 * shape.hidden + 4 * shape.feed_forward + shape.routed
@@ -209,7 +218,7 @@ def _block(shape: Shape, work: Work) -> int:
     return inside + (work.tokens * width * 2 * shape.hidden if work.split > 1 else 0)
 
 
-def _logits(shape: Shape, work: Work, width: int) -> int:
+def _logits(shape: Shape, work: Workload, width: int) -> int:
     """Bytes of a piece's logits; where the output layer is trained, of its gradient too.
 
     Args:
@@ -222,7 +231,7 @@ def _logits(shape: Shape, work: Work, width: int) -> int:
     return logits + shape.vocabulary * shape.hidden * trained
 
 
-def _copied_of(size: int, work: Work) -> int:
+def _copied_of(size: int, work: Workload) -> int:
     """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
     return size // (work.workers // max(work.apart, 1) or 1)
 
@@ -233,7 +242,7 @@ def _copied(width: int) -> int:
 
 
 def _shared_out(
-    need: Memory, work: Work, layers: int, blocks: float, loose: int, scales: int, outside: int
+    need: Memory, work: Workload, layers: int, blocks: float, loose: int, scales: int, outside: int
 ) -> Memory:
     """The need of one of several who share a model out, or of one who keeps it in host memory.
 

@@ -88,7 +88,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a worker does, as far as its memory depends on it.
 
     Attributes:
@@ -111,6 +111,7 @@ class Work:
         answer_tokens: of prompts and answers that an evaluation makes at once.
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
+        forwards: forward passes over each row beside those of its step; they take time alone.
     """
 
     method: str
@@ -131,6 +132,7 @@ class Work:
     answer_tokens: int = 0
     process: int = 0
     targets: int | None = None
+    forwards: int = 0
 
     @property
     def full(self) -> bool:

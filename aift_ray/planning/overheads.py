@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aift_ray.planning.memory_parts import GIB, Memory, Work
+from aift_ray.planning.memory_parts import GIB, Memory, Workload
 
 # CUDA's context with the kernels of torch, cuBLAS and its workspaces
 CONTEXT = round(0.4 * GIB)
@@ -22,7 +22,7 @@ COMMUNICATORS = {"tensor": 2, "pipeline": 5, "model_parallel": 0}
 SLACK_HELD, SLACK_MOVING = 0.02, 0.10
 
 
-def with_overheads(need: Memory, work: Work) -> Memory:
+def with_overheads(need: Memory, work: Workload) -> Memory:
     """`need` with what only a GPU's memory holds; as it is where workers compute on CPUs."""
     if not work.gpu:
         return need

@@ -10,7 +10,7 @@ HOST = -1
 
 
 @dataclass(frozen=True)
-class Piece:
+class ModelPart:
     """What is never split: the embeddings, a block, the last norm, the output layer.
 
     Attributes:
@@ -27,8 +27,8 @@ class Piece:
 
 
 def laid_out(
-    pieces: Sequence[Piece], limits: Mapping[int, int], spill: bool = False
-) -> tuple[dict[str, int], list[Piece]]:
+    pieces: Sequence[ModelPart], limits: Mapping[int, int], spill: bool = False
+) -> tuple[dict[str, int], list[ModelPart]]:
     """The device of each piece, filled one after the other in the pieces' order.
 
     Args:
@@ -39,7 +39,7 @@ def laid_out(
         {name: device}, and the pieces that fit nowhere.
     """
     layout: dict[str, int] = {}
-    left: list[Piece] = []
+    left: list[ModelPart] = []
     devices = iter(sorted(limits))
     device = next(devices, None)
     room = limits[device] if device is not None else 0

@@ -12,7 +12,7 @@ from aift_ray.planning.kv_cache_size import cached_bytes
 from aift_ray.planning.memory_parts import GIB
 from aift_ray.planning.model_shape import Shape
 from aift_ray.planning.overheads import CONTEXT
-from aift_ray.planning.train_plan import Machine
+from aift_ray.planning.train_plan import GpuMachine
 
 # what a server's steps take beside weights, keys and values; and its default of kept prompts
 _WORKING, _PREFIXES = round(0.5 * GIB), 512 * 2**20
@@ -40,12 +40,12 @@ class Served:
 
 def served(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Served]:
     """A server of the model in 16, 8 and 4 bits."""
-    machine = Machine.of(config)
+    machine = GpuMachine.of(config)
     return [_server(config, machine, numbers, shape, bits) for bits in (16, 8, 4)]
 
 
 def _server(
-    config: PlanConfig, machine: Machine, numbers: Mapping[str, Any], shape: Shape, bits: int
+    config: PlanConfig, machine: GpuMachine, numbers: Mapping[str, Any], shape: Shape, bits: int
 ) -> Served:
     narrow = bits if bits < 16 else None
     weights, token = shape.weight_bytes(2, narrow), cached_bytes(numbers)

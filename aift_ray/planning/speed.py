@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aift_ray.planning.gpu_specs import Card
-from aift_ray.planning.memory_parts import FLOAT32, Work, held_bytes
+from aift_ray.planning.memory_parts import FLOAT32, Workload, held_bytes
 from aift_ray.planning.model_shape import Shape
 
 # parts of a data sheet's figure that are reached
@@ -62,14 +62,15 @@ def matrix_parameters(shape: Shape) -> int:
     return shape.linear_parameters + experts + head
 
 
-def token_operations(shape: Shape, work: Work, length: int) -> float:
+def token_operations(shape: Shape, work: Workload, length: int) -> float:
     """Floating-point operations of training for a token of rows of `length` tokens."""
-    passes = (6 if work.full else 4) + 2 * work.checkpointing
+    again = work.checkpointing + work.forwards
+    passes = (6 if work.full else 4) + 2 * again
     attention = 2 * length * shape.heads * shape.head_size * shape.layers
-    return passes * matrix_parameters(shape) + (3.5 + work.checkpointing) * attention
+    return passes * matrix_parameters(shape) + (3.5 + again) * attention
 
 
-def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int) -> Speed:
+def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps: int) -> Speed:
     """Of a step of `micro_steps` micro-batches a worker, each of `work.tokens` tokens.
 
     Args:
@@ -81,7 +82,7 @@ def training(shape: Shape, work: Work, card: Card, length: int, micro_steps: int
     memory = 0.0
     if work.base_bits == 4:
         dequantized = _DEQUANTIZED * (shape.linear_parameters + shape.expert_parameters)
-        memory = dequantized * (2 + work.checkpointing) / _bandwidth(card)
+        memory = dequantized * (2 + work.checkpointing + work.forwards) / _bandwidth(card)
     launches = max(0.0, shape.layers * BLOCK_LAUNCHES - compute - memory)
     terms = {"compute": compute, "memory bandwidth": memory, "Python and launches": launches}
     # how many cards share the work of a micro-batch
@@ -116,13 +117,15 @@ def _link(card: Card, rate: float) -> float:
     return (1.0 if card.measured else LINK) * rate * 1e9
 
 
-def _trained(shape: Shape, work: Work) -> int:
+def _trained(shape: Shape, work: Workload) -> int:
     if work.full:
         return shape.parameters - shape.beside
     return shape.adapter_parameters(work.rank) + work.whole
 
 
-def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) -> dict[str, float]:
+def _links(
+    shape: Shape, work: Workload, card: Card, micro_steps: int, busy: float
+) -> dict[str, float]:
     """Seconds of a step that cards wait for each other's bytes, or the host's."""
     number, between = max(work.workers, work.apart), _link(card, card.link)
     name = "NVLink" if card.nvlink else "PCIe"
@@ -152,7 +155,7 @@ def _links(shape: Shape, work: Work, card: Card, micro_steps: int, busy: float) 
     return {name: max(_EXPOSED * seconds, seconds - busy)}
 
 
-def _optimizer(shape: Shape, work: Work, card: Card) -> dict[str, float]:
+def _optimizer(shape: Shape, work: Workload, card: Card) -> dict[str, float]:
     moved = _trained(shape, work) * _STEPPED
     if work.offload:
         # all workers' shares lie in one machine's memory

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aift_ray.config.plan_config import PlanConfig
+from aift_ray.config.preference_config import answers_a_comparison, divided_scorer, further_forwards
 from aift_ray.config.section import memory_bytes
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
 from aift_ray.planning.gpu_specs import CARDS, Card, of_memory
 from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
-from aift_ray.planning.memory_parts import GIB, Memory, Work
+from aift_ray.planning.memory_parts import GIB, Memory, Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
@@ -34,7 +35,7 @@ _FLAGS = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class GpuMachine:
     """The cards, and what may be used of them.
 
     Attributes:
@@ -48,7 +49,7 @@ class Machine:
     host: int | None
 
     @classmethod
-    def of(cls, config: PlanConfig) -> Machine:
+    def of(cls, config: PlanConfig) -> GpuMachine:
         """That of the settings.
 
         Raises:
@@ -62,7 +63,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Way:
+class StrategyPlan:
     """One strategy on these cards.
 
     Attributes:
@@ -94,12 +95,12 @@ def _measured() -> Card:
     return rates.card("bf16")
 
 
-def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[Way]:
+def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[StrategyPlan]:
     """Every strategy, in the order in which they send more."""
     return [_way(config, numbers, shape, name) for name in _strategies(config)]
 
 
-def best(ways: list[Way]) -> Way | None:
+def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
     """The first that fits and is as fast as any, to a few percent; None: none fits."""
     rates = [(way, way.speed.tokens_per_second) for way in ways if way.fits and way.speed]
     most = max((rate for _, rate in rates), default=0.0)
@@ -114,11 +115,13 @@ def _strategies(config: PlanConfig) -> list[str]:
     return ["ddp", *shared, "tensor", "pipeline", "model_parallel"]
 
 
-def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> Way:
+def _way(
+    config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
+) -> StrategyPlan:
     refused = _refused(config, numbers, shape, strategy)
     if refused:
-        return Way(strategy, None, "", 0, False, refused)
-    machine, work = Machine.of(config), _work(config, strategy)
+        return StrategyPlan(strategy, None, "", 0, False, refused)
+    machine, work = GpuMachine.of(config), _work(config, strategy)
     parts = max(phases(shape, work), key=lambda part: max(need.total for need in part.values()))
     phase = max(parts, key=lambda name: parts[name].total)
     need = replace(parts[phase], host=max(each.host for each in parts.values()))
@@ -128,17 +131,20 @@ def _way(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy:
     if not lack:
         host = (need.host + _copy(need, machine, work)) * work.workers
         command = _command(config, strategy, machine)
-        return Way(strategy, need, phase, host, True, fast.limit, fast, command=command)
+        return StrategyPlan(strategy, need, phase, host, True, fast.limit, fast, command=command)
     found = next(_nearer(config, numbers, shape, strategy), {})
     command = _command(config.model_copy(update=found), strategy, machine) if found else ""
     host = need.host * work.workers
-    return Way(strategy, need, phase, host, False, lack, fast, found, command)
+    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, command)
 
 
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
     """Why a strategy can't train the model; "": it can."""
     if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs whole weights"
+    divided = divided_scorer(config.objective, strategy)
+    if divided:
+        return divided
     if strategy in ("pipeline", "model_parallel") and config.gpus > shape.layers:
         return f"{config.gpus} parts can't be made of {shape.layers} blocks"
     if strategy != "tensor":
@@ -148,13 +154,13 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
     return problems[0].what if problems else ""
 
 
-def _work(config: PlanConfig, strategy: str) -> Work:
+def _work(config: PlanConfig, strategy: str) -> Workload:
     name, _, offload = strategy.partition(", ")
     alone = name == "model_parallel"
-    return Work(
+    return Workload(
         "full" if config.method == "full" else "lora",
         config.r,
-        config.batch_size * config.sequence_length,
+        tokens_of(config),
         2,
         config.gradient_checkpointing,
         4 if config.method == "qlora" else None,
@@ -166,16 +172,25 @@ def _work(config: PlanConfig, strategy: str) -> Work:
         dropout=config.lora_dropout > 0,
         gpu=True,
         copies=True,
+        # a model with a score makes no logits
+        targets=0 if config.objective == "reward" else None,
+        forwards=further_forwards(config.objective),
     )
 
 
-def _copy(need: Memory, machine: Machine, work: Work) -> int:
+def tokens_of(config: PlanConfig) -> int:
+    """Tokens of a worker's micro-step; a pair has two answers, each with its prompt."""
+    rows = config.batch_size * answers_a_comparison(config.objective)
+    return rows * config.sequence_length
+
+
+def _copy(need: Memory, machine: GpuMachine, work: Workload) -> int:
     """Bytes of a worker's copy of a checkpoint, which is made where host memory holds it."""
     both = (need.host + need.copied) * work.workers
     return need.copied if machine.host is None or both <= machine.host else 0
 
 
-def _lack(need: Memory, machine: Machine, work: Work) -> str:
+def _lack(need: Memory, machine: GpuMachine, work: Workload) -> str:
     """What is missing for a way to fit; "": nothing."""
     if need.total > machine.room:
         return f"{(need.total - machine.room) / GIB:.1f} GiB too little on the card"
@@ -189,7 +204,7 @@ def _nearer(
     config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
 ) -> Iterator[dict[str, Any]]:
     """Settings with which a strategy fits, those that change least first."""
-    machine = Machine.of(config)
+    machine = GpuMachine.of(config)
     for changes in _changes(config):
         changed = config.model_copy(update=changes)
         if _refused(changed, numbers, shape, strategy):
@@ -222,10 +237,11 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
         length //= 2
 
 
-def _command(config: PlanConfig, strategy: str, machine: Machine) -> str:
+def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
     """The command that trains so."""
     name, _, offload = strategy.partition(", ")
     words = ["aift-ray train", f"--model {config.model}", f"--method {config.method}"]
+    words += [f"--objective {config.objective}"] if config.objective != "sft" else []
     words.append(f"--strategy {name}")
     if name == "model_parallel":
         each = f"{machine.room / 1e9:.1f}GB"

@@ -28,7 +28,7 @@ EVAL_FILE = Path(token_cache.__file__).parent / "assets" / "keitai" / "eval.json
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """A quantization that could start.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan:
     experts: int
 
 
-def prepare(config: QuantizeConfig) -> Plan:
+def prepare(config: QuantizeConfig) -> QuantizePlan:
     """Check everything before weights are loaded.
 
     Raises:
@@ -92,7 +92,7 @@ def prepare(config: QuantizeConfig) -> Plan:
     prompts = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
     length = config.sequence_length
     samples = read_samples(config.eval_files, config.eval_rows, length, str(prompts))
-    return Plan(
+    return QuantizePlan(
         config,
         folder.absolute(),
         location,

@@ -14,7 +14,7 @@ from aift_ray.errors import AiftError
 from aift_ray.quantization import merge_adapter, quantize_report, quantizer
 from aift_ray.quantization import output_folder as output
 from aift_ray.quantization.measure import benchmark, logit_difference
-from aift_ray.quantization.quantize_plan import Plan, prepare
+from aift_ray.quantization.quantize_plan import QuantizePlan, prepare
 from aift_ray.runs import terminal
 
 
@@ -43,7 +43,7 @@ def run(config: QuantizeConfig, dry_run: bool = False) -> dict[str, Any]:
     return found
 
 
-def _work(plan: Plan, folder: Path) -> dict[str, Any]:
+def _work(plan: QuantizePlan, folder: Path) -> dict[str, Any]:
     """Merge, quantize, measure; the report."""
     settings = plan.config.model_dump(mode="json", exclude={"output_dir", "overwrite"})
     tokens = sum(sample.ids.numel() for sample in plan.samples)
@@ -72,14 +72,14 @@ def _work(plan: Plan, folder: Path) -> dict[str, Any]:
     return found | ({"merging": moved} if moved else {})
 
 
-def _unmerged(plan: Plan) -> torch.nn.Module:
+def _unmerged(plan: QuantizePlan) -> torch.nn.Module:
     """The adapter on the quantized base, which is what QLoRA trains."""
     return merge_adapter.load(
         plan.location, plan.adapter, plan.dtype, plan.device, plan.quantization
     )
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: QuantizePlan) -> None:
     config, bits = plan.config, plan.config.bits
     how = {
         4: f"4 bits, {config.quant_type}" + ", double quantization" * config.double_quant,

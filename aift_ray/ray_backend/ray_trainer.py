@@ -7,6 +7,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -68,7 +69,12 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
         told |= worker_env.on_gpus(job.config.parallel.offload)
     return _Trainer(
         _work,
-        train_loop_config={"job": job, "threads": int(threads), "secrets": worker_env.secrets()},
+        train_loop_config={
+            "job": job,
+            "threads": int(threads),
+            "secrets": worker_env.secrets(),
+            "gpu": gpu,
+        },
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpu,
@@ -120,10 +126,20 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     job: Job = settings["job"]
     try:
-        work(job, group, ray.train.report, Telemetry(job.output.name, group))
+        pool = partial(_rollout_actors, settings)
+        work(job, group, ray.train.report, Telemetry(job.output.name, group), pool=pool)
     except AiftError as error:
         return failure_policy.returned(error, group)
     return None
+
+
+def _rollout_actors(settings: dict[str, Any]) -> Any:
+    """Actors that generate completions beside the workers."""
+    from aift_ray.ray_backend.rollout_actors import RolloutActors
+
+    job: Job = settings["job"]
+    number, threads = job.config.grpo.rollout_workers, settings["threads"]
+    return RolloutActors(job, number, settings["gpu"], threads, settings["secrets"])
 
 
 def _explained(error: BaseException, job: Job) -> AiftError:

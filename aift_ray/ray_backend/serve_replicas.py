@@ -8,27 +8,27 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import DeploymentActorConfig
 
-from aift_ray.ray_backend.adapter_registry import Shelf
-from aift_ray.serving.adapter_record import Recorded
+from aift_ray.ray_backend.adapter_registry import AdapterRegistry
+from aift_ray.serving.adapter_record import AdapterRecord
 
 _NAME = "adapters"
 
 
-def shelf(adapters: dict[str, Recorded]) -> DeploymentActorConfig:
+def shelf(adapters: dict[str, AdapterRecord]) -> DeploymentActorConfig:
     """The shelf of a deployment that starts with these adapters."""
-    return DeploymentActorConfig(name=_NAME, actor_class=Shelf, init_args=(adapters,))
+    return DeploymentActorConfig(name=_NAME, actor_class=AdapterRegistry, init_args=(adapters,))
 
 
 class Replicas:
     """The Fleet of a replica; each replica's `perform` calls a method of its Service."""
 
-    async def recorded(self) -> dict[str, Recorded]:
+    async def recorded(self) -> dict[str, AdapterRecord]:
         """The adapters that every replica has to have, by name."""
         shelf_ = serve.get_deployment_actor(_NAME)
-        found: dict[str, Recorded] = await shelf_.adapters.remote()
+        found: dict[str, AdapterRecord] = await shelf_.adapters.remote()
         return found
 
-    async def record(self, name: str, wanted: Recorded | None) -> None:
+    async def record(self, name: str, wanted: AdapterRecord | None) -> None:
         """Tell replicas that are yet to start of an adapter; None: no more of it."""
         await serve.get_deployment_actor(_NAME).put.remote(name, wanted)
 

@@ -17,7 +17,7 @@ from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.data.readers.turns import read_turns
 from aift_ray.data.readers.wrong_row import WrongRow
 from aift_ray.errors import ModelError
-from aift_ray.models.families.sequence_classifier import Scored
+from aift_ray.models.families.sequence_classifier import RewardHead
 from aift_ray.models.hub import context, load_config, load_tokenizer, resolve, stop_ids
 from aift_ray.models.load import load_model
 from aift_ray.rewards.completion_text import Completion
@@ -50,7 +50,7 @@ class RewardModel:
             self._tokenizer = load_tokenizer(str(folder))
             pad_id = _pad_id(self._tokenizer)
             dtype = torch.float32 if self._device.type == "cpu" else None
-            model: Any = load_model(location, dtype, None, scored=Scored(0, pad_id))
+            model: Any = load_model(location, dtype, None, scored=RewardHead(0, pad_id))
             if adapter.is_file():
                 model = PeftModel.from_pretrained(model, str(folder))
             self._limit = context(load_config(location))

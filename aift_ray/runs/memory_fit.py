@@ -11,8 +11,8 @@ import psutil
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.model_stats import Measured
-from aift_ray.planning.candidates import Need, Room, Way, choose, fitting, remedy, ways
-from aift_ray.planning.memory_estimate import GIB, Memory, Work, memory, moments
+from aift_ray.planning.candidates import Candidate, Need, Room, candidates, choose, fitting, remedy
+from aift_ray.planning.memory_estimate import GIB, Memory, Workload, memory, moments
 from aift_ray.planning.model_shape import Shape
 from aift_ray.utils.host_memory import host_cpus
 
@@ -56,10 +56,14 @@ def needs(
     process += _RAY if held and workers > 1 else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
+    targets = held.targets if held else None
+    if config.objective == "reward":
+        # a model with a score makes no logits
+        targets = 0
 
-    def need(way: Way) -> Memory:
+    def need(way: Candidate) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
-        work = Work(
+        work = Workload(
             "full" if way.method == "full" else "lora",
             config.lora.r,
             tokens,
@@ -77,7 +81,7 @@ def needs(
             copies=planned and training.async_save,
             answer_tokens=answer_tokens(config),
             process=process,
-            targets=held.targets if held else None,
+            targets=targets,
         )
         return memory(shape, work)
 
@@ -87,6 +91,8 @@ def needs(
 def answer_tokens(config: RunConfig) -> int:
     """Tokens of the prompts and answers that an evaluation makes at once."""
     training = config.training
+    if config.objective == "grpo":
+        return config.grpo.rollout_batch_size * config.data.sequence_length
     rows = min(training.exact_match_rows, training.exact_match_batch_size)
     matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
     if not config.evaluation.tasks:
@@ -121,14 +127,14 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
         whole = config.training.optimizer != "adamw"
-        among = ways(method, workers, config.base_bits, gpu, whole)
+        among = candidates(method, workers, config.base_bits, gpu, whole)
         way, why = choose(among, need, room)
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
     # a machine's memory is not for its workers alone: it chooses, and refuses nothing
     if not (gpu or parallel.gpu_memory):
         return why
-    wanted = need(Way(method, parallel.strategy, parallel.offload))
+    wanted = need(Candidate(method, parallel.strategy, parallel.offload))
     if not room.holds(wanted):
         raise ConfigError([_misfit(config, wanted, need, workers, room)])
     return why + _settle_saving(config, wanted, room)
@@ -166,7 +172,7 @@ def settle_cpus(config: RunConfig, workers: int) -> None:
 def own(config: RunConfig, need: Need) -> Memory:
     """The memory of a worker as the run is configured."""
     parallel = config.parallel
-    return need(Way(config.trained_as, parallel.strategy, parallel.offload))
+    return need(Candidate(config.trained_as, parallel.strategy, parallel.offload))
 
 
 def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.config.grpo_config import divisible, memory_limit
+from aift_ray.data.readers.prompt_rows import columns_of
+from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub
+from aift_ray.runs.row_layout import global_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from aift_ray.data.token_rows import TokenRows
+
+# rows in which columns are looked for
+_ROWS = 100
 
 
 def settled(
@@ -20,13 +28,18 @@ def settled(
     Raises:
         ConfigError: no model of the family can be trained by the objective, or the reference has
             another vocabulary.
-        ModelError: the reference is not there, or damaged.
+        ModelError: the reference is not there, damaged, or no language model.
     """
     if config.objective == "reward":
         # needs the modelling code
+        from aift_ray.models import load
         from aift_ray.models.families import sequence_classifier
 
         problems = sequence_classifier.unfit(model_config)
+        layers = [*(config.lora.target_modules or []), *(config.lora.modules_to_save or [])]
+        if layers and config.method != "full" and not problems:
+            outline = load.skeleton(hub.resolve(config.model))
+            problems = sequence_classifier.without_output(outline, layers)
         if problems:
             raise ConfigError(problems)
     padding = tokenizer.pad_token_id
@@ -37,12 +50,67 @@ def settled(
     }
 
 
+def prompt_room(config: RunConfig, model_config: Any, workers: int) -> int | None:
+    """Tokens that a prompt may have, where completions are generated; None: they are not.
+
+    Raises:
+        ConfigError: completions leave no room, or a step holds no whole number of prompts.
+        ModelError: the engine does not generate with such a model.
+    """
+    if config.objective != "grpo":
+        return None
+    # needs transformers
+    from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+
+    try:
+        RowsCache(model_config)
+    except ModelError as error:
+        what = f"grpo does not generate with this model: {error.problems[0].what}"
+        remedy = "use a model whose layers keep keys and values by token"
+        raise ModelError([Problem("objective", what, remedy)]) from None
+    how, length = config.grpo, config.data.sequence_length
+    room, completions = length - how.max_completion_length, global_batch(config, workers)
+    problems = []
+    if room < 2:
+        what = f"{how.max_completion_length} leaves no room for a prompt in the {length} tokens of "
+        what += "data.sequence_length, or that the model takes"
+        remedy = f"give less than {length - 2}"
+        problems.append(Problem("grpo.max_completion_length", what, remedy))
+    if completions % how.num_generations:
+        problems.append(divisible(completions, how.num_generations))
+    if problems:
+        raise ConfigError(problems)
+    return room
+
+
+def check_rewards(config: RunConfig, rows: TokenRows) -> None:
+    """Import the rewards of generated completions, and look for the columns that they need.
+
+    Raises:
+        ConfigError: with every reward that could not score the rows.
+    """
+    if config.objective != "grpo" or not len(rows):
+        return
+    # starts a process
+    from aift_ray.rewards import parse
+    from aift_ray.rewards.early_check import problems_with
+
+    how = config.grpo
+    first = [columns_of(rows.source(row)) for row in range(min(len(rows), _ROWS))]
+    columns = list(dict.fromkeys(name for row in first for name in row))
+    specs = [parse(text) for text in how.reward]
+    timeout, memory = how.reward_timeout, memory_limit(how)
+    if problems := problems_with(specs, columns, timeout=timeout, memory=memory):
+        raise ConfigError(problems)
+
+
 def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Where the reference model lies; None: it is the model itself."""
     name = config.preference.reference
     if name is None:
         return None
     location = hub.resolve(name)
+    hub.load_config(location)
     other = hub.load_tokenizer(location)
     if other.get_vocab() != tokenizer.get_vocab():
         what = f"{name} has another vocabulary than {config.model}: its log-probabilities are of "

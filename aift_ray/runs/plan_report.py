@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from aift_ray.config import PlanConfig
+from aift_ray.config.preference_config import answers_of, further_forwards
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.config_stats import Numbers, numbers_of
 from aift_ray.planning import train_plan
 from aift_ray.planning.memory_parts import GIB
 from aift_ray.planning.serve_plan import Served, served
-from aift_ray.planning.train_plan import Machine, Way
+from aift_ray.planning.train_plan import GpuMachine, StrategyPlan
 
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
@@ -46,27 +47,28 @@ def run(config: PlanConfig) -> int:
 
 
 def as_data(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], servers: list[Served]
 ) -> dict[str, Any]:
     """All of it; memory in bytes."""
-    machine, best = Machine.of(config), train_plan.best(ways)
+    machine, best = GpuMachine.of(config), train_plan.best(ways)
     return {
         "model": config.model,
         "parameters": numbers.shape.parameters,
         "source": numbers.source,
         "method": config.method,
+        "objective": config.objective,
         "gpu": asdict(machine.card),
         "gpus": machine.gpus,
         "gpu_memory": machine.room,
         "host_memory": machine.host,
-        "tokens_per_micro_step": config.batch_size * config.sequence_length,
+        "tokens_per_micro_step": train_plan.tokens_of(config),
         "best": best.strategy if best else None,
         "strategies": [_way_data(config, way) for way in ways],
         "serving": [asdict(server) for server in servers],
     }
 
 
-def _way_data(config: PlanConfig, way: Way) -> dict[str, Any]:
+def _way_data(config: PlanConfig, way: StrategyPlan) -> dict[str, Any]:
     speed = way.speed
     return {
         "strategy": way.strategy,
@@ -84,12 +86,11 @@ def _way_data(config: PlanConfig, way: Way) -> dict[str, Any]:
 
 
 def _lines(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], servers: list[Served]
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], servers: list[Served]
 ) -> list[str]:
-    machine, best = Machine.of(config), train_plan.best(ways)
+    machine, best = GpuMachine.of(config), train_plan.best(ways)
     card = machine.card
     host = f", {machine.host / GIB:.0f} GiB of host memory" if machine.host else ""
-    rows = config.batch_size * config.sequence_length
     source = "measured" if card.measured else "data sheet"
     lines = [
         f"{config.model}: {numbers.shape.parameters:,} parameters ({numbers.source})",
@@ -97,7 +98,8 @@ def _lines(
         f"{card.tflops:.4g} TFLOPS, {card.bandwidth:.4g} GB/s, "
         f"{'from the host' if card.measured else 'PCIe'} {card.pcie:.4g} GB/s ({source})",
         f"{config.method}, {config.gradient_accumulation_steps} micro-steps a worker of "
-        f"{config.batch_size} x {config.sequence_length} = {rows:,} tokens",
+        f"{_micro_step(config)} tokens",
+        *_compared(config),
         f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
         *_table(config, ways),
@@ -107,7 +109,26 @@ def _lines(
     return [*lines, "", *_serving(config, machine, servers)]
 
 
-def _table(config: PlanConfig, ways: list[Way]) -> list[str]:
+def _micro_step(config: PlanConfig) -> str:
+    units = {"one": "", "pair": " pairs x 2 answers", "label": ""}[answers_of(config.objective)]
+    tokens = f"{config.sequence_length} = {train_plan.tokens_of(config):,}"
+    return f"{config.batch_size}{units} x {tokens}"
+
+
+def _compared(config: PlanConfig) -> list[str]:
+    """What the objective adds to the work of a step."""
+    number = further_forwards(config.objective)
+    if config.objective == "sft":
+        return []
+    found = f"objective {config.objective}"
+    if not number:
+        return [f"{found}: no reference model"]
+    passes = "1 forward pass" if number == 1 else f"{number} forward passes"
+    kl = " and the KL" if number > 1 else ""
+    return [f"{found}: the time includes {passes} over each row for the reference{kl}"]
+
+
+def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
     needs = [way.memory for way in ways if way.memory]
     names = [name for name in vars(needs[0]) if name not in _LEFT_OUT] if needs else []
     names = [name for name in names if any(getattr(need, name) for need in needs)]
@@ -130,7 +151,7 @@ def _table(config: PlanConfig, ways: list[Way]) -> list[str]:
 
 
 def _what_to_type(
-    config: PlanConfig, numbers: Numbers, ways: list[Way], best: Way | None
+    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], best: StrategyPlan | None
 ) -> list[str]:
     if best:
         return [f"the fastest that fits, {best.strategy}:", f"  {best.command}"]
@@ -147,7 +168,7 @@ def _what_to_type(
     return lines if len(lines) > 1 else ["no strategy fits: use more or larger cards"]
 
 
-def _serving(config: PlanConfig, machine: Machine, servers: list[Served]) -> list[str]:
+def _serving(config: PlanConfig, machine: GpuMachine, servers: list[Served]) -> list[str]:
     head = ["serving", "cards", "weights", "KiB a token", f"requests of {config.sequence_length}"]
     engines = ("vllm", "transformers")
     head += ["vllm, 1 at once", "16 at once", "transformers, 1", "16 at once"]

@@ -20,6 +20,7 @@ from aift_ray.data.prompts.template_file import read_template
 from aift_ray.data.tokenize import Encode, encode_in_threads
 from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models import hub
@@ -33,7 +34,7 @@ from aift_ray.planning.candidates import Need
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory
 from aift_ray.runs import cache_admin, memory_fit, objective_inputs, resume_check, run_warnings
-from aift_ray.runs.row_layout import Rows, global_batch, laid_out
+from aift_ray.runs.row_layout import StepLayout, global_batch, laid_out
 from aift_ray.tasks import in_training
 from aift_ray.utils.compilers import compiler
 
@@ -57,7 +58,7 @@ class Preparation:
     job: Job
     prepared: token_cache.Prepared
     encoder: PromptEncoder
-    plan: BatchPlan
+    plan: BatchPlan | RolloutPlan
     steps: int
     rate: str
     held_out: int
@@ -91,7 +92,7 @@ def prepare(
     _given(config)
     tasks = in_training.load(config.evaluation)
     location = hub.resolve(config.model)
-    model_config = hub.load_config(location)
+    model_config = hub.load_config(location, config.objective == "reward")
     support = _settled(config, model_config, workers, gpu)
     encoder = _encoder(config, location, model_config)
     beside = objective_inputs.settled(config, model_config, encoder.tokenizer)
@@ -101,7 +102,10 @@ def prepare(
     state, changed = resume_check.resumed(config, resume, workers) if resume else (None, [])
     model = _measured(config, location, state)
     held = answers_of(config.objective)
-    prepared = token_cache.prepare(config.data, encoder, length, encode, held)
+    room = objective_inputs.prompt_room(config, model_config, workers) or length
+    prepared = token_cache.prepare(config.data, encoder, room, encode, held)
+    if config.objective == "grpo":
+        objective_inputs.check_rewards(config, prepared.rows("train"))
     notes = resume_check.check_rows(config, state, prepared.folder.name) if state else []
     notes += _noted(config, prepared, output)
     batch = state.global_batch if state else global_batch(config, workers)
@@ -136,7 +140,7 @@ def prepare(
 
 
 def _fitted(
-    config: RunConfig, location: str, model: Measured, laid: Rows, workers: int, gpu: bool
+    config: RunConfig, location: str, model: Measured, laid: StepLayout, workers: int, gpu: bool
 ) -> tuple[Need, list[str]]:
     """What each way of spreading the model needs, and why the one that is settled was chosen."""
     host = memory_fit.Host(tokenizer_bytes(location), laid.most_targets)
@@ -182,6 +186,10 @@ def _given(config: RunConfig) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    lora = config.lora
+    if config.objective == "grpo" and "lora_dropout" not in lora.model_fields_set:
+        # the model that generates has none
+        lora.lora_dropout = 0.0
     problems = trackers.missing(list(config.training.report_to))
     if problems:
         raise ConfigError(problems)
@@ -219,6 +227,8 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
     # config.yaml must say what was run
+    if config.objective == "grpo" and parallel.strategy == "auto":
+        parallel.strategy = "ddp"
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
         parallel.tensor_parallel_size = workers
     if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
@@ -246,10 +256,11 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
 
 
 def _layout(
-    config: RunConfig, location: str, plan: BatchPlan, tokens: int, gpu: bool
+    config: RunConfig, location: str, plan: BatchPlan | RolloutPlan, tokens: int, gpu: bool
 ) -> dict[str, int] | None:
     if config.parallel.strategy not in ("pipeline", "model_parallel"):
         return None
+    assert isinstance(plan, BatchPlan)
     # needs the modelling code
     from aift_ray.runs.placement import decide
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from aift_ray.engine.metrics import ACCURACY, METRICS, PROGRESS
+from aift_ray.engine.metrics import ACCURACY, METRICS, PROGRESS, task_scores
 from aift_ray.engine.phases import STAGE
 from aift_ray.runs.restart_causes import FAILURES, read_failures
 from aift_ray.tasks.scores import shown as score_shown
@@ -106,13 +106,18 @@ class Follower:
 
     def _show_evaluation(self, line: dict[str, Any]) -> None:
         found = []
-        if line.get("eval_loss") is not None:
+        if "loss" in line:
+            # of a step, whose figures are shown elsewhere
+            return
+        if line.get("eval_reward") is not None:
+            found.append(f"held-out reward {line['eval_reward']:.4f}")
+        elif line.get("eval_loss") is not None:
             found.append(f"held-out loss {line['eval_loss']:.4f}")
         if line.get(f"eval_{ACCURACY}") is not None:
             found.append(f"margin accuracy {line[f'eval_{ACCURACY}']:.1%}")
         if line.get("exact_match") is not None:
             found.append(f"exact match {line['exact_match']:.1%}")
-        found += [f"{name} {score_shown(name, line[name])}" for name in line if "/" in name]
+        found += [f"{name} {score_shown(name, score)}" for name, score in task_scores(line).items()]
         if found:
             self._say(f"step {line['step']} evaluated: {', '.join(found)}")
 
@@ -179,4 +184,6 @@ def _clock(seconds: float) -> str:
 
 def _figures(line: dict[str, Any]) -> str:
     loss = "batch left out" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    if line.get("reward") is not None:
+        loss += f", reward {line['reward']:.4f}"
     return f"epoch {line['epoch']:.2f}, {loss}, {line['tokens_per_second']:,.0f} tokens/s"

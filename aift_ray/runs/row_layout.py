@@ -10,13 +10,14 @@ from aift_ray.config import RunConfig
 from aift_ray.data import token_cache
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.engine import lr_scheduler
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.families.family_support import Support
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepLayout:
     """How the rows of a run are laid out.
 
     Attributes:
@@ -27,7 +28,7 @@ class Rows:
         held_out: rows to evaluate on.
     """
 
-    plan: BatchPlan
+    plan: BatchPlan | RolloutPlan
     longest: int
     most_targets: int
     steps: int
@@ -37,7 +38,7 @@ class Rows:
 
 def laid_out(
     config: RunConfig, prepared: token_cache.Prepared, batch: int, support: Support
-) -> Rows:
+) -> StepLayout:
     """Which rows make which step, and what follows from that.
 
     Raises:
@@ -49,10 +50,11 @@ def laid_out(
     most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
     plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
     largest = plan.longest_micro_batch()
-    longest = _longest(rows.lengths[largest], support.pads(config.data.packing))
+    completion = config.grpo.max_completion_length if config.objective == "grpo" else 0
+    longest = _longest(rows.lengths[largest] + completion, support.pads(config.data.packing))
     steps = total_steps(config, plan)
     rate = lr_scheduler.settle(config.training, steps, config.method != "full")
-    return Rows(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
+    return StepLayout(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
 
 
 def _check_split(config: RunConfig, held_out: int) -> None:

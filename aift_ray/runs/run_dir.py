@@ -11,7 +11,7 @@ import yaml
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
-from aift_ray.engine.checkpoint.mirror import Store, newest
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
 from aift_ray.engine.metrics import END, EVENTS, METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.phases import STAGE
 from aift_ray.engine.run_errors import LOG
@@ -96,10 +96,10 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
     return None, [*notes, "no checkpoint to resume from: starting from the beginning"]
 
 
-def store(config: RunConfig, folder: Path) -> Store | None:
+def store(config: RunConfig, folder: Path) -> CheckpointMirror | None:
     """The second place for the run's checkpoints and results, if there is one."""
     path = config.ray.storage_path
-    return Store(path, folder.name) if path else None
+    return CheckpointMirror(path, folder.name) if path else None
 
 
 def finished(folder: Path) -> bool:

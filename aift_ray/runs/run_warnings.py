@@ -18,7 +18,9 @@ _BUSY = 1024
 
 def of_run(run: Preparation, workers: int, gpu: bool) -> list[str]:
     """All of it."""
-    small = _small_steps(run.job.config, run.plan, workers) if gpu else []
+    plan, small = run.plan, list[str]()
+    if gpu and isinstance(plan, BatchPlan):
+        small = _small_steps(run.job.config, plan, workers)
     return [*_settings(run), *small]
 
 

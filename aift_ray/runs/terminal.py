@@ -67,7 +67,8 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
     rows += [("mixture", line) for line in _mixture(run)]
-    unit = "examples" if config.objective == "sft" else "comparisons"
+    units = {"sft": "examples", "grpo": "completions"}
+    unit = units.get(config.objective, "comparisons")
     unit = "rows filled" if config.data.packing == "fill" else unit
     rows += [
         ("step", f"{plan.global_batch} {unit}, {_micro_step(run, most)}"),
@@ -98,12 +99,32 @@ def _objective(config: RunConfig) -> list[tuple[str, str]]:
     name, how = config.objective, config.preference
     if name == "sft":
         return []
+    if name == "grpo":
+        return _generation(config)
     words: list[str] = [name]
     if name != "reward":
         words.append(f"beta {how.beta_of(name):g}")
     if name in REFERENCED:
         words.append(f"against {how.reference or 'the model as the run begins'}")
     return [("objective", ", ".join(words))]
+
+
+def _generation(config: RunConfig) -> list[tuple[str, str]]:
+    """How completions are generated and rewarded."""
+    how = config.grpo
+    weights = how.reward_weights or [1.0] * len(how.reward)
+    rewards = zip(how.reward, weights, strict=True)
+    beta = f", beta {how.beta:g}" if how.beta else ""
+    most = f"{how.num_generations} completions a prompt, {how.max_completion_length} tokens each"
+    each = how.parts(config.training.gradient_accumulation_steps) * how.num_iterations
+    trained = f"; trained in {each} steps" if each > 1 else ""
+    actors = config.rollout_actors
+    by = f"; by {actors} Ray actors beside the workers" if actors else ""
+    return [
+        ("objective", f"grpo, loss {how.loss_type}{beta}, rewards scaled by {how.scale_rewards}"),
+        ("rewards", ", ".join(name if w == 1 else f"{name} x {w:g}" for name, w in rewards)),
+        ("generation", f"{most} at most, {how.rollout_batch_size} at a time{trained}{by}"),
+    ]
 
 
 def laid_out(layout: dict[str, int], strategy: str) -> str:
@@ -146,10 +167,11 @@ def _mixture(run: Preparation) -> list[str]:
     pairs = list(zip(sets, mixture.sizes, mixture.amounts, strict=True))
     passes = [amount / max(size, 1) for _, size, amount in pairs]
     tokens = [each.tokens * times for (each, _, _), times in zip(pairs, passes, strict=True)]
+    shares = [f"{amount / mixture.total:.1%} of the examples" for _, _, amount in pairs]
     return [
-        f"{each.name}: {each.rows:,} rows x {times:.3g} an epoch, {amount / mixture.total:.1%} of "
-        f"the examples, {held / max(sum(tokens), 1):.1%} of the tokens"
-        for (each, _, amount), times, held in zip(pairs, passes, tokens, strict=True)
+        f"{each.name}: {each.rows // run.plan.together:,} rows x {times:.3g} an epoch, {share}, "
+        f"{held / max(sum(tokens), 1):.1%} of the tokens"
+        for (each, _, _), times, held, share in zip(pairs, passes, tokens, shares, strict=True)
     ]
 
 
@@ -214,10 +236,12 @@ def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
-    pairs = (
+    pairs: tuple[tuple[str, str, str], ...] = (
         ("steps", "steps", "{}"),
         ("loss, first step", "first_loss", "{:.4f}"),
         ("loss, last step", "last_loss", "{:.4f}"),
+        ("held-out reward before", "eval_reward_before", "{:.4f}"),
+        ("held-out reward after", "eval_reward", "{:.4f}"),
         ("held-out loss before", "eval_loss_before", "{:.4f}"),
         ("held-out loss after", "eval_loss", "{:.4f}"),
         ("margin accuracy before", "eval_accuracy_before", "{:.1%}"),
@@ -231,6 +255,9 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
         ("seconds to first step", "start_s", "{:.1f}"),
         ("seconds in all", "wall_s", "{:.1f}"),
     )
+    if summary.get("objective") == "grpo":
+        # the loss of an evaluation is its reward, negated
+        pairs = tuple(each for each in pairs if not each[0].startswith("held-out loss"))
     for label, name, form in pairs:
         if summary.get(name) is not None:
             rows.append((label, form.format(summary[name])))

@@ -11,7 +11,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
-class Recorded:
+class AdapterRecord:
     """An adapter when it was first loaded.
 
     Attributes:
@@ -22,10 +22,10 @@ class Recorded:
     digest: str
 
 
-def record(folder: str) -> Recorded:
+def record(folder: str) -> AdapterRecord:
     """The adapter of a folder as it is now; OSError where a file can't be read."""
     path = Path(folder).expanduser().absolute()
-    return Recorded(str(path), digest(path))
+    return AdapterRecord(str(path), digest(path))
 
 
 def digest(folder: Path) -> str:

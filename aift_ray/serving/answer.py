@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from aift_ray.serving.api_errors import ApiError
-from aift_ray.serving.detokenizer import Piece, TextMaker
+from aift_ray.serving.detokenizer import TextDelta, TextMaker
 from aift_ray.serving.engines.interface import EngineError, Request, Stream, Token
 from aift_ray.serving.server_metrics import Meter
 
@@ -51,7 +51,7 @@ class Answer:
         """How many of them were no part of the answer."""
         return self._text.thought_tokens
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
+    async def pieces(self) -> AsyncGenerator[TextDelta]:
         """Pieces of text as they become certain, the last with `finish`.
 
         Raises:
@@ -67,7 +67,7 @@ class Answer:
                     token = await anext(tokens)
                 prompt = token.prompt or prompt
                 if self._nothing:
-                    piece: Piece | None = Piece("", finish="length")
+                    piece: TextDelta | None = TextDelta("", finish="length")
                 else:
                     self.tokens += 1
                     self._timer.token()
@@ -92,7 +92,7 @@ class Answer:
         self._stream.cancel()
         self._timer.finished("cancelled")
 
-    async def whole(self) -> Piece:
+    async def whole(self) -> TextDelta:
         """The whole answer at once."""
         pieces = []
         async with aclosing(self.pieces()) as parts:

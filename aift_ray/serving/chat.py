@@ -8,7 +8,7 @@ from typing import Any
 from aift_ray.serving import tools
 from aift_ray.serving.answer import Answer
 from aift_ray.serving.api_errors import ApiError
-from aift_ray.serving.engines.interface import Grammar, Request, Sampling
+from aift_ray.serving.engines.interface import Grammar, Request, SamplingParams
 from aift_ray.serving.grammar import GrammarError
 from aift_ray.serving.openai_requests import ChatRequest, CompletionRequest, ResponseFormat
 from aift_ray.serving.service import Service
@@ -113,7 +113,7 @@ def request_of(
     if any(token >= service.engine.vocabulary for token in biases):
         message = f"the model has tokens 0 to {service.engine.vocabulary - 1}"
         raise ApiError(400, message, "logit_bias")
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(body.top_k or 0, 0),

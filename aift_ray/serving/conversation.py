@@ -12,7 +12,7 @@ from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, represen
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class Part(OpenAIBody):
+class ContentPart(OpenAIBody):
     """A part of a message's content."""
 
     meaningful: ClassVar[frozenset[str]] = frozenset({"text", "refusal"})
@@ -107,7 +107,7 @@ class ChatMessage(OpenAIBody):
     reasoning_details: Any = None
     thinking_blocks: Any = None
     cache_control: Any = None
-    content: Text | list[Part] | None = Field(default=None, validate_default=True)
+    content: Text | list[ContentPart] | None = Field(default=None, validate_default=True)
 
     @field_validator("content")
     @classmethod

@@ -13,7 +13,7 @@ from aift_ray.serving.engines.interface import Finish, Token
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Text that is certain, with the tokens that stand in it.
 
     Attributes:
@@ -55,7 +55,7 @@ class TextMaker:
         self._text = ""
         self._pending: list[tuple[int, Token]] = []
 
-    def push(self, token: Token) -> Piece | None:
+    def push(self, token: Token) -> TextDelta | None:
         """What the next token makes certain; the last piece where it has `finish`."""
         if token.finish != "stop":
             self._take(token)
@@ -90,7 +90,7 @@ class TextMaker:
         if whole.startswith(text):
             self._text = before + whole
 
-    def _tell(self, finish: Finish | None) -> Piece | None:
+    def _tell(self, finish: Finish | None) -> TextDelta | None:
         cut = self._cut()
         if cut is not None:
             return self._piece(cut[0], "stop", cut[1])
@@ -99,12 +99,12 @@ class TextMaker:
         certain = len(self._text) - held(self._text[self._sent :], self._stops)
         return self._piece(certain, None) if certain > self._sent else None
 
-    def _piece(self, end: int, finish: Finish | None, stop: str | None = None) -> Piece:
+    def _piece(self, end: int, finish: Finish | None, stop: str | None = None) -> TextDelta:
         text, self._sent = self._text[self._sent : end], end
         whole = finish is not None and stop is None
         told = tuple(token for start, token in self._pending if start < end or whole)
         self._pending = [pair for pair in self._pending if pair[0] >= end]
-        return Piece(text, told, finish, stop=stop)
+        return TextDelta(text, told, finish, stop=stop)
 
     def _cut(self) -> tuple[int, str] | None:
         """Where the first stop string begins, and which it is."""

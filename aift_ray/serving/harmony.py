@@ -15,7 +15,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.serving.detokenizer import Piece, TextMaker
+from aift_ray.serving.detokenizer import TextDelta, TextMaker
 from aift_ray.serving.engines.interface import Constraint, Finish, Grammar, Token
 from aift_ray.serving.reasoning import LONGEST, only
 from aift_ray.serving.token_bytes import TokenBytes, whole
@@ -136,11 +136,11 @@ class ChannelReader(TextMaker):
             self._decoded = len(self._text)
         super()._complete()
 
-    def _tell(self, finish: Finish | None) -> Piece | None:
+    def _tell(self, finish: Finish | None) -> TextDelta | None:
         thought, self._new = self._new, ""
         piece = super()._tell(finish)
         if piece is None:
-            return Piece("", thought=thought) if thought else None
+            return TextDelta("", thought=thought) if thought else None
         return replace(piece, thought=thought)
 
 

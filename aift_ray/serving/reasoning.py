@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.serving.detokenizer import Piece, TextMaker, held
+from aift_ray.serving.detokenizer import TextDelta, TextMaker, held
 from aift_ray.serving.engines.interface import Constraint, Finish, Grammar, Token
 from aift_ray.serving.token_bytes import TokenBytes, whole
 
@@ -48,7 +48,7 @@ class Thinking(Protocol):
 
 
 @dataclass(frozen=True)
-class Tags:
+class ReasoningTags:
     """Thoughts between two tags, each a token or several.
 
     Attributes:
@@ -96,13 +96,15 @@ class Tags:
         return _TagGrammar(self, self.place(prompt), inner, budget, ends)
 
 
-def tags_of(tokenizer: PreTrainedTokenizerBase, template: str, bytes_: TokenBytes) -> Tags | None:
+def tags_of(
+    tokenizer: PreTrainedTokenizerBase, template: str, bytes_: TokenBytes
+) -> ReasoningTags | None:
     """The tags that a template knows; None: its model does not think."""
     known = (pair for pair in PAIRS if pair[0] in template or pair[1] in template)
     opening, closing = next(known, ("", ""))
     if not opening:
         return None
-    found = Tags(tokenizer, opening, closing, bytes_)
+    found = ReasoningTags(tokenizer, opening, closing, bytes_)
     for tag in (opening, closing):
         ids = found.ids(tag)
         if len(ids) == 1 and bytes_.of(ids[0]) is None:
@@ -119,7 +121,7 @@ class TagReader(TextMaker):
         place: where the first token stands.
     """
 
-    def __init__(self, tags: Tags, place: Place, stops: Sequence[str]) -> None:
+    def __init__(self, tags: ReasoningTags, place: Place, stops: Sequence[str]) -> None:
         super().__init__(tags.tokenizer.backend_tokenizer, stops)
         self._tags, self._place = tags, place
         self._thought, self._fresh = False, False
@@ -137,16 +139,16 @@ class TagReader(TextMaker):
         self._decoded, self._ids, self._untold = len(self._text), [], []
         self._stream = type(self._stream)(skip_special_tokens=True)
 
-    def _tell(self, finish: Finish | None) -> Piece | None:
+    def _tell(self, finish: Finish | None) -> TextDelta | None:
         if self._place == "before" and not self._begun(finish):
             return None
         thought = self._think(finish) if self._place == "inside" else ""
         if self._place == "inside":
             tokens: tuple[Token, ...] = ()
-            return Piece("", tokens, finish, thought) if thought or finish else None
+            return TextDelta("", tokens, finish, thought) if thought or finish else None
         piece = self._answer(finish)
         if piece is None:
-            return Piece("", thought=thought) if thought else None
+            return TextDelta("", thought=thought) if thought else None
         return replace(piece, thought=thought)
 
     def _begun(self, finish: Finish | None) -> bool:
@@ -179,7 +181,7 @@ class TagReader(TextMaker):
             self._start = self._sent
         return thought
 
-    def _answer(self, finish: Finish | None) -> Piece | None:
+    def _answer(self, finish: Finish | None) -> TextDelta | None:
         if self._fresh:
             said = self._text[self._sent :].lstrip()
             self._sent = self._start = len(self._text) - len(said)
@@ -197,7 +199,7 @@ class TagReader(TextMaker):
 
 @dataclass
 class _TagGrammar:
-    tags: Tags
+    tags: ReasoningTags
     place: Place
     inner: Grammar | None
     budget: int | None

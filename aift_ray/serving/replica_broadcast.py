@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from aift_ray.errors import Problem
 from aift_ray.serving import server_metrics
-from aift_ray.serving.adapter_record import Recorded, record, same_name
+from aift_ray.serving.adapter_record import AdapterRecord, record, same_name
 from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.openai_requests import LoadAdapterRequest, UnloadAdapterRequest
 from aift_ray.serving.service import Service
@@ -21,10 +21,10 @@ class Fleet(Protocol):
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         """What a method of each replica's Service answers."""
 
-    async def recorded(self) -> dict[str, Recorded]:
+    async def recorded(self) -> dict[str, AdapterRecord]:
         """The adapters that every replica has to have, by name."""
 
-    async def record(self, name: str, wanted: Recorded | None) -> None:
+    async def record(self, name: str, wanted: AdapterRecord | None) -> None:
         """Tell replicas that are yet to start of an adapter; None: no more of it."""
 
 

@@ -16,7 +16,7 @@ from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.data.prompts.tool_support import takes_tools
 from aift_ray.errors import ModelError, Problem
-from aift_ray.serving.adapter_record import Recorded, digest, same_name
+from aift_ray.serving.adapter_record import AdapterRecord, digest, same_name
 from aift_ray.serving.answer import USUAL, Answer, Limits
 from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.conversation import ChatMessage
@@ -74,7 +74,7 @@ class Service:
             return name
         raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
 
-    async def load_adapter(self, name: str, wanted: Recorded) -> list[Problem]:
+    async def load_adapter(self, name: str, wanted: AdapterRecord) -> list[Problem]:
         """Load an adapter; what keeps it from being served, whatever that is."""
         async with self._changing:
             if name in self.adapters:
@@ -90,7 +90,7 @@ class Service:
         return []
 
     def check_adapter(
-        self, name: str, folder: str, wanted: Recorded | None = None
+        self, name: str, folder: str, wanted: AdapterRecord | None = None
     ) -> list[Problem]:
         """What keeps the adapter of a folder from being served.
 
@@ -106,7 +106,7 @@ class Service:
             return _problems_of(error, name, folder)
         return found
 
-    async def load_recorded(self, wanted: Mapping[str, Recorded]) -> None:
+    async def load_recorded(self, wanted: Mapping[str, AdapterRecord]) -> None:
         """Load the adapters that the other replicas have; what can't be loaded is left out."""
         for name, each in wanted.items():
             problems = await self.load_adapter(name, each)

@@ -18,7 +18,7 @@ from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.families import family_support
 from aift_ray.models.lora.adapter_folder import CONFIG
 from aift_ray.models.vocab_check import check_vocabulary
-from aift_ray.serving.adapter_record import Recorded, record
+from aift_ray.serving.adapter_record import AdapterRecord, record
 from aift_ray.serving.answer import Limits
 from aift_ray.serving.engines import engine_select
 from aift_ray.serving.engines.engine_select import Choice
@@ -131,7 +131,7 @@ def encoder_of(location: str) -> PromptEncoder:
     return PromptEncoder(tokenizer, extra_stop_ids=hub.stop_ids(location))
 
 
-async def start(checked: Checked, given: Mapping[str, Recorded], replica: str = "") -> Service:
+async def start(checked: Checked, given: Mapping[str, AdapterRecord], replica: str = "") -> Service:
     """Load the weights and the adapters, start the engine.
 
     Args:
@@ -150,7 +150,7 @@ async def start(checked: Checked, given: Mapping[str, Recorded], replica: str = 
     return service
 
 
-def recorded(config: ServeConfig) -> dict[str, Recorded]:
+def recorded(config: ServeConfig) -> dict[str, AdapterRecord]:
     """The adapters of the settings as they are now.
 
     Raises:

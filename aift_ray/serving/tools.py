@@ -11,7 +11,7 @@ from typing import Any
 
 from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.conversation import NamedTool
-from aift_ray.serving.detokenizer import Piece
+from aift_ray.serving.detokenizer import TextDelta
 from aift_ray.serving.engines.interface import Token
 from aift_ray.serving.openai_requests import ChatRequest
 
@@ -111,7 +111,7 @@ class CallReader:
         self._sent = 0
         self._tokens: tuple[Token, ...] = ()
 
-    def push(self, piece: Piece) -> tuple[Piece, list[Call]]:
+    def push(self, piece: TextDelta) -> tuple[TextDelta, list[Call]]:
         """The text that is no part of a call; the calls, once the answer has ended."""
         self._text += piece.text
         self._tokens += piece.tokens

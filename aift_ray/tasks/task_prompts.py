@@ -13,7 +13,7 @@ _UNLIMITED = 2**31
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSequence:
     """A sequence of which the tokens from `start` on are scored.
 
     Attributes:
@@ -60,14 +60,14 @@ class ItemEncoder:
 
     def choices(
         self, prompt: str | Example, choices: Sequence[str], delimiter: str
-    ) -> list[Scored]:
+    ) -> list[ScoredSequence]:
         """A sequence for each choice."""
         if isinstance(prompt, Example):
             before = self._prompts.prompt_ids(prompt)
             return [self._fit(before, self._plain(choice)) for choice in choices]
         return [self._fit(*self._pair(prompt, delimiter + choice)) for choice in choices]
 
-    def unconditional(self, choices: Sequence[str], delimiter: str) -> list[Scored]:
+    def unconditional(self, choices: Sequence[str], delimiter: str) -> list[ScoredSequence]:
         """The choices without a prompt."""
         found = []
         for choice in choices:
@@ -87,7 +87,7 @@ class ItemEncoder:
             self.truncated += 1
         return ids[-longest:]
 
-    def windows(self, text: str) -> list[Scored]:
+    def windows(self, text: str) -> list[ScoredSequence]:
         """A text in pieces that fit the context; each token is scored once.
 
         After the first piece one token of the piece before stands in front, as in the rolling
@@ -95,7 +95,9 @@ class ItemEncoder:
         """
         ids = self._start + self._plain(text)
         size = self._context
-        return [Scored(tuple(ids[at : at + size + 1]), 1) for at in range(0, len(ids) - 1, size)]
+        return [
+            ScoredSequence(tuple(ids[at : at + size + 1]), 1) for at in range(0, len(ids) - 1, size)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer."""
@@ -123,10 +125,10 @@ class ItemEncoder:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _fit(self, before: Sequence[int], after: Sequence[int]) -> Scored:
+    def _fit(self, before: Sequence[int], after: Sequence[int]) -> ScoredSequence:
         # the last token is only scored, never read
         beyond = len(before) + len(after) - (self._context + 1)
         if beyond > 0:
             self.truncated += 1
             before = before[min(beyond, len(before) - 1) :]
-        return Scored((*before, *after), len(before))
+        return ScoredSequence((*before, *after), len(before))

@@ -6,15 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
-from aift_ray.errors import ConfigError, Problem, check_arguments
+from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training import trainer_args
+from aift_ray.training.trainer import Trainer, check_full
 
 
-class FullFinetuningTrainer:
+class FullFinetuningTrainer(Trainer):
     """Trains all weights of a model.
 
     Args:
@@ -54,40 +53,15 @@ class FullFinetuningTrainer:
             config=(config, TrainingConfig),
             use_accelerate=(use_accelerate, bool),
         )
-        if model.quantization is not None:
-            what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
-            remedy = "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
-            raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
-        self.model, self.config = model, config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.use_accelerate = use_accelerate
-        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
+        check_full(
+            model, "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
+        )
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.config, self.use_accelerate = config, use_accelerate
 
-    def train(
-        self,
-        train_texts: list[str] | None = None,
-        eval_texts: list[str] | None = None,
-        resume_from_checkpoint: str | None = None,
-    ) -> nn.Module:
-        """Train; `self.model` then stands for what was trained.
-
-        Args:
-            train_texts, eval_texts: plain texts, supervised as a whole; or instruction rows, of
-                which the answers are supervised.
-            resume_from_checkpoint: a folder checkpoints/step-N, or 'latest'.
-
-        Returns:
-            The trained model, in this process, in evaluation mode.
-
-        Raises:
-            ConfigError, DataError, ModelError: what is wrong, before anything has started.
-            Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
-            TrainingError: it failed.
-        """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
-        sections: dict[str, Any] = {"method": "full"}
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         config, grouped = self.config, int(os.environ.get("WORLD_SIZE", "1")) > 1
         if self.use_accelerate and grouped and config.local_rank < 0:
             config = config.model_copy(update={"local_rank": int(os.environ["LOCAL_RANK"])})
-        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
-        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
+        return config, {"method": "full"}, trainer_args.here(config, self.options)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import nn
 
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
@@ -19,13 +18,14 @@ from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.attach import reload_adapters
-from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training import trainer_args
 from aift_ray.training.peft_config import as_own
+from aift_ray.training.trainer import Trainer
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
 
 
-class LoRAFinetuningTrainer:
+class LoRAFinetuningTrainer(Trainer):
     """Trains LoRA adapters; with QLoRA on a base held in 4 or 8 bits.
 
     Args:
@@ -65,27 +65,13 @@ class LoRAFinetuningTrainer:
             lora_config=(lora_config, (LoRAConfig, LoraConfig)),
             training_config=(training_config, TrainingConfig),
         )
-        self.model, self.lora_config, self.training_config = model, lora_config, training_config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.lora_config, self.training_config = lora_config, training_config
 
-    def train(
-        self,
-        train_texts: list[str] | None = None,
-        eval_texts: list[str] | None = None,
-        resume_from_checkpoint: str | None = None,
-    ) -> nn.Module:
-        """Train; `self.model` then stands for the model with its adapter.
-
-        Args, errors: as `FullFinetuningTrainer.train`.
-
-        Returns:
-            PEFT's model around the base, in this process, in evaluation mode.
-        """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         config, sections = self.training_config, lora_sections(self.model, self.lora_config)
-        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
-        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
+        return config, sections, trainer_args.here(config, self.options)
 
     @staticmethod
     def load_lora_model(

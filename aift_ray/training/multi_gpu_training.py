@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import LoraConfig
-from torch import nn
 
 from aift_ray.config import (
     DataConfig,
@@ -14,16 +13,18 @@ from aift_ray.config import (
     MultiGPUTrainingConfig,
     ParallelConfig,
     RayConfig,
+    TrainingConfig,
 )
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args, trainer_run
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.trainer import Trainer
 
 __all__ = ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"]
 
 
-class AdvancedMultiGPUTrainer:
+class AdvancedMultiGPUTrainer(Trainer):
     """Trains on Ray Train workers, one a GPU, by a strategy.
 
     Args:
@@ -61,35 +62,20 @@ class AdvancedMultiGPUTrainer:
             config=(config, MultiGPUTrainingConfig),
             lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
         )
-        self.model, self.config, self.lora_config = model, config, lora_config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.config, self.lora_config = config, lora_config
 
-    def train(
-        self,
-        train_texts: list[str] | None = None,
-        eval_texts: list[str] | None = None,
-        resume_from_checkpoint: str | None = None,
-    ) -> nn.Module:
-        """Train; `self.model` then stands for what was trained.
-
-        Args, errors: as `FullFinetuningTrainer.train`.
-
-        Returns:
-            The trained model, in this process, in evaluation mode.
-        """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
-        config, sections = self.config, dict[str, Any](method="full")
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
+        config: TrainingConfig = self.config
+        sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections |= lora_sections(self.model, self.lora_config)
-        sections["parallel"] = trainer_run.parts_of(config, ParallelConfig)
+        sections["parallel"] = trainer_run.parts_of(self.config, ParallelConfig)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
-            if config.strategy == "ddp":
+            if self.config.strategy == "ddp":
                 config = config.model_copy(update={"ddp": True})
             else:
                 sections["ray"] = {"num_workers": config.world_size}
                 config = config.model_copy(update={"world_size": 1})
-        resume = resume_from_checkpoint
-        return trainer_run.run(
-            self.model, config, rows, sections, self.options, resume, alone=False
-        )
+        return config, sections, False

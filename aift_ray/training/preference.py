@@ -11,11 +11,12 @@ from torch import nn
 from aift_ray.config import DataConfig, LoRAConfig, PreferenceConfig, RayConfig, TrainingConfig
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.trainer import Trainer, check_full
 
 
-class PreferenceTrainer:
+class PreferenceTrainer(Trainer):
     """Trains by comparing answers: DPO, IPO, ORPO, SimPO, CPO, KTO, or a reward model.
 
     Args:
@@ -59,14 +60,12 @@ class PreferenceTrainer:
             training_config=(training_config, TrainingConfig),
             objective=(objective, str),
         )
-        if lora_config is None and model.quantization is not None:
-            what = f"its weights are held in {model.quantization.bits} bits, which can't be trained"
-            remedy = "give a lora_config, or load it without load_in_8bit or load_in_4bit"
-            raise ConfigError([Problem(f"model {model.model_name}", what, remedy)])
-        self.model, self.lora_config, self.training_config = model, lora_config, training_config
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        if lora_config is None:
+            check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        super().__init__(model, train_dataset, eval_dataset, options)
+        self.lora_config, self.training_config = lora_config, training_config
         self.objective, self.preference = objective, preference
-        self.options = trainer_args.Options(callbacks, data, ray, overwrite)
 
     def train(
         self,
@@ -74,7 +73,7 @@ class PreferenceTrainer:
         eval_texts: list[Any] | None = None,
         resume_from_checkpoint: str | None = None,
     ) -> nn.Module:
-        """Train; `self.model` then stands for what was trained.
+        """Train on comparisons; the rest is as of `FullFinetuningTrainer.train`.
 
         Args:
             train_texts, eval_texts: rows: a prompt with `chosen` and `rejected`; of objective kto
@@ -82,15 +81,11 @@ class PreferenceTrainer:
             resume_from_checkpoint: a folder checkpoints/step-N, or 'latest'.
 
         Returns:
-            The trained model, in this process, in evaluation mode: PEFT's model around the base
-            where adapters were trained; of objective reward a model with one output a text.
-
-        Raises:
-            ConfigError, DataError, ModelError: what is wrong, before anything has started.
-            Interrupted: stopped by Ctrl-C or SIGTERM, with a checkpoint.
-            TrainingError: it failed.
+            As `FullFinetuningTrainer.train`; of objective reward a model with one output a text.
         """
-        rows = trainer_args.Given(train_texts, eval_texts, self.train_dataset, self.eval_dataset)
+        return super().train(train_texts, eval_texts, resume_from_checkpoint)
+
+    def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
@@ -99,9 +94,9 @@ class PreferenceTrainer:
             "preference": trainer_args.section(self.preference),
         }
         config = self.training_config
-        alone, resume = trainer_args.here(config, self.options), resume_from_checkpoint
+        alone = trainer_args.here(config, self.options)
         if self.objective == "reward" and not alone:
             what = "reward trains a model that scores, which this process can't open afterwards"
             remedy = "train it here, without workers, or with the command aift-ray train"
             raise ConfigError([Problem("objective", what, remedy)])
-        return trainer_run.run(self.model, config, rows, sections, self.options, resume, alone)
+        return config, sections, alone

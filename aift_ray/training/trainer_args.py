@@ -16,7 +16,7 @@ from aift_ray.training.train_rows import Rows, held_dataset, held_texts, max_len
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainerOptions:
     """What the trainers take beside what is documented of them.
 
     Attributes:
@@ -40,7 +40,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainerRows:
     """The rows of a run as `train` got them."""
 
     texts: Rows | None
@@ -99,7 +99,7 @@ def section(settings: Any) -> dict[str, Any]:
     return dict(settings)
 
 
-def here(config: TrainingConfig, options: Options) -> bool:
+def here(config: TrainingConfig, options: TrainerOptions) -> bool:
     """Whether this process alone trains.
 
     Raises:

@@ -25,7 +25,7 @@ from aift_ray.models.lora.attach import ready_to_answer
 from aift_ray.runs import resume_check
 from aift_ray.training.process_state import environment_kept, unchanged
 from aift_ray.training.python_messages import in_python
-from aift_ray.training.trainer_args import Given, Options
+from aift_ray.training.trainer_args import TrainerOptions, TrainerRows
 from aift_ray.utils.gpu_utils import clear_gpu_memory
 from aift_ray.utils.quiet import quiet
 
@@ -42,9 +42,9 @@ _ATTEMPTS, _PAUSE = 3, 5.0
 def run(
     model: BaseModel,
     config: TrainingConfig,
-    given: Given,
+    given: TrainerRows,
     sections: dict[str, Any],
-    options: Options,
+    options: TrainerOptions,
     resume: str | None,
     alone: bool,
 ) -> nn.Module:

@@ -86,7 +86,7 @@ def test_the_units_of_a_step_depend_on_seed_and_step_alone() -> None:
     for unit in first.units:
         assert len(set(first.sets[unit].tolist())) == 1
     for step in steps:
-        assert sum(first.set_targets(step)) == first.step_targets(step)
+        assert sum(first.set_weights(step)) == first.step_targets(step)
 
 
 @pytest.mark.parametrize(

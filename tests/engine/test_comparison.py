@@ -137,6 +137,28 @@ def test_a_killed_run_goes_on_to_the_bit(
         assert summaries[0][name] == summaries[1][name] is not None
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_mixture_tells_the_loss_of_each_set(
+    objective: str, compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    make = labelled if objective == "kto" else pairs
+    first, second = (str(write(tmp_path / f"{n}.jsonl", make(n, 20 + n))) for n in (7, 12))
+    mixed = [{"files": [first], "name": "a", "rows": 14}, {"files": [second], "name": "b"}]
+    done = started(compared(objective, data__mixture=mixed, data__train_files=[]), tmp_path)
+    assert done.plan.mixture
+    assert done.plan.mixture.amounts == (14, 12)
+    for step, line in enumerate(stepped(done)):
+        losses, weights = line["loss_by_set"], done.plan.set_weights(step)
+        assert sum(weights) == 6
+        each = zip(losses.values(), weights, strict=True)
+        total = sum(loss * weight for loss, weight in each if weight)
+        assert total / 6 == pytest.approx(line["loss"], rel=1e-6)
+    # of one set it is the run without a mixture
+    plain = started(compared(objective, data__train_files=[second]), tmp_path)
+    one = started(compared(objective, data__mixture=mixed[1:], data__train_files=[]), tmp_path)
+    assert [line["loss"] for line in stepped(one)] == [line["loss"] for line in stepped(plain)]
+
+
 def test_references_are_computed_once_for_all_runs_of_the_same_rows(
     compared: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
-from aift_ray.models.attention.packed_documents import Packed
+from aift_ray.models.attention.packed_documents import PackedDocuments
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Refusal, Support
@@ -155,9 +155,9 @@ def test_evaluation_and_config_files_of_serve_measure_such_a_family_too(
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_document(_: Any) -> Packed:
+    def one_document(_: Any) -> PackedDocuments:
         tokens = sum(family_check._LENGTHS)
-        return Packed(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
+        return PackedDocuments(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
 
     monkeypatch.setattr(
         loss, "documents", lambda b: one_document(b) if b.borders is not None else None

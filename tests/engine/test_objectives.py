@@ -139,6 +139,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "dpo", "preference": {"label_smoothing": 0.5}},
         "preference.label_smoothing",
     ),
+    "ends of turns in the prompt": (
+        {"objective": "dpo", "data": {"train_end": "all"}},
+        "data.train_end",
+    ),
+    "no weight": (
+        {"objective": "kto", "preference": {"desirable_weight": 0, "undesirable_weight": 0}},
+        "preference.desirable_weight",
+    ),
+    "an endless weight": (
+        {"objective": "dpo", "preference": {"rpo_alpha": "inf"}},
+        "preference.rpo_alpha",
+    ),
     "robust against nothing": ({"objective": "robust"}, "preference.label_smoothing"),
     "a margin of dpo": (
         {"objective": "dpo", "preference": {"simpo_gamma": 1.0}},
@@ -159,10 +171,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a reward model cut": (
         {"objective": "reward", "parallel": {"strategy": "tensor"}},
         "parallel.strategy",
-    ),
-    "a mixture": (
-        {"objective": "dpo", "data": {"mixture": [{"files": ["a.jsonl"]}]}},
-        "data.mixture",
     ),
     "another reference of a pipeline": (
         {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from aift_ray.engine import optimizer
 from aift_ray.engine.checkpoint import MOMENTS, damage
 from aift_ray.errors import ConfigError
-from aift_ray.planning.candidates import Way, remedy, ways
+from aift_ray.planning.candidates import Candidate, candidates, remedy
 from aift_ray.planning.memory_estimate import moments
 from aift_ray.runs.prepare import prepare
 from tests.engine.test_worker import Killed, losses, run
@@ -144,7 +144,7 @@ def test_what_they_can_t_train_is_refused_before_anything_starts(
 def test_auto_chooses_among_the_ways_that_they_can_train(
     configure: Configure, tmp_path: Path
 ) -> None:
-    assert ways("full", 2, None, gpu=True, whole=True) == [Way("full", "ddp")]
+    assert candidates("full", 2, None, gpu=True, whole=True) == [Candidate("full", "ddp")]
     run = prepare(configure(parallel__strategy="auto", **EIGHT), tmp_path, 2, False, None)
     assert run.job.config.parallel.strategy == "ddp"
     tight = configure(training__batch_size=1, training__gradient_checkpointing=True)

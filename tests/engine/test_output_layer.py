@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from aift_ray.data.collate import Batch
+from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.loss import LossModule
 
 
@@ -33,7 +33,7 @@ def test_weights_of_an_output_layer_that_are_one_or_not_used(tied: bool) -> None
     model.zero_grad()
     sources = torch.cat([torch.arange(6), torch.arange(7, 13)])
     positions = torch.arange(7).expand(2, 7)
-    batch = Batch(ids, positions, torch.ones_like(ids), None, sources, ids[:, 1:].flatten())
+    batch = MicroBatch(ids, positions, torch.ones_like(ids), None, sources, ids[:, 1:].flatten())
     (LossModule(model)(batch) / 12).backward()
     for name, weight in model.named_parameters():
         wanted = expected[name]

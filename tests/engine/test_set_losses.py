@@ -80,7 +80,7 @@ def test_the_loss_of_each_set_is_in_the_metrics_and_changes_nothing(
     for step, (line, other) in enumerate(zip(found, without, strict=True)):
         assert (line["loss"], line["grad_norm"]) == (other["loss"], other["grad_norm"])
         assert "loss_by_set" not in other
-        by_set, targets = line["loss_by_set"], mixed.plan.set_targets(step)
+        by_set, targets = line["loss_by_set"], mixed.plan.set_weights(step)
         assert set(by_set) == {"chat", "poems"}
         pairs = zip(by_set.values(), targets, strict=True)
         total = sum((value or 0.0) * number for value, number in pairs)

@@ -55,6 +55,24 @@ def test_tensorboard_gets_every_line_with_settings_and_summary(
     assert "eval/loss" in board.Tags()["scalars"]
 
 
+def test_metrics_of_comparisons_are_logged_once_where_they_were_measured(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = trackers.Trackers(["tensorboard"], tmp_path, 0, {})
+    board.log({"step": 1, "loss": 0.7, "rewards/chosen": 1.0, "kl": None, "a/b": 3.0})
+    board.log({"step": 1, "eval_rewards/chosen": 2.0, "jnli/accuracy": 0.5})
+    board.close({})
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    values = {tag: [e.value for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert values.pop("train/loss") == pytest.approx([0.7])
+    assert values == {
+        "train/rewards/chosen": [1.0],
+        "train/a/b": [3.0],
+        "eval/rewards/chosen": [2.0],
+        "eval/jnli/accuracy": [0.5],
+    }
+
+
 def test_mlflow_has_one_run_with_all_steps(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(
-        "aift_ray.engine.validate.Evaluator.loss", lambda self, module: next(values)
+        "aift_ray.engine.validate.Validator.loss", lambda self, module: next(values)
     )
     config = configure(
         training__batch_size=4,
@@ -196,7 +196,7 @@ def test_training_stops_early_when_nothing_gets_better(
     held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
     values = iter([9.0, 3.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(
-        "aift_ray.engine.validate.Evaluator.loss", lambda self, module: next(values)
+        "aift_ray.engine.validate.Validator.loss", lambda self, module: next(values)
     )
     config = configure(
         training__batch_size=2,

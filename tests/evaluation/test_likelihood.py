@@ -12,7 +12,7 @@ from aift_ray.evaluation import likelihood
 from aift_ray.evaluation.evaluated_models import Opened, open_candidate
 from aift_ray.evaluation.likelihood import Likelihoods
 from aift_ray.models.base_and_adapter import find_place
-from aift_ray.tasks.task_prompts import ItemEncoder, Scored
+from aift_ray.tasks.task_prompts import ItemEncoder, ScoredSequence
 from tests.helpers.tiny_families import make
 
 # cache, window shorter than the prompts, absolute positions, states and convolutions
@@ -27,7 +27,7 @@ def opened(folder: Path) -> Opened:
     return open_candidate(find_place(str(folder)), folder.name, "fp32", torch.device("cpu"))
 
 
-def expected(folder: Path, groups: list[list[Scored]]) -> list[list[float]]:
+def expected(folder: Path, groups: list[list[ScoredSequence]]) -> list[list[float]]:
     """Of transformers' own eager forward pass, one sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     found = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aift_ray.models.attention import document_attention
-from aift_ray.models.attention.packed_documents import Packed, packed
+from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def test_caps_and_sinks_in_16_bits_are_those_of_fp32(how: str) -> None:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [each.to(dtype).detach().requires_grad_() for each in given]
-        with packed(Packed(borders, 766, 800)):
+        with packed(PackedDocuments(borders, 766, 800)):
             out, _ = document_attention.document_attention(torch.nn.Module(), *leaves, None, **more)
         out.float().square().sum().backward()
         found.append([out, *[leaf.grad for leaf in leaves]])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.memory_estimate import GIB, Memory, Work, memories
+from aift_ray.planning.memory_estimate import GIB, Memory, Workload, memories
 from aift_ray.planning.model_shape import Shape
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -33,7 +33,7 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
     workers = 1 if strategy == "model_parallel" else 2
     how: dict[str, Any] = {"apart": apart, "offload": offload, "dropout": True, "gpu": True}
     rank = 8 if method == "qlora" else 16
-    return memories(shape, Work(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
+    return memories(shape, Workload(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 
 
 def table() -> str:

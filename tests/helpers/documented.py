@@ -10,8 +10,6 @@ PAGE = ROOT / "docs" / "serving.md"
 README = ROOT / "README.md"
 TABLE = ROOT / "docs" / "serving-tests.md"
 _WITHIN = re.DOTALL | re.MULTILINE
-# measurements, which are held by their commands and dates
-_LEFT_OUT = "## Figures"
 
 
 def plain(text: str) -> str:
@@ -27,7 +25,6 @@ def sentences() -> list[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    text = text.partition(_LEFT_OUT)[0]
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     found: list[str] = []
     for block in re.split(r"\n\s*\n|\n(?=- )|\n(?=\|)", text):

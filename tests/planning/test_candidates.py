@@ -12,9 +12,9 @@ import pytest
 
 from aift_ray.errors import ConfigError
 from aift_ray.models.catalog import CATALOG
-from aift_ray.planning.candidates import Room, Way, choose, ways
+from aift_ray.planning.candidates import Candidate, Room, candidates, choose
 from aift_ray.planning.candidates import fitting as fits
-from aift_ray.planning.memory_estimate import Memory, Work, memories
+from aift_ray.planning.memory_estimate import Memory, Workload, memories
 from aift_ray.runs import memory_fit
 from aift_ray.runs.prepare import prepare
 from tests.conftest import SHIPPED
@@ -51,7 +51,7 @@ def test_all_of_a_13b_model_is_trained_with_its_state_in_host_memory_only() -> N
 
 def test_stages_hold_the_model_once_and_keep_more_micro_batches_the_earlier_they_are() -> None:
     one = two_cards(B13, "full", "ddp")[0]
-    stages = memories(B13, Work("full", 0, 2048, 2, True, None, "pipeline", 4, apart=4))
+    stages = memories(B13, Workload("full", 0, 2048, 2, True, None, "pipeline", 4, apart=4))
     assert sum(stage.weights for stage in stages) == one.weights
     assert [bool(stage.logits) for stage in stages] == [False, False, False, True]
     kept = [stage.activations for stage in stages]
@@ -61,16 +61,16 @@ def test_stages_hold_the_model_once_and_keep_more_micro_batches_the_earlier_they
 
 
 def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
-    def need(way: Way) -> Memory:
+    def need(way: Candidate) -> Memory:
         return two_cards(B13, way.method, way.strategy, offload=way.offload)[0]
 
     chosen = {
-        method: choose(ways(method, 2, bits, gpu=True), need, Room(CARD))
+        method: choose(candidates(method, 2, bits, gpu=True), need, Room(CARD))
         for method, bits in (("full", None), ("lora", None), ("qlora", 4))
     }
-    assert chosen["qlora"][0] == Way("qlora", "ddp")
-    assert chosen["lora"][0] == Way("lora", "fsdp")
-    assert chosen["full"][0] == Way("full", "fsdp", offload=True)
+    assert chosen["qlora"][0] == Candidate("qlora", "ddp")
+    assert chosen["lora"][0] == Candidate("lora", "fsdp")
+    assert chosen["full"][0] == Candidate("full", "fsdp", offload=True)
     first, second = chosen["lora"][1]
     assert "fsdp is the first that fits: 18." in first
     assert "ddp 28." in second
@@ -81,7 +81,9 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     assert fits("lora", 4, need, Room(16 * 2**30, host=0), gpu=True)[0] == (
         "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (15.9 GiB)"
     ), "what holds less than fsdp is named where nothing else fits"
-    assert ways("qlora", 2, 8, gpu=True) == [Way("qlora", "ddp")], "8 bits are not shared out"
+    assert candidates("qlora", 2, 8, gpu=True) == [Candidate("qlora", "ddp")], (
+        "8 bits are not shared out"
+    )
 
 
 @pytest.fixture

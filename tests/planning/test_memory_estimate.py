@@ -11,7 +11,7 @@ import pytest
 
 from aift_ray.config import SHIPPED_MODEL
 from aift_ray.models.bnb.bnb_layers import layers
-from aift_ray.planning.memory_estimate import Work, memory
+from aift_ray.planning.memory_estimate import Workload, memory
 from aift_ray.planning.model_shape import Shape
 from tests.helpers.runs import started
 
@@ -44,8 +44,8 @@ def test_parameters_and_adapters_agree_with_real_modules(
 
 def test_an_8b_model_with_lora_fits_a_card_of_24_gb_and_full_training_does_not() -> None:
     shape = Shape(*PUBLISHED["llama3-8b"][1])
-    lora = memory(shape, Work("lora", 16, 2048, 2, checkpointing=True))
-    full = memory(shape, Work("full", 16, 2048, 2, checkpointing=True))
+    lora = memory(shape, Workload("lora", 16, 2048, 2, checkpointing=True))
+    full = memory(shape, Workload("full", 16, 2048, 2, checkpointing=True))
     assert lora.total < 22 * 2**30
     assert full.total > 100 * 2**30
     assert full.optimizer == 2 * full.gradients
@@ -53,7 +53,7 @@ def test_an_8b_model_with_lora_fits_a_card_of_24_gb_and_full_training_does_not()
 
 def test_recomputing_activations_saves_what_it_promises() -> None:
     shape = Shape(*PUBLISHED["llama3-8b"][1])
-    kept, recomputed = (memory(shape, Work("lora", 16, 4096, 2, c)) for c in (False, True))
+    kept, recomputed = (memory(shape, Workload("lora", 16, 4096, 2, c)) for c in (False, True))
     assert recomputed.activations < kept.activations / 10
     assert recomputed.weights == kept.weights
 
@@ -79,21 +79,21 @@ def test_the_bytes_of_a_quantized_base_agree_with_real_modules(
         if bits == 4:
             state = layer.weight.quant_state
             held += state.absmax.nbytes + state.state2.absmax.nbytes
-    need = memory(shape, Work("qlora", 8, 512, 4, checkpointing=False, base_bits=bits))
+    need = memory(shape, Workload("qlora", 8, 512, 4, checkpointing=False, base_bits=bits))
     assert need.weights == pytest.approx(held, rel=0.001)
 
 
 def test_a_30b_model_with_qlora_is_held_in_16_to_20_gb() -> None:
     shape = Shape(6656, 60, 52, 52, 128, 17920, 32000, False)
     assert 30e9 < shape.parameters < 34e9
-    need = memory(shape, Work("qlora", 8, 2048, 2, checkpointing=True, base_bits=4))
+    need = memory(shape, Workload("qlora", 8, 2048, 2, checkpointing=True, base_bits=4))
     assert 16e9 < need.weights < 20e9
 
 
 def test_each_stage_shares_out_what_it_says() -> None:
     shape = Shape(*PUBLISHED["llama3-8b"][1])
     one, *stages = (
-        memory(shape, Work("full", 0, 2048, 2, True, None, strategy, 4))
+        memory(shape, Workload("full", 0, 2048, 2, True, None, strategy, 4))
         for strategy in ("ddp", "zero1", "zero2", "fsdp")
     )
     assert all(stage.optimizer == one.optimizer // 4 for stage in stages)
@@ -116,7 +116,7 @@ def test_a_worker_on_a_cpu_holds_libraries_and_what_dropout_keeps() -> None:
         "vocab_size": 262144,
     }
     shape = Shape.of(numbers)
-    on_gpu = Work("lora", 16, 332, 4, checkpointing=False)
+    on_gpu = Workload("lora", 16, 332, 4, checkpointing=False)
     on_cpu = replace(on_gpu, process=700 * 2**20, targets=54, dropout=True)
     need, plain = memory(shape, on_cpu), memory(shape, on_gpu)
     assert need.activations / 2**20 == pytest.approx(574, rel=0.1)

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from aift_ray.data.collate import collate
 from aift_ray.models import load
 from aift_ray.models.bnb.bnb_layers import layers
-from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from aift_ray.models.cost import weighed
 from aift_ray.models.model_stats import counted, measured
 from aift_ray.models.split import pieces_of
-from aift_ray.planning.memory_estimate import Work, memory
+from aift_ray.planning.memory_estimate import Workload, memory
 from tests.conftest import make_tiny_mixture
 from tests.helpers.runs import started
 
@@ -142,11 +142,11 @@ def test_the_bytes_of_a_quantized_mixture_agree_with_real_modules(
     held = sum(p.nbytes for p in model.parameters())
     if bits == 4:
         held += sum(scales(layer.weight.quant_state) for layer in layers(model, 4))
-        packed = [m for m in model.modules() if isinstance(m, Packed)]
+        packed = [m for m in model.modules() if isinstance(m, Packed4bitExperts)]
         assert len(packed) == 2
         held += sum(scales(state) for module in packed for state in module.states.values())
     shape = measured(str(folders[kind]), config).shape
-    need = memory(shape, Work("qlora", 8, 512, 4, checkpointing=False, base_bits=bits))
+    need = memory(shape, Workload("qlora", 8, 512, 4, checkpointing=False, base_bits=bits))
     assert need.weights == pytest.approx(held, rel=0.01)
 
 
@@ -175,7 +175,7 @@ def test_what_the_backward_pass_keeps_is_counted(
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         states = run.module.states(batch)
     assert states.requires_grad
-    work = Work(method, 16, batch.ids.numel(), 4, False, run.config.base_bits)
+    work = Workload(method, 16, batch.ids.numel(), 4, False, run.config.base_bits)
     need = memory(measured(run.job.location, run.config).shape, work)
     # the largest tensors of the backward pass itself come on top
     assert 1 < need.activations / sum(kept.values()) < 1.75
@@ -193,7 +193,7 @@ def test_the_pieces_of_a_mixture_weigh_what_the_whole_does(
     # no token: weights, gradients and moments alone
     pieces = weighed(model, pieces_of(model), config, 4, tokens=0, share=1.0)
     shape = measured(str(folders[kind]), config).shape
-    need = memory(shape, Work(method, 16, 0, 4, True, config.base_bits))
+    need = memory(shape, Workload(method, 16, 0, 4, True, config.base_bits))
     wanted = need.weights + need.gradients + need.optimizer
     assert sum(piece.bytes for piece in pieces) == pytest.approx(wanted, rel=0.01)
     mine, theirs = (piece.work for piece in pieces if ".layers." in piece.name)

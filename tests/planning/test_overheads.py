@@ -15,14 +15,14 @@ from aift_ray.data.collate import collate
 from aift_ray.errors import ConfigError
 from aift_ray.models.model_stats import measured
 from aift_ray.planning.candidates import Room
-from aift_ray.planning.memory_estimate import GIB, Work, memories, memory, phases
+from aift_ray.planning.memory_estimate import GIB, Workload, memories, memory, phases
 from aift_ray.runs import memory_fit
 from aift_ray.runs.prepare import prepare
 from tests.helpers.a5000 import AUDITED, MODELS, fuller
 from tests.helpers.runs import started
 
 B8, B13, B32 = MODELS.values()
-LORA = Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
+LORA = Workload("lora", 16, 2048, 2, True, workers=2, gpu=True)
 
 
 @pytest.mark.parametrize("run", AUDITED, ids=" ".join)
@@ -104,7 +104,7 @@ def kept(run: Any) -> int:
 
 def planned(run: Any, dropout: bool = False) -> int:
     tokens = int(run.rows.lengths[:8].sum())
-    work = Work(run.config.method, 16, tokens, 2, False, dropout=dropout)
+    work = Workload(run.config.method, 16, tokens, 2, False, dropout=dropout)
     return memory(measured(run.job.location, run.config).shape, work).activations
 
 
@@ -145,7 +145,8 @@ def test_the_residual_stream_of_full_training_is_in_fp32(wide: Callable[..., Any
     assert seen == [torch.float32]
     shape = measured(run.job.location, run.config).shape
     full, lora = (
-        memory(shape, Work(method, 16, 2048, 2, True)).activations for method in ("full", "lora")
+        memory(shape, Workload(method, 16, 2048, 2, True)).activations
+        for method in ("full", "lora")
     )
     # of each block its input, and four more of the one that is recomputed
     assert full - lora == 2048 * 2 * shape.hidden * (shape.layers + 4)

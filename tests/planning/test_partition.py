@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import combinations, pairwise
 
-from aift_ray.planning.partition import HOST, Piece, dealt_out, laid_out
+from aift_ray.planning.partition import HOST, ModelPart, dealt_out, laid_out
 
-PIECES = [Piece(name, size, 1.0) for name, size in zip("abcd", (3, 4, 4, 2), strict=True)]
+PIECES = [ModelPart(name, size, 1.0) for name, size in zip("abcd", (3, 4, 4, 2), strict=True)]
 
 
 def test_devices_are_filled_one_after_the_other() -> None:
@@ -25,7 +25,7 @@ def test_what_fits_nowhere_is_told_or_lies_in_the_host() -> None:
 
 
 def test_an_output_layer_lies_beside_the_embeddings_whose_weight_it_shares() -> None:
-    tied = [*PIECES[:3], Piece("d", 0, 1.0, shares="a")]
+    tied = [*PIECES[:3], ModelPart("d", 0, 1.0, shares="a")]
     assert laid_out(tied, {0: 3, 1: 8})[0] == {"a": 0, "b": 1, "c": 1, "d": 0}
 
 

@@ -21,9 +21,9 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.models.config_stats import numbers_of, table
 from aift_ray.models.model_stats import measured
 from aift_ray.planning import serve_plan, speed, train_plan
-from aift_ray.planning.candidates import Way
+from aift_ray.planning.candidates import Candidate
 from aift_ray.planning.gpu_specs import CARDS
-from aift_ray.planning.memory_estimate import Work
+from aift_ray.planning.memory_estimate import Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
 from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
@@ -81,11 +81,43 @@ def test_its_memory_is_that_of_the_run_it_names(method: str, planned: Planned) -
         config = parse(argv[2:], RunConfig, "train", "").config
         need = memory_fit.needs(config, shape, 2048, 2, True, 0)
         apart = 2 if name in ("tensor", "pipeline") else 0
-        wanted = need(Way(method, name, bool(offload), apart))
+        wanted = need(Candidate(method, name, bool(offload), apart))
         if name == "tensor":
             config.parallel.tensor_parallel_size = 2
-            wanted = need(Way(method, name))
+            wanted = need(Candidate(method, name))
         assert row["memory"]["total"] == wanted.total
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "orpo", "reward"])
+def test_an_objective_has_the_memory_of_its_run_and_the_time_of_its_reference(
+    objective: str, planned: Planned
+) -> None:
+    given = ("--model", ELYZA, "--gpus", "2")
+    sft = {row["strategy"]: row for row in planned(*given, "--batch-size", "8")["strategies"]}
+    pairs = objective != "kto"
+    size = "4" if pairs else "8"
+    found = planned(*given, "--objective", objective, "--batch-size", size)
+    assert found["tokens_per_micro_step"] == 8 * 2048
+    for row in found["strategies"]:
+        other = sft[row["strategy"]]
+        if objective == "reward" and row["strategy"] in ("tensor", "pipeline", "model_parallel"):
+            assert "objective reward" in row["limit"]
+            continue
+        memory, same = dict(row["memory"]), dict(other["memory"])
+        if objective == "reward":
+            assert memory.pop("logits") == 0
+            assert same.pop("logits")
+            for name in ("total", "slack"):
+                assert memory.pop(name) < same.pop(name)
+        assert memory == same
+        if row["strategy"] == "ddp":
+            # operations by the parameter: forward, backward, recomputation; and the reference
+            passes = {"dpo": 8 / 6, "kto": 12 / 6}.get(objective, 1.0)
+            slower = other["tokens_per_second"] / row["tokens_per_second"]
+            assert slower == pytest.approx(passes, rel=0.05)
+        if row["fits"]:
+            config = parse(shlex.split(row["command"])[2:], RunConfig, "train", "").config
+            assert config.objective == objective
 
 
 def test_every_command_is_one_that_the_verbs_take(planned: Planned) -> None:
@@ -150,7 +182,7 @@ def seven() -> Shape:
 
 def test_estimates_are_the_documented_parts_of_the_bounds() -> None:
     """docs/a5000.md: 65% of what two cards could do at most."""
-    card, lora = CARDS["a5000"], Work("lora", 16, 2048, 2, True, workers=2, gpu=True)
+    card, lora = CARDS["a5000"], Workload("lora", 16, 2048, 2, True, workers=2, gpu=True)
     found = speed.training(seven(), lora, card, 2048, 8)
     assert found.tokens_per_second == pytest.approx(3430, rel=0.02)
     assert found.limit == "compute"
@@ -182,7 +214,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_estimates_are_near_published_figures(name: str) -> None:
     card, method, strategy, tokens, published = PUBLISHED[name]
-    work = Work(method, 16, tokens, 2, True, strategy=strategy, workers=2)
+    work = Workload(method, 16, tokens, 2, True, strategy=strategy, workers=2)
     found = speed.training(seven(), work, CARDS[card], 2048, 1)
     assert found.tokens_per_second == pytest.approx(published, rel=0.25)
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from aift_ray.models import load
-from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from aift_ray.models.families.experts import expert_parameters
 from aift_ray.quantization import merge_adapter
 from tests.conftest import make_tiny_mixture
@@ -80,5 +80,5 @@ def test_qlora_on_a_quantized_folder_holds_the_experts_in_4_bits_too(
     ]
     lines = [[line["loss"] for line in stepped(one)] for one in runs]
     assert lines[0] == pytest.approx(lines[1], abs=1e-4)
-    packed = [m for m in runs[1].module.modules() if isinstance(m, Packed)]
+    packed = [m for m in runs[1].module.modules() if isinstance(m, Packed4bitExperts)]
     assert len(packed) == 2

@@ -9,7 +9,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 from aift_ray import JapaneseModel, LoRAConfig, LoRAFinetuningTrainer, TrainingConfig
-from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from tests.quantization.conftest import Quantize
 
 IDS = torch.tensor([[5, 99, 1203, 42, 7, 3000]])
@@ -29,7 +29,7 @@ def test_what_was_trained_answers_here_and_in_plain_peft(
     folder = next(p for p in (tmp_path / "out").rglob("model") if p.is_dir())
     again = JapaneseModel(str(folder), load_in_4bit=narrow)
     model = again.load_model()
-    assert any(isinstance(module, Packed) for module in model.modules()) is narrow
+    assert any(isinstance(module, Packed4bitExperts) for module in model.modules()) is narrow
     plain = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         ours, wanted = model(IDS).logits, plain(IDS).logits

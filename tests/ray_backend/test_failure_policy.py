@@ -108,7 +108,7 @@ def test_an_error_of_the_code_says_where_it_was(
 
     real = loop.train_step
     name = {"built": "aift_ray.engine.build._model", "trained": "aift_ray.engine.loop.train_step"}
-    target = name.get(when, "aift_ray.engine.validate.Evaluator.loss")
+    target = name.get(when, "aift_ray.engine.validate.Validator.loss")
     monkeypatch.setattr(target, half_way if when == "trained" else broken)
     config = configure(data__validation_fraction=0.2, training__eval_steps=1)
     job = prepare(config, tmp_path / "run", 1, False, None).job

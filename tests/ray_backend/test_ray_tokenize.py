@@ -17,19 +17,19 @@ PROGRAM = """
 import json, sys
 import ray
 from aift_ray.config import DataConfig
-from aift_ray.data import cache
+from aift_ray.data import token_cache
 from aift_ray.data.tokenize import encode_here
-from aift_ray.data.prompts import PromptEncoder
-from aift_ray.ray_backend import ray_tokenize as tokenizing
-from aift_ray.models import folders
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.ray_backend import ray_tokenize
+from aift_ray.models import hub
 
 rows, place, shipped = sys.argv[1:]
-encoder = PromptEncoder(folders.load_tokenizer(shipped))
-tokenizing._BATCH = 16
+encoder = PromptEncoder(hub.load_tokenizer(shipped))
+ray_tokenize._BATCH = 16
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-for name, encode in (("here", encode_here), ("there", tokenizing.encode_on_cluster)):
+for name, encode in (("here", encode_here), ("there", ray_tokenize.encode_on_cluster)):
     data = DataConfig(train_files=[rows], cache_dir=f"{place}/{name}", on_bad_row="skip")
-    cache.prepare(data, encoder, 64, encode)
+    token_cache.prepare(data, encoder, 64, encode)
 """
 
 

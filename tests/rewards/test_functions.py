@@ -15,6 +15,7 @@ import pytest
 
 from aift_ray.errors import ConfigError, RewardError
 from aift_ray.rewards import Rewards, parse
+from aift_ray.rewards.early_check import problems_with
 
 PROMPTS = ["一", "二", "三", "四"]
 COMPLETIONS = ["あ", "いい", "ううう", "ええええ"]
@@ -232,3 +233,21 @@ def test_the_number_of_processes_changes_no_reward(tmp_path: Path, processes: in
         assert scored.score(completions, completions, {}) == found
     assert [int(value or 0) for value in found[0]] == [3] * 39 + [1]
     assert [int(value or 0) for value in found[2]] == [40] * 40
+
+
+def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module\ndef reward(): ...\n", "utf-8")
+    file = tmp_path / "own.py"
+    file.write_text("def needs(prompts, completions, level, **kwargs): ...\n", "utf-8")
+    texts = [f"{tmp_path}/broken.py:reward", f"{file}:needs", "exact_match:column=nope"]
+    texts += ["http://127.0.0.1:9/v1?model=m&column=nope", "politeness"]
+    specs = [parse(text) for text in texts]
+    found = problems_with(specs, ["answer"], timeout=20.0, memory=None)
+    said = sorted(str(problem).split("\n")[0] for problem in found)
+    assert said == [
+        "reward exact_match: the rows have no column 'nope'",
+        "reward judge_m: the rows have no column 'nope'",
+        f"reward needs: {file}: needs: it needs level, which no column of the rows has",
+        f"reward reward: {tmp_path}/broken.py can't be imported: ModuleNotFoundError: "
+        "No module named 'no_such_module' (line 1 of broken.py)",
+    ]

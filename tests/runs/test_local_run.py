@@ -130,7 +130,7 @@ FULL = """
 import sys, time
 from pathlib import Path
 from aift_ray.commandline import guarded, validated
-from aift_ray.runs import supervise as supervise
+from aift_ray.runs import supervise
 from aift_ray.utils import host_memory
 
 def work(attempt):
@@ -222,3 +222,20 @@ def test_a_bar_says_what_is_done_and_what_is_left_only_where_it_is_known(
     text = console.export_text()
     assert "workers lost: worker 0: killed by SIGKILL" in text
     assert "step 3/9 epoch 1.00, loss 0.5000" in text
+
+
+def test_metrics_of_comparisons_are_no_scores_of_an_evaluation(tmp_path: Path) -> None:
+    console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
+    # no rejected answer in the step of kto
+    lines = [
+        '{"step": 1, "loss": 0.5, "rewards/chosen": 1.0, "rewards/rejected": null}',
+        '{"step": 2, "eval_rewards/accuracies": 0.75, "eval_rewards/rejected": null}',
+        '{"step": 2, "jnli/exact_match": 0.5}',
+    ]
+    with progress.Follower(tmp_path, console) as follower:
+        (tmp_path / progress.METRICS).write_text("\n".join(lines) + "\n", "utf-8")
+        follower.poll()
+    text = console.export_text()
+    assert "step 1" not in text
+    assert "step 2 evaluated: margin accuracy 75.0%\n" in text
+    assert "step 2 evaluated: jnli/exact_match 50.0%\n" in text

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.serving import startup
-from aift_ray.serving.adapter_record import Recorded
+from aift_ray.serving.adapter_record import AdapterRecord
 from aift_ray.serving.api_keys import Keys
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from aift_ray.serving.http import app
@@ -93,10 +93,10 @@ class Site:
     async def everywhere(self, method: str, *args: Any) -> list[Any]:
         return [await getattr(self.service, method)(*args)]
 
-    async def recorded(self) -> dict[str, Recorded]:
+    async def recorded(self) -> dict[str, AdapterRecord]:
         return self.shelf
 
-    async def record(self, name: str, wanted: Recorded | None) -> None:
+    async def record(self, name: str, wanted: AdapterRecord | None) -> None:
         self.shelf.pop(name, None)
         if wanted:
             self.shelf[name] = wanted

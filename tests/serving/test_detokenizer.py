@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 
-from aift_ray.serving.detokenizer import Piece, TextMaker
+from aift_ray.serving.detokenizer import TextDelta, TextMaker
 from aift_ray.serving.engines.interface import Token
 from tests.helpers import chat_templates as families
 from tests.helpers.chat_templates import wrap
@@ -29,7 +29,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def pieces(tokenizer: Tokenizer, ids: list[int], stops: Sequence[str] = ()) -> list[Piece]:
+def pieces(tokenizer: Tokenizer, ids: list[int], stops: Sequence[str] = ()) -> list[TextDelta]:
     maker, found = TextMaker(tokenizer, stops), []
     for at, id_ in enumerate(ids):
         piece = maker.push(Token(id_, finish="length" if at == len(ids) - 1 else None))

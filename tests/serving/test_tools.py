@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from aift_ray.serving.detokenizer import Piece
+from aift_ray.serving.detokenizer import TextDelta
 from aift_ray.serving.tools import CallReader
 from tests.conftest import SHIPPED
 from tests.serving.conftest import Site
@@ -177,8 +177,8 @@ def test_an_answer_is_read_alike_in_any_pieces(text: str, said: str, names: list
     for size in (1, 2, 7, len(text)):
         reader = CallReader({"weather", "clock"})
         parts = [text[at : at + size] for at in range(0, len(text), size)]
-        told = [reader.push(Piece(part)) for part in parts]
-        told.append(reader.push(Piece("", (), "stop")))
+        told = [reader.push(TextDelta(part)) for part in parts]
+        told.append(reader.push(TextDelta("", (), "stop")))
         assert "".join(piece.text for piece, _ in told) == said
         assert [call.name for _, calls in told for call in calls] == names
         assert told[-1][0].finish == ("tool_calls" if names else "stop")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from aift_ray.data.prompts.char_alignment import Content, Part
+from aift_ray.data.prompts.char_alignment import Content, TextSpan
 from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
 
 
@@ -59,7 +59,7 @@ class Joiner:
         self._safe, self.headers = safe, list(headers)
         self.call_ends = set(call_ends)
 
-    def join(self, parts: Sequence[Part], known: tuple[int, int] = (-1, -1)) -> Prompt:
+    def join(self, parts: Sequence[TextSpan], known: tuple[int, int] = (-1, -1)) -> Prompt:
         """The text of parts whose literals are rewritten, and the spans in it.
 
         Args:
@@ -128,7 +128,7 @@ class Joiner:
         return content, True
 
 
-def _last_parts(parts: Sequence[Part]) -> dict[int, int]:
+def _last_parts(parts: Sequence[TextSpan]) -> dict[int, int]:
     """For each assistant turn the part that ends what the row says in it.
 
     Templates may repeat the name of a call where its result stands: the first place counts.
@@ -145,7 +145,7 @@ def _last_parts(parts: Sequence[Part]) -> dict[int, int]:
     return {turn: index for turn, index in last.items() if turn in speaks}
 
 
-def _until(parts: Sequence[Part], index: int, position: int) -> int:
+def _until(parts: Sequence[TextSpan], index: int, position: int) -> int:
     """Where the text of the next message begins, or the text ends."""
     turn = parts[index].content
     for part in parts[index + 1 :]:

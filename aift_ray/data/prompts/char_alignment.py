@@ -50,14 +50,14 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TextSpan:
     """A piece of a rendering: `content` is None where the template wrote it."""
 
     text: str
     content: Content | None = None
 
 
-class Tags:
+class ThoughtTags:
     """What stands around a thought in the text of an answer: the tags that a template speaks of.
 
     Args:
@@ -106,7 +106,7 @@ class Marking:
         all_roles: users, systems and tools are told apart too.
     """
 
-    def __init__(self, tags: Tags, returned: bool = False, all_roles: bool = True) -> None:
+    def __init__(self, tags: ThoughtTags, returned: bool = False, all_roles: bool = True) -> None:
         self._tags, self._returned, self._all_roles = tags, returned, all_roles
 
     def mark(self, messages: Sequence[Message]) -> tuple[list[Message], list[Content]]:
@@ -149,17 +149,17 @@ class Marking:
         return Message(message.role, content, further, thought, message.trained)
 
 
-def marked_parts(marked: str, contents: Sequence[Content]) -> list[Part]:
+def marked_parts(marked: str, contents: Sequence[Content]) -> list[TextSpan]:
     """A marked rendering as parts whose contents are their sentinels."""
     pieces = _PART.split(marked)
-    parts = [Part(pieces[0])]
+    parts = [TextSpan(pieces[0])]
     for index, literal in zip(pieces[1::2], pieces[2::2], strict=True):
         content = contents[int(index)]
-        parts += [Part(f"{MARK}part-{index}\ufdd1", content), Part(literal)]
+        parts += [TextSpan(f"{MARK}part-{index}\ufdd1", content), TextSpan(literal)]
     return parts
 
 
-def align(full: str, marked: str, contents: Sequence[Content]) -> list[Part]:
+def align(full: str, marked: str, contents: Sequence[Content]) -> list[TextSpan]:
     """Walk `full` along the literals of `marked`; nothing is searched, an answer may hold all.
 
     Raises:
@@ -172,7 +172,7 @@ def align(full: str, marked: str, contents: Sequence[Content]) -> list[Part]:
         raise RowError("the chat template drops or repeats an answer")
     if not full.startswith(literals[0]):
         raise RowError("the chat template writes other text around this conversation")
-    parts, position = [Part(literals[0])], len(literals[0])
+    parts, position = [TextSpan(literals[0])], len(literals[0])
     for content, literal in zip(order, literals[1:], strict=True):
         form = next(
             (
@@ -185,7 +185,7 @@ def align(full: str, marked: str, contents: Sequence[Content]) -> list[Part]:
         )
         if form is None:
             raise RowError(f"the chat template changes the text of message {content.turn + 1}")
-        parts += [Part(form, content), Part(literal)]
+        parts += [TextSpan(form, content), TextSpan(literal)]
         position += len(form) + len(literal)
     if position != len(full):
         raise RowError("the chat template writes other text after this conversation")

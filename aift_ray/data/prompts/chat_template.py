@@ -19,8 +19,8 @@ from aift_ray.data.examples import Message
 from aift_ray.data.prompts.char_alignment import (
     Content,
     Marking,
-    Part,
-    Tags,
+    TextSpan,
+    ThoughtTags,
     align,
     holds,
     marked_parts,
@@ -89,7 +89,7 @@ class ChatTemplate:
         except ValueError as error:
             raise ModelError([Problem("chat_template", str(error))]) from None
         self._pinned = pin_dates(self.source)
-        self.tags = Tags(self.source)
+        self.tags = ThoughtTags(self.source)
         self.thought_keys = tuple(key for key in THOUGHTS if _reads(self.source, key))
         self._calls = CallForm()
         self._shapes = lru_cache(maxsize=_SHAPES)(self._rendered_shape)
@@ -186,7 +186,7 @@ class ChatTemplate:
 
     def parts(
         self, messages: Sequence[Message], generation: bool, safe: SafeTokenizer
-    ) -> list[Part]:
+    ) -> list[TextSpan]:
         """The same text as `render`, cut into what the template wrote and what the row did.
 
         Contents of users and systems are told apart too, unless the template treats them by what
@@ -199,7 +199,7 @@ class ChatTemplate:
 
     def parts_and_shape(
         self, messages: Sequence[Message], generation: bool, safe: SafeTokenizer
-    ) -> tuple[list[Part], Shape | None]:
+    ) -> tuple[list[TextSpan], Shape | None]:
         """The parts, and the conversation with sentinels for contents: what others may share.
 
         None stands where the template treats the contents by what they say.
@@ -237,7 +237,7 @@ class ChatTemplate:
         given = (self._tools, self._options)
         return [json.dumps(each, ensure_ascii=False) for each in given if each]
 
-    def shape(self, messages: Sequence[Message], generation: bool) -> list[Part]:
+    def shape(self, messages: Sequence[Message], generation: bool) -> list[TextSpan]:
         """The parts of a conversation with sentinels for its contents.
 
         Raises:
@@ -251,7 +251,7 @@ class ChatTemplate:
 
     def _aligned(
         self, full: str, messages: Sequence[Message], generation: bool, marking: Marking
-    ) -> tuple[list[Part], Shape]:
+    ) -> tuple[list[TextSpan], Shape]:
         marked, contents = marking.mark(messages)
         shape = tuple(marked)
         return align(full, self._shapes(shape, generation), contents), shape
@@ -321,7 +321,7 @@ __all__ = [
     "PINNED_DATE",
     "CallForm",
     "ChatTemplate",
-    "Part",
+    "TextSpan",
     "Shape",
     "line_of",
     "lost_text",

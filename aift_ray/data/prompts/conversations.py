@@ -14,15 +14,21 @@ from dataclasses import dataclass, field
 
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.answer_spans import Joiner, Prompt
-from aift_ray.data.prompts.char_alignment import Content, Marking, Part, holds
+from aift_ray.data.prompts.char_alignment import Content, Marking, TextSpan, holds
 from aift_ray.data.prompts.chat_template import ChatTemplate, Shape, lost_text
-from aift_ray.data.prompts.final_answer import Answer, RefusedRow, hidden, lost_thoughts, text_of
+from aift_ray.data.prompts.final_answer import (
+    FinalAnswer,
+    RefusedRow,
+    hidden,
+    lost_thoughts,
+    text_of,
+)
 from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.data.prompts.supervision import Supervision
 
 _VERDICTS = 1024
 # messages to parts with rewritten literals
-_View = Callable[[Sequence[Message], bool], list[Part]]
+_View = Callable[[Sequence[Message], bool], list[TextSpan]]
 
 
 @dataclass
@@ -91,10 +97,10 @@ class Renderer:
             raise RefusedRow(what if answers else "the conversation has no answer")
         return trained
 
-    def _named(self, parts: Sequence[Part]) -> list[Part]:
+    def _named(self, parts: Sequence[TextSpan]) -> list[TextSpan]:
         """The parts, with the template's control strings under the safe tokenizer's names."""
         literal = self._safe.literal
-        return [Part(literal(part.text)) if part.content is None else part for part in parts]
+        return [TextSpan(literal(part.text)) if part.content is None else part for part in parts]
 
     def _verdict(
         self,
@@ -106,7 +112,7 @@ class Renderer:
         """Why the whole row can't be taken, "" where it can; the same for rows of one shape."""
         if marked is None:
             # the template looks into what is said, so that nothing can be said of the shape
-            def real(turns: Sequence[Message], generation: bool) -> list[Part]:
+            def real(turns: Sequence[Message], generation: bool) -> list[TextSpan]:
                 return self._named(template.parts(turns, generation, self._safe))
 
             return self._unlike(template, messages, trained, real, shape=False)
@@ -115,7 +121,7 @@ class Renderer:
             if len(self._verdicts) >= _VERDICTS:
                 self._verdicts.clear()
 
-            def shape(turns: Sequence[Message], generation: bool) -> list[Part]:
+            def shape(turns: Sequence[Message], generation: bool) -> list[TextSpan]:
                 return self._named(template.shape(turns, generation))
 
             self._verdicts[key] = self._unlike(template, messages, trained, shape, shape=True)
@@ -162,7 +168,7 @@ class Renderer:
         missing = _missing(template, messages[: turn + 1], full, only=turn)
         if missing:
             raise _loses(template, messages, missing)
-        answer = Answer(self._safe, template, messages, turn).parts(before, full)
+        answer = FinalAnswer(self._safe, template, messages, turn).parts(before, full)
         start = len(text_of(before))
         prompt = self._joiner.join([*before, *answer], (turn, start))
         if not prompt.spans or prompt.spans[-1].turn != turn:
@@ -181,7 +187,7 @@ def _loses(template: ChatTemplate, messages: Sequence[Message], content: Content
 def _missing(
     template: ChatTemplate,
     messages: Sequence[Message],
-    parts: Sequence[Part],
+    parts: Sequence[TextSpan],
     shape: bool = False,
     only: int | None = None,
 ) -> Content | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from aift_ray.data.examples import Message
-from aift_ray.data.prompts.char_alignment import Part
+from aift_ray.data.prompts.char_alignment import TextSpan
 from aift_ray.data.prompts.chat_template import ChatTemplate
 from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
 
@@ -24,7 +24,7 @@ class RefusedRow(RowError):
         return RefusedRow, (self.reason, self.remedy)
 
 
-class Answer:
+class FinalAnswer:
     """The last turn of a conversation as the model is to write it behind its prompt."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Answer:
             safe.literal(tag) for tag in (self._tags.opening, self._tags.closing)
         )
 
-    def parts(self, before: Sequence[Part], full: Sequence[Part]) -> list[Part]:
+    def parts(self, before: Sequence[TextSpan], full: Sequence[TextSpan]) -> list[TextSpan]:
         """The parts behind the prompt.
 
         Args:
@@ -61,21 +61,21 @@ class Answer:
             raise RefusedRow(what, f"{_THOUGHTS_AWAY}; or write it into the text of the answer")
         return self._with_thought(_cut(rest, len(header)), opened[1] if opened else None)
 
-    def _with_thought(self, rest: list[Part], blank: str | None) -> list[Part]:
+    def _with_thought(self, rest: list[TextSpan], blank: str | None) -> list[TextSpan]:
         """The answer behind its thought, which may be empty; `blank` follows the opened tag."""
         message, turn = self._messages[self._turn], self._turn
         found = self._tags.within(message.content, returned=True)
-        opening = [] if blank is not None else [Part(self._opening)]
+        opening = [] if blank is not None else [TextSpan(self._opening)]
         if found is not None:
             _, inner, _, said = found.groups()
             thought = inner.removeprefix(blank or "")
             body = [
-                Part(said, part.content)
+                TextSpan(said, part.content)
                 if part.content and part.content.answer and part.content.turn == turn
                 else part
                 for part in rest
             ]
-            return [*opening, Part(thought), Part(self._closing), *body]
+            return [*opening, TextSpan(thought), TextSpan(self._closing), *body]
         lead = "\n" if blank is None else ""
         written = rest[0].text if rest else ""
         if self._closing in written:
@@ -83,9 +83,9 @@ class Answer:
             own = written.rpartition(self._opening)[2]
             if message.thought:
                 own = own[: own.startswith("\n")] + own.lstrip()
-            return [*opening, Part(lead + message.thought), Part(own), *rest[1:]]
-        tail = Part(f"\n{self._closing}\n\n")
-        return [*opening, Part(lead + message.thought.strip("\n")), tail, *rest]
+            return [*opening, TextSpan(lead + message.thought), TextSpan(own), *rest[1:]]
+        tail = TextSpan(f"\n{self._closing}\n\n")
+        return [*opening, TextSpan(lead + message.thought.strip("\n")), tail, *rest]
 
     def _other_prompt(self) -> str:
         if self._tags.thinks(self._messages[self._turn]):
@@ -93,27 +93,27 @@ class Answer:
         return ""
 
 
-def text_of(parts: Sequence[Part]) -> str:
+def text_of(parts: Sequence[TextSpan]) -> str:
     """The text of parts that stand one after the other."""
     return "".join(part.text for part in parts)
 
 
-def _behind(parts: Sequence[Part], turn: int) -> int:
+def _behind(parts: Sequence[TextSpan], turn: int) -> int:
     """Index behind the last content of the turns before `turn`."""
     places = [i for i, part in enumerate(parts) if part.content and part.content.turn < turn]
     return places[-1] + 1 if places else 0
 
 
-def _cut(parts: list[Part], length: int) -> list[Part]:
+def _cut(parts: list[TextSpan], length: int) -> list[TextSpan]:
     """The parts without their first characters."""
     for index, part in enumerate(parts):
         if length < len(part.text) or not length:
-            return [Part(part.text[length:], part.content), *parts[index + 1 :]]
+            return [TextSpan(part.text[length:], part.content), *parts[index + 1 :]]
         length -= len(part.text)
     return []
 
 
-def hidden(template: ChatTemplate, message: Message, parts: Sequence[Part], turn: int) -> bool:
+def hidden(template: ChatTemplate, message: Message, parts: Sequence[TextSpan], turn: int) -> bool:
     """Whether a rendering leaves out what the assistant thinks in a turn."""
     if not template.tags.thinks(message):
         return False
@@ -122,7 +122,7 @@ def hidden(template: ChatTemplate, message: Message, parts: Sequence[Part], turn
 
 
 def lost_thoughts(
-    template: ChatTemplate, messages: Sequence[Message], parts: Sequence[Part]
+    template: ChatTemplate, messages: Sequence[Message], parts: Sequence[TextSpan]
 ) -> set[int]:
     """Turns whose thoughts a rendering leaves out."""
     return {

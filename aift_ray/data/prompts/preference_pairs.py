@@ -15,11 +15,14 @@ Rows = Iterator[tuple[Encoded, Example]]
 
 
 def encode_row(encoder: PromptEncoder, example: Example) -> EncodedRow:
-    """As `encoder.rows`; of a pair both answers, the better one first.
+    """As `encoder.rows`; of a pair both answers, the better one first; of a prompt nothing else.
 
     Raises:
         RowError: an answer can't be encoded, becomes several, or has no token to train on.
     """
+    if example.row:
+        ids = encoder.prompt_ids(example)
+        return EncodedRow([Encoded(ids, [False] * len(ids))])
     if not example.compared:
         return encoder.rows(example)
     sides = [example, example.rejected] if example.rejected else [example]

@@ -24,7 +24,7 @@ from aift_ray.data.prompts.chat_template import (
     CALLED_WITH,
     PINNED_DATE,
     ChatTemplate,
-    Part,
+    TextSpan,
 )
 from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
@@ -250,10 +250,10 @@ class PromptEncoder:
 
     def _parts(
         self, messages: Sequence[Message], generation: bool, template: ChatTemplate
-    ) -> list[Part]:
+    ) -> list[TextSpan]:
         """The rendering, with the template's control strings under the safe tokenizer's names."""
         return [
-            Part(self._safe.literal(part.text)) if part.content is None else part
+            TextSpan(self._safe.literal(part.text)) if part.content is None else part
             for part in template.parts(messages, generation, self._safe)
         ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from aift_ray.data.examples import Example, Message
-from aift_ray.data.prompts.char_alignment import Tags
+from aift_ray.data.prompts.char_alignment import ThoughtTags
 from aift_ray.data.prompts.chat_template import ChatTemplate
 from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.safe_tokenizer import RowError
@@ -25,7 +25,7 @@ _TOLD = {
 _LINKS = ("name", "tool_call_id")
 
 
-def without_thoughts(messages: Sequence[Message], tags: Tags) -> tuple[list[Message], bool]:
+def without_thoughts(messages: Sequence[Message], tags: ThoughtTags) -> tuple[list[Message], bool]:
     """The messages without what assistants think, and whether there was any of it."""
     made, found = [], False
     for each in messages:

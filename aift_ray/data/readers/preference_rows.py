@@ -13,7 +13,7 @@ from typing import Any
 
 from aift_ray.data.examples import Example, Fault, Message
 from aift_ray.data.readers.row_keys import parsed
-from aift_ray.data.readers.row_schema import Form, find_form, make_example
+from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of, listed, not_blank, shown, string
 
 CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
@@ -30,7 +30,7 @@ EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or in
 EXPECTED_LABEL = "a row of one answer, and label: true or false"
 
 
-def pair_form(keys: Collection[str], noun: str) -> Form:
+def pair_form(keys: Collection[str], noun: str) -> RowFormat:
     """The form of a pair that `keys` name.
 
     Raises:
@@ -48,10 +48,10 @@ def pair_form(keys: Collection[str], noun: str) -> Form:
         what = f"{noun}s of two kinds of row: {', '.join(prompts)}"
         raise WrongRow(what, f"keep the {noun}s of one kind")
     scores = tuple(key for pair in _SCORES for key in pair)
-    return Form("prompt", (*prompts, *_ANSWERS), ("input", "margin", *scores))
+    return RowFormat("prompt", (*prompts, *_ANSWERS), ("input", "margin", *scores))
 
 
-def label_form(keys: Collection[str], noun: str) -> Form:
+def label_form(keys: Collection[str], noun: str) -> RowFormat:
     """The form of a row with a label that `keys` name.
 
     Raises:
@@ -64,7 +64,7 @@ def label_form(keys: Collection[str], noun: str) -> Form:
         found = f"the {noun} {LABEL} is missing; found {listed(keys)}"
         raise WrongRow(found, f"objective kto takes {EXPECTED_LABEL}")
     form = find_form([key for key in keys if key != LABEL], noun)
-    return Form(form.kind, (*form.required, LABEL), form.optional)
+    return RowFormat(form.kind, (*form.required, LABEL), form.optional)
 
 
 def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
@@ -177,11 +177,13 @@ def parsed_turns(value: Any, name: str) -> Any:
         raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
     if not turns:
         raise WrongRow(f"{name} has no message")
-    return [_turn(turn) for turn in turns]
+    return [_turn(turn, f"{name}: message {number}") for number, turn in enumerate(turns, 1)]
 
 
-def _turn(turn: Any) -> Any:
-    if not isinstance(turn, Mapping) or "from" not in turn or "role" in turn:
+def _turn(turn: Any, name: str) -> Any:
+    if not isinstance(turn, Mapping):
+        raise WrongRow(f"{name} is {kind_of(turn)}, expected an object with role and content")
+    if "from" not in turn or "role" in turn:
         return turn
     role = _SPEAKERS.get(str(turn["from"]), turn["from"])
     content = turn.get("value")
@@ -242,7 +244,10 @@ def _margin(row: dict[str, Any]) -> float | None:
         if better is not None and worse is not None and better < worse:
             what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"
             raise WrongRow(what, "swap the answers, or remove the row")
-    return _number(row, "margin")
+    margin = _number(row, "margin")
+    if margin is not None and margin < 0:
+        raise WrongRow(f"margin {margin:g} is less than 0", "swap the answers, or remove the row")
+    return margin
 
 
 def _number(row: dict[str, Any], key: str) -> float | None:

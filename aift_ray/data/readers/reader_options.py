@@ -40,7 +40,8 @@ class Reading:
         columns: {key of a row: the column or key of the file that holds it}.
         sheet: of an .xlsx file; None: the only one that holds rows.
         any_row: rows of no known kind are taken too, as a text of their fields, NUL between them.
-        answers: what a row holds: one answer, a better and a worse one, or one with a label.
+        answers: what a row holds: one answer, a better and a worse one, one with a label, or a
+            prompt alone.
         remark: called with a sentence for each thing that was found out, not given.
         used: keys of `columns` that some file had a column for, so far.
     """

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.preference_rows import label_form, make_labelled, make_pair, pair_form
+from aift_ray.data.readers.prompt_rows import make_asked, prompt_form
 from aift_ray.data.readers.reader_options import Reading
-from aift_ray.data.readers.row_schema import Form, find_form, make_example
+from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of
 
 
@@ -29,13 +30,13 @@ def _made(row: object, file: str, line: int, reading: Reading) -> Example | Faul
     try:
         if not isinstance(row, dict):
             raise WrongRow(f"the row is {kind_of(row)}, expected an object")
-        make = make_pair if reading.answers == "pair" else make_labelled
-        return make(row, file, line)
+        makers = {"pair": make_pair, "label": make_labelled, "prompt": make_asked}
+        return makers[reading.answers](row, file, line)
     except WrongRow as wrong:
         return Fault(file, line, wrong.reason, wrong.remedy)
 
 
-def find_columns_form(names: Collection[str], reading: Reading) -> Form:
+def find_columns_form(names: Collection[str], reading: Reading) -> RowFormat:
     """The kind of row that columns of these names are.
 
     Raises:
@@ -43,7 +44,8 @@ def find_columns_form(names: Collection[str], reading: Reading) -> Form:
     """
     if reading.answers == "one":
         return find_form(names, "column")
-    return (pair_form if reading.answers == "pair" else label_form)(names, "column")
+    forms = {"pair": pair_form, "label": label_form, "prompt": prompt_form}
+    return forms[reading.answers](names, "column")
 
 
 def strings(value: object) -> Iterator[str]:

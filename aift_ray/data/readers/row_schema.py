@@ -21,14 +21,22 @@ from aift_ray.data.readers.wrong_row import (
 )
 from aift_ray.errors import ConfigError, Problem
 
-__all__ = ["FORMS", "FORM_OF_KEY", "ROW_KEYS", "WrongRow", "find_form", "make_example", "shown"]
+__all__ = [
+    "ROW_FORMATS",
+    "FORM_OF_KEY",
+    "ROW_KEYS",
+    "WrongRow",
+    "find_form",
+    "make_example",
+    "shown",
+]
 
 # read beside the keys of any kind of row
 ROW_KEYS = (*row_keys.ROW_KEYS, *row_keys.MEDIA)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RowFormat:
     """The keys of one kind of row; a form's name is its first key."""
 
     kind: Kind
@@ -41,14 +49,14 @@ class Form:
         return self.required + self.optional
 
 
-FORMS = (
-    Form("instruction", ("instruction", "output"), ("input",)),
-    Form("messages", ("messages",)),
-    Form("messages", ("conversations",)),
-    Form("prompt", ("prompt", "completion")),
-    Form("text", ("text",)),
+ROW_FORMATS = (
+    RowFormat("instruction", ("instruction", "output"), ("input",)),
+    RowFormat("messages", ("messages",)),
+    RowFormat("messages", ("conversations",)),
+    RowFormat("prompt", ("prompt", "completion")),
+    RowFormat("text", ("text",)),
 )
-FORM_OF_KEY = {key: form for form in FORMS for key in form.keys}
+FORM_OF_KEY = {key: form for form in ROW_FORMATS for key in form.keys}
 # what rows that compare or judge answers hold besides
 COMPARING_KEYS = ("chosen", "rejected", "label", "margin")
 _ALL_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
@@ -86,7 +94,7 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
         return Fault(file, line, wrong.reason, wrong.remedy)
 
 
-def find_form(keys: Collection[str], noun: str = "key") -> Form:
+def find_form(keys: Collection[str], noun: str = "key") -> RowFormat:
     """The form that `keys` name; further keys are allowed beside a complete one.
 
     Raises:
@@ -139,7 +147,7 @@ def _flag(keys: Collection[str]) -> str:
 _KNOWN = frozenset(ROW_KEYS)
 
 
-def _example(form: Form, row: dict[str, object], file: str, line: int) -> Example:
+def _example(form: RowFormat, row: dict[str, object], file: str, line: int) -> Example:
     plain = _KNOWN.isdisjoint(row)
     if not plain:
         row_keys.refuse_media(row)

@@ -10,7 +10,7 @@ from aift_ray.data.examples import Fault
 from aift_ray.data.readers import column_names
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.row_kinds import find_columns_form
-from aift_ray.data.readers.row_schema import ROW_KEYS, Form, WrongRow, shown
+from aift_ray.data.readers.row_schema import ROW_KEYS, RowFormat, WrongRow, shown
 from aift_ray.data.readers.text_lines import WrongEncoding, WrongFile, open_bytes, read_lines
 
 _CELL_CHARACTERS = 1 << 26
@@ -138,7 +138,9 @@ def _other_format(names: Sequence[str], path: Path) -> str:
     return ""
 
 
-def find_columns(header: Sequence[str], path: Path, reading: Reading) -> tuple[list[str], Form]:
+def find_columns(
+    header: Sequence[str], path: Path, reading: Reading
+) -> tuple[list[str], RowFormat]:
     """The columns by the keys of a row, and the kind of row that they are.
 
     Raises:

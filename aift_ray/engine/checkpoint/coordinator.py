@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aift_ray.engine.build import Run
-from aift_ray.engine.checkpoint.gathered import Streams
-from aift_ray.engine.checkpoint.mirror import Store
-from aift_ray.engine.checkpoint.sharded import Writer
+from aift_ray.engine.checkpoint.gathered import GatheredTensors
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
+from aift_ray.engine.checkpoint.sharded import ShardWriter
 from aift_ray.engine.checkpoint.snapshot import (
-    Saver,
+    CheckpointWriter,
     files,
+    sharded_snapshot,
     snapshot,
-    snapshot_of_shares,
     streams,
-    writes_shares,
+    writes_shards,
 )
 from aift_ray.errors import TrainingError
 
 
-class Writing:
+class CheckpointCoordinator:
     """One worker's part in writing; every worker must call each method alike.
 
     Attributes:
         saver: of worker 0.
     """
 
-    def __init__(self, run: Run, store: Store | None) -> None:
+    def __init__(self, run: Run, store: CheckpointMirror | None) -> None:
         self._run = run
-        self.saver = Saver(run, store) if run.group.leads else None
-        self._shares = Writer() if writes_shares(run) else None
+        self.saver = CheckpointWriter(run, store) if run.group.leads else None
+        self._shares = ShardWriter() if writes_shards(run) else None
 
     def save(self, at_once: bool) -> None:
         """Save a checkpoint of the run as it is; `at_once`: it is on the disk afterwards.
@@ -57,16 +57,16 @@ class Writing:
         problem = self._run.group.first(self._shares.wait()) if self._shares else None
         if problem and self.saver:
             self.saver.give_up(problem)
-        self.together(Saver.wait)
+        self.together(CheckpointWriter.wait)
 
-    def streamed(self, parts: Streams, act: Callable[[Saver], None]) -> None:
+    def streamed(self, parts: GatheredTensors, act: Callable[[CheckpointWriter], None]) -> None:
         """What worker 0 writes of the tensors of all; the others give their shares."""
         if not self.saver:
             with parts.ending():
                 pass
         self.together(act)
 
-    def together(self, act: Callable[[Saver], None]) -> None:
+    def together(self, act: Callable[[CheckpointWriter], None]) -> None:
         """What worker 0 does for all; it fails on every worker, so that none waits for it."""
         problem = None
         if self.saver:
@@ -85,10 +85,10 @@ class Writing:
         if self.saver:
             self.saver.close()
 
-    def _save_shares(self, writer: Writer, at_once: bool) -> None:
+    def _save_shares(self, writer: ShardWriter, at_once: bool) -> None:
         """Each worker copies and writes its share; worker 0 all else, and the name at last."""
-        self.together(Saver.begin)
-        taken = snapshot_of_shares(self._run)
+        self.together(CheckpointWriter.begin)
+        taken = sharded_snapshot(self._run)
         if not self.saver:
             assert taken.shares
             writer.start(taken.shares, files(self._run))

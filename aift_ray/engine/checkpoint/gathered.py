@@ -131,7 +131,7 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: state[name] for name in found.values()}
 
 
-class Streams:
+class GatheredTensors:
     """Sets of tensors that are written in one order by all workers, to the end."""
 
     def __init__(self, sets: dict[str, Tensors]) -> None:

@@ -21,7 +21,7 @@ PAUSES = (1.0, 5.0, 20.0)
 _PIECE = 1 << 20
 
 
-class Store:
+class CheckpointMirror:
     """The copy of one run's output folder.
 
     A checkpoint's manifest is copied last, so that one which is not whole has none.
@@ -141,7 +141,7 @@ def patiently(copy: Callable[[], Any]) -> None:
     copy()
 
 
-def newest(checkpoints: Path, store: Store | None) -> tuple[Path | None, list[str]]:
+def newest(checkpoints: Path, store: CheckpointMirror | None) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, here or in `store`, and what is wrong with newer ones.
 
     One that is only in the store is brought here first.

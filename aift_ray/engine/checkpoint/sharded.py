@@ -26,7 +26,7 @@ _PAUSE = 0.05
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Shard:
     """This worker's part of a tensor of `shape`, that begins at `offsets` of it.
 
     Attributes:
@@ -45,7 +45,7 @@ class _Part:
             yield self.begin + at * width, piece
 
 
-class Shares:
+class ShardedTensors:
     """What this worker writes of sets of tensors, a file each.
 
     Args:
@@ -80,14 +80,14 @@ class Shares:
             os.close(file)
 
 
-class Writer:
+class ShardWriter:
     """Writes the shares of a worker that is not worker 0, while training goes on."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1, "share-writer")
         self._writing: Future[None] | None = None
 
-    def start(self, shares: Shares, files: dict[str, Path]) -> None:
+    def start(self, shares: ShardedTensors, files: dict[str, Path]) -> None:
         """Write each set into its file, all in one folder, and leave a mark there in the end."""
         self._writing = self._threads.submit(_write_all, shares, files)
 
@@ -106,7 +106,7 @@ class Writer:
         self._threads.shutdown()
 
 
-def _write_all(shares: Shares, files: dict[str, Path]) -> None:
+def _write_all(shares: ShardedTensors, files: dict[str, Path]) -> None:
     for name, path in files.items():
         shares.write(name, path)
     _mark(path.parent, dist.get_rank()).touch()
@@ -147,13 +147,13 @@ def _mark(folder: Path, rank: int) -> Path:
     return folder / f".written-{rank}"
 
 
-def _parts(tensors: Tensors, begin: int, copy: bool) -> Iterator[_Part]:
+def _parts(tensors: Tensors, begin: int, copy: bool) -> Iterator[_Shard]:
     for tensor in tensors.values():
         held = _held(tensor)
         if held is not None:
             local, offsets = held
             local = local.to("cpu", copy=True) if copy else local
-            yield _Part(local, tuple(tensor.shape), offsets, begin)
+            yield _Shard(local, tuple(tensor.shape), offsets, begin)
         begin += tensor.numel() * tensor.element_size()
 
 

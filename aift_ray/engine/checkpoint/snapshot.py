@@ -22,9 +22,15 @@ from torch.distributed.tensor import DTensor
 from aift_ray.engine import checkpoint, optimizer
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
-from aift_ray.engine.checkpoint.gathered import Streams, Tensors, can_stream, named_weights, write
-from aift_ray.engine.checkpoint.mirror import Store
-from aift_ray.engine.checkpoint.sharded import Shares, all_see, await_others
+from aift_ray.engine.checkpoint.gathered import (
+    GatheredTensors,
+    Tensors,
+    can_stream,
+    named_weights,
+    write,
+)
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
+from aift_ray.engine.checkpoint.sharded import ShardedTensors, all_see, await_others
 from aift_ray.engine.metrics import tell
 from aift_ray.engine.model_writer import write_model
 from aift_ray.errors import TrainingError
@@ -49,7 +55,7 @@ class Snapshot:
     tensors: dict[str, Any]
     model: dict[str, Any] | None
     seconds: float
-    shares: Shares | None = None
+    shares: ShardedTensors | None = None
 
 
 def snapshot(run: Run) -> Snapshot:
@@ -59,11 +65,17 @@ def snapshot(run: Run) -> Snapshot:
     held = copy(optimizer.saved(run.optimizer))
     held["state"] = gather(held["state"])
     model = gather(copy(_kept(run.module.model)))
-    tensors = {"optimizer": held, "scaler": run.scaler.state_dict()}
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_rollout(run)}
     return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
 
 
-def snapshot_of_shares(run: Run) -> Snapshot:
+def _rollout(run: Run) -> dict[str, Any]:
+    """The completions that the next step trains too, which other weights have generated."""
+    kept = run.rollouts.saved(run.state.step) if run.rollouts else None
+    return {"rollout": kept} if kept else {}
+
+
+def sharded_snapshot(run: Run) -> Snapshot:
     """The run as it is now, of which each worker has its share alone, and nothing is sent.
 
     Without `training.async_save` the shares are no copies.
@@ -72,12 +84,12 @@ def snapshot_of_shares(run: Run) -> Snapshot:
     tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
     rest, moments = split_moments(tensors)
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
-    shares = Shares(sets, copy, run.group.apart == 1 or run.group.replica == 0)
+    shares = ShardedTensors(sets, copy, run.group.apart == 1 or run.group.replica == 0)
     held = _HostCopy(keep=True)(rest)
     return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
 
 
-def writes_shares(run: Run) -> bool:
+def writes_shards(run: Run) -> bool:
     """Whether each worker writes its share of a checkpoint; every worker must call this."""
     return can_stream(run.module.model) and all_see(run.job.checkpoints)
 
@@ -88,7 +100,7 @@ def files(run: Run) -> dict[str, Path]:
     return {"model": folder / checkpoint.WEIGHTS, "moments": folder / checkpoint.MOMENTS}
 
 
-def streams(run: Run, model: bool = True) -> Streams | None:
+def streams(run: Run, model: bool = True) -> GatheredTensors | None:
     """The tensors of a run, to be written without a copy; None where a copy is taken.
 
     Args:
@@ -99,7 +111,7 @@ def streams(run: Run, model: bool = True) -> Streams | None:
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
     if not model:
         sets["moments"] = split_moments({"optimizer": optimizer.saved(run.optimizer)})[1]
-    return Streams(sets)
+    return GatheredTensors(sets)
 
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
@@ -118,7 +130,7 @@ def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, 
     return _HostCopy(keeps), gather or (lambda own: own)
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the checkpoints of a run one after the other, and copies them to its store.
 
     Attributes:
@@ -126,7 +138,7 @@ class Saver:
         not_copied: what could not be copied to the store, and why.
     """
 
-    def __init__(self, run: Run, store: Store | None) -> None:
+    def __init__(self, run: Run, store: CheckpointMirror | None) -> None:
         self.seconds = 0.0
         self.not_copied: dict[str, str] = {}
         self._run, self._store = run, store
@@ -158,7 +170,7 @@ class Saver:
         """Wait no longer for the shares of others."""
         self._given_up.append(why)
 
-    def save_streamed(self, parts: Streams) -> None:
+    def save_streamed(self, parts: GatheredTensors) -> None:
         """Save the run as it is, without a copy of it; training waits for the disk.
 
         Raises:
@@ -202,7 +214,7 @@ class Saver:
         state: checkpoint.State,
         tensors: dict[str, Any],
         model: dict[str, torch.Tensor] | None,
-        parts: Streams | Shares | None = None,
+        parts: GatheredTensors | ShardedTensors | None = None,
     ) -> None:
         run, training = self._run, self._run.config.training
         streamed = partial(parts.write, "model") if parts else None
@@ -219,12 +231,12 @@ class Saver:
                 parts.write("moments", path)
             else:
                 write(path, moments)
-            if isinstance(parts, Shares):
+            if isinstance(parts, ShardedTensors):
                 await_others(path.parent, self._given_up)
 
         try:
             place = run.job.checkpoints
-            begun = isinstance(parts, Shares)
+            begun = isinstance(parts, ShardedTensors)
             folder = checkpoint.save(place, state, tensors, save_model, save_moments, begun)
         except OSError as error:
             text = f"the checkpoint of step {state.step} could not be written: {error}"
@@ -236,12 +248,12 @@ class Saver:
         if self._store:
             self._copier.submit(self._copy, self._store, folder)
 
-    def _copy(self, store: Store, folder: Path) -> None:
+    def _copy(self, store: CheckpointMirror, folder: Path) -> None:
         kept = checkpoint.steps(folder.parent)
         self._copied(folder.name, lambda: store.put_checkpoint(folder, kept))
         self._copy_results(store)
 
-    def _copy_results(self, store: Store) -> None:
+    def _copy_results(self, store: CheckpointMirror) -> None:
         output = self._run.job.output
         self._copied("results", lambda: store.put_results(output))
 

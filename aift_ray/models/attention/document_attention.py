@@ -23,7 +23,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from aift_ray.errors import ModelError
 from aift_ray.models.attention.packed_documents import (
-    Packed,
+    PackedDocuments,
     current,
     document_mask,
     leave_documents_alone,
@@ -150,7 +150,7 @@ def _in_documents(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    documents: Packed,
+    documents: PackedDocuments,
     scores: _Scores,
 ) -> torch.Tensor:
     """(1, tokens, heads, value size): each document by itself, in one call where there is one."""
@@ -189,11 +189,11 @@ class _Scores:
 
 def _documents(
     module: torch.nn.Module, query: torch.Tensor, cu_seqlens: torch.Tensor | None, max_seqlen: int
-) -> Packed | None:
+) -> PackedDocuments | None:
     """The documents of a call: handed on by the layer, or those of the forward pass."""
     if cu_seqlens is not None:
         # a compiler sees these as inputs
-        return Packed(cu_seqlens, max_seqlen, query.shape[2])
+        return PackedDocuments(cu_seqlens, max_seqlen, query.shape[2])
     documents = current()
     if documents is not None and (query.shape[0], query.shape[2]) != (1, documents.tokens):
         what = f"attends {tuple(query.shape)} in a packed row of {documents.tokens} tokens"
@@ -243,7 +243,7 @@ def _flash(
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
-    documents: Packed,
+    documents: PackedDocuments,
 ) -> torch.Tensor:
     """(1, tokens, heads, size), as `document_attention`, by one kernel."""
     longest = documents.max_seqlen

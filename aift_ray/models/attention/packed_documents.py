@@ -17,7 +17,7 @@ from aift_ray.models.families.refusals import PADDED, refusal
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedDocuments:
     """Where the documents of a packed row begin and end.
 
     Attributes:
@@ -34,11 +34,11 @@ class Packed:
 _looked_for = masking_utils.find_packed_sequence_indices
 # configurations, and windows, whose masks were looked at: once is enough, and costs a transfer
 _CHECKED: set[tuple[int, int | None]] = set()
-_PACKED: ContextVar[Packed | None] = ContextVar("packed", default=None)
+_PACKED: ContextVar[PackedDocuments | None] = ContextVar("packed", default=None)
 
 
 @contextmanager
-def packed(documents: Packed | None) -> Iterator[None]:
+def packed(documents: PackedDocuments | None) -> Iterator[None]:
     """Attention within `documents` alone, in the forward passes inside this context."""
     token = _PACKED.set(documents)
     try:
@@ -47,7 +47,7 @@ def packed(documents: Packed | None) -> Iterator[None]:
         _PACKED.reset(token)
 
 
-def current() -> Packed | None:
+def current() -> PackedDocuments | None:
     """The documents of the forward pass that is under way; None: its rows are padded."""
     return _PACKED.get()
 
@@ -112,7 +112,7 @@ def _check_causal(
     mask_function: Callable[..., Any],
     window: int | None,
     use_vmap: bool,
-    documents: Packed,
+    documents: PackedDocuments,
 ) -> None:
     """Look at the edges of a mask: the next token, the one before, and those around the window.
 

@@ -25,7 +25,7 @@ STATE = "expert_quant_state"
 WHOLE = "whole_rows"
 
 
-class Packed(nn.Module):
+class Packed4bitExperts(nn.Module):
     """Weights of a block's experts in 4 bits, dequantized for as long as the block needs them.
 
     bitsandbytes' own `replace_parameter_4bit` makes a parametrization of each. PEFT would number
@@ -51,7 +51,7 @@ class Packed(nn.Module):
         """What is held of a weight."""
         return self.get_parameter(f"{name}_4bit").detach()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Packed:
+    def _apply(self, fn: Any, recurse: bool = True) -> Packed4bitExperts:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, state in self.states.items():
             # the scales keep their dtype
@@ -85,9 +85,9 @@ class Packed(nn.Module):
         return found
 
 
-def _packed_of(experts: nn.Module) -> Packed | None:
+def _packed_of(experts: nn.Module) -> Packed4bitExperts | None:
     found = getattr(experts, _PACKED, None)
-    return found if isinstance(found, Packed) else None
+    return found if isinstance(found, Packed4bitExperts) else None
 
 
 def pack(model: nn.Module, kind: str, double: bool) -> None:
@@ -129,7 +129,7 @@ def quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tens
 def _hold(experts: nn.Module, name: str, data: torch.Tensor, state: Any) -> None:
     packed = _packed_of(experts)
     if packed is None:
-        packed = Packed()
+        packed = Packed4bitExperts()
         experts.add_module(_PACKED, packed)
         _unpacked_while_called(experts)
     delattr(experts, name)

@@ -39,7 +39,7 @@ class RouterLoss:
         self._summed: torch.Tensor | None = None
 
     def __call__(
-        self, logits: tuple[torch.Tensor, ...], mask: torch.Tensor | None, targets: int
+        self, logits: tuple[torch.Tensor, ...], mask: torch.Tensor | None, targets: float
     ) -> torch.Tensor:
         """What a micro-batch adds to the sum of its tokens' losses.
 

@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from aift_ray.errors import Problem
 from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import refusal
+from aift_ray.models.hub import SCORER
 from aift_ray.models.wrappers import is_wrapper
 
 HEAD = "score"
@@ -39,9 +40,34 @@ def unfit(config: Any) -> list[Problem]:
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
         what = "transformers has no class of it that scores texts, which objective reward trains"
+<<<<<<< HEAD
         layout = "give --objective dpo, which trains on the same rows without a scoring model"
         return [refusal(family_of(config), what, layout, field="objective")]
+=======
+        return [refusal(family_of(config), what, None, field="objective")]
+    named = getattr(config, "architectures", None) or []
+    if any(str(one).endswith(SCORER) for one in named) and config.num_labels != 1:
+        what = f"is a classifier of {config.num_labels} labels, and objective reward trains one"
+        return [Problem("model", what, "give a language model, or a reward model of one label")]
+>>>>>>> 12dc722
     return []
+
+
+def without_output(model: PreTrainedModel, names: list[str]) -> list[Problem]:
+    """The layers to be trained that a model with a score does not have.
+
+    Args:
+        model: the language model of the family.
+        names: of the layers, as `lora` has them.
+    """
+    output: Any = model.get_output_embeddings()
+    own = next((name for name, module in model.named_modules() if module is output), "")
+    if not own or own.rpartition(".")[2] not in names:
+        return []
+    what = (
+        f"{own} is the output layer, and a reward model has {HEAD} in its place, which is trained"
+    )
+    return [Problem("lora", f"{what} anyway", "leave it out")]
 
 
 def with_head(config: Any, pad_id: int) -> Any:

@@ -20,6 +20,8 @@ from aift_ray.models.folder_check import TOKENIZERS
 from aift_ray.models.vocab_check import check_vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# PEFT's tasks whose models have no output layer for tokens
+_SCORING = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _PREFIX = "base_model.model."
 Shapes = dict[str, tuple[int, ...]]
 
@@ -85,6 +87,10 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
     if found.get("peft_type") != "LORA":
         what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
         raise ModelError([Problem(where, what)])
+    if found.get("task_type") in _SCORING:
+        what = f"{file} has task_type {found['task_type']}: it is the adapter of a reward model or "
+        remedy = "give an adapter of a language model (task_type CAUSAL_LM)"
+        raise ModelError([Problem(where, f"{what}classifier, no language model's", remedy)])
     return found
 
 

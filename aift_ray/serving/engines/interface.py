@@ -15,7 +15,7 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen; the defaults change nothing.
 
     Attributes:
@@ -78,7 +78,7 @@ class Request:
     prompt: list[int]
     max_tokens: int
     stop_ids: frozenset[int]
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     adapter: str = BASE
     top_logprobs: int | None = None
     grammar: Grammar | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aift_ray.serving.chat import Begun
-from aift_ray.serving.detokenizer import Piece
+from aift_ray.serving.detokenizer import TextDelta
 from aift_ray.serving.http.sse import all_of
 from aift_ray.serving.tools import Call, CallReader
 
@@ -45,7 +45,7 @@ async def streamed(begun: Begun) -> AsyncGenerator[Parts]:
             yield _parts(piece, reader)
 
 
-def _parts(piece: Piece, reader: CallReader | None) -> Parts:
+def _parts(piece: TextDelta, reader: CallReader | None) -> Parts:
     calls: list[Call] = []
     if reader:
         piece, calls = reader.push(piece)

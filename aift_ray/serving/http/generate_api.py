@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from aift_ray.serving.answer import Answer
 from aift_ray.serving.api_errors import ApiError
-from aift_ray.serving.detokenizer import Piece
-from aift_ray.serving.engines.interface import Request, Sampling
+from aift_ray.serving.detokenizer import TextDelta
+from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.http import sse
 from aift_ray.serving.openai_requests import GenerateRequest, TokenizeRequest
 from aift_ray.serving.service import Service
@@ -24,7 +24,7 @@ async def generate(service: Service, body: GenerateRequest) -> Response:
         raise ApiError(400, "the instruction is empty", "instruction")
     prompt = service.instruction_prompt(body.instruction, body.input)
     room = service.room(prompt, body.max_new_tokens, "max_new_tokens", 512)
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=body.temperature if body.do_sample else 0.0,
         top_p=body.top_p,
         top_k=body.top_k,
@@ -49,7 +49,7 @@ async def _events(answer: Answer, prompt_tokens: int) -> AsyncGenerator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _told(piece: Piece) -> dict[str, Any]:
+def _told(piece: TextDelta) -> dict[str, Any]:
     thought = {"reasoning_content": piece.thought} if piece.thought else {}
     return {"text": piece.text} | thought
 

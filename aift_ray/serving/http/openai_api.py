@@ -11,7 +11,7 @@ from aift_ray.serving.answer import Answer
 from aift_ray.serving.api_errors import ApiError
 from aift_ray.serving.chat import begin, request_of
 from aift_ray.serving.http import sse
-from aift_ray.serving.http.openai_objects import ChatForm, Form, TextForm, ToolForm
+from aift_ray.serving.http.openai_objects import ChatForm, ResponseBuilder, TextForm, ToolForm
 from aift_ray.serving.openai_requests import ChatRequest, CompletionRequest
 from aift_ray.serving.service import Service
 
@@ -72,7 +72,9 @@ def _text(service: Service, prompt: str | list[int]) -> str:
     return str(service.encoder.tokenizer.decode(prompt, skip_special_tokens=True))
 
 
-async def _respond(body: Body, answers: list[Answer], prompt_tokens: int, form: Form) -> Response:
+async def _respond(
+    body: Body, answers: list[Answer], prompt_tokens: int, form: ResponseBuilder
+) -> Response:
     if body.stream:
         tells_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = sse.events(answers, form, prompt_tokens, tells_usage)

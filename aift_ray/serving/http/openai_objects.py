@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from aift_ray.serving.detokenizer import Piece
+from aift_ray.serving.detokenizer import TextDelta
 from aift_ray.serving.engines.interface import Token
 from aift_ray.serving.token_bytes import AnswerBytes, TokenBytes
 from aift_ray.serving.tools import CallReader
 
 
-class Form(ABC):
+class ResponseBuilder(ABC):
     """Builds the objects of one response.
 
     Args:
@@ -37,7 +37,7 @@ class Form(ABC):
         kind = object_ or self.chunk_object
         return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
 
-    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[TextDelta]) -> dict[str, Any]:
         """The response without stream, but for usage."""
         choices = [self.choice(index, piece) for index, piece in enumerate(pieces)]
         return self.head(self.object_) | {"choices": choices}
@@ -47,44 +47,46 @@ class Form(ABC):
         return self._told.setdefault(index, AnswerBytes(self.tokens))
 
     @abstractmethod
-    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: TextDelta, first: bool) -> Iterator[dict[str, Any]]:
         """The chunks that tell a piece."""
 
     @abstractmethod
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+    def choice(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """A whole answer."""
 
 
-class ChatForm(Form):
+class ChatForm(ResponseBuilder):
     """Chat completions."""
 
     prefix = "chatcmpl"
     object_ = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+    def choice(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """A whole answer."""
         message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
         if piece.thought:
             message |= {"content": piece.text or None, "reasoning_content": piece.thought}
         return self._choice(index, "message", message, piece)
 
-    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: TextDelta, first: bool) -> Iterator[dict[str, Any]]:
         """The role first, then the thought and the text, then why it ended."""
         if first:
-            yield self._chunk(index, {"role": "assistant", "content": ""}, Piece(""))
+            yield self._chunk(index, {"role": "assistant", "content": ""}, TextDelta(""))
         if piece.thought:
-            yield self._chunk(index, {"reasoning_content": piece.thought}, Piece(""))
+            yield self._chunk(index, {"reasoning_content": piece.thought}, TextDelta(""))
         if piece.text or piece.tokens:
-            told = Piece(piece.text, piece.tokens)
+            told = TextDelta(piece.text, piece.tokens)
             yield self._chunk(index, {"content": piece.text}, told)
         if piece.finish:
-            yield self._chunk(index, {}, Piece("", (), piece.finish))
+            yield self._chunk(index, {}, TextDelta("", (), piece.finish))
 
-    def _chunk(self, index: int, delta: dict[str, Any], piece: Piece) -> dict[str, Any]:
+    def _chunk(self, index: int, delta: dict[str, Any], piece: TextDelta) -> dict[str, Any]:
         return self.head() | {"choices": [self._choice(index, "delta", delta, piece)]}
 
-    def _choice(self, index: int, name: str, said: dict[str, Any], piece: Piece) -> dict[str, Any]:
+    def _choice(
+        self, index: int, name: str, said: dict[str, Any], piece: TextDelta
+    ) -> dict[str, Any]:
         answer = self.told(index)
         told = [
             self._logprob(token, answer.next(token.id, piece.text)[0])
@@ -120,7 +122,7 @@ class ToolForm(ChatForm):
         self._names = names
         self._readers: dict[int, CallReader] = {}
 
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+    def choice(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """A whole answer."""
         said, calls = CallReader(self._names).push(piece)
         told = super().choice(index, said)
@@ -129,19 +131,19 @@ class ToolForm(ChatForm):
             told["message"]["tool_calls"] = [call.told() for call in calls]
         return told
 
-    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: TextDelta, first: bool) -> Iterator[dict[str, Any]]:
         """Text as it comes, then the calls, each whole, then why it ended."""
         reader = self._readers.setdefault(index, CallReader(self._names))
         said, calls = reader.push(piece)
         yield from super().chunks(index, replace(said, finish=None), first)
         if calls:
             told = [{"index": at} | call.told() for at, call in enumerate(calls)]
-            yield self._chunk(index, {"tool_calls": told}, Piece(""))
+            yield self._chunk(index, {"tool_calls": told}, TextDelta(""))
         if said.finish:
-            yield self._chunk(index, {}, Piece("", (), said.finish))
+            yield self._chunk(index, {}, TextDelta("", (), said.finish))
 
 
-class TextForm(Form):
+class TextForm(ResponseBuilder):
     """Completions.
 
     Args:
@@ -163,7 +165,7 @@ class TextForm(Form):
         self._wants_logprobs = logprobs
         self._echoed = dict(enumerate(echoed))
 
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+    def choice(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """A whole answer, behind its prompt where that is wanted."""
         text = self._echoed.pop(index, "") + piece.text
         piece = replace(piece, text=text, tokens=piece.prompt + piece.tokens)
@@ -174,11 +176,11 @@ class TextForm(Form):
             "finish_reason": piece.finish,
         }
 
-    def chunks(self, index: int, piece: Piece, first: bool) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: TextDelta, first: bool) -> Iterator[dict[str, Any]]:
         """One chunk a piece."""
         yield self.head() | {"choices": [self.choice(index, piece)]}
 
-    def _logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, piece: TextDelta) -> dict[str, Any] | None:
         tokens = piece.tokens
         if not tokens or not self._wants_logprobs:
             return None

@@ -12,8 +12,8 @@ from starlette.responses import Response, StreamingResponse
 
 from aift_ray.serving.answer import Answer
 from aift_ray.serving.api_errors import ApiError
-from aift_ray.serving.detokenizer import Piece
-from aift_ray.serving.http.openai_objects import Form
+from aift_ray.serving.detokenizer import TextDelta
+from aift_ray.serving.http.openai_objects import ResponseBuilder
 
 
 def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def usage(prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, Any]:
     return told
 
 
-async def all_of(answers: Sequence[Answer]) -> list[Piece]:
+async def all_of(answers: Sequence[Answer]) -> list[TextDelta]:
     """Every answer whole; where one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(answer.whole()) for answer in answers]
     try:
@@ -41,9 +41,9 @@ async def all_of(answers: Sequence[Answer]) -> list[Piece]:
             answer.cancel()
 
 
-async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece]]:
+async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, TextDelta]]:
     """Pieces of all answers in the order in which they come, with the index of their answer."""
-    queue: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, TextDelta | Exception]] = asyncio.Queue()
 
     async def follow(index: int, answer: Answer) -> None:
         try:
@@ -69,7 +69,7 @@ async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece]]
 
 
 async def events(
-    answers: Sequence[Answer], form: Form, prompt_tokens: int, tells_usage: bool
+    answers: Sequence[Answer], form: ResponseBuilder, prompt_tokens: int, tells_usage: bool
 ) -> AsyncGenerator[bytes]:
     """The events of a stream; an error in its midst is the last event."""
     extra: dict[str, Any] = {"usage": None} if tells_usage else {}

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE, is_fallback
 from aift_ray.data.prompts.answer_spans import Joiner
-from aift_ray.data.prompts.chat_template import ChatTemplate, Part, pin_dates
+from aift_ray.data.prompts.chat_template import ChatTemplate, TextSpan, pin_dates
 from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
 from tests.helpers import chat_templates as families
 from tests.helpers.chat_templates import FAMILIES, SPECIAL, wrap
@@ -74,7 +74,7 @@ def test_a_template_that_looks_into_a_text_is_read_by_its_header(
     parts = chat.parts([Message("user", "はい。"), ANSWER], False, safe)
     assert [part.text for part in parts if part.content is not None] == [ANSWER.content]
     header = safe.literal("<|im_end|>\n<|im_start|>assistant\n")
-    named = [Part(safe.literal(part.text)) if part.content is None else part for part in parts]
+    named = [TextSpan(safe.literal(part.text)) if part.content is None else part for part in parts]
     prompt = Joiner(safe, [header]).join(named)
     span = prompt.spans[0]
     assert prompt.text[span.start : span.end] == ANSWER.content + safe.names["<|im_end|>"]

@@ -138,6 +138,18 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 1, "rejected_score": 2},
         "chosen_score 1 is less than rejected_score 2",
     ),
+    "a margin the wrong way": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1},
+        "margin -1 is less than 0",
+    ),
+    "texts for messages": (
+        {"prompt": [SAID], "chosen": ["b"], "rejected": ["c"]},
+        "chosen: message 1 is a string",
+    ),
+    "lists for messages": (
+        {"prompt": [SAID], "chosen": [[answer("b")]], "rejected": [[answer("c")]]},
+        "chosen: message 1 is a list",
+    ),
     "no object": (["a"], "the row is a list"),
 }
 

@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_is_told_after_all_has_been_gathered(
     with pytest.raises(OSError, match="No space left"):
         streaming.write(full, tensors)
     assert len(gathered) == len(tensors)
-    parts = streaming.Streams({"model": tensors, "moments": tensors})
+    parts = streaming.GatheredTensors({"model": tensors, "moments": tensors})
     with pytest.raises(OSError, match="No space left"), parts.ending():
         parts.write("model", full)
     assert len(gathered) == 3 * len(tensors), "the rest is gathered too"

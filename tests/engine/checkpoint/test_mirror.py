@@ -15,8 +15,8 @@ import torch
 
 from aift_ray.engine import checkpoint
 from aift_ray.engine.checkpoint import mirror
-from aift_ray.engine.checkpoint.mirror import Store, newest
-from aift_ray.engine.checkpoint.snapshot import Saver, snapshot
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.checkpoint.snapshot import CheckpointWriter, snapshot
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir
 from tests.engine.test_worker import Killed, losses, run
@@ -49,7 +49,7 @@ def test_a_run_goes_on_from_its_copy_when_its_own_folder_is_lost(
     resumed = run(config, folder)
     assert resumed.resumed_from == 4
     assert losses(folder)[-1] == losses(tmp_path / "whole")[-1]
-    store = Store(place, "run")
+    store = CheckpointMirror(place, "run")
     assert store.steps() == [4, 6]
     store.fetch_results(tmp_path / "back")
     for name in ("metrics.jsonl", "loss.png", "model/config.json"):
@@ -61,7 +61,7 @@ def test_a_copy_that_was_cut_off_is_not_taken(configure: Configure, tmp_path: Pa
     run(configure(training__save_steps=1, ray__storage_path=str(place)), tmp_path / "run")
     (place / "run" / "checkpoints" / "step-3" / checkpoint.MANIFEST).unlink()
     (place / "run" / "checkpoints" / "step-2" / "model.safetensors").write_bytes(b"cut")
-    found, notes = newest(tmp_path / "new", Store(str(place), "run"))
+    found, notes = newest(tmp_path / "new", CheckpointMirror(str(place), "run"))
     assert found == tmp_path / "new" / "step-1"
     assert "step-2 is damaged (model.safetensors has 3 bytes" in notes[1]
 
@@ -71,15 +71,15 @@ def test_a_copy_that_was_cut_off_is_not_taken(configure: Configure, tmp_path: Pa
 def test_a_copy_that_fails_is_tried_again_and_costs_nothing_else(
     failures: int, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = Store._copy, [0]
+    real, failed = CheckpointMirror._copy, [0]
 
-    def unsteady(self: Store, path: Path, target: str) -> None:
+    def unsteady(self: CheckpointMirror, path: Path, target: str) -> None:
         if failed[0] < failures:
             failed[0] += 1
             raise OSError("the network is down")
         real(self, path, target)
 
-    monkeypatch.setattr(Store, "_copy", unsteady)
+    monkeypatch.setattr(CheckpointMirror, "_copy", unsteady)
     place = tmp_path / "copies"
     run(configure(training__save_steps=1, ray__storage_path=str(place)), tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
@@ -87,7 +87,7 @@ def test_a_copy_that_fails_is_tried_again_and_costs_nothing_else(
     told = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))["not_copied"]
     if failures == 2:
         assert told == []
-        assert Store(str(place), "run").steps() == [1, 2, 3]
+        assert CheckpointMirror(str(place), "run").steps() == [1, 2, 3]
     else:
         names = ("step-1", "results", "step-2", "step-3")
         assert told == [f"{name}: the network is down" for name in names]
@@ -108,7 +108,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = started(configure(training__batch_size=4), tmp_path)
-    saver, real = Saver(moved, None), checkpoint._write_manifest
+    saver, real = CheckpointWriter(moved, None), checkpoint._write_manifest
     go_on = tmp_path / "go on"
 
     def slow(folder: Path) -> None:
@@ -141,5 +141,5 @@ def test_what_a_killed_run_left_half_written_is_removed(
     left = tmp_path / "checkpoints" / ".step-7.partial"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    Saver(started(configure(), tmp_path), None).close()
+    CheckpointWriter(started(configure(), tmp_path), None).close()
     assert os.listdir(tmp_path / "checkpoints") == []

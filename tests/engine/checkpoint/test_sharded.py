@@ -78,7 +78,7 @@ def test_shares_of_all_workers_make_the_whole_file(name: str, copy: bool, tmp_pa
                 for key, tensor in WHOLE.items()
             }
             held["of worker 0"] = WHOLE["vector"] + rank
-            written = sharded.Shares({"x": held}, copy)
+            written = sharded.ShardedTensors({"x": held}, copy)
             if copy:
                 for tensor in held.values():
                     tensor.add_(1)
@@ -108,8 +108,8 @@ def test_a_worker_with_a_full_disk_says_so(tmp_path: Path) -> None:
     with worker(1, 2):
         mesh = init_device_mesh("cpu", (2,))
         tensor = distribute_tensor(torch.randn(4, 4), mesh, [Shard(0)], src_data_rank=None)
-        writer = sharded.Writer()
-        writer.start(sharded.Shares({"x": {"a": tensor}}, True), {"x": tmp_path / "full"})
+        writer = sharded.ShardWriter()
+        writer.start(sharded.ShardedTensors({"x": {"a": tensor}}, True), {"x": tmp_path / "full"})
         assert "No space left" in str(writer.wait())
         writer.close()
     assert not (tmp_path / ".written-1").exists()
@@ -173,15 +173,15 @@ def _dies_while_writing(rank: int, folder: str, port: int, config: dict[str, Any
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    snapshot._PATIENCE, real = 2.0, sharded.Shares.write
+    snapshot._PATIENCE, real = 2.0, sharded.ShardedTensors.write
 
-    def write(self: sharded.Shares, name: str, path: Path) -> None:
+    def write(self: sharded.ShardedTensors, name: str, path: Path) -> None:
         if "step-6" in str(path) and name == "moments":
             os._exit(9)
         real(self, name, path)
 
     if rank == 1:
-        sharded.Shares.write = write  # type: ignore[method-assign]
+        sharded.ShardedTensors.write = write  # type: ignore[method-assign]
     whole_run(RunConfig.model_validate(config), Path(folder), Group(rank, 2, CPU))
 
 

@@ -19,7 +19,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from aift_ray.errors import ModelError
 from aift_ray.models.attention import document_attention, score_mod
-from aift_ray.models.attention.packed_documents import Packed, packed, recomputing
+from aift_ray.models.attention.packed_documents import PackedDocuments, packed, recomputing
 
 
 def states(lengths: list[int]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -114,7 +114,7 @@ def test_softcapping_and_sinks_are_those_of_transformers(
     if window is not None:
         allowed &= distance < window
     wanted = eager_scores(*given, allowed, softcap, sinks)
-    with packed(Packed(borders, 7, 13)):
+    with packed(PackedDocuments(borders, 7, 13)):
         found, _ = document_attention.document_attention(
             torch.nn.Module(),
             *given,
@@ -143,17 +143,20 @@ def test_a_keyword_that_changes_the_result_is_refused_by_name() -> None:
         document_attention.document_attention(
             torch.nn.Module(), *given, None, head_mask=torch.ones(4)
         )
-    with packed(Packed(borders, 3, 3)), pytest.raises(ModelError, match="position_bias"):
+    with packed(PackedDocuments(borders, 3, 3)), pytest.raises(ModelError, match="position_bias"):
         document_attention.document_attention(
             torch.nn.Module(), *given, None, position_bias=torch.ones(1)
         )
-    with packed(Packed(borders, 3, 3)), pytest.raises(ModelError, match="is_causal"):
+    with packed(PackedDocuments(borders, 3, 3)), pytest.raises(ModelError, match="is_causal"):
         document_attention.document_attention(torch.nn.Module(), *given, None, is_causal=False)
 
 
 def test_attention_over_something_else_than_the_packed_row_is_an_error() -> None:
     given, borders = states([3, 4])
-    with packed(Packed(borders, 4, 9)), pytest.raises(ModelError, match="packed row of 9 tokens"):
+    with (
+        packed(PackedDocuments(borders, 4, 9)),
+        pytest.raises(ModelError, match="packed row of 9 tokens"),
+    ):
         document_attention.document_attention(torch.nn.Module(), *given, None)
 
 
@@ -174,7 +177,7 @@ def test_a_packed_row_has_a_mask_that_is_causal_within_a_window_or_is_refused(
     documents = torch.tensor([[0] * 9 + [1] * 2])
     # as transformers changes a mask where it sees positions that restart
     function = packed_sequence_compatibility_function(mask_function, positions, documents)
-    with packed(Packed(borders, 9, 11)):
+    with packed(PackedDocuments(borders, 9, 11)):
         if causal:
             mask = document_attention.document_mask(
                 1, 11, 11, mask_function=function, local_size=window
@@ -194,7 +197,7 @@ def test_recomputation_in_the_backward_pass_sees_the_documents_of_its_forward() 
     def attended(*tensors: torch.Tensor) -> torch.Tensor:
         return document_attention.document_attention(torch.nn.Module(), *tensors, None)[0]
 
-    with packed(Packed(borders, 8, 13)):
+    with packed(PackedDocuments(borders, 8, 13)):
         plain = attended(*given).square().sum()
         again = checkpoint(attended, *given, use_reentrant=False, context_fn=recomputing)
         again = again.square().sum()

@@ -19,7 +19,7 @@ from aift_ray.config import LoRAConfig
 from aift_ray.engine.loss import LossModule
 from aift_ray.models import load
 from aift_ray.models.bnb.bnb_layers import Quantization, layers
-from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.lora.attach import add_adapters
 from aift_ray.parallel import fsdp
@@ -90,7 +90,7 @@ def quantized(model: Any) -> dict[str, tuple[torch.Tensor, Any]]:
     experts = {
         f"{name}.{own}": (module.get_parameter(f"{own}_4bit"), state)
         for name, module in model.named_modules()
-        if isinstance(module, Packed)
+        if isinstance(module, Packed4bitExperts)
         for own, state in module.states.items()
     }
     found = set(layers(model, 4))

@@ -15,7 +15,7 @@ from aift_ray.config import LoRAConfig
 from aift_ray.errors import ConfigError
 from aift_ray.models import load
 from aift_ray.models.bnb.bnb_layers import Quantization
-from aift_ray.models.bnb.experts_4bit import Packed
+from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from aift_ray.models.families import experts
 from aift_ray.models.lora.attach import add_adapters, reload_adapters
 from aift_ray.models.lora.target_modules import adapted_layers, check_targets
@@ -63,7 +63,7 @@ def dequantized(model: Any, plain: Any) -> Any:
         if type(module).__name__ == "Linear4bit":
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
             plain.get_submodule(name).weight.data = weight
-        if isinstance(module, Packed):
+        if isinstance(module, Packed4bitExperts):
             owner = plain.get_submodule(name.rsplit(".", 1)[0])
             for own, state in module.states.items():
                 owner.get_parameter(own).data = dequantize_4bit(module.data(own), state)

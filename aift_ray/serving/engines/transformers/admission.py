@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aift_ray.serving.engines.transformers.scheduler import PIECE, Batch
+from aift_ray.serving.engines.transformers.scheduler import PIECE, Scheduler
 from aift_ray.serving.engines.transformers.token_stream import TokenStream
 
 
 def read_together(
-    waiting: Sequence[TokenStream], batch: Batch, limit: int, busy: bool
+    waiting: Sequence[TokenStream], batch: Scheduler, limit: int, busy: bool
 ) -> list[TokenStream]:
     """The first that waits, and those most like it in length that fit a piece with it.
 

@@ -18,7 +18,7 @@ LEAST = 16
 MOST = 128
 
 
-class Store:
+class PrefixCache:
     """Keys and values of tokens, a slot each, in memory that is taken once and for all.
 
     Pieces of their own that come and go with requests of all lengths leave holes in a process's
@@ -106,7 +106,7 @@ class Prefixes:
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.reused_tokens = 0
-        self._store = Store(memory)
+        self._store = PrefixCache(memory)
         # the one that was used last stands last
         self._kept: list[Prefix] = []
 
@@ -162,7 +162,7 @@ class Prefixes:
 
     def clear(self) -> None:
         """Forget everything, and give the memory back."""
-        self._kept, self._store = [], Store(self.memory)
+        self._kept, self._store = [], PrefixCache(self.memory)
 
 
 def _taken(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

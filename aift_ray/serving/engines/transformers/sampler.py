@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from aift_ray.serving.engines.interface import Request, Sampling, Token
+from aift_ray.serving.engines.interface import Request, SamplingParams, Token
 
 # below it logits over temperature are no numbers any more
 _COLDEST = 1e-5
@@ -97,7 +97,7 @@ class Chooser:
         return Token(chosen, float(logprobs[chosen]), top)
 
 
-def _penalties(sampling: Sampling, prompt_length: int) -> Any:
+def _penalties(sampling: SamplingParams, prompt_length: int) -> Any:
     found = LogitsProcessorList()
     if sampling.repetition != 1:
         found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition))
@@ -108,7 +108,7 @@ def _penalties(sampling: Sampling, prompt_length: int) -> Any:
     return found
 
 
-def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
+def _warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
     # in the order of generate()
     found: list[LogitsProcessor] = []
     if sampling.temperature != 1:

@@ -45,7 +45,7 @@ class Row:
 Told = tuple[Row, Token | Exception]
 
 
-class Batch:
+class Scheduler:
     """Steps over the rows of one model. Not for several threads at a time.
 
     Args:

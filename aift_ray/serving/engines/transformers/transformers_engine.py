@@ -24,7 +24,7 @@ from aift_ray.serving.engines.transformers.lora_manager import Adapters
 from aift_ray.serving.engines.transformers.prefix_cache import Prefixes
 from aift_ray.serving.engines.transformers.prompt_logprobs import score
 from aift_ray.serving.engines.transformers.sampler import Chooser
-from aift_ray.serving.engines.transformers.scheduler import Batch, Row, Told
+from aift_ray.serving.engines.transformers.scheduler import Row, Scheduler, Told
 from aift_ray.serving.engines.transformers.token_stream import TokenStream
 from aift_ray.utils import malloc_trim
 
@@ -71,7 +71,7 @@ class TransformersEngine:
         self._model, self._device = model, model.device
         self._adapters = Adapters(model)
         self._prefixes = Prefixes(prefix_memory)
-        self._batch = Batch(model, self._adapters, self._prefixes)
+        self._batch = Scheduler(model, self._adapters, self._prefixes)
         self._waiting: deque[TokenStream] = deque()
         self._working: dict[int, TokenStream] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -259,7 +259,7 @@ class TransformersEngine:
         self._limit = used * 4 // 5
         log.warning("memory is full: %d tokens are too many, %d are tried", used, self._limit)
         self._prefixes.clear()
-        self._batch = Batch(self._model, self._adapters, self._prefixes)
+        self._batch = Scheduler(self._model, self._adapters, self._prefixes)
         self._wait_again([*self._working])
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -282,7 +282,7 @@ class TransformersEngine:
 
     def _fail(self, error: Exception) -> None:
         self._prefixes.clear()
-        self._batch = Batch(self._model, self._adapters, self._prefixes)
+        self._batch = Scheduler(self._model, self._adapters, self._prefixes)
         with self._changed:
             failed = [*self._working.values()]
             self._working.clear()

@@ -17,7 +17,7 @@ from aift_ray.serving.engines.interface import (
     Figures,
     QueueFull,
     Request,
-    Sampling,
+    SamplingParams,
     Token,
 )
 from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, tokens
@@ -81,7 +81,10 @@ async def start(location: str, slots: int, max_queue: int, given: dict[str, Any]
 
 async def _warm_up(engine: VllmEngine) -> None:
     """Have vLLM compile what it compiles at the first request of a kind, which takes seconds."""
-    for sampling in (Sampling(temperature=0), Sampling(top_p=0.9, top_k=5, presence=1, seed=0)):
+    for sampling in (
+        SamplingParams(temperature=0),
+        SamplingParams(top_p=0.9, top_k=5, presence=1, seed=0),
+    ):
         request = Request([engine._eos], 2, frozenset(), sampling, top_logprobs=1)
         async for _ in engine.submit(request):
             pass

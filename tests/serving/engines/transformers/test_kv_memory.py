@@ -15,10 +15,10 @@ import torch
 from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.errors import ConfigError
 from aift_ray.serving.engines import engine_select
-from aift_ray.serving.engines.interface import EngineError, Sampling
+from aift_ray.serving.engines.interface import EngineError, SamplingParams
 from aift_ray.serving.engines.transformers.kv_cache import AHEAD, RowsCache, RowsLayer
 from aift_ray.serving.engines.transformers.kv_memory import budget, is_out_of_memory, token_bytes
-from aift_ray.serving.engines.transformers.scheduler import Batch
+from aift_ray.serving.engines.transformers.scheduler import Scheduler
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from tests.conftest import SHIPPED
 from tests.serving.conftest import Site, load
@@ -58,9 +58,9 @@ def tight(model: Any) -> Iterator[Callable[[int], TransformersEngine]]:
 def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and allocated tokens of each step."""
     found: list[tuple[int, int]] = []
-    forward = Batch._forward
+    forward = Scheduler._forward
 
-    def watched(batch: Batch, *args: Any) -> torch.Tensor:
+    def watched(batch: Scheduler, *args: Any) -> torch.Tensor:
         logits = forward(batch, *args)
         caches = [batch._cache, batch._read]
         layers = [cache._rows[0] for cache in caches if cache._rows[0].is_initialized]
@@ -70,7 +70,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         )
         return logits
 
-    monkeypatch.setattr(Batch, "_forward", watched)
+    monkeypatch.setattr(Scheduler, "_forward", watched)
     return found
 
 
@@ -132,7 +132,7 @@ def test_prompts_whose_tokens_are_scored_take_no_more_than_the_budget(
 def test_an_answer_that_waits_in_between_keeps_its_seed_and_its_penalties(
     tight: Callable[[int], TransformersEngine], held: list[tuple[int, int]]
 ) -> None:
-    sampling = Sampling(temperature=0.9, seed=7, repetition=1.2, presence=0.5)
+    sampling = SamplingParams(temperature=0.9, seed=7, repetition=1.2, presence=0.5)
     asked = [request(prompt(seed, 30), 60, sampling=sampling) for seed in range(3)]
     roomy = tight(4000)
     alone = [together(roomy, [each])[0] for each in asked]
@@ -172,17 +172,19 @@ def test_memory_for_no_request_is_refused_with_what_is_needed(model: Any) -> Non
     assert any(each.remedy == "use vllm.kv_cache_memory" for each in found if "kv" in each.where)
 
 
-def full(monkeypatch: pytest.MonkeyPatch, when: Callable[[Batch, list[Any]], bool]) -> list[int]:
+def full(
+    monkeypatch: pytest.MonkeyPatch, when: Callable[[Scheduler, list[Any]], bool]
+) -> list[int]:
     """Have the device run out of memory in some forward passes; the rows of each that did."""
-    forward, failed = Batch._forward, []
+    forward, failed = Scheduler._forward, []
 
-    def limited(batch: Batch, ids_: Any, places: Any, mask: Any, cache: Any, rows: Any) -> Any:
+    def limited(batch: Scheduler, ids_: Any, places: Any, mask: Any, cache: Any, rows: Any) -> Any:
         if when(batch, rows):
             failed.append(len(rows))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(batch, ids_, places, mask, cache, rows)
 
-    monkeypatch.setattr(Batch, "_forward", limited)
+    monkeypatch.setattr(Scheduler, "_forward", limited)
     return failed
 
 
@@ -224,14 +226,14 @@ def test_a_request_that_can_not_be_computed_fails_alone(
 def test_memory_that_is_full_between_steps_loses_no_token(
     model: Any, tight: Callable[[int], TransformersEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, times = Batch.settle, iter([False, False, True, True, False, True])
+    settle, times = Scheduler.settle, iter([False, False, True, True, False, True])
 
-    def limited(batch: Batch) -> None:
+    def limited(batch: Scheduler) -> None:
         if next(times, False) and len(batch.rows) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         settle(batch)
 
-    monkeypatch.setattr(Batch, "settle", limited)
+    monkeypatch.setattr(Scheduler, "settle", limited)
     engine = tight(100_000)
     asked = [prompt(seed, 20) for seed in range(4)]
     found = together(engine, [request(each, 10 + 5 * at) for at, each in enumerate(asked)])

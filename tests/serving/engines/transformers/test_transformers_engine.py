@@ -13,7 +13,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from aift_ray.errors import ModelError
-from aift_ray.serving.engines.interface import EngineError, QueueFull, Request, Sampling, Token
+from aift_ray.serving.engines.interface import (
+    EngineError,
+    QueueFull,
+    Request,
+    SamplingParams,
+    Token,
+)
 from aift_ray.serving.engines.transformers import admission, scheduler
 from aift_ray.serving.engines.transformers import transformers_engine as engine_module
 from aift_ray.serving.engines.transformers.kv_cache import RowsCache
@@ -21,7 +27,7 @@ from aift_ray.serving.engines.transformers.transformers_engine import Transforme
 from aift_ray.utils import malloc_trim
 from tests.serving.conftest import load
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 def prompt(seed: int, length: int = 12, vocabulary: int = 5000) -> list[int]:
@@ -75,13 +81,13 @@ def test_of_those_that_wait_the_ones_alike_in_length_are_read_together(
     engine: TransformersEngine, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[list[int]] = []
-    begin, waits = scheduler.Batch.begin, threading.Event()
+    begin, waits = scheduler.Scheduler.begin, threading.Event()
 
-    def watched(self: scheduler.Batch, rows: list[scheduler.Row]) -> None:
+    def watched(self: scheduler.Scheduler, rows: list[scheduler.Row]) -> None:
         read.append(sorted(len(row.tokens) for row in rows))
         begin(self, rows)
 
-    monkeypatch.setattr(scheduler.Batch, "begin", watched)
+    monkeypatch.setattr(scheduler.Scheduler, "begin", watched)
     asked = [request(prompt(seed, length)) for seed, length in enumerate((200, 20, 210, 24))]
 
     async def all_at_once() -> list[list[Token]]:
@@ -114,13 +120,13 @@ def test_prompts_that_wait_together_are_read_together(
     monkeypatch.setattr(admission, "PIECE", 40)
     monkeypatch.setattr(scheduler, "PIECE", 40)
     read: list[int] = []
-    begin = scheduler.Batch.begin
+    begin = scheduler.Scheduler.begin
 
     def counted(self: Any, rows: Any) -> None:
         read.append(len(rows))
         begin(self, rows)
 
-    monkeypatch.setattr(scheduler.Batch, "begin", counted)
+    monkeypatch.setattr(scheduler.Scheduler, "begin", counted)
     first = request(prompt(0), 30)
     asked = [first, *(request(prompt(seed, length)) for seed, length in enumerate((9, 13, 60)))]
     # one that is finished with its first token, in the midst of those read with it
@@ -139,13 +145,13 @@ def test_a_burst_is_read_before_a_step_and_a_long_prompt_between_steps(
         monkeypatch.setattr(module, "PIECE", 20)
     order: list[str] = []
     for name in ("read", "step"):
-        real = getattr(scheduler.Batch, name)
+        real = getattr(scheduler.Scheduler, name)
 
         def noted(self: Any, name: str = name, real: Any = real) -> Any:
             order.append(name)
             return real(self)
 
-        monkeypatch.setattr(scheduler.Batch, name, noted)
+        monkeypatch.setattr(scheduler.Scheduler, name, noted)
     # no two of them fit a piece
     asked = [request(prompt(seed, length), 4) for seed, length in enumerate((15, 16, 50))]
 
@@ -221,12 +227,14 @@ def test_sliding_windows_hold_in_a_batch_of_uneven_rows() -> None:
 
 
 def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: TransformersEngine) -> None:
-    hot = Sampling(temperature=1.3, top_p=0.95, top_k=40, min_p=0.01, seed=7)
+    hot = SamplingParams(temperature=1.3, top_p=0.95, top_k=40, min_p=0.01, seed=7)
     asked = request(prompt(1), 20, sampling=hot)
-    others = [request(prompt(seed, 30), 25, sampling=Sampling()) for seed in range(3)]
+    others = [request(prompt(seed, 30), 25, sampling=SamplingParams()) for seed in range(3)]
     alone, in_batch = together(engine, [asked])[0], together(engine, [*others, asked])[-1]
     assert ids(alone) == ids(in_batch)
-    assert ids(alone) != ids(together(engine, [request(prompt(1), 20, sampling=Sampling())])[0])
+    assert ids(alone) != ids(
+        together(engine, [request(prompt(1), 20, sampling=SamplingParams())])[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,7 +250,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: TransformersE
 def test_sampling_draws_from_the_distribution_of_generate(
     engine: TransformersEngine, plain: Any, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    asked = request(prompt(3), 12, sampling=Sampling(**ours, seed=5))
+    asked = request(prompt(3), 12, sampling=SamplingParams(**ours, seed=5))
     torch.manual_seed(5)
     expected = generated(plain, asked.prompt, do_sample=True, **theirs)
     assert ids(together(engine, [asked])[0]) == expected
@@ -252,12 +260,12 @@ def test_a_temperature_of_almost_nothing_takes_the_likeliest_token(
     engine: TransformersEngine, plain: Any
 ) -> None:
     for temperature in (5e-324, 1e-30, 1e-6):
-        cold = request(prompt(4), sampling=Sampling(temperature=temperature))
+        cold = request(prompt(4), sampling=SamplingParams(temperature=temperature))
         assert ids(together(engine, [cold])[0]) == generated(plain, cold.prompt)
 
 
 def test_penalties_keep_an_answer_from_repeating_itself(engine: TransformersEngine) -> None:
-    penalised = Sampling(temperature=0, presence=2.0, frequency=2.0)
+    penalised = SamplingParams(temperature=0, presence=2.0, frequency=2.0)
     told = ids(together(engine, [request([100] * 8, 40, sampling=penalised)])[0])
     plain_told = ids(together(engine, [request([100] * 8, 40)])[0])
     assert len(set(told)) > len(set(plain_told))
@@ -274,7 +282,7 @@ def test_a_stop_id_ends_an_answer_and_is_told_as_its_last_token(
 
 
 def test_logprobs_are_the_models_own(engine: TransformersEngine, plain: Any) -> None:
-    asked = request(prompt(2), 4, top_logprobs=3, sampling=Sampling(temperature=0.5, seed=1))
+    asked = request(prompt(2), 4, top_logprobs=3, sampling=SamplingParams(temperature=0.5, seed=1))
     told = together(engine, [asked])[0]
     sequence = torch.tensor([asked.prompt + ids(told)])
     with torch.no_grad():
@@ -360,7 +368,7 @@ def test_logits_that_are_no_numbers_fail_one_request_alone(
 
         def advance(self, token: int) -> None: ...
 
-    bad = request(prompt(0), sampling=Sampling(), grammar=Broken())
+    bad = request(prompt(0), sampling=SamplingParams(), grammar=Broken())
 
     async def run() -> list[Any]:
         asked = (answer(engine, each) for each in (request(prompt(1)), bad))

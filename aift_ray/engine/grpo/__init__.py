@@ -1,0 +1,1 @@
+"""Reinforcement learning: completions are generated, scored by rewards, and trained."""

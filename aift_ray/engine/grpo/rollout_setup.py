@@ -1,0 +1,98 @@
+"""What a run that generates needs beside its model, built in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from aift_ray.config import GRPOConfig, RunConfig
+from aift_ray.config.grpo_config import memory_limit
+from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo.rollout_engine import RolloutPool
+from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
+from aift_ray.engine.grpo.rollout_maker import RolloutMaker
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.grpo.rollouts import Rollouts
+from aift_ray.engine.job import Job
+from aift_ray.engine.loss import LossModule
+from aift_ray.engine.metrics import keep_until
+from aift_ray.engine.precision import Precision
+from aift_ray.parallel.group import Group
+from aift_ray.rewards import Rewards, RewardSpec, parse
+
+
+def policy_of(config: RunConfig) -> GRPOConfig | None:
+    """How generated completions are trained; None where there are none."""
+    return config.grpo if config.objective == "grpo" else None
+
+
+def specs_of(config: GRPOConfig) -> list[RewardSpec]:
+    """The rewards of a run, with their weights.
+
+    Raises:
+        ConfigError: one is no reward.
+    """
+    weights = config.reward_weights or [1.0] * len(config.reward)
+    return [parse(text, weight) for text, weight in zip(config.reward, weights, strict=True)]
+
+
+def maker_of(
+    job: Job,
+    group: Group,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Callable[[], RolloutPool] | None,
+) -> RolloutMaker:
+    """Generates and scores completions, with the processes that compute rewards.
+
+    Args:
+        pool: starts the processes that generate, where others than the workers do.
+    """
+    how, specs = job.config.grpo, specs_of(job.config.grpo)
+    rewards = Rewards(
+        specs,
+        timeout=how.reward_timeout,
+        memory=memory_limit(how),
+        processes=how.reward_processes,
+        on_failure=how.reward_on_failure,
+    )
+    weights = np.array([spec.weight for spec in specs])
+    names = [spec.name for spec in specs]
+    alone = (job.stop_ids, precision, group, job.config.training.seed)
+    apart = how.placement == "apart"
+    started = pool() if apart and pool and group.leads else None
+    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started)
+
+
+def rollouts_of(
+    job: Job,
+    maker: RolloutMaker,
+    plan: RolloutPlan,
+    rows: TokenRows,
+    kept: dict[str, Any] | None,
+    reference: Callable[[], LossModule],
+) -> Rollouts:
+    """The rollouts of a run.
+
+    Args:
+        kept: that of the checkpoint that the run goes on from.
+        reference: loads the reference model, where it is another one than the trained.
+    """
+    other = job.config.grpo.beta > 0 and job.config.method == "full"
+    layout = (job.padded, job.stop_ids[0])
+    return Rollouts(maker, plan, rows, layout, reference() if other else None, kept)
+
+
+def evaluator_of(
+    job: Job, maker: RolloutMaker, step: int, rows: TokenRows, indices: np.ndarray
+) -> RolloutEvaluator | None:
+    """What evaluates on held-out prompts; None where there are none."""
+    if not len(indices):
+        return None
+    if maker.group.leads:
+        # a run that goes on evaluates again what came after
+        keep_until(job.output / SAMPLES, step)
+    return RolloutEvaluator(maker, rows, indices, job.output)

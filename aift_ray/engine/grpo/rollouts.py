@@ -1,0 +1,209 @@
+"""What a run that generates keeps beside its steps: rollouts, references, and what it measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from aift_ray.data.collate import MicroBatch, collate
+from aift_ray.data.policy_targets import PolicyTargets
+from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo import policy_loss
+from aift_ray.engine.grpo.rollout import Rollout, joined
+from aift_ray.engine.grpo.rollout_maker import RolloutMaker, _gathered
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.loss import LossModule
+
+
+class Rollouts:
+    """Makes the rollout of each step when it is due, and the batches of its completions.
+
+    Args:
+        rows: the prompts.
+        reference: another model that log-probabilities are held against; None: the trained one
+            without its adapters.
+
+    Attributes:
+        sums: what was measured since it was last cleared, (measures,), of this worker's rows.
+    """
+
+    def __init__(
+        self,
+        maker: RolloutMaker,
+        plan: RolloutPlan,
+        rows: TokenRows,
+        layout: tuple[bool, int],
+        reference: LossModule | None,
+        kept: dict[str, Any] | None,
+    ) -> None:
+        self._maker, self._plan, self._prompts = maker, plan, rows
+        self._padded, self._pad_id = layout
+        self._reference = reference
+        self._rollout = Rollout.restored(kept) if kept else None
+        if self._rollout:
+            plan.take(self._rollout)
+        self._step, self._weights = 0, np.zeros(0)
+        self._training_s = 0.0
+        self.sums = torch.zeros(
+            policy_loss.MEASURES, dtype=torch.float64, device=maker.group.device
+        )
+
+    @property
+    def rollout(self) -> Rollout:
+        """The present one."""
+        assert self._rollout is not None
+        return self._rollout
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the rows of the present rollout."""
+        return self.rollout.lengths
+
+    def place(self, index: int) -> str:
+        """Where the prompt of a completion came from."""
+        return self._prompts.place(int(self.rollout.prompts[index]))
+
+    def begin(self, module: LossModule, step: int) -> None:
+        """Have the completions of a step (from 0) in place; every worker must call this."""
+        number, self._step = self._plan.number(step), step
+        if self._rollout is None or self._rollout.number != number:
+            asked = self._plan.asked(number)
+            made = self._maker.make(module, self._prompts, number, asked, self._plan.indices)
+            self._rollout = made
+            self._plan.take(made)
+            self._judge(module, step)
+        self._weights = self._token_weights(step)
+        self.sums.zero_()
+        self._training_s = time.perf_counter()
+
+    def saved(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint after `step` steps keeps; None: the next step generates anew."""
+        if self._rollout is None or self._plan.number(step) != self._rollout.number:
+            return None
+        return self._rollout.saved()
+
+    def close(self) -> None:
+        """End the processes that compute rewards, and those that generate."""
+        self._maker.close()
+
+    def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
+        """The tensors of some completions, on this worker's device."""
+        rollout, order = self.rollout, list(indices)
+        made = collate(rollout, order, self._padded, self._pad_id)
+        lengths = rollout.targets[order].astype(np.int64)
+        spread = np.repeat(np.arange(len(order)), lengths)
+        weights = np.zeros(len(order)) if bare else self._weights[order]
+        told = PolicyTargets(
+            lengths=torch.from_numpy(lengths),
+            advantages=_floats(rollout.advantages[order][spread]),
+            weights=_floats(weights[spread]),
+            engine=joined(rollout.engine, order),
+            old=joined(rollout.old, order) if rollout.old else None,
+            reference=joined(rollout.reference, order) if rollout.reference else None,
+            share=len(order) / len(self._plan.completions(self._step)),
+            sums=self.sums,
+            bare=bare,
+        )
+        return replace(made, policy=told).to(self._maker.group.device)
+
+    def longest_batch(self) -> MicroBatch:
+        """A micro-batch at least as long as any that will come, of tokens without meaning."""
+        asked = self._plan.longest_micro_batch()
+        more = self._maker.how.max_completion_length
+        ids = [self._prompts.row(row)[0] for row in asked]
+        starts = np.array([len(each) for each in ids])
+        whole = [np.concatenate([each, np.full(more, each[-1])]).astype(np.int32) for each in ids]
+        zeros, logps = np.zeros(len(ids)), [np.zeros(more, np.float32)] * len(ids)
+        held = self._rollout
+        self._rollout = Rollout(
+            -1, np.array(asked), whole, starts, zeros > 0, logps, zeros, zeros, zeros, []
+        )
+        if self._maker.how.beta:
+            self._rollout.reference = logps
+        self._weights = zeros
+        numbers = list(range(len(ids)))
+        found = self._batch_alone(numbers)
+        self._rollout = held
+        return found
+
+    def _batch_alone(self, numbers: list[int]) -> MicroBatch:
+        rollout = self.rollout
+        made = collate(rollout, numbers, self._padded, self._pad_id)
+        lengths = torch.from_numpy(rollout.targets.astype(np.int64))
+        zeros = torch.zeros(int(lengths.sum()))
+        told = PolicyTargets(lengths, zeros, zeros, zeros, reference=zeros)
+        return replace(made, policy=told).to(self._maker.group.device)
+
+    def measures(self, sums: Sequence[float]) -> dict[str, float | None]:
+        """What was measured in the step, and in its generation where it is the first of it.
+
+        Args:
+            sums: `sums` of all workers.
+        """
+        found = policy_loss.measures(self._maker.how, sums)
+        first = self._step % self._plan.each == 0
+        seconds = {"time/training_s": time.perf_counter() - self._training_s}
+        return (self.rollout.measures if first else {}) | found | seconds
+
+    def _token_weights(self, step: int) -> np.ndarray:
+        """The weight of each token of each completion in the loss of a step, (completions,)."""
+        how, rollout = self._maker.how, self.rollout
+        lengths = rollout.targets.astype(np.float64)
+        kept = ~rollout.truncated if how.mask_truncated_completions else np.ones(len(lengths), bool)
+        numbers = self._plan.completions(step)
+        if how.loss_type in ("grpo", "gspo"):
+            found = 1 / (len(numbers) * lengths)
+        elif how.loss_type == "dr_grpo":
+            found = np.full(len(lengths), 1 / (len(numbers) * how.max_completion_length))
+        else:
+            counted = np.arange(len(lengths)) if how.loss_type == "dapo" else np.array(numbers)
+            parts = self._plan.parts if how.loss_type == "dapo" else 1
+            total = (lengths * kept)[counted].sum() / parts
+            found = np.full(len(lengths), 1 / max(total, 1.0))
+        weights: np.ndarray = found * kept
+        return weights
+
+    def _judge(self, module: LossModule, step: int) -> None:
+        """Log-probabilities of the rollout by the model as it is, and by the reference."""
+        rollout, how = self.rollout, self._maker.how
+        if self._plan.each > 1:
+            rollout.old = self._log_probabilities(module, step)
+        if not how.beta:
+            return
+        if self._reference is not None:
+            rollout.reference = self._log_probabilities(self._reference, step)
+            return
+        adapted: Any = module.model
+        with adapted.disable_adapter():
+            rollout.reference = self._log_probabilities(module, step)
+
+    @torch.no_grad()
+    def _log_probabilities(self, module: LossModule, step: int) -> list[np.ndarray]:
+        """Of the tokens of every completion; each worker computes its share, and gets all.
+
+        Rows are computed in the micro-batches that train them, so that the ratio of a model to
+        itself is 1 to the bit.
+        """
+        group, mine = self._maker.group, dict[int, np.ndarray]()
+        was = module.training
+        module.eval()
+        for part in range(self._plan.parts):
+            for indices in self._plan.share(step + part, group.replica, group.replicas):
+                if not indices:
+                    continue
+                with self._maker.precision.autocast(group.device):
+                    found = module(self.batch(indices, bare=True)).float().cpu().numpy()
+                ends = np.cumsum(self.rollout.targets[indices])[:-1]
+                mine |= dict(zip(indices, np.split(found, ends), strict=True))
+        module.train(was)
+        whole = {at: each for theirs in _gathered(group, mine) for at, each in theirs.items()}
+        return [whole[at] for at in range(len(self.rollout))]
+
+
+def _floats(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))

@@ -1,0 +1,45 @@
+"""What docs/architecture.md and CONTRIBUTING.md say of files and imports is true."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests import architecture
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "aift_ray"
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+PAGES = ("docs/architecture.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in DECISIONS))
+
+
+def test_the_table_of_imports_is_that_of_the_import_graph() -> None:
+    text = architecture.PAGE.read_text("utf-8")
+    assert text == architecture.written(text), "run python -m tests.architecture"
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    names = Counter(p.name for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+    # the documented import paths of the Python API and of Serve config files
+    documented = {"serving.py", "ingress.py", "quantization.py", "preference.py"}
+    assert {name for name, number in names.items() if number > 1} <= documented
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    found = Counter(
+        name
+        for path in PACKAGE.rglob("*.py")
+        for name in re.findall(r"(?m)^class (\w+)", path.read_text("utf-8"))
+    )
+    assert [name for name, number in found.items() if number > 1] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    named = re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]*(?:\.py|/)?)`", text)
+    for name in named:
+        places = (ROOT / name, PACKAGE / name, PACKAGE / f"{name}.py")
+        assert any(place.exists() for place in places), name
