@@ -242,7 +242,6 @@ def table(found: dict[Any, tuple[float, float, float]]) -> str:
     return "\n".join(lines)
 
 
-<<<<<<< HEAD
 def with_others(text: str, document: str) -> tuple[list[str], str]:
     """A table of some cases with the other rows of the document's; and the notes of earlier runs.
 
@@ -255,16 +254,6 @@ def with_others(text: str, document: str) -> tuple[list[str], str]:
     some = f"`python -m tests.parity {' '.join(sys.argv[1:])}`"
     notes = [line for line in written if line[:1] == "`" and not line.startswith(some)]
     return notes, "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
-=======
-def with_others(text: str) -> str:
-    """A table of some cases, with those rows of the document's table that it does not have."""
-    written = DOCUMENT.read_text("utf-8").partition("<!-- parity -->\n")[2]
-    old = [line for line in written.partition("<!-- end -->")[0].splitlines() if line[:1] == "|"]
-    named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in old[2:]}
-    head, rule, *lines = text.splitlines()
-    named |= {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in lines}
-    return "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
->>>>>>> 12dc722
 
 
 def main() -> int:
@@ -283,7 +272,6 @@ def main() -> int:
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)
     print(text)
-    text = with_others(text) if sys.argv[1:] else text
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
     command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
     note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."

@@ -18,7 +18,7 @@ HEAD = "score"
 
 
 @dataclass(frozen=True)
-class Scored:
+class RewardHead:
     """How a model is made to score texts.
 
     Attributes:
@@ -40,16 +40,12 @@ def unfit(config: Any) -> list[Problem]:
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
         what = "transformers has no class of it that scores texts, which objective reward trains"
-<<<<<<< HEAD
         layout = "give --objective dpo, which trains on the same rows without a scoring model"
         return [refusal(family_of(config), what, layout, field="objective")]
-=======
-        return [refusal(family_of(config), what, None, field="objective")]
     named = getattr(config, "architectures", None) or []
     if any(str(one).endswith(SCORER) for one in named) and config.num_labels != 1:
         what = f"is a classifier of {config.num_labels} labels, and objective reward trains one"
         return [Problem("model", what, "give a language model, or a reward model of one label")]
->>>>>>> 12dc722
     return []
 
 
