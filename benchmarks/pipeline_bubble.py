@@ -87,7 +87,7 @@ def work(rank: int, folder: Path, schedule: str, port: int) -> None:
             times.append((time.perf_counter() - began, busy / WORKERS))
             run.optimizer.zero_grad()
         found[number] = min(times)
-    if group.leads:
+    if group.is_main_process:
         (folder / "found.json").write_text(json.dumps(found), "utf-8")
     dist.destroy_process_group()
 

@@ -101,7 +101,9 @@ def _computed(method: str, strategy: str, folder: Path) -> dict[str, int]:
 
     shape = Shape.of(json.loads((folder / "model" / "config.json").read_text("utf-8")))
     apart = 2 if strategy in APART else 1
-    need = memory(shape, Workload(method, RANK, 1, 4, False, None, strategy, 2, apart=apart))
+    need = memory(
+        shape, Workload(method, RANK, 1, 4, False, None, strategy, 2, model_parallel_size=apart)
+    )
     gradients = need.gradients // (2 if strategy == "zero1" else 1)
     # at the end of a step, zero1 too has shares of the gradients only
     return {"weights": need.weights, "gradients": gradients, "optimizer": need.optimizer}

@@ -88,20 +88,20 @@ class ParallelConfig(Section):
         return self.pipeline_parallel_size * (2 if self.pipeline_schedule == "interleaved" else 1)
 
     @property
-    def shares(self) -> bool:
+    def is_sharded_data_parallel(self) -> bool:
         """Whether something of the model is shared out over the workers."""
         return self.strategy in ("fsdp", "zero1", "zero2", "zero3")
 
     @property
-    def apart(self) -> int:
+    def model_parallel_size(self) -> int:
         """Workers that hold one model together, each a part of it."""
         sizes = {"pipeline": self.pipeline_parallel_size, "tensor": self.tensor_parallel_size}
         return sizes.get(self.strategy, 1)
 
     def misfits(self, least: int, most: int) -> list[Problem]:
         """What the strategy can't do with `least` to `most` workers."""
-        strategy, size, found = self.strategy, self.apart, []
-        if self.divides and not self.offload and most < 2:
+        strategy, size, found = self.strategy, self.model_parallel_size, []
+        if self.shards_weights and not self.offload and most < 2:
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
             found.append(Problem("parallel.strategy", what, remedy))
@@ -124,14 +124,14 @@ class ParallelConfig(Section):
         return found
 
     @property
-    def divides(self) -> bool:
+    def shards_weights(self) -> bool:
         """Whether each worker holds a part of each weight."""
-        return self.shares or self.strategy == "tensor"
+        return self.is_sharded_data_parallel or self.strategy == "tensor"
 
     def contradictions(self, base_bits: int | None) -> list[Problem]:
         """What can't be had together, with a base model of `base_bits` bits if quantized."""
         found, strategy = [], self.strategy
-        if self.divides and base_bits == 8:
+        if self.shards_weights and base_bits == 8:
             what = f"{strategy} can't share out 8 bits: their scales are kept beside the weights"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
@@ -162,7 +162,7 @@ class ParallelConfig(Section):
         """Where AdamW of bitsandbytes can't keep a weight's moments."""
         if optimizer == "adamw":
             return []
-        if self.divides:
+        if self.shards_weights:
             what = f"{optimizer} needs whole weights, and {self.strategy} shares them out"
             return [Problem("training.optimizer", what, "use adamw, or --strategy ddp")]
         if self.spill_to_cpu and optimizer.startswith("paged"):

@@ -272,7 +272,7 @@ class RunConfig(Settings):
         """Numbers of workers, or of micro-batches, that the strategy can't have."""
         found, wanted = [], self.ray.num_workers is not None or self.training.ddp
         # one worker too few shows when it is known how many GPUs there are
-        if wanted and not self.parallel.divides:
+        if wanted and not self.parallel.shards_weights:
             found += self.parallel.misfits(*self.worker_range(0))
         units = self.training.batch_size * self.training.gradient_accumulation_steps
         if units % (self.parallel.pipeline_microbatches or 1):
@@ -306,7 +306,7 @@ class RunConfig(Settings):
         if wanted is None:
             if self.parallel.strategy == "model_parallel":
                 return 1, 1
-            size = self.parallel.apart
+            size = self.parallel.model_parallel_size
             number = max(devices // size, 1) * size
             return number, number
         if isinstance(wanted, int):

@@ -18,38 +18,38 @@ from aift_ray.data.token_rows import Flags, Ids, TokenRows
 class MicroBatch:
     """Tensors of one micro-batch.
 
-    Laid end to end: `ids` (1, tokens), `positions` (1, tokens) restart at each document and
-    `borders` (documents + 1,) are their cumulative lengths. Padded: `ids` and `mask`
-    (rows, longest), and no borders.
+    Packed: `input_ids` (1, tokens); `position_ids` (1, tokens) restart at each document, and
+    `cu_seqlens` (documents + 1,) are the cumulative lengths of the documents. Padded: `input_ids`
+    and `attention_mask` (rows, longest), and no `cu_seqlens`.
 
     Attributes:
-        sources: (targets,), flat positions in `ids` whose next token is a target.
-        targets: (targets,), the token ids to predict there.
-        longest: tokens of the longest document; 0: looked up, which waits for a device.
+        label_positions: (labels,), flat positions in `input_ids` whose next token is a label.
+        labels: (labels,), the token ids to predict there.
+        max_seqlen: tokens of the longest document; 0: looked up, which waits for a device.
         sets: (targets,), the set of a mixture that each is of.
         set_losses: (sets,), to which the losses of each set are added, in double precision.
         compared: of answers that are compared with each other.
         policy: of generated completions.
     """
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor | None
-    borders: torch.Tensor | None
-    sources: torch.Tensor
-    targets: torch.Tensor
-    longest: int = 0
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    cu_seqlens: torch.Tensor | None
+    label_positions: torch.Tensor
+    labels: torch.Tensor
+    max_seqlen: int = 0
     sets: torch.Tensor | None = None
     set_losses: torch.Tensor | None = None
     compared: Compared | None = None
     policy: PolicyTargets | None = None
 
     def __post_init__(self) -> None:
-        if self.longest:
+        if self.max_seqlen:
             return
-        borders = self.borders
-        longest = self.ids.shape[1] if borders is None else int(borders.diff().max())
-        object.__setattr__(self, "longest", longest)
+        borders = self.cu_seqlens
+        longest = self.input_ids.shape[1] if borders is None else int(borders.diff().max())
+        object.__setattr__(self, "max_seqlen", longest)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same batch on `device`; a GPU gets it while it computes something else."""
@@ -76,15 +76,15 @@ class MicroBatch:
         if self.policy is not None:
             return self.policy.share
         if self.compared is None:
-            return len(self.targets)
+            return len(self.labels)
         return len(self.compared.lengths) // self.compared.each
 
     def document_lengths(self) -> torch.Tensor:
         """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
-        if self.borders is None:
-            assert self.mask is not None
-            return self.mask.sum(1, keepdim=True).float().expand(self.ids.shape)
-        lengths = self.borders[1:] - self.borders[:-1]
+        if self.cu_seqlens is None:
+            assert self.attention_mask is not None
+            return self.attention_mask.sum(1, keepdim=True).float().expand(self.input_ids.shape)
+        lengths = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
         return lengths.repeat_interleave(lengths).float().unsqueeze(0)
 
 
@@ -135,7 +135,7 @@ def collate(
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
         laid = (ids[None], positions[None], None, borders, *flat)
-        return MicroBatch(*laid, sets=sets, longest=width, compared=compared)
+        return MicroBatch(*laid, sets=sets, max_seqlen=width, compared=compared)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):

@@ -54,7 +54,7 @@ class Compared:
             reference: log-probabilities of all rows by the reference model.
             ends: of the rows `indices`.
         """
-        counts = torch.from_numpy(rows.targets[indices].astype(np.int64))
+        counts = torch.from_numpy(rows.num_label_tokens[indices].astype(np.int64))
         return cls(
             counts,
             torch.from_numpy(reference[indices]),

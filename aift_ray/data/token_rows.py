@@ -39,7 +39,7 @@ class TokenRows:
 
     Attributes:
         lengths: tokens a row, shape (rows,).
-        targets: supervised tokens a row that have a token before them, shape (rows,).
+        num_label_tokens: supervised tokens a row that have a token before them, shape (rows,).
         scores: label or margin of a row, NaN where it has none, shape (rows,).
     """
 
@@ -53,7 +53,7 @@ class TokenRows:
             targets.append(_numpy(batch.column("targets")))
             scores.append(_numpy(batch.column("score")))
         self.lengths: Ids = np.concatenate(lengths)
-        self.targets: Ids = np.concatenate(targets)
+        self.num_label_tokens: Ids = np.concatenate(targets)
         self.scores: npt.NDArray[np.float32] = np.concatenate(scores)
 
     def __len__(self) -> int:

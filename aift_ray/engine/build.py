@@ -113,7 +113,7 @@ def build(
         pool: starts processes that generate completions, where the workers do not.
     """
     config, training = job.config, job.config.training
-    group = replace(group, apart=config.parallel.apart)
+    group = replace(group, model_parallel_size=config.parallel.model_parallel_size)
     precision = Precision.resolve(config, group.device)
     state, tensors = _state(job, resume)
     prepared = token_cache.load(job.cache)
@@ -268,7 +268,7 @@ def _changes(job: Job) -> list[str]:
 
 
 def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module | None:
-    if job.config.parallel.strategy != "pipeline" or not group.leads:
+    if job.config.parallel.strategy != "pipeline" or not group.is_main_process:
         return None
     return whole_like(model, load.skeleton(job.location))
 
@@ -284,7 +284,7 @@ def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> 
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    dtype = None if full and config.parallel.divides else precision.frozen
+    dtype = None if full and config.parallel.shards_weights else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -324,12 +324,14 @@ def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
 def _shards(config: RunConfig, group: Group) -> Loading | None:
     """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
     parallel, lora = config.parallel, config.lora
-    if config.base_bits != 4 or not (parallel.divides or parallel.strategy == "model_parallel"):
+    if config.base_bits != 4 or not (
+        parallel.shards_weights or parallel.strategy == "model_parallel"
+    ):
         return None
     # these look at the whole base for where the adapters start
     look = lora.use_dora or lora.init_lora_weights != "default"
-    if parallel.shares and group.world > 1 and not look:
-        return Loading(group.device, group.rank, group.world)
+    if parallel.is_sharded_data_parallel and group.world_size > 1 and not look:
+        return Loading(group.device, group.rank, group.world_size)
     return Loading(group.device)
 
 

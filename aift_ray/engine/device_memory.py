@@ -53,9 +53,11 @@ def work_of(run: Run, model: Measured, tokens: int) -> Workload:
         config.training.gradient_checkpointing,
         config.base_bits,
         config.parallel.strategy,
-        run.group.apart if run.group.apart > 1 else run.group.world,
+        run.group.model_parallel_size
+        if run.group.model_parallel_size > 1
+        else run.group.world_size,
         model.whole,
-        run.group.apart,
+        run.group.model_parallel_size,
         config.parallel.offload,
         config.training.optimizer,
         dropout=config.lora.lora_dropout > 0,

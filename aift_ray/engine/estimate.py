@@ -25,8 +25,8 @@ def estimated(run: Run) -> float | None:
     model = measured(run.job.location, run.config)
     plan, group = run.plan, run.group
     assert isinstance(plan, BatchPlan)
-    tokens = plan.tokens_per_micro_step(group.replicas)
-    micro_steps = len(plan.share(0, 0, group.replicas))
+    tokens = plan.tokens_per_micro_step(group.dp_size)
+    micro_steps = len(plan.share(0, 0, group.dp_size))
     work = work_of(run, model, round(tokens))
     length = round(float(plan.lengths.mean()))
     return speed.training(model.shape, work, card, length, micro_steps).tokens_per_second

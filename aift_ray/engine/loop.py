@@ -40,31 +40,31 @@ class LoopHooks:
 
     def __init__(
         self,
-        logged: Callable[[dict[str, Any]], None],
-        asked: Callable[[], StopRequest],
+        on_step: Callable[[dict[str, Any]], None],
+        stop_request: Callable[[], StopRequest],
         save: Callable[[StopRequest], None],
         evaluate: Callable[[], bool],
         score: Callable[[], None],
     ) -> None:
-        self.logged, self.asked, self.save = logged, asked, save
+        self.on_step, self.stop_request, self.save = on_step, stop_request, save
         self.evaluate, self.score = evaluate, score
 
 
-def train(run: Run, watch: LoopHooks) -> str:
+def train(run: Run, hooks: LoopHooks) -> str:
     """Step until the end; returns done, stopped early or interrupted, as `status`."""
     training, state = run.config.training, run.state
     while state.step < run.total_steps:
-        line, asked = train_step(run, watch.asked())
+        line, asked = train_step(run, hooks.stop_request())
         state.step += 1
-        watch.logged(line)
+        hooks.on_step(line)
         last = state.step == run.total_steps or asked is StopRequest.END
         ended_early = False
         if run.evaluator and (last or state.step % training.eval_steps == 0):
-            ended_early = watch.evaluate()
+            ended_early = hooks.evaluate()
         if run.tasks and not last and run.tasks.due(state.step):
-            watch.score()
+            hooks.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
-            watch.save(asked)
+            hooks.save(asked)
         if ended_early or (asked is StopRequest.END and state.step < run.total_steps):
             return "stopped early"
         if asked is StopRequest.STOP and not last:
@@ -84,7 +84,7 @@ def train_step(
     began, step, group = time.perf_counter(), run.state.step, run.group
     if run.rollouts is not None:
         run.rollouts.begin(run.module, step)
-    shares = run.plan.share(step, group.replica, group.replicas)
+    shares = run.plan.share(step, group.dp_rank, group.dp_size)
     targets, weight = run.plan.step_targets(step), run.plan.step_weight(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
@@ -101,8 +101,8 @@ def train_step(
     measuring = run.rollouts or run.comparison
     measured = [] if measuring is None else list(measuring.sums)
     mine = (summed, tokens, balanced, *measured)
-    mine = mine if group.counts else (0.0,) * len(mine)
-    joined = group.joined(*mine, asked if group.leads else 0)
+    mine = mine if group.is_last_mp_rank else (0.0,) * len(mine)
+    joined = group.joined(*mine, asked if group.is_main_process else 0)
     run.scaler.unscale_(run.optimizer)
     norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
     limit = run.config.training.max_grad_norm
@@ -129,7 +129,7 @@ def train_step(
         "tokens": int(all_tokens),
         "supervised_tokens": targets,
         "tokens_per_second": all_tokens / seconds,
-        "world_size": group.world,
+        "world_size": group.world_size,
         "time": time.time(),
     }, StopRequest(int(heard))
 
@@ -172,7 +172,7 @@ def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
         with _joined(run, micro == len(batches) - 1):
             with run.precision.autocast(run.group.device):
                 loss = run.spread(batch)
-            run.scaler.scale(loss * (run.group.replicas / max(targets, 1))).backward()
+            run.scaler.scale(loss * (run.group.dp_size / max(targets, 1))).backward()
         total += loss.detach()
     return total
 
@@ -201,13 +201,13 @@ def micro_batch(run: Run, indices: list[int]) -> MicroBatch:
 def without_targets(batch: MicroBatch) -> MicroBatch:
     """A batch that trains nothing: a worker without rows still joins the reduction."""
     return MicroBatch(
-        batch.ids,
-        batch.positions,
-        batch.mask,
-        batch.borders,
-        batch.sources[:0],
-        batch.targets[:0],
-        batch.longest,
+        batch.input_ids,
+        batch.position_ids,
+        batch.attention_mask,
+        batch.cu_seqlens,
+        batch.label_positions[:0],
+        batch.labels[:0],
+        batch.max_seqlen,
         compared=batch.compared and batch.compared.none(),
         policy=batch.policy and batch.policy.none(),
     )
@@ -235,9 +235,9 @@ def try_longest(run: Run) -> None:
         # the first step would make them, when the trial has gone well
         optimizer.allocate(run.optimizer)
         batch = longest_batch(run)
-        if run.group.apart > 1:
+        if run.group.model_parallel_size > 1:
             # what is in flight at once counts
-            number = len(run.plan.share(0, run.group.replica, run.group.replicas))
+            number = len(run.plan.share(0, run.group.dp_rank, run.group.dp_size))
             backward(run, [batch] * number, 1)
         else:
             with run.precision.autocast(run.group.device):
@@ -257,7 +257,7 @@ def longest_batch(run: Run) -> MicroBatch:
 
 def seed_step(run: Run, micro: int) -> None:
     """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
-    numbers = (run.config.training.seed, run.state.step, run.group.replica, micro)
+    numbers = (run.config.training.seed, run.state.step, run.group.dp_rank, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
 
 

@@ -77,7 +77,7 @@ class LossModule(nn.Module):
         logits, self._router_logits = self._router_logits, ()
         if self.routers is None or not self.training:
             return total
-        return total + self.routers(logits, batch.mask, batch.weight).to(total.device)
+        return total + self.routers(logits, batch.attention_mask, batch.weight).to(total.device)
 
     def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of `batch`, (rows, tokens, width).
@@ -99,8 +99,8 @@ class LossModule(nn.Module):
         if self._scores:
             return self._scored(states, batch)
         device = self._head[0].device(states)
-        chosen = states.flatten(0, 1).index_select(0, batch.sources.to(states.device))
-        targets = batch.targets.to(device)
+        chosen = states.flatten(0, 1).index_select(0, batch.label_positions.to(states.device))
+        targets = batch.labels.to(device)
         if batch.policy is not None:
             return self._sampled(chosen.to(device), targets, batch)
         if batch.compared is not None:
@@ -108,7 +108,7 @@ class LossModule(nn.Module):
             return self._compared(each, batch)
         note = SetLosses(batch) if batch.sets is not None else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
-        return total.to(batch.ids.device)
+        return total.to(batch.input_ids.device)
 
     def _sampled(
         self, states: torch.Tensor, targets: torch.Tensor, batch: MicroBatch
@@ -130,16 +130,16 @@ class LossModule(nn.Module):
         if told.bare:
             return logps
         assert self._objective is not None
-        return compare(self._objective, logps, batch).to(batch.ids.device)
+        return compare(self._objective, logps, batch).to(batch.input_ids.device)
 
     def _scored(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the score of each, at its last token."""
         told, inner = batch.compared, self._scores[0]
         assert told is not None
         assert self._objective is not None
-        places = last_tokens(batch.ids, told.ends, inner.config.pad_token_id)
+        places = last_tokens(batch.input_ids, told.ends, inner.config.pad_token_id)
         found = inner.score(states.flatten(0, 1).index_select(0, places))
-        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.ids.device)
+        return compare(self._objective, found.float().squeeze(-1), batch).to(batch.input_ids.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
@@ -155,15 +155,15 @@ class LossModule(nn.Module):
         """The same loss from the model's own forward and all logits; slow, to compare with."""
         with packed(documents(batch)):
             logits = causal_model(self.model)(**model_inputs(batch)).logits
-        chosen = logits.flatten(0, 1).index_select(0, batch.sources)
-        return cross_entropy(chosen.float(), batch.targets, reduction="sum")
+        chosen = logits.flatten(0, 1).index_select(0, batch.label_positions)
+        return cross_entropy(chosen.float(), batch.labels, reduction="sum")
 
 
 def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
-    if batch.borders is None:
+    if batch.cu_seqlens is None:
         return None
-    return PackedDocuments(batch.borders, batch.longest, batch.ids.shape[1])
+    return PackedDocuments(batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1])
 
 
 def model_inputs(
@@ -174,17 +174,17 @@ def model_inputs(
     Args:
         body: who is called, where it may not take the borders of documents.
     """
-    given = {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+    given = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
     inputs: dict[str, Any] = given | {"use_cache": False}
-    if batch.borders is None:
-        return inputs | {"attention_mask": batch.mask}
-    inputs["position_ids"] = batch.positions
+    if batch.cu_seqlens is None:
+        return inputs | {"attention_mask": batch.attention_mask}
+    inputs["position_ids"] = batch.position_ids
     if body is not None and not _takes_more(body):
         return inputs
-    longest = batch.longest
+    longest = batch.max_seqlen
     return inputs | {
-        "cu_seq_lens_q": batch.borders,
-        "cu_seq_lens_k": batch.borders,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
         "max_length_q": longest,
         "max_length_k": longest,
     }

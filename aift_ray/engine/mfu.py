@@ -42,4 +42,4 @@ class Utilization:
         if device.type != "cuda" or run.precision.compute == torch.float32:
             return None
         one = peak(torch.cuda.get_device_name(device))
-        return one * run.group.world * run.config.parallel.gpus_a_worker if one else None
+        return one * run.group.world_size * run.config.parallel.gpus_a_worker if one else None

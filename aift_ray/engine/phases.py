@@ -20,5 +20,5 @@ SAVING = "saving the trained model"
 
 def tell(output: Path, group: Group, what: str) -> None:
     """Say what begins; worker 0 speaks for all."""
-    if group.leads:
+    if group.is_main_process:
         write_json(output / STAGE, {"stage": what, "since": time.time()})

@@ -60,7 +60,7 @@ class Precision:
     def scaler(self, group: Group) -> torch.amp.GradScaler:
         """Scales the loss in fp16; passes everything through otherwise."""
         enabled = self.compute is torch.float16
-        if group.world == 1:
+        if group.world_size == 1:
             return torch.amp.GradScaler(group.device.type, enabled=enabled)
         # where each worker has other weights, all must leave a step out together
         return JoinedScaler(group.device.type, enabled=enabled)

@@ -88,7 +88,7 @@ class References:
         self._config = job.config
         self.train = Comparison.of(objective, rows, *how)
         self.tested = Comparison.of(objective, own, *how) if len(indices) else None
-        replica, replicas, size = group.replica, group.replicas, job.config.micro_batch
+        replica, replicas, size = group.dp_rank, group.dp_size, job.config.micro_batch
         # a whole epoch among them, which holds all rows
         steps = steps[: 2 * plan.steps_per_epoch]
         self._sets: list[tuple[Comparison, Callable[[], Work], Path | None]] = [
@@ -151,7 +151,7 @@ def _computed(
     found: dict[int, float] = {}
     for part in comparison.parts(indices):
         values = comparison.log_probabilities(module, part)
-        if counts and comparison.group.counts:
+        if counts and comparison.group.is_last_mp_rank:
             found |= dict(zip(part, values.tolist(), strict=True))
     return found
 
@@ -164,7 +164,7 @@ def _join(
         return
     found = comparison.group.total(*[mine.get(row, 0.0) for row in rows])
     comparison.reference[rows] = np.array(found, np.float32)
-    if file and comparison.group.leads:
+    if file and comparison.group.is_main_process:
         # a cache that others have made may not be ours to write into
         with suppress(OSError):
             scratch = file.with_name(f".{file.name}.{os.getpid()}")
@@ -176,7 +176,7 @@ def _join(
 def _read(comparison: Comparison, file: Path | None) -> None:
     """Take what is kept in `file`, which worker 0 reads for all."""
     found: np.ndarray | None = None
-    if file and comparison.group.leads:
+    if file and comparison.group.is_main_process:
         with suppress(OSError, ValueError):
             found = np.load(file)
     found = comparison.group.agree(found)

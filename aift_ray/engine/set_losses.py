@@ -40,7 +40,7 @@ def of_comparisons(batch: MicroBatch, sets: np.ndarray, sums: torch.Tensor | Non
     """
     assert batch.compared
     # int32 in the file, int64 where torch counts by it
-    each = torch.from_numpy(sets.astype(np.int64)).to(batch.ids.device)
+    each = torch.from_numpy(sets.astype(np.int64)).to(batch.input_ids.device)
     return replace(batch, compared=replace(batch.compared, sets=each, set_losses=sums))
 
 

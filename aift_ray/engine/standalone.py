@@ -36,11 +36,11 @@ def leads() -> bool:
     return os.environ["RANK"] == "0"
 
 
-def join_and_work(job: Job, watch: Report = nothing) -> None:
+def join_and_work(job: Job, on_metrics: Report = nothing) -> None:
     """Do this process's share of `job` as a worker of torchrun's group.
 
     Args:
-        watch: as of `work`.
+        on_metrics: as of `work`.
     """
     # one command gives all processes the same flags: torchrun's own number comes first
     local = int(os.environ.get("LOCAL_RANK", job.config.training.local_rank))
@@ -54,7 +54,7 @@ def join_and_work(job: Job, watch: Report = nothing) -> None:
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         group = Group(dist.get_rank(), dist.get_world_size(), device)
-        work(job, group, watch=watch)
+        work(job, group, on_metrics=on_metrics)
         # a model that is freed after its process group may wait for workers that have gone
         gc.collect()
     finally:

@@ -54,7 +54,7 @@ def plan_batches(
     padded = not packed or config.data.packing == "false"
     if config.objective == "grpo":
         return plan_rollouts(config, rows, indices, global_batch, padded)
-    targets = rows.targets[indices]
+    targets = rows.num_label_tokens[indices]
     if config.objective == "kto":
         # every second row has the answer to another prompt, which is not trained
         targets[1::2] = 0

@@ -39,13 +39,13 @@ def summarized(session: Any, status: str) -> dict[str, Any]:
         "peak_reserved_gb": reserved if on_gpu else None,
         "device_memory_gb": held if on_gpu else None,
         "mfu": session.utilization.mean(),
-        "estimated_tokens_per_second": estimated(run) if group.leads else None,
+        "estimated_tokens_per_second": estimated(run) if group.is_main_process else None,
         "strategy": run.config.parallel.strategy,
         "strategy_why": run.job.why,
         "method": run.config.trained_as,
         "objective": run.config.objective,
         "precision": run.precision.name,
-        "world_size": group.world,
+        "world_size": group.world_size,
         "start_s": session.start_s,
         "global_batch": state.global_batch,
         "resumed_from": run.resumed_from,
@@ -67,7 +67,7 @@ def _rewards(session: Any) -> dict[str, float | None]:
 
 def _of_all(group: Group, *mine: float) -> list[list[float]]:
     """Each of this worker's numbers with those of the others, by rank."""
-    numbers = [0.0] * (len(mine) * group.world)
-    numbers[group.rank :: group.world] = mine
+    numbers = [0.0] * (len(mine) * group.world_size)
+    numbers[group.rank :: group.world_size] = mine
     found = [round(number, 3) for number in group.sum(*numbers)]
-    return [found[at : at + group.world] for at in range(0, len(found), group.world)]
+    return [found[at : at + group.world_size] for at in range(0, len(found), group.world_size)]

@@ -169,8 +169,8 @@ class TaskEvaluator:
         """
         group, size = self._group, self._size if self._job.support.batched else 1
         order = sorted(range(len(lengths)), key=lambda at: (-lengths[at], at))
-        mine = order[group.replica :: group.replicas]
-        for start in range(0, -(-len(order) // group.replicas), size):
+        mine = order[group.dp_rank :: group.dp_size]
+        for start in range(0, -(-len(order) // group.dp_size), size):
             part = mine[start : start + size]
             yield part or order[:1], bool(part)
 

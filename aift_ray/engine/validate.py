@@ -62,7 +62,7 @@ class Validator:
                 batch = collate(self.rows, rows, self.padded, self.stop_ids[0])
                 found = module(batch.to(self.group.device)).item()
                 if part:
-                    count += len(batch.targets)
+                    count += len(batch.labels)
                     total += found
         module.train()
         total, tokens = self.group.total(total, count)
@@ -71,7 +71,7 @@ class Validator:
     def _compared(self, comparison: Comparison, module: LossModule) -> float | None:
         """The mean loss of the comparisons; `measures` are those of all."""
         group, total = self.group, 0.0
-        whole = rounds(self.indices, group.replica, group.replicas, self.batch_size)
+        whole = rounds(self.indices, group.dp_rank, group.dp_size, self.batch_size)
         mine = [(mine[0] or all_rows[:2], bool(mine[0])) for all_rows, mine in whole]
         comparison.sums.zero_()
         comparison.estimate_kl(module, mine)
@@ -110,10 +110,10 @@ class Validator:
 
     def _rounds(self, rows: int, at_once: int) -> range:
         """Where each batch of a share starts: as many for all, who may need each other for them."""
-        return range(0, -(-rows // self.group.replicas), at_once)
+        return range(0, -(-rows // self.group.dp_size), at_once)
 
     def _share(self, indices: np.ndarray) -> list[int]:
-        return [int(i) for i in indices[self.group.replica :: self.group.replicas]]
+        return [int(i) for i in indices[self.group.dp_rank :: self.group.dp_size]]
 
     def _question(self, index: int) -> tuple[list[int], list[int]] | None:
         """Prompt and expected answer of a row: its last supervised run and all before it."""

@@ -42,7 +42,7 @@ def work(
     job: Job,
     group: Group,
     report: Report = nothing,
-    watch: Report = nothing,
+    on_metrics: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
     pool: Callable[[], RolloutPool] | None = None,
 ) -> Run:
@@ -50,7 +50,7 @@ def work(
 
     Args:
         report: called with metrics on every worker at each checkpoint.
-        watch: called with metrics on every worker at each step and evaluation.
+        on_metrics: called with metrics on every worker at each step and evaluation.
         tokenizer: that of the job's model, where this process has it already.
         pool: starts processes that generate completions, where the workers do not.
 
@@ -72,11 +72,11 @@ def work(
             if group.device.type != "cpu":
                 phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
-        metrics = _metrics(run, job) if group.leads else None
+        metrics = _metrics(run, job) if group.is_main_process else None
         at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
         writing = CheckpointCoordinator(run, store)
         at_last.callback(writing.close)
-        session = _Session(run, metrics, writing, report, watch)
+        session = _Session(run, metrics, writing, report, on_metrics)
         if run.state.step == 0:
             session.evaluate_before()
         phases.tell(job.output, group, phases.FIRST_STEP)
@@ -99,7 +99,10 @@ def _start(job: Job, group: Group, store: CheckpointMirror | None) -> Path | Non
     Raises:
         TrainingError: a worker's machine does not see it; on every worker.
     """
-    found = group.agree(newest(job.checkpoints, store)[0] if group.leads else None) or job.resume
+    found = (
+        group.agree(newest(job.checkpoints, store)[0] if group.is_main_process else None)
+        or job.resume
+    )
     step = step_of(found.name) if found else None
     if found and not found.is_dir() and store and step in store.steps():
         found = store.fetch(step, job.checkpoints)
@@ -120,7 +123,7 @@ class _Session:
     metrics: Metrics | None
     writing: CheckpointCoordinator
     report: Report
-    watch: Report
+    on_metrics: Report
     utilization: Utilization = field(init=False)
     tokens: float = 0.0
     seconds: float = 0.0
@@ -153,12 +156,12 @@ class _Session:
             self.metrics.show(line | {"total_steps": self.run.total_steps})
             if self.run.job.events:
                 tell(self.run.job.output, "step", line)
-        self.watch(line)
+        self.on_metrics(line)
 
     def asked(self) -> StopRequest:
         """Whether the run should stop, or save; worker 0 looks for all."""
         job, hours = self.run.job, self.run.config.training.max_hours
-        if not self.run.group.leads:
+        if not self.run.group.is_main_process:
             return StopRequest.NOTHING
         late = hours is not None and time.time() - job.started > hours * 3600
         if late or (job.output / STOP).exists():
@@ -283,7 +286,7 @@ class _Session:
             self.metrics.write(whole)
             if self.run.job.events:
                 tell(self.run.job.output, "evaluate", whole)
-        self.watch(line)
+        self.on_metrics(line)
 
     def _saving(self) -> dict[str, Any]:
         """What saving cost, and what of it could not be copied."""

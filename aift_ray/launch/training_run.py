@@ -146,7 +146,7 @@ def run_here(
 
     def go(show: Callable[[], None]) -> None:
         job = _job(prepared, listener)
-        trained.append(local_run.work_here(job, device, show, watch=lambda _: listener.poll()))
+        trained.append(local_run.work_here(job, device, show, on_metrics=lambda _: listener.poll()))
 
     _train(config, folder, prepared.job, go, listener, here=True)
     model: torch.nn.Module = trained[0].module.model

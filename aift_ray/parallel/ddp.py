@@ -18,7 +18,7 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
         compute: makes no difference here; a copy is as it was loaded.
     """
     module = module.to(group.device)
-    if group.world == 1:
+    if group.world_size == 1:
         return module
     devices = [group.device] if group.device.type == "cuda" else None
     # frozen weights come from one folder: to send them again takes seconds, and tells nothing new

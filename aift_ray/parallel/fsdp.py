@@ -50,13 +50,13 @@ def wrap(
         offload: shares of weights, gradients and optimizer state lie in host memory, and the
             optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
     """
-    if group.world == 1 and not offload:
+    if group.world_size == 1 and not offload:
         return widened(module).to(group.device)
     if not dist.is_initialized():
         # a process that nobody started as a worker is a group by itself
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(store=store, rank=0, world_size=1)
-    mesh = init_device_mesh(group.device.type, (group.world,))
+    mesh = init_device_mesh(group.device.type, (group.world_size,))
     narrow = None if compute is torch.float32 else compute
     policy = MixedPrecisionPolicy(
         param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False

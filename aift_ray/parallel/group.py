@@ -19,14 +19,14 @@ class Group:
     """Rank, number of workers and device of this process.
 
     Attributes:
-        apart: workers, one after the other by rank, that hold one model together; each such set
-            is a replica, whose workers see the same rows.
+        model_parallel_size: consecutive ranks that hold one model together; each such set is a
+            replica, whose workers see the same rows.
     """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
-    apart: int = 1
+    model_parallel_size: int = 1
 
     @classmethod
     def alone(cls) -> Group:
@@ -34,37 +34,37 @@ class Group:
         return cls(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else _CPU)
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this worker writes files and talks."""
         return self.rank == 0
 
     @property
-    def replica(self) -> int:
+    def dp_rank(self) -> int:
         """The number of this worker's replica of the model."""
-        return self.rank // self.apart
+        return self.rank // self.model_parallel_size
 
     @property
-    def place(self) -> int:
+    def mp_rank(self) -> int:
         """The number of this worker in its replica."""
-        return self.rank % self.apart
+        return self.rank % self.model_parallel_size
 
     @property
-    def replicas(self) -> int:
+    def dp_size(self) -> int:
         """Replicas of the model: shares in which rows are dealt out."""
-        return self.world // self.apart
+        return self.world_size // self.model_parallel_size
 
     @property
-    def counts(self) -> bool:
+    def is_last_mp_rank(self) -> bool:
         """Whether this worker counts for its replica: the last, which has a pipeline's loss."""
-        return self.place == self.apart - 1
+        return self.mp_rank == self.model_parallel_size - 1
 
     def total(self, *values: float) -> list[float]:
         """The sum over all replicas of values that the worker of each that counts has."""
-        return self.sum(*[value if self.counts else 0.0 for value in values])
+        return self.sum(*[value if self.is_last_mp_rank else 0.0 for value in values])
 
     def sum(self, *values: float) -> list[float]:
         """The sum of each value over all workers, in double precision."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         # MPS aside, every backend reduces float64; gloo does so on the CPU
         device = self.device if dist.get_backend() == "nccl" else _CPU
@@ -78,7 +78,9 @@ class Group:
 
         It is on the device where that reduces it; gloo's workers meet in host memory.
         """
-        on_device = self.device.type == "cuda" and (self.world == 1 or dist.get_backend() == "nccl")
+        on_device = self.device.type == "cuda" and (
+            self.world_size == 1 or dist.get_backend() == "nccl"
+        )
         device = self.device if on_device else _CPU
         numbers = torch.tensor(
             [0.0 if isinstance(value, torch.Tensor) else value for value in values],
@@ -88,13 +90,13 @@ class Group:
         for at, value in enumerate(values):
             if isinstance(value, torch.Tensor):
                 numbers[at] = value.detach().to(numbers)
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(numbers)
         return numbers
 
     def agree(self, value: T) -> T:
         """The value that rank 0 gives, on every worker."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
@@ -102,22 +104,22 @@ class Group:
 
     def first(self, value: T | None) -> T | None:
         """The first of the workers' values that is not None, on every worker."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
-        values: list[T | None] = [None] * self.world
+        values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return next((one for one in values if one is not None), None)
 
     def leave(self) -> None:
         """Let the others know that this worker goes no further."""
-        if self.world > 1:
+        if self.world_size > 1:
             _store().set(f"aift_ray/left/{self.rank}", "")
 
     def all_leave(self, seconds: float) -> bool:
         """Whether all workers go no further, after waiting for them for some time."""
-        if self.world == 1:
+        if self.world_size == 1:
             return True
-        marks = [f"aift_ray/left/{rank}" for rank in range(self.world)]
+        marks = [f"aift_ray/left/{rank}" for rank in range(self.world_size)]
         try:
             _store().wait(marks, timedelta(seconds=seconds))
         except dist.DistError:
@@ -126,5 +128,5 @@ class Group:
 
     def barrier(self) -> None:
         """Wait for all workers."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()

@@ -32,7 +32,9 @@ _AHEAD = 4
 
 def held(layout: Mapping[str, int], group: Group) -> set[str]:
     """Names of the pieces that this worker holds; `layout` is {name of a piece: its stage}."""
-    return {name for name, stage in layout.items() if stage % group.apart == group.place}
+    return {
+        name for name, stage in layout.items() if stage % group.model_parallel_size == group.mp_rank
+    }
 
 
 def wrap(module: nn.Module, group: Group, layout: Mapping[str, int], schedule: str) -> Pipeline:
@@ -61,7 +63,7 @@ class Pipeline(nn.Module):
         self._group, self._schedule = group, schedule
         stages = list(layout.values())
         self._last, self._norm = stages[-1], list(layout)[-2].rpartition(".")[2]
-        self._own = range(group.place, self._last + 1, group.apart)
+        self._own = range(group.mp_rank, self._last + 1, group.model_parallel_size)
         self._wires = Wires(group, self._last)
         inner: Any = causal_model(self.model)
         self._decoder: list[Any] = [decoder_of(inner)]
@@ -81,9 +83,9 @@ class Pipeline(nn.Module):
 
     def _join(self, inner: Any) -> None:
         """Form the groups of a replica, of a stage in all replicas, and of a shared weight."""
-        group, size = self._group, self._group.apart
-        replicas = [range(r * size, (r + 1) * size) for r in range(group.replicas)]
-        places = [range(place, group.world, size) for place in range(size)]
+        group, size = self._group, self._group.model_parallel_size
+        replicas = [range(r * size, (r + 1) * size) for r in range(group.dp_size)]
+        places = [range(place, group.world_size, size) for place in range(size)]
         ends = [(ranks[0], ranks[-1]) for ranks in replicas]
         made = [
             [(ranks, dist.new_group(ranks)) for ranks in kind] for kind in (replicas, places, ends)
@@ -92,10 +94,10 @@ class Pipeline(nn.Module):
         (self._replica,), (self._alike,), ends_group = own
         head, table = inner.get_output_embeddings(), inner.get_input_embeddings()
         facts: list[Any] = [None]
-        if group.place == size - 1:
+        if group.mp_rank == size - 1:
             names = self.model.named_parameters(remove_duplicate=False)
             facts = [([n for n, p in names if p is head.weight], head.weight.shape[0])]
-        dist.broadcast_object_list(facts, replicas[group.replica][-1], self._replica)
+        dist.broadcast_object_list(facts, replicas[group.dp_rank][-1], self._replica)
         # names of the output layer's weight, that of the embeddings among them if it is theirs
         self._names, self._vocabulary = facts[0]
         self._ends = ends_group[0] if len(self._names) > 1 and ends_group else None
@@ -111,13 +113,13 @@ class Pipeline(nn.Module):
     @property
     def _is_twin(self) -> bool:
         """Whether the weight that is held twice counts on another worker."""
-        return self._shared is not None and self._group.place > 0
+        return self._shared is not None and self._group.mp_rank > 0
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of `batch`, without gradients; a scalar in fp32."""
         loss = torch.zeros((), device=self._group.device)
         for stage in self._own:
-            output = self._pass(stage, batch, self._received(stage, batch.ids.shape))
+            output = self._pass(stage, batch, self._received(stage, batch.input_ids.shape))
             loss = self._handed_on(stage, output, loss)
         self._wires.settle(_AHEAD)
         return loss
@@ -136,10 +138,10 @@ class Pipeline(nn.Module):
         """
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(self._schedule, group.apart, group.place, len(batches)):
+        for action in order(self._schedule, group.model_parallel_size, group.mp_rank, len(batches)):
             stage, batch = action.stage, batches[action.micro]
             if action.forward:
-                given = self._received(stage, batch.ids.shape)
+                given = self._received(stage, batch.input_ids.shape)
                 if given is not None:
                     given.requires_grad_()
                 seed(action.micro * (self._last + 1) + stage)
@@ -166,7 +168,7 @@ class Pipeline(nn.Module):
         """The norm of the gradients of all stages, in double precision."""
         own = [p for p in parameters if not (self._is_twin and p is self._shared)]
         squares = self._group.joined(gradient_norm(own).double().square())
-        return (squares[0] / self._group.replicas).sqrt()
+        return (squares[0] / self._group.dp_size).sqrt()
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         """Token ids that the model generates, the same on each worker."""
@@ -180,18 +182,18 @@ class Pipeline(nn.Module):
         Every worker must call this; the others have what they gave.
         """
         group = self._group
-        if group.replica:
+        if group.dp_rank:
             return own
         if self._is_twin:
             # as the model calls it, and as its trainer does
             twins = {prefix + name for name in self._names for prefix in ("", "model.")}
             own = {name: value for name, value in own.items() if name not in twins}
-        if not group.leads:
+        if not group.is_main_process:
             outline = tree_map(lambda t: t.to("meta"), own)
             dist.send_object_list([outline], 0)
             tree_map(lambda t: dist.send(t.to(self._carrier), 0), own)
             return own
-        for rank in range(1, group.apart):
+        for rank in range(1, group.model_parallel_size):
             box: list[Any] = [None]
             dist.recv_object_list(box, rank)
             own = own | tree_map(partial(self._fetched, rank), box[0])
@@ -247,7 +249,7 @@ class Pipeline(nn.Module):
 
     def _reduce(self) -> None:
         """Sum gradients over replicas, and those of a weight that two stages share."""
-        if self._group.replicas > 1:
+        if self._group.dp_size > 1:
             sum_gradients(self.module.parameters(), self._alike)
         if self._shared is not None:
             sum_gradients([self._shared], self._ends)
@@ -268,8 +270,8 @@ class Pipeline(nn.Module):
                 self._wires.send(stage, stage + 1, output.last_hidden_state)
             else:
                 logits = self.module.logits(output.last_hidden_state[:, -1:]).contiguous()
-        leader = self._group.replica * self._group.apart
-        dist.broadcast(logits, leader + self._group.apart - 1, self._replica)
+        leader = self._group.dp_rank * self._group.model_parallel_size
+        dist.broadcast(logits, leader + self._group.model_parallel_size - 1, self._replica)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def _caches(self, first: Any) -> list[Any]:

@@ -29,9 +29,12 @@ class Wires:
         self._dtypes: dict[tuple[int, int], torch.dtype] = {}
         self._pending: deque[tuple[dist.Work, torch.Tensor]] = deque()
         pairs = [(s, s + 1) for s in range(last)]
-        for replica in range(group.replicas):
+        for replica in range(group.dp_size):
             for start, end in [*pairs, *((e, s) for s, e in pairs)]:
-                ranks = [replica * group.apart + stage % group.apart for stage in (start, end)]
+                ranks = [
+                    replica * group.model_parallel_size + stage % group.model_parallel_size
+                    for stage in (start, end)
+                ]
                 made = dist.new_group(ranks)
                 if group.rank in ranks:
                     self._ways[start, end] = sum(ranks) - group.rank, made

@@ -66,7 +66,7 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
             in, and all workers of a team call them alike, with the same rows.
         compute: makes no difference here; a trained weight is held in fp32, others as they are.
     """
-    shape = (group.replicas, group.apart)
+    shape = (group.dp_size, group.model_parallel_size)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=("data", "tensor"))
     team = Team(mesh["tensor"])
     _split(module, team, group.device)
@@ -74,7 +74,7 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
     model = module.model
     assert isinstance(model, torch.nn.Module)
     _connect(model, team)
-    if group.replicas > 1:
+    if group.dp_size > 1:
         _average(module, mesh["data"])
     return module
 

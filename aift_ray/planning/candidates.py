@@ -106,7 +106,11 @@ def remedy(config: RunConfig) -> str:
         )
         steps = training.gradient_accumulation_steps * training.batch_size // size
         return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
-    if config.method == "full" and training.optimizer == "adamw" and not config.parallel.divides:
+    if (
+        config.method == "full"
+        and training.optimizer == "adamw"
+        and not config.parallel.shards_weights
+    ):
         return "--training.optimizer adamw_8bit"
     if config.method == "full":
         return "--method lora"

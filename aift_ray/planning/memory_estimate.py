@@ -76,7 +76,7 @@ def phases(shape: Shape, work: Workload) -> list[dict[str, Memory]]:
     """
     parts = [_Term(shape.layers, 1 if shape.tied else 2)]
     if work.strategy in ("pipeline", "model_parallel"):
-        parts = _stages(shape, work.apart, work.strategy)
+        parts = _stages(shape, work.model_parallel_size, work.strategy)
     return [
         {name: with_overheads(need, work) for name, need in _phases(shape, part, work).items()}
         for part in parts
@@ -233,7 +233,7 @@ def _logits(shape: Shape, work: Workload, width: int) -> int:
 
 def _copied_of(size: int, work: Workload) -> int:
     """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
-    return size // (work.workers // max(work.apart, 1) or 1)
+    return size // (work.workers // max(work.model_parallel_size, 1) or 1)
 
 
 def _copied(width: int) -> int:

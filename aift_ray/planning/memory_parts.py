@@ -101,8 +101,8 @@ class Workload:
         base_bits: bits of a weight of the blocks' linear layers, 4 or 8; None: not quantized.
         strategy, workers: what is shared out over how many.
         whole: weights trained as a whole beside the adapters, a copy of those of the base.
-        apart: stages of a pipeline, devices of a model laid out over several, or workers that
-            split each matrix.
+        model_parallel_size: stages of a pipeline, devices that the layers are placed on, or workers
+            that split each matrix.
         offload: shares of weights, gradients and optimizer state lie in host memory.
         optimizer: as the configuration names it.
         dropout: whether the inputs of adapters are dropped out.
@@ -123,7 +123,7 @@ class Workload:
     strategy: str = "ddp"
     workers: int = 1
     whole: int = 0
-    apart: int = 1
+    model_parallel_size: int = 1
     offload: bool = False
     optimizer: str = "adamw"
     dropout: bool = False
@@ -142,7 +142,7 @@ class Workload:
     @property
     def split(self) -> int:
         """Workers that have a part of each matrix."""
-        return self.apart if self.strategy == "tensor" else 1
+        return self.model_parallel_size if self.strategy == "tensor" else 1
 
     @property
     def shares(self) -> int:

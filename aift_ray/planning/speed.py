@@ -76,7 +76,7 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     Args:
         length: tokens of a row, of which attention takes its part.
     """
-    cards = work.workers if work.strategy != "model_parallel" else work.apart
+    cards = work.workers if work.strategy != "model_parallel" else work.model_parallel_size
     compute = work.tokens * token_operations(shape, work, length)
     compute /= _products(card)
     memory = 0.0
@@ -96,7 +96,9 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
         terms["waiting for other cards"] = busy * (cards - 1) / cards
     terms |= _links(shape, work, card, micro_steps, busy)
     terms |= _optimizer(shape, work, card)
-    replicas = work.workers // max(work.apart, 1) if work.strategy != "model_parallel" else 1
+    replicas = (
+        work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1
+    )
     tokens = replicas * micro_steps * work.tokens
     limit = max(terms, key=lambda name: terms[name])
     return Speed(tokens / sum(terms.values()), limit, terms)
@@ -127,7 +129,7 @@ def _links(
     shape: Shape, work: Workload, card: Card, micro_steps: int, busy: float
 ) -> dict[str, float]:
     """Seconds of a step that cards wait for each other's bytes, or the host's."""
-    number, between = max(work.workers, work.apart), _link(card, card.link)
+    number, between = max(work.workers, work.model_parallel_size), _link(card, card.link)
     name = "NVLink" if card.nvlink else "PCIe"
     others = (number - 1) / number
     reduced = others * _trained(shape, work) * FLOAT32
@@ -160,7 +162,7 @@ def _optimizer(shape: Shape, work: Workload, card: Card) -> dict[str, float]:
     if work.offload:
         # all workers' shares lie in one machine's memory
         return {"the optimizer's step in host memory": moved / HOST_BANDWIDTH}
-    on_one = moved / max(work.shares, work.apart)
+    on_one = moved / max(work.shares, work.model_parallel_size)
     return {"the optimizer's step": on_one / _bandwidth(card)}
 
 

@@ -166,7 +166,7 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         4 if config.method == "qlora" else None,
         name,
         1 if alone else config.gpus,
-        apart=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
+        model_parallel_size=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
         offload=bool(offload),
         optimizer=config.optimizer,
         dropout=config.lora_dropout > 0,

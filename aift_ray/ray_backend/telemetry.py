@@ -41,7 +41,7 @@ class Telemetry:
         self._gauges = {
             name: Gauge(f"aift_train_{name}", meaning, ("run",))
             for name, meaning in _FIGURES.items()
-            if group.leads
+            if group.is_main_process
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run})

@@ -35,14 +35,14 @@ def work_here(
     device: torch.device,
     show: Callable[[], None],
     tokenizer: PreTrainedTokenizerBase | None = None,
-    watch: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Run:
-    """Do `job`; `show` is called again and again in a thread of its own, `watch` at each step."""
+    """Do `job`; a thread calls `show` again and again, and each step calls `on_metrics`."""
     from aift_ray.engine.worker import work
     from aift_ray.parallel.group import Group
 
     with _again_and_again(show):
-        return work(job, Group(0, 1, device), watch=watch, tokenizer=tokenizer)
+        return work(job, Group(0, 1, device), on_metrics=on_metrics, tokenizer=tokenizer)
 
 
 def attempt_it(

@@ -73,7 +73,7 @@ def needs(
             way.strategy,
             workers,
             whole,
-            way.stages or config.parallel.apart,
+            way.stages or config.parallel.model_parallel_size,
             way.offload,
             training.optimizer,
             dropout=config.lora.lora_dropout > 0,

@@ -140,7 +140,7 @@ def _micro_step(run: Preparation, workers: int) -> str:
     config = run.job.config
     most = config.data.tokens_per_micro_batch
     each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
-    mean = run.plan.tokens_per_micro_step(workers // config.parallel.apart)
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.model_parallel_size)
     return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 

@@ -118,11 +118,11 @@ def request_of(
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(body.top_k or 0, 0),
         min_p=body.min_p or 0.0,
-        repetition=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        presence=body.presence_penalty or 0.0,
-        frequency=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
         seed=body.seed,
-        biases=tuple(biases.items()),
+        logit_bias=tuple(biases.items()),
     )
     stop_ids = frozenset(service.encoder.stop_ids)
     grammar = _grammar(service, body.response_format)

@@ -41,7 +41,7 @@ def test_rows_come_back_as_they_were_encoded(rows_file: Path, tmp_path: Path) ->
         assert flags.astype(bool).tolist() == encoded.supervised
         assert rows.place(index) == f"{rows_file}:{example.line}"
         assert rows.lengths[index] == len(encoded)
-        assert rows.targets[index] == sum(encoded.supervised[1:])
+        assert rows.num_label_tokens[index] == sum(encoded.supervised[1:])
 
 
 def test_more_rows_than_a_batch_of_the_file_are_found(

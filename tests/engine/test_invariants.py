@@ -114,11 +114,11 @@ def test_documents_in_a_row_do_not_see_each_other(
     model.set_attn_implementation(attention)
     model.eval()
     batch = collate(run.rows, [0, 1, 2], padded=False)
-    assert batch.borders is not None
-    first, second = int(batch.borders[1]), int(batch.borders[2])
+    assert batch.cu_seqlens is not None
+    first, second = int(batch.cu_seqlens[1]), int(batch.cu_seqlens[2])
     with torch.no_grad():
         before = model(**model_inputs(batch)).logits[0]
-        batch.ids[0, first:second] = (batch.ids[0, first:second] + 7) % 4000 + 8
+        batch.input_ids[0, first:second] = (batch.input_ids[0, first:second] + 7) % 4000 + 8
         after = model(**model_inputs(batch)).logits[0]
     torch.testing.assert_close(before[:first], after[:first], rtol=0, atol=0)
     torch.testing.assert_close(before[second:], after[second:], rtol=0, atol=0)
@@ -195,7 +195,7 @@ def test_shares_of_any_number_of_workers_are_the_global_batch(
 def test_prompt_tokens_are_never_targets(configure: Configure, tmp_path: Path) -> None:
     run = started(configure(), tmp_path)
     batch = collate(run.rows, range(24), padded=False)
-    text = run.tokenizer.decode(batch.targets.tolist())
+    text = run.tokenizer.decode(batch.labels.tolist())
     assert "言ってください" not in text
     assert text.count("<|im_end|>") == 24
-    assert len(batch.targets) == load(run.job.cache).train.supervised_tokens
+    assert len(batch.labels) == load(run.job.cache).train.supervised_tokens

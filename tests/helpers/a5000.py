@@ -31,7 +31,8 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
     kind = "full" if method == "full" else "lora"
     apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
     workers = 1 if strategy == "model_parallel" else 2
-    how: dict[str, Any] = {"apart": apart, "offload": offload, "dropout": True, "gpu": True}
+    how: dict[str, Any] = {"model_parallel_size": apart, "offload": offload}
+    how |= {"dropout": True, "gpu": True}
     rank = 8 if method == "qlora" else 16
     return memories(shape, Workload(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def started(config: RunConfig, output: Path, group: Group | None = None) -> Run:
     """A run ready for its first step; the global batch counts the group's workers."""
     group = group or Group(0, 1, CPU)
-    prepared = prepare(config, output, group.world, False, None)
+    prepared = prepare(config, output, group.world_size, False, None)
     return build(prepared.job, group)
 
 
@@ -74,7 +74,7 @@ def main() -> None:
             run.scaler = JoinedScaler("cpu", init_scale=1024.0)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
-    if group.leads:
+    if group.is_main_process:
         torch.save(weights, path.with_name("weights.pt"))
     path.with_name(f"held{rank}.json").write_text(json.dumps(held), "utf-8")
     path.with_name(f"rank{rank}.json").write_text(json.dumps(found), "utf-8")
@@ -92,8 +92,8 @@ def held_bytes(run: Run) -> int:
 def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
     """A run from start to end in `folder`, going on from the checkpoint that it names."""
     resume = Path(config.resume) if config.resume else None
-    prepared = prepare(config, folder, group.world, False, resume)
-    if group.leads:
+    prepared = prepare(config, folder, group.world_size, False, resume)
+    if group.is_main_process:
         output.start(config, folder)
     group.barrier()
     return work(prepared.job, group)

@@ -51,7 +51,9 @@ def test_all_of_a_13b_model_is_trained_with_its_state_in_host_memory_only() -> N
 
 def test_stages_hold_the_model_once_and_keep_more_micro_batches_the_earlier_they_are() -> None:
     one = two_cards(B13, "full", "ddp")[0]
-    stages = memories(B13, Workload("full", 0, 2048, 2, True, None, "pipeline", 4, apart=4))
+    stages = memories(
+        B13, Workload("full", 0, 2048, 2, True, None, "pipeline", 4, model_parallel_size=4)
+    )
     assert sum(stage.weights for stage in stages) == one.weights
     assert [bool(stage.logits) for stage in stages] == [False, False, False, True]
     kept = [stage.activations for stage in stages]

@@ -74,7 +74,7 @@ def test_what_a_card_holds_of_a_13b_model(
     module = on_meta(MODELS["13B"], method)
     group = pair
     if strategy == "tensor":
-        group = Group(0, 2, torch.device("meta"), apart=2)
+        group = Group(0, 2, torch.device("meta"), model_parallel_size=2)
         monkeypatch.setattr(tensor_parallel, "init_device_mesh", partial(_mesh, "cpu"))
     WAYS[strategy](module, group, torch.bfloat16)
     (need,) = two_cards(MODELS["13B"], method, strategy)

@@ -175,7 +175,7 @@ def test_what_the_backward_pass_keeps_is_counted(
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         states = run.module.states(batch)
     assert states.requires_grad
-    work = Workload(method, 16, batch.ids.numel(), 4, False, run.config.base_bits)
+    work = Workload(method, 16, batch.input_ids.numel(), 4, False, run.config.base_bits)
     need = memory(measured(run.job.location, run.config).shape, work)
     # the largest tensors of the backward pass itself come on top
     assert 1 < need.activations / sum(kept.values()) < 1.75

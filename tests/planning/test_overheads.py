@@ -60,7 +60,7 @@ def test_scales_of_4_bits_are_whole_on_each_worker() -> None:
 def test_the_most_of_all_phases_is_what_is_planned() -> None:
     for strategy in ("ddp", "fsdp", "tensor"):
         apart = 2 if strategy == "tensor" else 1
-        work = replace(LORA, strategy=strategy, apart=apart)
+        work = replace(LORA, strategy=strategy, model_parallel_size=apart)
         (found,) = phases(B13, work)
         assert {"load", "step", "evaluate"} <= set(found)
         assert memory(B13, work).total == max(need.total for need in found.values())
@@ -69,7 +69,7 @@ def test_the_most_of_all_phases_is_what_is_planned() -> None:
     assert need == phases(B8, answers)[0]["evaluate"], "keys and values of many answers"
     # 32 layers of 8 heads of 128 numbers, keys and values
     assert need.cache == 32 * 4096 * 2 * 32 * 8 * 128 * 2
-    assert len(memories(B8, replace(LORA, strategy="pipeline", apart=2))) == 2
+    assert len(memories(B8, replace(LORA, strategy="pipeline", model_parallel_size=2))) == 2
 
 
 def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
@@ -77,7 +77,7 @@ def test_4_bits_that_are_shared_out_are_never_whole_on_a_device() -> None:
     work = replace(LORA, base_bits=4, workers=4)
     for strategy, host in (("fsdp", 4), ("tensor", 1)):
         apart = 4 if strategy == "tensor" else 1
-        (found,) = phases(B32, replace(work, strategy=strategy, apart=apart))
+        (found,) = phases(B32, replace(work, strategy=strategy, model_parallel_size=apart))
         assert found["load"].total < found["step"].total
         assert found["load"].total < 0.75 * memory(B32, replace(work, workers=1)).weights
         packed = B32.linear_parameters * (4 + 8 / 64 + 32 / (64 * 256)) / 8

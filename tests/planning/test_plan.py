@@ -188,13 +188,17 @@ def test_estimates_are_the_documented_parts_of_the_bounds() -> None:
     assert found.limit == "compute"
     b13 = Shape.of(CATALOG[B13].config)
     full = replace(lora, method="full")
-    stages = replace(full, strategy="pipeline", apart=2)
+    stages = replace(full, strategy="pipeline", model_parallel_size=2)
     piped = speed.training(b13, stages, card, 2048, 8)
     # without the step of the optimizer, which the page counts apart
     step = sum(piped.seconds.values()) - piped.seconds["the optimizer's step"]
     assert 8 * 2048 / step == pytest.approx(1200, rel=0.05)
     alone = speed.training(
-        b13, replace(full, workers=1, strategy="model_parallel", apart=2), card, 2048, 8
+        b13,
+        replace(full, workers=1, strategy="model_parallel", model_parallel_size=2),
+        card,
+        2048,
+        8,
     )
     assert alone.tokens_per_second == pytest.approx(677, rel=0.05)
     offloaded = speed.training(b13, replace(full, strategy="fsdp", offload=True), card, 2048, 1)

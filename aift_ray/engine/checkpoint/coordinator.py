@@ -28,7 +28,7 @@ class CheckpointCoordinator:
 
     def __init__(self, run: Run, store: CheckpointMirror | None) -> None:
         self._run = run
-        self.saver = CheckpointWriter(run, store) if run.group.leads else None
+        self.saver = CheckpointWriter(run, store) if run.group.is_main_process else None
         self._shares = ShardWriter() if writes_shards(run) else None
 
     def save(self, at_once: bool) -> None:

@@ -84,7 +84,9 @@ def sharded_snapshot(run: Run) -> Snapshot:
     tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
     rest, moments = split_moments(tensors)
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
-    shares = ShardedTensors(sets, copy, run.group.apart == 1 or run.group.replica == 0)
+    shares = ShardedTensors(
+        sets, copy, run.group.model_parallel_size == 1 or run.group.dp_rank == 0
+    )
     held = _HostCopy(keep=True)(rest)
     return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
 
@@ -116,7 +118,7 @@ def streams(run: Run, model: bool = True) -> GatheredTensors | None:
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
-    if not is_shared_out(run.module) and run.group.apart == 1:
+    if not is_shared_out(run.module) and run.group.model_parallel_size == 1:
         return None
     copy, gather = _copying(run)
     weights: dict[str, torch.Tensor] = gather(copy(_kept(run.module.model)))
@@ -126,7 +128,7 @@ def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
 def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
     """How tensors get to host memory, and from there to worker 0."""
     gather = getattr(run.spread, "gathered", None)
-    keeps = run.group.leads if gather is None else run.group.replica == 0
+    keeps = run.group.is_main_process if gather is None else run.group.dp_rank == 0
     return _HostCopy(keeps), gather or (lambda own: own)
 
 

@@ -64,7 +64,7 @@ class RolloutEvaluator:
 
     def _write(self, asked: list[int], size: int, parts: list[Part], rewards: np.ndarray) -> None:
         """Write some of the completions down, the first of each prompt."""
-        if not self.maker.group.leads:
+        if not self.maker.group.is_main_process:
             return
         texts = [text for part in parts for text in part.texts]
         scores = np.concatenate([part.scores for part in parts])

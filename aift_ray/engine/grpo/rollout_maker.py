@@ -152,7 +152,7 @@ class RolloutMaker:
         was = module.training
         module.eval()
         try:
-            for at in range(self.group.replica, len(asked), self.group.replicas):
+            for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
                 began = time.perf_counter()
                 with self.precision.autocast(self.group.device):
                     made = generator.generate(*asked[at])
@@ -281,8 +281,8 @@ def _deviation(values: np.ndarray) -> float:
 
 def _gathered(group: Group, mine: Any) -> list[Any]:
     """What each worker has, by rank."""
-    if group.world == 1:
+    if group.world_size == 1:
         return [mine]
-    found: list[Any] = [None] * group.world
+    found: list[Any] = [None] * group.world_size
     dist.all_gather_object(found, mine)
     return found

@@ -63,7 +63,7 @@ def maker_of(
     names = [spec.name for spec in specs]
     alone = (job.stop_ids, precision, group, job.config.training.seed)
     apart = how.placement == "apart"
-    started = pool() if apart and pool and group.leads else None
+    started = pool() if apart and pool and group.is_main_process else None
     return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started)
 
 
@@ -92,7 +92,7 @@ def evaluator_of(
     """What evaluates on held-out prompts; None where there are none."""
     if not len(indices):
         return None
-    if maker.group.leads:
+    if maker.group.is_main_process:
         # a run that goes on evaluates again what came after
         keep_until(job.output / SAMPLES, step)
     return RolloutEvaluator(maker, rows, indices, job.output)

@@ -193,7 +193,7 @@ class Rollouts:
         was = module.training
         module.eval()
         for part in range(self._plan.parts):
-            for indices in self._plan.share(step + part, group.replica, group.replicas):
+            for indices in self._plan.share(step + part, group.dp_rank, group.dp_size):
                 if not indices:
                     continue
                 with self._maker.precision.autocast(group.device):

@@ -21,21 +21,22 @@ class SamplingParams:
     Attributes:
         temperature: 0 takes the likeliest token.
         top_k: 0: all.
-        repetition: factor on tokens of prompt and answer (1: none).
-        presence, frequency: subtracted from tokens of the answer, once, and for each time.
+        repetition_penalty: factor on tokens of prompt and answer (1: none).
+        presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer,
+            once, and for each occurrence.
         seed: None: a new one for each request.
-        biases: what is added to the logits of tokens, (id, bias).
+        logit_bias: what is added to the logits of tokens, (id, bias).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    repetition: float = 1.0
-    presence: float = 0.0
-    frequency: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
-    biases: tuple[tuple[int, float], ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class Constraint(Protocol):

@@ -46,15 +46,20 @@ def test_a_step_is_that_of_the_models_own_forward(
     run = started(configure(**values, **layout), tmp_path)
     # of several documents in a row transformers' own forward would see one
     batch = collate(run.rows, [0, 5, 9] if padded else [5], padded=padded)
-    number = len(batch.targets)
+    number = len(batch.labels)
     loss = run.module(batch) / number
     loss.backward()
     plain: Any = AutoModelForCausalLM.from_pretrained(
         folders[kind], attn_implementation="eager", dtype=torch.float32
     ).train()
-    labels = torch.full_like(batch.ids, -100)
-    labels.view(-1)[batch.sources + 1] = batch.targets
-    output = plain(input_ids=batch.ids, attention_mask=batch.mask, labels=labels, use_cache=False)
+    labels = torch.full_like(batch.input_ids, -100)
+    labels.view(-1)[batch.label_positions + 1] = batch.labels
+    output = plain(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        labels=labels,
+        use_cache=False,
+    )
     assert 0.5 * output.aux_loss.item() > 0.1, "it is a part of the loss that is seen"
     output.loss.backward()
     torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-5)
@@ -104,8 +109,10 @@ def test_it_is_logged_by_its_name_and_lowers_itself(
     for indices in shares:
         batch = collate(run.rows, indices, padded=True)
         with torch.no_grad():
-            found = plain(input_ids=batch.ids, attention_mask=batch.mask).aux_loss.item()
-        wanted, total = wanted + found * len(batch.targets), total + len(batch.targets)
+            found = plain(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).aux_loss.item()
+        wanted, total = wanted + found * len(batch.labels), total + len(batch.labels)
     line, _ = train_step(run)
     assert line["aux_loss"] == pytest.approx(wanted / total, rel=1e-5)
 

@@ -229,14 +229,14 @@ def test_noise_is_bounded_by_each_document_s_length_and_stays_out_of_evaluation(
     table = fresh.module.model.get_input_embeddings()  # type: ignore[operator]
     for padded in (False, True):
         batch = collate(fresh.rows, [0, 1, 2], padded)
-        clean = table(batch.ids)
+        clean = table(batch.input_ids)
         with noisy(table, 5.0, batch):
-            noise = (table(batch.ids) - clean).abs()
+            noise = (table(batch.input_ids) - clean).abs()
         bound = 5.0 / (batch.document_lengths() * clean.shape[-1]).sqrt()
         ratio = noise.amax(-1) / bound
         assert ratio.min() > 0.8
         assert ratio.max() <= 1 + 1e-5
-        assert torch.equal(table(batch.ids), clean), "the hook is gone"
+        assert torch.equal(table(batch.input_ids), clean), "the hook is gone"
     plain = LossModule(fresh.module.model)
     assert fresh.module.train()(batch) != plain.train()(batch)
     assert torch.equal(fresh.module.eval()(batch), plain.eval()(batch))

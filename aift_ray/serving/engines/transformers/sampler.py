@@ -99,12 +99,14 @@ class Chooser:
 
 def _penalties(sampling: SamplingParams, prompt_length: int) -> Any:
     found = LogitsProcessorList()
-    if sampling.repetition != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition))
-    if sampling.presence or sampling.frequency:
-        found.append(AnswerPenalty(sampling.presence, sampling.frequency, prompt_length))
-    if sampling.biases:
-        found.append(Bias(sampling.biases))
+    if sampling.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        found.append(
+            AnswerPenalty(sampling.presence_penalty, sampling.frequency_penalty, prompt_length)
+        )
+    if sampling.logit_bias:
+        found.append(Bias(sampling.logit_bias))
     return found
 
 

@@ -83,7 +83,7 @@ async def _warm_up(engine: VllmEngine) -> None:
     """Have vLLM compile what it compiles at the first request of a kind, which takes seconds."""
     for sampling in (
         SamplingParams(temperature=0),
-        SamplingParams(top_p=0.9, top_k=5, presence=1, seed=0),
+        SamplingParams(top_p=0.9, top_k=5, presence_penalty=1, seed=0),
     ):
         request = Request([engine._eos], 2, frozenset(), sampling, top_logprobs=1)
         async for _ in engine.submit(request):

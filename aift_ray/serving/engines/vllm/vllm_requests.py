@@ -32,12 +32,12 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
         top_p=max(sampling.top_p, 1e-9),
         top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
         min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition,
-        presence_penalty=sampling.presence,
-        frequency_penalty=sampling.frequency,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
         # vLLM takes -1 for none
         seed=None if sampling.seed is None else sampling.seed % 2**63,
-        logit_bias=dict(sampling.biases) or None,
+        logit_bias=dict(sampling.logit_bias) or None,
         max_tokens=max(request.max_tokens, 1),
         stop_token_ids=sorted(stop_ids),
         # each id that ends an answer is among the stop ids

@@ -132,7 +132,7 @@ def test_prompts_whose_tokens_are_scored_take_no_more_than_the_budget(
 def test_an_answer_that_waits_in_between_keeps_its_seed_and_its_penalties(
     tight: Callable[[int], TransformersEngine], held: list[tuple[int, int]]
 ) -> None:
-    sampling = SamplingParams(temperature=0.9, seed=7, repetition=1.2, presence=0.5)
+    sampling = SamplingParams(temperature=0.9, seed=7, repetition_penalty=1.2, presence_penalty=0.5)
     asked = [request(prompt(seed, 30), 60, sampling=sampling) for seed in range(3)]
     roomy = tight(4000)
     alone = [together(roomy, [each])[0] for each in asked]

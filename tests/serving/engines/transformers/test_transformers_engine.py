@@ -244,7 +244,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: TransformersE
         ({"top_k": 5}, {"top_k": 5}),
         ({"top_p": 0.5}, {"top_p": 0.5, "top_k": 0}),
         ({"min_p": 0.2}, {"min_p": 0.2, "top_k": 0}),
-        ({"repetition": 1.5}, {"repetition_penalty": 1.5, "top_k": 0}),
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5, "top_k": 0}),
     ],
 )
 def test_sampling_draws_from_the_distribution_of_generate(
@@ -265,7 +265,7 @@ def test_a_temperature_of_almost_nothing_takes_the_likeliest_token(
 
 
 def test_penalties_keep_an_answer_from_repeating_itself(engine: TransformersEngine) -> None:
-    penalised = SamplingParams(temperature=0, presence=2.0, frequency=2.0)
+    penalised = SamplingParams(temperature=0, presence_penalty=2.0, frequency_penalty=2.0)
     told = ids(together(engine, [request([100] * 8, 40, sampling=penalised)])[0])
     plain_told = ids(together(engine, [request([100] * 8, 40)])[0])
     assert len(set(told)) > len(set(plain_told))
