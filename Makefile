@@ -1,5 +1,5 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
-# make vllm-env, make vllm-families, make test-clients, make test-harness,
+# make vllm-env, make vllm-families, make test-clients, make test-harness, make test-deepspeed,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env vllm-families test-clients test-harness families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -59,6 +59,11 @@ images:
 	    --label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' aift_ray/__init__.py) \
 	    --label org.opencontainers.image.revision=$$(git rev-parse HEAD) . || exit; \
 	done
+
+# ZeRO by DeepSpeed, in AIFT_DEEPSPEED_ENV, else build/deepspeed-env; its rows of the table too
+test-deepspeed: $(VENV)/stamp
+	python=$$($(BIN)/python tests/parallel/deepspeed_environment.py) && \
+	  $$python -m pytest tests/parallel/test_deepspeed_zero.py && $$python -m tests.parity deepspeed
 
 # a cluster of containers of the image aift-ray:cpu (or of AIFT_IMAGE)
 test-containers: $(VENV)/stamp

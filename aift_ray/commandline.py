@@ -167,7 +167,7 @@ def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
             yield bare[part[2:]]
 
 
-def _holds_list(kind: Any) -> bool:
+def _holds_list(kind: object) -> bool:
     return get_origin(kind) is list or any(_holds_list(part) for part in get_args(kind))
 
 

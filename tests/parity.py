@@ -50,6 +50,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "pipeline_microbatches": 4,
     },
 }
+# in the environment of make test-deepspeed
+DEEPSPEED = {
+    f"deepspeed {stage}": {"strategy": stage, "backend": "deepspeed"}
+    for stage in ("zero1", "zero2", "zero3")
+}
 # on four workers: two replicas of two
 MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -111,6 +116,16 @@ def cases() -> list[tuple[str, str, str, str]]:
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
 
+def deepspeed_cases() -> list[tuple[str, str, str, str]]:
+    """The cases of backend deepspeed."""
+    methods = ("full", "lora", "qlora nf4")
+    whole = list(product(DEEPSPEED, methods, ("fp32", "bf16"), ("concat",)))
+    whole += product(DEEPSPEED, ("full", "lora"), ("fp32",), ("fill", "padded", "recomputed"))
+    return whole + list(
+        product(DEEPSPEED, ("dpo full", "dpo lora", "kto lora"), ("fp32",), ("concat",))
+    )
+
+
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
     """The run of a case: the same global batch for any number of workers.
 
@@ -118,7 +133,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     step of an epoch has fewer, unequally dealt.
     """
     name, method, precision, layout = case
-    parallel = dict(STRATEGIES[MESHES.get(name, name)])
+    parallel = dict((STRATEGIES | DEEPSPEED)[MESHES.get(name, name)])
     sizes = ("pipeline_parallel_size", "tensor_parallel_size")
     replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
@@ -257,8 +272,8 @@ def with_others(text: str, document: str) -> tuple[list[str], str]:
 
 
 def main() -> int:
-    """Measure, print, write; 1 where a bound is passed."""
-    began = time.monotonic()
+    """Measure, print, write; 1 where a bound is passed. With `deepspeed`: the table of that."""
+    began, by_deepspeed = time.monotonic(), sys.argv[1:] == ["deepspeed"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -269,6 +284,7 @@ def main() -> int:
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
         chosen = [case for case in cases() if case[1].startswith(tuple(sys.argv[1:]) or "")]
+        chosen = deepspeed_cases() if by_deepspeed else chosen
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)
     print(text)
@@ -276,10 +292,11 @@ def main() -> int:
     command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
     note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
     document = DOCUMENT.read_text("utf-8")
-    if sys.argv[1:]:
+    if sys.argv[1:] and not by_deepspeed:
         before, text = with_others(text, document)
         note = "\n\n".join([*before, note])
-    marked = re.compile(r"(<!-- parity -->\n).*(<!-- end -->)", re.DOTALL)
+    begin, end = ("parity deepspeed", "end deepspeed") if by_deepspeed else ("parity", "end")
+    marked = re.compile(rf"(<!-- {begin} -->\n).*(<!-- {end} -->)", re.DOTALL)
     written = marked.sub(lambda m: f"{m[1]}{note}\n\n{text}\n{m[2]}", document)
     DOCUMENT.write_text(written, "utf-8")
     passed = [case for case, values in found.items() if max(values) > bound(case)]

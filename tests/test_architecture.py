@@ -43,3 +43,25 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     for name in named:
         places = (ROOT / name, PACKAGE / name, PACKAGE / f"{name}.py")
         assert any(place.exists() for place in places), name
+
+
+def test_every_test_file_that_a_page_names_is_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "README.ja.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        (page.name, name)
+        for page in pages
+        for name in re.findall(r"\b(tests/[\w/]+\.(?:py|json))", page.read_text("utf-8"))
+    }
+    assert len(named) > 50
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
+
+
+def test_every_source_file_that_a_page_names_is_there() -> None:
+    named = {
+        (page.name, name)
+        for page in (ROOT / "docs").rglob("*.md")
+        for name in re.findall(r"`(?:aift_ray/)?([a-z_]+/[a-z_/0-9]+\.py)", page.read_text("utf-8"))
+    }
+    places = {(page, name): (PACKAGE / name, ROOT / name) for page, name in named}
+    assert len(named) > 10
+    assert sorted(p for p, where in places.items() if not any(w.exists() for w in where)) == []

@@ -240,7 +240,7 @@ def test_what_needs_neither_torch_nor_ray_is_told_without_them(line: str, tmp_pa
     ("flags", "part"),
     [
         ("--method full --lora.use_qlora", "lora.use_qlora: true contradicts method full"),
-        ("--lora.qlora_4bit false", "lora.qlora_4bit: false speaks of QLoRA, which is off"),
+        ("--lora.qlora_4bit false", "lora.qlora_4bit: false applies to QLoRA, which is off"),
     ],
 )
 def test_settings_of_methods_that_contradict_each_other_are_refused(flags: str, part: str) -> None:
@@ -259,4 +259,4 @@ PIPELINE = "--strategy pipeline --parallel.pipeline_parallel_size 2"
 
 def test_eight_bits_are_not_shared_out() -> None:
     flags = "--strategy fsdp --method qlora --lora.qlora_4bit false"
-    assert "fsdp can't share out 8 bits" in complaint(*flags.split())
+    assert "fsdp can't shard 8-bit weights" in complaint(*flags.split())

@@ -52,6 +52,8 @@ CHANGED: dict[str, Any] = {
     "grpo.reward_memory": "1GB",
     "grpo.reward_processes": 2,
     "grpo.reward_on_failure": "none",
+    "grpo.environment": "calculator",
+    "grpo.max_turns": 2,
     "grpo.num_generations": 2,
     "grpo.num_generations_eval": 2,
     "grpo.max_completion_length": 8,
@@ -65,6 +67,7 @@ CHANGED: dict[str, Any] = {
     "grpo.loss_type": "grpo",
     "grpo.scale_rewards": "none",
     "grpo.beta": 0.1,
+    "grpo.use_bias_correction_kl": False,
     "grpo.epsilon": 0.1,
     "grpo.epsilon_high": 0.3,
     "grpo.delta": 2.0,
@@ -150,6 +153,9 @@ CHANGED: dict[str, Any] = {
     "parallel.spill_to_cpu": True,
     "parallel.pipeline_schedule": "gpipe",
     "parallel.pipeline_microbatches": 4,
+    # an error beside ddp
+    "parallel.backend": "deepspeed",
+    "parallel.deepspeed_config": "nowhere.json",
     "data.train_files": ["other.jsonl"],
     # an error beside training files
     "data.mixture": [{"files": ["other.jsonl"]}],

@@ -115,12 +115,12 @@ class DataConfig(Section):
 
     @field_validator("packing", mode="before")
     @classmethod
-    def _packing_as_word(cls, value: Any) -> Any:
+    def _packing_as_word(cls, value: object) -> Any:
         words = {"true": "concat", "false": "false", "none": "false"}
         return words.get(str(value).lower(), value)
 
     @field_validator("encoding", mode="before")
     @classmethod
-    def _encoding_by_its_names(cls, value: Any) -> Any:
+    def _encoding_by_its_names(cls, value: object) -> Any:
         name = str(value).lower().replace("_", "-")
         return _ENCODINGS.get(name, name)

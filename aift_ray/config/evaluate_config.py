@@ -114,7 +114,7 @@ class EvaluateConfig(Settings):
         return ["judge_win_rate", "judge_grade"] if several else ["judge_grade"]
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found = []
         if not self.tasks:
             remedy = "name some with --task, for example --task rows.jsonl"

@@ -93,7 +93,7 @@ class ExportConfig(Settings):
     )
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         if self.compare:
             return self._compared()
         found = [

@@ -33,11 +33,17 @@ class GRPOConfig(Section):
         None, "memory of a process that computes rewards, for example 2GB; default: no limit"
     )
     reward_processes: Positive = setting(1, "processes of a worker that compute rewards")
-    reward_on_failure: Literal["error", "none"] | float = setting(
+    reward_on_failure: str = setting(
         "error",
         "what a completion gets whose reward fails or takes too long: error stops the run, none "
         "leaves it without this reward, a number is its reward",
     )
+    environment: str | None = setting(
+        None,
+        "what the model talks to over several turns: calculator, or FILE.py:CLASS; default: "
+        "completions of one turn",
+    )
+    max_turns: Positive = setting(4, "with environment: turns of the model in a completion")
     num_generations: Annotated[int, Field(ge=2)] = setting(8, "completions of each prompt")
     num_generations_eval: Positive | None = setting(
         None, "completions of each evaluation prompt; default: num_generations"
@@ -72,6 +78,9 @@ class GRPOConfig(Section):
         "all, or not",
     )
     beta: float = setting(0.0, "weight of the KL divergence from the reference model", ge=0, le=100)
+    use_bias_correction_kl: bool = setting(
+        True, "multiply the KL by the probability ratio, so that its gradient is unbiased"
+    )
     epsilon: float = setting(0.2, "the probability ratio is clipped below 1 - epsilon", gt=0, lt=1)
     epsilon_high: Annotated[float, Field(gt=0)] | None = setting(
         None, "the ratio is clipped above 1 + epsilon_high; default: epsilon"
@@ -115,10 +124,38 @@ class GRPOConfig(Section):
         1, "apart: Ray actors that generate, each with a GPU where the workers have one"
     )
 
+    @field_validator("reward_weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        # one flag may hold them all: 1,0.5
+        parts = value if isinstance(value, list) else [value] if isinstance(value, str) else None
+        if parts is None:
+            return value
+        texts = [part.split(",") if isinstance(part, str) else [part] for part in parts]
+        return [part for split in texts for part in split]
+
+    @field_validator("reward_on_failure", mode="before")
+    @classmethod
+    def _on_failure(cls, value: Any) -> str:
+        text = str(value)
+        try:
+            if text not in ("error", "none"):
+                float(text)
+        except ValueError:
+            raise ValueError("give error, none or a number") from None
+        return text
+
     @field_validator("reward_memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
         return value if value is None else memory_size(value)
+
+    @property
+    def failed_reward(self) -> float | Literal["error", "none"]:
+        """`reward_on_failure`, a number where it is one."""
+        if self.reward_on_failure == "error":
+            return "error"
+        return "none" if self.reward_on_failure == "none" else float(self.reward_on_failure)
 
     @property
     def clip_high(self) -> float:
@@ -173,6 +210,11 @@ class GRPOConfig(Section):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     what = "does nothing without grpo.importance_sampling_correction"
                     yield Problem(f"grpo.{name}", what, "leave it out")
+        if self.environment is None and self.max_turns != 4:
+            yield Problem("grpo.max_turns", "acts with grpo.environment only", "leave it out")
+        if self.environment is not None and self.placement == "apart":
+            what = "apart does not generate with grpo.environment"
+            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
         if self.engine == "vllm":
             what = "vllm does not generate in training yet"
             yield Problem("grpo.engine", what, "use --grpo.engine transformers")

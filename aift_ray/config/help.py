@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -144,7 +144,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
     )
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
+def _choices(kind: object) -> tuple[str, ...]:
     if get_origin(kind) is Literal:
         return tuple(str(value) for value in get_args(kind))
     if get_origin(kind) in (None, Annotated, list, dict):
@@ -153,7 +153,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
     return inside[0] if len(inside) == 1 else ()
 
 
-def _word(kind: Any) -> str:
+def _word(kind: object) -> str:
     """What a setting of a type takes."""
     if kind in _WORDS:
         return _WORDS[kind]

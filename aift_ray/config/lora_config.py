@@ -61,12 +61,12 @@ class LoRAConfig(Section):
             what = "is an adapter, and method full trains all weights"
             found.append(Problem("lora.init_from", what, "use --method lora, or merge it first"))
         if not self.qlora_4bit and base_bits is None:
-            what = "false speaks of QLoRA, which is off"
+            what = "false applies to QLoRA, which is off"
             found.append(Problem("lora.qlora_4bit", what, "use --method qlora"))
         return found
 
     def contradictions(self, base_bits: int | None, strategy: str) -> list[Problem]:
-        """What can't be had together, with a base of `base_bits` bits if quantized."""
+        """Conflicting settings, with a base of `base_bits` bits if quantized."""
         start, field, found = self.init_lora_weights, "lora.init_lora_weights", []
         if start == "pissa" and base_bits:
             what = f"pissa takes its share out of the base, which {base_bits} bits can't give"
@@ -90,7 +90,7 @@ class LoRAConfig(Section):
             found += self._refused_with_experts()
         both = set(self.target_modules or ()) & set(self.modules_to_save or ())
         if both:
-            what = f"{', '.join(sorted(both))} stands in target_modules too"
+            what = f"{', '.join(sorted(both))} is listed in target_modules, too"
             found.append(Problem("lora.modules_to_save", what, "adapt a layer or train it whole"))
         return found
 
@@ -98,7 +98,9 @@ class LoRAConfig(Section):
         """What PEFT can't do on a parameter."""
         found = []
         if self.lora_dropout:
-            what = f"{self.lora_dropout:g} can't be had with lora.experts: PEFT adapts their weight"
+            what = (
+                f"{self.lora_dropout:g} is not possible with lora.experts: PEFT adapts their weight"
+            )
             what += ", not their input"
             found.append(Problem("lora.lora_dropout", what, "give --lora.lora_dropout 0"))
         if self.use_dora:

@@ -57,7 +57,7 @@ class MergeConfig(Settings):
         return self.normalize
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found = []
         least = 1 if self.method in OF_BASE else 2
         if len(self.models) < least:

@@ -28,10 +28,10 @@ def names(mixture: list[MixedSet]) -> list[str]:
 
 
 def wrong_mixture(mixture: list[MixedSet], train_files: list[str]) -> list[Problem]:
-    """What in a mixture can't stand together."""
+    """Conflicting settings of a mixture."""
     found = []
     if mixture and train_files:
-        what = "stands beside data.mixture"
+        what = "conflicts with data.mixture"
         found.append(Problem("data.train_files", what, "name all files in data.mixture"))
     for number, each in enumerate(mixture):
         given = [n for n in ("weight", "rows", "epochs") if getattr(each, n) is not None]

@@ -51,6 +51,18 @@ class ParallelConfig(Section):
         " that this machine does not have",
     )
 
+    backend: Literal["auto", "fsdp2", "deepspeed"] = setting(
+        "auto",
+        "library that partitions the model with zero1, zero2 and zero3; deepspeed needs the extra "
+        "aift-ray[deepspeed]; auto: fsdp2",
+    )
+
+    deepspeed_config: str | None = setting(
+        None,
+        "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: its options of "
+        "zero_optimization count; what contradicts other settings is refused",
+    )
+
     @field_validator("gpu_memory")
     @classmethod
     def _size(cls, value: str | None) -> str | None:
@@ -93,6 +105,11 @@ class ParallelConfig(Section):
         return self.strategy in ("fsdp", "zero1", "zero2", "zero3")
 
     @property
+    def by_deepspeed(self) -> bool:
+        """Whether DeepSpeed partitions the model."""
+        return self.backend == "deepspeed"
+
+    @property
     def model_parallel_size(self) -> int:
         """Workers that hold one model together, each a part of it."""
         sizes = {"pipeline": self.pipeline_parallel_size, "tensor": self.tensor_parallel_size}
@@ -129,10 +146,10 @@ class ParallelConfig(Section):
         return self.is_sharded_data_parallel or self.strategy == "tensor"
 
     def contradictions(self, base_bits: int | None) -> list[Problem]:
-        """What can't be had together, with a base model of `base_bits` bits if quantized."""
+        """Conflicting settings, with a base model of `base_bits` bits if quantized."""
         found, strategy = [], self.strategy
         if self.shards_weights and base_bits == 8:
-            what = f"{strategy} can't share out 8 bits: their scales are kept beside the weights"
+            what = f"{strategy} can't shard 8-bit weights: their scales are stored separately"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
         if self.offload and strategy not in ("fsdp", "zero3"):
@@ -141,6 +158,7 @@ class ParallelConfig(Section):
         if self.offload and base_bits:
             what = f"can't move a base model of {base_bits} bits: its scales stay on the GPU"
             found.append(Problem("parallel.offload", what, "leave it off, or use --method lora"))
+        found += self._beside_deepspeed()
         owners = {
             "max_memory_per_gpu": "model_parallel",
             "spill_to_cpu": "model_parallel",
@@ -154,8 +172,35 @@ class ParallelConfig(Section):
             if strategy != owner and getattr(self, name) != default:
                 found.append(Problem(f"parallel.{name}", f"needs strategy {owner}, not {strategy}"))
         if self.spill_to_cpu and self.max_memory_per_gpu is None and strategy == "model_parallel":
-            what = "needs parallel.max_memory_per_gpu: what is too much is not known without it"
+            what = "needs parallel.max_memory_per_gpu, the limit of each GPU"
             found.append(Problem("parallel.spill_to_cpu", what))
+        return found
+
+    def _beside_deepspeed(self) -> list[Problem]:
+        """What backend deepspeed can't have."""
+        found, strategy = [], self.strategy
+        if self.backend != "auto" and strategy not in ("zero1", "zero2", "zero3"):
+            what = f"is for strategy zero1, zero2 and zero3, not {strategy}"
+            found.append(Problem("parallel.backend", what, "leave it out, or use --strategy zero3"))
+        if self.by_deepspeed and self.offload:
+            what = "is by FSDP2, and parallel.backend is deepspeed"
+            found.append(Problem("parallel.offload", what, "use --parallel.backend fsdp2"))
+        return found
+
+    def beside(self, objective: str, compiles: bool, precision: str) -> list[Problem]:
+        """Settings of other sections that backend deepspeed can't have."""
+        found, remedy = [], "use --parallel.backend fsdp2"
+        if not self.by_deepspeed:
+            return []
+        if compiles:
+            what = "compiles blocks whose weights DeepSpeed gathers by hooks"
+            found.append(Problem("training.compile", what, f"leave it out, or {remedy}"))
+        if objective == "grpo":
+            what = "grpo generates with weights that DeepSpeed has partitioned"
+            found.append(Problem("objective", what, remedy))
+        if precision == "fp16":
+            what = "fp16 scales the loss, which is not done with parallel.backend deepspeed"
+            found.append(Problem("training.precision", what, f"use bf16, or {remedy}"))
         return found
 
     def refused_optimizer(self, optimizer: str) -> list[Problem]:
@@ -163,7 +208,7 @@ class ParallelConfig(Section):
         if optimizer == "adamw":
             return []
         if self.shards_weights:
-            what = f"{optimizer} needs whole weights, and {self.strategy} shares them out"
+            what = f"{optimizer} needs unsharded weights, and {self.strategy} shards them"
             return [Problem("training.optimizer", what, "use adamw, or --strategy ddp")]
         if self.spill_to_cpu and optimizer.startswith("paged"):
             what = f"{optimizer} pages a GPU's memory, and parallel.spill_to_cpu trains in the host"

@@ -72,11 +72,11 @@ class QuantizeConfig(Settings):
 
     @field_validator("bits", mode="before")
     @classmethod
-    def _bits_as_number(cls, value: Any) -> Any:
+    def _bits_as_number(cls, value: object) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found = [
             Problem(name, f"acts with bits {bits[0]} only, and bits is {self.bits}", "leave it out")
             for name, bits in _ACTS_FOR.items()

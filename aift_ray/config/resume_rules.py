@@ -50,6 +50,7 @@ _NAMES = {
     "evaluation.num_few_shot evaluation.chat grpo.num_generations_eval grpo.engine "
     "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
     "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
+    "parallel.backend parallel.deepspeed_config "
     "ray.num_workers ray.use_gpu",
     Change.REFUSED: "training.learning_rate training.warmup_steps training.max_grad_norm "
     "training.seed training.lr_scheduler training.warmup_ratio training.min_lr_ratio "
@@ -62,10 +63,11 @@ _NAMES = {
     "lora.lora_plus_ratio preference.beta preference.label_smoothing preference.length_normalized "
     "preference.rpo_alpha preference.cpo_alpha preference.simpo_gamma preference.desirable_weight "
     "preference.undesirable_weight preference.center_rewards_coefficient preference.reference "
-    "grpo.reward grpo.reward_weights grpo.reward_on_failure "
+    "grpo.reward grpo.reward_weights grpo.reward_on_failure grpo.environment grpo.max_turns "
     "grpo.num_generations grpo.max_completion_length "
     "grpo.rollout_batch_size grpo.steps_per_generation grpo.num_iterations grpo.temperature "
-    "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta grpo.epsilon "
+    "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta "
+    "grpo.use_bias_correction_kl grpo.epsilon "
     "grpo.epsilon_high grpo.delta grpo.mask_truncated_completions grpo.soft_punish_cache "
     "grpo.dynamic_sampling_rounds grpo.importance_sampling_correction "
     "grpo.importance_sampling_mode grpo.importance_sampling_clip_max",

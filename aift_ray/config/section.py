@@ -85,7 +85,7 @@ class Section(BaseModel, metaclass=_Checked):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         names = list(type(self).model_fields)
         if len(args) > len(names):
             raise TypeError(f"{type(self).__name__} takes at most {len(names)} arguments")
@@ -96,7 +96,7 @@ class Section(BaseModel, metaclass=_Checked):
         super().__init__(**kwargs)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         # pydantic would show `*args` and each field's limits
         by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
         cls.__signature__ = inspect.Signature(
@@ -113,7 +113,7 @@ class Section(BaseModel, metaclass=_Checked):
         )
 
 
-def _plain(annotation: Any) -> Any:
+def _plain(annotation: object) -> Any:
     """A type without limits: of Annotated[int, ...] int, of Literal["a", "b"] str."""
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
@@ -133,5 +133,5 @@ class Settings(Section):
     bare_flags: ClassVar[dict[str, str]] = {}
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         return []

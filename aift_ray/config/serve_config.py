@@ -183,7 +183,7 @@ class ServeConfig(Settings):
     vllm: VllmConfig = setting(VllmConfig(), "settings of the vllm engine")
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found, serving = [], self.serving
         if serving.no_auth and serving.host not in LOOPBACK:
             what = f"contradicts host {serving.host}: anybody could use the model"
@@ -192,7 +192,7 @@ class ServeConfig(Settings):
             found.append(Problem("no_auth", "contradicts api_key_file", "give one of them"))
         if self.engine != "vllm":
             for name in _changed(self.vllm):
-                what = f"only the engine vllm has it, and the engine is {self.engine}"
+                what = f"applies to the vllm engine only, and the engine is {self.engine}"
                 found.append(Problem(f"vllm.{name}", what, "add --engine vllm, or leave it out"))
         names = [_composed(each.partition("=")[0]) for each in self.adapters]
         for given, name in zip(self.adapters, names, strict=True):

@@ -127,7 +127,7 @@ class TrainingConfig(Section):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _report_to_none(cls, value: Any) -> Any:
+    def _report_to_none(cls, value: object) -> Any:
         given = [value] if isinstance(value, str) else value
         return [] if given in (None, ["none"]) else given
 
@@ -183,7 +183,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, value: Any) -> Any:
+    def _empty_sections(cls, value: object) -> Any:
         # an empty section in a YAML file is null
         if isinstance(value, dict):
             kinds = {name: field.annotation for name, field in cls.model_fields.items()}
@@ -211,7 +211,7 @@ class RunConfig(Settings):
         return f"qlora in {self.base_bits} bits" if self.base_bits else self.trained_as
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         training, found = self.training, []
         found += self.lora.beside_method(self.method == "full", self.base_bits)
         found += self.parallel.contradictions(self.base_bits)
@@ -222,6 +222,7 @@ class RunConfig(Settings):
                     "PEFT changes the experts' parameters in each pass, which torch.compile can't"
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
+        found += self.parallel.beside(self.objective, training.compile, training.precision)
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
@@ -229,7 +230,7 @@ class RunConfig(Settings):
         found += self._wrong_numbers()
         found += self.parallel.refused_optimizer(training.optimizer)
         if self.data.eval_files and self.data.validation_fraction:
-            what = "stands beside eval files"
+            what = "conflicts with evaluation files"
             found.append(Problem("data.validation_fraction", what, "give one of them"))
         found += wrong_mixture(self.data.mixture, self.data.train_files)
         if self.data.contamination_files and self.data.near_duplicates == "off":
@@ -264,7 +265,7 @@ class RunConfig(Settings):
             what = "answers by generation, and a reward model generates nothing"
             found.append(Problem("training.exact_match_rows", what, "leave it out"))
         if self.objective == "reward" and self.evaluation.tasks:
-            what = "are scored by a language model, and a reward model is none"
+            what = "need a language model, and objective reward trains a reward model"
             found.append(Problem("evaluation.tasks", what, "leave them out"))
         return found
 
@@ -279,7 +280,7 @@ class RunConfig(Settings):
             what = f"does not divide batch_size x gradient_accumulation_steps, {units}"
             found.append(Problem("parallel.pipeline_microbatches", what))
         if self.data.tokens_per_micro_batch and self.parallel.strategy == "pipeline":
-            what = "can't be with strategy pipeline, which cuts a step into equal parts"
+            what = "is not possible with strategy pipeline, which divides a step into equal parts"
             remedy = "use --parallel.pipeline_microbatches"
             found.append(Problem("data.tokens_per_micro_batch", what, remedy))
         return found

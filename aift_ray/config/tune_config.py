@@ -72,10 +72,10 @@ class SweepConfig(RunConfig):
     tune: TuneConfig = setting(TuneConfig(), "trials")
 
     def contradictions(self) -> list[Problem]:
-        """Settings that are each allowed and can't stand together."""
+        """Conflicting settings."""
         found, training = super().contradictions(), self.training
         if self.resume not in (None, "latest"):
-            found.append(Problem("resume", "a sweep goes on as a whole", "give --resume alone"))
+            found.append(Problem("resume", "a sweep is resumed as a whole", "give --resume alone"))
         if training.local_rank >= 0:
             found.append(Problem("training.local_rank", "a sweep starts its workers itself"))
         if self.tune.by_task:

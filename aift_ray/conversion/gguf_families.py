@@ -126,16 +126,16 @@ def _beyond(config: Any, found: Family) -> str:
     return next((what for what, found_wrong in wrong.items() if found_wrong), "")
 
 
-def _rotary(config: Any) -> dict[str, Any]:
+def _rotary(config: object) -> dict[str, Any]:
     return getattr(config, "rope_parameters", None) or {}
 
 
-def _full_rotary(config: Any) -> dict[str, Any]:
+def _full_rotary(config: object) -> dict[str, Any]:
     found: dict[str, Any] = _rotary(config).get("full_attention") or _rotary(config)
     return found
 
 
-def _partial(config: Any) -> float:
+def _partial(config: object) -> float:
     found = _full_rotary(config).get("partial_rotary_factor")
     return float(found or getattr(config, "partial_rotary_factor", None) or 1.0)
 

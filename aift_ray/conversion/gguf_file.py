@@ -66,7 +66,7 @@ def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
 def write_model(
     file: Path,
     name: str,
-    config: Any,
+    config: object,
     family: Family,
     vocabulary: Vocabulary,
     targets: list[Target],

@@ -48,7 +48,7 @@ def change(name: str, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | N
     return None
 
 
-def _behind(weight: torch.Tensor, keys: int, width: int, config: Any) -> torch.Tensor:
+def _behind(weight: torch.Tensor, keys: int, width: int, config: object) -> torch.Tensor:
     """Rows of queries and keys stay, those of values after them are put in turn."""
     return torch.cat([weight[:keys], in_turn(weight[keys:], 0, width, config)])
 

@@ -50,7 +50,7 @@ class GgufPlan:
         return found
 
 
-def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: Any) -> GgufPlan:
+def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: object) -> GgufPlan:
     """Look at the configuration, the names of the weights and the tokenizer.
 
     Raises:
@@ -86,7 +86,7 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: An
 
 
 def _targets(
-    config: ExportConfig, location: str, adapter: Path | None, text: Any, found: Family
+    config: ExportConfig, location: str, adapter: Path | None, text: object, found: Family
 ) -> list[Target]:
     if adapter and not config.merge_adapter:
         return gguf_adapter.targets(adapter, text, found)

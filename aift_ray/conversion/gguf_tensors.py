@@ -181,7 +181,7 @@ def _order(name: str) -> tuple[int, str]:
     return (int(found[1]), name) if found else (-1, name)
 
 
-def _frequencies(config: Any) -> list[Target]:
+def _frequencies(config: object) -> list[Target]:
     """Divisors of the rotations' frequencies, of Llama 3.1 and later."""
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "llama3":

@@ -23,7 +23,7 @@ _CONVERSATIONS: tuple[tuple[str, ...], ...] = (
 
 
 def text(
-    file: str, tokenizer: Any, stops: list[str], generation: dict[str, Any], bos: bool = False
+    file: str, tokenizer: object, stops: list[str], generation: dict[str, Any], bos: bool = False
 ) -> str:
     """The content of a Modelfile.
 

@@ -122,7 +122,7 @@ def _splitting(expressions: tuple[str, ...]) -> Any:
     return pre_tokenizers.Sequence([*splits, level])
 
 
-def _with(definition: dict[str, Any], **settings: Any) -> dict[str, Any]:
+def _with(definition: dict[str, Any], **settings: object) -> dict[str, Any]:
     return definition | {"model": definition["model"] | settings}
 
 

@@ -7,6 +7,7 @@ this package, with which it was seen to work.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan)
         given = {"dataset": Dataset.from_dict(columns), "max_seq_length": longest}
         given["num_calibration_samples"] = len(ids)
     oneshot(model=model, recipe=[_recipe(config.format, plan.group)], **given)
-    model.save_pretrained(folder, save_compressed=True)
+    with warnings.catch_warnings():
+        # of offloaded modules, which is how llm-compressor holds a model
+        warnings.simplefilter("ignore", UserWarning)
+        model.save_pretrained(folder, save_compressed=True)
     copy_tokenizer(source, folder)
     provenance.record(folder)
     del model

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -63,7 +61,7 @@ class TextDataset(Dataset[dict[str, torch.Tensor]]):
         }
 
 
-def check_texts(texts: Any, name: str, *kinds: type) -> None:
+def check_texts(texts: object, name: str, *kinds: type) -> None:
     """Refuse what is no list of texts (or rows), with a DataError that names every wrong item."""
     expected = " or ".join(kind.__name__ for kind in kinds)
     if not isinstance(texts, (list, tuple)):

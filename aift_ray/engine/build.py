@@ -45,6 +45,7 @@ from aift_ray.models.lora.init_from import start_from
 from aift_ray.models.split import outlined, whole_like
 from aift_ray.parallel import pipeline_parallel, wrap
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
 
 
 @dataclass
@@ -52,8 +53,7 @@ class Run:
     """One worker's share of a run.
 
     Attributes:
-        module: gives the loss of a batch, alone: a LossModule, or what stands for one.
-        spread: the same, wrapped by the strategy; its backward joins the workers.
+        parallel_model: the model, spread over the workers by a strategy, with its optimizer.
         plan: which rows make which step.
         tasks: scores the model on tasks; None where there are none.
         state: where the run is.
@@ -69,10 +69,7 @@ class Run:
     group: Group
     precision: Precision
     tokenizer: PreTrainedTokenizerBase
-    module: Any
-    spread: Any
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    parallel_model: ParallelModel
     rows: TokenRows
     plan: BatchPlan | RolloutPlan
     evaluator: Validator | RolloutEvaluator | None
@@ -88,10 +85,24 @@ class Run:
     rollouts: Rollouts | None = None
 
     @property
+    def module(self) -> LossModel:
+        """The model as it is evaluated: it gives the loss of a batch, and generates."""
+        return self.parallel_model.module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the model."""
+        return self.parallel_model.optimizer
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """What scales the loss."""
+        return self.parallel_model.scaler
+
+    @property
     def written(self) -> torch.nn.Module:
         """The model as saved files describe it: whole, if without weights."""
-        model: torch.nn.Module = self.outline or self.module.model
-        return model
+        return self.outline or self.module.model
 
     @property
     def config(self) -> RunConfig:
@@ -133,27 +144,23 @@ def build(
     model = _model(job, group, precision, str(resume) if resume else None)
     noise, policy = training.neftune_noise_alpha, policy_of(config)
     module = LossModule(model, noise, objective, policy).train()
-    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
+    parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
     if training.compile:
         compile_blocks(model)
-    moved = optimizer.build(module, training, config.lora.lora_plus_ratio)
-    scaler = precision.scaler(group)
+    adamw = optimizer.build(module, training, config.lora.lora_plus_ratio)
+    parallel_model.set_optimizer(adamw, precision.scaler(group))
     if tensors:
-        optimizer.restore(moved, tensors["optimizer"])
-        scaler.load_state_dict(tensors["scaler"])
-    judge = _evaluated(module, spread)
+        parallel_model.load_optimizer_state(tensors["optimizer"])
+        parallel_model.scaler.load_state_dict(tensors["scaler"])
     if compared and compared.missing:
         phases.tell(job.output, group, phases.REFERENCE)
-        compared.complete(judge)
+        compared.complete(parallel_model.module)
     run = Run(
         job=job,
         group=group,
         precision=precision,
         tokenizer=tokenizer,
-        module=judge,
-        spread=spread,
-        optimizer=moved,
-        scaler=scaler,
+        parallel_model=parallel_model,
         rows=rows,
         plan=plan,
         evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
@@ -212,9 +219,9 @@ def _ask_reference(job: Job, group: Group, precision: Precision, compared: Refer
     config = reference_logprobs.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
     module = LossModule(_model(asked, group, precision, None))
-    spread = wrap(config.parallel, module, group, precision.compute, job.layout)
-    compared.complete(_evaluated(module, spread))
-    del module, spread
+    reference = wrap(config.parallel, module, group, precision.compute, job.layout)
+    compared.complete(reference.module)
+    del module, reference
     gc.collect()
     if group.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -273,18 +280,14 @@ def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module 
     return whole_like(model, load.skeleton(job.location))
 
 
-def _evaluated(module: LossModule, spread: torch.nn.Module) -> Any:
-    # a stage alone has no loss and no answers: its pipeline has
-    return spread if isinstance(spread, pipeline_parallel.Pipeline) else module
-
-
 def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
     config, full, layout = job.config, job.config.method == "full", job.layout or {}
     weights = resume if full else None
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    dtype = None if full and config.parallel.shards_weights else precision.frozen
+    by_shards = config.parallel.shards_weights and not config.parallel.by_deepspeed
+    dtype = None if full and by_shards else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -328,6 +331,9 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
         parallel.shards_weights or parallel.strategy == "model_parallel"
     ):
         return None
+    if parallel.by_deepspeed:
+        # it partitions what each worker has loaded
+        return None
     # these look at the whole base for where the adapters start
     look = lora.use_dora or lora.init_lora_weights != "default"
     if parallel.is_sharded_data_parallel and group.world_size > 1 and not look:
@@ -341,5 +347,4 @@ def rebuild(run: Run, folder: Path) -> None:
     policy = policy_of(run.config)
     module = LossModule(model, objective=Objective.of(run.config), policy=policy)
     compute, layout = run.precision.compute, run.job.layout
-    run.spread = wrap(run.config.parallel, module, run.group, compute, layout)
-    run.module = _evaluated(module, run.spread)
+    run.parallel_model = wrap(run.config.parallel, module, run.group, compute, layout)

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
+
+Note = Callable[[slice, torch.Tensor, torch.Tensor], None]
 
 # positions whose logits are in memory at once: 256 x 262,144 x 4 bytes are 256 MiB
 CHUNK = 256
 
 
+class OutputLayer(Protocol):
+    """From hidden states (n, width) to logits (n, vocabulary) in fp32."""
+
+    def __call__(
+        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits; with `weights` in place of its own of those names."""
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Its weights that are trained, by name."""
+
+
 def summed_cross_entropy(
-    head: Any,
+    head: OutputLayer,
     hidden: torch.Tensor,
     targets: torch.Tensor,
-    note: Callable[[slice, torch.Tensor, torch.Tensor], None] | None = None,
+    note: Note | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of `head(hidden)`, summed.
 
@@ -41,7 +55,9 @@ def summed_cross_entropy(
     return loss
 
 
-def log_probabilities(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def log_probabilities(
+    head: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """Log-probability of each target by `head(hidden)`, in fp32, (targets,).
 
     The gradient of any function of them can be taken, with the logits of one piece in memory at a
@@ -77,10 +93,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        head: Any,
+        head: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
-        note: Any,
+        note: Note | None,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -109,7 +125,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> Any:
+    def backward(ctx: Any, *outputs: object) -> Any:
         (scale,) = outputs
         grad_hidden, *grads = ctx.saved_tensors
         # in place: the tensors belong to this function alone
@@ -151,7 +167,11 @@ class _LogProbabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor, *weights: torch.Tensor
+        ctx: Any,
+        head: OutputLayer,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        *weights: torch.Tensor,
     ) -> torch.Tensor:
         kind = hidden.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from aift_ray.engine.metrics import ACCURACY
 from aift_ray.engine.objectives import Judged, Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 
 # chosen and rejected answers, their rewards and log-probabilities, pairs or labels told rightly
 _MEASURES = 7
@@ -78,11 +78,10 @@ class Comparison:
         """The rows whose answers are compared, among those of a micro-batch."""
         return self.parts(indices)[0]
 
-    def log_probabilities(self, module: Any, indices: Sequence[int]) -> torch.Tensor:
+    def log_probabilities(self, module: LossModel, indices: Sequence[int]) -> torch.Tensor:
         """Summed log-probabilities of the answers of rows, (rows,); on a worker that counts."""
         with torch.no_grad(), self.precision.autocast(self.group.device):
-            found: torch.Tensor = module(self.batch(indices, bare=True))
-        return found
+            return module(self.batch(indices, bare=True))
 
     def measures(self, sums: Sequence[float]) -> dict[str, float | None]:
         """What was measured, under TRL's names: means over the answers of all workers.
@@ -92,7 +91,9 @@ class Comparison:
         """
         return _means(self.objective, sums, float(self.kl))
 
-    def estimate_kl(self, module: Any, micro_batches: Iterable[tuple[Sequence[int], bool]]) -> None:
+    def estimate_kl(
+        self, module: LossModel, micro_batches: Iterable[tuple[Sequence[int], bool]]
+    ) -> None:
         """Estimate how far the model is from its reference, over the rows of all workers.
 
         Args:

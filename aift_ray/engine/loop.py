@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
@@ -22,7 +21,7 @@ from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.set_losses import by_set, of_comparisons
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
+from aift_ray.parallel.protocol import MicroBatches
 
 
 class StopRequest(IntEnum):
@@ -88,7 +87,7 @@ def train_step(
     targets, weight = run.plan.step_targets(step), run.plan.step_weight(step)
     rate = learning_rate(run.config.training, step, run.total_steps)
     set_rate(run.optimizer, rate)
-    routers = getattr(run.module, "routers", None)
+    model, routers = run.parallel_model, run.module.routers
     if routers:
         # a trial may have left something
         routers.taken()
@@ -103,19 +102,15 @@ def train_step(
     mine = (summed, tokens, balanced, *measured)
     mine = mine if group.is_last_mp_rank else (0.0,) * len(mine)
     joined = group.joined(*mine, asked if group.is_main_process else 0)
-    run.scaler.unscale_(run.optimizer)
-    norm_of = getattr(run.spread, "gradient_norm", gradient_norm)
-    limit = run.config.training.max_grad_norm
-    clipped = clip_gradients(run.module.parameters(), limit, norm_of)
+    norm_before = model.clip_gradients(run.config.training.max_grad_norm)
     # the only time in a step that the device is waited for
-    numbers = torch.cat([joined, clipped.to(joined).reshape(1)]).tolist()
+    numbers = torch.cat([joined, norm_before.to(joined).reshape(1)]).tolist()
     loss, all_tokens, balance, *sums, heard, norm = numbers
     finite = math.isfinite(loss) and (math.isfinite(norm) or run.scaler.is_enabled())
     note = {} if finite else {"skipped": _skip(run, loss, norm)}
     if finite:
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
+        model.step()
+    model.zero_grad()
     seconds = time.perf_counter() - began
     return note | {
         "step": step + 1,
@@ -154,27 +149,10 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
 
 
 def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
-    """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it.
-
-    Most strategies average gradients over workers, so each multiplies its part by their number.
-    """
-    total = torch.zeros((), device=run.group.device)
-    together: Callable[..., torch.Tensor] | None = getattr(run.spread, "backward_all", None)
-    if together:
-        with run.precision.autocast(run.group.device):
-            return together(
-                batches,
-                partial(seed_step, run),
-                lambda loss: run.scaler.scale(loss / max(targets, 1)),
-            )
-    for micro, batch in enumerate(batches):
-        seed_step(run, micro)
-        with _joined(run, micro == len(batches) - 1):
-            with run.precision.autocast(run.group.device):
-                loss = run.spread(batch)
-            run.scaler.scale(loss * (run.group.dp_size / max(targets, 1))).backward()
-        total += loss.detach()
-    return total
+    """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it."""
+    autocast = partial(run.precision.autocast, run.group.device)
+    step = MicroBatches(batches, max(targets, 1), partial(seed_step, run), autocast)
+    return run.parallel_model.backward(step)
 
 
 def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> MicroBatch:
@@ -235,17 +213,12 @@ def try_longest(run: Run) -> None:
         # the first step would make them, when the trial has gone well
         optimizer.allocate(run.optimizer)
         batch = longest_batch(run)
-        if run.group.model_parallel_size > 1:
-            # what is in flight at once counts
-            number = len(run.plan.share(0, run.group.dp_rank, run.group.dp_size))
-            backward(run, [batch] * number, 1)
-        else:
-            with run.precision.autocast(run.group.device):
-                loss = run.module(batch)
-            loss.backward()
+        # of a model that several workers hold, what is in flight at once counts
+        shares = run.plan.share(0, run.group.dp_rank, run.group.dp_size)
+        backward(run, [batch] * (len(shares) if run.group.model_parallel_size > 1 else 1), 1)
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(run, error)) from error
-    run.optimizer.zero_grad(set_to_none=True)
+    run.parallel_model.zero_grad()
 
 
 def longest_batch(run: Run) -> MicroBatch:
@@ -259,12 +232,6 @@ def seed_step(run: Run, micro: int) -> None:
     """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
     numbers = (run.config.training.seed, run.state.step, run.group.dp_rank, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
-
-
-def _joined(run: Run, last: bool) -> AbstractContextManager[Any]:
-    """Workers join once a step, in the last micro-step's backward pass."""
-    no_sync = getattr(run.spread, "no_sync", None)
-    return nullcontext() if last or no_sync is None else no_sync()
 
 
 def _skip(run: Run, loss: float, norm: float) -> str:

@@ -31,11 +31,13 @@ from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
+from aift_ray.parallel.dtensor_utils import without_partitioning
+from aift_ray.parallel.protocol import StageModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
-class LossModule(nn.Module):
+class LossModule(StageModel):
     """A causal language model whose forward gives a summed loss.
 
     Args:
@@ -145,7 +147,7 @@ class LossModule(nn.Module):
         """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
         return self._head[0](states)
 
-    def generate(self, **inputs: Any) -> torch.Tensor:
+    def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids that the model generates; a strategy may have to see this call too."""
         model: Any = self.model
         output: torch.Tensor = model.generate(**inputs)
@@ -210,7 +212,7 @@ def noisy(embeddings: nn.Module, alpha: float, batch: MicroBatch) -> Iterator[No
     # (rows, longest), or (1, tokens): tokens of the document that each belongs to
     lengths = batch.document_lengths()
 
-    def add(module: nn.Module, inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+    def add(module: nn.Module, inputs: object, embedded: torch.Tensor) -> torch.Tensor:
         bound = alpha * (lengths * embedded.shape[-1]).rsqrt().unsqueeze(-1)
         noise = torch.empty_like(embedded).uniform_(-1, 1)
         return embedded + noise * bound.to(embedded.dtype)
@@ -264,7 +266,10 @@ class _Head:
         model = copy.copy(self._model)
         model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
         model.__dict__.pop("forward", None)
-        model._modules = self._model._modules | {self._body: body}
+        beside = {
+            name: part and without_partitioning(part) for name, part in self._model._modules.items()
+        }
+        model._modules = beside | {self._body: body}
         return model
 
 
@@ -297,7 +302,7 @@ class _Made(nn.Module):
         made: Any = _Made(self._states, found, decoder) if is_part else found
         return made
 
-    def forward(self, *args: Any, **kwargs: Any) -> _States:
+    def forward(self, *args: object, **kwargs: object) -> _States:
         """The states, whatever is asked."""
         return _States(last_hidden_state=self._states)
 

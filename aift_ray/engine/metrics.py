@@ -6,8 +6,14 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from aift_ray.engine.trackers import Trackers
 
 METRICS, PROGRESS = "metrics.jsonl", ".progress.json"
 # files that ask a run to stop with a checkpoint, to save one and go on, or to end as if done
@@ -42,7 +48,7 @@ class Metrics:
         trackers: get each line too.
     """
 
-    def __init__(self, folder: Path, step: int, trackers: Any = None) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Trackers | None = None) -> None:
         self._file = folder / METRICS
         self._progress = folder / PROGRESS
         self._shown = 0.0
@@ -203,7 +209,9 @@ _COMPARED: dict[str, Curves] = {
 }
 
 
-def _draw(axes: Any, lines: list[dict[str, Any]], curves: Any) -> None:
+def _draw(
+    axes: Axes, lines: list[dict[str, Any]], curves: Iterable[tuple[str, str, dict[str, Any]]]
+) -> None:
     """Draw curves of (name in the lines, label, style)."""
     for name, label, style in curves:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]

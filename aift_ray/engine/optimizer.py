@@ -8,11 +8,8 @@ import torch
 from torch import nn
 
 from aift_ray.config import TrainingConfig
-from aift_ray.engine import bnb_adamw
-from aift_ray.errors import ConfigError, Problem
-from aift_ray.parallel.dtensor_utils import shared_like
-
-_FACTOR = "factor"
+from aift_ray.parallel import bnb_adamw
+from aift_ray.parallel.optimizer_state import FACTOR
 
 
 def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch.optim.Optimizer:
@@ -27,9 +24,9 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
     rest = [(n, p) for n, p in trained if n not in known]
     decay = config.weight_decay
     groups: list[dict[str, Any]] = [
-        {"params": [w for w in rest if w[1].ndim > 1], "weight_decay": decay, _FACTOR: 1.0},
-        {"params": [w for w in rest if w[1].ndim <= 1], "weight_decay": 0.0, _FACTOR: 1.0},
-        {"params": fast, "weight_decay": decay, _FACTOR: ratio},
+        {"params": [w for w in rest if w[1].ndim > 1], "weight_decay": decay, FACTOR: 1.0},
+        {"params": [w for w in rest if w[1].ndim <= 1], "weight_decay": 0.0, FACTOR: 1.0},
+        {"params": fast, "weight_decay": decay, FACTOR: ratio},
     ]
     groups = [group for group in groups if group["params"]]
     how: dict[str, Any] = {
@@ -62,50 +59,7 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
             }
 
 
-def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
-    state = optimizer.state
-    own: Any = dict if isinstance(optimizer, torch.optim.AdamW) else bnb_adamw.saved
-    named = [
-        (name, weight)
-        for group in optimizer.param_groups
-        for name, weight in zip(group["param_names"], group["params"], strict=True)
-    ]
-    return {
-        "state": {name: own(state[weight]) for name, weight in named if weight in state},
-        "factors": [group[_FACTOR] for group in optimizer.param_groups],
-    }
-
-
-def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Go on from a saved state, of whole tensors, however the weights are spread now.
-
-    Rates and decay stay those of the configuration.
-
-    Raises:
-        ConfigError: it was made with other groups of weights.
-    """
-    now = optimizer.state_dict()
-    if len(saved["factors"]) != len(now["param_groups"]):
-        what = "was 1 in the run of the checkpoint and is not now, or the other way round"
-        raise ConfigError([Problem("lora.lora_plus_ratio", what, "give it as it was")])
-    if not isinstance(optimizer, torch.optim.AdamW):
-        bnb_adamw.restore(optimizer, saved["state"])
-        return
-    names = [name for group in optimizer.param_groups for name in group["param_names"]]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state = {
-        number: {
-            kind: shared_like(value, weights[number])
-            for kind, value in bnb_adamw.in_32_bits(saved["state"][name]).items()
-        }
-        for number, name in enumerate(names)
-        if name in saved["state"]
-    }
-    optimizer.load_state_dict(now | {"state": state})
-
-
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group of weights its share of the learning rate of this step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group[_FACTOR]
+        group["lr"] = rate * group[FACTOR]

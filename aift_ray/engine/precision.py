@@ -40,6 +40,10 @@ class Precision:
         if name == "fp16" and device.type != "cuda":
             problem = Problem("training.precision", "fp16 needs a GPU", "use bf16, fp32 or auto")
             raise ConfigError([problem])
+        if name == "fp16" and config.parallel.by_deepspeed:
+            what = "is fp16 on this GPU, and parallel.backend deepspeed does not scale the loss"
+            remedy = "use --training.precision fp32, or --parallel.backend fsdp2"
+            raise ConfigError([Problem("training.precision", what, remedy)])
         dtype = DTYPES[name]
         return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
 

@@ -27,7 +27,9 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.models.fingerprint import fingerprint
+from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 
 # seconds of work that a lost worker may cost, at most
 _KEPT_EVERY = 30.0
@@ -113,7 +115,7 @@ class References:
             for rows, _ in work()
         )
 
-    def complete(self, module: Any) -> None:
+    def complete(self, module: LossModel) -> None:
         """Compute those that are missing; every worker must call this.
 
         Args:
@@ -121,13 +123,13 @@ class References:
         """
         was = module.training
         module.eval()
-        with module.model.disable_adapter() if within(self._config) else nullcontext():
+        with without_adapters(module.model) if within(self._config) else nullcontext():
             for compared, work, file in self._sets:
                 _complete(compared, work(), module, file)
         module.train(was)
 
 
-def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None) -> None:
+def _complete(comparison: Comparison, work: Work, module: LossModel, file: Path | None) -> None:
     group, known = comparison.group, ~np.isnan(comparison.reference)
     waiting: list[int] = []
     mine: dict[int, float] = {}
@@ -146,7 +148,7 @@ def _complete(comparison: Comparison, work: Work, module: Any, file: Path | None
 
 
 def _computed(
-    comparison: Comparison, module: Any, indices: Sequence[int], counts: bool
+    comparison: Comparison, module: LossModel, indices: Sequence[int], counts: bool
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for part in comparison.parts(indices):

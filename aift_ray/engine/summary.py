@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.engine.device_memory import device_memory_gb, peak_memory_gb
 from aift_ray.engine.estimate import estimated
 from aift_ray.parallel.group import Group
 
+if TYPE_CHECKING:
+    from aift_ray.engine.worker import _Session
 
-def summarized(session: Any, status: str) -> dict[str, Any]:
+
+def summarized(session: _Session, status: str) -> dict[str, Any]:
     """The summary of a worker's session; every worker must call this.
 
     Args:

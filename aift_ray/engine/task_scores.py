@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.collate import collate
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.token_rows import Flags, Ids
 from aift_ray.engine.job import Job
-from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.validate import greedy
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 from aift_ray.tasks.scores import (
     Score,
     answer_scores,
@@ -60,7 +60,12 @@ class TaskEvaluator:
     """
 
     def __init__(
-        self, job: Job, tokenizer: Any, context: int | None, precision: Precision, group: Group
+        self,
+        job: Job,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int | None,
+        precision: Precision,
+        group: Group,
     ) -> None:
         self._job, self._group, self._precision = job, group, precision
         prompts = PromptEncoder(
@@ -74,7 +79,7 @@ class TaskEvaluator:
         every = self._job.config.evaluation.steps
         return bool(every) and step % every == 0
 
-    def scores(self, module: LossModule) -> TaskScores:
+    def scores(self, module: LossModel) -> TaskScores:
         """The scores of every task; every worker must call this."""
         module.eval()
         with torch.no_grad(), self._precision.autocast(self._group.device):
@@ -89,13 +94,13 @@ class TaskEvaluator:
             for task, by_score in tables.items()
         }
 
-    def _rows(self, module: LossModule, loaded: LoadedTask) -> dict[str, list[Score]]:
+    def _rows(self, module: LossModel, loaded: LoadedTask) -> dict[str, list[Score]]:
         """Of each score of a task its value of every row."""
         kinds = {"choice": self._choices, "text": self._texts, "generate": self._answers}
         rows = kinds[loaded.task.kind](module, loaded)
         return {name: [row[name] for row in rows] for name in loaded.task.computed}
 
-    def _choices(self, module: LossModule, loaded: LoadedTask) -> list[dict[str, Score]]:
+    def _choices(self, module: LossModel, loaded: LoadedTask) -> list[dict[str, Score]]:
         task, encoder = loaded.task, self._encoder
         groups = [encoder.choices(i.prompt, i.choices, task.delimiter) for i in loaded.items]
         alone: list[list[ScoredSequence]] = [[] for _ in groups]
@@ -110,7 +115,7 @@ class TaskEvaluator:
             found.append(choice_scores(task, item.choices, item.label, by_choice, tokens, without))
         return found
 
-    def _texts(self, module: LossModule, loaded: LoadedTask) -> list[dict[str, Score]]:
+    def _texts(self, module: LossModel, loaded: LoadedTask) -> list[dict[str, Score]]:
         windows = [self._encoder.windows(item.answers[0]) for item in loaded.items]
         sums = iter(self._sums(module, [each for pieces in windows for each in pieces]))
         found = []
@@ -120,7 +125,7 @@ class TaskEvaluator:
             found.append(text_scores(loaded.task, item.answers[0], total, tokens))
         return found
 
-    def _answers(self, module: LossModule, loaded: LoadedTask) -> list[dict[str, Score]]:
+    def _answers(self, module: LossModel, loaded: LoadedTask) -> list[dict[str, Score]]:
         task, items = loaded.task, loaded.items
         prompts = [self._encoder.prompt(item.prompt, task.max_tokens) for item in items]
         # columns of all scores of a row, end to end; zero in the rows of other replicas
@@ -151,7 +156,7 @@ class TaskEvaluator:
             for row in whole
         ]
 
-    def _sums(self, module: LossModule, sequences: Sequence[ScoredSequence]) -> list[float]:
+    def _sums(self, module: LossModel, sequences: Sequence[ScoredSequence]) -> list[float]:
         """Log-likelihood, in nats, of the scored tokens of each sequence."""
         rows, device = _Sequences(sequences), self._group.device
         numbers = np.arange(len(sequences))

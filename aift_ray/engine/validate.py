@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.data.collate import collate
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.comparison import Comparison
-from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import rounds
 from aift_ray.models.answer_text import turn_text
 from aift_ray.parallel.dtensor_utils import is_shared_out
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Validator:
     comparison: Comparison | None = None
     measures: dict[str, float | None] = field(default_factory=dict)
 
-    def loss(self, module: LossModule) -> float | None:
+    def loss(self, module: LossModel) -> float | None:
         """Loss per supervised token over all held-out rows, or per comparison; None of none."""
         if self.comparison is not None:
             return self._compared(self.comparison, module)
@@ -68,7 +68,7 @@ class Validator:
         total, tokens = self.group.total(total, count)
         return total / tokens if tokens else None
 
-    def _compared(self, comparison: Comparison, module: LossModule) -> float | None:
+    def _compared(self, comparison: Comparison, module: LossModel) -> float | None:
         """The mean loss of the comparisons; `measures` are those of all."""
         group, total = self.group, 0.0
         whole = rounds(self.indices, group.dp_rank, group.dp_size, self.batch_size)
@@ -89,7 +89,7 @@ class Validator:
         self.measures = comparison.measures(sums)
         return total / (len(self.indices) // 2)
 
-    def exact_match(self, module: LossModule) -> float | None:
+    def exact_match(self, module: LossModel) -> float | None:
         """Share of held-out rows whose greedy answer is exactly the expected one."""
         number, at_once, _ = self.answers
         at_once = at_once if self.batched else 1
@@ -125,13 +125,13 @@ class Validator:
         stop = begin + int(np.argmin(np.append(flags[begin:], 0)))
         return ids[:begin].tolist(), ids[begin:stop].tolist()
 
-    def _right(self, module: LossModule, indices: Sequence[int]) -> int:
+    def _right(self, module: LossModel, indices: Sequence[int]) -> int:
         pairs = [pair for pair in map(self._question, indices) if pair is not None]
         answers = self.answer(module, [prompt for prompt, _ in pairs])
         expected = [self._text(answer) for _, answer in pairs]
         return sum(a == b for a, b in zip(answers, expected, strict=True))
 
-    def answer(self, module: LossModule, prompts: Sequence[Sequence[int]]) -> list[str]:
+    def answer(self, module: LossModel, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Greedy answers to prompts given as token ids, without their end-of-turn token."""
         with torch.no_grad(), self.precision.autocast(self.group.device):
             rows = greedy(module, prompts, self.answers[2], self.stop_ids, self.group.device)
@@ -142,7 +142,7 @@ class Validator:
 
 
 def greedy(
-    module: LossModule,
+    module: LossModel,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     stop_ids: Sequence[int],

@@ -73,7 +73,8 @@ def work(
                 phases.tell(job.output, group, phases.TRYING)
             loop.trial(run)
         metrics = _metrics(run, job) if group.is_main_process else None
-        at_last.callback(lambda: metrics and metrics.trackers.close({"status": "failed"}))
+        if metrics and metrics.trackers:
+            at_last.callback(metrics.trackers.close, {"status": "failed"})
         writing = CheckpointCoordinator(run, store)
         at_last.callback(writing.close)
         session = _Session(run, metrics, writing, report, on_metrics)
@@ -248,8 +249,10 @@ class _Session:
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
-        self.metrics.trackers.close(summary)
-        summary["not_reported"] = [f"{k}: {why}" for k, why in self.metrics.trackers.failed.items()]
+        trackers = self.metrics.trackers
+        assert trackers
+        trackers.close(summary)
+        summary["not_reported"] = [f"{k}: {why}" for k, why in trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
 
     def _evaluation_loss(self, step: int) -> float | None:

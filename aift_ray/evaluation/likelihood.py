@@ -267,7 +267,7 @@ def _chosen(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return picked - torch.logsumexp(logits, -1)
 
 
-def _window(config: Any) -> int | None:
+def _window(config: object) -> int | None:
     """The smallest sliding window of a model's layers."""
     names = ("sliding_window", "attention_window", "attention_chunk_size")
     found = [getattr(config, name, None) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from aift_ray.commandline import ParsedSettings
@@ -14,6 +15,7 @@ from aift_ray.config import (
     QuantizeConfig,
     RunConfig,
     ServeConfig,
+    deepspeed_config,
 )
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
@@ -31,7 +33,7 @@ def check_run(config: RunConfig) -> None:
         UserError: with everything that is wrong.
     """
     data = config.data
-    problems = run_dir_check.check(config, run_dir_check.output_folder(config))
+    problems = _libraries(config) + run_dir_check.check(config, run_dir_check.output_folder(config))
     if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
@@ -50,6 +52,14 @@ def check_run(config: RunConfig) -> None:
     _refuse(files, models, problems)
 
 
+def _libraries(config: RunConfig) -> list[Problem]:
+    """Libraries of an extra that are not installed, and what their own files say."""
+    if config.parallel.by_deepspeed and not find_spec("deepspeed"):
+        remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
+        return [Problem("parallel.backend", "deepspeed is not installed", remedy)]
+    return deepspeed_config.problems(config)
+
+
 def _data(data: DataConfig) -> list[Problem]:
     """What is wrong with how files are to be read, and with a chat template."""
     problems = []
@@ -65,11 +75,17 @@ def _data(data: DataConfig) -> list[Problem]:
 def _rewards(config: RunConfig) -> list[Problem]:
     """What is wrong with the rewards of generated completions."""
     from aift_ray.rewards import parse
+    from aift_ray.rewards.environment import parse_environment
 
     problems = []
     for text in config.grpo.reward if config.objective == "grpo" else ():
         try:
             parse(text)
+        except ConfigError as error:
+            problems += error.problems
+    if config.objective == "grpo" and config.grpo.environment is not None:
+        try:
+            parse_environment(config.grpo.environment)
         except ConfigError as error:
             problems += error.problems
     return problems

@@ -220,7 +220,7 @@ def _show_plan(
         terminal.console.print(text, style="yellow")
 
 
-def _option(value: Any) -> str:
+def _option(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 

@@ -212,5 +212,5 @@ def _tensors(where: str, folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             found = {name: one["shape"] for name, one in header.items() if "shape" in one}
         except (OSError, ValueError, struct.error, AttributeError, TypeError) as error:
             what = f"{file.name} is damaged: {error}"
-            raise ModelError([Problem(where, what, "copy it anew")]) from None
+            raise ModelError([Problem(where, what, "copy it again")]) from None
         yield from ((name, tuple(shape)) for name, shape in found.items())

@@ -54,7 +54,7 @@ def _weights(where: str, folder: Path) -> list[Problem]:
     missing = _listed(folder) - {file.name for file in files}
     if missing:
         what = f"the folder lacks {', '.join(sorted(missing))}, which {_INDEX} names"
-        return [Problem(where, what, "copy it anew")]
+        return [Problem(where, what, "copy it again")]
     wrong = {file.name: _wrong_weights(file) for file in files}
     return [_damaged(where, file, what) for file, what in wrong.items() if what]
 
@@ -105,4 +105,4 @@ def _cut(file: Path) -> bool:
 
 
 def _damaged(where: str, file: str, what: str) -> Problem:
-    return Problem(where, f"{file} is damaged: {what}", "copy it anew")
+    return Problem(where, f"{file} is damaged: {what}", "copy it again")

@@ -169,7 +169,7 @@ class explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, (ModelError, MemoryError)):
             return
         if type(error).__name__ == "OutOfMemoryError":
@@ -190,7 +190,7 @@ def _explanation(location: str, error: Exception) -> Problem:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     if caused_by(error, SafetensorError):
-        return Problem(where, f"its weights are damaged: {text}", "copy them anew")
+        return Problem(where, f"its weights are damaged: {text}", "copy them again")
     return Problem(where, text)
 
 

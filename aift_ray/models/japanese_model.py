@@ -130,7 +130,7 @@ class JapaneseModel(BaseModel):
         *,
         system_prompt: str | None = None,
         return_reasoning: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> str:
         """Answer an instruction; the prompt is made as the rows of a training run are.
 

@@ -53,7 +53,7 @@ def skeleton(location: str, whole: bool = False) -> PreTrainedModel:
         return built(config, whole)
 
 
-def built(config: Any, whole: bool = False, **options: Any) -> PreTrainedModel:
+def built(config: object, whole: bool = False, **options: object) -> PreTrainedModel:
     """A model of a configuration, on torch's default device; see `skeleton`."""
     made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
     make = getattr(made, "from_config", None) or made._from_config
@@ -147,7 +147,7 @@ def _config(location: str, weights: str | None, scorer: bool) -> Any:
 def _read(
     made: Any,
     folder: str,
-    config: Any,
+    config: object,
     dtype: torch.dtype | None,
     options: dict[str, Any],
     scored: RewardHead | None = None,

@@ -125,7 +125,7 @@ def changed_prompts(where: str, folder: Path) -> list[Problem]:
         # to read a large vocabulary takes seconds
         now = prompts(folder) if found else {}
     except (OSError, ValueError) as error:
-        return [Problem(where, str(error), "copy it anew")]
+        return [Problem(where, str(error), "copy it again")]
     return [
         Problem(where, f"the {what} of {folder} was changed after it was trained", remedy)
         for name, what in (("tokenizer", "tokenizer"), ("chat_template", "chat template"))
@@ -178,9 +178,9 @@ def _object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _text(token: Any) -> Any:
+def _text(token: object) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -81,7 +81,7 @@ class StandIn(nn.Module):
         self.received: torch.Tensor | None = None
 
     def forward(
-        self, hidden: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+        self, hidden: torch.Tensor, *args: object, past_key_values: Any = None, **kwargs: object
     ) -> torch.Tensor:
         """(batch, tokens, width), unchanged."""
         if past_key_values is not None:

@@ -22,7 +22,7 @@ from aift_ray.models.families.refusals import refusal
 from aift_ray.models.families.towers import leave_out, towers
 
 
-def is_wrapper(config: Any) -> bool:
+def is_wrapper(config: object) -> bool:
     """Whether a configuration is that of a language model with something beside it."""
     return _language_class(config) is not None or taken_out(config)
 
@@ -58,7 +58,7 @@ def whole_class(config: Any) -> Any:
     return _language_class(config) or AutoModelForCausalLM
 
 
-def named_for_users(config: Any) -> str:
+def named_for_users(config: object) -> str:
     """The class on which plain PEFT loads an adapter that was trained here."""
     found = _language_class(config)
     if found is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -66,7 +66,7 @@ def named_for_users(config: Any) -> str:
     return "AutoModelForImageTextToText" if _takes_images(config) else str(found.__name__)
 
 
-def _takes_images(config: Any) -> bool:
+def _takes_images(config: object) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

@@ -1,10 +1,4 @@
-"""One file a strategy; `wrap` is the only way in, so the loop does not know which is in use.
-
-What `wrap` gives is called with a batch and returns its loss. It may have methods in place of what
-the loop does otherwise: `no_sync`, a context in which backward passes join no workers;
-`backward_all`, all micro-batches of a step at once; `gradient_norm`, of the whole model; and
-`gather`, for a checkpoint.
-"""
+"""One file a strategy; `wrap` is the only way in, and gives a `protocol.ParallelModel`."""
 
 from __future__ import annotations
 
@@ -13,11 +7,19 @@ from functools import partial
 
 import torch
 
-from aift_ray.config import ParallelConfig
-from aift_ray.parallel import ddp, fsdp, model_parallel, pipeline_parallel, tensor_parallel
+from aift_ray.config import ParallelConfig, deepspeed_config
+from aift_ray.parallel import (
+    ddp,
+    deepspeed_zero,
+    fsdp,
+    model_parallel,
+    pipeline_parallel,
+    tensor_parallel,
+)
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel, StageModel
 
-_STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.Module]] = {
+_STRATEGIES: dict[str, Callable[[LossModel, Group, torch.dtype], ParallelModel]] = {
     "ddp": ddp.wrap,
     "fsdp": fsdp.wrap,
     "zero3": fsdp.wrap,
@@ -31,17 +33,21 @@ _STRATEGIES: dict[str, Callable[[torch.nn.Module, Group, torch.dtype], torch.nn.
 
 def wrap(
     config: ParallelConfig,
-    module: torch.nn.Module,
+    module: StageModel,
     group: Group,
     compute: torch.dtype,
     layout: Mapping[str, int] | None = None,
-) -> torch.nn.Module:
+) -> ParallelModel:
     """Spread `module`, whose forward gives a loss, over the workers of `group`, on its device.
 
     Args:
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
+    if config.by_deepspeed and group.world_size > 1:
+        path = config.deepspeed_config
+        options = deepspeed_config.engine_options(deepspeed_config.read(path)) if path else {}
+        return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]), options)
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":

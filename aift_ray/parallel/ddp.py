@@ -7,19 +7,28 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
+from aift_ray.parallel.torch_model import OneByOne, TorchModel
 
 
-def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:
-    """`module` with its gradients averaged over the group; itself where it is alone.
-
-    Trained weights begin as worker 0's; those that are not trained must be equal already.
+def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel:
+    """`module` with its gradients averaged over the group; as it is on a worker that is alone.
 
     Args:
         compute: makes no difference here; a copy is as it was loaded.
     """
-    module = module.to(group.device)
+    module.to(group.device)
     if group.world_size == 1:
-        return module
+        return TorchModel(module, group, OneByOne(module, group))
+    copies = replicate(module, group)
+    return TorchModel(module, group, OneByOne(copies, group, copies.no_sync))
+
+
+def replicate(module: torch.nn.Module, group: Group) -> DistributedDataParallel:
+    """`module` with its gradients averaged over the group.
+
+    Trained weights begin as worker 0's; those that are not trained must be equal already.
+    """
     devices = [group.device] if group.device.type == "cuda" else None
     # frozen weights come from one folder: to send them again takes seconds, and tells nothing new
     spread = DistributedDataParallel(

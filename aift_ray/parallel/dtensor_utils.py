@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,7 +24,27 @@ _EPSILON = 1e-6
 
 def is_shared_out(module: torch.nn.Module) -> bool:
     """Whether weights of `module` are shared out, so that a forward needs other workers."""
-    return any(isinstance(weight, DTensor) for weight in module.parameters())
+    return any(isinstance(p, DTensor) or is_partitioned(p) for p in module.parameters())
+
+
+def is_partitioned(tensor: torch.Tensor) -> bool:
+    """Whether a weight is partitioned by DeepSpeed's ZeRO 3."""
+    return hasattr(tensor, "ds_id")
+
+
+def without_partitioning(module: torch.nn.Module) -> torch.nn.Module:
+    """`module`; of one that is partitioned a copy that gathers and releases nothing by itself.
+
+    The whole loss has its weights gathered, and others may stand in for them.
+    """
+    if not any(is_partitioned(p) for p in module.parameters()):
+        return module
+    made = copy.copy(module)
+    made.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+    made._modules = {
+        name: part and without_partitioning(part) for name, part in module._modules.items()
+    }
+    return made
 
 
 def widened(module: torch.nn.Module) -> torch.nn.Module:
@@ -36,6 +57,11 @@ def widened(module: torch.nn.Module) -> torch.nn.Module:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
+    if is_partitioned(tensor):
+        from aift_ray.parallel.deepspeed_zero import whole_partitioned
+
+        return whole_partitioned(tensor)
+    tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
     # shares that lie in host memory are gathered by the devices

@@ -26,18 +26,20 @@ from aift_ray.models.bnb.shards_4bit import whole_on_paper
 from aift_ray.models.decoder import decoder_blocks
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
+from aift_ray.parallel.torch_model import OneByOne, TorchModel
 
 
 def wrap(
-    module: torch.nn.Module,
+    module: LossModel,
     group: Group,
     compute: torch.dtype,
     keep_weights: bool = False,
     keep_gradients: bool = False,
     offload: bool = False,
-) -> torch.nn.Module:
-    """`module`, its weights shared out over the group; itself on a worker that is alone, which
-    may move them to host memory.
+) -> ParallelModel:
+    """`module`, its weights sharded over the group in place; as it is on a worker that is alone,
+    which may move them to host memory.
 
     Args:
         module: holds the language model as `model`; its forward and its `generate` are the ways
@@ -51,7 +53,8 @@ def wrap(
             optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
     """
     if group.world_size == 1 and not offload:
-        return widened(module).to(group.device)
+        widened(module).to(group.device)
+        return TorchModel(module, group, OneByOne(module, group))
     if not dist.is_initialized():
         # a process that nobody started as a worker is a group by itself
         store = dist.HashStore()  # type: ignore[attr-defined]
@@ -61,24 +64,22 @@ def wrap(
     policy = MixedPrecisionPolicy(
         param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    model = module.model
-    assert isinstance(model, torch.nn.Module)
     share = partial(fully_shard, mesh=mesh, mp_policy=policy)
     if offload:
         share = partial(share, offload_policy=CPUOffloadPolicy())
-    for block in decoder_blocks(model):
+    for block in decoder_blocks(module.model):
         with whole_on_paper(block, mesh, group.device):
             share(widened(block), reshard_after_forward=not keep_weights)
     share(widened(module))
     register_fsdp_forward_method(module, "generate")
-    if keep_gradients:
-        # DDP's name for it, by which the loop asks
-        module.no_sync = partial(_kept, module)  # type: ignore[assignment, arg-type]
     if not offload:
-        return module.to(group.device)
+        module.to(group.device)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(group.device)
-    return module
+    if not keep_gradients:
+        return TorchModel(module, group, OneByOne(module, group))
+    assert isinstance(module, FSDPModule)
+    return TorchModel(module, group, OneByOne(module, group, partial(_kept, module)))
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from accelerate.utils import send_to_device
 
 from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
+from aift_ray.parallel.torch_model import OneByOne, TorchModel
 from aift_ray.planning.partition import HOST
 
 
@@ -19,17 +21,16 @@ def device_of(number: int) -> torch.device:
     return torch.device("cpu") if number == HOST else torch.device("cuda", number)
 
 
-def wrap(module: torch.nn.Module, group: Group, layout: Mapping[str, int]) -> torch.nn.Module:
+def wrap(module: LossModel, group: Group, layout: Mapping[str, int]) -> ParallelModel:
     """`module`, its pieces on their devices; activations follow them.
 
     Args:
         module: holds the language model as `model`.
         layout: {name of a piece: number of its device}.
     """
-    model = module.model
-    assert isinstance(model, torch.nn.Module)
-    place(causal_model(model), {name: device_of(n) for name, n in layout.items()}, group.device)
-    return module
+    devices = {name: device_of(number) for name, number in layout.items()}
+    place(causal_model(module.model), devices, group.device)
+    return TorchModel(module, group, OneByOne(module, group))
 
 
 def place(model: torch.nn.Module, devices: Mapping[str, torch.device], rest: torch.device) -> None:

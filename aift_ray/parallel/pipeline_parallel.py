@@ -7,7 +7,7 @@ each stage makes masks and positions from the batch itself; only hidden states t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
@@ -25,6 +25,8 @@ from aift_ray.parallel.dtensor_utils import gradient_norm, sum_gradients
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.pp_p2p import Wires
 from aift_ray.parallel.pp_schedule import order
+from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
+from aift_ray.parallel.torch_model import Scale, TorchModel
 
 # batches that a stage may be ahead of the next one in an evaluation
 _AHEAD = 4
@@ -37,18 +39,26 @@ def held(layout: Mapping[str, int], group: Group) -> set[str]:
     }
 
 
-def wrap(module: nn.Module, group: Group, layout: Mapping[str, int], schedule: str) -> Pipeline:
+def wrap(
+    module: StageModel, group: Group, layout: Mapping[str, int], schedule: str
+) -> ParallelModel:
     """The part of a model that this worker holds, as one of a pipeline.
 
     Args:
-        module: holds the language model as `model`; its `states`, `loss` and `logits` are the ways
-            in.
         layout: {name of a piece: its stage}, in the order of a forward pass.
     """
-    return Pipeline(module.to(group.device), group, layout, schedule)
+    stages = Pipeline(module.to(group.device), group, layout, schedule)
+    return TorchModel(
+        stages,
+        group,
+        stages.accumulate,
+        stages.gradient_norm,
+        stages.gathered,
+        contributes=group.dp_rank == 0,
+    )
 
 
-class Pipeline(nn.Module):
+class Pipeline(LossModel):
     """The stages of one worker, and how micro-batches pass through them.
 
     Every worker of a replica calls each method alike. A loss is there on the worker of the last
@@ -56,10 +66,12 @@ class Pipeline(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, group: Group, layout: Mapping[str, int], schedule: str
+        self, module: StageModel, group: Group, layout: Mapping[str, int], schedule: str
     ) -> None:
         super().__init__()
-        self.module: Any = module
+        self.module = module
+        # not as an attribute: its weights would have two names
+        self.__dict__["model"] = module.model
         self._group, self._schedule = group, schedule
         stages = list(layout.values())
         self._last, self._norm = stages[-1], list(layout)[-2].rpartition(".")[2]
@@ -105,12 +117,6 @@ class Pipeline(nn.Module):
         self._shared = table.weight if self._ends else None
 
     @property
-    def model(self) -> nn.Module:
-        """The model, of which other workers hold other blocks."""
-        model: nn.Module = self.module.model
-        return model
-
-    @property
     def _is_twin(self) -> bool:
         """Whether the weight that is held twice counts on another worker."""
         return self._shared is not None and self._group.mp_rank > 0
@@ -124,34 +130,27 @@ class Pipeline(nn.Module):
         self._wires.settle(_AHEAD)
         return loss
 
-    def backward_all(
-        self,
-        batches: Sequence[MicroBatch],
-        seed: Callable[[int], None],
-        scaled: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Gradients of all micro-batches of a step; their summed loss.
-
-        Args:
-            seed: makes random numbers a function of a number.
-            scaled: from a micro-batch's loss to what its gradients are taken of.
-        """
+    def accumulate(self, step: MicroBatches, scale: Scale) -> torch.Tensor:
+        """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(self._schedule, group.model_parallel_size, group.mp_rank, len(batches)):
-            stage, batch = action.stage, batches[action.micro]
+        for action in order(
+            self._schedule, group.model_parallel_size, group.mp_rank, len(step.batches)
+        ):
+            stage, batch = action.stage, step.batches[action.micro]
             if action.forward:
                 given = self._received(stage, batch.input_ids.shape)
                 if given is not None:
                     given.requires_grad_()
-                seed(action.micro * (self._last + 1) + stage)
-                output = self._pass(stage, batch, given)
+                step.seed(action.micro * (self._last + 1) + stage)
+                with step.autocast():
+                    output = self._pass(stage, batch, given)
                 total = self._handed_on(stage, output, total)
                 held_back[stage, action.micro] = given, output
                 continue
             given, output = held_back.pop((stage, action.micro))
             if stage == self._last:
-                scaled(output).backward()
+                scale(output / step.divisor).backward()
             else:
                 gradient = self._wires.receive(stage + 1, stage, output.shape)
                 # the first stage may have nothing that is trained
@@ -170,9 +169,9 @@ class Pipeline(nn.Module):
         squares = self._group.joined(gradient_norm(own).double().square())
         return (squares[0] / self._group.dp_size).sqrt()
 
-    def generate(self, **inputs: Any) -> torch.Tensor:
+    def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids that the model generates, the same on each worker."""
-        output: torch.Tensor = self.module.generate(**inputs)
+        output = self.module.generate(**inputs)
         self._wires.settle()
         return output
 
@@ -218,11 +217,8 @@ class Pipeline(nn.Module):
     def _pass(self, stage: int, batch: MicroBatch, given: torch.Tensor | None) -> torch.Tensor:
         """The hidden states that `stage` makes of those that it is `given`; at last the loss."""
         with self._alone(stage, given):
-            states: torch.Tensor = self.module.states(batch, given)
-        if stage < self._last:
-            return states
-        loss: torch.Tensor = self.module.loss(states, batch)
-        return loss
+            states = self.module.states(batch, given)
+        return states if stage < self._last else self.module.loss(states, batch)
 
     def _handed_on(self, stage: int, output: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Send hidden states on; of the last stage, add the loss to the total."""
@@ -255,7 +251,7 @@ class Pipeline(nn.Module):
             sum_gradients([self._shared], self._ends)
 
     def _logits(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, **given: Any
+        self, input_ids: torch.Tensor, past_key_values: Any = None, **given: object
     ) -> CausalLMOutputWithPast:
         """What the model's forward gives while it generates: logits of the last position."""
         known = ("attention_mask", "position_ids", "use_cache")

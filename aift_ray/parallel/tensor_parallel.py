@@ -10,8 +10,8 @@ gradients are summed over the workers. Source: Megatron-LM, arXiv:1909.08053 and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,10 @@ from aift_ray.models.bnb.bnb_layers import cut_4bit, is_held_in
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.families.refusals import refusal
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel, ParallelModel
+from aift_ray.parallel.torch_model import OneByOne, TorchModel
 from aift_ray.parallel.tp_collectives import (
+    Change,
     Team,
     cut,
     enter,
@@ -58,7 +61,7 @@ def unfit(
     return [refusal(kind, what, layout, FAMILIES.__contains__, field)]
 
 
-def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.nn.Module:
+def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel:
     """`module`, split over the workers of a replica, in place.
 
     Args:
@@ -71,12 +74,11 @@ def wrap(module: torch.nn.Module, group: Group, compute: torch.dtype) -> torch.n
     team = Team(mesh["tensor"])
     _split(module, team, group.device)
     module.to(group.device)
-    model = module.model
-    assert isinstance(model, torch.nn.Module)
-    _connect(model, team)
-    if group.dp_size > 1:
-        _average(module, mesh["data"])
-    return module
+    _connect(module.model, team)
+    if group.dp_size == 1:
+        return TorchModel(module, group, OneByOne(module, group))
+    no_sync = _average(module, mesh["data"])
+    return TorchModel(module, group, OneByOne(module, group, no_sync))
 
 
 def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
@@ -141,7 +143,7 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
     names = [n for n, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor)]
     biased = by_rows and getattr(layer, "bias", None) is not None
 
-    def call(*inputs: Any, **more: Any) -> torch.Tensor:
+    def call(*inputs: object, **more: object) -> torch.Tensor:
         # an attribute of the instance hides the parameter of the same name
         hidden = {name: _local(layer, name, team) for name in names}
         if biased:
@@ -218,15 +220,19 @@ def _connect(model: torch.nn.Module, team: Team) -> None:
     head.register_forward_hook(lambda _, __, output: joined(output, team, words))
 
 
-def _first(change: Any, _: torch.nn.Module, inputs: Any, more: dict[str, Any]) -> Any:
+def _first(
+    change: Change, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], more: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """Change the hidden states, by whatever way they come."""
     if inputs:
         return (change(inputs[0]), *inputs[1:]), more
     return inputs, more | {"hidden_states": change(more["hidden_states"])}
 
 
-def _average(module: torch.nn.Module, mesh: DeviceMesh) -> None:
-    """Average each gradient over the copies of the model, in a step's last micro-step."""
+def _average(
+    module: torch.nn.Module, mesh: DeviceMesh
+) -> Callable[[], AbstractContextManager[None]]:
+    """Average each gradient over the copies of the model; the context in which none is."""
     last = [True]
 
     def average(weight: torch.Tensor) -> None:
@@ -247,5 +253,4 @@ def _average(module: torch.nn.Module, mesh: DeviceMesh) -> None:
         finally:
             last[0] = True
 
-    # DDP's name for it, by which the loop asks
-    module.no_sync = no_sync  # type: ignore[assignment]
+    return no_sync

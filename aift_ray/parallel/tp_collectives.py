@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import pad
 
+Change = Callable[[torch.Tensor], torch.Tensor]
+
 
 class Team:
     """The workers that hold one model together.
@@ -66,8 +68,8 @@ class _Crossing(torch.autograd.Function):
     def forward(
         ctx: Any,
         value: torch.Tensor,
-        there: Callable[[torch.Tensor], torch.Tensor],
-        back: Callable[[torch.Tensor], torch.Tensor],
+        there: Change,
+        back: Change,
     ) -> torch.Tensor:
         ctx.back = back
         return there(value)
@@ -77,7 +79,7 @@ class _Crossing(torch.autograd.Function):
         return ctx.back(gradients[0]), None, None
 
 
-def crossed(value: torch.Tensor, there: Any, back: Any) -> torch.Tensor:
+def crossed(value: torch.Tensor, there: Change, back: Change) -> torch.Tensor:
     """`there` of a value, whose gradient is `back` of the result's."""
     apply: Any = _Crossing.apply
     result: torch.Tensor = apply(value, there, back)

@@ -141,7 +141,7 @@ def _way(
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
     """Why a strategy can't train the model; "": it can."""
     if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
-        return f"{config.optimizer} needs whole weights"
+        return f"{config.optimizer} needs unsharded weights"
     divided = divided_scorer(config.objective, strategy)
     if divided:
         return divided

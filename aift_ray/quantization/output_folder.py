@@ -48,7 +48,7 @@ def check(folder: Path, overwrite: bool, report: str = REPORT) -> list[Problem]:
         if not overwrite:
             return [Problem(where, "is not empty", "name another folder, or give --overwrite")]
         if not (folder / report).is_file():
-            what = f"holds something else than an earlier result (no {report})"
+            what = f"contains something other than an earlier result (no {report})"
             return [Problem(where, what, "--overwrite does not remove that: name another folder")]
     parent = next(p for p in folder.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

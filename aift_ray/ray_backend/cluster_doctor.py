@@ -116,8 +116,8 @@ def _nodes() -> list[Node]:
     return nodes
 
 
-def _asking(actor: Any) -> Ask:
-    def ask(method: str, *arguments: Any) -> Callable[[], Any]:
+def _asking(actor: object) -> Ask:
+    def ask(method: str, *arguments: object) -> Callable[[], Any]:
         reference = getattr(actor, method).remote(*arguments)
 
         def answer(patience: float = _PATIENCE) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 # the public UserCallback does not hear of resizing
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
@@ -22,19 +21,19 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):  # type: ignore
         self.wish = output / SAVE
         self.running = False
 
-    def after_worker_group_training_start(self, worker_group: Any) -> None:
+    def after_worker_group_training_start(self, worker_group: object) -> None:
         """Called by Ray when the workers have started."""
         self.running = True
 
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+    def before_worker_group_shutdown(self, worker_group: object) -> None:
         """Called by Ray when they are about to end."""
         self.running = False
 
-    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+    def before_controller_execute_failure_decision(self, failure_decision: object) -> None:
         """Called by Ray when a worker has died: the others can't save any more."""
         self.running = False
 
-    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+    def before_controller_execute_resize_decision(self, resize_decision: object) -> None:
         """Called by Ray before it starts a group, or replaces the running one."""
         if not self.running:
             return

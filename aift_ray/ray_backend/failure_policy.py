@@ -56,7 +56,7 @@ def each(failures: dict[int, Any]) -> list[str]:
     return [f"worker {rank}: {short(_own(error))}" for rank, error in sorted(failures.items())]
 
 
-def _own(failure: Any) -> Any:
+def _own(failure: object) -> Any:
     """What a worker raised, of what Ray makes of it."""
     return getattr(failure, "_base_exc", failure)
 
@@ -67,7 +67,7 @@ class Policy(DefaultFailurePolicy):  # type: ignore[misc]
     def __init__(self, config: FailureConfig) -> None:
         super().__init__(config)
 
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+    def make_decision(self, training_failed_error: object) -> FailureDecision:
         """Whether the group of workers is started again."""
         failures = getattr(training_failed_error, "worker_failures", {})
         if own(failures) or of_code(failures):
@@ -81,7 +81,7 @@ class Causes(UserCallback):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray with the exceptions of workers by rank."""
         if own(worker_exceptions) or of_code(worker_exceptions):
             return

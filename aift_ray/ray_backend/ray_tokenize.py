@@ -34,7 +34,7 @@ class _Tokenizer:
         return [_packed(found) for _, found in encode_here(self.encoder, items)]
 
 
-def _packed(found: Any) -> Any:
+def _packed(found: object) -> Any:
     """What travels in place of an encoding; lists of numbers would cost more than encoding."""
     if not isinstance(found, EncodedRow):
         return found
@@ -42,7 +42,7 @@ def _packed(found: Any) -> Any:
     return pieces, found.split, found.not_shown
 
 
-def _unpacked(found: Any) -> Any:
+def _unpacked(found: object) -> Any:
     if not isinstance(found, tuple):
         return found
     pieces, split, not_shown = found
@@ -82,7 +82,7 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
         ray.kill(actor)
 
 
-def _arrived(batch: list[Example | Fault], encodings: Any) -> Encodings:
+def _arrived(batch: list[Example | Fault], encodings: object) -> Encodings:
     import ray
 
     for item, found in zip(batch, ray.get(encodings), strict=True):

@@ -99,7 +99,7 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     Where there is no dashboard, that would take 12 seconds to give up at the end of each run.
     """
 
-    def _initialize_and_run_controller(self, **how: Any) -> Any:
+    def _initialize_and_run_controller(self, **how: object) -> Any:
         policy = failure_policy.Policy(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**how | {"failure_policy": policy})
 

@@ -77,7 +77,7 @@ def ray_processes(parent: psutil.Process) -> list[psutil.Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that has ended and was not yet asked for is none."""
+    """Whether a process runs; zombie processes do not count."""
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

@@ -73,7 +73,7 @@ class Server:
         replica = serve.get_replica_context().replica_tag
         self._service = await startup.start(self._checked, wanted, replica)
 
-    async def perform(self, method: str, *args: Any) -> Any:
+    async def perform(self, method: str, *args: object) -> Any:
         """What a method of the Service answers; other replicas ask."""
         return await getattr(self._service, method)(*args)
 

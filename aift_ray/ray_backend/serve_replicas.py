@@ -32,7 +32,7 @@ class Replicas:
         """Tell replicas that are yet to start of an adapter; None: no more of it."""
         await serve.get_deployment_actor(_NAME).put.remote(name, wanted)
 
-    async def everywhere(self, method: str, *args: Any) -> list[Any]:
+    async def everywhere(self, method: str, *args: object) -> list[Any]:
         """What a method of each replica's Service answers; dead replicas answer nothing."""
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)

@@ -99,11 +99,11 @@ class Trials(Searcher):  # type: ignore[misc]
         """Nothing, where Tune would write it down: the trials' folders hold all that is needed."""
         return {}
 
-    def set_search_properties(self, *given: Any, **spec: Any) -> bool:
+    def set_search_properties(self, *given: object, **spec: object) -> bool:
         """Nothing is taken from Tune."""
         return True
 
-    def save_to_dir(self, *given: Any, **named: Any) -> None:
+    def save_to_dir(self, *given: object, **named: object) -> None:
         """As above."""
 
     def suggest(self, trial_id: str) -> Any:

@@ -38,7 +38,7 @@ class _Known:
 class _Graceful:
     """A scheduler whose losers end by themselves."""
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: object, trial: Any, result: dict[str, Any]) -> str:
         """Ask a trial that is to be stopped to stop."""
         folder = trial.config["job"].output
         if (folder / ASKED).exists() or "problem" in result:
@@ -48,7 +48,7 @@ class _Graceful:
             (folder / STOP).touch()
         return str(TrialScheduler.CONTINUE)
 
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, controller: object, trial: object, result: dict[str, Any]) -> None:
         """A trial that reported nothing to compare is left out."""
         if self._metric in result:  # type: ignore[attr-defined]
             super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
@@ -62,7 +62,7 @@ class _Graceful:
             if self.decide(None, known, result) == TrialScheduler.STOP:
                 return
 
-    def decide(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def decide(self, controller: object, trial: object, result: dict[str, Any]) -> str:
         """Whether a trial with this evaluation stops or continues."""
         metric = self._metric  # type: ignore[attr-defined]
         if not math.isfinite(result.get(metric, 0.0)):
@@ -74,13 +74,13 @@ class _Graceful:
 class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
     """Stops also who is worse than the model was before it was trained, without competition too."""
 
-    def __init__(self, tolerance: float, grace: int, **given: Any) -> None:
+    def __init__(self, tolerance: float, grace: int, **given: object) -> None:
         super().__init__(grace_period=grace, **given)
         self._grace, self._untrained = grace, dict[str, float]()
         for bracket in self._brackets:
             bracket.cutoff = partial(_lowered, bracket.cutoff, tolerance)
 
-    def decide(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def decide(self, controller: object, trial: Any, result: dict[str, Any]) -> str:
         """As ASHA does, and by the untrained model."""
         decided, score = super().decide(controller, trial, result), result.get(self._metric)
         if score is None:
@@ -92,7 +92,7 @@ class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
         return str(TrialScheduler.STOP) if worse and result["step"] >= self._grace else decided
 
 
-def _lowered(cutoff: Callable[[Any], Any], tolerance: float, recorded: Any) -> Any:
+def _lowered(cutoff: Callable[[Any], Any], tolerance: float, recorded: object) -> Any:
     """What a trial must reach at a rung, by how those before it did there; None: nothing yet."""
     reached = cutoff(recorded)
     return None if reached is None else reached - tolerance * abs(reached)

@@ -3,6 +3,6 @@
 from aift_ray.errors import RewardError
 from aift_ray.rewards.parsing import parse
 from aift_ray.rewards.pool import Rewards
-from aift_ray.rewards.spec import RewardSpec
+from aift_ray.rewards.spec import RewardSpec, distinct_names
 
-__all__ = ["RewardError", "RewardSpec", "Rewards", "parse"]
+__all__ = ["RewardError", "RewardSpec", "Rewards", "distinct_names", "parse"]

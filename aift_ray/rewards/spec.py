@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,3 +35,14 @@ class RewardSpec:
         """Rows that one call scores; 0: all of them, as in TRL."""
         default = 0 if self.kind == "function" else 32
         return int(self.options.get("rows_per_call", default))
+
+
+def distinct_names(specs: Sequence[RewardSpec]) -> list[str]:
+    """The names of rewards, with a number where several have the same: regex, regex_2."""
+    found: list[str] = []
+    for spec in specs:
+        name, number = spec.name, 2
+        while name in found:
+            name, number = f"{spec.name}_{number}", number + 1
+        found.append(name)
+    return found

@@ -111,7 +111,7 @@ def stop_signals(stop: Callable[[int], None]) -> Iterator[list[int]]:
     """Turn Ctrl-C and SIGTERM into a call of `stop` with the signal; a second one is final."""
     asked: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         asked.append(number)
         if len(asked) > 1:
             sys.exit(130)

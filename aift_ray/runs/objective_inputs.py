@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.config.grpo_config import divisible, memory_limit
-from aift_ray.data.readers.prompt_rows import columns_of
+from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub
 from aift_ray.runs.row_layout import global_batch
@@ -21,7 +21,7 @@ _ROWS = 100
 
 
 def settled(
-    config: RunConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, model_config: object, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What the workers are told of it: `reference` and `pad_id` of a Job.
 
@@ -94,13 +94,27 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
     # starts a process
     from aift_ray.rewards import parse
     from aift_ray.rewards.early_check import problems_with
+    from aift_ray.rewards.environment import parse_environment
+    from aift_ray.rewards.environments import Environments
 
     how = config.grpo
     first = [columns_of(rows.source(row)) for row in range(min(len(rows), _ROWS))]
     columns = list(dict.fromkeys(name for row in first for name in row))
     specs = [parse(text) for text in how.reward]
     timeout, memory = how.reward_timeout, memory_limit(how)
-    if problems := problems_with(specs, columns, timeout=timeout, memory=memory):
+    problems = problems_with(specs, columns, timeout=timeout, memory=memory)
+    if how.environment is not None:
+        prompts = [asked_prompt(rows.source(row)) for row in range(min(len(rows), _ROWS))]
+        if any(isinstance(prompt, str) for prompt in prompts):
+            what = "replies to turns of a conversation, and rows have plain texts as prompts"
+            remedy = 'give prompts as messages: [{"role": "user", "content": ...}]'
+            problems.append(Problem("grpo.environment", what, remedy))
+        try:
+            environment = parse_environment(how.environment)
+            Environments(environment, timeout=timeout, memory=memory, processes=1).close()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
         raise ConfigError(problems)
 
 

@@ -150,7 +150,7 @@ def _fitted(
     return need, why
 
 
-def _encoder(config: RunConfig, location: str, model_config: Any) -> PromptEncoder:
+def _encoder(config: RunConfig, location: str, model_config: object) -> PromptEncoder:
     """The prompts of a model, with the template asked for.
 
     Raises:
@@ -195,7 +195,7 @@ def _given(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def _settled(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> Support:
+def _settled(config: RunConfig, model_config: object, workers: int, gpu: bool) -> Support:
     """How the model is computed, once it is settled how it is spread; see `_spread`."""
     _spread(config, model_config, workers, gpu)
     return _support(config, model_config)
@@ -267,7 +267,7 @@ def _layout(
     return decide(config, location, plan, tokens, memory_fit.width(config, gpu), gpu)
 
 
-def _sequence_length(config: RunConfig, model_config: Any) -> int:
+def _sequence_length(config: RunConfig, model_config: object) -> int:
     length, limit = config.data.sequence_length, hub.context(model_config)
     alike = hub.batched_context(model_config)
     if alike != limit and alike and length > alike:

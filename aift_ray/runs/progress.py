@@ -74,7 +74,7 @@ class Follower:
             self._task = self._bar.add_task("starting the workers", total=None)
         return self
 
-    def __exit__(self, *details: Any) -> None:
+    def __exit__(self, *details: object) -> None:
         self.poll(last=True)
         if self._task is not None:
             self._bar.stop()

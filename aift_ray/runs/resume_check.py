@@ -103,15 +103,15 @@ def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], li
         if change is Change.TOLD or name in config.resume_allow:
             told.append(f"{name} is {_shown(value)}, and was {_shown(saved[name])}")
             continue
-        remedy = f"give --{name} {_shown(saved[name])}, or start anew in another output folder"
+        remedy = f"give --{name} {_shown(saved[name])}, or start again in another output folder"
         if change is Change.REFUSED:
-            remedy += f"; --resume-allow {name} goes on with other steps"
+            remedy += f"; --resume-allow {name} continues with other steps"
         what = f"{_shown(value)} differs from the {_shown(saved[name])} of the run that is resumed"
         problems.append(Problem(name, what, remedy))
     return told, problems
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: object, other: object) -> bool:
     """Whether two values mean the same: the order of names does not count."""
     if isinstance(one, list) and isinstance(other, list):
         return sorted(map(str, one)) == sorted(map(str, other))
@@ -134,7 +134,7 @@ def check_rows(config: RunConfig, state: State, data: str) -> list[str]:
     what = "the rows or how they are tokenized changed since the checkpoint"
     if not before or _FILES in config.resume_allow:
         return [f"{what}: the steps to come are not those of the run that was stopped"]
-    remedy = f"give the files as they were; --resume-allow {_FILES} goes on with other steps"
+    remedy = f"give the files as they were; --resume-allow {_FILES} continues with other steps"
     raise ConfigError([Problem(_FILES, what, remedy)])
 
 
@@ -239,7 +239,7 @@ def check_experts(config: RunConfig, state: State, experts: int) -> None:
     """
     if not state.settings and experts and config.base_bits == 4:
         what = "was trained on experts in 16 bits, which are held in 4 now"
-        remedy = "start anew in another output folder, or finish it with the version it began with"
+        remedy = "start again in another output folder, or finish it with the version it began with"
         raise ConfigError([Problem(f"resume {config.resume}", what, remedy)])
 
 
@@ -281,7 +281,7 @@ def _older(config: RunConfig, folder: Path) -> list[Problem]:
     ]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as it is typed behind its flag."""
     if isinstance(value, dict):
         return ",".join(f"{name}={held}" for name, held in value.items()) or "none"

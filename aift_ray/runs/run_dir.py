@@ -116,7 +116,7 @@ def summary(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def finish(folder: Path, **values: Any) -> dict[str, Any]:
+def finish(folder: Path, **values: object) -> dict[str, Any]:
     """Add `values` to the run's summary and remove what only the running needs."""
     result = summary(folder) | values
     write_json(folder / SUMMARY, result)

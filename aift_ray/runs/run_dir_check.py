@@ -24,7 +24,7 @@ def check(config: RunConfig, folder: Path) -> list[Problem]:
     if folder.exists() and not folder.is_dir():
         return [Problem(where, "is a file", "name another --output-dir")]
     if folder.is_dir() and any(folder.iterdir()) and not (config.overwrite or config.resume):
-        remedy = "give --resume latest to go on, --overwrite to start anew, or another name"
+        remedy = "give --resume latest to continue, --overwrite to start again, or another name"
         return [Problem(where, "is not empty", remedy)]
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not os.access(parent, os.W_OK):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from aift_ray.config import RunConfig
 from aift_ray.runs.restart_causes import FAILURES, add_failure
@@ -144,7 +144,7 @@ class _Child:
             os.close(self._alive)
         return os.waitstatus_to_exitcode(status)
 
-    def _pass_on(self, number: int, frame: Any) -> None:
+    def _pass_on(self, number: int, frame: object) -> None:
         self.asked.append(number)
         # the first asks for a checkpoint, the second for the end
         self._signal(number if len(self.asked) < 3 else signal.SIGKILL)

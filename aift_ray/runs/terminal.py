@@ -27,6 +27,7 @@ _ANSWERS = {
     "one": ("",),
     "pair": (", chosen", ", rejected"),
     "label": (", answer", ", with the answer of another row for the KL"),
+    "prompt": (", prompt",),
 }
 
 

@@ -111,7 +111,7 @@ class ChatMessage(OpenAIBody):
 
     @field_validator("content")
     @classmethod
-    def _there(cls, value: Any, info: ValidationInfo) -> Any:
+    def _there(cls, value: object, info: ValidationInfo) -> Any:
         # what was wrong itself is not among the data, and is told already
         names = ("tool_calls", "refusal", "reasoning_content", "reasoning")
         others = [info.data.get(name, "wrong") for name in names]
@@ -121,7 +121,7 @@ class ChatMessage(OpenAIBody):
 
     @field_validator("tool_calls")
     @classmethod
-    def _assistants(cls, value: Any, info: ValidationInfo) -> Any:
+    def _assistants(cls, value: object, info: ValidationInfo) -> Any:
         if value and info.data.get("role") != "assistant":
             raise ValueError("only an assistant's turn has them")
         return value

@@ -80,7 +80,7 @@ class Grammars:
         return SchemaGrammar(_with_options(schema), matcher)
 
 
-def _check_numbers(part: Any) -> None:
+def _check_numbers(part: object) -> None:
     """GrammarError for an integer that llguidance has no exact form of.
 
     The least one of 64 bits ends the whole process: it is negated there without end.

@@ -18,7 +18,7 @@ from aift_ray.serving.service import Service
 class Fleet(Protocol):
     """All replicas, as one of them reaches them."""
 
-    async def everywhere(self, method: str, *args: Any) -> list[Any]:
+    async def everywhere(self, method: str, *args: object) -> list[Any]:
         """What a method of each replica's Service answers."""
 
     async def recorded(self) -> dict[str, AdapterRecord]:

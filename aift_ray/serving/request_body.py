@@ -63,7 +63,7 @@ class OpenAIBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_idle_fields(cls, data: Any) -> Any:
+    def _without_idle_fields(cls, data: object) -> Any:
         if not isinstance(data, dict):
             return data
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
@@ -73,5 +73,5 @@ class OpenAIBody(Body):
         return {name: value for name, value in data.items() if name in kept or _says(value)}
 
 
-def _says(value: Any) -> bool:
+def _says(value: object) -> bool:
     return value is not None and not (isinstance(value, str | list | dict) and not value)

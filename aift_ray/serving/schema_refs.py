@@ -73,11 +73,11 @@ def _needs(root: Node, node: Node) -> Iterator[list[Node]]:
         yield [items]
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _target(root: Node, reference: Any) -> Any:
+def _target(root: Node, reference: object) -> Any:
     """What a JSON pointer within the schema leads to; None where there is nothing."""
     if not isinstance(reference, str) or reference[:2] not in ("#", "#/"):
         return None

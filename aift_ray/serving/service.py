@@ -66,7 +66,7 @@ class Service:
         self.thinking = thinking_of(encoder.tokenizer, self.token_bytes)
 
     def adapter(self, model: str) -> str:
-        """The engine's name of what a client calls `model`; ApiError 404 where there is none."""
+        """Maps the `model` of a request to an adapter; ApiError 404 if it is unknown."""
         name = same_name(model)
         if name == self.name:
             return BASE

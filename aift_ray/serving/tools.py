@@ -157,7 +157,7 @@ def _calls(text: str, names: Collection[str]) -> list[Call]:
     return [] if None in calls else [call for call in calls if call]
 
 
-def _call(found: Any, names: Collection[str]) -> Call | None:
+def _call(found: object, names: Collection[str]) -> Call | None:
     if not isinstance(found, dict) or found.get("name") not in names:
         return None
     arguments = found.get("arguments", found.get("parameters"))

@@ -103,7 +103,7 @@ def _style(trial: Trial, first: Trial | None) -> dict[str, Any]:
     return {"color": _OTHER, "linewidth": 1.1, "zorder": 1}
 
 
-def _legend(axes: Any, first: Trial | None, **place: Any) -> None:
+def _legend(axes: Any, first: Trial | None, **place: object) -> None:
     from matplotlib.lines import Line2D
 
     kinds = {_BEST: f"best: trial {first.number}"} if first else {}

@@ -103,13 +103,13 @@ def _rank(row: dict[str, Any], metric: str, sign: int) -> tuple[bool, bool, floa
     return row["status"] != DONE, value is None, sign * (value or 0.0)
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: object) -> str:
     if cell is None:
         return "–"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else json.dumps(value)
 
 

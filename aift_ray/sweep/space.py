@@ -181,7 +181,7 @@ def _demand_lists(space: Space) -> None:
         raise ConfigError([Problem(key, what, remedy) for key in sorted(numbers)])
 
 
-def _drawn(node: Any, ask: Ask, key: str) -> Any:
+def _drawn(node: object, ask: Ask, key: str) -> Any:
     if not isinstance(node, dict):
         return node
     if len(node) == 1 and (kind := next(iter(node))) in KINDS:
@@ -200,7 +200,7 @@ def _drawn(node: Any, ask: Ask, key: str) -> Any:
     return result
 
 
-def _varied(node: Any, name: str, inside: bool) -> Iterator[str]:
+def _varied(node: object, name: str, inside: bool) -> Iterator[str]:
     """Names of the settings that a space or an option of one sets."""
     if not isinstance(node, dict):
         if inside:
@@ -216,13 +216,13 @@ def _varied(node: Any, name: str, inside: bool) -> Iterator[str]:
             yield from _varied(below, _joined(name, part), inside)
 
 
-def _problems(node: Any, name: str) -> Iterator[Problem]:
+def _problems(node: object, name: str) -> Iterator[Problem]:
     if not isinstance(node, dict):
         return
     for part, below in node.items():
         if part in NUMBERS:
             if len(node) > 1:
-                yield Problem(name, f"holds {part} beside other things; a space stands alone")
+                yield Problem(name, f"holds {part} and other keys; a space must be the only key")
             yield from _bound_problems(part, below, name)
         elif part in LISTS:
             yield from _list_problems(part, below, name, len(node) > 1)
@@ -234,13 +234,13 @@ def _problems(node: Any, name: str) -> Iterator[Problem]:
             yield from _problems(below, _joined(name, str(part)))
 
 
-def _list_problems(kind: str, options: Any, name: str, beside: bool) -> Iterator[Problem]:
+def _list_problems(kind: str, options: object, name: str, beside: bool) -> Iterator[Problem]:
     if not isinstance(options, list) or not options:
         yield Problem(name, f"{kind} needs a list of values, not {options!r}")
         return
     groups = all(isinstance(option, dict) and not set(option) & set(KINDS) for option in options)
     if beside and not groups:
-        what = f"{kind} stands beside other settings, so each option must be a group of settings"
+        what = f"{kind} is used with other settings, so each option must be a group of settings"
         yield Problem(name, what)
     for option in options:
         yield from _problems(option, name)

@@ -144,7 +144,7 @@ def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple
     return tuple(choices), _label(evaluate(task.label, row), choices, task), ()
 
 
-def _label(value: Any, choices: Sequence[str], task: Task) -> int:
+def _label(value: object, choices: Sequence[str], task: Task) -> int:
     if isinstance(value, str) and value in choices:
         return choices.index(value)
     if isinstance(value, str) and value.isdecimal():

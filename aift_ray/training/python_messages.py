@@ -10,7 +10,7 @@ from aift_ray.errors import Problem, UserError
 
 # what a trainer calls otherwise, or has not
 _WORDS = {
-    "give --resume latest to go on, --overwrite to start anew, or another name": (
+    "give --resume latest to continue, --overwrite to start again, or another name": (
         "give resume_from_checkpoint='latest' to go on, or another output_dir"
     ),
     "give --num-workers 2 or more": "take two devices or more",

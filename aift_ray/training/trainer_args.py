@@ -68,7 +68,7 @@ class TrainerRows:
             names[f"data.{kind}_files"] = data.get(f"{kind}_files") or None
             given = [name for name, value in names.items() if value is not None]
             if len(given) > 1:
-                what = f"stands beside {' and '.join(given[1:])}"
+                what = f"conflicts with {' and '.join(given[1:])}"
                 problems.append(Problem(given[0], what, "give one of them"))
         if self.texts is None and self.dataset is None and not data.get("train_files"):
             problems.append(Problem("train_texts", "neither texts nor a dataset are given"))

@@ -63,7 +63,7 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     if not machine.unmet:
         yield Finding(machine.name, "packages", "ok", what)
     for text in machine.unmet:
-        remedy = "pip install -r requirements.lock, or build the image anew (make images)"
+        remedy = "pip install -r requirements.lock, or rebuild the image (make images)"
         yield Finding(machine.name, "packages", "problem", text, remedy)
 
 

@@ -36,8 +36,8 @@ def settings(values: dict[str, Any]) -> dict[str, Any]:
     return {steps if k == "accumulation" else k: v for k, v in values.items()}
 
 
-def close(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> None:
-    assert len(a) == len(b) > 2
+def close(a: list[tuple[float, float]], b: list[tuple[float, float]], at_least: int = 3) -> None:
+    assert len(a) == len(b) >= at_least
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-5, atol=1e-5)
 
 
@@ -100,8 +100,9 @@ def test_filled_rows_give_the_loss_of_the_same_rows_laid_end_to_end(
     filled = started(configure(data__packing="fill", training__batch_size=64), tmp_path)
     whole = started(configure(training__batch_size=64), tmp_path)
     close(
-        [(line["loss"], line["grad_norm"]) for line in stepped(filled)] * 3,
-        [(line["loss"], line["grad_norm"]) for line in stepped(whole)] * 3,
+        [(line["loss"], line["grad_norm"]) for line in stepped(filled)],
+        [(line["loss"], line["grad_norm"]) for line in stepped(whole)],
+        at_least=1,
     )
 
 

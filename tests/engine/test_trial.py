@@ -21,7 +21,7 @@ def state_of(run_: Any) -> dict[str, dict[str, torch.Tensor]]:
     """The optimizer's tensors by weight and kind."""
     return {
         name: {kind: value for kind, value in own.items() if isinstance(value, torch.Tensor)}
-        for name, own in optimizer.saved(run_.optimizer)["state"].items()
+        for name, own in run_.parallel_model.optimizer_state()["state"].items()
     }
 
 

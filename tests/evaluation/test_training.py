@@ -141,7 +141,7 @@ def test_a_sweep_needs_the_score_it_compares_by(
 
 
 def test_a_reward_model_has_no_scores_on_tasks() -> None:
-    with pytest.raises(ConfigError, match="a reward model is none"):
+    with pytest.raises(ConfigError, match="objective reward trains a reward model"):
         validated({"objective": "reward", "evaluation": {"tasks": ["jnli"]}})
 
 

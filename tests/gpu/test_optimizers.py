@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine import optimizer
 from aift_ray.engine.build import Run, build
 from aift_ray.parallel.group import Group
 from aift_ray.planning.memory_estimate import moments
@@ -115,15 +114,15 @@ def test_paged_moments_take_no_memory_of_torch_and_stay_paged_after_a_restart(
         stepped(run, 1)
         held[kind] = torch.cuda.memory_allocated() - before
         if kind == "paged":
-            saved = optimizer.saved(run.optimizer)
+            saved = run.parallel_model.optimizer_state()
             again = on_gpu(one, tmp_path)
-            optimizer.restore(again.optimizer, saved)
+            again.parallel_model.load_optimizer_state(saved)
             for of in (run, again):
                 large = [p for p in of.module.parameters() if p.numel() >= 100_000]
                 states = [of.optimizer.state[p] for p in large]
                 assert states
                 assert all(getattr(state["state1"], "is_paged", False) for state in states)
-            restored = optimizer.saved(again.optimizer)["state"]
+            restored = again.parallel_model.optimizer_state()["state"]
             for weight, wanted in saved["state"].items():
                 for moment, value in wanted.items():
                     assert torch.equal(restored[weight][moment].cpu(), value.cpu())
@@ -145,7 +144,7 @@ def test_moments_of_8_bits_take_a_quarter(configure: Configure, tmp_path: Path) 
         run = on_gpu(configure(**STEADY, model=str(SHIPPED), training__optimizer=name), tmp_path)
         built = torch.cuda.memory_allocated()
         stepped(run, 1)
-        state = optimizer.saved(run.optimizer)["state"].values()
+        state = run.parallel_model.optimizer_state()["state"].values()
         held[name] = sum(t.nbytes for s in state for t in s.values() if t.ndim)
         assert torch.cuda.memory_allocated() - built >= 0.9 * held[name], (before, built)
         del run, state

@@ -72,6 +72,14 @@ def test_the_command_trains_by_rewards(tmp_path: Path, flags: list[str]) -> None
     assert "| objective | grpo |" in (folder / "model" / "README.md").read_text("utf-8")
 
 
+def test_a_dry_run_shows_the_plan_and_the_prompts(tmp_path: Path, flags: list[str]) -> None:
+    done = train(tmp_path, *flags, "--reward", "length:max=10", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "grpo, loss dapo" in done.stdout
+    assert "rows.jsonl:1, prompt (" in done.stdout.replace("\n", "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_python_trains_by_functions_and_names(tmp_path: Path, tiny_model: Path) -> None:
     trainer = GRPOTrainer(
         JapaneseModel(str(tiny_model)),
@@ -182,7 +190,7 @@ def test_a_worker_that_is_killed_anywhere_goes_on_to_the_bit(
 def test_actors_apart_generate_what_the_worker_would(
     kill: bool, tmp_path: Path, flags: list[str]
 ) -> None:
-    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "6"]
+    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "12"]
     how += ["--training.learning_rate", "1e-2", "--grpo.rollout_batch_size", "4"]
     done = train(tmp_path, *how, "--output-dir", str(tmp_path / "here"))
     assert done.returncode == 0, done.stderr
@@ -191,11 +199,12 @@ def test_actors_apart_generate_what_the_worker_would(
     command += ["--grpo.placement", "apart"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path))
     try:
-        while kill and process.poll() is None:
-            if _kill_actor(process.pid, folder):
-                break
-            time.sleep(0.05)
+        killed = False
+        while kill and not killed and process.poll() is None:
+            killed = _kill_actor(process.pid, folder)
+            time.sleep(0.02)
         assert process.wait(300) == 0
+        assert killed == kill
     finally:
         process.kill()
     assert steps_of(folder) == steps_of(tmp_path / "here")

@@ -21,7 +21,9 @@ from tests.grpo.rollout_rows import prompts, write, write_rewards
 from tests.helpers.runs import started
 
 pytestmark = [pytest.mark.slow]
-STEPS, PROMPTS, GENERATIONS, RATE = 6, 4, 4, 1e-3
+STEPS, PROMPTS, GENERATIONS = 6, 4, 4
+# with a high rate Adam's first step makes other signs of gradients that are nearly zero
+RATES = {"lora": 1e-3, "full": 1e-4}
 # our settings, and TRL's where they have other names
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {}),
@@ -33,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
     "kl": ({"loss_type": "grpo", "beta": 0.1}, {}),
+    "plain_kl": ({"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}, {}),
     "delta": ({"loss_type": "dapo", "delta": 1.5, "epsilon": 0.1}, {}),
     "batch": ({"loss_type": "dapo", "scale_rewards": "batch", "temperature": 0.7}, {}),
     "truncated": ({"loss_type": "grpo", "mask_truncated_completions": True}, {}),
@@ -93,7 +96,7 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
                 "sequence_length": 128,
             },
             "training": {
-                "learning_rate": RATE,
+                "learning_rate": RATES[method],
                 "batch_size": 4,
                 "gradient_accumulation_steps": PROMPTS * GENERATIONS // 4,
                 "max_steps": STEPS,
@@ -108,7 +111,7 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     spec: dict[str, Any] = {
         "model": str(SHIPPED),
         "stop_ids": run.job.stop_ids,
-        "learning_rate": RATE,
+        "learning_rate": RATES[method],
         "steps": STEPS,
         "settings": {**settings, **own, **theirs},
     }
@@ -129,6 +132,6 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
             assert line["kl"] == pytest.approx(float(other["kl"]), rel=1e-4, abs=1e-4)
         for name in CLIPPED if case != "gspo" else ():
             assert line[name] == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4), name
-        for name in MEASURES if step % 2 == 0 else ():
+        for name in MEASURES if step % 2 == 0 and case != "batch" else ():
             mine = line[name.replace("rewards/reward", "rewards/digest")]
             assert mine == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4), name

@@ -71,7 +71,8 @@ def main() -> None:
             continue
         run = started(config, path.parent, group)
         if name.startswith("scaled"):
-            run.scaler = JoinedScaler("cpu", init_scale=1024.0)
+            scaler = JoinedScaler("cpu", init_scale=1024.0)
+            run.parallel_model.set_optimizer(run.optimizer, scaler)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
     if group.is_main_process:
@@ -86,7 +87,9 @@ def main() -> None:
 def held_bytes(run: Run) -> int:
     """Bytes of the weights that this process holds between steps."""
     weights = run.module.parameters()
-    return sum((w.to_local() if isinstance(w, DTensor) else w).nbytes for w in weights)
+    # ds_tensor: this worker's partition of a weight of ZeRO 3 by DeepSpeed
+    own = (w.to_local() if isinstance(w, DTensor) else getattr(w, "ds_tensor", w) for w in weights)
+    return sum(w.nbytes for w in own)
 
 
 def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:

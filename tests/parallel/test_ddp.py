@@ -32,8 +32,8 @@ class Layer(torch.nn.Module):
 def _begin(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     layer = Layer(rank)
-    spread = ddp.wrap(layer, Group(rank, 2, torch.device("cpu")), torch.float32)
-    spread(torch.full((3,), 1.0 + rank)).backward()
+    copies = ddp.replicate(layer, Group(rank, 2, torch.device("cpu")))
+    copies(torch.full((3,), 1.0 + rank)).backward()
     found = [layer.frozen, layer.trained, layer.trained.grad]
     torch.save([t.detach() for t in found if t is not None], f"{folder}/{rank}")
     dist.destroy_process_group()

@@ -13,8 +13,11 @@ from tests.conftest import write_rows
 QUICK = [
     ("fsdp", "dpo full", "fp32", "fill"),
     ("pipeline", "dpo lora", "fp32", "concat"),
+    # weights stay gathered after the pass of the reference, which has no adapters
+    ("zero1", "dpo lora", "fp32", "concat"),
 ]
 MORE = [
+    ("zero2", "dpo lora", "fp32", "concat"),
     ("ddp", "kto lora", "fp32", "concat"),
     ("ddp", "dpo qlora nf4", "fp32", "padded"),
     ("fsdp", "kto full", "fp32", "concat"),

@@ -95,5 +95,5 @@ def test_8_bits_and_dora_are_refused_together() -> None:
     lora = {"use_dora": True, "qlora_4bit": False}
     with pytest.raises(ConfigError) as caught:
         validated({"method": "qlora", "parallel": {"strategy": "tensor"}, "lora": lora})
-    assert "tensor can't share out 8 bits" in str(caught.value)
+    assert "tensor can't shard 8-bit weights" in str(caught.value)
     assert "lora.use_dora" in str(caught.value)

@@ -251,3 +251,17 @@ def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_p
         f"reward reward: {tmp_path}/broken.py can't be imported: ModuleNotFoundError: "
         "No module named 'no_such_module' (line 1 of broken.py)",
     ]
+
+
+def test_rewards_of_trl_run_as_they_are(tmp_path: Path) -> None:
+    rewards_of_trl = pytest.importorskip("trl.rewards", reason="trl is not installed (extra bench)")
+    file = tmp_path / "own.py"
+    file.write_text("from trl.rewards import think_format_reward\n", "utf-8")
+    said = ["<think>\n数える\n</think>\n4", "4"]
+    completions = [[{"role": "assistant", "content": text}] for text in said]
+    wanted = rewards_of_trl.think_format_reward(completions)
+    with Rewards(
+        [parse(f"{file}:think_format_reward")], timeout=60.0, memory=None, processes=1
+    ) as scored:
+        assert scored.score([[]] * 2, completions, {"answer": ["4", "4"]}) == [wanted]
+    assert wanted == [1.0, 0.0]

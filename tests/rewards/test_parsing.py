@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray.errors import ConfigError
-from aift_ray.rewards import RewardSpec, parse
+from aift_ray.rewards import RewardSpec, distinct_names, parse
 
 
 def test_names_files_folders_and_addresses(tmp_path: Path) -> None:
@@ -110,3 +110,9 @@ def test_a_folder_of_another_model_is_refused(
         parse(str(tmp_path))
     assert what in str(caught.value)
     assert "train one with --objective reward" in str(caught.value)
+
+
+def test_rewards_of_the_same_name_are_told_apart() -> None:
+    texts = ["regex:pattern=a", "politeness", "regex:pattern=b", "regex:pattern=c"]
+    names = distinct_names([parse(text) for text in texts])
+    assert names == ["regex", "politeness", "regex_2", "regex_3"]

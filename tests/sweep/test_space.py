@@ -131,7 +131,7 @@ lora: {r: 4, choice: [8, 16]}
         *("learning_rate: loguniform needs bounds above 0", "did you mean 'choice'?"),
         *("warmup_steps: randint needs two whole numbers", "eval_steps: choice needs a list"),
         *("weight_decay: uniform needs the lesser bound first", "training.seed: holds uniform"),
-        "lora: choice stands beside other settings",
+        "lora: choice is used with other settings",
     ):
         assert part in message
 

@@ -219,7 +219,7 @@ def test_settings_of_other_sections_and_overwrite(tiny_model: Path, tmp_path: Pa
     data = aift_ray.DataConfig(train_files=[str(file)])
     train(tiny_model, tmp_path / "files", texts=None, data=data)
     assert losses(tmp_path / "files") == losses(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"stands beside data\.train_files"):
+    with pytest.raises(ConfigError, match=r"conflicts with data\.train_files"):
         train(tiny_model, tmp_path / "x", data=data)
     with pytest.raises(ConfigError, match=r"ray\.resize_seconds: acts on Ray workers"):
         train(tiny_model, tmp_path / "x", ray={"resize_seconds": 5})

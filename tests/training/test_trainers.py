@@ -165,7 +165,7 @@ def test_what_can_not_be_trained_is_refused(tiny_model: Path, tmp_path: Path) ->
     dataset = TextDataset(TEXTS, model.load_tokenizer())
     with pytest.raises(ConfigError, match="neither texts nor a dataset"):
         trainer.train()
-    with pytest.raises(ConfigError, match="train_texts: stands beside train_dataset"):
+    with pytest.raises(ConfigError, match="train_texts: conflicts with train_dataset"):
         FullFinetuningTrainer(model, settings(tmp_path / "run"), dataset).train(TEXTS)
     with pytest.raises(DataError, match=r"train_texts\[1\]: int is not allowed.*\n.*\[2\]: None"):
         trainer.train(["a", 3, None])  # type: ignore[list-item]

@@ -106,7 +106,7 @@ def _own_keys(row: dict[str, Any]) -> dict[str, object]:
     return row
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(held) for key, held in value.items() if held is not None}
     return [_without_nulls(held) for held in value] if isinstance(value, list) else value
@@ -142,7 +142,7 @@ def _is_text(found: Any) -> bool:
     return any(test(found) for test in tests)
 
 
-def _is_list(found: Any) -> bool:
+def _is_list(found: object) -> bool:
     from pyarrow import types
 
     return any(test(found) for test in (types.is_list, types.is_large_list))

@@ -143,7 +143,7 @@ def _side(row: dict[str, Any], name: str, file: str, line: int) -> Example | Fau
     return make_example({**kept, "messages": [*_before(row[prompt], prompt), *answer]}, file, line)
 
 
-def _before(prompt: Any, name: str) -> list[dict[str, Any]]:
+def _before(prompt: object, name: str) -> list[dict[str, Any]]:
     """The turns of a prompt."""
     turns: Any = parsed_turns(prompt, name)
     if isinstance(turns, str):
@@ -167,7 +167,7 @@ def _of_lists(row: dict[str, Any], answer: str) -> dict[str, Any]:
     return {**kept, "messages": [*_before(row["prompt"], "prompt"), *turns]}
 
 
-def parsed_turns(value: Any, name: str) -> Any:
+def parsed_turns(value: object, name: str) -> Any:
     """A text, or a list of messages with `role` and `content`, whatever form they have."""
     if isinstance(value, str):
         # a cell of a table may hold messages
@@ -180,7 +180,7 @@ def parsed_turns(value: Any, name: str) -> Any:
     return [_turn(turn, f"{name}: message {number}") for number, turn in enumerate(turns, 1)]
 
 
-def _turn(turn: Any, name: str) -> Any:
+def _turn(turn: object, name: str) -> Any:
     if not isinstance(turn, Mapping):
         raise WrongRow(f"{name} is {kind_of(turn)}, expected an object with role and content")
     if "from" not in turn or "role" in turn:

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model
-from aift_ray.parallel.dtensor_utils import is_shared_out, whole
+from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out, whole
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -82,7 +82,7 @@ class _File:
         if self._problem is None:
             self._file.write(content)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file:
             try:
                 # what is still in its buffer may not fit either
@@ -116,6 +116,9 @@ def _content(tensor: torch.Tensor, dtype: torch.dtype | None) -> memoryview:
 def can_stream(model: torch.nn.Module) -> bool:
     """Whether a model is shared out, and its weights bear the names of their file."""
     if isinstance(model, PeftModel) or not is_shared_out(model):
+        return False
+    if any(is_partitioned(weight) for weight in model.parameters()):
+        # by DeepSpeed, in pieces that have no place in the file
         return False
     return not getattr(model, "_weight_conversions", None)
 

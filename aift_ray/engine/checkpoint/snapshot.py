@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
-from aift_ray.engine import checkpoint, optimizer
+from aift_ray.engine import checkpoint
 from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import split_moments
 from aift_ray.engine.checkpoint.gathered import (
@@ -34,7 +34,7 @@ from aift_ray.engine.checkpoint.sharded import ShardedTensors, all_see, await_ot
 from aift_ray.engine.metrics import tell
 from aift_ray.engine.model_writer import write_model
 from aift_ray.errors import TrainingError
-from aift_ray.parallel.dtensor_utils import is_shared_out, whole
+from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out, whole
 
 # seconds that the end of a failed run waits for a checkpoint that others still write
 _PATIENCE = 120.0
@@ -62,7 +62,7 @@ def snapshot(run: Run) -> Snapshot:
     """The run as it is now; every worker must call this, worker 0's has the tensors."""
     began = time.perf_counter()
     copy, gather = _copying(run)
-    held = copy(optimizer.saved(run.optimizer))
+    held = copy(run.parallel_model.optimizer_state())
     held["state"] = gather(held["state"])
     model = gather(copy(_kept(run.module.model)))
     tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_rollout(run)}
@@ -81,7 +81,7 @@ def sharded_snapshot(run: Run) -> Snapshot:
     Without `training.async_save` the shares are no copies.
     """
     began, copy = time.perf_counter(), run.config.training.async_save
-    tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+    tensors = _optimizer_tensors(run)
     rest, moments = split_moments(tensors)
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
     shares = ShardedTensors(
@@ -89,6 +89,12 @@ def sharded_snapshot(run: Run) -> Snapshot:
     )
     held = _HostCopy(keep=True)(rest)
     return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
+
+
+def _optimizer_tensors(run: Run) -> dict[str, Any]:
+    """Optimizer and scaler state, of which this worker may hold a share."""
+    state = run.parallel_model.optimizer_state()
+    return {"optimizer": state, "scaler": run.scaler.state_dict()}
 
 
 def writes_shards(run: Run) -> bool:
@@ -112,7 +118,7 @@ def streams(run: Run, model: bool = True) -> GatheredTensors | None:
         return None
     sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
     if not model:
-        sets["moments"] = split_moments({"optimizer": optimizer.saved(run.optimizer)})[1]
+        sets["moments"] = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
     return GatheredTensors(sets)
 
 
@@ -127,9 +133,7 @@ def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
     """How tensors get to host memory, and from there to worker 0."""
-    gather = getattr(run.spread, "gathered", None)
-    keeps = run.group.is_main_process if gather is None else run.group.dp_rank == 0
-    return _HostCopy(keeps), gather or (lambda own: own)
+    return _HostCopy(run.parallel_model.contributes), run.parallel_model.gather
 
 
 class CheckpointWriter:
@@ -179,7 +183,7 @@ class CheckpointWriter:
             TrainingError: it could not be written.
         """
         began, run = time.perf_counter(), self._run
-        tensors = {"optimizer": optimizer.saved(run.optimizer), "scaler": run.scaler.state_dict()}
+        tensors = _optimizer_tensors(run)
         with parts.ending():
             self._write(replace(run.state), tensors, None, parts)
         self.seconds += time.perf_counter() - began
@@ -280,20 +284,20 @@ class _HostCopy:
         self._keep = keep
         self._seen: dict[Any, torch.Tensor | None] = {}
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: object) -> Any:
         if isinstance(value, dict):
             return {name: self(part) for name, part in value.items()}
         if isinstance(value, list):
             return [self(part) for part in value]
         if not isinstance(value, torch.Tensor):
             return value
-        if isinstance(value, DTensor):
+        if isinstance(value, DTensor) or is_partitioned(value):
             # the same on every worker, which an address in memory need not be
             key: Any = id(value)
         else:
             key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or key not in self._seen:
-            full = whole(value.detach())
+            full = whole(value)
             self._seen[key] = full.to("cpu", copy=True) if self._keep else None
         return self._seen[key]
 

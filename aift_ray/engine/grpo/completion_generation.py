@@ -34,13 +34,18 @@ class Completion:
 
     Attributes:
         ids: tokens, with the one that ended it.
-        logps: (tokens,), log-probabilities at the temperature, before top_p, top_k and min_p.
+        logps: (own tokens,), log-probabilities at the temperature, before top_p, top_k and min_p.
         truncated: it was cut at the limit of tokens.
+        own: (tokens,), 1 where the model wrote the token, 0 in replies of an environment; None: it
+            wrote all of them.
+        messages: the turns of an episode; None: the completion is one turn.
     """
 
     ids: np.ndarray
     logps: np.ndarray
     truncated: bool
+    own: np.ndarray | None = None
+    messages: list[dict[str, Any]] | None = None
 
 
 class CompletionGenerator:

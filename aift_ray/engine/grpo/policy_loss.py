@@ -43,6 +43,7 @@ def policy_loss(how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets) -> to
     old = logps.detach() if told.old is None else told.old
     advantages, ratios = told.advantages, _ratios(how, logps, old, told)
     policy = ratios.policy
+    ratio = policy
     if how.delta is not None:
         policy = policy.clamp(max=how.delta)
     each = -torch.min(policy * advantages, ratios.clipped * advantages)
@@ -53,6 +54,9 @@ def policy_loss(how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets) -> to
         # Schulman 2020, "Approximating KL divergence", k3
         apart = told.reference - logps
         kl = apart.exp() - apart - 1
+        if how.use_bias_correction_kl:
+            # DeepSeek-V3.2, arXiv:2512.02556: its gradient is that of the reverse KL, unbiased
+            kl = kl * ratio
         each = each + how.beta * kl
     if told.sums is not None:
         told.sums.add_(_measured(how, ratios, kl, old, told).to(told.sums.device))

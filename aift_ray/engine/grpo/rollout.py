@@ -31,6 +31,8 @@ class Rollout:
         old, reference: log-probabilities by the model at the generation, and by the reference
             model, where they are needed; else empty.
         measures: of the generation, for the metrics.
+        own: for each completion, 1 where the model wrote a token of it, 0 in replies of an
+            environment; empty: it wrote all.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Rollout:
     old: list[np.ndarray] = field(default_factory=list)
     reference: list[np.ndarray] = field(default_factory=list)
     measures: dict[str, float | None] = field(default_factory=dict)
+    own: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,20 +60,25 @@ class Rollout:
 
     @property
     def targets(self) -> Ids:
-        """Tokens of each completion."""
+        """Tokens of each completion that the model wrote."""
+        if self.own:
+            return np.array([int(flags.sum()) for flags in self.own], np.int32)
         found: Ids = (self.lengths - self.starts).astype(np.int32)
         return found
 
     def row(self, index: int) -> tuple[Ids, Flags]:
         """Token ids and supervision flags of a row, each of shape (length,)."""
         ids: Ids = self.ids[index]
+        if self.own:
+            before = np.zeros(self.starts[index], np.uint8)
+            return ids, np.concatenate([before, self.own[index]]).astype(np.uint8)
         return ids, (np.arange(len(ids)) >= self.starts[index]).astype(np.uint8)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps, as torch.save takes it with tensors alone."""
         lists = {
             name: [torch.from_numpy(np.asarray(each)) for each in getattr(self, name)]
-            for name in ("ids", "engine", "old", "reference")
+            for name in ("ids", "engine", "old", "reference", "own")
         }
         arrays = {
             name: torch.from_numpy(np.asarray(getattr(self, name)))
@@ -95,3 +103,19 @@ class Rollout:
 def joined(values: Sequence[np.ndarray], indices: Sequence[int]) -> torch.Tensor:
     """The numbers of some completions, end to end, (targets,)."""
     return torch.from_numpy(np.concatenate([values[index] for index in indices]).astype(np.float32))
+
+
+def replace_flat(
+    rollout: Rollout, fresh: Rollout, flat: np.ndarray, theirs: np.ndarray, size: int
+) -> int:
+    """Put prompts whose rewards have spread in place of those without; how many."""
+    places = np.flatnonzero(flat)
+    good = np.flatnonzero(~theirs)
+    for place, other in zip(places, good, strict=False):
+        for sample in range(size):
+            at, from_ = place * size + sample, other * size + sample
+            for name in ("prompts", "starts", "truncated", "scores", "rewards"):
+                getattr(rollout, name)[at] = getattr(fresh, name)[from_]
+            for name in ("ids", "engine", "texts", *(("own",) if rollout.own else ())):
+                getattr(rollout, name)[at] = getattr(fresh, name)[from_]
+    return min(len(places), len(good))

@@ -13,7 +13,7 @@ from aift_ray.data.readers.prompt_rows import asked_prompt
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.advantages import overlong, summed
 from aift_ray.engine.grpo.rollout_maker import EVALUATED, Part, RolloutMaker
-from aift_ray.engine.loss import LossModule
+from aift_ray.parallel.protocol import LossModel
 
 SAMPLES = "samples.jsonl"
 # completions of an evaluation that are written down
@@ -38,7 +38,7 @@ class RolloutEvaluator:
     step: int = 0
     measures: dict[str, float | None] = field(default_factory=dict)
 
-    def loss(self, module: LossModule) -> float | None:
+    def loss(self, module: LossModel) -> float | None:
         """The mean reward of completions of the held-out prompts, negated: less is better.
 
         Each evaluation draws the same random numbers.

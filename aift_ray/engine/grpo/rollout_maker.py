@@ -16,13 +16,14 @@ from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.advantages import advantages, overlong, summed
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
-from aift_ray.engine.grpo.rollout import Rollout
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
+from aift_ray.engine.grpo.rollout import Rollout, replace_flat
 from aift_ray.engine.grpo.rollout_engine import Asked, RolloutPool, trained_weights
-from aift_ray.engine.loss import LossModule
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
 from aift_ray.models.answer_text import turn_text
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 from aift_ray.rewards import Rewards
 
 # kinds of random numbers beside those of the training data's order
@@ -55,6 +56,7 @@ class RolloutMaker:
         seed: of the run.
         apart: other processes generate.
         pool: these processes, on the worker that leads.
+        episodes: generates completions of several turns; None: they are of one turn.
     """
 
     how: GRPOConfig
@@ -68,9 +70,10 @@ class RolloutMaker:
     seed: int
     apart: bool = False
     pool: RolloutPool | None = None
+    episodes: EpisodeGenerator | None = None
 
     def make(
-        self, module: LossModule, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
+        self, module: LossModel, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
     ) -> Rollout:
         """The completions of a generation of the training rows `asked`.
 
@@ -90,7 +93,7 @@ class RolloutMaker:
             parts += more
             asked = asked + others
             fresh = self._rollout(rows, number, others, more)
-            replaced += _replace(found, fresh, flat, self._advantages(fresh).flat, size)
+            replaced += replace_flat(found, fresh, flat, self._advantages(fresh).flat, size)
         judged = self._advantages(found)
         found.advantages = judged.values.astype(np.float32)
         found.measures = self._measures(found, judged.flat, parts, time.perf_counter() - began)
@@ -101,12 +104,14 @@ class RolloutMaker:
     def close(self) -> None:
         """End the processes that compute rewards, and those that generate."""
         self.rewards.close()
+        if self.episodes is not None:
+            self.episodes.close()
         if self.pool is not None:
             self.pool.close()
 
     def parts(
         self,
-        module: LossModule,
+        module: LossModel,
         rows: TokenRows,
         asked: Sequence[int],
         size: int,
@@ -128,7 +133,9 @@ class RolloutMaker:
         mine: dict[int, Part] = {}
         failed: AiftError | None = None
         try:
-            for at, made, seconds in self._generated(module, list(zip(prompts, keys, strict=True))):
+            asked_parts = list(zip(prompts, keys, strict=True))
+            sources = [[rows.source(row) for row in chunk] for chunk in chunks]
+            for at, made, seconds in self._generated(module, asked_parts, sources):
                 mine[at] = self._scored(rows, chunks[at], size, made, seconds)
         except AiftError as error:
             # the others must not wait for this worker
@@ -141,7 +148,7 @@ class RolloutMaker:
         return [whole[at] for at in range(len(chunks))]
 
     def _generated(
-        self, module: LossModule, asked: list[Asked]
+        self, module: LossModel, asked: list[Asked], sources: list[list[dict[str, Any]]]
     ) -> Iterator[tuple[int, list[list[Completion]], float]]:
         """This worker's share of the parts: their numbers, completions and seconds."""
         if self.apart:
@@ -155,7 +162,11 @@ class RolloutMaker:
             for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
                 began = time.perf_counter()
                 with self.precision.autocast(self.group.device):
-                    made = generator.generate(*asked[at])
+                    made = (
+                        self.episodes.generate(generator, sources[at], *asked[at])
+                        if self.episodes is not None
+                        else generator.generate(*asked[at])
+                    )
                 yield at, made, time.perf_counter() - began
         finally:
             module.train(was)
@@ -169,20 +180,32 @@ class RolloutMaker:
         seconds: float,
     ) -> Part:
         began = time.perf_counter()
-        texts = [self._text(completion) for group in made for completion in group]
-        scores = self._scores(rows, asked, size, texts)
+        flat = [completion for group in made for completion in group]
+        texts = [self._text(completion) for completion in flat]
+        scores = self._scores(rows, asked, size, flat, texts)
         return Part(made, texts, scores, (seconds, time.perf_counter() - began))
 
     def _text(self, completion: Completion) -> str:
+        if completion.messages is not None:
+            turns = completion.messages
+            return "\n".join(f"[{turn['role']}] {turn['content']}" for turn in turns)
         return turn_text(self.tokenizer, completion.ids.tolist(), self.stop_ids)
 
-    def _scores(self, rows: TokenRows, asked: list[int], size: int, texts: list[str]) -> np.ndarray:
+    def _scores(
+        self,
+        rows: TokenRows,
+        asked: list[int],
+        size: int,
+        made: list[Completion],
+        texts: list[str],
+    ) -> np.ndarray:
         """The scores of completions, (completions, rewards)."""
         sources = [source for row in asked for source in [rows.source(row)] * size]
         prompts = [asked_prompt(source) for source in sources]
         completions: list[Any] = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
+            each.messages
+            or (text if isinstance(prompt, str) else [{"role": "assistant", "content": text}])
+            for prompt, each, text in zip(prompts, made, texts, strict=True)
         ]
         each = [columns_of(source) for source in sources]
         names = dict.fromkeys(name for columns in each for name in columns)
@@ -211,6 +234,7 @@ class RolloutMaker:
             rewards=summed(scores, self.weights) + overlong(lengths, self.how),
             advantages=np.zeros(len(flat), np.float32),
             texts=[text for part in parts for text in part.texts],
+            own=[c.own for _, c in flat if c.own is not None],
         )
 
     def _advantages(self, rollout: Rollout) -> Any:
@@ -251,22 +275,6 @@ class RolloutMaker:
             found[f"rewards/{name}/mean"] = _number(np.nanmean, values)
             found[f"rewards/{name}/std"] = _number(_deviation, values)
         return found
-
-
-def _replace(
-    rollout: Rollout, fresh: Rollout, flat: np.ndarray, theirs: np.ndarray, size: int
-) -> int:
-    """Put prompts whose rewards have spread in place of those without; how many."""
-    places = np.flatnonzero(flat)
-    good = np.flatnonzero(~theirs)
-    for place, other in zip(places, good, strict=False):
-        for sample in range(size):
-            at, from_ = place * size + sample, other * size + sample
-            for name in ("prompts", "starts", "truncated", "scores", "rewards"):
-                getattr(rollout, name)[at] = getattr(fresh, name)[from_]
-            for name in ("ids", "engine", "texts"):
-                getattr(rollout, name)[at] = getattr(fresh, name)[from_]
-    return min(len(places), len(good))
 
 
 def _number(of: Any, values: np.ndarray) -> float | None:

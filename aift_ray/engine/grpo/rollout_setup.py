@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import GRPOConfig, RunConfig
 from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
@@ -21,7 +22,9 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.group import Group
-from aift_ray.rewards import Rewards, RewardSpec, parse
+from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
+from aift_ray.rewards.environment import parse_environment
+from aift_ray.rewards.environments import Environments
 
 
 def policy_of(config: RunConfig) -> GRPOConfig | None:
@@ -57,14 +60,27 @@ def maker_of(
         timeout=how.reward_timeout,
         memory=memory_limit(how),
         processes=how.reward_processes,
-        on_failure=how.reward_on_failure,
+        on_failure=how.failed_reward,
     )
     weights = np.array([spec.weight for spec in specs])
-    names = [spec.name for spec in specs]
+    names = distinct_names(specs)
     alone = (job.stop_ids, precision, group, job.config.training.seed)
     apart = how.placement == "apart"
     started = pool() if apart and pool and group.is_main_process else None
-    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started)
+    episodes = _episodes(how, tokenizer, job.stop_ids)
+    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started, episodes)
+
+
+def _episodes(
+    how: GRPOConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+) -> EpisodeGenerator | None:
+    """Generates completions of several turns; None where they have one."""
+    if how.environment is None:
+        return None
+    limits: dict[str, Any] = {"timeout": how.reward_timeout, "memory": memory_limit(how)}
+    spec = parse_environment(how.environment)
+    environments = Environments(spec, processes=how.reward_processes, **limits)
+    return EpisodeGenerator(environments, tokenizer, how, stop_ids)
 
 
 def rollouts_of(

@@ -18,6 +18,8 @@ from aift_ray.engine.grpo.rollout import Rollout, joined
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker, _gathered
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.loss import LossModule
+from aift_ray.models.lora.attach import without_adapters
+from aift_ray.parallel.protocol import LossModel
 
 
 class Rollouts:
@@ -68,7 +70,7 @@ class Rollouts:
         """Where the prompt of a completion came from."""
         return self._prompts.place(int(self.rollout.prompts[index]))
 
-    def begin(self, module: LossModule, step: int) -> None:
+    def begin(self, module: LossModel, step: int) -> None:
         """Have the completions of a step (from 0) in place; every worker must call this."""
         number, self._step = self._plan.number(step), step
         if self._rollout is None or self._rollout.number != number:
@@ -168,7 +170,7 @@ class Rollouts:
         weights: np.ndarray = found * kept
         return weights
 
-    def _judge(self, module: LossModule, step: int) -> None:
+    def _judge(self, module: LossModel, step: int) -> None:
         """Log-probabilities of the rollout by the model as it is, and by the reference."""
         rollout, how = self.rollout, self._maker.how
         if self._plan.each > 1:
@@ -178,12 +180,11 @@ class Rollouts:
         if self._reference is not None:
             rollout.reference = self._log_probabilities(self._reference, step)
             return
-        adapted: Any = module.model
-        with adapted.disable_adapter():
+        with without_adapters(module.model):
             rollout.reference = self._log_probabilities(module, step)
 
     @torch.no_grad()
-    def _log_probabilities(self, module: LossModule, step: int) -> list[np.ndarray]:
+    def _log_probabilities(self, module: LossModel, step: int) -> list[np.ndarray]:
         """Of the tokens of every completion; each worker computes its share, and gets all.
 
         Rows are computed in the micro-batches that train them, so that the ratio of a model to

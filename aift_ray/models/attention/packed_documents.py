@@ -108,7 +108,7 @@ def document_mask(
 
 
 def _check_causal(
-    config: Any,
+    config: object,
     mask_function: Callable[..., Any],
     window: int | None,
     use_vmap: bool,

@@ -119,7 +119,7 @@ def layers(model: torch.nn.Module, bits: int) -> list[torch.nn.Module]:
     return [m for m in model.modules() if is_held_in(m, bits)]
 
 
-def stored_bits(config: Any) -> int | None:
+def stored_bits(config: object) -> int | None:
     """Bits in which a model folder holds its linear layers; None: it is not quantized."""
     stored: Any = getattr(config, "quantization_config", None) or {}
     if not isinstance(stored, dict):
@@ -221,7 +221,7 @@ def _flattened(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
     return (inputs[0].flatten(0, -2), *inputs[1:]) if inputs[0].ndim > 3 else None
 
 
-def _unflattened(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor | None:
+def _unflattened(layer: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
     shape = layer.__dict__.pop(_SHAPE)
     return output.unflatten(0, shape) if len(shape) > 2 else None
 
@@ -231,7 +231,7 @@ def _before_forward(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) ->
         _restore(layer)
 
 
-def _restore(layer: Any, *_: Any) -> None:
+def _restore(layer: Any, *_: object) -> None:
     from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpacked
 
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):

@@ -41,7 +41,7 @@ class Packed4bitExperts(nn.Module):
         self.states: dict[str, Any] = {}
         self._entered = 0
 
-    def put(self, name: str, data: torch.Tensor, state: Any) -> None:
+    def put(self, name: str, data: torch.Tensor, state: object) -> None:
         """Add a weight: two in each byte of `data`."""
         # PEFT looks for adapters' targets by the end of a name
         self.register_parameter(f"{name}_4bit", nn.Parameter(data, requires_grad=False))
@@ -51,7 +51,7 @@ class Packed4bitExperts(nn.Module):
         """What is held of a weight."""
         return self.get_parameter(f"{name}_4bit").detach()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Packed4bitExperts:
+    def _apply(self, fn: object, recurse: bool = True) -> Packed4bitExperts:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, state in self.states.items():
             # the scales keep their dtype
@@ -126,7 +126,7 @@ def quantized(weight: torch.Tensor, kind: str, double: bool) -> tuple[torch.Tens
     return found
 
 
-def _hold(experts: nn.Module, name: str, data: torch.Tensor, state: Any) -> None:
+def _hold(experts: nn.Module, name: str, data: torch.Tensor, state: object) -> None:
     packed = _packed_of(experts)
     if packed is None:
         packed = Packed4bitExperts()
@@ -142,12 +142,12 @@ def _unpacked_while_called(module: nn.Module) -> None:
     module.register_forward_hook(_leave, always_call=True)
 
 
-def _enter(module: nn.Module, *_: Any) -> None:
+def _enter(module: nn.Module, *_: object) -> None:
     experts = _experts_in(module)
     experts.get_submodule(_PACKED).enter(experts)  # type: ignore[operator]
 
 
-def _leave(module: nn.Module, *_: Any) -> None:
+def _leave(module: nn.Module, *_: object) -> None:
     experts = _experts_in(module)
     experts.get_submodule(_PACKED).leave(experts)  # type: ignore[operator]
 
@@ -183,7 +183,7 @@ def adaptable(model: nn.Module) -> Iterator[None]:
 class ExpertsConfig(BitsAndBytesConfig):
     """bitsandbytes' 4 bits for linear layers and experts."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         super().__init__(**values)  # type: ignore[no-untyped-call]
         self.quant_method = METHOD  # type: ignore[assignment]
         # makes the quantizer known to transformers; bitsandbytes takes two seconds to import

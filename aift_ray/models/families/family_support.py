@@ -125,7 +125,7 @@ def not_applied(config: Any) -> list[str]:
     ]
 
 
-def attention_of(config: Any) -> Attention:
+def attention_of(config: object) -> Attention:
     """The attention that a family is computed with, where it is only asked; eager if unknown."""
     found = known(config)
     return found.attention if isinstance(found, Support) else "eager"

@@ -105,10 +105,10 @@ def _asked_for(inner: Any) -> bool:
     return getattr(config, "router_aux_loss_coef", None) != 0
 
 
-def _unknown(inner: Any) -> bool:
+def _unknown(inner: object) -> bool:
     known = all(isinstance(getattr(inner, name, None), int | float) for name in _NAMES)
     return not known or _function(inner) is None
 
 
-def _function(inner: Any) -> Any:
+def _function(inner: object) -> Any:
     return getattr(sys.modules[type(inner).__module__], "load_balancing_loss_func", None)

@@ -177,7 +177,7 @@ def _products(given: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -69,7 +69,7 @@ class Absent(nn.Module):
             if isinstance(value, int | float | str | PreTrainedConfig) and not name.startswith("_")
         }
 
-    def forward(self, *_: Any, **__: Any) -> None:
+    def forward(self, *_: object, **__: object) -> None:
         """Refuse to make anything of images or sounds."""
         raise NotImplementedError("the towers of this model were not loaded")
 

@@ -83,7 +83,7 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
         raise _damaged(file, where, error) from None
     if not isinstance(found, dict):
         what = f"{file} holds {type(found).__name__}, expected an object"
-        raise ModelError([Problem(where, what, "copy it anew")])
+        raise ModelError([Problem(where, what, "copy it again")])
     if found.get("peft_type") != "LORA":
         what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
         raise ModelError([Problem(where, what)])
@@ -123,7 +123,7 @@ def _stored(folder: Path, where: str) -> Shapes:
 
 
 def _damaged(file: Path, where: str, error: Exception) -> ModelError:
-    return ModelError([Problem(where, f"{file} is damaged: {error}", "copy it anew")])
+    return ModelError([Problem(where, f"{file} is damaged: {error}", "copy it again")])
 
 
 def _wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str) -> list[Problem]:
@@ -163,7 +163,7 @@ def _other_base(
         what = f"it was trained on {wanted}, and whether {base} is the same can't be told here"
     if same is False and Path(wanted).is_dir() and Path(wanted).resolve() == Path(location):
         what = f"it was made for another base: {base} holds other weights by now"
-        return [Problem(where, what, "bring back those it was trained on, or train it anew")]
+        return [Problem(where, what, "bring back those it was trained on, or train it again")]
     if same is None and trained_on:
         return [Problem(where, what, f"download {base} first, or give its folder")]
     remedy = f"give --model {wanted}, or, if {base} holds the same weights, "
@@ -263,11 +263,11 @@ def _misfits(
     missing = [key.removeprefix(_PREFIX) for key in expected if key not in stored]
     if missing:
         what = f"{folder / WEIGHTS} lacks weights that {CONFIG} asks for: {_first(missing)}"
-        return [Problem(where, what, "copy it anew")]
+        return [Problem(where, what, "copy it again")]
     return []
 
 
-def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
+def check_prompts(folder: Path, where: str, model_config: object) -> list[Problem]:
     """What is wrong with the tokenizer and the chat template of a folder, where it has them.
 
     Args:
@@ -278,11 +278,11 @@ def check_prompts(folder: Path, where: str, model_config: Any) -> list[Problem]:
             return provenance.changed_prompts(where, folder)
         tokenizer = hub.load_tokenizer(str(folder))
     except ValueError as error:
-        return [Problem(where, str(error), "copy it anew")]
+        return [Problem(where, str(error), "copy it again")]
     except ModelError as error:
         file = next(folder / name for name in TOKENIZERS if (folder / name).is_file())
         reasons = "; ".join(problem.what for problem in error.problems)
-        return [Problem(where, f"{file} is damaged: {reasons}", "copy it anew")]
+        return [Problem(where, f"{file} is damaged: {reasons}", "copy it again")]
     changed = provenance.changed_prompts(where, folder)
     try:
         check_vocabulary(str(folder), tokenizer, model_config)

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
@@ -145,3 +148,21 @@ def leave_casts_to_autocast(model: torch.nn.Module) -> None:
 
 def _cast_unless_autocast_does(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """The base alone, inside this context; every weight keeps its `requires_grad`.
+
+    PEFT's own context switches it off and on, which FSDP does not see where it holds gathered
+    weights beside their shares: the adapters would then get no gradient.
+    """
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

@@ -97,5 +97,5 @@ def _sizes(file: Path) -> dict[str, int]:
     return {n: prod(entry["shape"]) for n, entry in header.items() if n != "__metadata__"}
 
 
-def _unordered(value: Any) -> Any:
+def _unordered(value: object) -> Any:
     return sorted(value) if isinstance(value, list) else value

@@ -87,9 +87,9 @@ def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:
         what = "splits the model over GPUs, and a replica has none"
         found.append(Problem("vllm.tensor_parallel_size", what, "leave it out"))
     if config.serving.kv_cache_memory is not None:
-        what = "speaks of the engine transformers"
+        what = "applies to the transformers engine only"
         found.append(Problem("serving.kv_cache_memory", what, "use vllm.kv_cache_memory"))
     if config.serving.prefix_memory != ServingConfig().prefix_memory:
-        what = "the engine vllm keeps prompts that begin alike in vllm.kv_cache_memory"
+        what = "the vllm engine keeps its prefix cache in vllm.kv_cache_memory"
         found.append(Problem("serving.prefix_memory", what, f"leave it out, or {other}"))
     return found

@@ -76,7 +76,7 @@ def chat_request(service: Service, body: CountRequest, asked: dict[str, Any]) ->
     return validated(asked | _thinking(service, body), "messages")
 
 
-def _function(**told: Any) -> dict[str, Any]:
+def _function(**told: object) -> dict[str, Any]:
     return {"type": "function", "function": told}
 
 
@@ -225,6 +225,6 @@ class MessageWriter:
         yield from self._close()
 
 
-def _event(kind: str, **content: Any) -> bytes:
+def _event(kind: str, **content: object) -> bytes:
     told = json.dumps({"type": kind} | content, ensure_ascii=False)
     return f"event: {kind}\ndata: {told}\n\n".encode()

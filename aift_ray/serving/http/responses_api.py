@@ -197,7 +197,7 @@ class ResponseWriter:
             return
         yield self._event(f"response.{self._status}", response=self.response())
 
-    def _event(self, kind: str, **content: Any) -> bytes:
+    def _event(self, kind: str, **content: object) -> bytes:
         told = {"type": kind, "sequence_number": self._number} | content
         self._number += 1
         return f"event: {kind}\ndata: {json.dumps(told, ensure_ascii=False)}\n\n".encode()

@@ -105,7 +105,7 @@ class InputThought(OpenAIBody):
 Item = InputMessage | InputCall | InputResult | InputThought
 
 
-def _kind(item: Any) -> Any:
+def _kind(item: object) -> Any:
     """A turn needs no type."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return kind or "message"

@@ -250,5 +250,5 @@ def test_layers_that_can_not_be_trained_as_a_whole_are_refused(
     with pytest.raises(ConfigError, match="'up_proj' is held in 4 or 8 bits"):
         started(configure(method="qlora", lora__modules_to_save=["up_proj"]), tmp_path)
     both = {"lora__modules_to_save": ["q_proj"], "lora__target_modules": ["q_proj"]}
-    with pytest.raises(ConfigError, match="q_proj stands in target_modules too"):
+    with pytest.raises(ConfigError, match="q_proj is listed in target_modules, too"):
         configure(method="lora", **both)

@@ -49,7 +49,7 @@ class RowsLayer(DynamicLayer):
         self.keys, self.values, self._buffers = keys, values, []
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append columns; all keys and all values."""
         if not self.is_initialized:

@@ -37,7 +37,7 @@ def budget(model: PreTrainedModel, given: int | None, prefix_memory: int) -> int
 
     Args:
         given: bytes, of the settings; None: what the device has left.
-        prefix_memory: bytes that are kept for prompts that begin alike.
+        prefix_memory: bytes of the prefix cache.
 
     Raises:
         ConfigError: they are too few for any request.

@@ -111,7 +111,7 @@ class Prefixes:
         self._kept: list[Prefix] = []
 
     def find(self, content: str, prompt: Sequence[int]) -> tuple[Prefix | None, int]:
-        """What begins like a prompt for the longest time, and for how many tokens.
+        """The longest cached prefix of a prompt, and its length in tokens.
 
         The prompt's last token is never counted: it has to be computed for what follows it.
         """

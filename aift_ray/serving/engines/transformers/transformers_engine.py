@@ -41,7 +41,7 @@ class TransformersEngine:
         model: in evaluation mode, on its device.
         slots: requests that are worked on at a time.
         max_queue: requests that may wait for a slot.
-        prefix_memory: bytes for keys and values of earlier requests, for prompts that begin alike.
+        prefix_memory: bytes of the prefix cache: keys and values of earlier requests.
         kv_memory: bytes for those of the requests that are worked on; None: what the device has.
 
     Attributes:

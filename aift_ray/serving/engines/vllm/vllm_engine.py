@@ -36,7 +36,7 @@ _ENVIRONMENT = {
 }
 
 
-def arguments(**given: Any) -> dict[str, Any]:
+def arguments(**given: object) -> dict[str, Any]:
     """What `start` hands to vLLM: what the caller gives, and what every server has."""
     return {
         "load_format": "safetensors",
@@ -104,9 +104,9 @@ class _Statistics:
         statistics = self
 
         class Logger(StatLoggerBase):  # type: ignore[misc]
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+            def __init__(self, vllm_config: object, engine_index: int = 0) -> None: ...
 
-            def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+            def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
                 if scheduler_stats:
                     statistics.usage = scheduler_stats.kv_cache_usage
                     statistics.reused += scheduler_stats.prefix_cache_stats.hits

@@ -26,12 +26,12 @@ def table() -> dict[str, bool]:
         return {row["architecture"]: row["adapters"] == "yes" for row in csv.DictReader(file)}
 
 
-def serves(config: Any) -> bool:
+def serves(config: object) -> bool:
     """Whether vLLM has a network for the model of a configuration."""
     return _network(_architectures(config)) is not None
 
 
-def takes_adapters(config: Any) -> bool:
+def takes_adapters(config: object) -> bool:
     """Whether that network takes adapters."""
     return table().get(_network(_architectures(config)) or "", False)
 
@@ -56,7 +56,7 @@ def architectures_of(kind: str) -> list[str]:
     return [names[kind] for names in (of_wholes, of_text) if kind in names]
 
 
-def refused(config: Any, adapted: bool) -> list[Problem]:
+def refused(config: object, adapted: bool) -> list[Problem]:
     """What of a model vLLM has no network for.
 
     Args:
@@ -74,7 +74,7 @@ def refused(config: Any, adapted: bool) -> list[Problem]:
     return []
 
 
-def elsewhere(config: Any) -> str | None:
+def elsewhere(config: object) -> str | None:
     """How a model that the engine transformers does not serve is served; None: not at all."""
     return USE_VLLM if serves(config) else None
 

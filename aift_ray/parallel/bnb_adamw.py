@@ -27,7 +27,7 @@ _SAVED_AS = {
 _BLOCK = 256
 
 
-def build(name: str, groups: list[dict[str, Any]], **how: Any) -> torch.optim.Optimizer:
+def build(name: str, groups: list[dict[str, Any]], **how: object) -> torch.optim.Optimizer:
     """The optimizer `name` of the configuration over groups of named weights."""
     # takes time to import, and is not needed by others
     import bitsandbytes.optim

@@ -1,0 +1,160 @@
+"""A DeepSpeed configuration file of a user: what of it counts, and what contradicts the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aift_ray.errors import Problem
+
+if TYPE_CHECKING:
+    from aift_ray.config.train_config import RunConfig, TrainingConfig
+
+FIELD = "parallel.deepspeed_config"
+AUTO = "auto"
+# keys of zero_optimization that the engine gets as they are
+_ZERO = (
+    "overlap_comm",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "round_robin_gradients",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
+# keys without an effect here: model folders are always whole, the optimizer is always torch's
+_NO_EFFECT = (
+    "stage3_gather_16bit_weights_on_model_save",
+    "zero_allow_untested_optimizer",
+    "steps_per_print",
+)
+_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer")
+_MOMENTS = ("adam_beta1", "adam_beta2")
+
+
+def read(path: str) -> dict[str, Any]:
+    """The content of a file.
+
+    Raises:
+        OSError, ValueError: it can't be read, or is no JSON object.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    for key in _SECTIONS:
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"{key} is not an object")
+    if not isinstance(content.get("optimizer", {}).get("params", {}), dict):
+        raise ValueError("optimizer.params is not an object")
+    return content
+
+
+def engine_options(content: dict[str, Any]) -> dict[str, Any]:
+    """What of a checked file goes into the engine's `zero_optimization`."""
+    zero = content.get("zero_optimization", {})
+    return {key: zero[key] for key in _ZERO if zero.get(key, AUTO) != AUTO}
+
+
+def problems(config: RunConfig) -> list[Problem]:
+    """What contradicts the run, and what is not done; each key by its name."""
+    path = config.parallel.deepspeed_config
+    if path is None:
+        return []
+    if not config.parallel.by_deepspeed:
+        return [Problem(FIELD, "needs parallel.backend deepspeed")]
+    try:
+        content = read(path)
+    except (OSError, ValueError) as error:
+        return [Problem(FIELD, f"{path} can't be read: {error}")]
+    remedy = "give both alike, or write auto in the file"
+    found = [
+        Problem(FIELD, f"{key} is {given} there, and {setting} is {own}", remedy)
+        for key, given, setting, own in _compared(content, config)
+        if given not in (AUTO, own)
+    ]
+    return found + [
+        Problem(FIELD, f"{key} is not done by aift-ray", instead)
+        for key, instead in _not_done(content)
+    ]
+
+
+def _compared(content: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, str, Any]]:
+    """(key, its value, setting, its value) of what both name."""
+    training, zero = config.training, content.get("zero_optimization", {})
+    pairs: list[tuple[str, Any, str, Any]] = [
+        ("train_micro_batch_size_per_gpu", content, "training.batch_size", training.batch_size),
+        (
+            "gradient_accumulation_steps",
+            content,
+            "training.gradient_accumulation_steps",
+            training.gradient_accumulation_steps,
+        ),
+        ("gradient_clipping", content, "training.max_grad_norm", training.max_grad_norm),
+        ("stage", zero, "parallel.strategy's stage", int(config.parallel.strategy[-1])),
+    ]
+    if isinstance(config.ray.num_workers, int):
+        units = training.batch_size * training.gradient_accumulation_steps
+        whole = units * config.ray.num_workers
+        pairs.append(("train_batch_size", content, "the global batch", whole))
+    found = [(key, where[key], name, own) for key, where, name, own in pairs if key in where]
+    for kind in ("bf16", "fp16"):
+        enabled = content.get(kind, {}).get("enabled", AUTO)
+        if enabled not in (AUTO, training.precision == kind):
+            found.append((f"{kind}.enabled", enabled, "training.precision", training.precision))
+    return found + _optimizer(content.get("optimizer", {}), training)
+
+
+def _optimizer(
+    optimizer: dict[str, Any], training: TrainingConfig
+) -> list[tuple[str, Any, str, Any]]:
+    given = optimizer.get("params", {})
+    own = {
+        "lr": ("training.learning_rate", training.learning_rate),
+        "eps": ("training.adam_epsilon", training.adam_epsilon),
+        "weight_decay": ("training.weight_decay", training.weight_decay),
+    }
+    found: list[tuple[str, Any, str, Any]] = [
+        (f"optimizer.{key}", given[key], *named) for key, named in own.items() if key in given
+    ]
+    if "betas" in given:
+        betas = [getattr(training, name) for name in _MOMENTS]
+        found.append(("optimizer.betas", given["betas"], "training's", betas))
+    if optimizer:
+        found.append(("optimizer.type", optimizer.get("type"), "training.optimizer", "AdamW"))
+    return found
+
+
+def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key, remedy) of what the run does not do."""
+    zero = content.get("zero_optimization", {})
+    known = {
+        "zero_optimization",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "bf16",
+        "fp16",
+        "optimizer",
+        *_NO_EFFECT,
+    }
+    by_fsdp = "leave it out, or use --parallel.backend fsdp2 --parallel.offload true"
+    remedies = {
+        "scheduler": "leave it out: training.lr_scheduler counts",
+        "offload_optimizer": by_fsdp,
+        "offload_param": by_fsdp,
+    }
+    off = (False, None, {"device": "none"})
+    unknown = [key for key, value in content.items() if key not in known and value not in off]
+    unknown += [
+        f"zero_optimization.{key}"
+        for key, value in zero.items()
+        if key not in ("stage", *_ZERO, *_NO_EFFECT) and value not in off
+    ]
+    return [(key, remedies.get(key.rpartition(".")[2], "leave it out")) for key in unknown]

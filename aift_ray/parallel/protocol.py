@@ -1,0 +1,128 @@
+"""What a model is to the training loop, however it is spread over the workers of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from aift_ray.data.collate import MicroBatch
+from aift_ray.models.families.router_loss import RouterLoss
+
+
+class LossModel(nn.Module):
+    """A language model that gives the loss of a batch and generates, without joining gradients.
+
+    Every worker that holds a part of the same weights calls each method alike.
+
+    Attributes:
+        model: the language model, with adapters if it has any.
+        routers: the auxiliary loss of a mixture's routers; None where there is none.
+    """
+
+    model: nn.Module
+    routers: RouterLoss | None = None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, batch: MicroBatch) -> torch.Tensor: ...
+
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """The summed loss of `batch`, a scalar; of comparisons see engine.loss.LossModule."""
+        raise NotImplementedError
+
+    def generate(self, **inputs: object) -> torch.Tensor:
+        """Token ids, (rows, tokens); takes the arguments of transformers' `generate`."""
+        raise NotImplementedError
+
+
+class StageModel(LossModel):
+    """A model whose forward pass can be taken in two parts."""
+
+    def states(self, batch: MicroBatch, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states of `batch`, (rows, tokens, width), of its tokens or of `embedded` ones."""
+        raise NotImplementedError
+
+    def loss(self, states: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The loss of `batch` from its hidden states."""
+        raise NotImplementedError
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., vocabulary) in fp32 of hidden states (..., width)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The micro-batches of one optimizer step on this worker; as many on each worker.
+
+    Attributes:
+        divisor: the number by which the summed loss of the global batch is divided.
+        seed: makes the random numbers of a micro-step a function of its number.
+        autocast: gives the context in which a forward pass computes.
+    """
+
+    batches: Sequence[MicroBatch]
+    divisor: float
+    seed: Callable[[int], None]
+    autocast: Callable[[], AbstractContextManager[object]]
+
+
+class ParallelModel(Protocol):
+    """A model spread over the workers of a run by one strategy; the loop knows nothing else of it.
+
+    Every worker calls each method alike. A step is `backward`, `clip_gradients`, `step` (or not,
+    where a number is not finite) and `zero_grad`.
+
+    Attributes:
+        contributes: whether this worker has tensors that `gather` needs.
+    """
+
+    contributes: bool
+
+    @property
+    def module(self) -> LossModel:
+        """The model as it is evaluated."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, whose groups take the learning rate."""
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss; enabled in fp16 alone."""
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Train with `optimizer`, built over the weights of `module`; without it, evaluate only."""
+
+    def backward(self, step: MicroBatches) -> torch.Tensor:
+        """Accumulate the gradients of a step; the summed loss, (), of this worker's part of it."""
+
+    def clip_gradients(self, limit: float) -> torch.Tensor:
+        """Scale all gradients down to the norm `limit`, 0 for none; their norm before that, ().
+
+        The device is not waited for.
+        """
+
+    def step(self) -> None:
+        """Take the optimizer's step with the clipped gradients."""
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """`state`: {name of a weight: its moments}, tensors or shards; `factors` of the groups."""
+
+    def load_optimizer_state(self, saved: dict[str, Any]) -> None:
+        """Continue from what `optimizer_state` gave, of whole tensors, under any strategy.
+
+        Raises:
+            ConfigError: it was made with other groups of weights.
+        """
+
+    def gather(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Tensors in host memory by name, or dictionaries of such, of all parts, on worker 0."""

@@ -1,0 +1,223 @@
+"""ZeRO by DeepSpeed trains what one process trains, and shares its checkpoints with the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from aift_ray.config import deepspeed_config
+from aift_ray.engine import checkpoint
+from aift_ray.errors import ConfigError
+from aift_ray.launch import early_checks
+from tests import parity
+from tests.conftest import write_rows
+from tests.engine.test_worker import losses
+from tests.helpers.runs import spawn
+from tests.parallel.test_strategies import STEADY, _close
+
+Configure = Callable[..., Any]
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed"
+)
+STAGES = ("zero1", "zero2", "zero3")
+STEP = Path("checkpoints") / "step-3"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"parallel__strategy": "fsdp"}, r"parallel\.backend: .*zero1, zero2 and zero3, not fsdp"),
+        ({"parallel__offload": True}, r"parallel\.offload: is by FSDP2"),
+        ({"training__compile": True}, r"training\.compile: .*DeepSpeed"),
+        ({"training__precision": "fp16"}, r"training\.precision: fp16 scales the loss"),
+        ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs unsharded weights"),
+    ],
+)
+def test_what_it_can_not_have_is_refused_by_name(
+    values: dict[str, Any], message: str, configure: Configure
+) -> None:
+    given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"} | values
+    with pytest.raises(ConfigError, match=message):
+        configure(**given)
+
+
+def test_where_it_is_not_installed_the_command_that_installs_it_is_told(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_checks, "find_spec", lambda name: None)
+    config = configure(
+        parallel__strategy="zero2",
+        parallel__backend="deepspeed",
+        ray__num_workers=2,
+        output_dir=str(tmp_path / "out"),
+    )
+    with pytest.raises(ConfigError, match=r"(?s)deepspeed is not installed.*aift-ray\[deepspeed\]"):
+        early_checks.check_run(config)
+
+
+FILE = {
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "reduce_bucket_size": "auto",
+        "sub_group_size": 1e9,
+        "stage3_param_persistence_threshold": 1000,
+        "offload_optimizer": {"device": "none"},
+    },
+    "train_batch_size": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "wall_clock_breakdown": False,
+}
+
+
+def test_a_file_counts_where_it_agrees_and_auto_is_filled_in(
+    configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps(FILE), "utf-8")
+    given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
+    config = configure(**given, parallel__deepspeed_config=str(path))
+    assert deepspeed_config.problems(config) == []
+    assert deepspeed_config.engine_options(FILE) == {
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "stage3_param_persistence_threshold": 1000,
+    }
+
+
+def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
+    configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    given = {"parallel__strategy": "zero2", "parallel__backend": "deepspeed"}
+    config = configure(
+        **given,
+        parallel__deepspeed_config=str(path),
+        training__precision="fp32",
+        ray__num_workers=2,
+    )
+    (missing,) = deepspeed_config.problems(config)
+    assert "can't be read" in str(missing)
+    wrong = FILE | {
+        "bf16": {"enabled": True},
+        "train_batch_size": 7,
+        "gradient_clipping": 0.25,
+        "optimizer": {"type": "Lamb", "params": {"lr": 3.0}},
+        "scheduler": {"type": "WarmupLR"},
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "zoo": 1},
+    }
+    path.write_text(json.dumps(wrong), "utf-8")
+    text = "\n".join(map(str, deepspeed_config.problems(config)))
+    for part in (
+        "bf16.enabled is True there, and training.precision is fp32",
+        "train_batch_size is 7 there, and the global batch is 16",
+        "gradient_clipping is 0.25 there, and training.max_grad_norm is",
+        "optimizer.type is Lamb there",
+        "optimizer.lr is 3.0 there, and training.learning_rate is 0.01",
+        "stage is 3 there",
+        "scheduler is not done by aift-ray",
+        "zero_optimization.offload_param is not done by aift-ray",
+        "zero_optimization.zoo is not done by aift-ray",
+    ):
+        assert part in text, (part, text)
+    plain = configure(parallel__deepspeed_config=str(path))
+    assert "needs parallel.backend deepspeed" in str(deepspeed_config.problems(plain)[0])
+
+
+@needs_deepspeed
+def test_two_workers_train_what_one_process_trains(tiny_model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    cases = parity.deepspeed_cases()[::3]
+    found = parity.compare(cases, tmp_path, tiny_model, rows)
+    assert {case: v for case, v in found.items() if max(v) > parity.bound(case)} == {}
+
+
+@needs_deepspeed
+def test_weights_of_stage_3_are_partitioned_quantized_ones_too(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "train.jsonl", 22)
+    cases = [("deepspeed zero3", m, "fp32", "concat") for m in ("full", "qlora nf4")]
+    parity.compare(cases, tmp_path, tiny_model, rows)
+    held = [json.loads((tmp_path / f"held{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    for case in cases:
+        one, other = (each["|".join(case)] for each in held)
+        # small weights stay whole on each worker: DeepSpeed's persistence threshold
+        assert one == other > 0
+
+
+def several(configs: dict[str, Any], folder: Path) -> None:
+    """Whole runs on two workers, a folder each."""
+    for name, config in configs.items():
+        config.output_dir = str(folder / name)
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    spawn(path, 2)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_continues_under_any_strategy_and_back(
+    method: str, configure: Configure, tmp_path: Path
+) -> None:
+    def of(strategy: str, backend: str, resume: Path | None = None) -> Any:
+        return configure(
+            **STEADY | {"training__batch_size": 2},
+            method=method,
+            parallel__strategy=strategy,
+            parallel__backend=backend,
+            resume=str(resume) if resume else None,
+            training__exact_match_rows=4,
+            training__exact_match_max_tokens=4,
+            data__validation_fraction=0.2,
+        )
+
+    several({name: of(name, "deepspeed") for name in STAGES}, tmp_path)
+    onward = {f"{name} to itself": of(name, "deepspeed", tmp_path / name / STEP) for name in STAGES}
+    onward |= {f"{name} to ddp": of("ddp", "auto", tmp_path / name / STEP) for name in STAGES}
+    several(onward, tmp_path)
+    back = {
+        f"ddp to {name}": of(
+            name, "deepspeed", tmp_path / "zero1 to ddp" / STEP.with_name("step-6")
+        )
+        for name in STAGES
+    }
+    for config in back.values():
+        config.training.max_steps = 8
+    several(back, tmp_path)
+    wanted = losses(tmp_path / "zero1")
+    for name in STAGES:
+        assert losses(tmp_path / f"{name} to itself") == losses(tmp_path / name)[3:], "to the bit"
+        others = losses(tmp_path / f"{name} to ddp")
+        _close(others, wanted[3:])
+        assert checkpoint.damage(tmp_path / name / "checkpoints" / "step-6") is None
+        files = [
+            sorted(p.name for p in (tmp_path / at / "checkpoints" / "step-6").iterdir())
+            for at in (name, f"{name} to ddp")
+        ]
+        assert files[0] == files[1], "one format for all"
+        moments = [
+            load_file(tmp_path / at / "checkpoints" / "step-6" / checkpoint.MOMENTS)
+            for at in (name, f"{name} to ddp")
+        ]
+        assert moments[0].keys() == moments[1].keys()
+        for key, value in moments[0].items():
+            torch.testing.assert_close(value, moments[1][key], rtol=1e-3, atol=1e-5, msg=key)
+    onwards = [losses(tmp_path / f"ddp to {name}") for name in STAGES]
+    for other in onwards[1:]:
+        _close(other, onwards[0])
+    if method == "full":
+        AutoModelForCausalLM.from_pretrained(tmp_path / "zero3" / "model")
+    summary = json.loads((tmp_path / "zero3" / "summary.json").read_text("utf-8"))
+    assert summary["exact_match"] is not None
