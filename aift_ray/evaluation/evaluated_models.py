@@ -16,7 +16,7 @@ from aift_ray.models import folder_check, hub, load
 from aift_ray.models.base_and_adapter import Place, find_place
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.attach import reload_adapters
-from aift_ray.serving.engines.transformers.batched_families import measure_batched
+from aift_ray.runs.unknown_families import measure_batched
 from aift_ray.serving.engines.vllm import vllm_families
 from aift_ray.utils.gpu_utils import half_precision
 

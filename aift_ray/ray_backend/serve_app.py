@@ -93,6 +93,7 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
+    from aift_ray.runs import unknown_families
     from aift_ray.serving import startup
 
     config = startup.on_base(commandline.validated(arguments, ServeConfig))
@@ -100,7 +101,7 @@ def build(arguments: dict[str, Any]) -> Any:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
     resources = ray.cluster_resources()
-    startup.measure_family(config, engine_of(config, resources))
+    unknown_families.measure_served(config, engine_of(config, resources))
     return deployment(config, key_file(config), resources)
 
 

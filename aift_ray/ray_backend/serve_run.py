@@ -111,13 +111,14 @@ def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
     with gc_pause.later():
         # torch and transformers
         from aift_ray.ray_backend.replica_gpus import gpus_here, gpus_of
+        from aift_ray.runs import unknown_families
         from aift_ray.serving import startup
         from aift_ray.utils.quiet import quiet
 
         quiet()
         config = startup.on_base(config)
         checked = startup.check(config, gpus_of(config, gpus_here()) > 0)
-    startup.measure_family(config, checked.engine)
+    unknown_families.measure_served(config, checked.engine)
     return config, checked.engine
 
 

@@ -24,7 +24,7 @@ from aift_ray.serving.engines import engine_select
 from aift_ray.serving.engines.engine_select import Choice
 from aift_ray.serving.engines.interface import Engine
 from aift_ray.serving.engines.transformers import lora_manager, packed_weights
-from aift_ray.serving.engines.transformers.batched_families import check_batched, measure_batched
+from aift_ray.serving.engines.transformers.batched_families import check_batched
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from aift_ray.serving.service import Service
 
@@ -113,16 +113,6 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
         # made now: while requests are answered it would change torch's default dtype for them
         lora_manager.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
-
-
-def measure_family(config: ServeConfig, engine: Choice) -> None:
-    """Measure a family that the table does not have, before replicas of the engine are started.
-
-    Raises:
-        ModelError: the engine would not answer as transformers does.
-    """
-    if engine.engine == "transformers":
-        measure_batched(config.model, hub.load_config(hub.resolve(config.model)))
 
 
 def encoder_of(location: str) -> PromptEncoder:

@@ -63,7 +63,9 @@ def test_a_refused_row_of_the_table_names_all_four(family: str, tmp_path: Path) 
         supported(config, "full", tmp_path)
     [problem] = refused.value.problems
     assert problem.where == f"model family {family}"
-    assert rows()[family]["refused"] in problem.what
+    # the difference of a family whose forward is random is another one each time
+    why = re.sub(r"loss [\d.]+", "loss", rows()[family]["refused"])
+    assert why in re.sub(r"loss [\d.]+", "loss", problem.what)
     assert problem.remedy.startswith(NO_LAYOUT)
     named(problem)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from aift_ray.config import DataConfig
-from aift_ray.data.cache_location import cache_folder
 from aift_ray.errors import ModelError
 from aift_ray.models.families import family_support
 from aift_ray.models.families.refusals import check_layers, is_batched, refusal
 from aift_ray.serving.engines.transformers.kv_cache import RowsCache
 from aift_ray.serving.engines.vllm import vllm_families
 
-_UNEVEN = "prompts of uneven length change each other's answers in {}"
+UNEVEN = "prompts of uneven length change each other's answers in {}"
 
 
 def check_batched(name: str, config: Any, layout: str | None = None) -> None:
@@ -32,25 +30,8 @@ def check_batched(name: str, config: Any, layout: str | None = None) -> None:
     if isinstance(found, family_support.Refusal):
         what = f"{name} can't be computed: {found.why}"
     elif found and not found.batched:
-        what = _UNEVEN.format(name)
+        what = UNEVEN.format(name)
     if what:
         layout = layout or vllm_families.elsewhere(config)
         raise ModelError([refusal(kind, what, layout, is_batched)])
     RowsCache(config)
-
-
-def measure_batched(name: str, config: Any, layout: str | None = None) -> None:
-    """The same for a family that the table does not have: a tiny model of it is computed, once.
-
-    Raises:
-        ModelError: its answers are not those of transformers' eager forward, or not in a batch.
-    """
-    check_batched(name, config, layout)
-    if family_support.known(config):
-        return
-    from aift_ray.engine.family_check import supported
-
-    if not supported(config, "full", cache_folder(DataConfig())).batched:
-        layout = layout or vllm_families.elsewhere(config)
-        kind = family_support.family_of(config)
-        raise ModelError([refusal(kind, _UNEVEN.format(name), layout, is_batched)])
