@@ -1,19 +1,23 @@
 """Every architecture of transformers against its own eager forward: `make families`.
 
 Writes aift_ray/models/tables/families.csv, by which runs are laid out, and the tables of
-docs/models.md and docs/ja/models.md.
+docs/models.md and docs/ja/models.md. All families take about an hour on one core; with
+`--rows FOLDER` each measured row is kept there and not measured again, so that the work can be
+split among processes (each with some families as arguments) and continued after an interruption.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import json
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -161,6 +165,31 @@ class Row:
         }
 
 
+def _to_json(one: Row) -> str:
+    return json.dumps(asdict(one) | {"kinds": sorted(one.kinds)}, indent=1)
+
+
+def _from_json(text: str) -> Row:
+    found = json.loads(text)
+    methods = {
+        name: Refusal(**of) if "why" in of else Support(**of)
+        for name, of in found.pop("methods").items()
+    }
+    return Row(**found | {"kinds": frozenset(found["kinds"]), "methods": methods})
+
+
+def kept_row(family: str, folder: Path | None) -> Row:
+    """The row of a family: from `folder` if an earlier run measured it, else measured now."""
+    file = folder / f"{family}.json" if folder else None
+    if file and file.is_file():
+        return _from_json(file.read_text(encoding="utf-8"))
+    measured = row(family)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_to_json(measured), encoding="utf-8")
+    return measured
+
+
 def row(family: str) -> Row:
     """Measure a family."""
     config = configuration(family)
@@ -238,15 +267,19 @@ def _held(name: str) -> str | None:
 
 
 def main() -> int:
-    """Measure the families of the command line, or all."""
+    """Measure the families of the command line, or all and write the tables."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("families", nargs="*", metavar="FAMILY")
+    parser.add_argument("--rows", type=Path, help="folder of measured rows, which are not repeated")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     rows = []
-    for family in sys.argv[1:] or families():
-        rows.append(row(family))
+    for family in options.families or families():
+        rows.append(kept_row(family, options.rows))
         print(f"{family:24} {rows[-1].support}", flush=True)
-    if not sys.argv[1:]:
+    if not options.families:
         write(rows)
     return 0
 

@@ -257,14 +257,18 @@ def table(found: dict[Any, tuple[float, float, float]]) -> str:
     return "\n".join(lines)
 
 
-def with_others(text: str) -> str:
-    """A table of some cases, with those rows of the document's table that it does not have."""
-    written = DOCUMENT.read_text("utf-8").partition("<!-- parity -->\n")[2]
-    old = [line for line in written.partition("<!-- end -->")[0].splitlines() if line[:1] == "|"]
-    named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in old[2:]}
+def with_others(text: str, document: str) -> tuple[list[str], str]:
+    """A table of some cases with the other rows of the document's; and the notes of earlier runs.
+
+    A note of the same command is left out.
+    """
+    written = document.partition("<!-- parity -->\n")[2].partition("<!-- end -->")[0].splitlines()
     head, rule, *lines = text.splitlines()
-    named |= {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in lines}
-    return "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
+    rows = [line for line in written if line[:1] == "|"][2:] + lines
+    named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in rows}
+    some = f"`python -m tests.parity {' '.join(sys.argv[1:])}`"
+    notes = [line for line in written if line[:1] == "`" and not line.startswith(some)]
+    return notes, "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
 
 
 def main() -> int:
@@ -284,11 +288,13 @@ def main() -> int:
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)
     print(text)
-    text = with_others(text) if sys.argv[1:] and not by_deepspeed else text
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
     command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
     note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
     document = DOCUMENT.read_text("utf-8")
+    if sys.argv[1:] and not by_deepspeed:
+        before, text = with_others(text, document)
+        note = "\n\n".join([*before, note])
     begin, end = ("parity deepspeed", "end deepspeed") if by_deepspeed else ("parity", "end")
     marked = re.compile(rf"(<!-- {begin} -->\n).*(<!-- {end} -->)", re.DOTALL)
     written = marked.sub(lambda m: f"{m[1]}{note}\n\n{text}\n{m[2]}", document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aift_ray.commandline import leaves
 from aift_ray.config import RunConfig, resume_rules
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.engine import loop, standalone, worker
+from aift_ray.engine.build import build
 from aift_ray.engine.checkpoint.snapshot import CheckpointWriter
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.task_scores import TaskEvaluator
@@ -315,11 +317,14 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     ]
     unsteady = {"time", "tokens_per_second"}
+    weights = sorted((folder / "model").glob("*.safetensors"))
     trainer = ray_trainer._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
+    # the model of the best checkpoint is not trained further
+    trained = build(prepared.job, run.group) if config.training.load_best else run
     with torch.no_grad():
-        next(p for p in run.module.parameters() if p.requires_grad).fill_(float("nan"))
+        next(p for p in trained.module.parameters() if p.requires_grad).fill_(float("nan"))
     try:
-        loop.train_step(run)
+        loop.train_step(trained)
         seen["not finite"] = "skipped"
     except TrainingError:
         seen["not finite"] = "stopped"
@@ -335,8 +340,8 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "cache": str(prepared.job.cache.parent),
         "spare cache": spare.exists(),
         "tokenizes": encode_of(config.data).__name__,
-        "best": run.state.best_step if config.training.load_best else None,
-        "location": config.model,
+        "final weights": {p.name: sha256(p.read_bytes()).hexdigest() for p in weights},
+        "location": prepared.job.location,
         "folder": str(place.output_folder(config).parent),
         "occupied": bool(run_dir.check(config, folder)),
         "resumes": run_dir.resume_point(config, folder)[0] is not None,

@@ -185,6 +185,10 @@ class ParallelConfig(Section):
         if self.by_deepspeed and self.offload:
             what = "is by FSDP2, and parallel.backend is deepspeed"
             found.append(Problem("parallel.offload", what, "use --parallel.backend fsdp2"))
+        if self.deepspeed_config is not None and not self.by_deepspeed:
+            what = f"applies to backend deepspeed only, not {self.backend}"
+            remedy = "give --parallel.backend deepspeed, or leave it out"
+            found.append(Problem("parallel.deepspeed_config", what, remedy))
         return found
 
     def beside(self, objective: str, compiles: bool, precision: str) -> list[Problem]:

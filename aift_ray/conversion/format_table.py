@@ -24,7 +24,7 @@ from aift_ray.models import fingerprint, hub, load
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.hub import out_of_reach
 from aift_ray.models.lora.adapter_folder import check_adapter
-from aift_ray.quantization import merge_adapter, quantizer
+from aift_ray.quantization import merge_adapter, quantizer, reopening
 from aift_ray.quantization.measure import Sample, benchmark
 from aift_ray.quantization.quantize_plan import read_samples
 from aift_ray.runs import terminal
@@ -152,7 +152,7 @@ def _unavailable(config: ExportConfig, location: str, skeleton: Any) -> list[Pro
             found += [Problem(where, each.what, each.remedy) for each in missing]
         elif name in BITSANDBYTES:
             try:
-                quantizer.check_family(skeleton)
+                reopening.check_family(skeleton, BITSANDBYTES[name][0])
             except ModelError as error:
                 found += [Problem(where, each.what, each.remedy) for each in error.problems]
         else:

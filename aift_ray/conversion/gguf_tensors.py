@@ -103,7 +103,8 @@ def targets(folder: Path, config: Any, family: Family) -> list[Target]:
         what = (
             f"its files hold {len(layers)} layers, and its configuration {config.num_hidden_layers}"
         )
-        raise ModelError([refusal(config.model_type, what, None)])
+        layout = "write the number of layers of its weights into config.json"
+        raise ModelError([refusal(config.model_type, what, layout)])
     return sorted(found, key=lambda target: _order(target.name)) + _frequencies(config)
 
 

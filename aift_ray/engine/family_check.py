@@ -30,7 +30,16 @@ from aift_ray.models import load
 from aift_ray.models.attention.packed_documents import recomputing
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.decoder import causal_model
-from aift_ray.models.families.family_support import Attention, Refusal, Support, family_of, known
+from aift_ray.models.families.family_support import (
+    Attention,
+    Refusal,
+    Support,
+    attends,
+    family_of,
+    known,
+    layer_kinds,
+    without_noise,
+)
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.families.tiny_model import VOCABULARY, quiet, random_model, shrunk
 from aift_ray.models.lora.attach import add_adapters
@@ -41,12 +50,21 @@ Method = Literal["full", "lora", "qlora"]
 _LENGTHS = (23, 5, 14, 37)
 _LOSS, _GRADIENTS, _LOGITS = 2e-5, 1e-3, 1e-3
 _NEW_TOKENS = 4
+_SEES = "its attention sees the tokens that it is to predict"
 # weights of the largest tiny model that is computed
 _MOST_WEIGHTS = 12_000_000
 
 
 class _Unfit(ValueError):
-    """A reason for which a family is not trained, in words of its own."""
+    """A reason for which a family is not trained, in words of its own.
+
+    Args:
+        layout: what would work.
+    """
+
+    def __init__(self, why: str, layout: str | None = None) -> None:
+        super().__init__(why)
+        self.layout = layout
 
 
 def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
@@ -62,7 +80,8 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
     found = known(config) or _cached(config, method, cache)
     if isinstance(found, Refusal):
         what = f"it can't be computed as transformers' eager forward computes it: {found.why}"
-        raise ModelError([refusal(family, what, _instead(config, method, cache))])
+        layout = found.layout or _instead(config, method, cache)
+        raise ModelError([refusal(family, what, layout)])
     return found
 
 
@@ -95,9 +114,13 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
             tiny = shrunk(config)
             wanted = _Wanted.of(tiny, method)
         except _Unfit as error:
-            return Refusal(str(error), computed=False)
+            return Refusal(str(error), computed=False, layout=error.layout)
         except Exception as error:
-            return Refusal(f"no tiny model of it can be computed ({_line(error)})", computed=False)
+            why = (
+                _without_attention(config)
+                or f"no tiny model of it can be computed ({_line(error)})"
+            )
+            return Refusal(why, computed=False)
         why = ""
         for kind, packed in _ways(tiny):
             try:
@@ -149,7 +172,7 @@ class _Wanted:
         if not torch.isfinite(total):
             raise ValueError("its loss is not finite")
         if _looks_ahead(causal_model(model)):
-            raise _Unfit(_encodes(tiny))
+            raise _Unfit(_SEES, _decoder(tiny))
         logits = [_answer(causal_model(model), [ids])[0] for ids in _documents()[:2]]
         return cls((total / count).item(), _gradients(model), logits)
 
@@ -158,6 +181,8 @@ class _Wanted:
     ) -> str:
         """What differs in words; empty where nothing does."""
         model = _trainable(tiny, method, kind)
+        # as in a run, whatever holds the weights
+        without_noise(model)
         inner = causal_model(model)
         if inner.supports_gradient_checkpointing:
             options = {"use_reentrant": False, "context_fn": recomputing}
@@ -183,6 +208,7 @@ class _Wanted:
     def batch_difference(self, tiny: PreTrainedConfig, method: Method, kind: Attention) -> str:
         """Of answers in a batch, padded on the left."""
         model = causal_model(_trainable(tiny, method, kind)).eval()
+        without_noise(model)
         try:
             return _logit_difference(_answer(model, _documents()[:2]), self.logits)
         except Exception as error:
@@ -231,10 +257,19 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def _encodes(config: PreTrainedConfig) -> str:
-    remedy = "; is_decoder true in its config.json makes it a decoder"
-    told = remedy if getattr(config, "is_decoder", None) is False else ""
-    return f"its attention sees the tokens that it is to predict{told}"
+def _decoder(config: PreTrainedConfig) -> str | None:
+    """The setting that makes an encoder's attention causal; None: it has none."""
+    off = getattr(config, "is_decoder", None) is False
+    return "write is_decoder true into its config.json" if off else None
+
+
+def _without_attention(config: PreTrainedConfig) -> str:
+    """The reason for which transformers fails on a model of hybrid layers; empty: another one."""
+    kinds = layer_kinds(config)
+    if not kinds or attends(kinds):
+        return ""
+    what = f"its layers are all {' or '.join(sorted(kinds))}, and transformers' generate fails"
+    return f"{what} for a model without any attention layer"
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def run(
     problems = sample_log.check(output, config.overwrite)
     candidates: list[EvaluatedModel] = []
     try:
-        candidates = find_candidates(config)
+        candidates = find_candidates(config, any(map(_answers_in_batches, tasks)))
     except UserError as error:
         problems += error.problems
     trained = None
@@ -105,6 +105,10 @@ def _overlaps(
 def _harness_api(loaded: LoadedTask) -> Problem:
     what = "tasks of lm-evaluation-harness run on models that are loaded here"
     return Problem(f"task {loaded.task.name}", what, "give model folders in place of --base-url")
+
+
+def _answers_in_batches(loaded: LoadedTask) -> bool:
+    return bool(loaded.harness) or loaded.task.kind == "generate"
 
 
 def _chat_choice(loaded: LoadedTask) -> Problem:

@@ -16,7 +16,11 @@ from aift_ray.models import folder_check, hub, load
 from aift_ray.models.base_and_adapter import Place, find_place
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.attach import reload_adapters
+from aift_ray.runs.unknown_families import measure_batched
+from aift_ray.serving.engines.vllm import vllm_families
 from aift_ray.utils.gpu_utils import half_precision
+
+_LIKELIHOODS = "leave out the tasks that write answers and those of lm_eval"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class EvaluatedModel:
     place: Place | None
 
 
-def find_candidates(config: EvaluateConfig) -> list[EvaluatedModel]:
+def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[EvaluatedModel]:
     """The models of the settings, in order; the first is the one the others are compared with.
 
+    Args:
+        in_batches: some task has prompts of uneven length answered in one batch.
+
     Raises:
-        ModelError: everything that is wrong with their folders.
+        ModelError: everything that is wrong with their folders, or with their families.
     """
     models = config.candidates()
     if config.base_url:
@@ -46,6 +53,8 @@ def find_candidates(config: EvaluateConfig) -> list[EvaluatedModel]:
     for model, name in zip(models, _names(models), strict=True):
         try:
             found.append(EvaluatedModel(name, find_place(model)))
+            if in_batches:
+                _check_family(name, found[-1])
         except UserError as error:
             problems += error.problems
     if found and config.adapters:
@@ -62,6 +71,16 @@ def find_candidates(config: EvaluateConfig) -> list[EvaluatedModel]:
     if problems:
         raise ModelError(list(dict.fromkeys(problems)))
     return found
+
+
+def _check_family(name: str, candidate: EvaluatedModel) -> None:
+    """Refuse a family whose answers in a batch are not those that transformers gives alone."""
+    assert candidate.place
+    config = hub.load_config(candidate.place.base)
+    layout = _LIKELIHOODS
+    if vllm_families.serves(config):
+        layout = f"serve it with --engine vllm and give --base-url, or {layout}"
+    measure_batched(name, config, layout)
 
 
 def _names(models: list[str]) -> list[str]:

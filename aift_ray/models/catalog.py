@@ -194,15 +194,26 @@ def suggestion(name: str) -> str:
 
 
 def of_family(kind: str, fits: Callable[[str], bool] | None = None) -> str:
-    """The catalog's model whose architecture's name resembles `kind` most; else the shipped one.
+    """The catalog's model whose architecture's name resembles `kind` most; the smallest of it.
+
+    Where none resembles it, the shipped model, or else the smallest that fits.
 
     Args:
         fits: whether a model of a type may be named; None: all may.
     """
-    types = {entry.architecture.model_type: name for name, entry in CATALOG.items()}
-    named = [each for each in types if fits is None or fits(each)]
+    known = [(name, entry.architecture) for name, entry in CATALOG.items() if name != SHIPPED_MODEL]
+    known.sort(key=lambda one: one[1].parameters)
+    types: dict[str, str] = {}
+    for name, architecture in known:
+        types.setdefault(architecture.model_type, name)
+    named = {type_: name for type_, name in types.items() if fits is None or fits(type_)}
     near = difflib.get_close_matches(kind, named, 1, 0.4)
-    return types[near[0]] if near else SHIPPED_MODEL
+    if near:
+        return named[near[0]]
+    shipped = CATALOG[SHIPPED_MODEL].architecture.model_type
+    if not named or fits is None or fits(shipped):
+        return SHIPPED_MODEL
+    return next(iter(named.values()))
 
 
 def nearest(name: str) -> list[str]:

@@ -17,6 +17,7 @@ from aift_ray.models.attention.document_attention import has_flash
 from aift_ray.models.base_and_adapter import find_place, say_once
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
+from aift_ray.models.families.refusals import check_layers
 from aift_ray.models.generation_options import GenerationOptions
 from aift_ray.models.lora.attach import reload_adapters
 from aift_ray.utils.gpu_utils import clear_gpu_memory, enable_gradient_checkpointing
@@ -85,6 +86,7 @@ class JapaneseModel(BaseModel):
         """
         if self.model is None:
             place = find_place(self.model_name)
+            check_layers(hub.load_config(place.base))
             fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
             flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
             kind = load.answering_attention(place.base, flash)

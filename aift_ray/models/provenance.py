@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aift_ray.errors import Problem
+from aift_ray.errors import ModelError, Problem
 from aift_ray.models.fingerprint import fingerprint, on_disk
+from aift_ray.models.forward_settings import changed_settings, forward_settings
 
 FILE = "aift_ray.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
-_SETTINGS = ("bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token")
 _TEMPLATE = "chat_template.jinja"
 # digests of what files say, by the digests of the files
 _read_before: dict[tuple[tuple[str, bytes], ...], dict[str, str]] = {}
@@ -35,7 +36,7 @@ def record(folder: Path, base: str | None = None, quantized_from: str | None = N
     except ValueError:
         found = {}
     if base is not None:
-        found["base"] = {"name": base, "weights": _known(base)}
+        found["base"] = {"name": base, "weights": _known(base), "settings": _settings(base)}
     if quantized_from is not None:
         found["weights"] = fingerprint(str(folder))
         found["quantized_from"] = _known(quantized_from)
@@ -81,6 +82,27 @@ def other_base(folder: Path, location: str) -> str | None:
     held = identity(location)
     known = recorded.get("weights") and held
     return str(recorded["name"]) if known and recorded["weights"] != held else None
+
+
+def changed_base(folder: Path, location: str) -> list[str]:
+    """Settings of a base that differ from those that training has recorded in a folder, in words.
+
+    Empty for a folder that was written before they were recorded.
+
+    Raises:
+        ValueError: the record is damaged.
+        ModelError: transformers does not know the configuration of the base.
+    """
+    recorded = remembered(folder).get("base") or {}
+    return changed_settings(recorded.get("settings") or {}, location)
+
+
+def _settings(location: str) -> dict[str, Any]:
+    try:
+        return forward_settings(location)
+    except (ModelError, OSError, ValueError):
+        # as of weights: no reason to lose what was made of the base
+        return {}
 
 
 def _known(location: str) -> str | None:
@@ -132,7 +154,7 @@ def _prompts(folder: Path, names: list[str]) -> dict[str, str]:
     vocabulary = {name: _content(folder / name) for name in names}
     file = folder / "tokenizer_config.json"
     settings = _object(file) if file.is_file() else {}
-    tokens = {name: _text(settings.get(name)) for name in _SETTINGS}
+    tokens = {name: _text(settings.get(name)) for name in _SPECIAL_TOKENS}
     template: Any = settings.get("chat_template")
     if (folder / _TEMPLATE).is_file():
         template = (folder / _TEMPLATE).read_text(encoding="utf-8")

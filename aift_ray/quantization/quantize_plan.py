@@ -20,7 +20,7 @@ from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization import output_folder as output
-from aift_ray.quantization import quantizer
+from aift_ray.quantization import quantizer, reopening
 from aift_ray.quantization.measure import Sample
 from aift_ray.runs.run_dir import check_space
 
@@ -71,7 +71,7 @@ def prepare(config: QuantizeConfig) -> QuantizePlan:
         skeleton = load.skeleton(location)
         parameters = load.skeleton(location, whole=True).num_parameters()
         if config.bits != 16:
-            quantizer.check_family(skeleton)
+            reopening.check_family(skeleton, config.bits)
         experts = sum(weight.numel() for weight in expert_parameters(skeleton).values())
         own = quantizer.stored_dtype(location)
         dtype = own if config.compute_dtype == "auto" else DTYPES[config.compute_dtype]

@@ -8,16 +8,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers.base import (
-    MODULES_TO_PATCH_FOR_QUANTIZATION,
-    get_keys_to_not_convert,
-)
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, load, provenance
 from aift_ray.models.bnb.bnb_layers import Quantization, unfit_layers
-from aift_ray.models.families.refusals import has_experts, refusal
-from aift_ray.models.lora.target_modules import check_quantizable
 from aift_ray.quantization.measure import evaluating, logits
 from aift_ray.quantization.output_folder import copy_companions
 
@@ -50,22 +45,6 @@ def source(name: str) -> str:
     return location
 
 
-def check_family(model: PreTrainedModel) -> None:
-    """Refuse a family of which no folder in fewer bits can be opened.
-
-    Raises:
-        ModelError: with the reason.
-    """
-    check_quantizable(model, "leave it in 16 bits (--bits 16 merges an adapter)")
-    # reading a folder in fewer bits, transformers puts others in their place
-    replaced = [type(one).__name__ for one in model.modules()]
-    replaced = [name for name in replaced if name in MODULES_TO_PATCH_FOR_QUANTIZATION]
-    if replaced:
-        what = f"transformers can't read {replaced[0]} back from a folder in fewer bits"
-        layout = "serve it with --load-in 4bit, or merge an adapter with --bits 16"
-        raise ModelError([refusal(model.config.model_type, what, layout, has_experts)])
-
-
 def stored_dtype(location: str) -> torch.dtype:
     """Dtype of a model's own weights, as its configuration says."""
     found = getattr(hub.load_config(location), "dtype", None)
@@ -83,7 +62,7 @@ def quantize(
         ModelError: it has no layer to quantize, or computes infinite or NaN logits.
     """
     if quantization.bits == 4:
-        quantization = _fitting(location, quantization)
+        quantization = fitting(location, quantization)
     placement: Any = "auto" if quantization.cpu_offload else {"": device}
     dtype = quantization.compute_dtype
     # plain `from_pretrained` reads experts in the dtype of the rest only
@@ -116,7 +95,7 @@ def check_finite(model: PreTrainedModel, location: str) -> None:
         raise ModelError([Problem(f"model {location}", what, remedy)])
 
 
-def _fitting(location: str, quantization: Quantization) -> Quantization:
+def fitting(location: str, quantization: Quantization) -> Quantization:
     """The same, but for layers that plain `from_pretrained` could not evaluate on every CPU."""
     outlines = load.outlines_of(location, whole=True)
     unfit = {name for one in outlines for name in unfit_layers(one)}

@@ -93,13 +93,16 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
+    from aift_ray.runs import unknown_families
     from aift_ray.serving import startup
 
     config = startup.on_base(commandline.validated(arguments, ServeConfig))
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
-    return deployment(config, key_file(config), ray.cluster_resources())
+    resources = ray.cluster_resources()
+    unknown_families.measure_served(config, engine_of(config, resources))
+    return deployment(config, key_file(config), resources)
 
 
 def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, float]) -> Any:

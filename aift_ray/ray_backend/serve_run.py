@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from aift_ray.config import DataConfig, ServeConfig
-from aift_ray.data.cache_location import cache_folder
-from aift_ray.errors import AiftError, ConfigError, ModelError, Problem
+from aift_ray.config import ServeConfig
+from aift_ray.errors import AiftError, ConfigError, Problem
 from aift_ray.ray_backend import cluster, serve_ingress
 from aift_ray.ray_backend.serve_options import CLUSTER, NAME, http_options, key_file
 from aift_ray.runs import server_key, terminal
@@ -112,37 +111,15 @@ def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
     with gc_pause.later():
         # torch and transformers
         from aift_ray.ray_backend.replica_gpus import gpus_here, gpus_of
+        from aift_ray.runs import unknown_families
         from aift_ray.serving import startup
         from aift_ray.utils.quiet import quiet
 
         quiet()
         config = startup.on_base(config)
         checked = startup.check(config, gpus_of(config, gpus_here()) > 0)
-    if checked.engine.engine == "transformers":
-        _measure(checked.location)
+    unknown_families.measure_served(config, checked.engine)
     return config, checked.engine
-
-
-def _measure(location: str) -> None:
-    """Hold a family that is not in the table against eager attention, as before a training run.
-
-    Raises:
-        ModelError: prompts of uneven length change each other's answers.
-    """
-    from aift_ray.models.families.family_support import family_of, known
-    from aift_ray.models.hub import load_config
-
-    config = load_config(location)
-    if known(config):
-        return
-    # computes a tiny model
-    from aift_ray.engine.family_check import supported
-    from aift_ray.models.families.refusals import is_batched, refusal
-    from aift_ray.serving.engines.vllm.vllm_families import elsewhere
-
-    if not supported(config, "full", cache_folder(DataConfig())).batched:
-        what = "prompts of uneven length change each other's answers in it"
-        raise ModelError([refusal(family_of(config), what, elsewhere(config), is_batched)])
 
 
 def _show(config: ServeConfig, path: str | None, made: str | None, engine: Choice) -> None:

@@ -218,6 +218,10 @@ def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
     if base:
         what = f"was trained on {base}, and {config.model} has other weights"
         problems.append(Problem(field, what, f"give --model {base}"))
+    changed = provenance.changed_base(folder, hub.resolve(config.model))
+    if changed and not base:
+        what = f"was trained with other settings in {config.model}'s config.json: "
+        problems.append(Problem(field, what + "; ".join(changed), "restore them"))
     return problems
 
 

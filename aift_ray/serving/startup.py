@@ -16,7 +16,6 @@ from aift_ray.models import hub, load, provenance
 from aift_ray.models.base_and_adapter import find_place
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.families import family_support
-from aift_ray.models.families.refusals import is_batched, refusal
 from aift_ray.models.lora.adapter_folder import CONFIG
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.serving.adapter_record import AdapterRecord, record
@@ -25,9 +24,8 @@ from aift_ray.serving.engines import engine_select
 from aift_ray.serving.engines.engine_select import Choice
 from aift_ray.serving.engines.interface import Engine
 from aift_ray.serving.engines.transformers import lora_manager, packed_weights
-from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+from aift_ray.serving.engines.transformers.batched_families import check_batched
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
-from aift_ray.serving.engines.vllm import vllm_families
 from aift_ray.serving.service import Service
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -110,29 +108,11 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
         raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
     engine = engine_select.made(config, location, gpu)
     if engine.engine == "transformers":
-        _check_family(config.model, hub.load_config(location))
+        check_batched(config.model, hub.load_config(location))
     if config.serving.adapter_folder or config.adapters:
         # made now: while requests are answered it would change torch's default dtype for them
         lora_manager.skeleton(location)
     return Checked(config, location, encoder, _DTYPES[name], device, engine)
-
-
-def _check_family(name: str, model_config: object) -> None:
-    """Refuse a family that the engine transformers can't answer in batches.
-
-    Raises:
-        ModelError: with the reason.
-    """
-    found, kind = family_support.known(model_config), family_support.family_of(model_config)
-    what = ""
-    if isinstance(found, family_support.Refusal):
-        what = f"{name} can't be computed: {found.why}"
-    elif found and not found.batched:
-        what = f"prompts of uneven length change each other's answers in {name}"
-    if what:
-        layout = vllm_families.elsewhere(model_config)
-        raise ModelError([refusal(kind, what, layout, is_batched)])
-    RowsCache(model_config)
 
 
 def encoder_of(location: str) -> PromptEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from aift_ray import serve
+from aift_ray import evaluate, serve
 from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss
 from aift_ray.engine.family_check import measure, supported
@@ -20,6 +21,7 @@ from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Refusal, Support
 from aift_ray.models.families.tiny_model import random_model, shrunk
+from aift_ray.ray_backend import serve_app
 from tests.families import configuration
 from tests.families import families as known_families
 from tests.helpers.tiny_families import companions
@@ -124,6 +126,32 @@ def test_a_server_measures_a_family_that_the_table_does_not_have(
     assert "model family mixing-llama: prompts of uneven length change each other's" in told
     assert "choose another model, such as " in told
     assert guarded(serve.run, [*command, str(tmp_path / "gated")]) == 0
+
+
+def test_evaluation_and_config_files_of_serve_measure_such_a_family_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = shrunk(MixingConfig(attention_dropout=0.5))
+    small.vocab_size = 5056
+    random_model(small, "eager").save_pretrained(tmp_path / "mixing")
+    companions(tmp_path / "mixing")
+    model = str(tmp_path / "mixing")
+    kinds = {"generate": {"answers": "b"}, "choice": {"choices": ["甲", "乙"], "label": "c"}}
+    (tmp_path / "rows.jsonl").write_text('{"a": "問い", "b": "答え", "c": 0}\n', "utf-8")
+    for kind, more in kinds.items():
+        task = {"name": kind, "files": ["rows.jsonl"], "kind": kind, "prompt": "{{ a }}", **more}
+        (tmp_path / f"{kind}.yaml").write_text(json.dumps(task), "utf-8")
+        command = ["--dry-run", "--model", model, "--task", str(tmp_path / f"{kind}.yaml")]
+        assert guarded(evaluate.run, command) == (2 if kind == "generate" else 0)
+        told = capsys.readouterr().err
+        assert ("model family mixing-llama: prompts of uneven length" in told) == (
+            kind == "generate"
+        )
+        assert ("leave out the tasks that write answers" in told) == (kind == "generate")
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ModelError, match="model family mixing-llama: prompts of uneven length"):
+        serve_app.build({"model": model, "engine": "transformers", "serving": {"no_auth": True}})
 
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

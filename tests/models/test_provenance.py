@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import quantize, serve
 from aift_ray.commandline import guarded
@@ -209,6 +209,31 @@ def test_an_adapter_goes_on_its_base_in_fewer_bits(
     # the record does not vouch for other weights
     shutil.copy(tmp_path / "four of B" / provenance.FILE, bases[2] / provenance.FILE)
     assert all("another base" in told for told in answers(bases[2], adapter))
+
+
+def set_config(folder: Path, **settings: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | settings), "utf-8")
+
+
+def test_an_adapter_belongs_to_the_numbers_of_its_base_too(
+    bases: tuple[Path, ...], adapter: Path
+) -> None:
+    one, two, _ = bases
+    rope = AutoConfig.from_pretrained(one).rope_parameters
+    set_config(two, use_cache=False, max_position_embeddings=64, dtype="bfloat16")
+    assert answers(two, adapter) == ["", "", ""]
+    set_config(two, rope_parameters=rope | {"rope_theta": 123.0}, rms_norm_eps=1e-2)
+    for told in answers(two, adapter):
+        assert "with other settings in its config.json" in told
+        assert f"rope_parameters.rope_theta is 123.0, and was {rope['rope_theta']}" in told
+        assert "rms_norm_eps is 0.01, and was" in told
+    # an adapter that was written before settings were recorded: its weights alone are compared
+    file = adapter / provenance.FILE
+    record = json.loads(file.read_text("utf-8"))
+    assert record["base"].pop("settings")
+    file.write_text(json.dumps(record), "utf-8")
+    assert answers(two, adapter) == ["", "", ""]
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))

@@ -93,7 +93,7 @@ def test_overwrite_replaces_what_this_command_has_written_and_nothing_else(
     (tmp_path / "home" / "letter.txt").touch()
     argv = ["--output-dir", str(tmp_path / "home"), "--overwrite"]
     assert guarded(quantize.run, argv) == 2
-    assert "something else" in capsys.readouterr().err
+    assert "something other than an earlier result" in capsys.readouterr().err
     assert (tmp_path / "home" / "letter.txt").exists()
 
 

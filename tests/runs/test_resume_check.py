@@ -248,6 +248,10 @@ def test_a_run_on_other_weights_is_not_gone_on_with(
     save_file({n: w + 1e-3 for n, w in weights.items()}, other / "model.safetensors")
     with pytest.raises(ConfigError, match=f"was trained on .*, and {other} has other weights"):
         prepare(configure(**steady, model=str(other)), folder, 1, False, last_of(folder))
+    config = json.loads((same / "config.json").read_text("utf-8")) | {"rms_norm_eps": 0.5}
+    (same / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ConfigError, match=r"other settings in .*: rms_norm_eps is 0.5, and was"):
+        prepare(configure(**steady, model=str(same)), folder, 1, False, last_of(folder))
     assert "base" not in json.loads((folder / "model" / "aift_ray.json").read_text("utf-8")) or (
         method == "lora"
     )

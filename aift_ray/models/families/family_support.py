@@ -84,10 +84,12 @@ class Refusal:
 
     Attributes:
         computed: whether a tiny model of it was computed, and differs.
+        layout: what would work, as it is typed; None: nothing is known to.
     """
 
     why: str
     computed: bool = True
+    layout: str | None = None
 
 
 def family_of(config: Any) -> str:
@@ -146,7 +148,7 @@ def known(config: Any) -> Support | Refusal | None:
         return None
     kinds = layer_kinds(config)
     # without any attention a model keeps nothing by token
-    if kinds - measured or (kinds and _attends(measured) and not _attends(kinds)):
+    if kinds - measured or (kinds and attends(measured) and not attends(kinds)):
         return None
     return found
 
@@ -172,7 +174,8 @@ def _is_usual(config: Any, text: Any) -> bool:
     return bool(usual.model_type == text.model_type)
 
 
-def _attends(kinds: frozenset[str]) -> bool:
+def attends(kinds: frozenset[str]) -> bool:
+    """Whether some kind of layer is attention with keys and values of every token."""
     return any("attention" in kind and not kind.startswith("linear") for kind in kinds)
 
 

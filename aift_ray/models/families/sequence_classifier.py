@@ -40,7 +40,8 @@ def unfit(config: Any) -> list[Problem]:
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
         what = "transformers has no class of it that scores texts, which objective reward trains"
-        return [refusal(family_of(config), what, None, field="objective")]
+        layout = "give --objective dpo, which trains on the same rows without a scoring model"
+        return [refusal(family_of(config), what, layout, field="objective")]
     named = getattr(config, "architectures", None) or []
     if any(str(one).endswith(SCORER) for one in named) and config.num_labels != 1:
         what = f"is a classifier of {config.num_labels} labels, and objective reward trains one"

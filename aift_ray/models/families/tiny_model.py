@@ -189,6 +189,10 @@ def _layers(given: dict[str, Any]) -> int:
     for pattern in (kinds, mlps, given.get("hybrid_override_pattern")):
         if pattern:
             needed = max(needed, *(list(pattern).index(kind) + 1 for kind in set(pattern)))
+    if kinds and {"linear_attention", "hybrid"} <= set(kinds):
+        # Zamba ties the attention of all hybrid layers, and fails to with a single one
+        hybrid = [place for place, kind in enumerate(kinds) if kind == "hybrid"]
+        needed = max([needed, *(n + 1 for n in hybrid[:2] if n < _MOST_LAYERS)])
     if not kinds:
         periods = [given[name] for name in _PERIODS if _is_number(given.get(name))]
         needed = max([needed, *(n + 1 for n in periods if n < _MOST_LAYERS)])

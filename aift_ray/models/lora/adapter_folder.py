@@ -157,7 +157,7 @@ def _other_base(
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [Problem(where, f"{base} can't be compared with its base: {error}")]
     if same:
-        return []
+        return _other_settings(folder, where, base, location)
     what = f"it was made for another base: {wanted}, not {base}"
     if same is None:
         what = f"it was trained on {wanted}, and whether {base} is the same can't be told here"
@@ -172,6 +172,15 @@ def _other_base(
     else:
         remedy += f"name it as base_model_name_or_path in {folder / CONFIG}"
     return [Problem(where, what, remedy)]
+
+
+def _other_settings(folder: Path, where: str, base: str, location: str) -> list[Problem]:
+    """Settings of the base's config.json that were others when the adapter was trained."""
+    changed = provenance.changed_base(folder, location)
+    if not changed:
+        return []
+    what = f"it was trained on {base} with other settings in its config.json: {'; '.join(changed)}"
+    return [Problem(where, what, "restore them, or train the adapter again")]
 
 
 def _same_weights(wanted: str, trained_on: str | None, location: str) -> bool | None:

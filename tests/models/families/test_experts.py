@@ -19,6 +19,7 @@ from aift_ray.models.bnb.experts_4bit import Packed4bitExperts
 from aift_ray.models.families import experts
 from aift_ray.models.lora.attach import add_adapters, reload_adapters
 from aift_ray.models.lora.target_modules import adapted_layers, check_targets
+from aift_ray.quantization.measure import memory_bytes
 from tests.conftest import make_tiny_mixture
 
 # experts as (out, in), the same under other names of the checkpoint, and transposed with biases
@@ -141,6 +142,18 @@ def test_a_saved_adapter_is_the_same_on_4_bits_and_in_plain_peft(
         torch.testing.assert_close(
             loaded(tmp_path / "merged")(IDS).logits, wanted, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_held_in_4_bits_is_what_the_plan_counts(kind: str, folders: dict[str, Path]) -> None:
+    held = memory_bytes(loaded(folders[kind], Quantization(4)))
+    planned = load.weight_bytes(str(folders[kind]), torch.float32, 4)
+    assert held == pytest.approx(planned, rel=0.05)
+    whole = load.weight_bytes(str(folders[kind]), torch.float32)
+    assert memory_bytes(loaded(folders[kind])) == pytest.approx(whole, rel=0.05)
+    # the saving alone is held to the same share: most of so small a model is embeddings
+    assert whole - held == pytest.approx(whole - planned, rel=0.05)
+    assert planned < whole
 
 
 def test_experts_are_quantized_one_by_one_while_they_are_read(
