@@ -66,8 +66,6 @@ def problems(config: RunConfig) -> list[Problem]:
     path = config.parallel.deepspeed_config
     if path is None:
         return []
-    if not config.parallel.by_deepspeed:
-        return [Problem(FIELD, "needs parallel.backend deepspeed")]
     try:
         content = read(path)
     except (OSError, ValueError) as error:

@@ -74,8 +74,9 @@ def wrap(
     register_fsdp_forward_method(module, "generate")
     if not offload:
         module.to(group.device)
-    for buffer in module.buffers():
-        buffer.data = buffer.data.to(group.device)
+    else:
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
         return TorchModel(module, group, OneByOne(module, group))
     assert isinstance(module, FSDPModule)

@@ -53,7 +53,7 @@ class RewardModel:
             model: Any = load_model(location, dtype, None, scored=RewardHead(0, pad_id))
             if adapter.is_file():
                 model = PeftModel.from_pretrained(model, str(folder))
-            self._limit = context(load_config(location))
+            self._limit = context(load_config(location, scorer=True))
             self._encoder = PromptEncoder(self._tokenizer, extra_stop_ids=stop_ids(location))
             self._model = model.eval().to(self._device)
         except ModelError as error:

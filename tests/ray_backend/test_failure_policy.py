@@ -116,7 +116,7 @@ def test_an_error_of_the_code_says_where_it_was(
     place = {"built": "building the model", "trained": "step 2"}.get(when, "step 1")
     with pytest.raises(TrainingError, match=f"{place}: IndexError: index out of range") as told:
         work(job, Group.alone())
-    assert "(test_failures.py:" in str(told.value)
+    assert "(test_failure_policy.py:" in str(told.value)
     log = (tmp_path / "run" / "error.log").read_text("utf-8")
     assert "Traceback" in log
     assert "in broken" in log

@@ -85,6 +85,7 @@ def test_lora_on_instruction_rows_and_its_adapter_loaded_again(
     with pytest.raises(ModelError, match="made for another base"):
         LoRAFinetuningTrainer.load_lora_model("hina-4m", adapter)
     recorded = remembered(Path(adapter))
+    assert recorded["base"].pop("settings")["hidden_size"] == 64
     assert recorded["base"] == {"name": str(tiny_model), "weights": fingerprint(str(tiny_model))}
 
 
