@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from aift_ray.engine.job import Job
 from aift_ray.parallel import ddp
 from aift_ray.parallel.group import Group
 from aift_ray.runs.prepare import prepare
+
+
+def _end() -> None:
+    dist.destroy_process_group()
+    # gloo's threads wait now and then for a worker that has gone, when the model is freed
+    os._exit(0)
 
 
 class Layer(torch.nn.Module):
@@ -36,7 +43,7 @@ def _begin(rank: int, folder: str) -> None:
     copies(torch.full((3,), 1.0 + rank)).backward()
     found = [layer.frozen, layer.trained, layer.trained.grad]
     torch.save([t.detach() for t in found if t is not None], f"{folder}/{rank}")
-    dist.destroy_process_group()
+    _end()
 
 
 def test_trained_weights_begin_alike_and_frozen_ones_are_not_sent(tmp_path: Path) -> None:
@@ -58,7 +65,7 @@ def _build(rank: int, folder: str, job: Job) -> None:
     torch.manual_seed(rank)
     run = build(job, Group(rank, 2, torch.device("cpu")))
     torch.save(dict(run.module.named_parameters()), f"{folder}/{rank}")
-    dist.destroy_process_group()
+    _end()
 
 
 def test_workers_make_equal_weights_without_a_word(
