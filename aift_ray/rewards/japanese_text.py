@@ -55,6 +55,7 @@ def _is_kana(character: str) -> bool:
 
 
 def is_han(character: str) -> bool:
+    """Whether a character is a Chinese character (kanji), with its iteration and closing marks."""
     return (
         "一" <= character <= "鿿"
         or "㐀" <= character <= "䶿"

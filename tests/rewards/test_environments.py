@@ -8,15 +8,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from aift_ray.config import GRPOConfig
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.engine.grpo.completion_generation import Completion
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.errors import ConfigError, ModelError, RewardError
 from aift_ray.rewards.environment import Calculator, parse_environment
 from aift_ray.rewards.environments import Environments
-from aift_ray.rewards.episodes import Replies, Transcript, run_episodes
+from aift_ray.rewards.episodes import Replies
 from tests.conftest import SHIPPED
 
 COUNTING = """
@@ -138,7 +142,7 @@ def encoder() -> PromptEncoder:
 
 def episodes(
     encoder: PromptEncoder, script: list[dict[int, str]], asked: list[Any], **limits: int
-) -> list[Transcript]:
+) -> tuple[list[list[int]], list[Completion]]:
     """Of the calculator, with a model that says what a script has for each turn and prompt."""
     prompts = [[Message("user", question)] for question in ("十二かける七は？", "三は？")]
     tokenizer, turns = encoder.tokenizer, iter(script)
@@ -147,16 +151,24 @@ def episodes(
     )
     end = whole.ids[max(at for at, flag in enumerate(whole.supervised) if flag)]
 
-    def generate(given: list[list[int]]) -> list[list[int]]:
-        asked.append(given)
-        said = next(turns)
-        assert len(said) == len(given)
-        return [[*tokenizer.encode(text, add_special_tokens=False), end] for text in said.values()]
+    class Scripted:
+        """What the episodes ask of a generator of completions."""
 
-    options = {"max_turns": 4, "max_tokens": 400} | limits
-    spec = parse_environment("calculator")
+        def generate(self, given: list[Any], keys: Any) -> list[list[Completion]]:
+            asked.append([ids.tolist() for ids in given])
+            said = next(turns)
+            assert len(said) == len(given) == len(keys)
+            found = [[*tokenizer.encode(t, add_special_tokens=False), end] for t in said.values()]
+            return [[Completion(np.array(f), np.zeros(len(f)), False)] for f in found]
+
+    options = {"max_turns": 4, "max_completion_length": 400} | limits
+    read = [encoder.chat_ids(prompt) for prompt in prompts]
+    spec, keys = parse_environment("calculator"), [[(0, 0)], [(0, 1)]]
     with Environments(spec, timeout=20.0, memory=None, processes=1) as held:
-        return run_episodes(held, [{}, {}], prompts, encoder, generate, **options)
+        generator = EpisodeGenerator(held, tokenizer, GRPOConfig(**options), encoder.stop_ids)
+        scripted: Any = Scripted()
+        made = generator.generate(scripted, [{}, {}], [np.array(ids) for ids in read], keys)
+    return read, [completion for (completion,) in made]
 
 
 SCRIPT = [{0: "<calc>12*7</calc>", 1: "三です。"}, {0: "<calc>84+1</calc>"}, {0: "八十四です。"}]
@@ -166,7 +178,7 @@ def test_tokens_are_those_of_the_chat_template_and_replies_are_not_the_models_ow
     encoder: PromptEncoder,
 ) -> None:
     asked: list[Any] = []
-    first, second = episodes(encoder, SCRIPT, asked)
+    (prompt, _), (first, second) = episodes(encoder, SCRIPT, asked)
     said = ["<calc>12*7</calc>", "84", "<calc>84+1</calc>", "85", "八十四です。"]
     roles = ["assistant", "user"] * 2 + ["assistant"]
     assert [each["content"] for each in first.messages] == said
@@ -175,11 +187,11 @@ def test_tokens_are_those_of_the_chat_template_and_replies_are_not_the_models_ow
     tokenizer = encoder.tokenizer
     chat = [{"role": "user", "content": "十二かける七は？"}, *first.messages]
     wanted = tokenizer.apply_chat_template(chat, tokenize=False)
-    ids = first.prompt + first.ids
+    ids = prompt + first.ids.tolist()
     assert tokenizer.decode(ids) == wanted.removesuffix("\n")
     # the model was asked with exactly the tokens that are trained
     assert [turn[0] for turn in asked] == [ids[: len(turn[0])] for turn in asked]
-    own = [token for token, flag in zip(first.ids, first.own, strict=True) if flag]
+    own = [token for token, flag in zip(first.ids.tolist(), first.own, strict=True) if flag]
     ends = [token for token in own if token in encoder.stop_ids]
     assert len(ends) == 3
     shown = tokenizer.decode(own, skip_special_tokens=True)
@@ -189,11 +201,11 @@ def test_tokens_are_those_of_the_chat_template_and_replies_are_not_the_models_ow
 
 
 def test_the_last_turn_and_the_limit_of_tokens_cut_an_episode(encoder: PromptEncoder) -> None:
-    first, second = episodes(encoder, SCRIPT[:2], [], max_turns=2)
+    _, (first, second) = episodes(encoder, SCRIPT[:2], [], max_turns=2)
     assert (first.truncated, second.truncated) == (True, False)
     assert [each["role"] for each in first.messages] == ["assistant", "user", "assistant"]
     assert all(first.own[-3:])
-    first, _ = episodes(encoder, SCRIPT, [], max_tokens=5)
+    _, (first, _) = episodes(encoder, SCRIPT, [], max_completion_length=5)
     assert (first.truncated, len(first.ids)) == (True, 5)
     assert len(first.messages) == 1
 
