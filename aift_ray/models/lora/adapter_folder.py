@@ -250,7 +250,8 @@ def _misfits(
     own = {f"{_PREFIX}{key}": tuple(t.shape) for key, t in skeleton.state_dict().items()}
     found = []
     for key, shape in stored.items():
-        fits = expected.get(key) or own.get(key)
+        # of a table that is adapted too, PEFT stores what its adapters are on
+        fits = expected.get(key) or own.get(key.replace(".base_layer.", "."))
         layer = key.removeprefix(_PREFIX).rpartition(".lora_")[0] or key.removeprefix(_PREFIX)
         if fits is None:
             found.append(f"{layer}, which {base} does not have or {CONFIG} does not name")
