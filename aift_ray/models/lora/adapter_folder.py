@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from aift_ray.models import hub, provenance
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config, damaged
 from aift_ray.models.vocab_check import check_vocabulary
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# PEFT's tasks whose models have no output layer for tokens
-_SCORING = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 Shapes = dict[str, tuple[int, ...]]
 
@@ -70,34 +68,6 @@ def check_adapter(
     return path.resolve()
 
 
-def adapter_config(folder: Path, where: str) -> dict[str, Any]:
-    """What adapter_config.json of a folder says; ModelError where it is none of a LoRA adapter."""
-    file = folder / CONFIG
-    if not file.is_file():
-        what = f"{folder} holds no {CONFIG}" if folder.is_dir() else f"no such folder: {folder}"
-        remedy = "give the folder that training or PEFT wrote, such as RUN/model"
-        raise ModelError([Problem(where, what, remedy)])
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
-        raise _damaged(file, where, error) from None
-    if not isinstance(found, dict):
-        what = f"{file} holds {type(found).__name__}, expected an object"
-        raise ModelError([Problem(where, what, "copy it again")])
-    if found.get("peft_type") != "LORA":
-        what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
-        raise ModelError([Problem(where, what)])
-    if found.get("task_type") in _SCORING:
-        what = f"{file} has task_type {found['task_type']}: it is the adapter of a reward model or "
-        remedy = "give an adapter of a language model (task_type CAUSAL_LM)"
-        raise ModelError([Problem(where, f"{what}classifier, no language model's", remedy)])
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _stored(folder: Path, where: str) -> Shapes:
     """The shapes of the stored weights, all of them finite."""
     file = folder / WEIGHTS
@@ -115,15 +85,11 @@ def _stored(folder: Path, where: str) -> Shapes:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     infinite.append(key)
     except (SafetensorError, OSError) as error:
-        raise _damaged(file, where, error) from None
+        raise damaged(file, where, error) from None
     if infinite:
         what = f"{file} holds infinite or NaN weights: {_first(infinite)}"
         raise ModelError([Problem(where, what, "take an earlier checkpoint of the run")])
     return found
-
-
-def _damaged(file: Path, where: str, error: Exception) -> ModelError:
-    return ModelError([Problem(where, f"{file} is damaged: {error}", "copy it again")])
 
 
 def _wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str) -> list[Problem]:

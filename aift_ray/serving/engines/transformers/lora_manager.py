@@ -21,7 +21,8 @@ from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
 from aift_ray.models.hub import load_tokenizer
 from aift_ray.models.linear_layers import features
-from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter, check_prompts
+from aift_ray.models.lora.adapter_config import adapter_config
+from aift_ray.models.lora.adapter_folder import check_adapter, check_prompts
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
 
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -154,7 +155,7 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
     if config.get("target_parameters"):
         what = "adapters of experts (target_parameters) can't be mixed in a batch"
         found.append(refusal(family_of(skeleton(base).config), what, MERGE, is_llama_like, where))
-    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+    for variant in ("use_dora", "trainable_token_indices"):
         if config.get(variant):
             found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
     return found
