@@ -59,7 +59,7 @@ def pieces_of(model: nn.Module) -> Pieces:
     if outside or not plain or len(numbers) != len(set(numbers)):
         what = "it is more than embeddings, blocks, a norm and an output layer, and can't be split"
     elif getattr(inner.config.get_text_config(), "num_kv_shared_layers", 0):
-        what = "its last blocks use the keys and values of earlier ones, and can't be split from them"
+        what = "its last blocks use the keys and values of earlier ones, and can't be split off"
     if what:
         kind = inner.config.model_type
         raise ModelError([refusal(kind, what, "use --strategy ddp or fsdp", is_llama_like)])
