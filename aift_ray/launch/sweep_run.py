@@ -59,7 +59,8 @@ def run(given: ParsedSettings) -> None:
         prepared = _prepared(config, configs, folder, devices)
         searching = search(space, config.tune)
         resources = joined or {"CPU": float(os.cpu_count() or 1), "GPU": float(there)}
-        concurrent = _concurrent(config, configs, devices, searching.total, resources)
+        settled = [*configs, *(run.job.config for run in prepared)]
+        concurrent = _concurrent(config, settled, devices, searching.total, resources)
         sweep = Sweep(
             folder=folder,
             config=config.tune,

@@ -46,7 +46,7 @@ def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
 
     prepared = prepare(config, folder, 1, False, None)
     if not folder.exists():
-        run_dir.start(config, folder)
+        run_dir.start(prepared.job.config, folder)
     return work(prepared.job, ALONE, report)
 
 

@@ -46,7 +46,7 @@ def whole(config: Any, folder: Path, resume: Path | None = None) -> list[tuple[f
     from aift_ray.engine.worker import work
 
     prepared = prepare(config, folder, 1, True, resume)
-    run_dir.start(config, folder)
+    run_dir.start(prepared.job.config, folder)
     work(prepared.job, Group(0, 1, torch.device("cuda", 0)))
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [(line["loss"], line["grad_norm"]) for line in map(json.loads, lines) if "loss" in line]

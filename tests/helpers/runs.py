@@ -97,7 +97,7 @@ def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
     resume = Path(config.resume) if config.resume else None
     prepared = prepare(config, folder, group.world_size, False, resume)
     if group.is_main_process:
-        output.start(config, folder)
+        output.start(prepared.job.config, folder)
     group.barrier()
     return work(prepared.job, group)
 
