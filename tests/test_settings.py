@@ -17,7 +17,7 @@ from aift_ray.config import RunConfig, resume_rules
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.engine import loop, standalone, worker
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import CheckpointWriter
+from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.engine.validate import Validator
@@ -265,7 +265,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Everything that a run does and leaves, but for times."""
     seen: dict[str, Any] = {"trials": 0, "compiled": 0, "waited": 0, "asked": [], "losses": []}
     seen["scored"] = []
-    answer, loss, wait = Validator.answer, Validator.loss, CheckpointWriter.wait
+    answer, loss, wait = Validator.answer, Validator.loss, CheckpointWriter.settle
     rounds = TaskEvaluator._rounds
     monkeypatch.chdir(folder.parent)
 
@@ -302,14 +302,14 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         # drawn from the lines below, which are compared
         patch.setattr(worker, "plot", lambda folder: None)
-        patch.setattr(CheckpointWriter, "wait", waited)
+        patch.setattr(CheckpointWriter, "settle", waited)
         patch.setattr(loop, "trial", trial)
         patch.setattr(compiled_blocks, "BACKEND", graph)
         patch.setattr(Validator, "answer", answered)
         patch.setattr(TaskEvaluator, "_rounds", dealt)
         patch.setattr(Validator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
-        run_dir.start(config, folder)
+        run_dir.start(prepared.job.config, folder)
         run = worker.work(prepared.job, Group(0, 1, torch.device("cpu")))
     if config.training.local_rank >= 0:
         standalone.world_size()

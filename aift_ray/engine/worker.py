@@ -15,8 +15,8 @@ from aift_ray.data import token_cache
 from aift_ray.engine import final_model, loop, phases, run_errors
 from aift_ray.engine.build import Run, build, rebuild
 from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
 from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.job import Job
@@ -75,7 +75,7 @@ def work(
         metrics = _metrics(run, job) if group.is_main_process else None
         if metrics and metrics.trackers:
             at_last.callback(metrics.trackers.close, {"status": "failed"})
-        writing = CheckpointCoordinator(run, store)
+        writing = CheckpointWriter(run, store)
         at_last.callback(writing.close)
         session = _Session(run, metrics, writing, report, on_metrics)
         if run.state.step == 0:
@@ -122,7 +122,7 @@ class _Session:
 
     run: Run
     metrics: Metrics | None
-    writing: CheckpointCoordinator
+    writing: CheckpointWriter
     report: Report
     on_metrics: Report
     utilization: Utilization = field(init=False)
@@ -219,7 +219,7 @@ class _Session:
         """
         at_once = asked is not StopRequest.NOTHING or not self.run.config.training.async_save
         self.writing.save(at_once)
-        if self.writing.saver:
+        if self.run.group.is_main_process:
             (self.run.job.output / SAVE).unlink(missing_ok=True)
         self.report({"step": self.run.state.step, **self.last})
 
@@ -293,8 +293,7 @@ class _Session:
 
     def _saving(self) -> dict[str, Any]:
         """What saving cost, and what of it could not be copied."""
-        saver = self.writing.saver
-        assert saver
+        saver = self.writing
         saver.copy_results()
         return {
             "saving_s": round(saver.seconds, 3),
