@@ -12,10 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-# the metaclass of every pydantic model; it has no public name
-from pydantic._internal._model_construction import ModelMetaclass
-
 from aift_ray.config.problems import wrong
+from aift_ray.config.pydantic_compat import ModelMetaclass
 from aift_ray.errors import ConfigError, Problem
 
 SHIPPED_MODEL = "hina-4m"

@@ -7,7 +7,6 @@ in memory together.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
 from aift_ray.parallel.dtensor_utils import without_partitioning
 from aift_ray.parallel.protocol import StageModel
+from aift_ray.parallel.torch_compat import bare_copy
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -263,13 +263,12 @@ class _Head:
 
     def _around(self, body: nn.Module) -> nn.Module:
         """The model with another body, and without what was put around the whole of it."""
-        model = copy.copy(self._model)
-        model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+
+        def child(name: str, part: nn.Module | None) -> nn.Module | None:
+            return body if name == self._body else part and without_partitioning(part)
+
+        model = bare_copy(self._model, child)
         model.__dict__.pop("forward", None)
-        beside = {
-            name: part and without_partitioning(part) for name, part in self._model._modules.items()
-        }
-        model._modules = beside | {self._body: body}
         return model
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
+from aift_ray.models.transformers_compat import IGNORED_ON_LOAD
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
         "__init__": build,
         "__module__": model_class.__module__,
         # the weights of other parts are no surprise
-        "_keys_to_ignore_on_load_unexpected": [r"."],
+        IGNORED_ON_LOAD: [r"."],
     }
     # saved files bear the class's name
     made: type[PreTrainedModel] = type(model_class.__name__, (model_class,), names)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from aift_ray.errors import ModelError
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.families.towers import leave_out, towers
+from aift_ray.models.transformers_compat import forget_initialized
 
 
 def is_wrapper(config: object) -> bool:
@@ -100,6 +101,6 @@ def materialized(model: PreTrainedModel) -> PreTrainedModel:
     """A model that was built on the meta device, with random weights on the CPU."""
     model.to_empty(device=torch.device("cpu"))
     for module in model.modules():
-        module.__dict__.pop("_is_hf_initialized", None)
+        forget_initialized(module)
     model.init_weights()
     return model
