@@ -52,7 +52,8 @@ def main() -> None:
                 port = free_port()
                 specs = [common | {"rank": rank, "port": port} for rank in (0, 1)]
                 workers = processes.contestants("checkpoint_writer", specs)
-                return {key: max(worker[key] for worker in workers) for key in workers[0]}
+                worst = {key: max(worker[key] for worker in workers) for key in workers[0]}
+                return worst | {"equal": all(worker["equal"] for worker in workers)}
 
             return once
 

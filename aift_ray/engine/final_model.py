@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import WEIGHTS
 from aift_ray.engine.checkpoint.snapshot import final_weights, gathered_weights
 from aift_ray.engine.checkpoint.tensor_files import GatheredTensors
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.model_card import FILE as CARD
 from aift_ray.engine.model_writer import write_model, write_whole
+from aift_ray.engine.worker_run import Run
 from aift_ray.models.hub import load_config
 from aift_ray.models.wrappers import is_wrapper
 

@@ -29,7 +29,7 @@ from aift_ray.runs.execution import execute, exit_status, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.progress import Follower, doing
 from aift_ray.runs.supervise import Attempt
-from aift_ray.utils.drivers import usable_gpus
+from aift_ray.runs.worker_resources import gpus_used, local_gpus
 from aift_ray.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -223,22 +223,6 @@ def _run_joined(
     listener.close()
     seconds = time.time() - prepared.job.started
     return _ended(run_dir.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
-
-
-def gpus_used(config: RunConfig, there: int) -> int:
-    """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
-    if config.ray.use_gpu is None:
-        return there
-    return max(there, 1) if config.ray.use_gpu else 0
-
-
-def local_gpus(config: RunConfig) -> int:
-    """GPUs of this machine, where the run may take any.
-
-    Raises:
-        ConfigError: there are some that torch can't use.
-    """
-    return 0 if config.ray.use_gpu is False else usable_gpus()
 
 
 def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:

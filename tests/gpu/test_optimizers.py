@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine.build import Run, build
+from aift_ray.engine.build import build
+from aift_ray.engine.worker_run import Run
 from aift_ray.parallel.group import Group
 from aift_ray.planning.memory_estimate import moments
 from aift_ray.runs import run_dir

@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
 from aift_ray.engine import checkpoint
-from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import MOMENTS, WEIGHTS, split_moments
 from aift_ray.engine.checkpoint.tensor_files import GatheredTensors, ShardedTensors, Tensors
+from aift_ray.engine.worker_run import Run
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.transformers_compat import conversions, ignored_on_save
 from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out, whole

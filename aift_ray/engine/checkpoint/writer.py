@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from aift_ray.engine import checkpoint
-from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint import MOMENTS, WEIGHTS
 from aift_ray.engine.checkpoint.mirror import CheckpointMirror
 from aift_ray.engine.checkpoint.snapshot import (
@@ -33,6 +32,7 @@ from aift_ray.engine.checkpoint.tensor_files import (
 )
 from aift_ray.engine.metrics import tell
 from aift_ray.engine.model_writer import write_model
+from aift_ray.engine.worker_run import Run
 from aift_ray.errors import TrainingError
 
 # seconds that the end of a failed run waits for a checkpoint that others still write
