@@ -176,9 +176,10 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     return {"built_mib": built, "held_mib": held, "saved_mib": saved}
 
 
-def checkpoint_writer(spec: dict[str, Any]) -> dict[str, Any]:
-    """As one of a gloo group: what one checkpoint of a sharded run costs by `spec["writer"]`."""
+def checkpoint_writers(spec: dict[str, Any]) -> dict[str, Any]:
+    """As one of a gloo group: what a checkpoint of a sharded run costs by each writer, in turn."""
     import shutil
+    from dataclasses import replace
 
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor
@@ -188,35 +189,41 @@ def checkpoint_writer(spec: dict[str, Any]) -> dict[str, Any]:
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
-    dist.init_process_group(
-        "cpu:gloo", f"tcp://127.0.0.1:{spec['port']}", rank=rank, world_size=world
-    )
+    address = f"tcp://127.0.0.1:{spec['port']}"
+    dist.init_process_group("cpu:gloo", address, rank=rank, world_size=world)
     job = pickle.loads(Path(spec["job"]).read_bytes())
     run = build(job, Group(rank, world, torch.device("cpu")))
     loop.train_step(run)
     run.state.step += 1
-    folder, watch = job.checkpoints, _Anonymous()
-    if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    dist.barrier()
-    written, began = _written_bytes(), time.perf_counter()
-    wait, read = _writers(run, folder)[spec["writer"]]()
-    waited = time.perf_counter() - began
-    wait()
-    dist.barrier()
-    total = time.perf_counter() - began
-    saved, written = watch.peak_mib(), _written_bytes() - written
-    held = _sharded_tensors(run)
-    whole = {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in held.items()
-    }
-    equal = all(torch.equal(whole[name], tensor) for name, tensor in read(held).items())
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    dist.barrier()
+    folder, found = job.checkpoints, dict[str, list[dict[str, Any]]]()
+    for _ in range(spec["rounds"]):
+        for name, copy in spec["writers"].items():
+            training = job.config.training.model_copy(update={"async_save": copy})
+            run.job = replace(job, config=job.config.model_copy(update={"training": training}))
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            dist.barrier()
+            watch = _Anonymous()
+            written, began = _written_bytes(), time.perf_counter()
+            wait, read = _writers(run, folder)[name]()
+            waited = time.perf_counter() - began
+            wait()
+            dist.barrier()
+            total = time.perf_counter() - began
+            saved, written = watch.peak_mib(), _written_bytes() - written
+            held = _sharded_tensors(run)
+            equal = True
+            for key, tensor in read(held).items():
+                own = held[key]
+                whole = own.full_tensor() if isinstance(own, DTensor) else own
+                equal = equal and torch.equal(whole, tensor)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            mib = {"saved_mib": saved, "written_mib": written / 2**20, "files_mib": size / 2**20}
+            line = {"waited_s": waited, "total_s": total, **mib, "equal": equal}
+            found.setdefault(name, []).append(line)
+            dist.barrier()
     dist.destroy_process_group()
-    mib = {"saved_mib": saved, "written_mib": written / 2**20, "files_mib": size / 2**20}
-    return {"waited_s": waited, "total_s": total, **mib, "equal": equal}
+    return found
 
 
 def _written_bytes() -> int:
@@ -227,9 +234,11 @@ def _written_bytes() -> int:
 def _sharded_tensors(run: Any) -> dict[str, torch.Tensor]:
     """Weights and moments of a run by name, as torch.distributed.checkpoint takes them."""
     from aift_ray.engine.checkpoint import split_moments
+    from aift_ray.engine.checkpoint.snapshot import named_weights
 
     moments = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
-    weights = {f"model.{n}": w.detach() for n, w in run.module.model.state_dict().items()}
+    # each once: safetensors refuses tied weights
+    weights = {f"model.{n}": w.detach() for n, w in named_weights(run.module.model).items()}
     return weights | {f"optimizer.{name}": moment for name, moment in moments.items()}
 
 
@@ -542,9 +551,8 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
 def main() -> None:
     """Run the function that argv names."""
     torch.manual_seed(0)
-    functions = {
-        f.__name__: f for f in (prepare, random_model, loading, aift, saving, peer, quantize)
-    }
+    known = (prepare, random_model, loading, checkpoint_writers, aift, saving, peer, quantize)
+    functions = {function.__name__: function for function in known}
     result = functions[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(result))
 

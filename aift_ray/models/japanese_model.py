@@ -6,7 +6,7 @@ import logging
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
@@ -284,7 +284,7 @@ class JapaneseModel(BaseModel):
         return list(given)
 
 
-def _known_stops(name: str, tokenizer: Any) -> list[int]:
+def _known_stops(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that the catalog says end a turn."""
     entry, known = find(name), tokenizer.get_added_vocab()
     return [known[token] for token in (entry.turn_ends if entry else ()) if token in known]

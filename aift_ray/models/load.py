@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
@@ -54,7 +54,7 @@ def skeleton(location: str, whole: bool = False) -> PreTrainedModel:
         return built(config, whole)
 
 
-def built(config: object, whole: bool = False, **options: object) -> PreTrainedModel:
+def built(config: PreTrainedConfig, whole: bool = False, **options: object) -> PreTrainedModel:
     """A model of a configuration, on torch's default device; see `skeleton`."""
     made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
     return from_config(made, config, **options)
@@ -192,7 +192,9 @@ def _settle(
     freeze(model)
 
 
-def of_language_model(config: Any, attention: str | None) -> str | dict[str, str] | None:
+def of_language_model(
+    config: PreTrainedConfig, attention: str | None
+) -> str | dict[str, str] | None:
     """The attention of the language model alone: towers may not compute by it."""
     text = config.get_text_config(decoder=True)
     if attention is None or text is config or wrappers.taken_out(config):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
@@ -98,7 +98,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
     Beside an output layer that shares their weight, the embeddings are held too.
     """
 
-    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         _drop(self, held)
 

@@ -48,7 +48,7 @@ def forget_initialized(module: nn.Module) -> None:
     module.__dict__.pop("_is_hf_initialized", None)
 
 
-def ignored_on_save(model: Any) -> set[str]:
+def ignored_on_save(model: PreTrainedModel) -> set[str]:
     """Names of weights that `save_pretrained` leaves out.
 
     Missing: it writes all of a model, never a part.

@@ -50,7 +50,7 @@ def link_moments(zero: Any, stage: int) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def partitions(zero: Any, stage: int) -> list[torch.Tensor]:
+def partitions(zero: object, stage: int) -> list[torch.Tensor]:
     """This worker's partitions of all trained weights."""
     name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
     return list(getattr(zero, name))

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from aift_ray.parallel.pp_p2p import Wires
 from aift_ray.parallel.pp_schedule import order
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
 from aift_ray.parallel.torch_model import Scale, TorchModel
+
+if TYPE_CHECKING:
+    pass
 
 # batches that a stage may be ahead of the next one in an evaluation
 _AHEAD = 4

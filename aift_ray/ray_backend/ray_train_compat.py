@@ -38,7 +38,7 @@ class TorchTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     Missing: TorchTrainer takes neither a policy nor the callbacks to leave out.
     """
 
-    def __init__(self, *args: Any, policy: FailurePolicy, **kwargs: Any) -> None:
+    def __init__(self, *args: object, policy: FailurePolicy, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._policy = policy
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
@@ -34,6 +34,9 @@ from aift_ray.runs.row_layout import StepLayout
 from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.compilers import compiler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _given(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> None:
+def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu: bool) -> None:
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
     if config.objective == "grpo" and parallel.strategy == "auto":
@@ -169,7 +172,7 @@ def _spread(config: RunConfig, model_config: Any, workers: int, gpu: bool) -> No
         raise ConfigError(problems)
 
 
-def _support(config: RunConfig, model_config: Any) -> Support:
+def _support(config: RunConfig, model_config: PreTrainedConfig) -> Support:
     """How the model's family is computed; a ModelError where it can't be."""
     check_layers(model_config)
     known = family_support.known(model_config)
@@ -182,7 +185,7 @@ def _support(config: RunConfig, model_config: Any) -> Support:
     return supported(model_config, method, cache_folder(config.data))
 
 
-def _encoder(config: RunConfig, location: str, model_config: object) -> PromptEncoder:
+def _encoder(config: RunConfig, location: str, model_config: PreTrainedConfig) -> PromptEncoder:
     """The prompts of a model, with the template asked for.
 
     Raises:
@@ -200,7 +203,7 @@ def _encoder(config: RunConfig, location: str, model_config: object) -> PromptEn
     )
 
 
-def _sequence_length(config: RunConfig, model_config: object) -> int:
+def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
     length, limit = config.data.sequence_length, hub.context(model_config)
     alike = hub.batched_context(model_config)
     if alike != limit and alike and length > alike:

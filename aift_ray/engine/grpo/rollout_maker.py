@@ -287,7 +287,7 @@ def _deviation(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def _gathered(group: Group, mine: Any) -> list[Any]:
+def _gathered(group: Group, mine: object) -> list[Any]:
     """What each worker has, by rank."""
     if group.world_size == 1:
         return [mine]
