@@ -85,7 +85,7 @@ def _run_alone(
     prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
     job, tokenizer = prepared.job, prepared.encoder.tokenizer
     each = job.config.parallel.gpus_a_worker if gpus else 0
-    worker_resources.check_resources(job.config.ray, 1, each, worker_resources.of_machine(there))
+    worker_resources.check_resources(job.config, 1, each, worker_resources.of_machine(there))
     # the encoder's copies of a large vocabulary
     del prepared
     local_run.make_room()
@@ -119,8 +119,7 @@ def _run_on_ray(
         resolved = prepared.job.config
         each = resolved.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
-        number = group[0] + resolved.rollout_actors
-        worker_resources.check_resources(resolved.ray, number, each, found)
+        worker_resources.check_resources(resolved, group[0], each, found)
         go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
         return _train(prepared.job, go, listener)
 
@@ -235,7 +234,7 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     if "RAY_ADDRESS" not in os.environ:
         each = resolved.parallel.gpus_a_worker if gpus else 0
         local = worker_resources.of_machine(local_gpus(config))
-        worker_resources.check_resources(resolved.ray, group[0], each, local)
+        worker_resources.check_resources(resolved, group[0], each, local)
     terminal.show_preview(prepared)
     terminal.console.print("configuration:", style="bold")
     text = yaml.safe_dump(resolved.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -44,9 +44,8 @@ def snapshot(run: Run) -> Snapshot:
     held = copy(model.optimizer_state())
     held["state"] = model.gather(held["state"])
     weights = model.gather(copy(_saved_weights(run.module.model)))
-    kept = run.rollouts.saved(run.state.step) if run.rollouts else None
     # completions that the next step trains too, which other weights have generated
-    rollout = {"rollout": kept} if kept else {}
+    rollout = run.rollouts.saved(run.state.step) if run.rollouts else {}
     tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **rollout}
     return Snapshot(replace(run.state), tensors, weights, time.perf_counter() - began)
 
