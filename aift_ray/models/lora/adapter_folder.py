@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, provenance
@@ -234,7 +234,7 @@ def _misfits(
     return []
 
 
-def check_prompts(folder: Path, where: str, model_config: object) -> list[Problem]:
+def check_prompts(folder: Path, where: str, model_config: PreTrainedConfig) -> list[Problem]:
     """What is wrong with the tokenizer and the chat template of a folder, where it has them.
 
     Args:

@@ -18,7 +18,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
 from aift_ray.errors import ModelError
-from aift_ray.models.attention import document_attention, score_mod
+from aift_ray.models.attention import document_attention, flash_attention, score_mod
 from aift_ray.models.attention.packed_documents import PackedDocuments, packed, recomputing
 
 
@@ -71,7 +71,7 @@ def test_one_kernel_is_asked_what_the_loop_computes(
     looped, _ = document_attention.document_attention(
         torch.nn.Module(), *given, mask, cu_seq_lens_q=borders, max_length_q=7, **more
     )
-    monkeypatch.setattr(document_attention.varlen, "varlen_attn", replaced_kernel)
+    monkeypatch.setattr(flash_attention.varlen, "varlen_attn", replaced_kernel)
     monkeypatch.setattr(document_attention, "flash_computes", lambda device, dtype: True)
     by_kernel, _ = document_attention.document_attention(
         torch.nn.Module(), *given, mask, cu_seq_lens_q=borders, max_length_q=7, **more
