@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -76,10 +77,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "dpo qlora nf4": {"method": "qlora"},
     "orpo full": {"method": "full"},
     "orpo lora": {"method": "lora"},
+    "orpo qlora nf4": {"method": "qlora"},
     "kto full": {"method": "full"},
     "kto lora": {"method": "lora"},
+    "kto qlora nf4": {"method": "qlora"},
     "reward full": {"method": "full"},
     "reward lora": {"method": "lora"},
+    "reward qlora nf4": {"method": "qlora"},
 }
 OBJECTIVES = ("dpo", "orpo", "kto", "reward")
 OTHERS = ("mixture", "hybrid")
@@ -94,7 +98,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
-_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8", "dpo qlora nf4")}
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
@@ -266,9 +270,15 @@ def with_others(text: str, document: str) -> tuple[list[str], str]:
     head, rule, *lines = text.splitlines()
     rows = [line for line in written if line[:1] == "|"][2:] + lines
     named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in rows}
-    some = f"`python -m tests.parity {' '.join(sys.argv[1:])}`"
+    some = f"`{_command()}`"
     notes = [line for line in written if line[:1] == "`" and not line.startswith(some)]
     return notes, "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
+
+
+def _command() -> str:
+    """What was given to measure these cases."""
+    given = ["python", "-m", "tests.parity", *sys.argv[1:]]
+    return shlex.join(given) if sys.argv[1:] else "make parity"
 
 
 def main() -> int:
@@ -289,8 +299,9 @@ def main() -> int:
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
-    command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
-    note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    note = (
+        f"`{_command()}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    )
     document = DOCUMENT.read_text("utf-8")
     if sys.argv[1:] and not by_deepspeed:
         before, text = with_others(text, document)

@@ -48,6 +48,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "score_chosen": 8.0,
         "score_rejected": 3.0,
     },
+    "a prompt that is null": {
+        "prompt": None,
+        "chosen": [SAID, answer(POLITE)],
+        "rejected": [SAID, answer(PLAIN)],
+    },
     "messages and texts": {"messages": [SAID], "chosen": POLITE, "rejected": PLAIN},
     "LLaMA-Factory, ShareGPT": {
         "conversations": [{"from": "human", "value": "挨拶して"}],
@@ -62,6 +67,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "HH": {
         "chosen": f"\n\nHuman: 挨拶して\n\nAssistant: {POLITE}",
         "rejected": f"\n\nHuman: 挨拶して\n\nAssistant: {PLAIN}",
+    },
+    "messages as JSON in the cells of a table": {
+        "prompt": json.dumps([SAID], ensure_ascii=False, indent=1),
+        "chosen": json.dumps([answer(POLITE)], ensure_ascii=False),
+        "rejected": json.dumps([answer(PLAIN)], ensure_ascii=False),
     },
     "LLaMA-Factory, Alpaca": {
         "instruction": "挨拶して",
@@ -130,6 +140,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"prompt": "他", "chosen": [SAID, answer("b")], "rejected": [SAID, answer("c")]},
         "the prompt is none of the messages",
     ),
+    "another prompt in messages": (
+        {
+            "prompt": [SAID | {"content": "他"}],
+            "chosen": [SAID, answer("b")],
+            "rejected": [SAID, answer("c")],
+        },
+        "the prompt is none of the messages",
+    ),
     "an answered prompt": (
         {"messages": [SAID, answer("a")], "chosen": "b", "rejected": "c"},
         "ends with a message from assistant",
@@ -142,6 +160,23 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1},
         "margin -1 is less than 0",
     ),
+    "a margin without end": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("inf")},
+        "margin is inf, expected a number up to 1e+06",
+    ),
+    "a margin beyond fp32": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e300},
+        "margin is 1e+300, expected a number up to 1e+06",
+    ),
+    "a margin that is none": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "nan"},
+        "margin is nan, expected a number up to 1e+06",
+    ),
+    "a score without end": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": "-inf"},
+        "chosen_score is -inf, expected a number up to 1e+06",
+    ),
+    "no answer": ({"prompt": "a"}, "the keys chosen and rejected are missing"),
     "texts for messages": (
         {"prompt": [SAID], "chosen": ["b"], "rejected": ["c"]},
         "chosen: message 1 is a string",
@@ -169,9 +204,14 @@ def test_labels_are_read_and_pairs_refused_where_labels_are_wanted() -> None:
     assert (found.score, found.labelled) == (1.0, True)
     assert read({"instruction": "a", "output": "b", "label": "false"}, "label").score == 0.0
     assert read({"messages": [SAID, answer("b")], "label": 1}, "label").score == 1.0
+    # LLaMA-Factory's name, and numbers of a table
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert read({"conversations": turns, "kto_tag": False}, "label").score == 0.0
+    assert read({"instruction": "a", "output": "b", "label": 1.0}, "label").score == 1.0
     for wrong, reason in (
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "are a pair"),
         ({"prompt": "a", "completion": "b"}, "the key label is missing"),
+        ({"prompt": "a", "completion": "b", "label": True, "kto_tag": True}, "label and kto_tag"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "expected true or false"),
     ):
         fault = read_row(wrong, "a.jsonl", 3, Reading(answers="label"))
