@@ -86,10 +86,10 @@ def test_a_number_out_of_range_hides_no_conflict() -> None:
     }
     # what may only follow from the default that stands for a wrong value is not said
     with pytest.raises(ConfigError) as caught:
-        read(*"--objective robst --preference.beta 0.1".split())
+        read("--objective", "robst", "--preference.beta", "0.1")
     assert [problem.where for problem in caught.value.problems] == ["objective"]
     with pytest.raises(ConfigError) as caught:
-        read(*"--objective robust --preference.label_smoothing 0.7".split())
+        read("--objective", "robust", "--preference.label_smoothing", "0.7")
     assert len(caught.value.problems) == 1
 
 
