@@ -4,9 +4,8 @@ The same token ids, adapters of the same shape, bf16, one thread, one pass. The 
 steps with all that the reference costs: TRL computes it in each step by default, or before the
 first (`trl precomputed`); this project before the first. By default both recompute activations;
 `aift`, `trl kept` and `trl precomputed` keep them. `aift sft` trains both answers of each pair as
-rows of their own, the same tokens, for its memory. `aift one prompt` (not by default) leaves the
-prompt of each rejected answer out, but for its last token: no slower than if both answers shared
-it, and no equal loss. Contestants take turns, each in a fresh process.
+rows of their own, the same tokens, for its memory. `aift twice` (not by default) computes the
+prompt of a pair for each of its answers. Contestants take turns, each in a fresh process.
 On a machine with other load `cpu_pairs_per_s`, by the CPU time of the process, says more.
 """
 
@@ -38,8 +37,9 @@ PAIRS = [
     Pair("aift", "trl kept", MEMORY, "<= 1"),
     Pair("aift", "aift sft", MEMORY, "<= 1.02"),
     Pair("aift", "aift sft", "tokens", "= 1"),
-    Pair("aift one prompt", "aift", KEY),
-    Pair("aift one prompt", "aift", CPU),
+    Pair("aift", "aift twice", KEY),
+    Pair("aift", "aift twice", CPU),
+    Pair("aift", "aift twice", MEMORY, "<= 1"),
 ]
 _KEPT = {"gradient_checkpointing": False}
 OWN: dict[str, dict[str, Any]] = {
@@ -47,8 +47,8 @@ OWN: dict[str, dict[str, Any]] = {
     "aift": {"objective": "dpo", **_KEPT},
     "aift sft": {"objective": "sft", **_KEPT},
 }
-# what sharing the prompt of both answers could save at most
-BOUND = {"aift one prompt": {"objective": "dpo", "one_prompt": True, **_KEPT}}
+# without what sharing the prompt of both answers saves
+TWICE = {"aift twice": {"objective": "dpo", "twice": True, **_KEPT}}
 # TRL 1.16 switches padding_free off by itself: it has no faster setting than these
 PEERS: dict[str, dict[str, Any]] = {
     "trl default": {},
@@ -110,7 +110,7 @@ def _contestants(
         return processes.together([[python, str(Path(__file__)), who, str(spec)]])[0]
 
     found: dict[str, Callable[[int], Result]] = {}
-    for name, arguments in (OWN | BOUND).items():
+    for name, arguments in (OWN | TWICE).items():
         if name in options.only:
             found[name] = lambda _, n=name, a=arguments: call("ours", sys.executable, n, a)
     for name, arguments in PEERS.items():
@@ -124,7 +124,7 @@ def ours(spec: dict[str, Any]) -> Result:
     import torch
 
     from aift_ray.commandline import validated
-    from aift_ray.engine import loop
+    from aift_ray.engine import loop, reference_logprobs
     from aift_ray.engine.build import build
     from aift_ray.engine.reference_logprobs import References
     from aift_ray.parallel.group import Group
@@ -144,10 +144,10 @@ def ours(spec: dict[str, Any]) -> Result:
             clock.stop()
 
         References.complete = timed  # type: ignore[method-assign]
-        if spec["arguments"].get("one_prompt"):
-            _drop_second_prompts()
+        if spec["arguments"].get("twice"):
+            reference_logprobs.shares_prompts = lambda job: False
         run = build(job, Group.alone())
-        if run.comparison and not spec["arguments"].get("one_prompt"):
+        if run.comparison:
             _write_tokens(run, Path(spec["tokens"]))
         tokens = 0
         clock.start()
@@ -157,20 +157,6 @@ def ours(spec: dict[str, Any]) -> Result:
             tokens += line["tokens"]
         clock.stop()
     return clock.result(spec) | {"last_loss": line["loss"], "tokens": tokens}
-
-
-def _drop_second_prompts() -> None:
-    """Read rejected answers with the last token of their prompt alone."""
-    from aift_ray.data.token_rows import TokenRows
-
-    read = TokenRows.row
-
-    def row(self: Any, index: int) -> Any:
-        ids, flags = read(self, index)
-        first = int(flags.argmax()) - 1 if index % 2 else 0
-        return ids[first:], flags[first:]
-
-    TokenRows.row = row  # type: ignore[method-assign]
 
 
 def _rows(spec: dict[str, Any], folder: Path) -> str:

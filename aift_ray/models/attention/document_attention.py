@@ -125,7 +125,12 @@ def document_attention(
     if attention_mask is not None and window is None:
         window = int(attention_mask)
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
-    return _in_documents(query, key, value, documents, scores), None
+    if documents.places is None:
+        return _in_documents(query, key, value, documents, scores), None
+    # tokens that documents share are attended in each of them
+    assert documents.own is not None
+    q, k, v = (states.index_select(2, documents.places) for states in (query, key, value))
+    return _in_documents(q, k, v, documents, scores).index_select(1, documents.own), None
 
 
 def _with_scores(
