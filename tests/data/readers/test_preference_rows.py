@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from aift_ray.config import DataConfig
 from aift_ray.data import token_cache
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import fit_answers
+from aift_ray.data.prompts.preference_pairs import encode_row, fit_answers
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.row_kinds import read_row
@@ -20,6 +20,7 @@ from aift_ray.data.token_types import Encoded
 from aift_ray.errors import DataError
 from tests.conftest import SHIPPED
 from tests.helpers.preference_rows import labelled, pairs, write
+from tests.helpers.tool_templates import QWEN3_TOOLS
 
 SAID = {"role": "user", "content": "挨拶して"}
 POLITE, PLAIN = "こんにちは。", "よう。"
@@ -114,6 +115,49 @@ def test_a_system_text_and_earlier_answers_belong_to_the_prompt(encoder: PromptE
     flags = zip(encoded.ids, encoded.supervised, strict=True)
     trained = [token for token, flag in flags if flag]
     assert encoder.tokenizer.decode(trained) == f"{POLITE}<|im_end|>"
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "clock", "description": "時刻", "parameters": {"type": "object"}},
+}
+CALL = {"name": "clock", "arguments": {}}
+WITH_TOOLS: dict[str, dict[str, Any]] = {
+    "TRL": {
+        "prompt": [{"role": "system", "content": "丁寧に。"}, SAID],
+        "tools": [TOOL],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"function": CALL}]}],
+        "rejected": [answer(PLAIN)],
+    },
+    "LLaMA-Factory, ShareGPT": {
+        "conversations": [{"from": "human", "value": "挨拶して"}],
+        "system": "丁寧に。",
+        "tools": json.dumps([TOOL["function"]], ensure_ascii=False),
+        "chosen": {"from": "function_call", "value": json.dumps(CALL)},
+        "rejected": {"from": "gpt", "value": PLAIN},
+    },
+}
+
+
+@pytest.mark.parametrize("form", WITH_TOOLS)
+def test_a_system_text_and_tools_are_in_the_prompt_of_both_and_a_call_is_an_answer(
+    form: str,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer.chat_template = QWEN3_TOOLS
+    found = encode_row(PromptEncoder(tokenizer), read(WITH_TOOLS[form]))
+    assert found.not_shown == ()
+    texts, trained = [], []
+    for piece in found.pieces:
+        start = piece.supervised.index(True)
+        texts.append(tokenizer.decode(piece.ids[:start]))
+        flags = zip(piece.ids, piece.supervised, strict=True)
+        trained.append(tokenizer.decode([token for token, flag in flags if flag]))
+    assert texts[0] == texts[1]
+    assert all(part in texts[0] for part in ("丁寧に。", '"clock"', "時刻", "挨拶して"))
+    assert json.loads(trained[0].split("<tool_call>")[1].split("</tool_call>")[0]) == CALL
+    assert trained[0].endswith("<|im_end|>")
+    assert trained[1].endswith(f"{PLAIN}<|im_end|>")
 
 
 def test_raw_texts_are_not_put_into_a_template() -> None:
