@@ -129,8 +129,9 @@ def document_attention(
         return _in_documents(query, key, value, documents, scores), None
     # tokens that documents share are attended in each of them
     assert documents.own is not None
-    q, k, v = (states.index_select(2, documents.places) for states in (query, key, value))
-    return _in_documents(q, k, v, documents, scores).index_select(1, documents.own), None
+    places, own = (each.to(query.device) for each in (documents.places, documents.own))
+    q, k, v = (states.index_select(2, places) for states in (query, key, value))
+    return _in_documents(q, k, v, documents, scores).index_select(1, own), None
 
 
 def _with_scores(
