@@ -186,6 +186,8 @@ def without_targets(batch: MicroBatch) -> MicroBatch:
         batch.label_positions[:0],
         batch.labels[:0],
         batch.max_seqlen,
+        places=batch.places,
+        own=batch.own,
         compared=batch.compared and batch.compared.none(),
         policy=batch.policy and batch.policy.none(),
     )

@@ -161,7 +161,8 @@ def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
     if batch.cu_seqlens is None:
         return None
-    return PackedDocuments(batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1])
+    laid = batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1]
+    return PackedDocuments(*laid, batch.places, batch.own)
 
 
 def model_inputs(
@@ -177,7 +178,8 @@ def model_inputs(
     if batch.cu_seqlens is None:
         return inputs | {"attention_mask": batch.attention_mask}
     inputs["position_ids"] = batch.position_ids
-    if body is not None and not _takes_more(body):
+    # layers know nothing of tokens that documents share; attention does
+    if batch.places is not None or (body is not None and not _takes_more(body)):
         return inputs
     longest = batch.max_seqlen
     return inputs | {

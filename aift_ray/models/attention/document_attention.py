@@ -112,7 +112,13 @@ def document_attention(
     if attention_mask is not None and window is None:
         window = int(attention_mask)
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
-    return _in_documents(query, key, value, documents, scores), None
+    if documents.places is None:
+        return _in_documents(query, key, value, documents, scores), None
+    # tokens that documents share are attended in each of them
+    assert documents.own is not None
+    places, own = (each.to(query.device) for each in (documents.places, documents.own))
+    q, k, v = (states.index_select(2, places) for states in (query, key, value))
+    return _in_documents(q, k, v, documents, scores).index_select(1, own), None
 
 
 def _with_scores(
