@@ -16,8 +16,6 @@ from torch import nn
 PACKAGE = Path(__file__).resolve().parents[1] / "aift_ray"
 # not moved yet
 ELSEWHERE = {
-    "models/families/experts.py": {"_ConvNd"},
-    "models/families/towers.py": {"_keys_to_ignore_on_load_unexpected"},
     "serving/engines/transformers/packed_weights.py": {
         "_is_mkldnn_bf16_supported",
         "_reorder_linear_weight",

@@ -12,6 +12,11 @@ from transformers import PreTrainedModel
 IGNORED_ON_LOAD = "_keys_to_ignore_on_load_unexpected"
 
 
+def ignore_on_load(model: Any, patterns: Sequence[str]) -> None:
+    """Have further weights in files, by regular expressions of names, be no surprise."""
+    setattr(model, IGNORED_ON_LOAD, {*(getattr(model, IGNORED_ON_LOAD) or ()), *patterns})
+
+
 def from_config(model_class: Any, config: object, **options: object) -> PreTrainedModel:
     """A model of a class with random weights.
 

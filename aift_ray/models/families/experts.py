@@ -15,6 +15,8 @@ from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.families.refusals import has_experts, is_llama_like, refusal
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The stacked weights of the experts by name; those held in 4 bits while `adaptable`."""
@@ -31,7 +33,7 @@ def _stacks(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Parameter]]:
         f"{name}.{own}": (module, parameter)
         for name, module in inner.named_modules()
         # the kernels of a convolution are three-dimensional too
-        if id(module) in inside and not isinstance(module, nn.modules.conv._ConvNd)
+        if id(module) in inside and not isinstance(module, _CONVOLUTIONS)
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3 and len(parameter) > 1 and parameter.is_floating_point()
     }

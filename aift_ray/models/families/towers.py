@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.families.refusals import refusal
+from aift_ray.models.transformers_compat import ignore_on_load
 
 
 def towers(model: torch.nn.Module) -> list[str]:
@@ -82,8 +83,7 @@ def leave_out(model: Any, names: list[str]) -> None:
     tied = model.all_tied_weights_keys
     model.all_tied_weights_keys = {a: b for a, b in tied.items() if a in held and b in held}
     # their weights in a file are no surprise
-    ignored = {*(model._keys_to_ignore_on_load_unexpected or ()), *_names_in_files(names)}
-    model._keys_to_ignore_on_load_unexpected = ignored
+    ignore_on_load(model, _names_in_files(names))
 
 
 def _names_in_files(names: list[str]) -> list[str]:
