@@ -80,10 +80,9 @@ def test_candidates_stay_within_their_column(visit: Visit) -> None:
     visitor[".token"].first.click()
     visitor.expect(".candidates meter").to_have_count(2)
     column = visitor[".answer"].first.bounding_box()
-    for bar in visitor[".candidates meter"].all():
-        box = bar.bounding_box()
-        assert box["x"] + box["width"] < column["x"] + column["width"]
-        assert box["width"] > 20
+    table = visitor[".candidates table"].bounding_box()
+    assert table["x"] + table["width"] < column["x"] + column["width"]
+    assert all(bar.bounding_box()["width"] > 20 for bar in visitor[".candidates meter"].all())
 
 
 def test_stop_ends_both_answers(visit: Visit) -> None:
