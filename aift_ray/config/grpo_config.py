@@ -13,9 +13,6 @@ from aift_ray.errors import Problem
 if TYPE_CHECKING:
     from aift_ray.config.train_config import RunConfig
 
-# settings that change how answers are supervised, and do nothing where answers are generated
-_SUPERVISION = ("train_turns", "train_thoughts", "train_end", "on_rewritten_turn", "text_unit")
-
 
 class GRPOConfig(Section):
     """Reinforcement learning: completions are generated, scored by rewards, and trained."""
@@ -66,16 +63,23 @@ class GRPOConfig(Section):
     min_p: float = setting(
         0.0, "least probability of a token as a share of the likeliest token's", ge=0, le=1
     )
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo"] = setting(
+    estimator: Literal["grpo", "rloo", "reinforce_plus_plus"] = setting(
+        "grpo",
+        "advantages from rewards: grpo: minus the mean of the prompt's completions; rloo: minus "
+        "the mean of the prompt's other completions; reinforce_plus_plus: normalized over the "
+        "tokens of the generation. The last two subtract the KL from the reward",
+    )
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "rloo"] = setting(
         "dapo",
         "grpo: mean of each completion's mean; dapo: mean over the tokens of the generation; "
         "bnpo: mean over the tokens of the step; dr_grpo: sum over max_completion_length; gspo: "
-        "as grpo, with one probability ratio a completion",
+        "as grpo, with one probability ratio a completion; rloo: mean over completions, whose "
+        "ratio is the product of their tokens'",
     )
-    scale_rewards: Literal["group", "batch", "none"] = setting(
-        "group",
-        "rewards are divided by their standard deviation: of a prompt's completions, of "
-        "all, or not",
+    scale_rewards: Literal["group", "batch", "none"] | None = setting(
+        None,
+        "advantages are divided by the standard deviation of the rewards of a prompt's "
+        "completions, of that of all, or not; default: group, with estimator rloo none",
     )
     beta: float = setting(0.0, "weight of the KL divergence from the reference model", ge=0, le=100)
     use_bias_correction_kl: bool = setting(
@@ -117,11 +121,15 @@ class GRPOConfig(Section):
     )
     placement: Literal["colocated", "apart"] = setting(
         "colocated",
-        "colocated: the workers that train generate; apart: other Ray actors generate, and a step "
-        "waits for them",
+        "colocated: the workers that train generate; apart: other Ray actors generate",
     )
     rollout_workers: Positive = setting(
         1, "apart: Ray actors that generate, each with a GPU where the workers have one"
+    )
+    asynchronous: bool = setting(
+        False,
+        "apart: each generation is made while the one before it is trained, by the weights "
+        "that that one began with",
     )
 
     @field_validator("reward_weights", mode="before")
@@ -158,6 +166,16 @@ class GRPOConfig(Section):
         return "none" if self.reward_on_failure == "none" else float(self.reward_on_failure)
 
     @property
+    def scaling(self) -> str:
+        """`scale_rewards`, or its default."""
+        return self.scale_rewards or ("group" if self.estimator == "grpo" else "none")
+
+    @property
+    def penalizes_rewards(self) -> bool:
+        """Whether the KL lowers the rewards, instead of being a part of the loss."""
+        return self.beta > 0 and self.estimator != "grpo"
+
+    @property
     def clip_high(self) -> float:
         """`epsilon_high`, or its default."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
@@ -175,116 +193,9 @@ class GRPOConfig(Section):
 
     def contradictions(self, config: RunConfig) -> Iterator[Problem]:
         """What is wrong with a run that generates completions."""
-        yield from self._own(config.training.gradient_accumulation_steps)
-        yield from self._batches(config)
-        yield from self._beside(config)
-        for name in _SUPERVISION:
-            default = type(config.data).model_fields[name].default
-            if getattr(config.data, name) != default:
-                what = "changes how answers of rows are trained, and objective grpo generates them"
-                yield Problem(f"data.{name}", what, "leave it out")
+        from aift_ray.config import grpo_rules
 
-    def _own(self, accumulation: int) -> Iterator[Problem]:
-        if not self.reward:
-            what = "no reward is given, and objective grpo trains by rewards"
-            yield Problem("grpo.reward", what, "name one: --reward FILE.py:FUNCTION")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward):
-            given = len(self.reward_weights)
-            what = f"holds {given} weights, and there are {len(self.reward)} rewards"
-            yield Problem("grpo.reward_weights", what, "give one weight a reward, in their order")
-        if (self.steps_per_generation or accumulation) % accumulation:
-            what = f"{self.steps_per_generation} is no multiple of "
-            what += f"training.gradient_accumulation_steps, {accumulation}"
-            yield Problem("grpo.steps_per_generation", what, f"give {accumulation} x N")
-        if self.soft_punish_cache > self.max_completion_length:
-            what = f"{self.soft_punish_cache} exceeds grpo.max_completion_length, "
-            what += f"{self.max_completion_length}"
-            yield Problem("grpo.soft_punish_cache", what, "give less")
-        if self.rollout_batch_size < self.num_generations:
-            what = f"{self.rollout_batch_size} holds less than the {self.num_generations} "
-            what += "completions of one prompt"
-            remedy = f"give --grpo.rollout_batch_size {self.num_generations} or more"
-            yield Problem("grpo.rollout_batch_size", what, remedy)
-        if not self.importance_sampling_correction:
-            for name in ("importance_sampling_mode", "importance_sampling_clip_max"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    what = "does nothing without grpo.importance_sampling_correction"
-                    yield Problem(f"grpo.{name}", what, "leave it out")
-        if self.environment is None and self.max_turns != 4:
-            yield Problem("grpo.max_turns", "acts with grpo.environment only", "leave it out")
-        if self.environment is not None and self.placement == "apart":
-            what = "apart does not generate with grpo.environment"
-            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
-        if self.engine == "vllm":
-            what = "vllm does not generate in training yet"
-            yield Problem("grpo.engine", what, "use --grpo.engine transformers")
-        if self.placement == "colocated" and self.rollout_workers != 1:
-            what = "acts with grpo.placement apart only"
-            yield Problem("grpo.rollout_workers", what, "leave it out")
-
-    def _batches(self, config: RunConfig) -> Iterator[Problem]:
-        length, completion = config.data.sequence_length, self.max_completion_length
-        if length < completion + 2:
-            what = f"{completion} leaves no room for a prompt in data.sequence_length, {length}"
-            remedy = f"raise --data.sequence_length, or give less than {length - 2}"
-            yield Problem("grpo.max_completion_length", what, remedy)
-        training = config.training
-        units = training.batch_size * training.gradient_accumulation_steps
-        number = config.ray.num_workers
-        workers = training.world_size if training.ddp else number if isinstance(number, int) else 1
-        if number is None and not training.ddp:
-            # the number of GPUs settles it
-            return
-        if units * workers % self.num_generations:
-            yield divisible(units * workers, self.num_generations)
-
-    def _beside(self, config: RunConfig) -> Iterator[Problem]:
-        """Settings of other sections that can't be combined with generation."""
-        training, strategy = config.training, config.parallel.strategy
-        if strategy not in ("auto", "ddp"):
-            what = f"{strategy} splits the model, and objective grpo generates with a whole one"
-            yield Problem("parallel.strategy", what, "use --strategy ddp")
-        if self.placement == "apart" and training.local_rank >= 0:
-            what = "apart needs Ray, and torchrun starts the workers here"
-            yield Problem("grpo.placement", what, "use --grpo.placement colocated")
-        if config.parallel.offload:
-            what = "moves weights to host memory, and objective grpo generates with them"
-            yield Problem("parallel.offload", what, "leave it off")
-        if config.data.packing == "fill":
-            what = "fill needs lengths before the run, and completions have none"
-            yield Problem("data.packing", what, "use --data.packing concat or false")
-        if training.exact_match_rows:
-            what = "compares with the answers of rows, and objective grpo has none"
-            yield Problem("training.exact_match_rows", what, "use a reward such as exact_match")
-        if training.compile:
-            what = "compiles for training, and objective grpo generates with the same model"
-            yield Problem("training.compile", what, "leave it off")
-        if training.neftune_noise_alpha:
-            what = "adds noise that the generating model does not have"
-            yield Problem("training.neftune_noise_alpha", what, "leave it out")
-        lora = config.lora
-        if (
-            config.method != "full"
-            and lora.lora_dropout
-            and "lora_dropout" in lora.model_fields_set
-        ):
-            what = f"{lora.lora_dropout:g} trains other probabilities than the generating model's"
-            yield Problem("lora.lora_dropout", what, "give --lora.lora_dropout 0, or leave it out")
-        if self.beta and config.method != "full":
-            changed = lora.init_from or lora.init_lora_weights != "default" or lora.bias != "none"
-            if changed:
-                what = f"{self.beta:g} measures the KL from the base without adapters, and these "
-                what += "adapters start from other weights"
-                remedy = "give --grpo.beta 0, or leave lora.init_from, init_lora_weights, bias out"
-                yield Problem("grpo.beta", what, remedy)
-
-
-def divisible(completions: int, generations: int) -> Problem:
-    """A step that holds no whole number of prompts."""
-    what = f"{generations} does not divide the {completions} completions of a step "
-    what += "(training.batch_size x gradient_accumulation_steps x workers)"
-    near = max(generations, completions // generations * generations)
-    return Problem("grpo.num_generations", what, f"make a step of {near} completions, for example")
+        return grpo_rules.contradictions(self, config)
 
 
 def memory_limit(config: Any) -> int | None:

@@ -14,6 +14,7 @@ from aift_ray.config.section import (
     memory_size,
     setting,
 )
+from aift_ray.errors import Problem
 
 
 class PlanConfig(Settings):
@@ -27,13 +28,15 @@ class PlanConfig(Settings):
         "gradient_accumulation_steps": "gradient-accumulation-steps",
         "gradient_checkpointing": "gradient-checkpointing",
         "lora_dropout": "lora-dropout",
+        "max_completion_length": "max-completion-length",
+        "rollout_batch_size": "rollout-batch-size",
         "as_json": "json",
     }
 
     model: str = setting(SHIPPED_MODEL, "catalog name, folder, or Hub id that is on this machine")
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
     objective: Literal[
-        "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward"
+        "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward", "grpo"
     ] = setting("sft", "training objective")
     gpus: Positive = setting(1, "number of GPUs of the machine")
     gpu: (
@@ -64,8 +67,32 @@ class PlanConfig(Settings):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.05, "dropout on the input of the adapters"
     )
+    max_completion_length: Positive = setting(
+        256, "objective grpo: tokens of a completion, which sequence_length contains"
+    )
+    rollout_batch_size: Positive = setting(
+        64, "objective grpo: completions that a worker generates together"
+    )
     tokens: Positive = setting(10_000_000, "number of training tokens, for the estimate of hours")
     as_json: bool = setting(False, "print JSON, for scripts")
+
+    def contradictions(self) -> list[Problem]:
+        """Settings that do nothing with the objective, and completions longer than rows."""
+        found = []
+        if self.objective == "grpo":
+            if "lora_dropout" in self.model_fields_set and self.lora_dropout:
+                what = "the model that generates has no dropout"
+                found.append(Problem("lora_dropout", what, "leave it out"))
+            if self.max_completion_length >= self.sequence_length:
+                what = f"{self.max_completion_length} leaves no room for a prompt in the "
+                what += f"{self.sequence_length} tokens of sequence_length"
+                remedy = f"give less than {self.sequence_length}"
+                found.append(Problem("max_completion_length", what, remedy))
+            return found
+        for name in ("max_completion_length", "rollout_batch_size"):
+            if name in self.model_fields_set:
+                found.append(Problem(name, "acts with --objective grpo only", "leave it out"))
+        return found
 
     @field_validator("gpu_memory", "host_memory")
     @classmethod

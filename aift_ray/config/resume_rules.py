@@ -64,6 +64,7 @@ _NAMES = {
     "preference.rpo_alpha preference.cpo_alpha preference.simpo_gamma preference.desirable_weight "
     "preference.undesirable_weight preference.center_rewards_coefficient preference.reference "
     "grpo.reward grpo.reward_weights grpo.reward_on_failure grpo.environment grpo.max_turns "
+    "grpo.asynchronous grpo.estimator "
     "grpo.num_generations grpo.max_completion_length "
     "grpo.rollout_batch_size grpo.steps_per_generation grpo.num_iterations grpo.temperature "
     "grpo.top_p grpo.top_k grpo.min_p grpo.loss_type grpo.scale_rewards grpo.beta "

@@ -14,7 +14,7 @@ class PolicyTargets:
 
     Attributes:
         lengths: (documents,), tokens of each completion.
-        advantages: (targets,), that of each token's completion.
+        advantages: (targets,).
         weights: (targets,), of each token in the loss of the step; 0: it is not trained.
         engine: (targets,), log-probabilities by the engine that generated.
         old: (targets,), by the model that the completions are of; None: by the model as it is.

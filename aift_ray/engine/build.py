@@ -195,8 +195,9 @@ def _add_rollouts(
         model = untrained(job, group, precision)
         return LossModule(model, policy=policy_of(job.config)).to(group.device).eval()
 
-    kept = tensors.get("rollout") if tensors else None
-    run.rollouts = rollouts_of(job, maker, plan, run.rows, kept, reference)
+    run.rollouts = rollouts_of(
+        job, maker, plan, run.rows, tensors or {}, reference, run.total_steps
+    )
     run.evaluator = evaluator_of(job, maker, run.state.step, *tested)
 
 

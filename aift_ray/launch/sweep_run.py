@@ -178,10 +178,12 @@ def _concurrent(
     for one in configs:
         least, most = one.worker_range(devices)
         gpus = gpu * one.parallel.gpus_a_worker
-        check_resources(one.ray, least, gpus, resources)
+        check_resources(one, least, gpus, resources)
         for name, amount in asks(one.ray, gpus).items():
             if amount:
-                fitting = min(fitting, int(resources[name] // (amount * most)))
+                fitting = min(
+                    fitting, int(resources[name] // (amount * (most + one.rollout_actors)))
+                )
     wanted = config.tune.max_concurrent or fitting
     if wanted > max(1, fitting) and wanted <= trials:
         terminal.console.print(f"note: the cluster holds {max(1, fitting)} trials at once")

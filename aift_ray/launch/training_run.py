@@ -84,7 +84,7 @@ def _run_alone(
     gpus = gpus_used(config, there)
     prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
     each = config.parallel.gpus_a_worker if gpus else 0
-    worker_resources.check_resources(config.ray, 1, each, worker_resources.of_machine(there))
+    worker_resources.check_resources(config, 1, each, worker_resources.of_machine(there))
     job, tokenizer = prepared.job, prepared.encoder.tokenizer
     # the encoder's copies of a large vocabulary
     del prepared
@@ -118,8 +118,7 @@ def _run_on_ray(
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         each = config.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
-        number = group[0] + config.rollout_actors
-        worker_resources.check_resources(config.ray, number, each, found)
+        worker_resources.check_resources(config, group[0], each, found)
         go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
         return _train(config, folder, prepared.job, go, listener)
 
@@ -249,7 +248,7 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     if "RAY_ADDRESS" not in os.environ:
         each = config.parallel.gpus_a_worker if gpus else 0
         local = worker_resources.of_machine(local_gpus(config))
-        worker_resources.check_resources(config.ray, group[0], each, local)
+        worker_resources.check_resources(config, group[0], each, local)
     terminal.show_preview(prepared)
     terminal.console.print("configuration:", style="bold")
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -22,6 +22,9 @@ _LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
 LOGIT_BYTES = FLOAT32 * _LOGIT_COPIES
 # of the numbers of a block's width that it keeps of a token: those in the width of the stream
 _STREAMED = 4
+# bytes of a token of the vocabulary while one is sampled: logits and log-probabilities in fp32,
+# probabilities and their sums in fp64
+_SAMPLED = 24
 # bytes of a number that dropout has left: itself in 16 bits, and whether it was left
 _DROPPED = 3
 
@@ -85,12 +88,14 @@ def phases(shape: Shape, work: Workload) -> list[dict[str, Memory]]:
 
 def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     step, width = _step(shape, part, work), work.frozen_bytes
+    logits = min(step.logits, _logits(shape, work, 0))
+    answering = "generate" if work.completions else "evaluate"
     # of an evaluation nothing is kept for a backward pass
     evaluate = replace(
         step,
         gradients=0,
         activations=_block(shape, work) + (shape.largest * width if work.base_bits else 0),
-        logits=min(step.logits, _logits(shape, work, 0)),
+        logits=max(logits, work.completions * shape.vocabulary * _SAMPLED),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
     )
     if not (work.gathers or work.split > 1):
@@ -98,7 +103,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         if work.base_bits:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
-        return {"load": load, "step": step, "evaluate": evaluate}
+        return {"load": load, "step": step, answering: evaluate}
     # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks;
     # 4 bits are quantized there matrix by matrix, and what is not shared out yet is in the host
     tables = part.tables * shape.vocabulary * shape.hidden * work.gathers
@@ -116,7 +121,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         "load": replace(load, gathered=block, host=max(load.host, waiting // work.shares)),
         "step": step,
         "save": replace(save, gathered=largest * FLOAT32),
-        "evaluate": evaluate,
+        answering: evaluate,
     }
 
 

@@ -108,7 +108,8 @@ class Workload:
         dropout: whether the inputs of adapters are dropped out.
         gpu: whether it computes on a GPU, whose context, communication and allocator take some.
         copies: whether a checkpoint is copied to host memory before it is written.
-        answer_tokens: of prompts and answers that an evaluation makes at once.
+        answer_tokens: of prompts and answers that are generated at once.
+        completions: generated at once and sampled, where generated completions are trained.
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
         forwards: forward passes over each row beside those of its step; they take time alone.
@@ -130,6 +131,7 @@ class Workload:
     gpu: bool = False
     copies: bool = False
     answer_tokens: int = 0
+    completions: int = 0
     process: int = 0
     targets: int | None = None
     forwards: int = 0

@@ -104,6 +104,14 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     return Speed(tokens / sum(terms.values()), limit, terms)
 
 
+def with_generation(found: Speed, seconds: float) -> Speed:
+    """The same of a run that generates what it trains, which takes so long a step."""
+    step = sum(found.seconds.values())
+    terms = found.seconds | {"generation": seconds}
+    limit = max(terms, key=lambda name: terms[name])
+    return Speed(found.tokens_per_second * step / (step + seconds), limit, terms)
+
+
 def _products(card: Card) -> float:
     """Operations a second that are reached."""
     return (OF_MEASURED if card.measured else PRODUCTS) * card.tflops * 1e12

@@ -12,6 +12,7 @@ from aift_ray.config.section import memory_bytes
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
 from aift_ray.planning.gpu_specs import CARDS, Card, of_memory
+from aift_ray.planning.kv_cache_size import cached_bytes
 from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
 from aift_ray.planning.memory_parts import GIB, Memory, Workload
@@ -20,6 +21,8 @@ from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
 
 _SHORTEST = 256
+# of the completions generated together: those of one prompt by default
+_LEAST_TOGETHER = 8
 # estimates closer than this say nothing; what sends less is named
 _AS_FAST = 0.97
 # the same settings of `train`, by the names that they have here
@@ -31,6 +34,8 @@ _FLAGS = {
     "sequence_length": "data.sequence_length",
     "r": "lora.r",
     "lora_dropout": "lora.lora_dropout",
+    "max_completion_length": "grpo.max_completion_length",
+    "rollout_batch_size": "grpo.rollout_batch_size",
 }
 
 
@@ -70,6 +75,7 @@ class StrategyPlan:
         strategy: with `, offload` where weights and states are in host memory.
         memory: of the fuller card at its peak; None: the strategy can't be.
         phase: when that is.
+        phases: bytes of the card in each phase.
         host: bytes of host memory of all workers; with the copy of a checkpoint where one is made.
         limit: what limits it: why it does not fit or can't be, else what takes most of the time.
         nearest: settings with which it fits, where it does not; empty: none was found.
@@ -85,6 +91,7 @@ class StrategyPlan:
     speed: Speed | None = None
     nearest: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    phases: Mapping[str, int] = field(default_factory=dict)
 
 
 def _measured() -> Card:
@@ -128,20 +135,31 @@ def _way(
     lack = _lack(need, machine, work)
     rows, steps = config.sequence_length, config.gradient_accumulation_steps
     fast = speed.training(shape, work, machine.card, rows, steps)
+    if config.objective == "grpo":
+        together = min(config.batch_size * steps, config.rollout_batch_size)
+        length = config.max_completion_length
+        cached = cached_bytes(numbers) * (rows - length / 2)
+        rate = speed.decoding(shape, machine.card, cached, together, work.base_bits, False, 1)
+        fast = speed.with_generation(fast, config.batch_size * steps * length / rate)
+    by_phase = {name: each.total for name, each in parts.items()}
     if not lack:
         host = (need.host + _copy(need, machine, work)) * work.workers
         command = _command(config, strategy, machine)
-        return StrategyPlan(strategy, need, phase, host, True, fast.limit, fast, command=command)
+        return StrategyPlan(
+            strategy, need, phase, host, True, fast.limit, fast, {}, command, by_phase
+        )
     found = next(_nearer(config, numbers, shape, strategy), {})
     command = _command(config.model_copy(update=found), strategy, machine) if found else ""
     host = need.host * work.workers
-    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, command)
+    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, command, by_phase)
 
 
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
     """Why a strategy can't train the model; "": it can."""
     if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs unsharded weights"
+    if config.objective == "grpo" and strategy != "ddp":
+        return "objective grpo generates with a whole model on each card"
     divided = divided_scorer(config.objective, strategy)
     if divided:
         return divided
@@ -157,6 +175,7 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
 def _work(config: PlanConfig, strategy: str) -> Workload:
     name, _, offload = strategy.partition(", ")
     alone = name == "model_parallel"
+    completions = config.rollout_batch_size if config.objective == "grpo" else 0
     return Workload(
         "full" if config.method == "full" else "lora",
         config.r,
@@ -169,12 +188,14 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         model_parallel_size=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
         offload=bool(offload),
         optimizer=config.optimizer,
-        dropout=config.lora_dropout > 0,
+        dropout=config.lora_dropout > 0 and config.objective != "grpo",
         gpu=True,
         copies=True,
         # a model with a score makes no logits
         targets=0 if config.objective == "reward" else None,
         forwards=further_forwards(config.objective),
+        answer_tokens=completions * config.sequence_length,
+        completions=completions,
     )
 
 
@@ -220,6 +241,11 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes = {"gradient_checkpointing": True}
         yield changes
+    together = config.rollout_batch_size // 2 if config.objective == "grpo" else 0
+    while together >= _LEAST_TOGETHER:
+        changes = changes | {"rollout_batch_size": together}
+        yield changes
+        together //= 2
     size, steps = config.batch_size, config.gradient_accumulation_steps
     for smaller in (n for n in range(size - 1, 0, -1) if not size % n):
         changes = changes | {
@@ -230,7 +256,8 @@ def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
     if config.method == "full" and config.optimizer == "adamw":
         yield changes | {"optimizer": "adamw_8bit"}
     length = config.sequence_length // 2
-    while length >= _SHORTEST:
+    least = config.max_completion_length + 2 if config.objective == "grpo" else 0
+    while length >= max(_SHORTEST, least):
         yield changes | {"sequence_length": length}
         if config.method == "full" and config.optimizer == "adamw":
             yield changes | {"optimizer": "adamw_8bit", "sequence_length": length}
@@ -252,9 +279,12 @@ def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
     words += ["--parallel.offload true"] if offload else []
     if config.gpu_memory and name != "model_parallel":
         words.append(f"--parallel.gpu_memory {config.gpu_memory}")
+    words += ["--reward REWARD"] if config.objective == "grpo" else []
     adapters = config.method != "full"
     for setting, flag in _FLAGS.items():
         if flag.startswith("lora.") and not adapters:
+            continue
+        if config.objective == "grpo" and flag == "lora.lora_dropout":
             continue
         value = getattr(config, setting)
         always = setting in ("batch_size", "gradient_accumulation_steps", "sequence_length")

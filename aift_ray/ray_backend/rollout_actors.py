@@ -60,7 +60,7 @@ class RolloutActors:
     def __init__(self, job: Job, number: int, gpu: bool, threads: int, secrets: Secrets) -> None:
         self._make: Callable[[], Any] = partial(_actor, job, gpu, threads, secrets)
         self._actors: list[Any] = [self._make() for _ in range(number)]
-        self._version = 0
+        self._version, self._closed = 0, False
 
     def generate(
         self, weights: Weights, asked: Sequence[Asked]
@@ -87,7 +87,7 @@ class RolloutActors:
                 completions, seconds = ray.get(ready)
             except RayActorError as error:
                 attempts[part] += 1
-                if attempts[part] == _ATTEMPTS:
+                if self._closed or attempts[part] == _ATTEMPTS:
                     what = f"the actors that generate completions were lost {_ATTEMPTS} times"
                     raise TrainingError(f"{what}: {error}") from error
                 self._actors[at] = self._make()
@@ -97,6 +97,7 @@ class RolloutActors:
 
     def close(self) -> None:
         """End the actors."""
+        self._closed = True
         for actor in self._actors:
             ray.kill(actor)
 

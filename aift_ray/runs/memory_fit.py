@@ -80,6 +80,7 @@ def needs(
             gpu=planned,
             copies=planned and training.async_save,
             answer_tokens=answer_tokens(config),
+            completions=_completions(config),
             process=process,
             targets=targets,
         )
@@ -92,13 +93,19 @@ def answer_tokens(config: RunConfig) -> int:
     """Tokens of the prompts and answers that an evaluation makes at once."""
     training = config.training
     if config.objective == "grpo":
-        return config.grpo.rollout_batch_size * config.data.sequence_length
+        return _completions(config) * config.data.sequence_length
     rows = min(training.exact_match_rows, training.exact_match_batch_size)
     matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
     if not config.evaluation.tasks:
         return matched
     # prompts of tasks are of no known length here; most are shorter than a training row
     return max(matched, config.evaluation.batch_size * config.data.sequence_length)
+
+
+def _completions(config: RunConfig) -> int:
+    """Completions that a worker which trains generates together."""
+    generates = config.objective == "grpo" and config.grpo.placement == "colocated"
+    return config.grpo.rollout_batch_size if generates else 0
 
 
 def _on_gpus(config: RunConfig, gpu: bool) -> bool:

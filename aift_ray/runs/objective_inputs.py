@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.config.grpo_config import divisible, memory_limit
+from aift_ray.config.grpo_config import memory_limit
+from aift_ray.config.grpo_rules import divisible
 from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub

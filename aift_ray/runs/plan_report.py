@@ -75,6 +75,7 @@ def _way_data(config: PlanConfig, way: StrategyPlan) -> dict[str, Any]:
         "fits": way.fits,
         "memory": way.memory and asdict(way.memory) | {"total": way.memory.total},
         "phase": way.phase or None,
+        "phases": dict(way.phases),
         "host_memory": way.host,
         "limit": way.limit,
         "tokens_per_second": speed and speed.tokens_per_second,
@@ -103,6 +104,7 @@ def _lines(
         f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
         *_table(config, ways),
+        *_by_phase(config, ways),
         "",
     ]
     lines += _what_to_type(config, numbers, ways, best)
@@ -110,7 +112,7 @@ def _lines(
 
 
 def _micro_step(config: PlanConfig) -> str:
-    units = {"one": "", "pair": " pairs x 2 answers", "label": ""}[answers_of(config.objective)]
+    units = " pairs x 2 answers" if answers_of(config.objective) == "pair" else ""
     tokens = f"{config.sequence_length} = {train_plan.tokens_of(config):,}"
     return f"{config.batch_size}{units} x {tokens}"
 
@@ -121,6 +123,9 @@ def _compared(config: PlanConfig) -> list[str]:
     if config.objective == "sft":
         return []
     found = f"objective {config.objective}"
+    if config.objective == "grpo":
+        tokens = f"{config.max_completion_length} tokens of each row"
+        return [f"{found}: the time includes the generation of {tokens}"]
     if not number:
         return [f"{found}: no reference model"]
     passes = "1 forward pass" if number == 1 else f"{number} forward passes"
@@ -148,6 +153,17 @@ def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
         fits = "yes" if way.fits else "no"
         rows.append([way.strategy, fits, *figures, host, *rate, way.limit + at])
     return _aligned(rows)
+
+
+def _by_phase(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
+    """What a run that also generates needs while it does which."""
+    if config.objective != "grpo":
+        return []
+    return [
+        f"{way.strategy}: " + ", ".join(f"{name} {b / GIB:.1f}" for name, b in way.phases.items())
+        for way in ways
+        if way.phases
+    ]
 
 
 def _what_to_type(

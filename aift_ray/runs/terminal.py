@@ -120,9 +120,15 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     each = how.parts(config.training.gradient_accumulation_steps) * how.num_iterations
     trained = f"; trained in {each} steps" if each > 1 else ""
     actors = config.rollout_actors
-    by = f"; by {actors} Ray actors beside the workers" if actors else ""
+    ahead = ", each generation during the training of the one before" * how.asynchronous
+    by = f"; by {actors} Ray actors beside the workers{ahead}" if actors else ""
+    of = {"group": "a prompt's", "batch": "all"}.get(how.scaling)
+    scaled = f", divided by the deviation of {of} rewards" if of else ""
     return [
-        ("objective", f"grpo, loss {how.loss_type}{beta}, rewards scaled by {how.scale_rewards}"),
+        (
+            "objective",
+            f"grpo, loss {how.loss_type}{beta}, advantages by {how.estimator}{scaled}",
+        ),
         ("rewards", ", ".join(name if w == 1 else f"{name} x {w:g}" for name, w in rewards)),
         ("generation", f"{most} at most, {how.rollout_batch_size} at a time{trained}{by}"),
     ]

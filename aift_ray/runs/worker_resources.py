@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from aift_ray.config import RayConfig
+from aift_ray.config import RayConfig, RunConfig
 from aift_ray.errors import ConfigError, Problem
 
 
@@ -15,23 +15,27 @@ def asked(config: RayConfig, gpus: int) -> dict[str, float]:
 
 
 def check_resources(
-    config: RayConfig, workers: int, gpus: int, resources: dict[str, float]
+    config: RunConfig, workers: int, gpus: int, resources: dict[str, float]
 ) -> None:
     """Refuse what the cluster can never give.
 
     Args:
+        workers: that train; processes that generate for them are counted too.
         gpus: of each worker.
 
     Raises:
-        ConfigError: too few CPUs, GPUs or other resources for `workers` workers.
+        ConfigError: too few CPUs, GPUs or other resources.
     """
-    problems = []
-    for name, amount in asked(config, gpus).items():
-        needed, there = amount * workers, resources.get(name, 0.0)
+    problems, actors = [], config.rollout_actors
+    for name, amount in asked(config.ray, gpus).items():
+        needed, there = amount * (workers + actors), resources.get(name, 0.0)
         if needed > there:
-            what = f"{workers} workers need {needed:g} {name}, the cluster has {there:g}"
-            setting = "ray.cpus_per_worker" if name == "CPU" else "ray.resources_per_worker"
-            remedy = f"lower --num-workers{'' if name == 'GPU' else f' or --{setting}'}"
+            who = f"{workers} workers" + (f" and {actors} rollout workers" if actors else "")
+            what = f"{who} need {needed:g} {name}, the cluster has {there:g}"
+            flags = ["--num-workers"] + ["--grpo.rollout_workers"] * (actors > 1)
+            if name != "GPU":
+                flags.append(f"--ray.{'cpus' if name == 'CPU' else 'resources'}_per_worker")
+            remedy = f"lower {' or '.join(flags)}"
             problems.append(Problem("ray.num_workers", what, remedy))
     if problems:
         raise ConfigError(problems)

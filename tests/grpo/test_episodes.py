@@ -138,7 +138,6 @@ def test_a_text_of_reset_is_refused(talking: Callable[..., Any], tmp_path: Path)
     [
         ({"grpo__environment": "calculater"}, "did you mean 'calculator'?"),
         ({"grpo__environment": None}, "acts with grpo.environment only"),
-        ({"grpo__placement": "apart"}, "apart does not generate with grpo.environment"),
     ],
 )
 def test_what_can_not_be_had_with_an_environment(

@@ -16,7 +16,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 
 from aift_ray import GRPOTrainer, JapaneseModel, LoRAConfig, TrainingConfig
 from aift_ray.errors import ConfigError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHIPPED
 from tests.grpo.rollout_rows import prompts, write, write_rewards
 
 TRAIN = [sys.executable, "-m", "aift_ray.train"]
@@ -135,6 +135,7 @@ def test_what_is_wrong_ends_with_status_2(tmp_path: Path, flags: list[str]) -> N
         ([], "grpo.reward: no reward is given"),
         (["--reward", "no_such_reward"], "no_such_reward"),
         (["--reward", "japanese", "--grpo.rollout_workers", "2"], "placement apart only"),
+        (["--reward", "japanese", "--grpo.asynchronous", "true"], "can't do both at once"),
         (["--reward", "japanese", "--grpo.engine", "vllm"], "vllm does not generate"),
         (["--reward", "japanese", "--strategy", "fsdp"], "fsdp splits the model"),
         (["--reward", "japanese", "--data.packing", "fill"], "completions have none"),
@@ -208,6 +209,44 @@ def test_actors_apart_generate_what_the_worker_would(
     finally:
         process.kill()
     assert steps_of(folder) == steps_of(tmp_path / "here")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_apart_play_the_episodes_that_the_worker_would(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"instruction": f"{n}+{n}は？"} for n in range(8)])
+    how = ["--model", str(SHIPPED), "--train-file", str(rows), *SHORT, "--max-steps", "2"]
+    how += ["--grpo.environment", "calculator", "--reward", "length:max=10"]
+    how += ["--grpo.max_completion_length", "32", "--training.learning_rate", "1e-2"]
+    apart = ["--grpo.placement", "apart"]
+    for name, more in {"here": [], "apart": apart}.items():
+        done = train(tmp_path, *how, *more, "--output-dir", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    assert steps_of(tmp_path / "apart") == steps_of(tmp_path / "here")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_run_whose_generations_are_made_ahead_goes_on_to_the_bit(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    how = [*flags, "--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "6"]
+    how += ["--training.learning_rate", "1e-2", "--training.save_steps", "1"]
+    how += ["--grpo.placement", "apart", "--grpo.asynchronous", "true"]
+    whole = train(tmp_path, *how, "--output-dir", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "killed"
+    command = [*TRAIN, "--objective", "grpo", *how, "--output-dir", str(folder)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path))
+    progress = folder / "metrics.jsonl"
+    while not progress.is_file() or len(progress.read_text("utf-8").splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    _kill_all(process.pid)
+    process.wait()
+    found = train(tmp_path, *how, "--output-dir", str(folder), "--resume", "latest")
+    assert found.returncode == 0, found.stderr
+    assert steps_of(folder) == steps_of(tmp_path / "whole")
 
 
 def _kill_actor(pid: int, folder: Path) -> bool:

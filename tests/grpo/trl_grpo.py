@@ -1,10 +1,11 @@
-"""Trains by TRL's GRPOTrainer on completions that are given, in an environment that has it.
+"""Trains by TRL's GRPOTrainer or RLOOTrainer on completions that are given.
 
 python -m tests.grpo.trl_grpo SPEC.json OUTPUT.json
 
-SPEC.json: model, adapter, generations (of each: prompt and completion ids and rewards of each
-completion, those of a prompt one after the other), steps, learning_rate, stop_ids and settings of
-GRPOConfig. OUTPUT.json: loss, gradient norm and what was measured in each step.
+Runs in an environment that has TRL. SPEC.json: trainer (grpo or rloo), model, adapter, generations
+(of each: prompt and completion ids and rewards of each completion, those of a prompt one after the
+other), steps, learning_rate, stop_ids and settings of GRPOConfig or RLOOConfig. OUTPUT.json: loss,
+gradient norm and what was measured in each step.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ def trainer_of(spec: dict[str, Any], folder: str) -> Any:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+    rloo = spec["trainer"] == "rloo"
+    kind, base = (RLOOConfig, RLOOTrainer) if rloo else (GRPOConfig, GRPOTrainer)
     generations: list[dict[str, Any]] = spec["generations"]
     size = spec["settings"]["num_generations"]
     number = len(generations[0]["completion_ids"])
 
-    class Replaying(GRPOTrainer):  # type: ignore[misc]
+    class Replaying(base):  # type: ignore[misc, valid-type]
         """Takes completions from the specification, in place of generating them."""
 
         made = 0
@@ -44,6 +47,8 @@ def trainer_of(spec: dict[str, Any], folder: str) -> Any:
             self.rewards = [given["rewards"][at] for at in order]
             prompt_ids = [given["prompt_ids"][at] for at in order]
             completions = [given["completion_ids"][at] for at in order]
+            if rloo:
+                return prompt_ids, completions, [""] * len(order)
             return prompt_ids, completions, None, [""] * len(order), None, {}, None, []
 
     def reward(completions: list[Any], **more: Any) -> list[float]:
@@ -53,7 +58,7 @@ def trainer_of(spec: dict[str, Any], folder: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
     if spec.get("adapter"):
         model = PeftModel.from_pretrained(model, spec["adapter"], is_trainable=True)
-    config = GRPOConfig(
+    config = kind(
         output_dir=folder,
         per_device_train_batch_size=number,
         gradient_accumulation_steps=1,

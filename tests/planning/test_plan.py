@@ -120,6 +120,54 @@ def test_an_objective_has_the_memory_of_its_run_and_the_time_of_its_reference(
             assert config.objective == objective
 
 
+def test_generated_completions_take_memory_of_their_own_and_time(planned: Planned) -> None:
+    given = ("--model", ELYZA, "--method", "qlora", "--gpus", "2", "--sequence-length", "1024")
+    found = planned(*given, "--objective", "grpo", "--max-completion-length", "512")
+    ddp, *others = found["strategies"]
+    assert all("a whole model on each card" in row["limit"] for row in others)
+    assert not any(row["fits"] for row in others)
+    [sft, *_] = planned(*given)["strategies"]
+    # keys and values of 64 completions of 1,024 tokens, 128 KiB each
+    assert ddp["memory"]["cache"] == 64 * 1024 * 128 * 1024
+    assert ddp["phase"] == "generate"
+    assert ddp["phases"]["generate"] == ddp["memory"]["total"] > ddp["phases"]["step"]
+    assert set(ddp["seconds_of_a_step"]) == {*sft["seconds_of_a_step"], "generation"}
+    assert ddp["tokens_per_second"] < sft["tokens_per_second"]
+    config = parse(shlex.split(ddp["command"])[2:], RunConfig, "train", "").config
+    assert config.objective == "grpo"
+    assert config.grpo.max_completion_length == 512
+    config.lora.lora_dropout = 0.0
+    need = memory_fit.needs(config, numbers_of(ELYZA).shape, 4096, 2, True, 0)
+    assert need(Candidate("qlora", "ddp")).total == ddp["memory"]["total"]
+    # actors beside the workers generate
+    config.grpo.placement = "apart"
+    need = memory_fit.needs(config, numbers_of(ELYZA).shape, 4096, 2, True, 0)
+    assert need(Candidate("qlora", "ddp")).total == ddp["phases"]["step"]
+
+
+def test_completions_too_many_at_once_are_fewer_in_what_fits(planned: Planned) -> None:
+    given = ("--model", ELYZA, "--gpus", "2", "--gpu-memory", "24GB", "--objective", "grpo")
+    ddp = planned(*given, "--sequence-length", "1024")["strategies"][0]
+    assert not ddp["fits"]
+    assert ddp["nearest"] == {"rollout_batch_size": 32}
+    assert "--grpo.rollout_batch_size 32" in ddp["command"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--rollout-batch-size", "8"), "acts with --objective grpo only"),
+        (("--objective", "grpo", "--max-completion-length", "2048"), "no room for a prompt"),
+        (("--objective", "grpo", "--lora-dropout", "0.1"), "has no dropout"),
+    ],
+)
+def test_settings_of_generation_that_do_nothing_are_refused(
+    given: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(plan.run, list(given)) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_every_command_is_one_that_the_verbs_take(planned: Planned) -> None:
     commands = []
     for method in ("full", "lora", "qlora"):

@@ -37,7 +37,7 @@ def test_a_machine_out_of_memory_is_told_with_what_would_fit(
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(configure: Callable[..., Any]) -> None:
-    config = configure(ray__num_workers=9).ray
+    config = configure(ray__num_workers=9)
     with pytest.raises(ConfigError, match="9 workers need 9 CPU, the cluster has 4"):
         worker_resources.check_resources(config, 9, False, {"CPU": 4.0})
 

@@ -71,8 +71,7 @@ def snapshot(run: Run) -> Snapshot:
 
 def _rollout(run: Run) -> dict[str, Any]:
     """The completions that the next step trains too, which other weights have generated."""
-    kept = run.rollouts.saved(run.state.step) if run.rollouts else None
-    return {"rollout": kept} if kept else {}
+    return run.rollouts.saved(run.state.step) if run.rollouts else {}
 
 
 def sharded_snapshot(run: Run) -> Snapshot:

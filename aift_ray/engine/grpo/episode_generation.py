@@ -14,10 +14,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig
+from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
 from aift_ray.errors import RewardError
 from aift_ray.models.answer_text import turn_text
+from aift_ray.rewards.environment import parse_environment
 from aift_ray.rewards.environments import Environments
 from aift_ray.rewards.episodes import Replies
 
@@ -148,3 +150,15 @@ class EpisodeGenerator:
             episode.messages += reply
             going_on.append(at)
         return going_on
+
+
+def episodes_of(
+    how: GRPOConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+) -> EpisodeGenerator | None:
+    """Generates completions of several turns; None where they have one."""
+    if how.environment is None:
+        return None
+    limits: dict[str, Any] = {"timeout": how.reward_timeout, "memory": memory_limit(how)}
+    spec = parse_environment(how.environment)
+    environments = Environments(spec, processes=how.reward_processes, **limits)
+    return EpisodeGenerator(environments, tokenizer, how, stop_ids)

@@ -50,7 +50,9 @@ def policy_loss(how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets) -> to
     if how.importance_sampling_correction:
         each = each * _corrected(how, ratios.engine, old, told)
     kl = torch.zeros_like(logps)
-    if how.beta and told.reference is not None:
+    if how.penalizes_rewards and told.reference is not None:
+        kl = old - told.reference
+    elif how.beta and told.reference is not None:
         # Schulman 2020, "Approximating KL divergence", k3
         apart = told.reference - logps
         kl = apart.exp() - apart - 1
@@ -67,8 +69,8 @@ def _ratios(
     how: GRPOConfig, logps: torch.Tensor, old: torch.Tensor, told: PolicyTargets
 ) -> _Ratios:
     apart = logps - old
-    if how.loss_type == "gspo":
-        apart = _by_completion(apart, told, mean=True)
+    if how.loss_type in ("gspo", "rloo"):
+        apart = _by_completion(apart, told, mean=how.loss_type == "gspo")
     ratio = apart.exp()
     clipped = ratio.clamp(1 - how.epsilon, 1 + how.clip_high)
     return _Ratios(ratio, clipped, (old - told.engine).exp())

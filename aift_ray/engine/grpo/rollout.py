@@ -26,7 +26,8 @@ class Rollout:
         truncated: (completions,), whether it was cut at the limit of tokens.
         engine: log-probabilities of the tokens of each by the engine.
         scores: (completions, rewards), NaN where a reward function has given none.
-        rewards, advantages: (completions,).
+        rewards: (completions,).
+        advantages: of the tokens of each.
         texts: of the completions.
         old, reference: log-probabilities by the model at the generation, and by the reference
             model, where they are needed; else empty.
@@ -43,8 +44,8 @@ class Rollout:
     engine: list[np.ndarray]
     scores: np.ndarray
     rewards: np.ndarray
-    advantages: np.ndarray
     texts: list[str]
+    advantages: list[np.ndarray] = field(default_factory=list)
     old: list[np.ndarray] = field(default_factory=list)
     reference: list[np.ndarray] = field(default_factory=list)
     measures: dict[str, float | None] = field(default_factory=dict)
@@ -78,13 +79,14 @@ class Rollout:
         """What a checkpoint keeps, as torch.save takes it with tensors alone."""
         lists = {
             name: [torch.from_numpy(np.asarray(each)) for each in getattr(self, name)]
-            for name in ("ids", "engine", "old", "reference", "own")
+            for name in ("ids", "engine", "advantages", "old", "reference", "own")
         }
         arrays = {
             name: torch.from_numpy(np.asarray(getattr(self, name)))
-            for name in ("prompts", "starts", "truncated", "scores", "rewards", "advantages")
+            for name in ("prompts", "starts", "truncated", "scores", "rewards")
         }
-        return {"number": self.number, "texts": self.texts, **lists, **arrays}
+        plain = {"number": self.number, "texts": self.texts, "measures": self.measures}
+        return {**plain, **lists, **arrays}
 
     @classmethod
     def restored(cls, kept: dict[str, Any]) -> Rollout:
@@ -97,7 +99,12 @@ class Rollout:
                 found[name] = [each.numpy() for each in value]
             else:
                 found[name] = value
-        return cls(**found)
+        rollout = cls(**found)
+        if isinstance(rollout.advantages, np.ndarray):
+            # older checkpoints have one for each completion
+            pairs = zip(rollout.advantages, rollout.targets, strict=True)
+            rollout.advantages = [np.full(length, value) for value, length in pairs]
+        return rollout
 
 
 def joined(values: Sequence[np.ndarray], indices: Sequence[int]) -> torch.Tensor:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
+from aift_ray.models import hub
 from aift_ray.parallel.group import Group
 
 Weights = dict[str, torch.Tensor]
-# prompts that are completed together, and for each prompt one key a completion
-Asked = tuple[list[np.ndarray], list[list[tuple[int, ...]]]]
+
+
+class Asked(NamedTuple):
+    """Prompts that are completed together.
+
+    Attributes:
+        prompts: token ids of each.
+        keys: for each prompt, one a completion: what its random numbers are drawn by.
+        sources: the rows that the prompts are of, with which episodes begin.
+    """
+
+    prompts: list[np.ndarray]
+    keys: list[list[tuple[int, ...]]]
+    sources: list[dict[str, Any]]
 
 
 class RolloutPool(Protocol):
@@ -51,6 +65,11 @@ class RolloutEngine:
         self._held = dict(self._model.named_parameters())
         how = job.config.grpo
         self._generator = CompletionGenerator(self._model, how, job.stop_ids, device)
+        self._episodes: EpisodeGenerator | None = None
+        if how.environment is not None:
+            tokenizer = hub.load_tokenizer(job.location)
+            tokenizer.chat_template = job.chat_template
+            self._episodes = episodes_of(how, tokenizer, job.stop_ids)
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
@@ -61,7 +80,16 @@ class RolloutEngine:
     def generate(self, asked: Asked) -> list[list[Completion]]:
         """Completions of each prompt."""
         with self._precision.autocast(self._device):
-            return self._generator.generate(*asked)
+            return completed(self._generator, self._episodes, asked)
+
+
+def completed(
+    generator: CompletionGenerator, episodes: EpisodeGenerator | None, asked: Asked
+) -> list[list[Completion]]:
+    """Completions of the prompts, in the episodes of an environment where there is one."""
+    if episodes is None:
+        return generator.generate(asked.prompts, asked.keys)
+    return episodes.generate(generator, asked.sources, asked.prompts, asked.keys)
 
 
 def trained_weights(model: torch.nn.Module) -> Weights:

@@ -1,24 +1,30 @@
-"""Makes rollouts: generates completions, has them scored, and shares them among the workers."""
+"""Makes rollouts: has completions generated and scored, and shared among the workers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig
 from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine.grpo.advantages import advantages, overlong, summed
-from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
+from aift_ray.engine.grpo.advantages import flat, overlong, summed
+from aift_ray.engine.grpo.completion_generation import Completion
+from aift_ray.engine.grpo.completion_source import (
+    Colocated,
+    CompletionSource,
+    Leader,
+    gathered,
+)
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.engine.grpo.rollout import Rollout, replace_flat
-from aift_ray.engine.grpo.rollout_engine import Asked, RolloutPool, trained_weights
+from aift_ray.engine.grpo.rollout_engine import Asked
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
 from aift_ray.models.answer_text import turn_text
@@ -26,6 +32,7 @@ from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel
 from aift_ray.rewards import Rewards
 
+T = TypeVar("T")
 # kinds of random numbers beside those of the training data's order
 TRAINED, EVALUATED, _REPLACED = 1, 2, 3
 
@@ -54,9 +61,9 @@ class RolloutMaker:
         rewards: the processes that compute rewards.
         names, weights: of the rewards.
         seed: of the run.
-        apart: other processes generate.
-        pool: these processes, on the worker that leads.
-        episodes: generates completions of several turns; None: they are of one turn.
+        leader: has other processes generate; None: the workers do.
+        episodes: generates completions of several turns; None: they are of one turn, or others
+            generate.
     """
 
     how: GRPOConfig
@@ -68,46 +75,64 @@ class RolloutMaker:
     precision: Precision
     group: Group
     seed: int
-    apart: bool = False
-    pool: RolloutPool | None = None
+    leader: Leader | None = None
     episodes: EpisodeGenerator | None = None
 
-    def make(
+    def begin(
         self, module: LossModel, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
-    ) -> Rollout:
-        """The completions of a generation of the training rows `asked`.
+    ) -> Callable[[], Rollout]:
+        """Start a generation of the training rows `asked`, by the weights as they are now.
+
+        Where the workers generate they do so when what is returned is called, by every worker.
 
         Args:
             spare: all rows that may take the place of prompts without spread in their rewards.
         """
+        return self._begin(
+            module, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
+        )
+
+    def _begin(self, module: LossModel, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
+        if self.leader is not None:
+            return self.leader.begin(module, work)
+        alone = (self.how, self.stop_ids, self.precision, self.group, self.episodes)
+        return partial(work, Colocated(module, *alone))
+
+    def _make(
+        self,
+        source: CompletionSource,
+        rows: TokenRows,
+        number: int,
+        asked: list[int],
+        spare: np.ndarray,
+    ) -> Rollout:
         size, began = self.how.num_generations, time.perf_counter()
-        parts = self.parts(module, rows, asked, size, (TRAINED, number, 0))
+        parts = self._parts(source, rows, asked, size, (TRAINED, number, 0))
         found = self._rollout(rows, number, asked, parts)
         replaced = 0
         for turn in range(1, self.how.dynamic_sampling_rounds + 1):
-            flat = self._advantages(found).flat
-            others = self._others(number, turn, int(flat.sum()), asked, spare)
+            alike = self._flat(found)
+            others = self._others(number, turn, int(alike.sum()), asked, spare)
             if not others:
                 break
-            more = self.parts(module, rows, others, size, (TRAINED, number, turn))
+            more = self._parts(source, rows, others, size, (TRAINED, number, turn))
             parts += more
             asked = asked + others
             fresh = self._rollout(rows, number, others, more)
-            replaced += replace_flat(found, fresh, flat, self._advantages(fresh).flat, size)
-        judged = self._advantages(found)
-        found.advantages = judged.values.astype(np.float32)
-        found.measures = self._measures(found, judged.flat, parts, time.perf_counter() - began)
+            replaced += replace_flat(found, fresh, alike, self._flat(fresh), size)
+        alike = self._flat(found)
+        found.measures = self._measures(found, alike, parts, time.perf_counter() - began)
         if self.how.dynamic_sampling_rounds:
-            found.measures["dynamic_sampling/replaced"] = replaced / len(judged.flat)
+            found.measures["dynamic_sampling/replaced"] = replaced / len(alike)
         return found
 
     def close(self) -> None:
         """End the processes that compute rewards, and those that generate."""
+        if self.leader is not None:
+            self.leader.close()
         self.rewards.close()
         if self.episodes is not None:
             self.episodes.close()
-        if self.pool is not None:
-            self.pool.close()
 
     def parts(
         self,
@@ -117,59 +142,47 @@ class RolloutMaker:
         size: int,
         key: tuple[int, int, int],
     ) -> list[Part]:
-        """Completions of token rows, `size` of each, in parts that are the same however many
-        workers there are; each worker makes its share of them, and gets all.
+        """Completions of token rows, `size` of each; every worker must call this, and gets all.
 
         Raises:
             AiftError: a reward function failed, on whichever worker.
         """
+        work = partial(self._parts, rows=rows, asked=asked, size=size, key=key)
+        return self._begin(module, work)()
+
+    def _parts(
+        self,
+        source: CompletionSource,
+        rows: TokenRows,
+        asked: Sequence[int],
+        size: int,
+        key: tuple[int, int, int],
+    ) -> list[Part]:
+        """The parts are the same however many workers divide them."""
         each = max(1, self.how.rollout_batch_size // size)
         chunks = [list(asked[start : start + each]) for start in range(0, len(asked), each)]
         keys: list[list[list[tuple[int, ...]]]] = [
             [[(self.seed, *key, row, sample) for sample in range(size)] for row in chunk]
             for chunk in chunks
         ]
-        prompts = [[rows.row(row)[0] for row in chunk] for chunk in chunks]
+        parts = [
+            Asked([rows.row(row)[0] for row in chunk], each, [rows.source(row) for row in chunk])
+            for chunk, each in zip(chunks, keys, strict=True)
+        ]
         mine: dict[int, Part] = {}
         failed: AiftError | None = None
         try:
-            asked_parts = list(zip(prompts, keys, strict=True))
-            sources = [[rows.source(row) for row in chunk] for chunk in chunks]
-            for at, made, seconds in self._generated(module, asked_parts, sources):
+            for at, made, seconds in source.generate(parts):
                 mine[at] = self._scored(rows, chunks[at], size, made, seconds)
         except AiftError as error:
             # the others must not wait for this worker
             failed = error
-        found = _gathered(self.group, (mine, failed))
+        found = gathered(source.group, (mine, failed))
         errors = [told for _, told in found if told is not None]
         if errors:
             raise errors[0]
         whole = {at: part for theirs, _ in found for at, part in theirs.items()}
         return [whole[at] for at in range(len(chunks))]
-
-    def _generated(
-        self, module: LossModel, asked: list[Asked], sources: list[list[dict[str, Any]]]
-    ) -> Iterator[tuple[int, list[list[Completion]], float]]:
-        """This worker's share of the parts: their numbers, completions and seconds."""
-        if self.apart:
-            if self.pool is not None:
-                yield from self.pool.generate(trained_weights(module.model), asked)
-            return
-        generator = CompletionGenerator(module.model, self.how, self.stop_ids, self.group.device)
-        was = module.training
-        module.eval()
-        try:
-            for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
-                began = time.perf_counter()
-                with self.precision.autocast(self.group.device):
-                    made = (
-                        self.episodes.generate(generator, sources[at], *asked[at])
-                        if self.episodes is not None
-                        else generator.generate(*asked[at])
-                    )
-                yield at, made, time.perf_counter() - began
-        finally:
-            module.train(was)
 
     def _scored(
         self,
@@ -180,9 +193,9 @@ class RolloutMaker:
         seconds: float,
     ) -> Part:
         began = time.perf_counter()
-        flat = [completion for group in made for completion in group]
-        texts = [self._text(completion) for completion in flat]
-        scores = self._scores(rows, asked, size, flat, texts)
+        each = [completion for group in made for completion in group]
+        texts = [self._text(completion) for completion in each]
+        scores = self._scores(rows, asked, size, each, texts)
         return Part(made, texts, scores, (seconds, time.perf_counter() - began))
 
     def _text(self, completion: Completion) -> str:
@@ -218,28 +231,26 @@ class RolloutMaker:
         self, rows: TokenRows, number: int, asked: list[int], parts: list[Part]
     ) -> Rollout:
         made = [group for part in parts for group in part.completions]
-        flat = [(row, c) for row, group in zip(asked, made, strict=True) for c in group]
+        pairs = [(row, c) for row, group in zip(asked, made, strict=True) for c in group]
         prompts = {row: rows.row(row)[0] for row in asked}
         scores = np.concatenate([part.scores for part in parts])
-        starts = np.array([len(prompts[row]) for row, _ in flat], np.int64)
-        lengths = np.array([len(c.ids) for _, c in flat], np.int32)
+        starts = np.array([len(prompts[row]) for row, _ in pairs], np.int64)
+        lengths = np.array([len(c.ids) for _, c in pairs], np.int32)
         return Rollout(
             number=number,
-            prompts=np.array([row for row, _ in flat], np.int64),
-            ids=[np.concatenate([prompts[row], c.ids]).astype(np.int32) for row, c in flat],
+            prompts=np.array([row for row, _ in pairs], np.int64),
+            ids=[np.concatenate([prompts[row], c.ids]).astype(np.int32) for row, c in pairs],
             starts=starts,
-            truncated=np.array([c.truncated for _, c in flat], np.bool_),
-            engine=[c.logps for _, c in flat],
+            truncated=np.array([c.truncated for _, c in pairs], np.bool_),
+            engine=[c.logps for _, c in pairs],
             scores=scores,
             rewards=summed(scores, self.weights) + overlong(lengths, self.how),
-            advantages=np.zeros(len(flat), np.float32),
             texts=[text for part in parts for text in part.texts],
-            own=[c.own for _, c in flat if c.own is not None],
+            own=[c.own for _, c in pairs if c.own is not None],
         )
 
-    def _advantages(self, rollout: Rollout) -> Any:
-        how = self.how
-        return advantages(rollout.rewards, how.num_generations, how.scale_rewards)
+    def _flat(self, rollout: Rollout) -> np.ndarray:
+        return flat(rollout.rewards, self.how.num_generations)
 
     def _others(
         self, number: int, turn: int, count: int, asked: list[int], spare: np.ndarray
@@ -250,13 +261,13 @@ class RolloutMaker:
         return [int(row) for row in left[order[:count]]]
 
     def _measures(
-        self, rollout: Rollout, flat: np.ndarray, parts: list[Part], seconds: float
+        self, rollout: Rollout, alike: np.ndarray, parts: list[Part], seconds: float
     ) -> dict[str, float | None]:
         lengths = rollout.targets
         found: dict[str, float | None] = {
             "reward": _number(np.nanmean, rollout.rewards),
             "reward_std": _number(_deviation, rollout.rewards),
-            "frac_reward_zero_std": float(flat.mean()),
+            "frac_reward_zero_std": float(alike.mean()),
             "completions/mean_length": float(lengths.mean()),
             "completions/min_length": float(lengths.min()),
             "completions/max_length": float(lengths.max()),
@@ -285,12 +296,3 @@ def _number(of: Any, values: np.ndarray) -> float | None:
 
 def _deviation(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def _gathered(group: Group, mine: Any) -> list[Any]:
-    """What each worker has, by rank."""
-    if group.world_size == 1:
-        return [mine]
-    found: list[Any] = [None] * group.world_size
-    dist.all_gather_object(found, mine)
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from aift_ray.config import GRPOConfig, RunConfig
 from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
+from aift_ray.engine.grpo.completion_source import Leader
+from aift_ray.engine.grpo.episode_generation import episodes_of
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
@@ -23,8 +24,6 @@ from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.group import Group
 from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
-from aift_ray.rewards.environment import parse_environment
-from aift_ray.rewards.environments import Environments
 
 
 def policy_of(config: RunConfig) -> GRPOConfig | None:
@@ -65,22 +64,12 @@ def maker_of(
     weights = np.array([spec.weight for spec in specs])
     names = distinct_names(specs)
     alone = (job.stop_ids, precision, group, job.config.training.seed)
-    apart = how.placement == "apart"
-    started = pool() if apart and pool and group.is_main_process else None
-    episodes = _episodes(how, tokenizer, job.stop_ids)
-    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, apart, started, episodes)
-
-
-def _episodes(
-    how: GRPOConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
-) -> EpisodeGenerator | None:
-    """Generates completions of several turns; None where they have one."""
-    if how.environment is None:
-        return None
-    limits: dict[str, Any] = {"timeout": how.reward_timeout, "memory": memory_limit(how)}
-    spec = parse_environment(how.environment)
-    environments = Environments(spec, processes=how.reward_processes, **limits)
-    return EpisodeGenerator(environments, tokenizer, how, stop_ids)
+    leader, episodes = None, None
+    if how.placement == "apart":
+        leader = Leader(group, pool() if pool and group.is_main_process else None)
+    else:
+        episodes = episodes_of(how, tokenizer, job.stop_ids)
+    return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, leader, episodes)
 
 
 def rollouts_of(
@@ -88,18 +77,19 @@ def rollouts_of(
     maker: RolloutMaker,
     plan: RolloutPlan,
     rows: TokenRows,
-    kept: dict[str, Any] | None,
+    kept: dict[str, Any],
     reference: Callable[[], LossModule],
+    total_steps: int,
 ) -> Rollouts:
     """The rollouts of a run.
 
     Args:
-        kept: that of the checkpoint that the run goes on from.
+        kept: what the checkpoint that the run goes on from has of them.
         reference: loads the reference model, where it is another one than the trained.
     """
     other = job.config.grpo.beta > 0 and job.config.method == "full"
     layout = (job.padded, job.stop_ids[0])
-    return Rollouts(maker, plan, rows, layout, reference() if other else None, kept)
+    return Rollouts(maker, plan, rows, layout, reference() if other else None, kept, total_steps)
 
 
 def evaluator_of(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,29 @@ from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss
+from aift_ray.engine.grpo.advantages import token_advantages
+from aift_ray.engine.grpo.completion_source import gathered
 from aift_ray.engine.grpo.rollout import Rollout, joined
-from aift_ray.engine.grpo.rollout_maker import RolloutMaker, _gathered
+from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.loss import LossModule
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
+
+# what checkpoints call the completions that the next step trains, and those made ahead
+_PRESENT, _AHEAD = "rollout", "rollout_ahead"
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A generation that was begun.
+
+    Attributes:
+        rollout: waits for it; every worker must call it.
+    """
+
+    number: int
+    rollout: Callable[[], Rollout]
 
 
 class Rollouts:
@@ -29,6 +46,7 @@ class Rollouts:
         rows: the prompts.
         reference: another model that log-probabilities are held against; None: the trained one
             without its adapters.
+        kept: what the checkpoint that the run goes on from has, see `saved`.
 
     Attributes:
         sums: what was measured since it was last cleared, (measures,), of this worker's rows.
@@ -41,14 +59,18 @@ class Rollouts:
         rows: TokenRows,
         layout: tuple[bool, int],
         reference: LossModule | None,
-        kept: dict[str, Any] | None,
+        kept: dict[str, Any],
+        total_steps: int,
     ) -> None:
         self._maker, self._plan, self._prompts = maker, plan, rows
         self._padded, self._pad_id = layout
         self._reference = reference
-        self._rollout = Rollout.restored(kept) if kept else None
+        held = {name: Rollout.restored(kept[name]) for name in (_PRESENT, _AHEAD) if name in kept}
+        self._rollout, ahead = held.get(_PRESENT), held.get(_AHEAD)
         if self._rollout:
             plan.take(self._rollout)
+        self._ahead = _Ahead(ahead.number, lambda: ahead) if ahead else None
+        self._generations = -(-total_steps // plan.each)
         self._step, self._weights = 0, np.zeros(0)
         self._training_s = 0.0
         self.sums = torch.zeros(
@@ -74,20 +96,45 @@ class Rollouts:
         """Have the completions of a step (from 0) in place; every worker must call this."""
         number, self._step = self._plan.number(step), step
         if self._rollout is None or self._rollout.number != number:
-            asked = self._plan.asked(number)
-            made = self._maker.make(module, self._prompts, number, asked, self._plan.indices)
-            self._rollout = made
-            self._plan.take(made)
+            self._rollout = self._made(module, number)
+            self._plan.take(self._rollout)
             self._judge(module, step)
         self._weights = self._token_weights(step)
         self.sums.zero_()
         self._training_s = time.perf_counter()
 
-    def saved(self, step: int) -> dict[str, Any] | None:
-        """What a checkpoint after `step` steps keeps; None: the next step generates anew."""
-        if self._rollout is None or self._plan.number(step) != self._rollout.number:
-            return None
-        return self._rollout.saved()
+    def _made(self, module: LossModel, number: int) -> Rollout:
+        """A generation, made ahead or now; with `asynchronous` the next one is begun."""
+        began = time.perf_counter()
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead.number != number:
+            ahead = self._begun(module, number)
+        made = ahead.rollout()
+        if self._maker.how.asynchronous:
+            made.measures["time/waiting_s"] = time.perf_counter() - began
+            if number + 1 < self._generations:
+                self._ahead = self._begun(module, number + 1)
+        return made
+
+    def _begun(self, module: LossModel, number: int) -> _Ahead:
+        plan = self._plan
+        asked = plan.asked(number)
+        begun = self._maker.begin(module, self._prompts, number, asked, plan.indices)
+        return _Ahead(number, begun)
+
+    def saved(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` steps keeps; every worker must call this.
+
+        It waits for a generation that was begun ahead, since its weights are not kept.
+        """
+        found = {}
+        if self._rollout is not None and self._plan.number(step) == self._rollout.number:
+            found[_PRESENT] = self._rollout.saved()
+        if self._ahead is not None:
+            made = self._ahead.rollout()
+            self._ahead = _Ahead(made.number, lambda: made)
+            found[_AHEAD] = made.saved()
+        return found
 
     def close(self) -> None:
         """End the processes that compute rewards, and those that generate."""
@@ -100,9 +147,11 @@ class Rollouts:
         lengths = rollout.targets[order].astype(np.int64)
         spread = np.repeat(np.arange(len(order)), lengths)
         weights = np.zeros(len(order)) if bare else self._weights[order]
+        advantages = [np.zeros(each) for each in lengths] if bare else rollout.advantages
+        numbers = range(len(order)) if bare else order
         told = PolicyTargets(
             lengths=torch.from_numpy(lengths),
-            advantages=_floats(rollout.advantages[order][spread]),
+            advantages=joined(advantages, numbers),
             weights=_floats(weights[spread]),
             engine=joined(rollout.engine, order),
             old=joined(rollout.old, order) if rollout.old else None,
@@ -123,7 +172,7 @@ class Rollouts:
         zeros, logps = np.zeros(len(ids)), [np.zeros(more, np.float32)] * len(ids)
         held = self._rollout
         self._rollout = Rollout(
-            -1, np.array(asked), whole, starts, zeros > 0, logps, zeros, zeros, zeros, []
+            -1, np.array(asked), whole, starts, zeros > 0, logps, zeros, zeros, []
         )
         if self._maker.how.beta:
             self._rollout.reference = logps
@@ -158,7 +207,7 @@ class Rollouts:
         lengths = rollout.targets.astype(np.float64)
         kept = ~rollout.truncated if how.mask_truncated_completions else np.ones(len(lengths), bool)
         numbers = self._plan.completions(step)
-        if how.loss_type in ("grpo", "gspo"):
+        if how.loss_type in ("grpo", "gspo", "rloo"):
             found = 1 / (len(numbers) * lengths)
         elif how.loss_type == "dr_grpo":
             found = np.full(len(lengths), 1 / (len(numbers) * how.max_completion_length))
@@ -171,17 +220,21 @@ class Rollouts:
         return weights
 
     def _judge(self, module: LossModel, step: int) -> None:
-        """Log-probabilities of the rollout by the model as it is, and by the reference."""
+        """Log-probabilities of the rollout by model and reference, and its advantages."""
         rollout, how = self.rollout, self._maker.how
-        if self._plan.each > 1:
+        if self._plan.each > 1 or how.penalizes_rewards:
             rollout.old = self._log_probabilities(module, step)
-        if not how.beta:
-            return
-        if self._reference is not None:
+        if how.beta and self._reference is not None:
             rollout.reference = self._log_probabilities(self._reference, step)
-            return
-        with without_adapters(module.model):
-            rollout.reference = self._log_probabilities(module, step)
+        elif how.beta:
+            with without_adapters(module.model):
+                rollout.reference = self._log_probabilities(module, step)
+        kl = None
+        if how.penalizes_rewards:
+            pairs = zip(rollout.old, rollout.reference, strict=True)
+            kl = [old - reference for old, reference in pairs]
+        lengths = rollout.targets.tolist()
+        rollout.advantages = token_advantages(how, rollout.rewards, lengths, kl)
 
     @torch.no_grad()
     def _log_probabilities(self, module: LossModel, step: int) -> list[np.ndarray]:
@@ -202,7 +255,7 @@ class Rollouts:
                 ends = np.cumsum(self.rollout.targets[indices])[:-1]
                 mine |= dict(zip(indices, np.split(found, ends), strict=True))
         module.train(was)
-        whole = {at: each for theirs in _gathered(group, mine) for at, each in theirs.items()}
+        whole = {at: each for theirs in gathered(group, mine) for at, each in theirs.items()}
         return [whole[at] for at in range(len(self.rollout))]
 
 
