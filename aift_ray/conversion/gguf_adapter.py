@@ -15,7 +15,7 @@ from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Source, Target, paired, plain
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import fingerprint
-from aift_ray.models.lora.adapter_folder import CONFIG, WEIGHTS
+from aift_ray.models.lora.adapter_weights import CONFIG, WEIGHTS
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # what a GGUF file of an adapter has no place for

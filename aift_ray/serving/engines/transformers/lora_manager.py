@@ -23,7 +23,8 @@ from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
 from aift_ray.models.hub import load_tokenizer
 from aift_ray.models.linear_layers import features
-from aift_ray.models.lora.adapter_folder import CONFIG, adapter_config, check_adapter, check_prompts
+from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter, check_prompts
+from aift_ray.models.lora.adapter_weights import CONFIG
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
 
 log = logging.getLogger(__name__)
