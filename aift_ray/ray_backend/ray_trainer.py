@@ -88,7 +88,9 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             storage_path=str(job.output / ".ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[failure_policy.Causes(job.output / FAILURES), SaveBeforeResize(job.output)],
-            worker_runtime_env={"env_vars": told | {"OMP_NUM_THREADS": threads}},
+            worker_runtime_env={
+                "env_vars": told | {"OMP_NUM_THREADS": threads} | worker_env.waiting()
+            },
         ),
     )
 
