@@ -203,8 +203,12 @@ def row(family: str) -> Row:
     made = Row(family, kinds, methods, [], [], [])
     if isinstance(made.support, Refusal):
         return made
+    tiny = shrunk(config)
+    if getattr(tiny, "num_kv_shared_layers", 0):
+        # which some models of a family do, and splitting refuses by name
+        tiny.num_kv_shared_layers = 0
     with torch.device("meta"):
-        model = built(shrunk(config))
+        model = built(tiny)
     targets = linear_layers(model)
     return Row(family, kinds, methods, targets, _strategies(model), _engines(model, made))
 

@@ -15,7 +15,8 @@ from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Source, Target, paired, plain
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import fingerprint
-from aift_ray.models.lora.adapter_weights import CONFIG, WEIGHTS
+from aift_ray.models.lora.adapter_config import CONFIG
+from aift_ray.models.lora.adapter_weights import WEIGHTS
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # what a GGUF file of an adapter has no place for

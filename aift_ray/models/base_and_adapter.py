@@ -13,8 +13,8 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, load, provenance
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folder_check import has_tokenizer
-from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter, named_base
-from aift_ray.models.lora.adapter_weights import CONFIG
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
+from aift_ray.models.lora.adapter_folder import check_adapter, named_base
 from aift_ray.models.vocab_check import check_vocabulary
 
 _LOG = logging.getLogger(__name__)

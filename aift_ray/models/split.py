@@ -55,8 +55,12 @@ def pieces_of(model: nn.Module) -> Pieces:
     numbers = [id(p) for module in held for p in module.parameters()]
     outside = {id(p) for p in inner.parameters()} - {*numbers, id(head.weight)}
     plain = len(rest) == 1 and all(p.ndim == 1 for p in rest[0].parameters())
+    what = ""
     if outside or not plain or len(numbers) != len(set(numbers)):
         what = "it is more than embeddings, blocks, a norm and an output layer, and can't be split"
+    elif getattr(inner.config.get_text_config(), "num_kv_shared_layers", 0):
+        what = "its last blocks use the keys and values of earlier ones, and can't be split off"
+    if what:
         kind = inner.config.model_type
         raise ModelError([refusal(kind, what, "use --strategy ddp or fsdp", is_llama_like)])
     return Pieces(

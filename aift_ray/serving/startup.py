@@ -16,7 +16,7 @@ from aift_ray.models import hub, load, provenance
 from aift_ray.models.base_and_adapter import find_place
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.families import family_support
-from aift_ray.models.lora.adapter_weights import CONFIG
+from aift_ray.models.lora.adapter_config import CONFIG
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.serving.adapter_record import AdapterRecord, record
 from aift_ray.serving.answer import Limits

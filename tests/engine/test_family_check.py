@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from aift_ray import evaluate, serve
 from aift_ray.commandline import guarded
@@ -28,6 +29,15 @@ from tests.helpers.tiny_families import companions
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUED = sorted({entry.architecture.model_type for entry in CATALOG.values()})
+
+
+def networks() -> list[str]:
+    """A model of the catalog for each set of features that its networks have."""
+    found = {}
+    for name, entry in CATALOG.items():
+        features = ((k, v if isinstance(v, str) else bool(v)) for k, v in entry.config.items())
+        found.setdefault(tuple(sorted(features)), name)
+    return sorted(found.values())
 
 
 class MixingConfig(LlamaConfig):
@@ -91,6 +101,17 @@ def test_a_family_of_the_catalog_is_computed_as_its_table_says(family: str, meth
     # the table speaks of both methods
     assert found.packed >= listed.packed
     assert found.attention == listed.attention or not listed.packed
+    assert found.batched >= listed.batched
+
+
+@pytest.mark.parametrize("name", networks())
+def test_a_network_of_the_catalog_is_computed_as_the_table_of_its_family_says(name: str) -> None:
+    numbers = dict(CATALOG[name].config)
+    config = CONFIG_MAPPING[numbers.pop("model_type")](**numbers)
+    listed, found = family_support.known(config), measure(config, "full")
+    assert isinstance(found, Support), found
+    assert isinstance(listed, Support)
+    assert found.packed >= listed.packed
     assert found.batched >= listed.batched
 
 

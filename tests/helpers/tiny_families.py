@@ -124,8 +124,7 @@ _EARS: dict[str, Any] = {
 def with_towers(family: str, **changes: Any) -> Any:
     """The configuration of a wrapper in small: its language model, and towers beside it."""
     kind = CONFIG_MAPPING[family]
-    # which mllama asks for
-    changes = ({"bos_token_id": 0} if family == "mllama" else {}) | changes
+    changes = _OWN.get(family, {}) | changes
     text = configured(family, **changes)
     towers = {}
     for name, small in (("vision_config", _EYES), ("audio_config", _EARS)):
@@ -144,6 +143,15 @@ def with_towers(family: str, **changes: Any) -> Any:
     return kind(text_config=text.to_dict(), **towers, **tied)
 
 
+# what mllama asks for; the last layers of the smaller Gemma 4 use keys and values of earlier ones
+_OWN: dict[str, dict[str, Any]] = {
+    "mllama": {"bos_token_id": 0},
+    "gemma4": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
 # whose towers are those of other families
 _OF_OTHERS = {"mistral3": "pixtral", "llava": "clip_vision_model"}
 SIGLIP = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

@@ -119,6 +119,10 @@ def test_what_was_not_measured_of_a_family_is_not_taken_for_known() -> None:
     asked = CONFIG_MAPPING["gemma3_text"](use_bidirectional_attention=True)
     assert family_support.known(asked) is None
     assert family_support.asks_more(asked) == ["use_bidirectional_attention"]
+    # a number of what the measured network has none of
+    clipped = CONFIG_MAPPING["olmo"](clip_qkv=8.0)
+    assert family_support.known(clipped) is None
+    assert family_support.asks_more(clipped) == ["clip_qkv"]
     # kinds of layers that the table does not speak of
     linear = CONFIG_MAPPING["jamba"](num_hidden_layers=4)
     assert family_support.known(linear) is None

@@ -63,6 +63,18 @@ def test_parts_one_after_the_other_are_the_whole(family: str, tmp_path: Path) ->
         torch.testing.assert_close(second.get_output_embeddings()(last), head, rtol=0, atol=0)
 
 
+def test_blocks_that_use_the_keys_of_earlier_ones_are_not_split(tmp_path: Path) -> None:
+    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+    kinds |= {"hidden_size_per_layer_input": 0}
+    pieces_of(skeleton(saved("gemma4_text", tmp_path / "apart", **kinds)))
+    shared = saved("gemma4_text", tmp_path / "shared", **kinds, num_kv_shared_layers=2)
+    with pytest.raises(ModelError, match="use the keys and values of earlier") as refused:
+        pieces_of(skeleton(shared))
+    [problem] = refused.value.problems
+    assert problem.where == "model family gemma4_text"
+    assert problem.remedy.startswith("use --strategy ddp or fsdp")
+
+
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_a_part_holds_its_own_weights_alone_and_gets_the_adapters_of_the_whole(
     bits: Any, tmp_path: Path

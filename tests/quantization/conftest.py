@@ -18,15 +18,19 @@ from tests.conftest import SHIPPED
 Quantize = Callable[..., Path]
 
 
-def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """A LoRA adapter whose weights are random, as PEFT saves it, with a tokenizer."""
+def make_adapter(base: Path, folder: Path, stores_tables: bool = False, **options: Any) -> Path:
+    """A LoRA adapter whose weights are random, as PEFT saves it, with a tokenizer.
+
+    Args:
+        stores_tables: as PEFT does by default where embeddings or an output layer are adapted.
+    """
     torch.manual_seed(1)
     settings = {"r": 4, "target_modules": ["q_proj", "o_proj"], "init_lora_weights": False}
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(**(settings | options), task_type="CAUSAL_LM"),
     )
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    adapted.save_pretrained(folder, save_embedding_layers=stores_tables)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
     return folder
 

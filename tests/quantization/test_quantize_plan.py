@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -182,6 +183,18 @@ def test_a_damaged_adapter_is_named(refused: Refused, broken: Callable[..., Path
     assert "adapter_config.json is damaged" in refused("--adapter", str(folder))
     assert "IA3" in refused("--adapter", str(of_kind(folder, "IA3")))
     assert "no adapter_config.json" in refused("--adapter", str(SHIPPED))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("layer_replication", [[0, 2], [1, 2]]), ("alora_invocation_tokens", [5, 6])],
+)
+def test_an_adapter_that_is_more_than_low_ranks_is_refused(
+    refused: Refused, broken: Callable[..., Path], option: str, value: Any
+) -> None:
+    told = refused("--adapter", str(broken(**{option: value})))
+    assert f"has {option}" in told
+    assert "use it with plain PEFT" in told
 
 
 def of_kind(folder: Path, kind: str) -> Path:

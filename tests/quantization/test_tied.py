@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import SHIPPED
@@ -70,6 +71,22 @@ def test_a_merged_model_is_base_and_adapter(run: Quantize, tmp_path: Path, case:
     assert merged.config.tie_word_embeddings is tied
     shared = merged.lm_head.weight is merged.get_input_embeddings().weight
     assert shared is tied
+
+
+@pytest.mark.parametrize("targets", [[EMBED], [EMBED, HEAD]])
+def test_an_adapter_that_peft_saves_with_the_tables_that_it_adapts_is_merged(
+    run: Quantize, tmp_path: Path, targets: list[str]
+) -> None:
+    adapter = make_adapter(SHIPPED, tmp_path / "adapter", True, target_modules=targets)
+    moved(adapter)
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        assert "base_model.model.model.embed_tokens.base_layer.weight" in file.keys()  # noqa: SIM118
+    plain = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    expected = logits(PeftModel.from_pretrained(plain, adapter))
+    flags = ["--adapter", str(adapter), "--compute-dtype", "fp32", "--eval-rows", "0"]
+    folder = run(*flags, "--bits", "16", model=SHIPPED)
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_what_was_untied_goes_into_fewer_bits(run: Quantize, tmp_path: Path) -> None:

@@ -38,7 +38,19 @@ def made(family: str, folder: Path, vocabulary: int = 320) -> Path:
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gpt_oss", "stablelm", "granite", "cohere2", "bloom", "mpt", "llama4_text"]
+    "family",
+    [
+        "gemma2",
+        "gemma3n_text",
+        "gemma4_text",
+        "gpt_oss",
+        "stablelm",
+        "granite",
+        "cohere2",
+        "bloom",
+        "mpt",
+        "llama4_text",
+    ],
 )
 def test_answers_in_a_batch_are_those_of_eager_generate_alone(family: str, tmp_path: Path) -> None:
     folder = made(family, tmp_path / "model")

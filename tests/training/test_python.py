@@ -238,6 +238,9 @@ def saved_by_peft(model: Path, folder: Path, **values: Any) -> Path:
     return folder
 
 
+# what PEFT warns of is merged exactly
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize(
     "values",
     [
@@ -248,6 +251,7 @@ def saved_by_peft(model: Path, folder: Path, **values: Any) -> Path:
             marks=pytest.mark.slow,
         ),
         {"target_modules": ["q_proj"], "layers_to_transform": [1], "modules_to_save": ["norm"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
     ],
 )
 def test_an_adapter_of_peft_is_continued(
@@ -273,6 +277,28 @@ def test_an_adapter_of_peft_is_continued(
     assert (saved["r"], saved["lora_alpha"]) == (3, 9)
     assert saved.get("rank_pattern", {}) == values.get("rank_pattern", {})
     assert "r: 3" in (tmp_path / "run" / "config.yaml").read_text("utf-8")
+
+
+def test_an_adapter_of_experts_is_continued(
+    tiny_mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    values = {"target_modules": ["q_proj"], "target_parameters": stacks}
+    adapter = saved_by_peft(tiny_mixture, tmp_path / "peft", **values)
+    opened: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_mixture), str(adapter), is_trainable=True
+    )
+    with torch.no_grad():
+        before = logits(opened)
+    number = sum(p.numel() for p in opened.parameters() if p.requires_grad)
+    config = LoRAConfig(init_from=str(adapter), lora_dropout=0.0)
+    still = settings(tmp_path / "still", learning_rate=1e-10, max_steps=1)
+    trained = LoRAFinetuningTrainer(JapaneseModel(str(tiny_mixture)), config, still).train(ROWS)
+    assert torch.allclose(logits(trained), before, atol=1e-5)
+    assert f"{number:,} trained parameters" in capsys.readouterr().out
+    kept = (tmp_path / "still" / "config.yaml").read_text("utf-8")
+    assert "experts: true" in kept
+    assert "base_layer" not in kept
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from aift_ray.models.attention.packed_documents import (
     PackedDocuments,
     current,
     document_mask,
+    is_window,
     leave_documents_alone,
 )
 from aift_ray.models.attention.score_mod import attend_with_scores, expanded
@@ -107,7 +108,7 @@ def document_attention(
     Raises:
         ModelError: a keyword that changes the result and is not computed here.
     """
-    if attention_mask is not None and attention_mask.ndim:
+    if attention_mask is not None and not is_window(attention_mask):
         # a mask of its own, made outside `packed`, says all
         cu_seq_lens_q = None
     documents = _documents(module, query, cu_seq_lens_q, max_length_q)

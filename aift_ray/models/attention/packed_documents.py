@@ -83,7 +83,10 @@ def document_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """That of SDPA; in a packed row the window alone, (), on the CPU, or None without a window.
+    """That of SDPA; in a packed row the window alone, or None without a window.
+
+    The window is one whole number, (1, 1, 1, 1), on the CPU: models cut the tokens that they need
+    out of a mask.
 
     Raises:
         ModelError: the mask of a packed row is not causal within a window.
@@ -91,7 +94,7 @@ def document_mask(
     documents = current()
     if documents is not None:
         _check_causal(kwargs.get("config"), mask_function, local_size, use_vmap, documents)
-        return None if not local_size else torch.tensor(local_size)
+        return None if not local_size else torch.full((1, 1, 1, 1), local_size)
     mask: torch.Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -105,6 +108,11 @@ def document_mask(
         **kwargs,
     )
     return mask
+
+
+def is_window(mask: torch.Tensor) -> bool:
+    """Whether a mask is what `document_mask` gives for a packed row."""
+    return mask.numel() == 1 and mask.dtype == torch.int64
 
 
 def _check_causal(

@@ -7,6 +7,7 @@ transformers knows. A family that is not in it is measured before a run starts (
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ FEATURES: dict[str, Any] = {
     "lm_head_multiplier": 0.5,
     "router_jitter_noise": 0.3,
     "is_decoder": True,
+    "num_kv_shared_layers": 1,
 }
 # with these off a layer does less of what was measured
 _MEASURED_BOTH_WAYS = ("use_sliding_window",)
@@ -54,6 +56,8 @@ _WITHOUT_EFFECT = frozenset(
         "use_double_wide_mlp",
     }
 )
+# of these a class may leave out what every published model has: sizes, ids, shares
+_SIZES = re.compile(r"_(id|dim|size|heads|rank|group|theta)$|drop|expert|_loss_|rotary")
 # numbers by which routers of experts are changed at random in training
 NOISE = "router_jitter_noise"
 
@@ -159,11 +163,23 @@ def asks_more(text: Any) -> list[str]:
     return sorted(
         name
         for name, value in text.to_dict().items()
-        if isinstance(value, bool | str)
-        and name not in _WITHOUT_EFFECT
+        if name not in _WITHOUT_EFFECT
         and not name.startswith("_")
-        and value not in (usual.get(name), False if name in _MEASURED_BOTH_WAYS else None)
+        and (_chosen(name, value, usual.get(name)) or _turned_on(name, value, usual.get(name)))
     )
+
+
+def _chosen(name: str, value: object, usual: object) -> bool:
+    return isinstance(value, bool | str) and value not in (
+        usual,
+        False if name in _MEASURED_BOTH_WAYS else None,
+    )
+
+
+def _turned_on(name: str, value: object, usual: object) -> bool:
+    """Whether a number is given of what the measured configuration has none of."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and bool(value) and not usual and not _SIZES.search(name)
 
 
 def _is_usual(config: Any, text: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,16 @@ from aift_ray.models import hub, provenance
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
 from aift_ray.models.lora.adapter_weights import (
-    CONFIG,
     WEIGHTS,
     Shapes,
-    damaged,
     first_of,
     stored_shapes,
     wrong_ranks,
 )
 from aift_ray.models.vocab_check import check_vocabulary
 
-# PEFT's tasks whose models have no output layer for tokens
-_SCORING = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _PREFIX = "base_model.model."
 
 
@@ -73,38 +69,6 @@ def check_adapter(
     if problems:
         raise ModelError(problems)
     return path.resolve()
-
-
-def adapter_config(folder: Path, where: str) -> dict[str, Any]:
-    """What adapter_config.json of a folder says; ModelError where it is none of a LoRA adapter."""
-    file = folder / CONFIG
-    if not file.is_file():
-        what = f"{folder} holds no {CONFIG}" if folder.is_dir() else f"no such folder: {folder}"
-        remedy = "give the folder that training or PEFT wrote, such as RUN/model"
-        raise ModelError([Problem(where, what, remedy)])
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(file, where, error) from None
-    if not isinstance(found, dict):
-        what = f"{file} holds {type(found).__name__}, expected an object"
-        raise ModelError([Problem(where, what, "copy it again")])
-    if found.get("peft_type") != "LORA":
-        what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
-        raise ModelError([Problem(where, what)])
-    base = found.get("base_model_name_or_path")
-    if base is not None and not (isinstance(base, str) and base.isprintable()):
-        what = f"{file} has base_model_name_or_path = {base!r}, expected a name"
-        raise ModelError([Problem(where, what, "write the name or the folder of its base")])
-    if found.get("task_type") in _SCORING:
-        what = f"{file} has task_type {found['task_type']}: it is the adapter of a reward model or "
-        remedy = "give an adapter of a language model (task_type CAUSAL_LM)"
-        raise ModelError([Problem(where, f"{what}classifier, no language model's", remedy)])
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _other_base(
@@ -216,7 +180,8 @@ def _misfits(
     own = {f"{_PREFIX}{key}": tuple(t.shape) for key, t in skeleton.state_dict().items()}
     found = []
     for key, shape in stored.items():
-        fits = expected.get(key) or own.get(key)
+        # of a table that is adapted too, PEFT stores what its adapters are on
+        fits = expected.get(key) or own.get(key.replace(".base_layer.", "."))
         layer = key.removeprefix(_PREFIX).rpartition(".lora_")[0] or key.removeprefix(_PREFIX)
         if fits is None:
             found.append(f"{layer}, which {base} does not have or {CONFIG} does not name")

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models.lora.adapter_config import CONFIG, damaged
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 Shapes = dict[str, tuple[int, ...]]
 # what the weights of an adapter are stored in
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -45,11 +46,6 @@ def stored_shapes(folder: Path, where: str) -> Shapes:
         what = f"{file} holds infinite or NaN weights: {first_of(infinite)}"
         raise ModelError([Problem(where, what, "take an earlier checkpoint of the run")])
     return found
-
-
-def damaged(file: Path, where: str, error: Exception) -> ModelError:
-    """The error of a file that can't be read."""
-    return ModelError([Problem(where, f"{file} is damaged: {error}", "copy it again")])
 
 
 def wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str) -> list[Problem]:

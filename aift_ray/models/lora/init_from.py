@@ -6,7 +6,9 @@ The adapter may be of this package, of PEFT or of what is built on PEFT, such as
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from aift_ray.config import LoRAConfig, RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.bnb.experts_4bit import adaptable
 from aift_ray.models.load import skeleton
-from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter
+from aift_ray.models.lora.adapter_config import adapter_config
+from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.adapter_weights import WEIGHTS
 from aift_ray.models.lora.attach import trained_in_fp32
 
@@ -53,11 +56,10 @@ def adopt(config: RunConfig, location: str) -> int | None:
     model = skeleton(location)
     folder = check_adapter(named, config.model, location, model, _FIELD)
     sizes = _sizes(folder / WEIGHTS)
-    layers = {n.rsplit(".lora_A", 1)[0].rsplit(".", 1)[-1] for n in sizes if ".lora_A" in n}
     found: dict[str, Any] = {
         "r": saved["r"],
         "lora_alpha": saved["lora_alpha"],
-        "target_modules": sorted(layers) or None,
+        "target_modules": _layers(sizes, saved.get("target_parameters") or ()),
         "lora_dropout": saved.get("lora_dropout", 0.0),
         "bias": saved.get("bias", "none"),
         "use_rslora": bool(saved.get("use_rslora")),
@@ -90,12 +92,28 @@ def start_from(model: PreTrainedModel, config: LoRAConfig, folder: str) -> PeftM
     return trained_in_fp32(adapted)
 
 
+def _layers(names: Iterable[str], stacks: Iterable[str]) -> list[str] | None:
+    """Last names of the layers that an adapter is on, but for the stacks of experts; None: none."""
+    whole = tuple(f".{stack.rpartition('.')[0]}" for stack in stacks)
+    found = (
+        re.fullmatch(r"(.*?)(?:\.base_layer)*\.lora_(?:embedding_)?A(?:\.weight)?", n)
+        for n in names
+    )
+    layers = {one[1] for one in found if one}
+    return sorted({each.rsplit(".", 1)[-1] for each in layers if not each.endswith(whole)}) or None
+
+
 def _sizes(file: Path) -> dict[str, int]:
-    """Numbers of each tensor of a safetensors file, from its header."""
+    """Numbers of each trained tensor of an adapter's file, from its header."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
-    return {n: prod(entry["shape"]) for n, entry in header.items() if n != "__metadata__"}
+    # the tables that PEFT stores beside adapters on them are the base's
+    return {
+        name: prod(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__" and not name.endswith((".base_layer.weight", ".base_layer.bias"))
+    }
 
 
 def _unordered(value: object) -> Any:

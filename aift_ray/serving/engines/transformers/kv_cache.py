@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families.family_support import family_of
@@ -75,13 +75,19 @@ class RowsCache(DynamicCache):
     def __init__(self, config: Any) -> None:
         super().__init__(config=config)
         kinds: dict[type, bool] = {DynamicLayer: False, DynamicSlidingWindowLayer: True}
-        foreign = {type(layer).__name__ for layer in self.layers if type(layer) not in kinds}
+        # of blocks that attend to nothing, or share the keys and values of others
+        empty = [isinstance(layer, DummyLayer) for layer in self.layers]
+        keeping = [layer for layer, none in zip(self.layers, empty, strict=True) if not none]
+        foreign = {type(layer).__name__ for layer in keeping if type(layer) not in kinds}
         if foreign:
             what = f"its layers keep {', '.join(sorted(foreign))}, not keys and values by token"
             layout = vllm_families.elsewhere(config)
             raise ModelError([refusal(family_of(config), what, layout, is_batched)])
-        self._rows = [RowsLayer(kinds[type(layer)]) for layer in self.layers]
-        self.layers = list(self._rows)
+        self._rows = [RowsLayer(kinds[type(layer)]) for layer in keeping]
+        rows = iter(self._rows)
+        self.layers = [
+            layer if none else next(rows) for layer, none in zip(self.layers, empty, strict=True)
+        ]
 
     @property
     def columns(self) -> int:

@@ -23,8 +23,8 @@ from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
 from aift_ray.models.hub import load_tokenizer
 from aift_ray.models.linear_layers import features
-from aift_ray.models.lora.adapter_folder import adapter_config, check_adapter, check_prompts
-from aift_ray.models.lora.adapter_weights import CONFIG
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
+from aift_ray.models.lora.adapter_folder import check_adapter, check_prompts
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
 
 log = logging.getLogger(__name__)
@@ -189,13 +189,10 @@ def _unmixable(where: str, file: Path, config: Mapping[str, Any], family: str) -
         what = f"its training began with {config['init_lora_weights']!r}, says {file}, which has "
         what += "changed the weights of the base too"
         found.append(Problem(where, what, f"{PLAIN}, or {MERGE}"))
-    for variant in ("use_dora", "alora_invocation_tokens", "trainable_token_indices"):
+    for variant in ("use_dora", "trainable_token_indices"):
         if config.get(variant):
             what = f"uses {variant}, says {file}, which can't be mixed in a batch"
             found.append(Problem(where, what, MERGE))
-    if config.get("layer_replication"):
-        what = f"uses layer_replication, says {file}, which copies layers of the base"
-        found.append(Problem(where, what, "train an adapter without it"))
     return found
 
 
