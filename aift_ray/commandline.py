@@ -6,8 +6,10 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
@@ -221,8 +223,27 @@ def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) 
     try:
         config = settings(**values)
     except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
+        more = _conflicts(settings, values, error.problems)
+        raise ConfigError([*problems, *error.problems, *more]) from None
     problems = problems + config.contradictions()
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _conflicts(settings: type[S], values: dict[str, Any], wrong: list[Problem]) -> list[Problem]:
+    """Conflicts among the settings that are right; none that names a wrong one."""
+    kept, names = deepcopy(values), set()
+    for problem in wrong:
+        *sections, name = problem.where.split(".")
+        names.add(name)
+        within: Any = kept
+        for section in sections:
+            within = within.get(section) if isinstance(within, dict) else None
+        if isinstance(within, dict):
+            within.pop(name, None)
+    try:
+        found = settings(**kept).contradictions()
+    except ConfigError:
+        return []
+    return [each for each in found if names.isdisjoint(re.findall(r"\w+", str(each)))]

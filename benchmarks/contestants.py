@@ -47,7 +47,7 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
         counts[part] = {
             "rows": len(rows),
             "tokens": int(rows.lengths.sum()),
-            "supervised_tokens": int(rows.targets.sum()),
+            "supervised_tokens": int(rows.num_label_tokens.sum()),
             "longest": int(rows.lengths.max(initial=0)),
         }
     return counts
@@ -154,7 +154,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
+    from aift_ray.engine.checkpoint.writer import CheckpointWriter
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
@@ -169,12 +169,138 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     loop.train_step(run)
     held = watch.now_mib()
     watch.peak_mib()
-    writing = CheckpointCoordinator(run, None)
-    writing.save(at_once=True)
+    CheckpointWriter(run, None).save(at_once=True)
     dist.barrier()
     saved = watch.peak_mib()
     dist.destroy_process_group()
     return {"built_mib": built, "held_mib": held, "saved_mib": saved}
+
+
+def checkpoint_writers(spec: dict[str, Any]) -> dict[str, Any]:
+    """As one of a gloo group: what a checkpoint of a sharded run costs by each writer, in turn."""
+    import shutil
+    from dataclasses import replace
+
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+
+    from aift_ray.engine import loop
+    from aift_ray.engine.build import build
+    from aift_ray.parallel.group import Group
+
+    rank, world = spec["rank"], spec["world"]
+    address = f"tcp://127.0.0.1:{spec['port']}"
+    dist.init_process_group("cpu:gloo", address, rank=rank, world_size=world)
+    job = pickle.loads(Path(spec["job"]).read_bytes())
+    run = build(job, Group(rank, world, torch.device("cpu")))
+    loop.train_step(run)
+    run.state.step += 1
+    folder, found = job.checkpoints, dict[str, list[dict[str, Any]]]()
+    for _ in range(spec["rounds"]):
+        for name, copy in spec["writers"].items():
+            training = job.config.training.model_copy(update={"async_save": copy})
+            run.job = replace(job, config=job.config.model_copy(update={"training": training}))
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            dist.barrier()
+            watch = _Anonymous()
+            written, began = _written_bytes(), time.perf_counter()
+            wait, read = _writers(run, folder)[name]()
+            waited = time.perf_counter() - began
+            wait()
+            dist.barrier()
+            total = time.perf_counter() - began
+            saved, written = watch.peak_mib(), _written_bytes() - written
+            held = _sharded_tensors(run)
+            equal = True
+            for key, tensor in read(held).items():
+                own = held[key]
+                whole = own.full_tensor() if isinstance(own, DTensor) else own
+                equal = equal and torch.equal(whole, tensor)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            mib = {"saved_mib": saved, "written_mib": written / 2**20, "files_mib": size / 2**20}
+            line = {"waited_s": waited, "total_s": total, **mib, "equal": equal}
+            found.setdefault(name, []).append(line)
+            dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+def _written_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+
+
+def _sharded_tensors(run: Any) -> dict[str, torch.Tensor]:
+    """Weights and moments of a run by name, as torch.distributed.checkpoint takes them."""
+    from aift_ray.engine.checkpoint import split_moments
+    from aift_ray.engine.checkpoint.snapshot import named_weights
+
+    moments = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
+    # each once: safetensors refuses tied weights
+    weights = {f"model.{n}": w.detach() for n, w in named_weights(run.module.model).items()}
+    return weights | {f"optimizer.{name}": moment for name, moment in moments.items()}
+
+
+def _writers(run: Any, folder: Path) -> dict[str, Callable[[], Any]]:
+    """Each starts a checkpoint; gives what waits for its end, and what reads it back."""
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    from aift_ray.engine.checkpoint.writer import CheckpointWriter
+
+    def ours() -> Any:
+        checkpoints = CheckpointWriter(run, None)
+        checkpoints.save(at_once=False)
+
+        def read(_: Any) -> dict[str, torch.Tensor]:
+            step = folder / f"step-{run.state.step}"
+            weights = load_file(step / "model.safetensors").items()
+            moments = load_file(step / "optimizer.moments").items()
+            found = {f"model.{name}": weight for name, weight in weights}
+            return found | {f"optimizer.{name}": moment for name, moment in moments}
+
+        return checkpoints.settle, read
+
+    def plain(asynchronous: bool) -> Any:
+        writer = dcp.FileSystemWriter(folder)
+        state = _sharded_tensors(run)
+        future: Any = None
+        if asynchronous:
+            future = dcp.async_save(state, storage_writer=writer)
+        else:
+            dcp.save(state, storage_writer=writer)
+
+        def read(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            empty = {name: torch.zeros_like(tensor) for name, tensor in held.items()}
+            dcp.load(empty, checkpoint_id=folder)
+            return {name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in empty.items()}
+
+        return (future.result if future else lambda: None), read
+
+    def hugging_face() -> Any:
+        state = _sharded_tensors(run)
+        files = {name: 1 if name.startswith("model.") else 2 for name in state}
+        writer = dcp.HuggingFaceStorageWriter(
+            str(folder), files, save_distributed=True, enable_consolidation=True
+        )
+        dcp.save(state, storage_writer=writer)
+
+        def read(_: Any) -> dict[str, torch.Tensor]:
+            found: dict[str, torch.Tensor] = {}
+            for path in folder.glob("*.safetensors"):
+                found |= load_file(path)
+            return found
+
+        return lambda: None, read
+
+    return {
+        "ours": ours,
+        "ours, no copy": ours,
+        "dcp": lambda: plain(False),
+        "dcp async": lambda: plain(True),
+        "dcp hugging face": hugging_face,
+    }
 
 
 class _Anonymous:
@@ -209,7 +335,7 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
 
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
-    from aift_ray.engine.checkpoint.snapshot import CheckpointWriter, snapshot
+    from aift_ray.engine.checkpoint.writer import CheckpointWriter
     from aift_ray.parallel.group import Group
 
     job = pickle.loads(Path(spec["job"]).read_bytes())
@@ -221,7 +347,7 @@ def saving(spec: dict[str, Any]) -> dict[str, Any]:
         loop.train_step(run)
         run.state.step += 1
         if run.state.step % spec["every"] == 0:
-            saver.save(snapshot(run))
+            saver.save(at_once=False)
     stepped = time.perf_counter() - began
     saver.close()
     newest = max((job.checkpoints).iterdir(), key=lambda path: path.stat().st_mtime)
@@ -425,9 +551,8 @@ def held_out_loss(model: Any, spec: dict[str, Any]) -> float:
 def main() -> None:
     """Run the function that argv names."""
     torch.manual_seed(0)
-    functions = {
-        f.__name__: f for f in (prepare, random_model, loading, aift, saving, peer, quantize)
-    }
+    known = (prepare, random_model, loading, checkpoint_writers, aift, saving, peer, quantize)
+    functions = {function.__name__: function for function in known}
     result = functions[sys.argv[1]](json.loads(sys.argv[2]))
     print(json.dumps(result))
 

@@ -60,7 +60,7 @@ def _measured(processes: Processes, dtype: str) -> dict[str, Result]:
     spec = {"folder": str(folder), "numbers": numbers, "dtype": dtype}
     size = processes.contestant("random_model", **spec)
     cases = {name: case for name, case in CASES.items() if case[0] == dtype}
-    variants = {name: _variant(folder, case) for name, case in cases.items()}
+    variants = {name: variant(folder, case) for name, case in cases.items()}
     processes.contestant("prepare", folder=str(folder), variants=variants)
     found = {}
     for name in cases:
@@ -71,7 +71,7 @@ def _measured(processes: Processes, dtype: str) -> dict[str, Result]:
     return found
 
 
-def _variant(folder: Path, case: tuple[str, str, str, bool]) -> dict[str, Any]:
+def variant(folder: Path, case: tuple[str, str, str, bool]) -> dict[str, Any]:
     _, method, strategy, copy = case
     rows = measuring.ROOT / "aift_ray" / "data" / "assets" / "keitai" / "train.jsonl"
     settings = {

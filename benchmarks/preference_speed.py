@@ -4,7 +4,8 @@ The same token ids, adapters of the same shape, bf16, one thread, one pass. The 
 steps with all that the reference costs: TRL computes it in each step by default, or before the
 first (`trl precomputed`); this project before the first. By default both recompute activations;
 `aift`, `trl kept` and `trl precomputed` keep them. `aift sft` trains both answers of each pair as
-rows of their own, the same tokens, for its memory. Contestants take turns, each in a fresh process.
+rows of their own, the same tokens, for its memory. `aift twice` (not by default) computes the
+prompt of a pair for each of its answers. Contestants take turns, each in a fresh process.
 On a machine with other load `cpu_pairs_per_s`, by the CPU time of the process, says more.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -36,6 +38,9 @@ PAIRS = [
     Pair("aift", "trl kept", MEMORY, "<= 1"),
     Pair("aift", "aift sft", MEMORY, "<= 1.02"),
     Pair("aift", "aift sft", "tokens", "= 1"),
+    Pair("aift", "aift twice", KEY),
+    Pair("aift", "aift twice", CPU),
+    Pair("aift", "aift twice", MEMORY, "<= 1"),
 ]
 _KEPT = {"gradient_checkpointing": False}
 OWN: dict[str, dict[str, Any]] = {
@@ -43,6 +48,8 @@ OWN: dict[str, dict[str, Any]] = {
     "aift": {"objective": "dpo", **_KEPT},
     "aift sft": {"objective": "sft", **_KEPT},
 }
+# without what sharing the prompt of both answers saves
+TWICE = {"aift twice": {"objective": "dpo", "twice": True, **_KEPT}}
 # TRL 1.16 switches padding_free off by itself: it has no faster setting than these
 PEERS: dict[str, dict[str, Any]] = {
     "trl default": {},
@@ -76,11 +83,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=64, help="first pairs of it to use")
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--length", type=int, default=512, help="tokens an answer at most")
-    parser.add_argument("--trl-python", default=sys.executable, help="a Python with TRL")
+    parser.add_argument("--trl-python", default=_trl_python(), help="a Python with TRL")
     parser.add_argument("--only", nargs="*", default=[*OWN, *PEERS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", default=str(measuring.RESULTS / "preference_speed.json"))
     return parser.parse_args()
+
+
+def _trl_python() -> str:
+    """That of the environment AIFT_TRL_ENV, as the tests against TRL take it; else this one."""
+    place = os.environ.get("AIFT_TRL_ENV")
+    return str(Path(place) / "bin" / "python") if place else sys.executable
 
 
 def _contestants(
@@ -104,7 +117,7 @@ def _contestants(
         return processes.together([[python, str(Path(__file__)), who, str(spec)]])[0]
 
     found: dict[str, Callable[[int], Result]] = {}
-    for name, arguments in OWN.items():
+    for name, arguments in (OWN | TWICE).items():
         if name in options.only:
             found[name] = lambda _, n=name, a=arguments: call("ours", sys.executable, n, a)
     for name, arguments in PEERS.items():
@@ -118,7 +131,7 @@ def ours(spec: dict[str, Any]) -> Result:
     import torch
 
     from aift_ray.commandline import validated
-    from aift_ray.engine import loop
+    from aift_ray.engine import loop, reference_logprobs
     from aift_ray.engine.build import build
     from aift_ray.engine.reference_logprobs import References
     from aift_ray.parallel.group import Group
@@ -138,6 +151,8 @@ def ours(spec: dict[str, Any]) -> Result:
             clock.stop()
 
         References.complete = timed  # type: ignore[method-assign]
+        if spec["arguments"].get("twice"):
+            reference_logprobs.shares_prompts = lambda job: False
         run = build(job, Group.alone())
         if run.comparison:
             _write_tokens(run, Path(spec["tokens"]))

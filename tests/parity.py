@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -76,10 +77,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "dpo qlora nf4": {"method": "qlora"},
     "orpo full": {"method": "full"},
     "orpo lora": {"method": "lora"},
+    "orpo qlora nf4": {"method": "qlora"},
     "kto full": {"method": "full"},
     "kto lora": {"method": "lora"},
+    "kto qlora nf4": {"method": "qlora"},
     "reward full": {"method": "full"},
     "reward lora": {"method": "lora"},
+    "reward qlora nf4": {"method": "qlora"},
 }
 OBJECTIVES = ("dpo", "orpo", "kto", "reward")
 OTHERS = ("mixture", "hybrid")
@@ -94,12 +98,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
-_NEVER |= {"ddp": (), "pipeline": (), "tensor": ("qlora nf4", "qlora int8", "dpo qlora nf4")}
+_NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
+# of answers that are compared: more than an epoch of 22
+COMPARED_STEPS = 4
 
 
 def cases() -> list[tuple[str, str, str, str]]:
@@ -159,7 +165,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
                 "learning_rate": 1e-3,
                 "batch_size": units // replicas,
                 "gradient_accumulation_steps": 2,
-                "max_steps": STEPS,
+                "max_steps": COMPARED_STEPS if objective in OBJECTIVES else STEPS,
                 "warmup_steps": 2,
                 "max_grad_norm": 0.5,
                 "precision": precision,
@@ -266,9 +272,15 @@ def with_others(text: str, document: str) -> tuple[list[str], str]:
     head, rule, *lines = text.splitlines()
     rows = [line for line in written if line[:1] == "|"][2:] + lines
     named = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in rows}
-    some = f"`python -m tests.parity {' '.join(sys.argv[1:])}`"
+    some = f"`{_command()}`"
     notes = [line for line in written if line[:1] == "`" and not line.startswith(some)]
     return notes, "\n".join([head, rule, *(named[case] for case in cases() if case in named)])
+
+
+def _command() -> str:
+    """What was given to measure these cases."""
+    given = ["python", "-m", "tests.parity", *sys.argv[1:]]
+    return shlex.join(given) if sys.argv[1:] else "make parity"
 
 
 def main() -> int:
@@ -283,14 +295,16 @@ def main() -> int:
         tiny = make_tiny_model(folder / "tiny", num_hidden_layers=4)
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
+        others |= dict.fromkeys(OBJECTIVES, make_tiny_model(folder / "two"))
         chosen = [case for case in cases() if case[1].startswith(tuple(sys.argv[1:]) or "")]
         chosen = deepspeed_cases() if by_deepspeed else chosen
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)
     print(text)
     place = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}"
-    command = f"python -m tests.parity {' '.join(sys.argv[1:])}" if sys.argv[1:] else "make parity"
-    note = f"`{command}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    note = (
+        f"`{_command()}`, {place}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s."
+    )
     document = DOCUMENT.read_text("utf-8")
     if sys.argv[1:] and not by_deepspeed:
         before, text = with_others(text, document)

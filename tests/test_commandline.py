@@ -72,6 +72,27 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
+def test_a_number_out_of_range_hides_no_conflict() -> None:
+    given = "--objective reward --preference.label_smoothing 0.7 --preference.beta 0.1"
+    given += " --training.exact_match_rows 4 --training.learning_rate -1 --parallel.strategy tensor"
+    with pytest.raises(ConfigError) as caught:
+        read(*given.split())
+    assert {problem.where for problem in caught.value.problems} == {
+        "preference.label_smoothing",
+        "training.learning_rate",
+        "preference.beta",
+        "training.exact_match_rows",
+        "parallel.strategy",
+    }
+    # what may only follow from the default that stands for a wrong value is not said
+    with pytest.raises(ConfigError) as caught:
+        read("--objective", "robst", "--preference.beta", "0.1")
+    assert [problem.where for problem in caught.value.problems] == ["objective"]
+    with pytest.raises(ConfigError) as caught:
+        read("--objective", "robust", "--preference.label_smoothing", "0.7")
+    assert len(caught.value.problems) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [("- 1\n", "holds no settings"), ("a: [\n", "is not YAML"), (None, "can't be read")],

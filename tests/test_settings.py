@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.commandline import leaves
+from aift_ray.commandline import leaves, validated
 from aift_ray.config import RunConfig, resume_rules
 from aift_ray.data.cache_location import cache_folder
-from aift_ray.engine import loop, standalone, worker
+from aift_ray.engine import loop, run_session, worker
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import CheckpointWriter
+from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.engine.validate import Validator
 from aift_ray.errors import TrainingError, UserError
+from aift_ray.launch import training_run
 from aift_ray.models import compiled_blocks
 from aift_ray.parallel.group import Group
 from aift_ray.ray_backend import ray_trainer
@@ -267,7 +268,7 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Everything that a run does and leaves, but for times."""
     seen: dict[str, Any] = {"trials": 0, "compiled": 0, "waited": 0, "asked": [], "losses": []}
     seen["scored"] = []
-    answer, loss, wait = Validator.answer, Validator.loss, CheckpointWriter.wait
+    answer, loss, wait = Validator.answer, Validator.loss, CheckpointWriter.settle
     rounds = TaskEvaluator._rounds
     monkeypatch.chdir(folder.parent)
 
@@ -303,26 +304,24 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     os.utime(spare, (0, 0))
     with monkeypatch.context() as patch:
         # drawn from the lines below, which are compared
-        patch.setattr(worker, "plot", lambda folder: None)
-        patch.setattr(CheckpointWriter, "wait", waited)
+        patch.setattr(run_session, "plot", lambda folder: None)
+        patch.setattr(CheckpointWriter, "settle", waited)
         patch.setattr(loop, "trial", trial)
         patch.setattr(compiled_blocks, "BACKEND", graph)
         patch.setattr(Validator, "answer", answered)
         patch.setattr(TaskEvaluator, "_rounds", dealt)
         patch.setattr(Validator, "loss", ever_worse)
         prepared = prepare(config, folder, config.worker_range(0)[1], False, None)
-        run_dir.start(config, folder)
+        run_dir.start(prepared.job.config, folder)
         run = worker.work(prepared.job, Group(0, 1, torch.device("cpu")))
-    if config.training.local_rank >= 0:
-        standalone.world_size()
     lines = [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     ]
     unsteady = {"time", "tokens_per_second"}
     weights = sorted((folder / "model").glob("*.safetensors"))
     trainer = ray_trainer._trainer(prepared.job, config.worker_range(0), bool(config.ray.use_gpu))
-    # the model of the best checkpoint is not trained further
-    trained = build(prepared.job, run.group) if config.training.load_best else run
+    # the model of a run that has ended may not be trained further
+    trained = build(prepared.job, run.group)
     with torch.no_grad():
         next(p for p in trained.module.parameters() if p.requires_grad).fill_(float("nan"))
     try:
@@ -343,7 +342,6 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "spare cache": spare.exists(),
         "tokenizes": encode_of(config.data).__name__,
         "final weights": {p.name: sha256(p.read_bytes()).hexdigest() for p in weights},
-        "location": prepared.job.location,
         "folder": str(place.output_folder(config).parent),
         "occupied": bool(run_dir.check(config, folder)),
         "resumes": run_dir.resume_point(config, folder)[0] is not None,
@@ -354,6 +352,15 @@ def observed(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     }
 
 
+# tested below by itself: it decides who runs, not what
+ELSEWHERE = {"training.local_rank"}
+# settings whose error does not name them, and what it says of them
+REFUSED = {
+    "objective": "none of its 0 usable rows",
+    "parallel.gpu_memory": "there are 0.0 GiB on the device",
+    "data.on_bad_row": "output is empty",
+    "evaluation.data_dir": "nowhere/jnli",
+}
 # what makes sense only together with another setting
 TOGETHER = {
     "training.ddp": {"training.world_size": 2},
@@ -387,17 +394,28 @@ def test_what_a_change_means_for_a_resumed_run_is_settled_for_every_setting() ->
 def test_every_setting_has_an_effect_or_an_error(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aift_ray.commandline import validated
-
     plain = observed(validated(base), tmp_path / "plain", monkeypatch)
     again = observed(validated(base), tmp_path / "again", monkeypatch)
     assert plain == again, "an observation repeats itself"
-    dead = []
-    for name, value in CHANGED.items():
+    dead, blamed = [], []
+    for name in CHANGED.keys() - ELSEWHERE:
         try:
-            config = validated(changed(base, name, value))
+            config = validated(changed(base, name, CHANGED[name]))
             if observed(config, tmp_path / name.replace(".", "-"), monkeypatch) == plain:
                 dead.append(name)
-        except UserError:
-            continue
+        except UserError as error:
+            if REFUSED.get(name, name) not in str(error):
+                blamed.append(f"{name}: {error}")
     assert dead == []
+    assert blamed == [], "an error names its setting"
+
+
+def test_a_local_rank_makes_this_process_a_worker_of_a_group(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    base["output_dir"] = str(tmp_path / "run")
+    alone, joined = (validated(changed(base, "training.local_rank", rank)) for rank in (-1, 0))
+    assert training_run.run(alone, dry_run=True) == {}
+    with pytest.raises(UserError, match=r"training\.local_rank"):
+        training_run.run(joined, dry_run=True)

@@ -13,10 +13,11 @@ from aift_ray.config.plan_config import PlanConfig
 from aift_ray.config.preference_config import PreferenceConfig
 from aift_ray.config.quantize_config import QuantizeConfig
 from aift_ray.config.ray_config import RayConfig
+from aift_ray.config.run_config import RunConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serve_config import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.tasks_config import EvaluationConfig
-from aift_ray.config.train_config import MultiGPUTrainingConfig, RunConfig, TrainingConfig
+from aift_ray.config.training_config import MultiGPUTrainingConfig, TrainingConfig
 from aift_ray.config.tune_config import SweepConfig, TuneConfig
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
-    from aift_ray.config.train_config import RunConfig, TrainingConfig
+    from aift_ray.config.run_config import RunConfig
+    from aift_ray.config.training_config import TrainingConfig
 
 FIELD = "parallel.deepspeed_config"
 AUTO = "auto"

@@ -11,7 +11,7 @@ from aift_ray.config.section import NotNegative, Positive, Section, memory_size,
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
-    from aift_ray.config.train_config import RunConfig
+    from aift_ray.config.run_config import RunConfig
 
 
 class GRPOConfig(Section):

@@ -9,7 +9,7 @@ from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
-    from aift_ray.config.train_config import RunConfig
+    from aift_ray.config.run_config import RunConfig
 
 # settings that change how answers are supervised, and do nothing where answers are generated
 _SUPERVISION = ("train_turns", "train_thoughts", "train_end", "on_rewritten_turn", "text_unit")

@@ -8,14 +8,12 @@ from contextvars import ContextVar
 from functools import reduce
 from operator import or_
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-# the metaclass of every pydantic model; it has no public name
-from pydantic._internal._model_construction import ModelMetaclass
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from aift_ray.config.problems import wrong
+from aift_ray.config.pydantic_compat import ModelMetaclass
 from aift_ray.errors import ConfigError, Problem
 
 SHIPPED_MODEL = "hina-4m"
@@ -85,6 +83,8 @@ class Section(BaseModel, metaclass=_Checked):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
+    _frozen: bool = PrivateAttr(default=False)
+
     def __init__(self, *args: object, **kwargs: object) -> None:
         names = list(type(self).model_fields)
         if len(args) > len(names):
@@ -94,6 +94,24 @@ class Section(BaseModel, metaclass=_Checked):
                 raise TypeError(f"{type(self).__name__} got two values for '{name}'")
             kwargs[name] = value
         super().__init__(**kwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in type(self).model_fields and self._frozen:
+            raise TypeError(f"{type(self).__name__}.{name} can't be set: it is resolved")
+        super().__setattr__(name, value)
+
+    def frozen(self) -> Self:
+        """A copy that can't be changed any more, nor can the sections in it."""
+        found = self.model_copy(deep=True)
+        found._freeze()
+        return found
+
+    def _freeze(self) -> None:
+        self._frozen = True
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                value._freeze()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:

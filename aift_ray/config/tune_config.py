@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from aift_ray.config.run_config import RunConfig
 from aift_ray.config.section import Fraction, NotNegative, Positive, Section, setting
 from aift_ray.config.tasks_config import better_by
-from aift_ray.config.train_config import RunConfig
 from aift_ray.errors import Problem
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, get_tensor_name_map
 
@@ -18,12 +18,15 @@ from aift_ray.models import fingerprint
 from aift_ray.models.lora.adapter_config import CONFIG
 from aift_ray.models.lora.adapter_weights import WEIGHTS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # what a GGUF file of an adapter has no place for
 _NOT_HELD = ("use_dora", "modules_to_save", "alpha_pattern", "target_parameters", "fan_in_fan_out")
 
 
-def targets(adapter: Path, config: Any, family: Family) -> list[Target]:
+def targets(adapter: Path, config: PreTrainedConfig, family: Family) -> list[Target]:
     """The tensors of the file.
 
     Args:
@@ -58,7 +61,7 @@ def targets(adapter: Path, config: Any, family: Family) -> list[Target]:
     return sorted(found, key=lambda target: target.name)
 
 
-def _make(own: str, which: str, config: Any, family: Family) -> Any:
+def _make(own: str, which: str, config: PreTrainedConfig, family: Family) -> Any:
     if which == "B" and family.permuted and own.endswith(("q_proj", "k_proj")):
         queries = own.endswith("q_proj")
         heads = config.num_attention_heads if queries else config.num_key_value_heads

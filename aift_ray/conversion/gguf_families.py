@@ -17,6 +17,7 @@ from aift_ray.models.families.refusals import refusal
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ _WINDOW_BASE = 10000.0
 _SECTIONS = (11, 11, 10)
 
 
-def family(config: Any) -> Family | Problem:
+def family(config: PreTrainedConfig) -> Family | Problem:
     """The family of a language model's configuration, or why there is none."""
     kind = config.model_type
     if kind not in FAMILIES:
@@ -84,7 +85,7 @@ def family(config: Any) -> Family | Problem:
     return found
 
 
-def _beyond(config: Any, found: Family) -> str:
+def _beyond(config: PreTrainedConfig, found: Family) -> str:
     """What of a configuration llama.cpp does not compute; empty: nothing."""
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     rotary = _full_rotary(config).get("rope_type", "default")
@@ -148,19 +149,19 @@ def _own_yarn(rotary: dict[str, Any]) -> list[str]:
     return found + [name for name, value in usual.items() if rotary.get(name, value) != value]
 
 
-def head_size(config: Any) -> int:
+def head_size(config: PreTrainedConfig) -> int:
     """Width of an attention head."""
     found = getattr(config, "head_dim", None)
     return int(found or config.hidden_size // config.num_attention_heads)
 
 
-def context(config: Any, found: Family) -> int:
+def context(config: PreTrainedConfig, found: Family) -> int:
     """Tokens up to which llama.cpp computes the same: of windows it knows some families' only."""
     own, window = config.max_position_embeddings, getattr(config, "sliding_window", None)
     return int(own if found.full_every or not window else min(own, window))
 
 
-def write(writer: GGUFWriter, config: Any, found: Family) -> None:
+def write(writer: GGUFWriter, config: PreTrainedConfig, found: Family) -> None:
     """Add what a file says of a model's numbers."""
     head = head_size(config)
     writer.add_context_length(context(config, found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Target
 from aift_ray.conversion.gguf_vocab import Vocabulary
 from aift_ray.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -66,7 +69,7 @@ def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
 def write_model(
     file: Path,
     name: str,
-    config: object,
+    config: PreTrainedConfig,
     family: Family,
     vocabulary: Vocabulary,
     targets: list[Target],

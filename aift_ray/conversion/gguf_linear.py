@@ -7,12 +7,13 @@ Heads of values go with those of keys in turn there (k0 k1 k0 k1), in transforme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from transformers import PreTrainedConfig
 
 _WITHIN = "linear_attn."
 
@@ -22,7 +23,7 @@ def renamed(name: str) -> str:
     return name.replace(".linear_attn.dt_bias", ".linear_attn.dt_proj.bias")
 
 
-def change(name: str, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def change(name: str, config: PreTrainedConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """What becomes of a weight; None: it stays.
 
     Args:
@@ -48,12 +49,12 @@ def change(name: str, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | N
     return None
 
 
-def _behind(weight: torch.Tensor, keys: int, width: int, config: object) -> torch.Tensor:
+def _behind(weight: torch.Tensor, keys: int, width: int, config: PreTrainedConfig) -> torch.Tensor:
     """Rows of queries and keys stay, those of values after them are put in turn."""
     return torch.cat([weight[:keys], in_turn(weight[keys:], 0, width, config)])
 
 
-def in_turn(weight: torch.Tensor, dim: int, width: int, config: Any) -> torch.Tensor:
+def in_turn(weight: torch.Tensor, dim: int, width: int, config: PreTrainedConfig) -> torch.Tensor:
     """Heads of values, of `width` each, in turn over the heads of keys."""
     heads = config.linear_num_key_heads
     shape: Sequence[int] = weight.shape
@@ -62,7 +63,7 @@ def in_turn(weight: torch.Tensor, dim: int, width: int, config: Any) -> torch.Te
     return apart.swapaxes(dim, dim + 1).reshape(shape)
 
 
-def write(writer: GGUFWriter, config: Any, sections: Sequence[int]) -> None:
+def write(writer: GGUFWriter, config: PreTrainedConfig, sections: Sequence[int]) -> None:
     """Add the numbers of linear attention and of rotations in sections."""
     writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
     writer.add_ssm_state_size(config.linear_key_head_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import gguf_adapter, gguf_families, gguf_file, gguf_tensors, modelfile
@@ -17,6 +17,9 @@ from aift_ray.conversion.pre_tokenizers import PROBES
 from aift_ray.errors import ModelError, Problem, UserError
 from aift_ray.models import fingerprint, hub
 from aift_ray.models.hub import out_of_reach
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: ob
 
 
 def _targets(
-    config: ExportConfig, location: str, adapter: Path | None, text: object, found: Family
+    config: ExportConfig, location: str, adapter: Path | None, text: PreTrainedConfig, found: Family
 ) -> list[Target]:
     if adapter and not config.merge_adapter:
         return gguf_adapter.targets(adapter, text, found)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from gguf import get_tensor_name_map
@@ -18,6 +18,9 @@ from aift_ray.conversion.gguf_families import Family, head_size
 from aift_ray.errors import ModelError
 from aift_ray.models import fingerprint
 from aift_ray.models.families.refusals import refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(\d+)\.(\w+)\.weight")
 _FUSED = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(gate_up_proj|down_proj)")
@@ -72,7 +75,7 @@ class Target:
         return self.make([source.read() for source in self.sources])
 
 
-def targets(folder: Path, config: Any, family: Family) -> list[Target]:
+def targets(folder: Path, config: PreTrainedConfig, family: Family) -> list[Target]:
     """The tensors of a file, in the order in which they are written.
 
     Args:
@@ -156,7 +159,7 @@ def _half(part: int) -> Make:
     return lambda parts: parts[0].chunk(2, dim=-2)[part]
 
 
-def _with_family(make: Make, name: str, config: Any, family: Family) -> Make:
+def _with_family(make: Make, name: str, config: PreTrainedConfig, family: Family) -> Make:
     layer = name.rpartition(".")[0]
     if family.permuted and layer.endswith(("q_proj", "k_proj")):
         queries = layer.endswith("q_proj")
@@ -181,7 +184,7 @@ def _order(name: str) -> tuple[int, str]:
     return (int(found[1]), name) if found else (-1, name)
 
 
-def _frequencies(config: object) -> list[Target]:
+def _frequencies(config: PreTrainedConfig) -> list[Target]:
     """Divisors of the rotations' frequencies, of Llama 3.1 and later."""
     rotary = getattr(config, "rope_parameters", None) or {}
     if rotary.get("rope_type") != "llama3":

@@ -226,7 +226,9 @@ def _tokens(definition: dict[str, Any], size: int) -> tuple[list[str], list[int]
     return texts, types
 
 
-def _special(tokenizer: Any, stop_ids: list[int]) -> tuple[dict[str, int], list[str]]:
+def _special(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: list[int]
+) -> tuple[dict[str, int], list[str]]:
     """Ids of special tokens, and what of them a file has no place for."""
     own = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     own |= {"unknown": tokenizer.unk_token_id, "padding": tokenizer.pad_token_id}

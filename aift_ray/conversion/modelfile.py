@@ -11,7 +11,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARK = "\u2402{}\u2403"
 _CONVERSATIONS: tuple[tuple[str, ...], ...] = (
@@ -23,7 +26,11 @@ _CONVERSATIONS: tuple[tuple[str, ...], ...] = (
 
 
 def text(
-    file: str, tokenizer: object, stops: list[str], generation: dict[str, Any], bos: bool = False
+    file: str,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: list[str],
+    generation: dict[str, Any],
+    bos: bool = False,
 ) -> str:
     """The content of a Modelfile.
 
@@ -69,7 +76,7 @@ class _Turns:
         return "".join(turns) + self.before_answer
 
 
-def _turns(tokenizer: Any, bos: bool) -> _Turns | None:
+def _turns(tokenizer: PreTrainedTokenizerBase, bos: bool) -> _Turns | None:
     """The turns of a chat template; None: it is not made of such."""
     if not isinstance(tokenizer.chat_template, str):
         return None
@@ -108,7 +115,9 @@ def _pieces(rendered: str, marks: int) -> list[str]:
     return [*found, rendered]
 
 
-def _rendered(tokenizer: Any, bos: bool, roles: tuple[str, ...], answered: bool = True) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, bos: bool, roles: tuple[str, ...], answered: bool = True
+) -> str:
     messages = [
         {"role": role, "content": _MARK.format(number)} for number, role in enumerate(roles)
     ]

@@ -20,7 +20,8 @@ class MicroBatch:
 
     Packed: `input_ids` (1, tokens); `position_ids` (1, tokens) restart at each document, and
     `cu_seqlens` (documents + 1,) are the cumulative lengths of the documents. Padded: `input_ids`
-    and `attention_mask` (rows, longest), and no `cu_seqlens`.
+    and `attention_mask` (rows, longest), and no `cu_seqlens`. Packed with shared prompts: a prompt
+    is in `input_ids` once, before the first of its answers.
 
     Attributes:
         label_positions: (labels,), flat positions in `input_ids` whose next token is a label.
@@ -30,6 +31,7 @@ class MicroBatch:
         set_losses: (sets,), to which the losses of each set are added, in double precision.
         compared: of answers that are compared with each other.
         policy: of generated completions.
+        places, own: with shared prompts, as of `PackedDocuments`.
     """
 
     input_ids: torch.Tensor
@@ -43,6 +45,8 @@ class MicroBatch:
     set_losses: torch.Tensor | None = None
     compared: Compared | None = None
     policy: PolicyTargets | None = None
+    places: torch.Tensor | None = None
+    own: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.max_seqlen:
@@ -85,7 +89,8 @@ class MicroBatch:
             assert self.attention_mask is not None
             return self.attention_mask.sum(1, keepdim=True).float().expand(self.input_ids.shape)
         lengths = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
-        return lengths.repeat_interleave(lengths).float().unsqueeze(0)
+        each = lengths.repeat_interleave(lengths)
+        return (each if self.own is None else each[self.own]).float().unsqueeze(0)
 
 
 class RowSource(Protocol):
@@ -102,12 +107,14 @@ def collate(
     pad_id: int = 0,
     set_of: np.ndarray | None = None,
     reference: np.ndarray | None = None,
+    shared: bool = False,
 ) -> MicroBatch:
     """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
 
     Args:
         set_of: the set of a mixture that each of all rows is of.
         reference: log-probabilities of all rows by the reference model, where answers are compared.
+        shared: the rows are pairs, and what both answers begin with is computed once.
     """
     parts = [rows.row(index) for index in indices]
     lengths = [len(ids) for ids, _ in parts]
@@ -124,18 +131,22 @@ def collate(
         # int32 in the file, int64 where torch counts by it
         each = np.repeat(set_of[list(indices)], [np.count_nonzero(f[1:]) for _, f in parts])
         sets = torch.from_numpy(each.astype(np.int64))
+    ends = np.array(starts) + np.array(lengths) - 1
+    places, own = _shared(parts) if shared else (None, None)
+    if places is not None:
+        sources, ends = places[sources], places[ends]
     flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
     compared = None
     if reference is not None:
         assert isinstance(rows, TokenRows)
-        ends = np.array(starts) + np.array(lengths) - 1
         compared = Compared.of(rows, list(indices), reference, ends)
     if not padded:
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in parts]).astype(np.int64))
         positions = torch.cat([torch.arange(n) for n in lengths])
         borders = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32)
         laid = (ids[None], positions[None], None, borders, *flat)
-        return MicroBatch(*laid, sets=sets, max_seqlen=width, compared=compared)
+        made = MicroBatch(*laid, sets=sets, max_seqlen=width, compared=compared)
+        return made if places is None or own is None else _once(made, places, own)
     table = torch.full((len(parts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(table)
     for row, (tokens, _) in enumerate(parts):
@@ -143,3 +154,29 @@ def collate(
         mask[row, : len(tokens)] = 1
     positions = torch.arange(width).expand(len(parts), width)
     return MicroBatch(table, positions, mask, None, *flat, sets=sets, compared=compared)
+
+
+def _once(batch: MicroBatch, places: np.ndarray, own: np.ndarray) -> MicroBatch:
+    """The same documents, with the tokens that they share once in the row."""
+    kept = torch.from_numpy(own)
+    ids, positions = batch.input_ids[:, kept], batch.position_ids[:, kept]
+    shared = torch.from_numpy(places)
+    return replace(batch, input_ids=ids, position_ids=positions, places=shared, own=kept)
+
+
+def _shared(parts: Sequence[tuple[Ids, Flags]]) -> tuple[np.ndarray, np.ndarray]:
+    """`places` and `own` of pairs, of which the second row begins with the prompt of the first."""
+    places: list[np.ndarray] = []
+    taken = 0
+    for number, (ids, flags) in enumerate(parts):
+        before = np.zeros(0, np.int64)
+        if number % 2:
+            other, trained = parts[number - 1]
+            most = min(int(flags.argmax()), int(trained.argmax()))
+            differ = np.flatnonzero(ids[:most] != other[:most])
+            before = places[-1][: differ[0] if len(differ) else most]
+        new = np.arange(taken, taken + len(ids) - len(before))
+        places.append(np.concatenate([before, new]))
+        taken += len(new)
+    found = np.concatenate(places)
+    return found, np.unique(found, return_index=True)[1]

@@ -107,7 +107,7 @@ def write_rows(path: Path, rows: Iterator[tuple[Encoded, Example]], sources: boo
             writer.write_batch(_batch(columns, schema))
 
 
-def _batch(columns: list[list[Any]], schema: Any) -> Any:
+def _batch(columns: list[list[Any]], schema: object) -> Any:
     ids, flags, targets, files, lines, scores, *sources = columns
     arrays = [_lists(ids), _lists(flags), _array(targets), _strings(files), _array(lines)]
     arrays += [_array(np.array(scores, np.float32)), *map(_strings, sources)]

@@ -111,7 +111,7 @@ class Encoding:
         config: DataConfig,
         encode: Any,
         sequence_length: int,
-        note: Any,
+        note: Callable[[Example], None],
         answers: Answers = "one",
         documents: Documents | None = None,
         screen: Screen | None = None,

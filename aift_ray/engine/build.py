@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.config import RunConfig
 from aift_ray.config.resume_rules import flat, kept
 from aift_ray.data import token_cache
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint, optimizer, phases, reference_logprobs
-from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
-from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.grpo.rollout_setup import evaluator_of, maker_of, policy_of, rollouts_of
-from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
+from aift_ray.engine.job_model import built_model, untrained
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
@@ -33,81 +29,13 @@ from aift_ray.engine.reference_logprobs import References
 from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.engine.validate import Validator
+from aift_ray.engine.worker_run import Run
 from aift_ray.models import hub, load
-from aift_ray.models.attention.packed_documents import recomputing
-from aift_ray.models.bnb.bnb_layers import Quantization
-from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.compiled_blocks import compile_blocks
-from aift_ray.models.families import family_support
-from aift_ray.models.families.sequence_classifier import RewardHead
-from aift_ray.models.lora.attach import add_adapters, continue_adapters
-from aift_ray.models.lora.init_from import start_from
-from aift_ray.models.split import outlined, whole_like
-from aift_ray.parallel import pipeline_parallel, wrap
+from aift_ray.models.split import whole_like
+from aift_ray.parallel import wrap
 from aift_ray.parallel.group import Group
-from aift_ray.parallel.protocol import LossModel, ParallelModel
-
-
-@dataclass
-class Run:
-    """One worker's share of a run.
-
-    Attributes:
-        parallel_model: the model, spread over the workers by a strategy, with its optimizer.
-        plan: which rows make which step.
-        tasks: scores the model on tasks; None where there are none.
-        state: where the run is.
-        resumed_from: step of the checkpoint it started from.
-        outline: the whole model without weights, where this worker holds a part of it and writes.
-        set_of: the set that each row is of, in a mixture of several.
-        set_losses: summed loss of each set in this step so far, of this worker's rows.
-        comparison: the training rows, where answers are compared.
-        rollouts: generated completions, where they are trained.
-    """
-
-    job: Job
-    group: Group
-    precision: Precision
-    tokenizer: PreTrainedTokenizerBase
-    parallel_model: ParallelModel
-    rows: TokenRows
-    plan: BatchPlan | RolloutPlan
-    evaluator: Validator | RolloutEvaluator | None
-    tasks: TaskEvaluator | None
-    state: checkpoint.State
-    total_steps: int
-    resumed_from: int | None = None
-    outline: torch.nn.Module | None = None
-    set_of: np.ndarray | None = None
-    set_names: list[str] = field(default_factory=list)
-    set_losses: torch.Tensor | None = None
-    comparison: Comparison | None = None
-    rollouts: Rollouts | None = None
-
-    @property
-    def module(self) -> LossModel:
-        """The model as it is evaluated: it gives the loss of a batch, and generates."""
-        return self.parallel_model.module
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the model."""
-        return self.parallel_model.optimizer
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler:
-        """What scales the loss."""
-        return self.parallel_model.scaler
-
-    @property
-    def written(self) -> torch.nn.Module:
-        """The model as saved files describe it: whole, if without weights."""
-        return self.outline or self.module.model
-
-    @property
-    def config(self) -> RunConfig:
-        """The configuration of the run."""
-        return self.job.config
+from aift_ray.parallel.protocol import ParallelModel
 
 
 def build(
@@ -123,7 +51,7 @@ def build(
         tokenizer: that of the job's model; None: it is loaded.
         pool: starts processes that generate completions, where the workers do not.
     """
-    config, training = job.config, job.config.training
+    config = job.config
     group = replace(group, model_parallel_size=config.parallel.model_parallel_size)
     precision = Precision.resolve(config, group.device)
     state, tensors = _state(job, resume)
@@ -141,17 +69,8 @@ def build(
         left = range(state.step, steps)
         compared = References(objective, job, group, precision, plan, left, rows, tested)
         _ask_reference(job, group, precision, compared)
-    model = _model(job, group, precision, str(resume) if resume else None)
-    noise, policy = training.neftune_noise_alpha, policy_of(config)
-    module = LossModule(model, noise, objective, policy).train()
-    parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
-    if training.compile:
-        compile_blocks(model)
-    adamw = optimizer.build(module, training, config.lora.lora_plus_ratio)
-    parallel_model.set_optimizer(adamw, precision.scaler(group))
-    if tensors:
-        parallel_model.load_optimizer_state(tensors["optimizer"])
-        parallel_model.scaler.load_state_dict(tensors["scaler"])
+    model = built_model(job, group, precision, str(resume) if resume else None)
+    parallel_model = _trainable(job, group, precision, model, tensors)
     if compared and compared.missing:
         phases.tell(job.output, group, phases.REFERENCE)
         compared.complete(parallel_model.module)
@@ -178,6 +97,28 @@ def build(
     if isinstance(plan, RolloutPlan):
         _add_rollouts(run, plan, tested, tensors, pool)
     return run
+
+
+def _trainable(
+    job: Job,
+    group: Group,
+    precision: Precision,
+    model: torch.nn.Module,
+    tensors: dict[str, Any] | None,
+) -> ParallelModel:
+    """`model` with its loss, spread over the workers, with the optimizer of a checkpoint."""
+    config, training = job.config, job.config.training
+    noise, policy = training.neftune_noise_alpha, policy_of(config)
+    module = LossModule(model, noise, Objective.of(config), policy).train()
+    parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
+    if training.compile:
+        compile_blocks(model)
+    adamw = optimizer.build(module, training, config.lora.lora_plus_ratio)
+    parallel_model.set_optimizer(adamw, precision.scaler(group))
+    if tensors:
+        parallel_model.load_optimizer_state(tensors["optimizer"])
+        parallel_model.scaler.load_state_dict(tensors["scaler"])
+    return parallel_model
 
 
 def _add_rollouts(
@@ -219,7 +160,7 @@ def _ask_reference(job: Job, group: Group, precision: Precision, compared: Refer
     phases.tell(job.output, group, phases.REFERENCE)
     config = reference_logprobs.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
-    module = LossModule(_model(asked, group, precision, None))
+    module = LossModule(built_model(asked, group, precision, None))
     reference = wrap(config.parallel, module, group, precision.compute, job.layout)
     compared.complete(reference.module)
     del module, reference
@@ -281,70 +222,9 @@ def _outline(job: Job, group: Group, model: torch.nn.Module) -> torch.nn.Module 
     return whole_like(model, load.skeleton(job.location))
 
 
-def _model(job: Job, group: Group, precision: Precision, resume: str | None) -> torch.nn.Module:
-    config, full, layout = job.config, job.config.method == "full", job.layout or {}
-    weights = resume if full else None
-    held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
-    only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
-    # where each worker keeps a share, only that is read and brought to the precision of the run
-    by_shards = config.parallel.shards_weights and not config.parallel.by_deepspeed
-    dtype = None if full and by_shards else precision.frozen
-    attention, shards = job.support.attention, _shards(config, group)
-    base = load.load_model(
-        job.location,
-        dtype,
-        attention,
-        held,
-        only=only,
-        shards=shards,
-        weights=weights,
-        scored=RewardHead(config.training.seed, job.pad_id)
-        if config.objective == "reward"
-        else None,
-    )
-    family_support.without_noise(base)
-    # the same new weights on every worker, and after every restart
-    torch.manual_seed(config.training.seed)
-    if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
-    if full:
-        return base
-    adapted: torch.nn.Module
-    with outlined(base, load.skeleton(job.location)) if only else nullcontext():
-        if resume:
-            adapted = continue_adapters(base, config.lora, job.location, resume)
-        elif config.lora.init_from:
-            adapted = start_from(base, config.lora, config.lora.init_from)
-        else:
-            adapted = add_adapters(base, config.lora, job.location)
-    return adapted
-
-
-def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
-    """The model of a job as it begins, whose weights are not trained here."""
-    return _model(job, group, precision, None).requires_grad_(False)
-
-
-def _shards(config: RunConfig, group: Group) -> Loading | None:
-    """How 4-bit weights are loaded that no device holds whole; None: by the device that does."""
-    parallel, lora = config.parallel, config.lora
-    if config.base_bits != 4 or not (
-        parallel.shards_weights or parallel.strategy == "model_parallel"
-    ):
-        return None
-    if parallel.by_deepspeed:
-        # it partitions what each worker has loaded
-        return None
-    # these look at the whole base for where the adapters start
-    look = lora.use_dora or lora.init_lora_weights != "default"
-    if parallel.is_sharded_data_parallel and group.world_size > 1 and not look:
-        return Loading(group.device, group.rank, group.world_size)
-    return Loading(group.device)
-
-
 def rebuild(run: Run, folder: Path) -> None:
     """Put the model of a checkpoint in place of the run's; it is not trained further."""
-    model = _model(run.job, run.group, run.precision, str(folder))
+    model = built_model(run.job, run.group, run.precision, str(folder))
     policy = policy_of(run.config)
     module = LossModule(model, objective=Objective.of(run.config), policy=policy)
     compute, layout = run.precision.compute, run.job.layout

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 Note = Callable[[slice, torch.Tensor, torch.Tensor], None]
 
@@ -92,7 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         head: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
@@ -140,7 +143,9 @@ class _FrozenLogProbabilities(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: FunctionCtx, head: Any, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         for start in range(0, len(targets), CHUNK):

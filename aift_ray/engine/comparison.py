@@ -29,6 +29,7 @@ class Comparison:
             are not known yet; zeros where the objective has no reference.
         sums: what was measured since it was last cleared, (measures,), of this worker's rows.
         kl: (), how far the model is from its reference, as last estimated.
+        shared: the prompt of a pair is computed once for both answers.
     """
 
     objective: Objective
@@ -40,6 +41,7 @@ class Comparison:
     group: Group
     sums: torch.Tensor
     kl: torch.Tensor
+    shared: bool = False
 
     @classmethod
     def of(
@@ -50,18 +52,21 @@ class Comparison:
         pad_id: int,
         precision: Precision,
         group: Group,
+        shared: bool = False,
     ) -> Comparison:
         """Of which nothing is known yet."""
         start = np.nan if objective.referenced else 0.0
         reference = np.full(len(rows), start, np.float32)
         sums = torch.zeros(_MEASURES, dtype=torch.float64, device=group.device)
         kl = torch.zeros((), device=group.device)
-        return cls(objective, rows, reference, padded, pad_id, precision, group, sums, kl)
+        laid = (reference, padded, pad_id, precision, group, sums, kl, shared)
+        return cls(objective, rows, *laid)
 
     def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
         """The tensors of some rows, on this worker's device."""
         reference = self.reference.astype(np.float32)
-        made = collate(self.rows, indices, self.padded, self.pad_id, reference=reference)
+        how = (self.padded, self.pad_id)
+        made = collate(self.rows, indices, *how, reference=reference, shared=self.shared)
         moved = made.to(self.group.device)
         assert moved.compared
         each = 1 if self.objective.labelled else 2

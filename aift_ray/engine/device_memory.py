@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from aift_ray.engine.build import Run
+from aift_ray.engine.worker_run import Run
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.planning.candidates import remedy
 from aift_ray.planning.memory_estimate import Workload, memory

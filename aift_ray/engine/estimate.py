@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from aift_ray.data.batch_plan import BatchPlan
-from aift_ray.engine.build import Run
 from aift_ray.engine.device_memory import work_of
+from aift_ray.engine.worker_run import Run
 from aift_ray.models.model_stats import measured
 from aift_ray.planning import measured_rates, speed
 from aift_ray.planning.gpu_specs import Card, of_name

@@ -273,7 +273,7 @@ def _without_attention(config: PreTrainedConfig) -> str:
 
 
 @torch.no_grad()
-def _looks_ahead(model: Any) -> bool:
+def _looks_ahead(model: PreTrainedModel) -> bool:
     """Whether logits depend on later tokens, as those of an encoder do."""
     ids = _documents()[0][None]
     short = ids[:, : ids.shape[1] // 2]

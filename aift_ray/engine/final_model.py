@@ -9,28 +9,29 @@ from pathlib import Path
 
 import torch
 
-from aift_ray.engine.build import Run
-from aift_ray.engine.checkpoint.coordinator import CheckpointCoordinator
-from aift_ray.engine.checkpoint.gathered import GatheredTensors
-from aift_ray.engine.checkpoint.snapshot import final_weights, streams
+from aift_ray.engine.checkpoint import WEIGHTS
+from aift_ray.engine.checkpoint.snapshot import final_weights, gathered_weights
+from aift_ray.engine.checkpoint.tensor_files import GatheredTensors
+from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.model_card import FILE as CARD
 from aift_ray.engine.model_writer import write_model, write_whole
+from aift_ray.engine.worker_run import Run
 from aift_ray.models.hub import load_config
 from aift_ray.models.wrappers import is_wrapper
 
 
-def write(run: Run, writing: CheckpointCoordinator, card: str) -> None:
+def write(run: Run, writing: CheckpointWriter, card: str) -> None:
     """Write the final model: tensor by tensor where it is shared out and can be.
 
     Args:
         card: its README.md.
     """
-    folder, parts = run.job.output / "model", streams(run)
+    folder, parts = run.job.output / "model", gathered_weights(run)
     if parts:
-        writing.streamed(parts, lambda _: _write(run, folder, card, None, parts))
+        writing.gathered(parts, lambda: _write(run, folder, card, None, parts))
         return
     weights = final_weights(run)
-    if writing.saver:
+    if run.group.is_main_process:
         _write(run, folder, card, weights)
 
 
@@ -48,11 +49,11 @@ def _write(
     told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
     with parts.ending() if parts else nullcontext():
         if full and is_wrapper(load_config(place, scorer=True)):
-            give = partial(parts.give, "model") if parts else None
+            give = partial(parts.give, WEIGHTS) if parts else None
             write_whole(*told, place, weights, give)
         else:
             dtype = run.precision.compute if full else None
-            streamed = partial(parts.write, "model", dtype=dtype) if parts else None
+            streamed = partial(parts.write, WEIGHTS, dtype=dtype) if parts else None
             write_model(*told, dtype, weights, streamed, final=True, base=place)
     (scratch / CARD).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

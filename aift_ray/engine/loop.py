@@ -14,12 +14,12 @@ import torch
 
 from aift_ray.data.collate import MicroBatch, collate
 from aift_ray.engine import optimizer
-from aift_ray.engine.build import Run
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.device_memory import out_of_memory
 from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.set_losses import by_set, of_comparisons
+from aift_ray.engine.worker_run import Run
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.protocol import MicroBatches
 
@@ -186,6 +186,8 @@ def without_targets(batch: MicroBatch) -> MicroBatch:
         batch.label_positions[:0],
         batch.labels[:0],
         batch.max_seqlen,
+        places=batch.places,
+        own=batch.own,
         compared=batch.compared and batch.compared.none(),
         policy=batch.policy and batch.policy.none(),
     )

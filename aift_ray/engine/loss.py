@@ -7,31 +7,27 @@ in memory together.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aift_ray.config import GRPOConfig
 from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
 from aift_ray.engine.grpo.policy_loss import policy_loss
+from aift_ray.engine.lm_head import LmHead, TemperedHead
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
-from aift_ray.parallel.dtensor_utils import without_partitioning
 from aift_ray.parallel.protocol import StageModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -62,7 +58,7 @@ class LossModule(StageModel):
         self._body = [decoder_of(inner)]
         self._embeddings = [inner.get_input_embeddings()]
         scores = objective is not None and objective.scored
-        self._head = [] if scores else [_Head(inner)]
+        self._head = [] if scores else [LmHead(inner)]
         # a wrapper of PEFT may take its place, by this name
         self._scores: list[Any] = [inner] if scores else []
         self.routers = router_loss(model)
@@ -118,7 +114,7 @@ class LossModule(StageModel):
         """The loss of generated completions, at the temperature that they were sampled at."""
         assert batch.policy is not None
         assert self._policy is not None
-        head = _Tempered(self._head[0], self._policy.temperature)
+        head = TemperedHead(self._head[0], self._policy.temperature)
         each = log_probabilities(head, states, targets)
         return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
 
@@ -165,7 +161,8 @@ def documents(batch: MicroBatch) -> PackedDocuments | None:
     """The documents of a packed `batch`; None where its rows are padded."""
     if batch.cu_seqlens is None:
         return None
-    return PackedDocuments(batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1])
+    laid = batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1]
+    return PackedDocuments(*laid, batch.places, batch.own)
 
 
 def model_inputs(
@@ -181,7 +178,8 @@ def model_inputs(
     if batch.cu_seqlens is None:
         return inputs | {"attention_mask": batch.attention_mask}
     inputs["position_ids"] = batch.position_ids
-    if body is not None and not _takes_more(body):
+    # layers know nothing of tokens that documents share; attention does
+    if batch.places is not None or (body is not None and not _takes_more(body)):
         return inputs
     longest = batch.max_seqlen
     return inputs | {
@@ -222,94 +220,3 @@ def noisy(embeddings: nn.Module, alpha: float, batch: MicroBatch) -> Iterator[No
         yield
     finally:
         hook.remove()
-
-
-class _Head:
-    """From hidden states to logits, by the code of the model itself.
-
-    Models scale or cap their logits, or scale the states before the output layer. Their own
-    forward is called, with hidden states in place of the body that would make them.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self.layer: nn.Module = model.get_output_embeddings()
-        self._decoder = decoder_of(model)
-        names = {id(module): name for name, module in model.named_modules()}
-        self._body = names[id(self._decoder)].partition(".")[0]
-
-    def __call__(
-        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Logits in fp32; with `weights` in place of the model's own of those names."""
-        whole = self._model.get_submodule(self._body)
-        model = self._around(_Made(hidden.flatten(0, -2)[None], whole, self._decoder))
-        inputs = {"inputs_embeds": hidden, "use_cache": False}
-        if hasattr(model.config, "output_router_logits"):
-            # their loss is added to that of the whole
-            inputs["output_router_logits"] = False
-        output = functional_call(model, dict(weights or {}), (), inputs)
-        logits: torch.Tensor = output.logits.reshape(*hidden.shape[:-1], -1)
-        return logits.float()
-
-    def device(self, states: torch.Tensor) -> torch.device:
-        """Where it computes; that of `states` where its weights are shared out or elsewhere."""
-        return next((p.device for p in self.layer.parameters()), states.device)
-
-    def trained(self) -> dict[str, torch.Tensor]:
-        """The weights beside the body that are trained, by name."""
-        named = self._around(nn.Identity()).named_parameters()
-        return {name: p for name, p in named if p.requires_grad}
-
-    def _around(self, body: nn.Module) -> nn.Module:
-        """The model with another body, and without what was put around the whole of it."""
-        model = copy.copy(self._model)
-        model.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
-        model.__dict__.pop("forward", None)
-        beside = {
-            name: part and without_partitioning(part) for name, part in self._model._modules.items()
-        }
-        model._modules = beside | {self._body: body}
-        return model
-
-
-class _Tempered:
-    """A head whose logits are divided by a temperature."""
-
-    def __init__(self, head: _Head, temperature: float) -> None:
-        self._head, self._temperature = head, temperature
-        self.trained = head.trained
-
-    def __call__(
-        self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        return self._head(hidden, weights) / self._temperature
-
-
-class _Made(nn.Module):
-    """In place of a model's body: gives hidden states, (1, positions, width)."""
-
-    def __init__(self, states: torch.Tensor, body: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        # not as attributes: they would be registered as its own
-        self._states, self._stands_for = states, (body, decoder)
-
-    def __getattr__(self, name: str) -> Any:
-        # a few ask a part of the body, or keep the scale of their logits in it
-        body, decoder = self.__dict__["_stands_for"]
-        found = getattr(body, name)
-        is_part = isinstance(found, nn.Module) and any(m is decoder for m in found.modules())
-        made: Any = _Made(self._states, found, decoder) if is_part else found
-        return made
-
-    def forward(self, *args: object, **kwargs: object) -> _States:
-        """The states, whatever is asked."""
-        return _States(last_hidden_state=self._states)
-
-
-class _States(BaseModelOutputWithPast):
-    """A body's output of which all but the hidden states is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from aift_ray.engine.build import Run
+from aift_ray.engine.worker_run import Run
 from aift_ray.planning.flops import peak
 
 

@@ -225,7 +225,7 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     return rows + [(f"grpo.{key}", str(value)) for key, value in values.items()]
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if value is None:
         return "every linear layer of the decoder blocks"
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aift_ray.models import hub, provenance
 from aift_ray.models.decoder import causal_model
@@ -110,7 +110,7 @@ def holds_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     return same
 
 
-def _write_generation(folder: str, model: Any, stop_ids: list[int]) -> None:
+def _write_generation(folder: str, model: PreTrainedModel, stop_ids: list[int]) -> None:
     if hasattr(model, HEAD):
         # what scores answers makes none
         return

@@ -11,6 +11,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.torch_compat import scalar_overflow_flags
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,7 @@ class JoinedScaler(ShardedGradScaler):
         """Divide the gradients by the scale; as torch's, but told in scalars."""
         super().unscale_(optimizer)
         if self.is_enabled():
-            # AdamW's fused step can't take the flag that the workers reduce, which has shape (1,)
-            state = self._per_optimizer_states[id(optimizer)]
-            flags = state["found_inf_per_device"]
-            state["found_inf_per_device"] = {kind: flag.view(()) for kind, flag in flags.items()}
+            scalar_overflow_flags(self, optimizer)
 
 
 def _automatic(mixed: bool, device: torch.device) -> str:

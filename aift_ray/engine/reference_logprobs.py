@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from aift_ray.config import LoRAConfig, RunConfig
+from aift_ray.config.preference_config import answers_of
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.job import Job
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
+from aift_ray.models import hub
+from aift_ray.models.families.router_loss import balances
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.group import Group
@@ -50,6 +53,18 @@ def as_reference(config: RunConfig) -> RunConfig:
         return config
     kept = LoRAConfig(use_qlora=config.lora.use_qlora, qlora_4bit=config.lora.qlora_4bit)
     return config.model_copy(update={"lora": kept})
+
+
+def shares_prompts(job: Job) -> bool:
+    """Whether the prompt of a pair is computed once for both answers.
+
+    Not where rows are padded, where attention is compiled, and where tokens have a loss of their
+    own by how routers spread them.
+    """
+    config = job.config
+    if job.padded or config.training.compile or answers_of(config.objective) != "pair":
+        return False
+    return config.method != "full" or not balances(hub.load_config(job.location))
 
 
 def of_steps(plan: BatchPlan, steps: range, replica: int, replicas: int) -> Work:
@@ -85,7 +100,7 @@ class References:
         rows: TokenRows,
         tested: tuple[TokenRows, np.ndarray],
     ) -> None:
-        how = (job.padded, job.stop_ids[0], precision, group)
+        how = (job.padded, job.stop_ids[0], precision, group, shares_prompts(job))
         own, indices = tested
         self._config = job.config
         self.train = Comparison.of(objective, rows, *how)
@@ -202,7 +217,7 @@ def file_of(job: Job, precision: str, rows: str) -> Path | None:
         return None
     # a batch of other rows would change the last digits
     laid = [config.data.packing, config.data.tokens_per_micro_batch, config.training.seed]
-    laid += [config.micro_batch, job.global_batch]
+    laid += [config.micro_batch, job.global_batch, shares_prompts(job)]
     parts = [weights, start, config.trained_with, precision, job.support.attention, *laid]
     name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
     return job.cache / f"reference-{name}-{rows}.npy"

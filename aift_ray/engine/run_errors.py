@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from aift_ray.errors import AiftError, TrainingError
 
 if TYPE_CHECKING:
-    from aift_ray.engine.build import Run
     from aift_ray.engine.job import Job
+    from aift_ray.engine.worker_run import Run
     from aift_ray.parallel.group import Group
 
 LOG = "error.log"

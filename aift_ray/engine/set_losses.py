@@ -14,7 +14,7 @@ from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.collate import MicroBatch
 
 if TYPE_CHECKING:
-    from aift_ray.engine.build import Run
+    from aift_ray.engine.worker_run import Run
 
 
 class SetLosses:

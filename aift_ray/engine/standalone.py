@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from aift_ray.engine.job import Job
-from aift_ray.engine.worker import Report, nothing, work
+from aift_ray.engine.run_session import Report
+from aift_ray.engine.worker import nothing, work
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.group import Group
 

@@ -9,14 +9,14 @@ from aift_ray.engine.estimate import estimated
 from aift_ray.parallel.group import Group
 
 if TYPE_CHECKING:
-    from aift_ray.engine.worker import _Session
+    from aift_ray.engine.run_session import RunSession
 
 
-def summarized(session: _Session, status: str) -> dict[str, Any]:
+def summarized(session: RunSession, status: str) -> dict[str, Any]:
     """The summary of a worker's session; every worker must call this.
 
     Args:
-        session: what `worker.work` keeps beside the steps.
+        session: what a worker keeps beside the steps.
         status: done, stopped early or interrupted.
     """
     run, state = session.run, session.run.state

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aift_ray.serving.engines.interface import Request, SamplingParams
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
 from aift_ray.tasks.scores import cut_at
 from aift_ray.tasks.task_prompts import ItemEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PREFIX_MEMORY = 256 * 2**20
 # tokens between two looks for a stop string in the text
@@ -33,7 +36,7 @@ class GeneratedAnswer:
 
 
 def write(
-    model: Any,
+    model: PreTrainedModel,
     encoder: ItemEncoder,
     prompts: Sequence[list[int]],
     max_tokens: int,

@@ -15,7 +15,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from aift_ray.tasks.task_prompts import ScoredSequence
 
@@ -55,7 +55,7 @@ class Likelihoods:
         plain: None while prompts are shared, else why each sequence is read by itself.
     """
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: int) -> None:
         self._model, self._tokens = model, tokens
         config = model.config.get_text_config(decoder=True)
         self._vocabulary: int = config.vocab_size

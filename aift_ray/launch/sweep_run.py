@@ -15,7 +15,6 @@ from aift_ray.commandline import ParsedSettings
 from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.engine.metrics import replace
 from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, UserError
-from aift_ray.launch.training_run import gpus_used, local_gpus
 from aift_ray.ray_backend import cluster
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.ray_backend.tune_runner import Sweep, Trials, fit
@@ -23,7 +22,7 @@ from aift_ray.runs import run_dir, run_dir_check, terminal
 from aift_ray.runs.execution import exit_status, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.worker_resources import asked as asks
-from aift_ray.runs.worker_resources import check_resources
+from aift_ray.runs.worker_resources import check_resources, gpus_used, local_gpus
 from aift_ray.sweep import metric as sweep_metric
 from aift_ray.sweep import plots, results
 from aift_ray.sweep import trial as sweep_trial
@@ -59,7 +58,8 @@ def run(given: ParsedSettings) -> None:
         prepared = _prepared(config, configs, folder, devices)
         searching = search(space, config.tune)
         resources = joined or {"CPU": float(os.cpu_count() or 1), "GPU": float(there)}
-        concurrent = _concurrent(config, configs, devices, searching.total, resources)
+        settled = [*configs, *(run.job.config for run in prepared)]
+        concurrent = _concurrent(config, settled, devices, searching.total, resources)
         sweep = Sweep(
             folder=folder,
             config=config.tune,

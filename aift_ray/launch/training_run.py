@@ -29,7 +29,7 @@ from aift_ray.runs.execution import execute, exit_status, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.progress import Follower, doing
 from aift_ray.runs.supervise import Attempt
-from aift_ray.utils.drivers import usable_gpus
+from aift_ray.runs.worker_resources import gpus_used, local_gpus
 from aift_ray.utils.quiet import quiet
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ def _run_alone(
     there, again = local_gpus(config), attempt.number > 0
     gpus = gpus_used(config, there)
     prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
-    each = config.parallel.gpus_a_worker if gpus else 0
-    worker_resources.check_resources(config, 1, each, worker_resources.of_machine(there))
     job, tokenizer = prepared.job, prepared.encoder.tokenizer
+    each = job.config.parallel.gpus_a_worker if gpus else 0
+    worker_resources.check_resources(job.config, 1, each, worker_resources.of_machine(there))
     # the encoder's copies of a large vocabulary
     del prepared
     local_run.make_room()
     go = partial(local_run.attempt_it, job, gpus > 0, tokenizer, attempt)
     # the command has no callbacks
-    return _train(config, folder, job, go, Listener(folder, ()), again=again)
+    return _train(job, go, Listener(folder, ()), again=again)
 
 
 def _run_on_ray(
@@ -116,11 +116,12 @@ def _run_on_ray(
         gpus = gpus_used(config, there)
         group = config.worker_range(gpus)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
-        each = config.parallel.gpus_a_worker if gpus else 0
+        resolved = prepared.job.config
+        each = resolved.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
-        worker_resources.check_resources(config, group[0], each, found)
+        worker_resources.check_resources(resolved, group[0], each, found)
         go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
-        return _train(config, folder, prepared.job, go, listener)
+        return _train(prepared.job, go, listener)
 
 
 def run_here(
@@ -147,7 +148,7 @@ def run_here(
         job = _job(prepared, listener)
         trained.append(local_run.work_here(job, device, show, on_metrics=lambda _: listener.poll()))
 
-    _train(config, folder, prepared.job, go, listener, here=True)
+    _train(prepared.job, go, listener, here=True)
     model: torch.nn.Module = trained[0].module.model
     return model
 
@@ -209,7 +210,7 @@ def _run_joined(
     if standalone.leads():
         resume = _resume_point(config, folder)
         prepared = _prepared(config, folder, (world, world), gpu, resume, started)
-        run_dir.start(config, folder)
+        run_dir.start(prepared.job.config, folder)
     else:
         resume = run_dir.resume_point(config, folder)[0]
         encode = encode_of(config.data)
@@ -223,41 +224,24 @@ def _run_joined(
     return _ended(run_dir.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
 
-def gpus_used(config: RunConfig, there: int) -> int:
-    """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
-    if config.ray.use_gpu is None:
-        return there
-    return max(there, 1) if config.ray.use_gpu else 0
-
-
-def local_gpus(config: RunConfig) -> int:
-    """GPUs of this machine, where the run may take any.
-
-    Raises:
-        ConfigError: there are some that torch can't use.
-    """
-    return 0 if config.ray.use_gpu is False else usable_gpus()
-
-
 def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     import yaml
 
     gpus = gpus_used(config, local_gpus(config))
     group = config.worker_range(gpus)
     prepared = _prepared(config, folder, group, gpus > 0, resume)
+    resolved = prepared.job.config
     if "RAY_ADDRESS" not in os.environ:
-        each = config.parallel.gpus_a_worker if gpus else 0
+        each = resolved.parallel.gpus_a_worker if gpus else 0
         local = worker_resources.of_machine(local_gpus(config))
-        worker_resources.check_resources(config, group[0], each, local)
+        worker_resources.check_resources(resolved, group[0], each, local)
     terminal.show_preview(prepared)
     terminal.console.print("configuration:", style="bold")
-    text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    text = yaml.safe_dump(resolved.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     terminal.console.print(text, markup=False)
 
 
 def _train(
-    config: RunConfig,
-    folder: Path,
     job: Job,
     go: Callable[[Callable[[], None]], None],
     listener: Listener,
@@ -270,8 +254,9 @@ def _train(
         here: callbacks are called by the training itself.
         again: it has begun before; its folder stays as it is.
     """
+    folder = job.output
     if not again:
-        run_dir.start(config, folder)
+        run_dir.start(job.config, folder)
 
     def stop(number: int) -> None:
         if not (folder / PROGRESS).exists():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from aift_ray.models.decoder import decoder_blocks
+from aift_ray.models.transformers_compat import recomputed
 
 # who makes code of the graphs
 BACKEND: Any = "inductor"
@@ -40,7 +41,7 @@ def _compile(block: Any) -> None:
         if not block.training:
             return plain(*args, **kwargs)
         if getattr(block, "gradient_checkpointing", False):
-            return block._gradient_checkpointing_func(partial(fast, **kwargs), *args)
+            return recomputed(block, partial(fast, **kwargs), *args)
         return fast(*args, **kwargs)
 
     block.forward = forward

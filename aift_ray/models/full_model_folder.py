@@ -33,6 +33,7 @@ from aift_ray.models import fingerprint
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.hub import load_config
 from aift_ray.models.load import skeleton
+from aift_ray.models.transformers_compat import set_conversions
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
@@ -82,8 +83,7 @@ class WholeFolder:
             own, pattern = rename_source_key(name, renamings, converters, prefix, state)
             if own in state and pattern is None:
                 direct.setdefault(own, []).append(name)
-        used: Any = [one for one in known if one.was_used()]
-        model._weight_conversions = used
+        set_conversions(model, [one for one in known if one.was_used()])
         tied = _tied(model)
         blocks: dict[str, list[str]] = {}
         parameters = [n for n, _ in model.named_parameters(remove_duplicate=False)]

@@ -77,3 +77,8 @@ def _integer(value: object, least: int) -> bool:
 def _within(value: object, least: float, most: float) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and least <= float(value) <= most  # type: ignore[arg-type]
+
+
+def token_ids(ids: int | Iterable[int] | None) -> list[int]:
+    """The ids of an option that is one id, several or none."""
+    return [ids] if isinstance(ids, int) else list(ids or [])

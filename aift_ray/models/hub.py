@@ -114,7 +114,7 @@ def load_config(location: str, scorer: bool = False) -> Any:
         return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
 
 
-def _check_task(location: str, architectures: Any, scorer: bool) -> None:
+def _check_task(location: str, architectures: object, scorer: bool) -> None:
     """ModelError where config.json names only classes without an output layer for tokens."""
     named = architectures if isinstance(architectures, list) else []
     allowed = (SCORER,) if scorer else ()
@@ -129,13 +129,13 @@ def _check_task(location: str, architectures: Any, scorer: bool) -> None:
     raise ModelError([Problem(f"model {location}", what, remedy)])
 
 
-def context(config: Any) -> int | None:
+def context(config: PreTrainedConfig) -> int | None:
     """Tokens of prompt and answer together that a model takes; None: any number."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if found and found > 0 else None
 
 
-def batched_context(config: Any) -> int | None:
+def batched_context(config: PreTrainedConfig) -> int | None:
     """Tokens up to which texts of a batch don't change each other; None: any number.
 
     Rotary frequencies of some kinds are chosen by the longest position of a forward pass.

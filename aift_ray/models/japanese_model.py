@@ -6,19 +6,19 @@ import logging
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.errors import ArgumentError, ConfigError, DataError, ModelError, Problem, UserError
 from aift_ray.models import fallback, hub, load
 from aift_ray.models.answer_text import written
-from aift_ray.models.attention.document_attention import has_flash
+from aift_ray.models.attention.flash_attention import has_flash
 from aift_ray.models.base_and_adapter import find_place, say_once
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
 from aift_ray.models.families.refusals import check_layers
-from aift_ray.models.generation_options import GenerationOptions
+from aift_ray.models.generation_options import GenerationOptions, token_ids
 from aift_ray.models.lora.attach import reload_adapters
 from aift_ray.utils.gpu_utils import clear_gpu_memory, enable_gradient_checkpointing
 
@@ -171,9 +171,8 @@ class JapaneseModel(BaseModel):
         model: Any = self.load_model()
         assert self._encoder is not None
         ids = torch.tensor([prompt], device=self.device)
-        stops = list(
-            dict.fromkeys([*self._encoder.stop_ids, *_listed(model.generation_config.eos_token_id)])
-        )
+        own = token_ids(model.generation_config.eos_token_id)
+        stops = list(dict.fromkeys([*self._encoder.stop_ids, *own]))
         options = {"eos_token_id": stops, "pad_token_id": stops[0]}
         options |= sampling.options(self._room(model, len(prompt))) | further
         if "stop_strings" in options:
@@ -190,7 +189,7 @@ class JapaneseModel(BaseModel):
             raise ConfigError([Problem("generate_japanese", str(error))]) from error
         finally:
             model.train(was_training)
-        return output[0, len(prompt) :].tolist(), _listed(options["eos_token_id"])
+        return output[0, len(prompt) :].tolist(), token_ids(options["eos_token_id"])
 
     def load_with_fallback(self, fallback_models: list[str] | None = None) -> bool:
         """Load the model and its tokenizer, or else the first of others that loads.
@@ -285,14 +284,10 @@ class JapaneseModel(BaseModel):
         return list(given)
 
 
-def _known_stops(name: str, tokenizer: Any) -> list[int]:
+def _known_stops(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that the catalog says end a turn."""
     entry, known = find(name), tokenizer.get_added_vocab()
     return [known[token] for token in (entry.turn_ends if entry else ()) if token in known]
-
-
-def _listed(ids: Any) -> list[int]:
-    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def _reason(error: BaseException) -> str:

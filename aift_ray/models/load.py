@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from aift_ray.errors import ModelError, Problem
@@ -28,6 +28,7 @@ from aift_ray.models.hub import explained, load_config
 from aift_ray.models.lora.target_modules import freeze, left_in_full
 from aift_ray.models.model_stats import counted, is_plain
 from aift_ray.models.split import part_class
+from aift_ray.models.transformers_compat import from_config, takes_flash_attention
 from aift_ray.planning.model_shape import Shape
 
 # of the attention asked of transformers: what computes it
@@ -53,12 +54,10 @@ def skeleton(location: str, whole: bool = False) -> PreTrainedModel:
         return built(config, whole)
 
 
-def built(config: object, whole: bool = False, **options: object) -> PreTrainedModel:
+def built(config: PreTrainedConfig, whole: bool = False, **options: object) -> PreTrainedModel:
     """A model of a configuration, on torch's default device; see `skeleton`."""
     made = wrappers.whole_class(config) if whole else wrappers.language_class(config)
-    make = getattr(made, "from_config", None) or made._from_config
-    model: PreTrainedModel = make(config, **options)
-    return model
+    return from_config(made, config, **options)
 
 
 def answering_attention(location: str, flash: bool) -> str:
@@ -70,9 +69,7 @@ def answering_attention(location: str, flash: bool) -> str:
     kind = family_support.attention_of(load_config(location))
     if not flash or kind != NAME:
         return kind
-    made = type(skeleton(location))
-    others = getattr(made, "_compatible_flash_implementations", None)
-    fits = made._supports_flash_attn and (not others or "flash_attention_2" in others)
+    fits = takes_flash_attention(type(skeleton(location)))
     return "flash_attention_2" if fits else kind
 
 
@@ -195,7 +192,9 @@ def _settle(
     freeze(model)
 
 
-def of_language_model(config: Any, attention: str | None) -> str | dict[str, str] | None:
+def of_language_model(
+    config: PreTrainedConfig, attention: str | None
+) -> str | dict[str, str] | None:
     """The attention of the language model alone: towers may not compute by it."""
     text = config.get_text_config(decoder=True)
     if attention is None or text is config or wrappers.taken_out(config):

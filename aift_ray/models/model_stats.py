@@ -18,7 +18,7 @@ from aift_ray.planning.model_shape import FAMILIES, Counted, Shape
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _said(own: Any, location: str, config: RunConfig) -> list[str]:
     ]
 
 
-def is_plain(config: Any) -> bool:
+def is_plain(config: PreTrainedConfig) -> bool:
     """Whether the numbers of a model follow from its configuration."""
     return config.model_type in FAMILIES
 

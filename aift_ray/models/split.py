@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
+from aift_ray.models.transformers_compat import IGNORED_ON_LOAD
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
     Beside an output layer that shares their weight, the embeddings are held too.
     """
 
-    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         _drop(self, held)
 
@@ -109,7 +110,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
         "__init__": build,
         "__module__": model_class.__module__,
         # the weights of other parts are no surprise
-        "_keys_to_ignore_on_load_unexpected": [r"."],
+        IGNORED_ON_LOAD: [r"."],
     }
     # saved files bear the class's name
     made: type[PreTrainedModel] = type(model_class.__name__, (model_class,), names)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from aift_ray.errors import ModelError, Problem
 
@@ -12,7 +10,9 @@ _SHOWN = 5
 _TURNS = (("user", "質問"), ("assistant", "答え"), ("user", "質問"))
 
 
-def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+def check_vocabulary(
+    name: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
     """Refuse a tokenizer that can write ids beyond the embeddings of a model.
 
     A token of it that no text and no template writes, such as that of an image in the tokenizer of
@@ -47,14 +47,14 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, config: Any)
     raise ModelError([Problem(f"model {name}", what, remedy)])
 
 
-def _is_written(token: str, tokenizer: Any) -> bool:
+def _is_written(token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether an added token comes into a prompt: in what users say it would be plain text."""
     # runs of blanks are taken for text
     ends = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
     return token in ends or not token.strip() or token in _template_text(tokenizer)
 
 
-def _template_text(tokenizer: Any) -> str:
+def _template_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """A chat template, and what it makes of conversations; names of roles may become tokens."""
     template = tokenizer.chat_template
     if not template:

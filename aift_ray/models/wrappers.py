@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
@@ -20,14 +20,15 @@ from transformers.models.auto.modeling_auto import (
 from aift_ray.errors import ModelError
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.families.towers import leave_out, towers
+from aift_ray.models.transformers_compat import forget_initialized
 
 
-def is_wrapper(config: object) -> bool:
+def is_wrapper(config: PreTrainedConfig) -> bool:
     """Whether a configuration is that of a language model with something beside it."""
     return _language_class(config) is not None or taken_out(config)
 
 
-def taken_out(config: Any) -> bool:
+def taken_out(config: PreTrainedConfig) -> bool:
     """Whether AutoModelForCausalLM takes the language model out of the whole."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
@@ -35,7 +36,7 @@ def taken_out(config: Any) -> bool:
     return own is not None and own is config.sub_configs.get("text_config")
 
 
-def language_class(config: Any) -> Any:
+def language_class(config: PreTrainedConfig) -> Any:
     """What opens the language model of a configuration.
 
     Raises:
@@ -51,14 +52,14 @@ def language_class(config: Any) -> Any:
     raise ModelError([refusal(kind, what, None)])
 
 
-def whole_class(config: Any) -> Any:
+def whole_class(config: PreTrainedConfig) -> Any:
     """What opens all of a model: for a wrapper that class of transformers which has the towers."""
     if taken_out(config):
         return MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
     return _language_class(config) or AutoModelForCausalLM
 
 
-def named_for_users(config: object) -> str:
+def named_for_users(config: PreTrainedConfig) -> str:
     """The class on which plain PEFT loads an adapter that was trained here."""
     found = _language_class(config)
     if found is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -72,7 +73,7 @@ def _takes_images(config: object) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def _language_class(config: Any) -> Any:
+def _language_class(config: PreTrainedConfig) -> Any:
     """The class of a wrapper from which towers are to be left out; None: there are none to."""
     if config.get_text_config(decoder=True) is config or config.is_encoder_decoder:
         return None
@@ -87,7 +88,7 @@ def _language_class(config: Any) -> Any:
 def without_towers(model_class: Any) -> Any:
     """`model_class`, whose models hold their language model alone."""
 
-    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         leave_out(self, towers(self))
 
@@ -100,6 +101,6 @@ def materialized(model: PreTrainedModel) -> PreTrainedModel:
     """A model that was built on the meta device, with random weights on the CPU."""
     model.to_empty(device=torch.device("cpu"))
     for module in model.modules():
-        module.__dict__.pop("_is_hf_initialized", None)
+        forget_initialized(module)
     model.init_weights()
     return model

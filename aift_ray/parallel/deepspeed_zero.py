@@ -19,6 +19,7 @@ from torch import nn
 
 from aift_ray.data.collate import MicroBatch
 from aift_ray.models.decoder import decoder_blocks
+from aift_ray.parallel import deepspeed_compat
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.optimizer_state import FACTOR, check_groups
@@ -110,14 +111,8 @@ class ZeroModel:
 
     def clip_gradients(self, limit: float) -> torch.Tensor:
         """Have the step clip to the norm `limit`; the norm before that, ()."""
-        zero = self._engine.optimizer
-        zero.clip_grad = limit
-        if self._stage == 3:
-            from deepspeed.runtime.utils import combine_grad_norm_groups
-
-            norm: torch.Tensor = combine_grad_norm_groups(zero._get_norm_groups())
-            return norm
-        return torch.as_tensor(zero.scaled_global_norm())
+        self._engine.optimizer.clip_grad = limit
+        return deepspeed_compat.gradient_norm(self._engine.optimizer, self._stage)
 
     def step(self) -> None:
         """Clip, and take the optimizer's step."""
@@ -125,15 +120,8 @@ class ZeroModel:
 
     def zero_grad(self) -> None:
         """Drop the gradients, those of the engine's partitions too."""
-        zero = self._engine.optimizer
-        zero.zero_grad(set_to_none=True)
-        if self._stage == 3:
-            zero.averaged_gradients = {}
-            return
-        zero.micro_step_id = -1
-        for kind in (zero.averaged_gradients, zero.all_grad_tensors):
-            for group in kind:
-                kind[group] = None
+        self._engine.optimizer.zero_grad(set_to_none=True)
+        deepspeed_compat.drop_partitioned_gradients(self._engine.optimizer, self._stage)
 
     def optimizer_state(self) -> dict[str, Any]:
         """The moments of each weight, whole, in host memory of worker 0; others have none."""
@@ -144,7 +132,7 @@ class ZeroModel:
         steps = self._steps()
         if steps is None:
             return {"state": found, "factors": factors}
-        self._link()
+        deepspeed_compat.link_moments(self._engine.optimizer, self._stage)
         for name, weight in self._weights.items():
             moments = {kind: safe_get_full_optimizer_state(weight, kind) for kind in _MOMENTS}
             if self._group.is_main_process:
@@ -166,7 +154,7 @@ class ZeroModel:
                 "step": torch.as_tensor(float(done), device=flat.device),
                 **{kind: torch.zeros_like(flat) for kind in _MOMENTS},
             }
-        self._link()
+        deepspeed_compat.link_moments(self._engine.optimizer, self._stage)
         for name, weight in self._weights.items():
             if name in state:
                 for kind in _MOMENTS:
@@ -175,16 +163,6 @@ class ZeroModel:
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:
         """As given: worker 0 has everything."""
         return own
-
-    def _link(self) -> None:
-        """Have stages 1 and 2 know where the moments of each weight are.
-
-        The engine does so after the step of the first group of weights, when others have none yet.
-        """
-        if self._stage < 3:
-            zero = self._engine.optimizer
-            zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
 
     def _put(self, weight: nn.Parameter, value: torch.Tensor, kind: str) -> None:
         """Take this worker's partition of a moment."""
@@ -203,14 +181,7 @@ class ZeroModel:
 
     def _partitions(self) -> list[torch.Tensor]:
         """This worker's partitions of all trained weights."""
-        zero = self._engine.optimizer
-        name = (
-            "fp32_partitioned_groups_flat"
-            if self._stage == 3
-            else "single_partition_of_fp32_groups"
-        )
-        found: list[torch.Tensor] = list(getattr(zero, name))
-        return found
+        return deepspeed_compat.partitions(self._engine.optimizer, self._stage)
 
     def _steps(self) -> torch.Tensor | None:
         """The steps that the optimizer has taken; None: it has no state yet."""
@@ -234,12 +205,10 @@ def _imported(device: torch.device) -> Any:
     # its launcher would set it
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
-    import deepspeed.ops
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # workers of one host would share memory by an extension that takes a minute to compile
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed_compat.without_shared_memory()
     return deepspeed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_
+
+from aift_ray.parallel.torch_compat import bare_copy
 
 # bytes of gradients sent at once
 _BUCKET = 2**26
@@ -39,12 +40,7 @@ def without_partitioning(module: torch.nn.Module) -> torch.nn.Module:
     """
     if not any(is_partitioned(p) for p in module.parameters()):
         return module
-    made = copy.copy(module)
-    made.__dict__ |= {"_forward_hooks": {}, "_forward_pre_hooks": {}}
-    made._modules = {
-        name: part and without_partitioning(part) for name, part in module._modules.items()
-    }
-    return made
+    return bare_copy(module, lambda _, part: part and without_partitioning(part))
 
 
 def widened(module: torch.nn.Module) -> torch.nn.Module:

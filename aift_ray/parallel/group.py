@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store as _store
+
+from aift_ray.parallel.torch_compat import default_store
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ class Group:
     def leave(self) -> None:
         """Let the others know that this worker goes no further."""
         if self.world_size > 1:
-            _store().set(f"aift_ray/left/{self.rank}", "")
+            default_store().set(f"aift_ray/left/{self.rank}", "")
 
     def all_leave(self, seconds: float) -> bool:
         """Whether all workers go no further, after waiting for them for some time."""
@@ -121,7 +122,7 @@ class Group:
             return True
         marks = [f"aift_ray/left/{rank}" for rank in range(self.world_size)]
         try:
-            _store().wait(marks, timedelta(seconds=seconds))
+            default_store().wait(marks, timedelta(seconds=seconds))
         except dist.DistError:
             return False
         return True

@@ -7,15 +7,14 @@ each stage makes masks and positions from the batch itself; only hidden states t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils._pytree import tree_map
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.data.collate import MicroBatch
@@ -27,6 +26,9 @@ from aift_ray.parallel.pp_p2p import Wires
 from aift_ray.parallel.pp_schedule import order
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
 from aift_ray.parallel.torch_model import Scale, TorchModel
+
+if TYPE_CHECKING:
+    pass
 
 # batches that a stage may be ahead of the next one in an evaluation
 _AHEAD = 4
@@ -188,14 +190,14 @@ class Pipeline(LossModel):
             twins = {prefix + name for name in self._names for prefix in ("", "model.")}
             own = {name: value for name, value in own.items() if name not in twins}
         if not group.is_main_process:
-            outline = tree_map(lambda t: t.to("meta"), own)
+            outline = _each(own, lambda t: t.to("meta"))
             dist.send_object_list([outline], 0)
-            tree_map(lambda t: dist.send(t.to(self._carrier), 0), own)
+            _each(own, lambda t: dist.send(t.to(self._carrier), 0))
             return own
         for rank in range(1, group.model_parallel_size):
             box: list[Any] = [None]
             dist.recv_object_list(box, rank)
-            own = own | tree_map(partial(self._fetched, rank), box[0])
+            own = own | _each(box[0], partial(self._fetched, rank))
         known = [own[name] for name in self._names if name in own]
         return own | (dict.fromkeys(self._names, known[0]) if known else {})
 
@@ -277,3 +279,10 @@ class Pipeline(LossModel):
         if not hasattr(first, "of_later_stages"):
             first.of_later_stages = [copy.deepcopy(first) for _ in self._own[1:]]
         return [first, *first.of_later_stages]
+
+
+def _each(values: Any, act: Callable[[torch.Tensor], object]) -> Any:
+    """What `act` makes of each tensor of dictionaries in dictionaries."""
+    if isinstance(values, dict):
+        return {name: _each(part, act) for name, part in values.items()}
+    return act(values)

@@ -47,9 +47,9 @@ def cluster(variables: Mapping[str, str] | None = None) -> Iterator[dict[str, fl
             stack.enter_context(reaper.watched(folder))
         stack.callback(ray.shutdown)
         with _environment({} if address else variables or {}):
-            _connect(address)
+            session = _connect(address)
         if not address:
-            ray_sessions.mark(Path(ray._private.worker._global_node.get_session_dir_path()))
+            ray_sessions.mark(session)
         yield ray.cluster_resources()
 
 
@@ -81,7 +81,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None) -> Path:
+    """Join a cluster, or start one; the folder of its session."""
     try:
         if address and _HOST_AND_PORT.fullmatch(address):
             # Ray itself would try for a minute
@@ -90,13 +91,14 @@ def _connect(address: str | None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without "local", Ray would join whatever cluster was last started on this machine
-            ray.init(
+            context = ray.init(
                 address or "local",
                 configure_logging=True,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 include_dashboard=None if address else False,
             )
+            return Path(context.address_info["session_dir"])
     except Exception as error:
         # where a server of it does not start in time, Ray raises no narrower kind
         if address is None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-# the public UserCallback does not hear of resizing
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-
 from aift_ray.engine.metrics import SAVE
+from aift_ray.ray_backend.ray_train_compat import ControllerCallback, WorkerGroupCallback
 
 # longer than a step and the writing of a checkpoint should take
 PATIENCE = 120.0

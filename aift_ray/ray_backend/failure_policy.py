@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, UserCallback
 
-# a public way to say which failures are not tried again does not exist
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
-
 from aift_ray.engine.run_errors import is_worker_loss, short
 from aift_ray.errors import AiftError
+from aift_ray.ray_backend.ray_compat import worker_error
+from aift_ray.ray_backend.ray_train_compat import DefaultFailurePolicy, FailureDecision
 from aift_ray.runs.restart_causes import add_failure
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ def returned(error: AiftError, group: Group) -> AiftError:
 def own(failures: dict[int, Any]) -> AiftError | None:
     """The error of this package among those of workers; that of the lowest rank."""
     for _, failure in sorted(failures.items()):
-        error = _own(failure)
+        error = worker_error(failure)
         if isinstance(error, AiftError):
             return error
     return None
@@ -46,19 +44,16 @@ def own(failures: dict[int, Any]) -> AiftError | None:
 
 def of_code(failures: dict[int, Any]) -> bool:
     """Whether workers failed by an error of their code, and none was lost."""
-    errors = [_own(failure) for failure in failures.values()]
+    errors = [worker_error(failure) for failure in failures.values()]
     lost = [type(error).__module__.partition(".")[0] == "ray" for error in errors]
     return not any(lost) and not all(is_worker_loss(error) for error in errors)
 
 
 def each(failures: dict[int, Any]) -> list[str]:
     """A line a worker, by rank."""
-    return [f"worker {rank}: {short(_own(error))}" for rank, error in sorted(failures.items())]
-
-
-def _own(failure: object) -> Any:
-    """What a worker raised, of what Ray makes of it."""
-    return getattr(failure, "_base_exc", failure)
+    return [
+        f"worker {rank}: {short(worker_error(error))}" for rank, error in sorted(failures.items())
+    ]
 
 
 class Policy(DefaultFailurePolicy):  # type: ignore[misc]

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.ray_backend.ray_compat import forget_token
 
 MODE, _TOKEN, _PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -44,7 +44,7 @@ def own_token() -> Iterator[Path | None]:
         file.touch(mode=0o600)
         file.write_text(secrets.token_hex(32), encoding="utf-8")
         os.environ[_PATH] = str(file)
-        _read_anew()
+        forget_token()
         try:
             yield Path(folder)
         finally:
@@ -52,14 +52,4 @@ def own_token() -> Iterator[Path | None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-            _read_anew()
-
-
-def _read_anew() -> None:
-    """Have this process's Ray forget the token and the mode that it has read."""
-    # compiled, without types
-    from ray import _raylet
-
-    raylet: Any = _raylet
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-    raylet.Config.initialize("")
+            forget_token()

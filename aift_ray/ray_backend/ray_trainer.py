@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig
 
 from aift_ray.engine.job import Job
@@ -21,6 +20,7 @@ from aift_ray.engine.run_errors import LOG, short
 from aift_ray.errors import AiftError, TrainingError, WorkersLost
 from aift_ray.ray_backend import failure_policy
 from aift_ray.ray_backend.elastic import SaveBeforeResize
+from aift_ray.ray_backend.ray_train_compat import TorchTrainer
 from aift_ray.runs import worker_env
 from aift_ray.runs.execution import in_words, out_of_memory
 from aift_ray.runs.restart_causes import FAILURES
@@ -57,7 +57,7 @@ def train(job: Job, workers: tuple[int, int], gpu: bool, wait: Callable[[], None
         raise failure
 
 
-def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.TorchTrainer:
+def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> TorchTrainer:
     config = job.config.ray
     least, most = workers
     if least != most:
@@ -67,7 +67,8 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
     told = worker_env.environment()
     if gpu:
         told |= worker_env.on_gpus(job.config.parallel.offload)
-    return _Trainer(
+    failures = FailureConfig(max_failures=config.max_failures)
+    return TorchTrainer(
         _work,
         train_loop_config={
             "job": job,
@@ -86,30 +87,14 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> ray.train.torch.T
             name=job.output.name,
             # Ray's own copy of a checkpoint would end the attempt when it fails
             storage_path=str(job.output / ".ray"),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=failures,
             callbacks=[failure_policy.Causes(job.output / FAILURES), SaveBeforeResize(job.output)],
             worker_runtime_env={
                 "env_vars": told | {"OMP_NUM_THREADS": threads} | worker_env.waiting()
             },
         ),
+        policy=failure_policy.Policy(failures),
     )
-
-
-class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """With this package's policy, and without the actor that asks the dashboard about the run.
-
-    Where there is no dashboard, that would take 12 seconds to give up at the end of each run.
-    """
-
-    def _initialize_and_run_controller(self, **how: object) -> Any:
-        policy = failure_policy.Policy(self.run_config.failure_config)
-        return super()._initialize_and_run_controller(**how | {"failure_policy": policy})
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if internal_kv._internal_kv_get("webui:url", namespace="dashboard"):
-            return list(callbacks)
-        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def _work(settings: dict[str, Any]) -> AiftError | None:

@@ -163,7 +163,7 @@ class Trials(Searcher):  # type: ignore[misc]
             self._tell(trial)
             self._ended(trial)
             return trial, None
-        run_dir.start(config, trial.folder)
+        run_dir.start(prepared.job.config, trial.folder)
         (trial.folder / ASKED).unlink(missing_ok=True)
         self.told(trial)
         return trial, {

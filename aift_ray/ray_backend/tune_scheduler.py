@@ -21,6 +21,7 @@ from ray.tune.schedulers import (
 
 from aift_ray.config import TuneConfig
 from aift_ray.engine.metrics import STOP
+from aift_ray.ray_backend.ray_train_compat import compared_by, rungs
 from aift_ray.sweep.trial import DONE, STOPPED, Trial
 
 # in the folder of a trial that was asked to stop
@@ -50,7 +51,7 @@ class _Graceful:
 
     def on_trial_complete(self, controller: object, trial: object, result: dict[str, Any]) -> None:
         """A trial that reported nothing to compare is left out."""
-        if self._metric in result:  # type: ignore[attr-defined]
+        if compared_by(self)[0] in result:
             super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
 
     def remember(self, trial: Trial, metric: str) -> None:
@@ -64,9 +65,9 @@ class _Graceful:
 
     def decide(self, controller: object, trial: object, result: dict[str, Any]) -> str:
         """Whether a trial with this evaluation stops or continues."""
-        metric = self._metric  # type: ignore[attr-defined]
+        metric, mode = compared_by(self)
         if not math.isfinite(result.get(metric, 0.0)):
-            worst = math.inf if self._mode == "min" else -math.inf  # type: ignore[attr-defined]
+            worst = math.inf if mode == "min" else -math.inf
             result = result | {metric: worst}
         return str(super().on_trial_result(controller, trial, result))  # type: ignore[misc]
 
@@ -77,18 +78,20 @@ class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
     def __init__(self, tolerance: float, grace: int, **given: object) -> None:
         super().__init__(grace_period=grace, **given)
         self._grace, self._untrained = grace, dict[str, float]()
-        for bracket in self._brackets:
+        for bracket in rungs(self):
             bracket.cutoff = partial(_lowered, bracket.cutoff, tolerance)
 
     def decide(self, controller: object, trial: Any, result: dict[str, Any]) -> str:
         """As ASHA does, and by the untrained model."""
-        decided, score = super().decide(controller, trial, result), result.get(self._metric)
+        metric, mode = compared_by(self)
+        decided, score = super().decide(controller, trial, result), result.get(metric)
         if score is None:
             return decided
         if result["step"] == 0:
             self._untrained[trial.trial_id] = score
-        before = self._untrained.get(trial.trial_id, math.inf * -self._metric_op)
-        worse = self._metric_op * score < self._metric_op * before
+        sign = 1.0 if mode == "max" else -1.0
+        before = self._untrained.get(trial.trial_id, math.inf * -sign)
+        worse = sign * score < sign * before
         return str(TrialScheduler.STOP) if worse and result["step"] >= self._grace else decided
 
 

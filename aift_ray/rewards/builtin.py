@@ -53,7 +53,7 @@ class BuiltIn:
         return found
 
 
-def _expected(value: Any) -> list[str]:
+def _expected(value: object) -> list[str]:
     """The right answers that a row has: one, or any of several."""
     several = value if isinstance(value, (list, tuple)) else [value]
     return [each if isinstance(each, str) else json.dumps(each) for each in several]
@@ -64,14 +64,14 @@ def _answer(completion: Completion, values: Mapping[str, Any]) -> str:
     return extract(rule, answer_of(completion)).strip()
 
 
-def _exact_match(completion: Completion, right: Any, values: Mapping[str, Any]) -> float | None:
+def _exact_match(completion: Completion, right: object, values: Mapping[str, Any]) -> float | None:
     if right is None:
         return None
     answer = normal(_answer(completion, values))
     return float(any(answer == normal(each) for each in _expected(right)))
 
 
-def _numeric(completion: Completion, right: Any, values: Mapping[str, Any]) -> float | None:
+def _numeric(completion: Completion, right: object, values: Mapping[str, Any]) -> float | None:
     if right is None:
         return None
     wanted = [number(each) for each in _expected(right)]
@@ -79,20 +79,20 @@ def _numeric(completion: Completion, right: Any, values: Mapping[str, Any]) -> f
     return float(found is not None and found in wanted)
 
 
-def _math(completion: Completion, right: Any, values: Mapping[str, Any]) -> float | None:
+def _math(completion: Completion, right: object, values: Mapping[str, Any]) -> float | None:
     from aift_ray.rewards.mathematics import verified
 
     return None if right is None else verified(answer_of(completion), _expected(right))
 
 
-def _regex(completion: Completion, right: Any, values: Mapping[str, Any]) -> float:
+def _regex(completion: Completion, right: object, values: Mapping[str, Any]) -> float:
     # as in format rewards: the thought is a part of what is looked at
     text = written_in(completion)
     matched = re.fullmatch if values.get("match") == "full" else re.search
     return float(matched(values["pattern"], text, re.DOTALL) is not None)
 
 
-def _length(completion: Completion, right: Any, values: Mapping[str, Any]) -> float:
+def _length(completion: Completion, right: object, values: Mapping[str, Any]) -> float:
     """1 between the bounds; outside of them it falls by the distance over `margin` to 0."""
     length = len(written_in(completion))
     distance = max(values.get("min", 0) - length, length - values.get("max", length), 0)
@@ -100,15 +100,15 @@ def _length(completion: Completion, right: Any, values: Mapping[str, Any]) -> fl
     return max(0.0, 1.0 - distance / margin) if margin else float(distance == 0)
 
 
-def _japanese(completion: Completion, right: Any, values: Mapping[str, Any]) -> float:
+def _japanese(completion: Completion, right: object, values: Mapping[str, Any]) -> float:
     return japanese_text.japanese_share(written_in(completion), values.get("english_words", 4))
 
 
-def _polite(completion: Completion, right: Any, values: Mapping[str, Any]) -> float:
+def _polite(completion: Completion, right: object, values: Mapping[str, Any]) -> float:
     return polite_text.polite_share(answer_of(completion))
 
 
-def _json_schema(completion: Completion, right: Any, values: Mapping[str, Any]) -> float:
+def _json_schema(completion: Completion, right: object, values: Mapping[str, Any]) -> float:
     return json_schema.valid(answer_of(completion), values.get("schema", right))
 
 

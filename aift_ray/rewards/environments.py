@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from aift_ray.errors import ConfigError, RewardError
+from aift_ray.errors import RewardError
 from aift_ray.rewards.processes import WorkerEnded, WorkerTimeout
-from aift_ray.rewards.slot import Slot, first_problems
+from aift_ray.rewards.slot import Slot, SlotPool
 from aift_ray.rewards.spec import RewardSpec
 
 _ATTEMPTS = 2
@@ -38,18 +38,12 @@ class Environments:
         self._rows: list[Mapping[str, Any]] = []
         self._answers: list[list[str]] = []
         self._batch = 0
-        self._starter = ThreadPoolExecutor(1, "environments-starter")
-        self._slots = [
-            Slot({0: spec}, memory, max(timeout, 60.0), self._starter) for _ in range(processes)
-        ]
+        starter = ThreadPoolExecutor(1, "environments-starter")
+        slots = [Slot({0: spec}, memory, max(timeout, 60.0), starter) for _ in range(processes)]
         # one thread a process: an episode stays with the process that began it
-        self._threads = [ThreadPoolExecutor(1, "environments") for _ in self._slots]
-        try:
-            if problems := first_problems(self._slots):
-                raise ConfigError(problems)
-        except BaseException:
-            self.close()
-            raise
+        threads = [ThreadPoolExecutor(1, "environments") for _ in slots]
+        self._pool = SlotPool(slots, starter, threads)
+        self._pool.start()
 
     def __enter__(self) -> Environments:
         return self
@@ -65,17 +59,11 @@ class Environments:
     @property
     def pids(self) -> list[int]:
         """The numbers of the worker processes."""
-        return [slot.pid for slot in self._slots if slot.pid]
+        return self._pool.pids
 
     def close(self) -> None:
         """End the processes."""
-        for slot in self._slots:
-            slot.close()
-        for threads in self._threads:
-            threads.shutdown(cancel_futures=True)
-        for slot in self._slots:
-            slot.finish()
-        self._starter.shutdown()
+        self._pool.close()
 
     def reset(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """Begin an episode for each row; what is added to its prompt, or None.
@@ -99,13 +87,12 @@ class Environments:
         return {row: _messages(reply) for row, reply in self._all(list(answers)).items()}
 
     def _all(self, rows: list[int]) -> dict[int, Any]:
-        futures = {
-            row: self._threads[row % len(self._slots)].submit(self._ask, row) for row in rows
-        }
+        pool = self._pool
+        futures = {row: pool.threads[row % len(pool.slots)].submit(self._ask, row) for row in rows}
         return {row: future.result() for row, future in futures.items()}
 
     def _ask(self, row: int) -> Any:
-        slot, answers = self._slots[row % len(self._slots)], self._answers[row]
+        slot, answers = self._pool.slots[row % len(self._pool.slots)], self._answers[row]
         request = ("episode", 0, (self._batch, row), self._rows[row], answers)
         what = ""
         for _ in range(_ATTEMPTS):

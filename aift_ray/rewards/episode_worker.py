@@ -64,11 +64,11 @@ class Episodes:
         self._open[number] = (environment, done, checked)
         return checked
 
-    def _guarded(self, function: Callable[..., Any], *given: Any) -> Any:
+    def _guarded(self, function: Callable[..., Any], *given: object) -> Any:
         return user_function.guarded(self._file, function, *given)
 
 
-def _checked(reply: Any, turns: bool) -> Reply:
+def _checked(reply: object, turns: bool) -> Reply:
     if reply is None or isinstance(reply, str):
         return reply
     if not turns:

@@ -10,7 +10,7 @@ from typing import Any
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
 
 
-def valid(text: str, schema: Any) -> float:
+def valid(text: str, schema: object) -> float:
     """1 where a text is JSON, bare or in one fence of Markdown, that a schema allows, else 0.
 
     Args:
@@ -30,7 +30,7 @@ def valid(text: str, schema: Any) -> float:
     return float(_validator(source).is_valid(value))
 
 
-def wrong(schema: Any) -> str:
+def wrong(schema: object) -> str:
     """Why an object is no JSON schema; "" where it is one."""
     import jsonschema
 

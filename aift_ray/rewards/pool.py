@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from aift_ray.errors import ConfigError, Problem, RewardError
+from aift_ray.errors import Problem, RewardError
 from aift_ray.rewards.processes import WorkerEnded, WorkerTimeout
-from aift_ray.rewards.slot import Slot, first_problems
+from aift_ray.rewards.slot import Slot, SlotPool
 from aift_ray.rewards.spec import RewardSpec
 
 OnFailure = float | Literal["error", "none"]
@@ -111,25 +111,21 @@ class Rewards:
         self.extra: dict[str, list[str]] = {}
         self.replaced = 0
         # the thread that starts processes: they end with it, however this process ends
-        self._starter = ThreadPoolExecutor(1, "rewards-starter")
+        starter = ThreadPoolExecutor(1, "rewards-starter")
         self._idle: dict[int, queue.Queue[Slot]] = {}
-        self._slots: list[Slot] = []
+        slots: list[Slot] = []
         for group in _groups(specs, processes):
             own = {at: self._specs[at] for at in group}
             limited = memory if all(_is_code(each) for each in own.values()) else None
             loading = max(timeout, loading_timeout if _is_code(self._specs[group[0]]) else _MODEL)
-            slot = Slot(own, limited, loading, self._starter)
-            self._slots.append(slot)
+            slot = Slot(own, limited, loading, starter)
+            slots.append(slot)
             idle = self._idle.get(group[0]) or queue.Queue()
             idle.put(slot)
             self._idle |= dict.fromkeys(group, idle)
-        self._threads = ThreadPoolExecutor(max(len(self._slots), 1), "rewards")
-        try:
-            if problems := first_problems(self._slots):
-                raise ConfigError(problems)
-        except BaseException:
-            self.close()
-            raise
+        self._threads = ThreadPoolExecutor(max(len(slots), 1), "rewards")
+        self._pool = SlotPool(slots, starter, [self._threads])
+        self._pool.start()
 
     def __enter__(self) -> Rewards:
         return self
@@ -145,17 +141,11 @@ class Rewards:
     @property
     def pids(self) -> list[int]:
         """The numbers of the worker processes."""
-        return [slot.pid for slot in self._slots if slot.pid]
+        return self._pool.pids
 
     def close(self) -> None:
         """End the processes."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for slot in self._slots:
-            slot.close()
-        self._threads.shutdown(wait=True)
-        for slot in self._slots:
-            slot.finish()
-        self._starter.shutdown(wait=True)
+        self._pool.close()
 
     def check(self, columns: Sequence[str]) -> list[Problem]:
         """What keeps the rewards from scoring rows with these columns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,9 @@ from aift_ray.models.load import load_model
 from aift_ray.rewards.completion_text import Completion
 from aift_ray.rewards.spec import RewardSpec
 from aift_ray.rewards.user_function import Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ADAPTER = "adapter_config.json"
 
@@ -88,7 +91,7 @@ class RewardModel:
         scores: list[float] = self._model(**given).logits[:, 0].float().tolist()
         return scores
 
-    def _ids(self, row: int, prompt: Any, completion: Completion, tools: Any) -> list[int]:
+    def _ids(self, row: int, prompt: object, completion: Completion, tools: object) -> list[int]:
         try:
             encoded = self._encoder.encode(_example(prompt, completion, tools))
         except (RowError, WrongRow) as error:
@@ -117,6 +120,6 @@ def _example(prompt: Any, completion: Completion, tools: Any) -> Example:
     return Example("messages", "", 0, messages=turns, tools=shown)
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     found = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if found is None else found)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from aift_ray.errors import Problem
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.rewards.processes import Worker, WorkerEnded, WorkerTimeout
 from aift_ray.rewards.spec import RewardSpec
 
@@ -92,8 +92,51 @@ class Slot:
             worker.kill()
 
 
-def first_problems(slots: Sequence[Slot]) -> list[Problem]:
-    """Start every process; what is wrong with the rewards, each told once."""
-    with ThreadPoolExecutor(max(len(slots), 1)) as threads:
-        found = list(threads.map(Slot.start, slots))
-    return list(dict.fromkeys(problem for problems in found for problem in problems))
+class SlotPool:
+    """Slots and the threads that ask them, started and closed together.
+
+    Args:
+        starter: whose thread starts the processes of `slots`.
+        threads: those that wait for answers.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        starter: ThreadPoolExecutor,
+        threads: Sequence[ThreadPoolExecutor],
+    ) -> None:
+        self.slots, self.threads = slots, threads
+        self._starter = starter
+
+    def start(self) -> None:
+        """Start every process.
+
+        Raises:
+            ConfigError: what is wrong with the rewards, each told once; all are closed.
+        """
+        try:
+            with ThreadPoolExecutor(max(len(self.slots), 1)) as threads:
+                found = list(threads.map(Slot.start, self.slots))
+            if problems := list(dict.fromkeys(each for some in found for each in some)):
+                raise ConfigError(problems)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the worker processes."""
+        return [slot.pid for slot in self.slots if slot.pid]
+
+    def close(self) -> None:
+        """End the processes; what is asked meanwhile is not answered."""
+        for each in self.threads:
+            each.shutdown(wait=False, cancel_futures=True)
+        for slot in self.slots:
+            slot.close()
+        for each in self.threads:
+            each.shutdown()
+        for slot in self.slots:
+            slot.finish()
+        self._starter.shutdown()

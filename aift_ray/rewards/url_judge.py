@@ -57,7 +57,7 @@ class UrlJudge:
                     raise Refused(str(error), row) from None
         return found
 
-    def _grade(self, prompt: Any, completion: Completion, right: Any) -> float | None:
+    def _grade(self, prompt: object, completion: Completion, right: object) -> float | None:
         shown = None if right is None else str(right[0] if isinstance(right, list) else right)
         text = grade_prompt(self._judge, _question(prompt), answer_of(completion), shown)
         choice = self._api.chat([{"role": "user", "content": text}], {"temperature": 0})

@@ -73,7 +73,7 @@ def attribute(file: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def guarded(file: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+def guarded(file: str, function: Callable[..., Any], *given: object, **named: object) -> Any:
     """What a function of a user's file returns.
 
     Raises:
@@ -117,7 +117,7 @@ def call(
     return checked(name, found, len(prompts))
 
 
-def checked(name: str, found: Any, rows: int) -> list[float | None]:
+def checked(name: str, found: object, rows: int) -> list[float | None]:
     """What a function returned, as numbers.
 
     Raises:
@@ -135,7 +135,7 @@ def checked(name: str, found: Any, rows: int) -> list[float | None]:
     return [_number(value, row) for row, value in enumerate(found)]
 
 
-def _number(value: Any, row: int) -> float | None:
+def _number(value: object, row: int) -> float | None:
     if value is None:
         return None
     if hasattr(value, "item") and not isinstance(value, (str, bytes)):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from aift_ray.engine.build import Run
+    from aift_ray.engine.worker_run import Run
 
 
 def make_room() -> None:

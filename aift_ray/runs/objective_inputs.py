@@ -51,7 +51,7 @@ def settled(
     }
 
 
-def prompt_room(config: RunConfig, model_config: Any, workers: int) -> int | None:
+def prompt_room(config: RunConfig, model_config: object, workers: int) -> int | None:
     """Tokens that a prompt may have, where completions are generated; None: they are not.
 
     Raises:

@@ -177,6 +177,7 @@ def done(config: RunConfig, folder: Path) -> bool:
         return True
     if _more(config, saved, run_dir.summary(folder)):
         return False
+    config = config.model_copy(deep=True)
     keep_derived(config, saved)
     if "sequence_length" not in config.data.model_fields_set:
         # the model has settled it

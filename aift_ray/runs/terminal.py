@@ -15,6 +15,8 @@ from aift_ray.planning.partition import HOST
 from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from aift_ray.config import RunConfig
     from aift_ray.data.tokenize import Counts
     from aift_ray.runs.prepare import Preparation
@@ -217,7 +219,7 @@ def show_preview(run: Preparation, number: int = 3) -> None:
         console.print(note, style="yellow", markup=False)
 
 
-def _shortened(tokenizer: Any, ids: list[int]) -> str:
+def _shortened(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """The text of a run of tokens; a long one loses its middle, so that others are seen too."""
     left_out = len(ids) - _PREVIEW_RUN
     if left_out <= 0:

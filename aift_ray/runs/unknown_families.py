@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aift_ray.config import DataConfig, ServeConfig
 from aift_ray.data.cache_location import cache_folder
@@ -14,8 +14,11 @@ from aift_ray.serving.engines.engine_select import Choice
 from aift_ray.serving.engines.transformers.batched_families import UNEVEN, check_batched
 from aift_ray.serving.engines.vllm import vllm_families
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def measure_batched(name: str, config: Any, layout: str | None = None) -> None:
+
+def measure_batched(name: str, config: PreTrainedConfig, layout: str | None = None) -> None:
     """Refuse a family that can't be answered in batches; one that the table does not have is
     computed as a tiny model, once.
 

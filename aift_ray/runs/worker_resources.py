@@ -6,6 +6,7 @@ import os
 
 from aift_ray.config import RayConfig, RunConfig
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.utils.drivers import usable_gpus
 
 
 def asked(config: RayConfig, gpus: int) -> dict[str, float]:
@@ -44,3 +45,19 @@ def check_resources(
 def of_machine(gpus: int) -> dict[str, float]:
     """What this machine has, {resource: amount}, with its `gpus` GPUs."""
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
+
+
+def gpus_used(config: RunConfig, there: int) -> int:
+    """GPUs that the workers take, of those that are there; 0: they compute on CPUs."""
+    if config.ray.use_gpu is None:
+        return there
+    return max(there, 1) if config.ray.use_gpu else 0
+
+
+def local_gpus(config: RunConfig) -> int:
+    """GPUs of this machine, where the run may take any.
+
+    Raises:
+        ConfigError: there are some that torch can't use.
+    """
+    return 0 if config.ray.use_gpu is False else usable_gpus()

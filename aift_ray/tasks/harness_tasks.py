@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from aift_ray.errors import Problem
 from aift_ray.tasks.items import Item
+from aift_ray.tasks.lm_eval_compat import filter_names
 from aift_ray.tasks.task import Task
 
 PREFIX = "lm_eval:"
@@ -86,7 +87,7 @@ def load(
 
 def _described(task: Any) -> tuple[int, list[str]]:
     """Rows of a task of the harness, and the names of its scores."""
-    better, filters = task.higher_is_better(), [each.name for each in task._filters]
+    better, filters = task.higher_is_better(), filter_names(task)
     means = [
         metric
         for metric, aggregation in task.aggregation().items()

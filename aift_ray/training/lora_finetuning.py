@@ -103,7 +103,7 @@ class LoRAFinetuningTrainer(Trainer):
         return adapted.eval(), tokenizer
 
 
-def lora_sections(model: BaseModel, config: Any) -> dict[str, Any]:
+def lora_sections(model: BaseModel, config: object) -> dict[str, Any]:
     """Method and adapters of a run, by a LoRAConfig or PEFT's."""
     values = as_own(config, model.model_name).model_dump(exclude_unset=True)
     if model.quantization is not None:

@@ -28,7 +28,7 @@ _FOUND = (
 _STARTS = {True: "default", "pissa": "pissa", "pissa_niter_16": "pissa"}
 
 
-def as_own(config: Any, model: str) -> LoRAConfig:
+def as_own(config: object, model: str) -> LoRAConfig:
     """The settings of a peft.LoraConfig; a LoRAConfig is returned as it is.
 
     Args:

@@ -25,7 +25,7 @@ def held_texts(rows: Rows, name: str) -> Held:
     return memory_rows.as_lines(rows)
 
 
-def held_dataset(dataset: Any, name: str, model: str) -> Held:
+def held_dataset(dataset: object, name: str, model: str) -> Held:
     """The items of a dataset: texts, rows, or token ids.
 
     Args:
@@ -57,12 +57,12 @@ def held_dataset(dataset: Any, name: str, model: str) -> Held:
     return memory_rows.as_tokens(rows)
 
 
-def max_length(dataset: Any) -> int | None:
+def max_length(dataset: object) -> int | None:
     """Tokens of an item of a `TextDataset`, and of what is derived from it."""
     return dataset.max_length if isinstance(dataset, TextDataset) else None
 
 
-def _items(dataset: Any, name: str) -> Iterator[Any]:
+def _items(dataset: object, name: str) -> Iterator[Any]:
     """The items by index where there are a length and an index, else by iteration."""
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return (dataset[index] for index in range(len(dataset)))
@@ -72,11 +72,11 @@ def _items(dataset: Any, name: str) -> Iterator[Any]:
     raise DataError([Problem(name, what, "give a torch Dataset, or an iterable of texts or rows")])
 
 
-def _plain(item: Any) -> Any:
+def _plain(item: object) -> Any:
     return dict(item) if isinstance(item, Mapping) else item
 
 
-def _encoded(item: Any, vocabulary: int) -> Encoded:
+def _encoded(item: object, vocabulary: int) -> Encoded:
     """An item of token ids without its padding; ValueError says what is wrong with it."""
     if not isinstance(item, Mapping) or _TOKENS not in item:
         raise ValueError(f"{type(item).__name__} stands among token ids: {_EXPECTED}")
@@ -101,7 +101,7 @@ def _encoded(item: Any, vocabulary: int) -> Encoded:
     return Encoded([ids[at] for at in kept], [labels[at] != IGNORED for at in kept])
 
 
-def _numbers(value: Any, name: str) -> list[int]:
+def _numbers(value: object, name: str) -> list[int]:
     found = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(found, (list, tuple)) or not all(
         isinstance(one, int) and not isinstance(one, bool) for one in found

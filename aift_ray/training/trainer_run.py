@@ -149,7 +149,7 @@ def parts_of(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
     return _set(config, section)
 
 
-def _set(config: Any, section: type[Any]) -> dict[str, Any]:
+def _set(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     return {name: value for name, value in values.items() if name in section.model_fields}
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.helpers.runs import started, stepped
 
 pytestmark = [pytest.mark.slow]
 STEPS, ROWS = 10, 8
+Trl = Callable[[dict[str, Any], Path], list[dict[str, Any]]]
 # larger steps of all weights make rounding errors grow beyond 1e-4 within ten steps
 RATES = {"lora": 2e-4, "full": 2e-5}
 # objective: our settings, TRL's, and the rows of its micro-batches
@@ -80,15 +82,27 @@ def trl_python() -> str:
     return sys.executable
 
 
-def run_trl(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """What TRL saw of each step."""
-    given, taken = folder / "spec.json", folder / "steps.json"
-    given.write_text(json.dumps(spec), "utf-8")
-    command = [trl_python(), "-m", "tests.helpers.trl_trainer", str(given), str(taken)]
+@pytest.fixture(scope="module")
+def trl() -> Iterator[Trl]:
+    """What TRL sees of each step of a run; one process for all."""
+    command = [trl_python(), "-m", "tests.helpers.trl_trainer"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=1200)
-    steps: list[dict[str, Any]] = json.loads(taken.read_text("utf-8"))
-    return steps
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def run(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+            given, taken = folder / "spec.json", folder / "steps.json"
+            given.write_text(json.dumps(spec), "utf-8")
+            print(given, taken, sep="\t", file=process.stdin, flush=True)
+            # TRL prints lines of its own
+            assert "done\n" in process.stdout, "it has ended"
+            steps: list[dict[str, Any]] = json.loads(taken.read_text("utf-8"))
+            return steps
+
+        yield run
+        process.stdin.close()
 
 
 def token_rows(run: Any) -> list[dict[str, Any]]:
@@ -110,21 +124,22 @@ def token_rows(run: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("case", CASES)
-def test_ten_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
-    hold_against_trl(case, method, SHIPPED, ROWS, tmp_path)
+def test_ten_steps_equal_trl(case: str, method: str, trl: Trl, tmp_path: Path) -> None:
+    hold_against_trl(case, method, SHIPPED, ROWS, trl, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ten_steps_of_a_real_model_equal_trl(case: str, tmp_path: Path) -> None:
+def test_ten_steps_of_a_real_model_equal_trl(case: str, trl: Trl, tmp_path: Path) -> None:
     folder = Path(os.environ.get("AIFT_REAL_MODELS", tmp_path)) / "gemma3-270m"
     if not folder.is_dir():
         pytest.skip("gemma3-270m is not there: AIFT_REAL_MODELS names the folder of real models")
-    hold_against_trl(case, "lora", folder, 2, tmp_path)
+    hold_against_trl(case, "lora", folder, 2, trl, tmp_path)
 
 
-def hold_against_trl(case: str, method: str, model: Path, number: int, tmp_path: Path) -> None:
+def hold_against_trl(
+    case: str, method: str, model: Path, number: int, trl: Trl, tmp_path: Path
+) -> None:
     """Ten steps of `number` rows each, here and in TRL, on the same weights."""
-    trl_python()
     objective, own, settings, batch = CASES[case]
     batch = min(batch, number)
     rows = labelled(number) if objective == "kto" else pairs(number)
@@ -175,7 +190,7 @@ def hold_against_trl(case: str, method: str, model: Path, number: int, tmp_path:
         run.module.model.save_pretrained(spec["model"])
         run.tokenizer.save_pretrained(spec["model"])
     lines = stepped(run)
-    for line, other in zip(lines, run_trl(spec, tmp_path), strict=True):
+    for line, other in zip(lines, trl(spec, tmp_path), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-4)
         assert line["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=1e-4, abs=1e-4)
         for name, theirs in REWARDS.items() if objective != "reward" else SCORES.items():

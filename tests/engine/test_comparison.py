@@ -14,7 +14,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from aift_ray.engine import reference_logprobs
+from aift_ray.engine import loop, reference_logprobs
 from aift_ray.errors import ConfigError
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
@@ -91,6 +91,42 @@ def test_micro_batches_and_packing_change_nothing(
             for one, other in zip(first, lines, strict=True):
                 for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected"):
                     assert one[name] == pytest.approx(other[name], rel=2e-5, abs=2e-6), name
+
+
+SHARING: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "dpo, full": ("dpo", "llama", {"method": "full"}),
+    "dpo, filled and recomputed": (
+        "dpo",
+        "llama",
+        {"method": "lora", "data__packing": "fill", "training__gradient_checkpointing": True},
+    ),
+    "orpo, windows and softcapping": ("orpo", "gemma2", {"method": "lora"}),
+    "reward, lora": ("reward", "llama", {"method": "lora"}),
+}
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_a_prompt_that_two_answers_share_is_computed_once_and_changes_nothing(
+    case: str, compared: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, kind, how = SHARING[case]
+    model = make_tiny_model(tmp_path / "model", kind)
+    config = compared(objective, model=str(model), lora__lora_dropout=0.0, **how)
+    runs = {True: started(config, tmp_path)}
+    with monkeypatch.context() as patched:
+        patched.setattr(reference_logprobs, "shares_prompts", lambda job: False)
+        runs[False] = started(config, tmp_path)
+    tokens = {}
+    for shared, run_of in runs.items():
+        batch = loop.micro_batch(run_of, [0, 1, 2, 3])
+        tokens[shared] = batch.input_ids.shape[1]
+        assert (batch.places is not None) == shared
+    prompts = [int(runs[True].rows.row(row)[1].argmax()) for row in (0, 2)]
+    assert tokens[False] - tokens[True] == sum(prompts)
+    assert min(prompts) > 10
+    for one, other in zip(*(stepped(runs[shared]) for shared in (True, False)), strict=True):
+        for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected"):
+            assert one[name] == pytest.approx(other[name], rel=2e-5, abs=2e-6), name
 
 
 CASES = {

@@ -122,7 +122,8 @@ def test_the_documented_defaults_stay_and_the_plan_says_what_is_taken(
     def planned(method: str, **training: Any) -> tuple[str, TrainingConfig]:
         data = {"train_files": [str(rows_file)], "sequence_length": 128}
         config = RunConfig(model=str(tiny_model), method=method, data=data, training=training)
-        return prepare(config, tmp_path / "run", 1, False, None).rate, config.training
+        run = prepare(config, tmp_path / "run", 1, False, None)
+        return run.rate, run.job.config.training
 
     text, training = planned("lora", max_steps=50)
     assert text == "0.0002 (the default of adapters), cosine after 5 warm-up steps (a tenth of all)"
@@ -155,10 +156,9 @@ def test_a_resumed_run_keeps_what_was_derived(configure: Configure, tmp_path: Pa
     assert resume_check.done(configure(**same, training__max_steps=4), folder)
     config = configure(**same, training__max_steps=8)
     prepared = prepare(config, folder, 1, False, last_of(folder))
-    assert config.training.warmup_steps == 4, "half of the steps there are now"
+    assert prepared.job.config.training.warmup_steps == 4, "half of the steps there are now"
     assert any("schedule" in line for line in prepared.warnings)
     left_out = configure(**wsd, training__max_steps=4, resume="latest")
     left_out.training.model_fields_set.discard("warmup_steps")
     with pytest.raises(ConfigError, match=r"warmup_ratio: none differs from the 0\.5"):
         prepare(left_out, folder, 1, False, last_of(folder))
-    assert left_out.training.warmup_steps == 2

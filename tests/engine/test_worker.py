@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.collate import collate
 from aift_ray.engine import checkpoint, loop, metrics
-from aift_ray.engine.build import Run
 from aift_ray.engine.checkpoint.mirror import newest
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
 from aift_ray.engine.worker import work
+from aift_ray.engine.worker_run import Run
 from aift_ray.errors import ConfigError, TrainingError
 from aift_ray.parallel.group import Group
 from aift_ray.planning.measured_rates import Rates, keep
@@ -46,7 +46,7 @@ def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
 
     prepared = prepare(config, folder, 1, False, None)
     if not folder.exists():
-        run_dir.start(config, folder)
+        run_dir.start(prepared.job.config, folder)
     return work(prepared.job, ALONE, report)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine.build import Run, build
+from aift_ray.engine.build import build
+from aift_ray.engine.worker_run import Run
 from aift_ray.parallel.group import Group
 from aift_ray.planning.memory_estimate import moments
 from aift_ray.runs import run_dir
@@ -46,7 +47,7 @@ def whole(config: Any, folder: Path, resume: Path | None = None) -> list[tuple[f
     from aift_ray.engine.worker import work
 
     prepared = prepare(config, folder, 1, True, resume)
-    run_dir.start(config, folder)
+    run_dir.start(prepared.job.config, folder)
     work(prepared.job, Group(0, 1, torch.device("cuda", 0)))
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [(line["loss"], line["grad_norm"]) for line in map(json.loads, lines) if "loss" in line]

@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
-from aift_ray.engine.build import Run, build
+from aift_ray.engine.build import build
 from aift_ray.engine.checkpoint.snapshot import snapshot
 from aift_ray.engine.precision import JoinedScaler
 from aift_ray.engine.worker import work
+from aift_ray.engine.worker_run import Run
 from aift_ray.models import compiled_blocks
 from aift_ray.parallel.group import Group
 from aift_ray.runs import run_dir as output
@@ -97,7 +98,7 @@ def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
     resume = Path(config.resume) if config.resume else None
     prepared = prepare(config, folder, group.world_size, False, resume)
     if group.is_main_process:
-        output.start(config, folder)
+        output.start(prepared.job.config, folder)
     group.barrier()
     return work(prepared.job, group)
 

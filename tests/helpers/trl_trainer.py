@@ -1,6 +1,9 @@
 """Trains by TRL on rows of token ids, in an environment that has it.
 
-python -m tests.helpers.trl_trainer SPEC.json OUTPUT.json
+python -m tests.helpers.trl_trainer
+
+Each line of its input names two files, SPEC.json and OUTPUT.json, separated by a tab; the line
+"done" follows when the second is written. One process for all, as TRL takes long to import.
 
 SPEC.json: objective, model, adapter, rows (token ids with where the answer begins), steps,
 learning_rate, batch (rows of a micro-batch) and settings of TRL's configuration. OUTPUT.json: loss,
@@ -134,8 +137,15 @@ def trainer_of(spec: dict[str, Any], folder: str) -> Any:
 
 
 def main() -> None:
-    """Train, and write what was seen of each step."""
-    with open(sys.argv[1], encoding="utf-8") as file:
+    """Train what the lines of the input name."""
+    for line in sys.stdin:
+        train(*line.rstrip("\n").split("\t"))
+        print("done", flush=True)
+
+
+def train(given: str, taken: str) -> None:
+    """Train by the file `given`; write what was seen of each step to `taken`."""
+    with open(given, encoding="utf-8") as file:
         spec = json.load(file)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(spec, folder)
@@ -153,7 +163,7 @@ def main() -> None:
     size = spec["accumulation"]
     means = [sum(losses[at : at + size]) / size for at in range(0, len(losses), size)]
     steps = [{**line, "loss": loss} for line, loss in zip(history, means, strict=True)]
-    with open(sys.argv[2], "w", encoding="utf-8") as file:
+    with open(taken, "w", encoding="utf-8") as file:
         json.dump(steps, file)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StableLmConfig
 
 from aift_ray.errors import ModelError
 from aift_ray.models import base_and_adapter, hub
-from aift_ray.models.attention import document_attention
+from aift_ray.models.attention import document_attention, flash_attention
 from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.load import load_model
@@ -101,10 +101,10 @@ def test_flash_attention_is_taken_where_replaced_cuda_has_it(
     dtype: torch.dtype,
     has: bool,
 ) -> None:
-    monkeypatch.setattr(document_attention, "is_flash_attn_2_available", lambda: package)
+    monkeypatch.setattr(flash_attention, "is_flash_attn_2_available", lambda: package)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
-    assert document_attention.has_flash(torch.device("cuda"), dtype) is has
-    assert not document_attention.has_flash(torch.device("cpu"), dtype)
+    assert flash_attention.has_flash(torch.device("cuda"), dtype) is has
+    assert not flash_attention.has_flash(torch.device("cpu"), dtype)
 
 
 def test_supported_models_are_told_as_a_copy() -> None:

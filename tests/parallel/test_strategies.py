@@ -129,7 +129,7 @@ def run_on(config: Any, folder: Path) -> None:
     from tests.engine.test_worker import ALONE
 
     prepared = prepare(config, folder, 1, False, Path(config.resume))
-    run_dir.start(config, folder)
+    run_dir.start(prepared.job.config, folder)
     work(prepared.job, ALONE)
 
 

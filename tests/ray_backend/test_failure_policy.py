@@ -107,7 +107,10 @@ def test_an_error_of_the_code_says_where_it_was(
         return real(run, asked) if run.state.step < 1 else broken()
 
     real = loop.train_step
-    name = {"built": "aift_ray.engine.build._model", "trained": "aift_ray.engine.loop.train_step"}
+    name = {
+        "built": "aift_ray.engine.build.built_model",
+        "trained": "aift_ray.engine.loop.train_step",
+    }
     target = name.get(when, "aift_ray.engine.validate.Validator.loss")
     monkeypatch.setattr(target, half_way if when == "trained" else broken)
     config = configure(data__validation_fraction=0.2, training__eval_steps=1)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -268,8 +267,8 @@ def test_without_a_cluster_one_is_started_and_nothing_is_left_of_it(
     status, output = stopped(command, tmp_path / "run", signal.SIGTERM)
     assert status == 75, output
     assert len(command.family()) > 4
-    time.sleep(3)
-    assert [process for process in command.family() if process.is_running()] == []
+    _, left = psutil.wait_procs(command.family(), timeout=10)
+    assert left == []
     assert not (home / ".ray").exists(), "every other Ray program would take the token from there"
     assert list(temporary.rglob("auth_token")) == []
 

@@ -82,7 +82,6 @@ def test_what_may_change_is_told_and_written_down(configure: Configure, tmp_path
     run(configure(training__save_steps=1, training__max_steps=2), folder)
     more = {"training__batch_size": 4, "training__max_steps": 3, "training__logging_steps": 2}
     config = configure(**more, resume=str(last_of(folder)))
-    run_dir.start(config, folder)
     run_on(config, folder)
     summary = run_dir.summary(folder)
     assert summary["global_batch"] == 8, "that of the run, whatever batch_size says"
@@ -97,7 +96,6 @@ def test_what_may_change_is_told_and_written_down(configure: Configure, tmp_path
     assert written["training"]["gradient_accumulation_steps"] == 2, "the same run again"
     assert read_state(last_of(folder)).settings["training.max_steps"] == 3
     again = configure(**more | {"training__max_steps": 4}, resume=str(last_of(folder)))
-    run_dir.start(again, folder)
     run_on(again, folder)
     *before, steps, kept = run_dir.summary(folder)["changed_on_resume"]
     assert before == changes, "what came before is kept"

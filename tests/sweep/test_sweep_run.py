@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from math import log
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import yaml
 
 from tests.conftest import write_rows
 from tests.helpers.command import Cluster, Command, curve_of, flags, summary_of
+from tests.helpers.preference_rows import pairs, write
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -106,3 +108,49 @@ def test_a_sweep_outlives_crashes_stops_losers_goes_on_after_ctrl_c_and_its_best
     assert curve_of(tmp_path / "again") == curve_of(best), "to the bit"
     evaluated = [summary_of(place)["eval_loss"] for place in (tmp_path / "again", best)]
     assert evaluated[0] == evaluated[1]
+
+
+def test_a_sweep_over_objectives_and_beta_computes_the_references_once(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows, held_out = (
+        write(tmp_path / "rows.jsonl", pairs(8)),
+        write(tmp_path / "eval.jsonl", pairs(4, 50)),
+    )
+    file = tmp_path / "sweep.yaml"
+    space = {
+        "objective": {"grid": ["dpo", "ipo"]},
+        "preference": {"beta": {"grid": [0.1, 0.5]}},
+        "tune": {"search": "grid", "metric": "eval_accuracy", "max_concurrent": 1},
+    }
+    file.write_text(yaml.safe_dump(space), "utf-8")
+    argv = flags(
+        tiny_model,
+        rows,
+        tmp_path / "out",
+        **{"num-workers": 1},
+        data__cache_dir=tmp_path / "cache",
+        training__max_steps=2,
+        training__eval_steps=2,
+    )
+    argv += ["--eval-file", str(held_out), "--config", str(file)]
+    status, output = Command(argv, cluster.environment, "tune").done()
+    assert status == 0, output
+    trials = rows_of(tmp_path / "out")
+    assert [trial["status"] for trial in trials] == ["done"] * 4
+    begins = {("dpo", 0.1): log(2), ("dpo", 0.5): log(2), ("ipo", 0.1): 25.0, ("ipo", 0.5): 1.0}
+    assert begins == {
+        (trial["objective"], float(trial["preference.beta"])): pytest.approx(
+            curve_of(tmp_path / "out" / "trials" / trial["trial"])[0][0], abs=1e-5
+        )
+        for trial in trials
+    }
+    assert all(0 <= float(trial["eval_accuracy"]) <= 1 for trial in trials)
+    best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text("utf-8"))
+    most = max(float(trial["eval_accuracy"]) for trial in trials)
+    assert (best["objective"], best["preference"]["beta"]) in [
+        (trial["objective"], float(trial["preference.beta"]))
+        for trial in trials
+        if float(trial["eval_accuracy"]) == most
+    ]
+    assert len(list((tmp_path / "cache").rglob("reference-*-train.npy"))) == 1

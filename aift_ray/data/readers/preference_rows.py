@@ -17,6 +17,8 @@ from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of, listed, not_blank, shown, string
 
 CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
+# the second is LLaMA-Factory's
+_LABEL_KEYS = (LABEL, "kto_tag")
 _ANSWERS = (CHOSEN, REJECTED)
 # keys that hold the prompt of a pair, and the key of an answer in a row of one
 _PROMPTS = {"instruction": "output", "prompt": "completion", "messages": "", "conversations": ""}
@@ -25,7 +27,11 @@ _SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"
 _SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
 # Anthropic's HH writes conversations as texts
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+# a list of messages as JSON, in a cell of a table
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"')
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# margins are kept in fp32
+_LARGEST = 1e6
 EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
 EXPECTED_LABEL = "a row of one answer, and label: true or false"
 
@@ -39,9 +45,10 @@ def pair_form(keys: Collection[str], noun: str) -> RowFormat:
     missing = [key for key in _ANSWERS if key not in keys]
     if missing:
         remedy = f"expected {EXPECTED_PAIR}"
-        if LABEL in keys:
+        if any(key in keys for key in _LABEL_KEYS):
             remedy = "rows with a label need --objective kto"
-        found = f"the {noun} {' and '.join(missing)} is missing; found {listed(keys)}"
+        several, verb = ("", "is") if len(missing) == 1 else ("s", "are")
+        found = f"the {noun}{several} {' and '.join(missing)} {verb} missing; found {listed(keys)}"
         raise WrongRow(found, remedy)
     prompts = [key for key in _PROMPTS if key in keys]
     if len(prompts) > 1 and prompts != ["prompt", "messages"]:
@@ -60,11 +67,14 @@ def label_form(keys: Collection[str], noun: str) -> RowFormat:
     if all(key in keys for key in _ANSWERS):
         what = f"{' and '.join(_ANSWERS)} are a pair, and objective kto takes one answer a row"
         raise WrongRow(what, f"use --objective dpo, or give {EXPECTED_LABEL}")
-    if LABEL not in keys:
+    labels = [key for key in _LABEL_KEYS if key in keys]
+    if not labels:
         found = f"the {noun} {LABEL} is missing; found {listed(keys)}"
         raise WrongRow(found, f"objective kto takes {EXPECTED_LABEL}")
-    form = find_form([key for key in keys if key != LABEL], noun)
-    return RowFormat(form.kind, (*form.required, LABEL), form.optional)
+    if len(labels) > 1:
+        raise WrongRow(f"the {noun}s {' and '.join(labels)} say the same", "keep one of them")
+    form = find_form([key for key in keys if key not in labels], noun)
+    return RowFormat(form.kind, (*form.required, *labels), form.optional)
 
 
 def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
@@ -99,17 +109,17 @@ def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     Raises:
         WrongRow: what is wrong with it.
     """
-    label_form(row, "key")
+    key = label_form(row, "key").required[-1]
     found = make_example(_of_lists(row, "completion"), file, line)
     if isinstance(found, Fault):
         return found
     if found.kind == "text":
         raise WrongRow("a text has no prompt, and a label judges an answer to one")
-    given = row[LABEL]
+    given = row[key]
     label = _LABELS.get(str(given).strip().lower())
     if label is None:
         what = shown(given) if isinstance(given, str) else kind_of(given)
-        raise WrongRow(f"label is {what}, expected true or false")
+        raise WrongRow(f"{key} is {what}, expected true or false")
     # only the last answer is judged
     before = len(found.messages) - (found.kind == "messages")
     return replace(_trained_from(found, before), score=float(label), labelled=True)
@@ -170,8 +180,9 @@ def _of_lists(row: dict[str, Any], answer: str) -> dict[str, Any]:
 def parsed_turns(value: object, name: str) -> Any:
     """A text, or a list of messages with `role` and `content`, whatever form they have."""
     if isinstance(value, str):
-        # a cell of a table may hold messages
-        return parsed(value, name) if value.lstrip().startswith('[{"') else value
+        value = parsed(value, name) if _JSON_TURNS.match(value) else value
+    if isinstance(value, str):
+        return value
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
         raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
@@ -221,9 +232,10 @@ def _check_parting(row: dict[str, Any], chosen: Example, rejected: Example, shar
         if side.messages[shared].role != "assistant":
             what = f"{name} parts from the other in a message from {side.messages[shared].role}"
             raise WrongRow(what, "both must answer the same prompt")
-    prompt = row.get("prompt")
-    said = [each.content for each in chosen.messages[:shared]]
-    if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in said]:
+    asked = parsed_turns(row["prompt"], "prompt") if row.get("prompt") else []
+    asked = [asked] if isinstance(asked, str) else [turn.get("content") for turn in asked]
+    said = [each.content.strip() for each in chosen.messages[:shared]]
+    if any(isinstance(text, str) and text.strip() not in said for text in asked):
         what = "the prompt is none of the messages that chosen and rejected begin with"
         raise WrongRow(what, "leave the prompt out")
 
@@ -257,6 +269,9 @@ def _number(row: dict[str, Any], key: str) -> float | None:
     try:
         if isinstance(value, bool | list | dict):
             raise ValueError
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         raise WrongRow(f"{key} is {kind_of(value)}, expected a number") from None
+    if not abs(number) <= _LARGEST:
+        raise WrongRow(f"{key} is {number:g}, expected a number up to {_LARGEST:g}")
+    return number

@@ -58,7 +58,7 @@ ROW_FORMATS = (
 )
 FORM_OF_KEY = {key: form for form in ROW_FORMATS for key in form.keys}
 # what rows that compare or judge answers hold besides
-COMPARING_KEYS = ("chosen", "rejected", "label", "margin")
+COMPARING_KEYS = ("chosen", "rejected", "label", "kto_tag", "margin")
 _ALL_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
 EXPECTED = (
     "instruction and output; or messages; or conversations; or prompt and completion; or text"

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,34 +56,21 @@ class State:
     changes: list[str] = field(default_factory=list)
 
 
-def save(
-    folder: Path,
-    state: State,
-    tensors: dict[str, Any],
-    save_model: Callable[[str], None],
-    save_moments: Callable[[Path, dict[str, torch.Tensor]], None],
-    begun: bool = False,
-) -> Path:
-    """Write checkpoint `folder`/step-N beside its name, sync it, and rename it.
+@contextmanager
+def complete(folder: Path, step: int, begun: bool = False) -> Iterator[Path]:
+    """A folder to write a checkpoint into: it becomes `folder`/step-N, whole, or is removed.
 
     Args:
         folder: the run's `checkpoints` folder.
-        tensors: optimizer and scaler state, for torch.save.
-        save_model: writes model or adapter, and tokenizer, into a folder.
-        save_moments: writes the optimizer's large tensors into a file.
-        begun: `begin` was called, for others write into its folder too.
+        begun: `begin` was called, because others write into it too.
 
     Raises:
         OSError: the disk is full, say; nothing is left under the final name.
     """
-    final = folder / f"step-{state.step}"
-    scratch = partial_folder(folder, state.step) if begun else begin(folder, state.step)
+    final = folder / f"step-{step}"
+    scratch = partial_folder(folder, step) if begun else begin(folder, step)
     try:
-        save_model(str(scratch))
-        rest, moments = split_moments(tensors)
-        save_moments(scratch / MOMENTS, moments)
-        torch.save(rest, scratch / REST)
-        (scratch / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        yield scratch
         _write_manifest(scratch)
         if final.exists():
             shutil.rmtree(final)
@@ -91,11 +79,10 @@ def save(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return final
 
 
 def partial_folder(folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it bears its name."""
+    """Where a checkpoint is written before it has its name."""
     return folder / f".step-{step}.partial"
 
 
@@ -105,6 +92,12 @@ def begin(folder: Path, step: int) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     return scratch
+
+
+def write_state(folder: Path, state: State, rest: dict[str, Any]) -> None:
+    """Write all that is neither weights nor moments: `rest` as `split_moments` gives it."""
+    torch.save(rest, folder / REST)
+    (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
@@ -118,7 +111,7 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
 
 
 def split_moments(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What `save` takes without the large tensors of the optimizer, and those by name."""
+    """Optimizer and scaler state without the large tensors, and those by name."""
     optimizer, rest = tensors["optimizer"], {}
     moments: dict[str, torch.Tensor] = {}
     for weight, values in optimizer["state"].items():

@@ -18,7 +18,6 @@ from aift_ray.utils.filesystems import filesystem
 
 # seconds to wait before each further try of a copy that failed
 PAUSES = (1.0, 5.0, 20.0)
-_PIECE = 1 << 20
 
 
 class CheckpointMirror:
@@ -111,20 +110,13 @@ class CheckpointMirror:
             self._copy(path, target + part)
 
     def _copy(self, path: Path, target: str) -> None:
-        with path.open("rb") as source, self._files.open_output_stream(target) as stream:
-            shutil.copyfileobj(source, stream, _PIECE)
+        fs.copy_files(str(path), target, fs.LocalFileSystem(), self._files)
 
     def _get(self, source: str, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
-        entries = [self._files.get_file_info(source)]
-        if entries[0].type == fs.FileType.Directory:
-            entries = self._files.get_file_info(fs.FileSelector(source, recursive=True))
-        for entry in entries:
-            if entry.type == fs.FileType.File:
-                path = target / entry.path[len(source) :].lstrip("/")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with self._files.open_input_stream(entry.path) as stream, path.open("wb") as file:
-                    shutil.copyfileobj(stream, file, _PIECE)
+        is_folder = self._files.get_file_info(source).type == fs.FileType.Directory
+        (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+        fs.copy_files(source, str(target), self._files, fs.LocalFileSystem())
 
 
 def patiently(copy: Callable[[], Any]) -> None:

@@ -1,18 +1,9 @@
-"""Checkpoints written while training goes on: it waits for the copy to host memory alone.
-
-Where the weights are shared out, each worker copies and writes its share. Workers that do not see
-the folder of worker 0 can't: then it gathers all, or, where no copy is wanted
-(`training.async_save false`), tensor after tensor.
-"""
+"""What a checkpoint holds of a run: copies in host memory, or tensors as they are now."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,263 +11,121 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
 from aift_ray.engine import checkpoint
-from aift_ray.engine.build import Run
-from aift_ray.engine.checkpoint import split_moments
-from aift_ray.engine.checkpoint.gathered import (
-    GatheredTensors,
-    Tensors,
-    can_stream,
-    named_weights,
-    write,
-)
-from aift_ray.engine.checkpoint.mirror import CheckpointMirror
-from aift_ray.engine.checkpoint.sharded import ShardedTensors, all_see, await_others
-from aift_ray.engine.metrics import tell
-from aift_ray.engine.model_writer import write_model
-from aift_ray.errors import TrainingError
+from aift_ray.engine.checkpoint import MOMENTS, WEIGHTS, split_moments
+from aift_ray.engine.checkpoint.tensor_files import GatheredTensors, ShardedTensors, Tensors
+from aift_ray.engine.worker_run import Run
+from aift_ray.models.decoder import causal_model
+from aift_ray.models.transformers_compat import conversions, ignored_on_save
 from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out, whole
-
-# seconds that the end of a failed run waits for a checkpoint that others still write
-_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run as it was at a step, in host memory, its tensors whole whatever the strategy.
+    """A run as it was at a step.
 
     Attributes:
-        tensors: optimizer and scaler state.
-        model: the weights that a checkpoint holds.
+        tensors: optimizer and scaler state, in host memory.
+        model: the weights that a checkpoint holds, in host memory.
         seconds: that it took.
-        shares: what this worker writes, in place of weights and moments.
+        parts: writes weights and moments, where `model` and `tensors` do not hold them.
     """
 
     state: checkpoint.State
     tensors: dict[str, Any]
     model: dict[str, Any] | None
     seconds: float
-    shares: ShardedTensors | None = None
+    parts: GatheredTensors | ShardedTensors | None = None
 
 
 def snapshot(run: Run) -> Snapshot:
-    """The run as it is now; every worker must call this, worker 0's has the tensors."""
+    """Copies of whole tensors; every worker must call this, worker 0's has them."""
     began = time.perf_counter()
-    copy, gather = _copying(run)
-    held = copy(run.parallel_model.optimizer_state())
-    held["state"] = gather(held["state"])
-    model = gather(copy(_kept(run.module.model)))
-    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_rollout(run)}
-    return Snapshot(replace(run.state), tensors, model, time.perf_counter() - began)
-
-
-def _rollout(run: Run) -> dict[str, Any]:
-    """The completions that the next step trains too, which other weights have generated."""
-    return run.rollouts.saved(run.state.step) if run.rollouts else {}
+    model, copy = run.parallel_model, _HostCopy(run.parallel_model.contributes)
+    held = copy(model.optimizer_state())
+    held["state"] = model.gather(held["state"])
+    weights = model.gather(copy(_saved_weights(run.module.model)))
+    # completions that the next step trains too, which other weights have generated
+    rollout = run.rollouts.saved(run.state.step) if run.rollouts else {}
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **rollout}
+    return Snapshot(replace(run.state), tensors, weights, time.perf_counter() - began)
 
 
 def sharded_snapshot(run: Run) -> Snapshot:
-    """The run as it is now, of which each worker has its share alone, and nothing is sent.
-
-    Without `training.async_save` the shares are no copies.
-    """
-    began, copy = time.perf_counter(), run.config.training.async_save
-    tensors = _optimizer_tensors(run)
-    rest, moments = split_moments(tensors)
-    sets: dict[str, Tensors] = {"model": named_weights(run.module.model), "moments": moments}
-    shares = ShardedTensors(
-        sets, copy, run.group.model_parallel_size == 1 or run.group.dp_rank == 0
-    )
-    held = _HostCopy(keep=True)(rest)
-    return Snapshot(replace(run.state), held, None, time.perf_counter() - began, shares)
+    """This worker's shards of a run for which `can_stream`: copies with `training.async_save`."""
+    began, group = time.perf_counter(), run.group
+    rest, moments = _without_moments(run)
+    sets: dict[str, Tensors] = {WEIGHTS: named_weights(run.module.model), MOMENTS: moments}
+    writes = group.model_parallel_size == 1 or group.dp_rank == 0
+    shards = ShardedTensors(sets, run.config.training.async_save, writes)
+    tensors = _HostCopy(keep=True)(rest)
+    return Snapshot(replace(run.state), tensors, None, time.perf_counter() - began, shards)
 
 
-def _optimizer_tensors(run: Run) -> dict[str, Any]:
-    """Optimizer and scaler state, of which this worker may hold a share."""
-    state = run.parallel_model.optimizer_state()
-    return {"optimizer": state, "scaler": run.scaler.state_dict()}
+def gathered_snapshot(run: Run) -> Snapshot:
+    """A run for which `can_stream`, whose tensors are gathered one by one while it is written."""
+    rest, moments = _without_moments(run)
+    sets: dict[str, Tensors] = {WEIGHTS: named_weights(run.module.model), MOMENTS: moments}
+    return Snapshot(replace(run.state), rest, None, 0.0, GatheredTensors(sets))
 
 
-def writes_shards(run: Run) -> bool:
-    """Whether each worker writes its share of a checkpoint; every worker must call this."""
-    return can_stream(run.module.model) and all_see(run.job.checkpoints)
-
-
-def files(run: Run) -> dict[str, Path]:
-    """Where the sets of a snapshot of shares go."""
-    folder = checkpoint.partial_folder(run.job.checkpoints, run.state.step)
-    return {"model": folder / checkpoint.WEIGHTS, "moments": folder / checkpoint.MOMENTS}
-
-
-def streams(run: Run, model: bool = True) -> GatheredTensors | None:
-    """The tensors of a run, to be written without a copy; None where a copy is taken.
-
-    Args:
-        model: the weights alone, not the optimizer's tensors.
-    """
+def gathered_weights(run: Run) -> GatheredTensors | None:
+    """The weights, to be gathered one by one; None where `final_weights` gives them."""
     if not can_stream(run.module.model):
         return None
-    sets: dict[str, Tensors] = {"model": named_weights(run.module.model)}
-    if not model:
-        sets["moments"] = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
-    return GatheredTensors(sets)
+    return GatheredTensors({WEIGHTS: named_weights(run.module.model)})
 
 
 def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
-    """What `snapshot` says of the model alone; None where each worker has it whole anyway."""
+    """What `snapshot` holds of the model; None where each worker has it whole anyway."""
     if not is_shared_out(run.module) and run.group.model_parallel_size == 1:
         return None
-    copy, gather = _copying(run)
-    weights: dict[str, torch.Tensor] = gather(copy(_kept(run.module.model)))
+    copy = _HostCopy(run.parallel_model.contributes)
+    weights: dict[str, torch.Tensor] = run.parallel_model.gather(
+        copy(_saved_weights(run.module.model))
+    )
     return weights
 
 
-def _copying(run: Run) -> tuple[_HostCopy, Callable[[dict[str, Any]], dict[str, Any]]]:
-    """How tensors get to host memory, and from there to worker 0."""
-    return _HostCopy(run.parallel_model.contributes), run.parallel_model.gather
+def can_stream(model: torch.nn.Module) -> bool:
+    """Whether a model is sharded, and its weights have the names of their file."""
+    if isinstance(model, PeftModel) or not is_shared_out(model):
+        return False
+    if any(is_partitioned(weight) for weight in model.parameters()):
+        # by DeepSpeed, in pieces that have no place in the file
+        return False
+    return not conversions(model)
 
 
-class CheckpointWriter:
-    """Writes the checkpoints of a run one after the other, and copies them to its store.
+def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model, each once, by the name that it has in a file."""
+    ignored = ignored_on_save(causal_model(model))
+    found: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, weight in state.items():
+        if name not in ignored:
+            found.setdefault(id(weight), name)
+    return {name: state[name] for name in found.values()}
 
-    Attributes:
-        seconds: that training has waited for it.
-        not_copied: what could not be copied to the store, and why.
-    """
 
-    def __init__(self, run: Run, store: CheckpointMirror | None) -> None:
-        self.seconds = 0.0
-        self.not_copied: dict[str, str] = {}
-        self._run, self._store = run, store
-        self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
-        self._copier = ThreadPoolExecutor(1, "checkpoint-copier")
-        self._writing: Future[None] | None = None
-        self._given_up: list[str] = []
-        checkpoint.clean(run.job.checkpoints)
+def _without_moments(run: Run) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Optimizer and scaler state without the large tensors, and those by name."""
+    state = run.parallel_model.optimizer_state()
+    return split_moments({"optimizer": state, "scaler": run.scaler.state_dict()})
 
-    def begin(self) -> None:
-        """Make the folder into which all workers write their shares."""
-        checkpoint.begin(self._run.job.checkpoints, self._run.state.step)
 
-    def save(self, taken: Snapshot, now: bool = False) -> None:
-        """Save the run as it was; `now`: wait until it is on the disk.
-
-        Raises:
-            TrainingError: this checkpoint or the one before could not be written.
-        """
-        self.wait()
-        self._writing = self._writer.submit(
-            self._write, taken.state, taken.tensors, taken.model, taken.shares
-        )
-        self.seconds += taken.seconds
-        if now:
-            self.wait()
-
-    def give_up(self, why: str) -> None:
-        """Wait no longer for the shares of others."""
-        self._given_up.append(why)
-
-    def save_streamed(self, parts: GatheredTensors) -> None:
-        """Save the run as it is, without a copy of it; training waits for the disk.
-
-        Raises:
-            TrainingError: it could not be written.
-        """
-        began, run = time.perf_counter(), self._run
-        tensors = _optimizer_tensors(run)
-        with parts.ending():
-            self._write(replace(run.state), tensors, None, parts)
-        self.seconds += time.perf_counter() - began
-
-    def wait(self) -> None:
-        """Wait until the last checkpoint is on the disk.
-
-        Raises:
-            TrainingError: it could not be written.
-        """
-        began = time.perf_counter()
-        writing, self._writing = self._writing, None
-        try:
-            if writing:
-                writing.result()
-        finally:
-            self.seconds += time.perf_counter() - began
-
-    def copy_results(self) -> None:
-        """Copy what lies beside the checkpoints to the store, after all that is on its way."""
-        if self._store:
-            self._copier.submit(self._copy_results, self._store).result()
-
-    def close(self) -> None:
-        """Wait for everything that is on its way; for the shares of others, not for ever."""
-        if self._writing:
-            wait([self._writing], _PATIENCE)
-        self.give_up("the run has ended")
-        self._writer.shutdown()
-        self._copier.shutdown()
-
-    def _write(
-        self,
-        state: checkpoint.State,
-        tensors: dict[str, Any],
-        model: dict[str, torch.Tensor] | None,
-        parts: GatheredTensors | ShardedTensors | None = None,
-    ) -> None:
-        run, training = self._run, self._run.config.training
-        streamed = partial(parts.write, "model") if parts else None
-
-        def save_model(folder: str) -> None:
-            stop_ids = run.job.stop_ids
-            base = run.job.location
-            write_model(
-                folder, run.written, run.tokenizer, stop_ids, None, model, streamed, base=base
-            )
-
-        def save_moments(path: Path, moments: dict[str, torch.Tensor]) -> None:
-            if parts:
-                parts.write("moments", path)
-            else:
-                write(path, moments)
-            if isinstance(parts, ShardedTensors):
-                await_others(path.parent, self._given_up)
-
-        try:
-            place = run.job.checkpoints
-            begun = isinstance(parts, ShardedTensors)
-            folder = checkpoint.save(place, state, tensors, save_model, save_moments, begun)
-        except OSError as error:
-            text = f"the checkpoint of step {state.step} could not be written: {error}"
-            raise TrainingError(text) from error
-        if run.job.events:
-            tell(run.job.output, "save", {"step": state.step, "folder": str(folder)})
-        best = state.best_step if training.load_best else None
-        checkpoint.prune(run.job.checkpoints, training.keep_checkpoints, best)
-        if self._store:
-            self._copier.submit(self._copy, self._store, folder)
-
-    def _copy(self, store: CheckpointMirror, folder: Path) -> None:
-        kept = checkpoint.steps(folder.parent)
-        self._copied(folder.name, lambda: store.put_checkpoint(folder, kept))
-        self._copy_results(store)
-
-    def _copy_results(self, store: CheckpointMirror) -> None:
-        output = self._run.job.output
-        self._copied("results", lambda: store.put_results(output))
-
-    def _copied(self, name: str, copy: Callable[[], None]) -> None:
-        try:
-            copy()
-        except FileNotFoundError:
-            # a newer checkpoint has taken its place meanwhile
-            return
-        except OSError as error:
-            self.not_copied[name] = str(error)
+def _saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint holds: all, or those of the adapters."""
+    state = model.state_dict(keep_vars=True)
+    if not isinstance(model, PeftModel):
+        return state
+    return {name: value for name, value in state.items() if value.requires_grad}
 
 
 class _HostCopy:
     """Copies tensors to host memory; what shared memory before shares it after.
 
-    Those that are shared out over the workers are gathered one by one; a worker that does not
-    `keep` them takes part and has None.
+    Those that are sharded are gathered one by one; a worker that does not `keep` them takes part
+    and has None.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -299,11 +148,3 @@ class _HostCopy:
             full = whole(value)
             self._seen[key] = full.to("cpu", copy=True) if self._keep else None
         return self._seen[key]
-
-
-def _kept(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that a checkpoint holds: all, or those of the adapters."""
-    state = model.state_dict(keep_vars=True)
-    if not isinstance(model, PeftModel):
-        return state
-    return {name: value for name, value in state.items() if value.requires_grad}

@@ -57,7 +57,7 @@ class RolloutEngine:
 
     def __init__(self, job: Job, device: torch.device) -> None:
         # imports this package
-        from aift_ray.engine.build import untrained
+        from aift_ray.engine.job_model import untrained
 
         group = Group(0, 1, device)
         self._device, self._precision = device, Precision.resolve(job.config, device)

@@ -14,14 +14,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from aift_ray.errors import ModelError
+from aift_ray.models.attention.flash_attention import attend_flash, flash_computes
 from aift_ray.models.attention.packed_documents import (
     PackedDocuments,
     current,
@@ -57,19 +56,6 @@ _WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-
-
-def has_flash(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Whether the package of FlashAttention 2 is installed and computes on `device` in `dtype`."""
-    return is_flash_attn_2_available() and flash_computes(device, dtype)
-
-
-def flash_computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention 2, that of PyTorch or the package, computes on `device` in `dtype`."""
-    # Ampere and newer, 16 bits only
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def document_attention(
@@ -126,7 +112,13 @@ def document_attention(
     if attention_mask is not None and window is None:
         window = int(attention_mask)
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
-    return _in_documents(query, key, value, documents, scores), None
+    if documents.places is None:
+        return _in_documents(query, key, value, documents, scores), None
+    # tokens that documents share are attended in each of them
+    assert documents.own is not None
+    places, own = (each.to(query.device) for each in (documents.places, documents.own))
+    q, k, v = (states.index_select(2, places) for states in (query, key, value))
+    return _in_documents(q, k, v, documents, scores).index_select(1, own), None
 
 
 def _with_scores(
@@ -166,7 +158,7 @@ def _in_documents(
         _say(_FLASH if flash else _SDPA if plain else _SCORES)
     if flash:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return _flash(query, key, value, scores.scaling, scores.window, documents)
+        return attend_flash(query, key, value, scores.scaling, scores.window, documents)
     each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
     return each
 
@@ -236,35 +228,6 @@ def _each_document(
     documents = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
     return torch.cat(outputs, dim=1)
-
-
-def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    documents: PackedDocuments,
-) -> torch.Tensor:
-    """(1, tokens, heads, size), as `document_attention`, by one kernel."""
-    longest = documents.max_seqlen
-    cu_seqlens = documents.cu_seqlens.to(query.device)
-    # a window of n is a token and the n - 1 before it
-    left = window - 1 if window is not None and window < longest else -1
-    attended = varlen.varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(left, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(attended, torch.Tensor)
-    return attended[None]
 
 
 def _attend(

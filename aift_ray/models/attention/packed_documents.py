@@ -24,11 +24,16 @@ class PackedDocuments:
         cu_seqlens: (documents + 1,), cumulative lengths, int32.
         max_seqlen: tokens of the longest document.
         tokens: of the row.
+        places: (tokens of all documents,), where in the row each of them is, if documents share
+            tokens; None: they lie end to end.
+        own: (tokens,), a place of each token of the row among those of all documents.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
     tokens: int
+    places: torch.Tensor | None = None
+    own: torch.Tensor | None = None
 
 
 _looked_for = masking_utils.find_packed_sequence_indices
@@ -131,6 +136,8 @@ def _check_causal(
     if window == 0 or (id(config), window) in _CHECKED:
         return
     borders = documents.cu_seqlens.long()
+    if documents.places is not None:
+        borders = borders.new_tensor([0, documents.tokens])
     at = torch.arange(documents.tokens, device=borders.device)
     begins = borders[torch.bucketize(at, borders, right=True) - 1]
     edges = {-1: False, 0: True} | ({window - 1: True, window: False} if window else {1: True})

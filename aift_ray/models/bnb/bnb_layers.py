@@ -10,6 +10,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.bnb.bnb_compat import unpacked
 from aift_ray.models.bnb.experts_4bit import BLOCK, ExpertsConfig
 from aift_ray.models.families.refusals import is_llama_like, refusal
 from aift_ray.models.linear_layers import features
@@ -232,8 +233,6 @@ def _before_forward(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) ->
 
 
 def _restore(layer: Any, *_: object) -> None:
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpacked
-
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-        layer.weight.data = unpacked(layer.weight.data, layer.weight.quant_state)[0]
+        layer.weight.data = unpacked(layer.weight.data, layer.weight.quant_state)
         layer.weight.quant_state = layer.quant_state = copy.copy(getattr(layer, _KEPT))

@@ -69,7 +69,9 @@ class _Quantizer(Bnb4BitHfQuantizer):
             self._experts = set(expert_parameters(model))
         return self._experts
 
-    def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
+    def param_needs_quantization(
+        self, model: PreTrainedModel, param_name: str, **more: Any
+    ) -> bool:
         experts = param_name in self.experts(model)
         return experts or super().param_needs_quantization(model, param_name, **more)
 

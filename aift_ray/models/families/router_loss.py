@@ -64,7 +64,7 @@ class RouterLoss:
 def router_loss(model: nn.Module) -> RouterLoss | None:
     """The auxiliary loss of a model whose routers are trained; None: it has none."""
     inner: Any = causal_model(model)
-    if not _asked_for(inner) or _unknown(inner) or inner is not model:
+    if not balances(inner.config) or _unknown(inner) or inner is not model:
         return None
     coefficient, experts, active = (getattr(inner, name) for name in _NAMES)
     return RouterLoss(coefficient, _function(inner), experts, active)
@@ -74,7 +74,7 @@ def refused(model: nn.Module, config: RunConfig) -> list[Problem]:
     """Why full training can't have the auxiliary loss that a model's configuration asks for."""
     inner: Any = causal_model(model)
     kind = inner.config.model_type
-    if not _asked_for(inner):
+    if not balances(inner.config):
         return []
     if _unknown(inner):
         what = "its configuration asks for an auxiliary loss (output_router_logits), and how it is "
@@ -90,15 +90,16 @@ def refused(model: nn.Module, config: RunConfig) -> list[Problem]:
 
 def note(model: nn.Module) -> list[str]:
     """What to tell who trains adapters on a model whose configuration asks for the loss."""
-    if not _asked_for(causal_model(model)):
+    if not balances(causal_model(model).config):
         return []
     return [
         "output_router_logits of the model's config.json does nothing: LoRA freezes the routers"
     ]
 
 
-def _asked_for(inner: Any) -> bool:
-    config = inner.config.get_text_config()
+def balances(config: Any) -> bool:
+    """Whether a model's configuration asks for the auxiliary loss."""
+    config = config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         return False
     # of a family without this coefficient it is not known to be none

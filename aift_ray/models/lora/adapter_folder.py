@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, provenance
@@ -198,7 +198,7 @@ def _misfits(
     return []
 
 
-def check_prompts(folder: Path, where: str, model_config: object) -> list[Problem]:
+def check_prompts(folder: Path, where: str, model_config: PreTrainedConfig) -> list[Problem]:
     """What is wrong with the tokenizer and the chat template of a folder, where it has them.
 
     Args:

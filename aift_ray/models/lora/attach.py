@@ -22,6 +22,7 @@ from aift_ray.models.families.experts import target_parameters
 from aift_ray.models.families.sequence_classifier import HEAD
 from aift_ray.models.linear_layers import is_transposed
 from aift_ray.models.lora.init_weights import ITERATIONS, keep_start, start_from_what_was_lost
+from aift_ray.models.lora.peft_compat import cast_inputs_by, disable_adapters
 from aift_ray.models.lora.target_modules import (
     adapted_layers,
     check_targets,
@@ -143,7 +144,7 @@ def leave_casts_to_autocast(model: torch.nn.Module) -> None:
         if not isinstance(module, Linear) or module.lora_variant:
             continue
         if all(isinstance(dropout, torch.nn.Identity) for dropout in module.lora_dropout.values()):
-            module._cast_input_dtype = _cast_unless_autocast_does
+            cast_inputs_by(module, _cast_unless_autocast_does)
 
 
 def _cast_unless_autocast_does(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -160,9 +161,9 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
     for layer in layers:
-        layer._disable_adapters = True
+        disable_adapters(layer, True)
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False
+            disable_adapters(layer, False)

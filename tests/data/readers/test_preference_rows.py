@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from aift_ray.config import DataConfig
 from aift_ray.data import token_cache
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import fit_answers
+from aift_ray.data.prompts.preference_pairs import encode_row, fit_answers
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.row_kinds import read_row
@@ -20,6 +20,7 @@ from aift_ray.data.token_types import Encoded
 from aift_ray.errors import DataError
 from tests.conftest import SHIPPED
 from tests.helpers.preference_rows import labelled, pairs, write
+from tests.helpers.tool_templates import QWEN3_TOOLS
 
 SAID = {"role": "user", "content": "挨拶して"}
 POLITE, PLAIN = "こんにちは。", "よう。"
@@ -48,6 +49,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "score_chosen": 8.0,
         "score_rejected": 3.0,
     },
+    "a prompt that is null": {
+        "prompt": None,
+        "chosen": [SAID, answer(POLITE)],
+        "rejected": [SAID, answer(PLAIN)],
+    },
     "messages and texts": {"messages": [SAID], "chosen": POLITE, "rejected": PLAIN},
     "LLaMA-Factory, ShareGPT": {
         "conversations": [{"from": "human", "value": "挨拶して"}],
@@ -62,6 +68,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "HH": {
         "chosen": f"\n\nHuman: 挨拶して\n\nAssistant: {POLITE}",
         "rejected": f"\n\nHuman: 挨拶して\n\nAssistant: {PLAIN}",
+    },
+    "messages as JSON in the cells of a table": {
+        "prompt": json.dumps([SAID], ensure_ascii=False, indent=1),
+        "chosen": json.dumps([answer(POLITE)], ensure_ascii=False),
+        "rejected": json.dumps([answer(PLAIN)], ensure_ascii=False),
     },
     "LLaMA-Factory, Alpaca": {
         "instruction": "挨拶して",
@@ -106,6 +117,49 @@ def test_a_system_text_and_earlier_answers_belong_to_the_prompt(encoder: PromptE
     assert encoder.tokenizer.decode(trained) == f"{POLITE}<|im_end|>"
 
 
+TOOL = {
+    "type": "function",
+    "function": {"name": "clock", "description": "時刻", "parameters": {"type": "object"}},
+}
+CALL = {"name": "clock", "arguments": {}}
+WITH_TOOLS: dict[str, dict[str, Any]] = {
+    "TRL": {
+        "prompt": [{"role": "system", "content": "丁寧に。"}, SAID],
+        "tools": [TOOL],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"function": CALL}]}],
+        "rejected": [answer(PLAIN)],
+    },
+    "LLaMA-Factory, ShareGPT": {
+        "conversations": [{"from": "human", "value": "挨拶して"}],
+        "system": "丁寧に。",
+        "tools": json.dumps([TOOL["function"]], ensure_ascii=False),
+        "chosen": {"from": "function_call", "value": json.dumps(CALL)},
+        "rejected": {"from": "gpt", "value": PLAIN},
+    },
+}
+
+
+@pytest.mark.parametrize("form", WITH_TOOLS)
+def test_a_system_text_and_tools_are_in_the_prompt_of_both_and_a_call_is_an_answer(
+    form: str,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer.chat_template = QWEN3_TOOLS
+    found = encode_row(PromptEncoder(tokenizer), read(WITH_TOOLS[form]))
+    assert found.not_shown == ()
+    texts, trained = [], []
+    for piece in found.pieces:
+        start = piece.supervised.index(True)
+        texts.append(tokenizer.decode(piece.ids[:start]))
+        flags = zip(piece.ids, piece.supervised, strict=True)
+        trained.append(tokenizer.decode([token for token, flag in flags if flag]))
+    assert texts[0] == texts[1]
+    assert all(part in texts[0] for part in ("丁寧に。", '"clock"', "時刻", "挨拶して"))
+    assert json.loads(trained[0].split("<tool_call>")[1].split("</tool_call>")[0]) == CALL
+    assert trained[0].endswith("<|im_end|>")
+    assert trained[1].endswith(f"{PLAIN}<|im_end|>")
+
+
 def test_raw_texts_are_not_put_into_a_template() -> None:
     found = read({"prompt": "空は", "chosen": "青い", "rejected": "赤い"})
     assert (found.kind, found.instruction, found.output) == ("prompt", "空は", "青い")
@@ -130,6 +184,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"prompt": "他", "chosen": [SAID, answer("b")], "rejected": [SAID, answer("c")]},
         "the prompt is none of the messages",
     ),
+    "another prompt in messages": (
+        {
+            "prompt": [SAID | {"content": "他"}],
+            "chosen": [SAID, answer("b")],
+            "rejected": [SAID, answer("c")],
+        },
+        "the prompt is none of the messages",
+    ),
     "an answered prompt": (
         {"messages": [SAID, answer("a")], "chosen": "b", "rejected": "c"},
         "ends with a message from assistant",
@@ -142,6 +204,23 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1},
         "margin -1 is less than 0",
     ),
+    "a margin without end": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("inf")},
+        "margin is inf, expected a number up to 1e+06",
+    ),
+    "a margin beyond fp32": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e300},
+        "margin is 1e+300, expected a number up to 1e+06",
+    ),
+    "a margin that is none": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "nan"},
+        "margin is nan, expected a number up to 1e+06",
+    ),
+    "a score without end": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": "-inf"},
+        "chosen_score is -inf, expected a number up to 1e+06",
+    ),
+    "no answer": ({"prompt": "a"}, "the keys chosen and rejected are missing"),
     "texts for messages": (
         {"prompt": [SAID], "chosen": ["b"], "rejected": ["c"]},
         "chosen: message 1 is a string",
@@ -169,9 +248,14 @@ def test_labels_are_read_and_pairs_refused_where_labels_are_wanted() -> None:
     assert (found.score, found.labelled) == (1.0, True)
     assert read({"instruction": "a", "output": "b", "label": "false"}, "label").score == 0.0
     assert read({"messages": [SAID, answer("b")], "label": 1}, "label").score == 1.0
+    # LLaMA-Factory's name, and numbers of a table
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert read({"conversations": turns, "kto_tag": False}, "label").score == 0.0
+    assert read({"instruction": "a", "output": "b", "label": 1.0}, "label").score == 1.0
     for wrong, reason in (
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "are a pair"),
         ({"prompt": "a", "completion": "b"}, "the key label is missing"),
+        ({"prompt": "a", "completion": "b", "label": True, "kto_tag": True}, "label and kto_tag"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "expected true or false"),
     ):
         fault = read_row(wrong, "a.jsonl", 3, Reading(answers="label"))

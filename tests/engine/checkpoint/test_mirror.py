@@ -16,7 +16,7 @@ import torch
 from aift_ray.engine import checkpoint
 from aift_ray.engine.checkpoint import mirror
 from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
-from aift_ray.engine.checkpoint.snapshot import CheckpointWriter, snapshot
+from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir
 from tests.engine.test_worker import Killed, losses, run
@@ -120,11 +120,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     stepped(moved, 2)
     before = {name: value.clone() for name, value in moved.module.model.state_dict().items()}
     moment = moved.optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    saver.save(snapshot(moved))
+    saver.save(at_once=False)
     stepped(moved, 2)
     assert checkpoint.steps(moved.job.checkpoints) == []
     go_on.touch()
-    saver.wait()
+    saver.settle()
     saver.close()
     state, tensors = checkpoint.load(moved.job.checkpoints / "step-2")
     assert state.step == 2

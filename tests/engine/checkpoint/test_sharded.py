@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
-from aift_ray.engine.checkpoint import sharded
+from aift_ray.engine.checkpoint import tensor_files
 from aift_ray.parallel.group import Group
 from tests.engine.test_worker import losses, run
 from tests.helpers.runs import CPU, free_port, spawn, whole_run
@@ -78,7 +78,7 @@ def test_shares_of_all_workers_make_the_whole_file(name: str, copy: bool, tmp_pa
                 for key, tensor in WHOLE.items()
             }
             held["of worker 0"] = WHOLE["vector"] + rank
-            written = sharded.ShardedTensors({"x": held}, copy)
+            written = tensor_files.ShardedTensors({"x": held}, copy)
             if copy:
                 for tensor in held.values():
                     tensor.add_(1)
@@ -95,9 +95,9 @@ def test_a_share_that_is_missing_leaves_nothing_and_nobody_waiting(tmp_path: Pat
         (tmp_path / ".written-1").touch()
         given_up = ["worker 2: No space left on device"]
         with pytest.raises(OSError, match="did not write its share: worker 2: No space left"):
-            sharded.await_others(tmp_path, given_up)
+            tensor_files.await_others(tmp_path, given_up)
         (tmp_path / ".written-2").touch()
-        sharded.await_others(tmp_path, [])
+        tensor_files.await_others(tmp_path, [])
     assert list(tmp_path.iterdir()) == [], "marks are no part of a checkpoint"
 
 
@@ -108,10 +108,9 @@ def test_a_worker_with_a_full_disk_says_so(tmp_path: Path) -> None:
     with worker(1, 2):
         mesh = init_device_mesh("cpu", (2,))
         tensor = distribute_tensor(torch.randn(4, 4), mesh, [Shard(0)], src_data_rank=None)
-        writer = sharded.ShardWriter()
-        writer.start(sharded.ShardedTensors({"x": {"a": tensor}}, True), {"x": tmp_path / "full"})
-        assert "No space left" in str(writer.wait())
-        writer.close()
+        shards = tensor_files.ShardedTensors({"full": {"a": tensor}}, True)
+        with pytest.raises(OSError, match="No space left"):
+            shards.write_all(tmp_path)
     assert not (tmp_path / ".written-1").exists()
 
 
@@ -169,19 +168,19 @@ def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
 def _dies_while_writing(rank: int, folder: str, port: int, config: dict[str, Any]) -> None:
     import os
 
-    from aift_ray.engine.checkpoint import snapshot
+    from aift_ray.engine.checkpoint import writer
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    snapshot._PATIENCE, real = 2.0, sharded.ShardedTensors.write
+    writer._PATIENCE, real = 2.0, tensor_files.ShardedTensors.write
 
-    def write(self: sharded.ShardedTensors, name: str, path: Path) -> None:
-        if "step-6" in str(path) and name == "moments":
+    def write(self: tensor_files.ShardedTensors, name: str, path: Path) -> None:
+        if "step-6" in str(path) and name == checkpoint.MOMENTS:
             os._exit(9)
         real(self, name, path)
 
     if rank == 1:
-        sharded.ShardedTensors.write = write  # type: ignore[method-assign]
+        tensor_files.ShardedTensors.write = write  # type: ignore[method-assign]
     whole_run(RunConfig.model_validate(config), Path(folder), Group(rank, 2, CPU))
 
 

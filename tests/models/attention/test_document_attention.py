@@ -18,7 +18,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
 from aift_ray.errors import ModelError
-from aift_ray.models.attention import document_attention, score_mod
+from aift_ray.models.attention import document_attention, flash_attention, score_mod
 from aift_ray.models.attention.packed_documents import PackedDocuments, packed, recomputing
 
 
@@ -71,12 +71,38 @@ def test_one_kernel_is_asked_what_the_loop_computes(
     looped, _ = document_attention.document_attention(
         torch.nn.Module(), *given, mask, cu_seq_lens_q=borders, max_length_q=7, **more
     )
-    monkeypatch.setattr(document_attention.varlen, "varlen_attn", replaced_kernel)
+    monkeypatch.setattr(flash_attention.varlen, "varlen_attn", replaced_kernel)
     monkeypatch.setattr(document_attention, "flash_computes", lambda device, dtype: True)
     by_kernel, _ = document_attention.document_attention(
         torch.nn.Module(), *given, mask, cu_seq_lens_q=borders, max_length_q=7, **more
     )
     torch.testing.assert_close(by_kernel, looped, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kernel", [False, True])
+def test_tokens_that_two_documents_share_are_attended_in_each(
+    window: int | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel:
+        monkeypatch.setattr(document_attention.varlen, "varlen_attn", replaced_kernel)
+        monkeypatch.setattr(document_attention, "flash_computes", lambda device, dtype: True)
+    given, _ = states([7, 3])
+    # 4 tokens of prompt with 3 of one answer and 2 of another, and a document of its own
+    documents = [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8], [9]]
+    places = torch.tensor([at for rows in documents for at in rows])
+    own = torch.tensor([0, 1, 2, 3, 4, 5, 6, 11, 12, 13])
+    borders = torch.tensor([0, 7, 13, 14], dtype=torch.int32)
+    mask = None if window is None else torch.tensor(window)
+    with packed(PackedDocuments(borders, 7, 10, places, own)):
+        found, _ = document_attention.document_attention(torch.nn.Module(), *given, mask)
+    for rows, kept in zip(documents, (slice(7), slice(4, 6), slice(1)), strict=True):
+        one = [part[:, :, rows] for part in given]
+        ends = torch.tensor([0, len(rows)], dtype=torch.int32)
+        with packed(PackedDocuments(ends, len(rows), len(rows))):
+            wanted, _ = document_attention.document_attention(torch.nn.Module(), *one, mask)
+        at = torch.tensor(rows)[kept]
+        torch.testing.assert_close(found[:, at], wanted[:, kept], rtol=1e-5, atol=1e-5)
 
 
 def eager_scores(

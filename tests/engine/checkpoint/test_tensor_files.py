@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from aift_ray.engine.checkpoint import gathered as streaming
+from aift_ray.engine.checkpoint import tensor_files
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_the_file_reads_back(
     dtype: torch.dtype | None, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    streaming.write(tmp_path / "x.safetensors", tensors, dtype)
+    tensor_files.write(tmp_path / "x.safetensors", tensors, dtype)
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -46,14 +46,14 @@ def test_a_disk_that_is_full_is_told_after_all_has_been_gathered(
         gathered.append(tensor)
         return tensor
 
-    monkeypatch.setattr(streaming, "whole", whole)
+    monkeypatch.setattr(tensor_files, "whole", whole)
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
     with pytest.raises(OSError, match="No space left"):
-        streaming.write(full, tensors)
+        tensor_files.write(full, tensors)
     assert len(gathered) == len(tensors)
-    parts = streaming.GatheredTensors({"model": tensors, "moments": tensors})
+    parts = tensor_files.GatheredTensors({"weights": tensors, "moments": tensors})
     with pytest.raises(OSError, match="No space left"), parts.ending():
-        parts.write("model", full)
+        parts.write("weights", full)
     assert len(gathered) == 3 * len(tensors), "the rest is gathered too"

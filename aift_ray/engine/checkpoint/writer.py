@@ -1,0 +1,202 @@
+"""Checkpoints written by all workers together, while training goes on where a copy is taken.
+
+Where the weights are sharded, each worker copies and writes its shards. Workers that do not see
+the folder of worker 0 can't: then it gathers all, or, where no copy is wanted
+(`training.async_save false`), tensor after tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+from aift_ray.engine import checkpoint
+from aift_ray.engine.checkpoint import MOMENTS, WEIGHTS
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
+from aift_ray.engine.checkpoint.snapshot import (
+    Snapshot,
+    can_stream,
+    gathered_snapshot,
+    sharded_snapshot,
+    snapshot,
+)
+from aift_ray.engine.checkpoint.tensor_files import (
+    GatheredTensors,
+    ShardedTensors,
+    all_see,
+    await_others,
+    write,
+)
+from aift_ray.engine.metrics import tell
+from aift_ray.engine.model_writer import write_model
+from aift_ray.engine.worker_run import Run
+from aift_ray.errors import TrainingError
+
+# seconds that the end of a failed run waits for a checkpoint that others still write
+_PATIENCE = 120.0
+
+
+class CheckpointWriter:
+    """One worker's part in the checkpoints of a run; every worker must call each method alike.
+
+    Attributes:
+        seconds: that training has waited for it.
+        not_copied: what could not be copied to the store, and why.
+    """
+
+    def __init__(self, run: Run, store: CheckpointMirror | None) -> None:
+        self.seconds = 0.0
+        self.not_copied: dict[str, str] = {}
+        self._run, self._store = run, store
+        self._is_main = run.group.is_main_process
+        self._streams = can_stream(run.module.model)
+        self._sharded = self._streams and all_see(run.job.checkpoints)
+        self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
+        self._copier = ThreadPoolExecutor(1, "checkpoint-copier")
+        self._writing: Future[None] | None = None
+        self._given_up: list[str] = []
+        if self._is_main:
+            checkpoint.clean(run.job.checkpoints)
+
+    def save(self, at_once: bool) -> None:
+        """Save a checkpoint of the run as it is; `at_once`: it is on the disk afterwards.
+
+        Raises:
+            TrainingError: it, or the one before, could not be written.
+        """
+        # two copies would be in host memory, were the last one not written by now
+        self.settle()
+        run = self._run
+        if self._streams and not self._sharded and not run.config.training.async_save:
+            self._save_gathered()
+            return
+        if self._sharded:
+            self.together(lambda: checkpoint.begin(run.job.checkpoints, run.state.step))
+        taken = sharded_snapshot(run) if self._sharded else snapshot(run)
+        self.seconds += taken.seconds
+        if self._is_main:
+            self._writing = self._thread.submit(self._write, taken)
+        elif isinstance(taken.parts, ShardedTensors):
+            folder = checkpoint.partial_folder(run.job.checkpoints, run.state.step)
+            self._writing = self._thread.submit(taken.parts.write_all, folder)
+        if at_once:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            TrainingError: a worker could not write its part of it.
+        """
+        began = time.perf_counter()
+        if self._sharded:
+            # worker 0 would wait for the shards of a worker that can't write them
+            problem = self._run.group.first(None if self._is_main else self._outcome())
+            self._given_up += [problem] if problem else []
+        self.together(self._wait)
+        self.seconds += time.perf_counter() - began
+
+    def gathered(self, parts: GatheredTensors, act: Callable[[], None]) -> None:
+        """What worker 0 writes of the tensors of all; the others give their shards."""
+        if not self._is_main:
+            with parts.ending():
+                pass
+        self.together(act)
+
+    def together(self, act: Callable[[], object]) -> None:
+        """What worker 0 does for all; it fails on every worker, so that none waits for it."""
+        problem = None
+        if self._is_main:
+            try:
+                act()
+            except (TrainingError, OSError) as error:
+                problem = str(error)
+        problem = self._run.group.agree(problem)
+        if problem:
+            raise TrainingError(problem)
+
+    def copy_results(self) -> None:
+        """Copy what is beside the checkpoints to the store, after all that is on its way."""
+        if self._store:
+            self._copier.submit(self._copy_results, self._store).result()
+
+    def close(self) -> None:
+        """Wait for what is on its way: it is worth as much as any other checkpoint."""
+        if self._writing:
+            wait([self._writing], _PATIENCE)
+        self._given_up.append("the run has ended")
+        self._thread.shutdown()
+        self._copier.shutdown()
+
+    def _save_gathered(self) -> None:
+        """Save the run as it is, without a copy of it: training waits for the disk."""
+        began, taken = time.perf_counter(), gathered_snapshot(self._run)
+        parts = taken.parts
+        assert isinstance(parts, GatheredTensors)
+
+        def act() -> None:
+            with parts.ending():
+                self._write(taken)
+
+        self.gathered(parts, act)
+        self.seconds += time.perf_counter() - began
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _outcome(self) -> str | None:
+        """Why this worker could not write its shards."""
+        try:
+            self._wait()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _write(self, taken: Snapshot) -> None:
+        run, job, parts, step = self._run, self._run.job, taken.parts, taken.state.step
+        rest, moments = checkpoint.split_moments(taken.tensors)
+        streamed = partial(parts.write, WEIGHTS) if parts else None
+        given = (run.written, run.tokenizer, job.stop_ids, None, taken.model, streamed)
+        try:
+            with checkpoint.complete(job.checkpoints, step, begun=self._sharded) as folder:
+                write_model(str(folder), *given, base=job.location)
+                if parts:
+                    parts.write(MOMENTS, folder / MOMENTS)
+                else:
+                    write(folder / MOMENTS, moments)
+                if isinstance(parts, ShardedTensors):
+                    await_others(folder, self._given_up)
+                checkpoint.write_state(folder, taken.state, rest)
+        except OSError as error:
+            text = f"the checkpoint of step {step} could not be written: {error}"
+            raise TrainingError(text) from error
+        folder = job.checkpoints / f"step-{step}"
+        if job.events:
+            tell(job.output, "save", {"step": step, "folder": str(folder)})
+        training = run.config.training
+        best = taken.state.best_step if training.load_best else None
+        checkpoint.prune(job.checkpoints, training.keep_checkpoints, best)
+        if self._store:
+            self._copier.submit(self._copy, self._store, folder)
+
+    def _copy(self, store: CheckpointMirror, folder: Path) -> None:
+        kept = checkpoint.steps(folder.parent)
+        self._copied(folder.name, lambda: store.put_checkpoint(folder, kept))
+        self._copy_results(store)
+
+    def _copy_results(self, store: CheckpointMirror) -> None:
+        self._copied("results", lambda: store.put_results(self._run.job.output))
+
+    def _copied(self, name: str, copy: Callable[[], None]) -> None:
+        try:
+            copy()
+        except FileNotFoundError:
+            # a newer checkpoint has taken its place meanwhile
+            return
+        except OSError as error:
+            self.not_copied[name] = str(error)

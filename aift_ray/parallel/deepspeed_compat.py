@@ -1,0 +1,56 @@
+"""Private interfaces of DeepSpeed's ZeRO optimizers, read from deepspeed 0.19.8.
+
+`zero` is the optimizer of an engine: of stage 1 and 2, or of stage 3. Missing: an engine clips,
+drops and restores in its own order alone, and tells neither the norm before clipping nor which
+tensors hold its partitions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def without_shared_memory() -> None:
+    """Keep DeepSpeed from compiling its messages by shared memory, which takes a minute."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def gradient_norm(zero: Any, stage: int) -> torch.Tensor:
+    """The norm of all gradients before clipping, ()."""
+    if stage < 3:
+        return torch.as_tensor(zero.scaled_global_norm())
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    norm: torch.Tensor = combine_grad_norm_groups(zero._get_norm_groups())
+    return norm
+
+
+def drop_partitioned_gradients(zero: Any, stage: int) -> None:
+    """Drop the gradients of the partitions, which a step that is left out would keep."""
+    if stage == 3:
+        zero.averaged_gradients = {}
+        return
+    zero.micro_step_id = -1
+    for kind in (zero.averaged_gradients, zero.all_grad_tensors):
+        for group in kind:
+            kind[group] = None
+
+
+def link_moments(zero: Any, stage: int) -> None:
+    """Have stages 1 and 2 know where the moments of each weight are.
+
+    They do so after the step of the first group of weights, when others have none yet.
+    """
+    if stage < 3:
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def partitions(zero: object, stage: int) -> list[torch.Tensor]:
+    """This worker's partitions of all trained weights."""
+    name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
+    return list(getattr(zero, name))

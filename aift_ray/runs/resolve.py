@@ -1,0 +1,250 @@
+"""The settings of a run as they are carried out: what is left open is settled in one step.
+
+`by_model` and `by_rows` settle a draft, of which `by_rows` gives the resolved configuration. It
+can't be changed any more: plan, dry run, config.yaml and workers read the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aift_ray.config import RunConfig
+from aift_ray.data.batch_plan import BatchPlan
+from aift_ray.data.cache_location import cache_folder
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder
+from aift_ray.data.prompts.supervision import Supervision
+from aift_ray.data.prompts.template_file import read_template
+from aift_ray.engine import trackers
+from aift_ray.engine.checkpoint import State
+from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models import hub
+from aift_ray.models.families import family_support
+from aift_ray.models.families.family_support import Support
+from aift_ray.models.families.refusals import check_layers, is_llama_like, refusal
+from aift_ray.models.hub import tokenizer_bytes
+from aift_ray.models.model_stats import Measured, measured
+from aift_ray.models.vocab_check import check_vocabulary
+from aift_ray.planning.memory_estimate import Memory
+from aift_ray.runs import memory_fit, objective_inputs, resume_check
+from aift_ray.runs.row_layout import StepLayout
+from aift_ray.tasks import in_training
+from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.utils.compilers import compiler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """The model of a run, and what its settings are judged by.
+
+    Attributes:
+        location: folder or Hub id.
+        config: transformers' configuration of it.
+        support: how its family is computed.
+        beside: `reference` and `pad_id` of a Job.
+        adapter_weights: weights of the adapter that the run starts from; None: of none.
+        state: where the resumed run is; None: a new run.
+        changed: settings that differ from the checkpoint's, a line each.
+    """
+
+    tasks: Sequence[LoadedTask]
+    location: str
+    config: Any
+    support: Support
+    encoder: PromptEncoder
+    beside: dict[str, Any]
+    adapter_weights: int | None
+    state: State | None
+    changed: list[str]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A resolved configuration, and what led to it.
+
+    Attributes:
+        memory: computed need of a worker.
+        why: lines that say why the strategy was chosen; none where the user chose.
+        layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
+    """
+
+    config: RunConfig
+    memory: Memory
+    why: list[str]
+    layout: dict[str, int] | None
+
+
+def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> ResolvedModel:
+    """Settle what follows from model, machine and checkpoint.
+
+    Args:
+        draft: is changed.
+        workers: the largest number of workers.
+        gpu: whether the workers have one each.
+
+    Raises:
+        ModelError, ConfigError: what is wrong.
+    """
+    _given(draft)
+    tasks = in_training.load(draft.evaluation)
+    location = hub.resolve(draft.model)
+    model_config = hub.load_config(location, draft.objective == "reward")
+    _spread(draft, model_config, workers, gpu)
+    support = _support(draft, model_config)
+    encoder = _encoder(draft, location, model_config)
+    beside = objective_inputs.settled(draft, model_config, encoder.tokenizer)
+    draft.data.sequence_length = _sequence_length(draft, model_config)
+    adapter_weights = _adopted(draft, location)
+    state, changed = resume_check.resumed(draft, resume, workers) if resume else (None, [])
+    model = _measured(draft, location, state)
+    found = (tasks, location, model_config, support, encoder, beside)
+    return ResolvedModel(*found, adapter_weights, state, changed, model)
+
+
+def by_rows(
+    draft: RunConfig, model: ResolvedModel, laid: StepLayout, workers: int, gpu: bool
+) -> Resolved:
+    """Settle what follows from the longest rows: strategy, copies of checkpoints, CPUs, devices.
+
+    Args:
+        draft: is changed.
+
+    Raises:
+        ModelError, ConfigError: the run does not fit into the memory that is there.
+    """
+    host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
+    shape, whole = model.measured.shape, model.measured.whole
+    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host)
+    why = memory_fit.settle(draft, need, workers, gpu)
+    memory_fit.settle_cpus(draft, workers)
+    layout = _layout(draft, model.location, laid.plan, laid.longest, gpu)
+    return Resolved(draft.frozen(), memory_fit.own(draft, need), why, layout)
+
+
+def _given(config: RunConfig) -> None:
+    if not config.data.train_files and not config.data.mixture:
+        remedy = "name some with --train-file"
+        raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
+    lora = config.lora
+    if config.objective == "grpo" and "lora_dropout" not in lora.model_fields_set:
+        # the model that generates has none
+        lora.lora_dropout = 0.0
+    problems = trackers.missing(list(config.training.report_to))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu: bool) -> None:
+    """Settle how the model is spread over the workers; a ConfigError where it can't be."""
+    parallel, (least, most) = config.parallel, config.worker_range(workers)
+    if config.objective == "grpo" and parallel.strategy == "auto":
+        parallel.strategy = "ddp"
+    if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
+        parallel.tensor_parallel_size = workers
+    if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
+        parallel.pipeline_parallel_size = workers
+    # a group that torchrun has made is of one size
+    problems = parallel.misfits(least if most == workers else workers, workers)
+    if parallel.offload and not gpu:
+        what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
+        problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if config.training.optimizer.startswith("paged") and not gpu:
+        what = f"{config.training.optimizer} pages a GPU's memory, and the workers compute on CPUs"
+        problems.append(Problem("training.optimizer", what, "use adamw or adamw_8bit, or GPUs"))
+    if config.training.compile and not compiler(gpu):
+        what = f"torch.compile needs a {'C' if gpu else 'C++'} compiler, and there is none"
+        problems.append(Problem("training.compile", what, "install gcc and g++, or leave it off"))
+    if parallel.strategy == "tensor" and not problems:
+        from aift_ray.parallel.tensor_parallel import unfit
+
+        targets = config.lora.target_modules if config.method != "full" else None
+        numbers = model_config.get_text_config(decoder=True).to_dict()
+        quantized = config.base_bits is not None
+        problems = unfit(numbers, parallel.tensor_parallel_size, targets or [], quantized)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _support(config: RunConfig, model_config: PreTrainedConfig) -> Support:
+    """How the model's family is computed; a ModelError where it can't be."""
+    check_layers(model_config)
+    known = family_support.known(model_config)
+    if isinstance(known, Support):
+        return known
+    # computes a tiny model
+    from aift_ray.engine.family_check import supported
+
+    method: Any = config.trained_as
+    return supported(model_config, method, cache_folder(config.data))
+
+
+def _encoder(config: RunConfig, location: str, model_config: PreTrainedConfig) -> PromptEncoder:
+    """The prompts of a model, with the template asked for.
+
+    Raises:
+        ModelError: ids beyond its embeddings.
+    """
+    tokenizer = hub.load_tokenizer(location)
+    if config.data.chat_template:
+        tokenizer.chat_template = read_template(config.data.chat_template)
+    check_vocabulary(config.model, tokenizer, model_config)
+    return PromptEncoder(
+        tokenizer,
+        config.data.system_prompt,
+        extra_stop_ids=hub.stop_ids(location),
+        supervision=Supervision.of(config.data),
+    )
+
+
+def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
+    length, limit = config.data.sequence_length, hub.context(model_config)
+    alike = hub.batched_context(model_config)
+    if alike != limit and alike and length > alike:
+        what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
+        what += "frequencies of all others in a batch of this model"
+        kind, field = family_support.family_of(model_config), "data.sequence_length"
+        layout = f"give --{field} {alike} or less"
+        raise ConfigError([refusal(kind, what, layout, is_llama_like, field)])
+    if limit is None or length <= limit:
+        return length
+    if "sequence_length" not in config.data.model_fields_set:
+        return limit
+    what = f"{length} is not allowed: the model takes at most {limit} tokens"
+    raise ConfigError([Problem("data.sequence_length", what)])
+
+
+def _adopted(config: RunConfig, location: str) -> int | None:
+    """Weights of the adapter that the run starts from, whose settings it takes; None: of none."""
+    if config.lora.init_from is None:
+        return None
+    # needs the modelling code
+    from aift_ray.models.lora.init_from import adopt
+
+    return adopt(config, location)
+
+
+def _measured(config: RunConfig, location: str, state: State | None) -> Measured:
+    """The model's numbers; a ConfigError where its experts are not those of the checkpoint."""
+    model = measured(location, config)
+    if state:
+        resume_check.check_experts(config, state, model.shape.expert_parameters)
+    return model
+
+
+def _layout(
+    config: RunConfig, location: str, plan: BatchPlan | RolloutPlan, tokens: int, gpu: bool
+) -> dict[str, int] | None:
+    if config.parallel.strategy not in ("pipeline", "model_parallel"):
+        return None
+    assert isinstance(plan, BatchPlan)
+    # needs the modelling code
+    from aift_ray.runs.placement import decide
+
+    return decide(config, location, plan, tokens, memory_fit.width(config, gpu), gpu)
