@@ -16,7 +16,7 @@ from aift_ray.conversion.gguf_tensors import Source, Target, paired, plain
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import fingerprint
 from aift_ray.models.lora.adapter_config import CONFIG
-from aift_ray.models.lora.adapter_folder import WEIGHTS
+from aift_ray.models.lora.adapter_weights import WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

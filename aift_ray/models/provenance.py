@@ -52,7 +52,12 @@ def remembered(folder: Path) -> dict[str, Any]:
     """
     if not (folder / FILE).is_file():
         return {}
-    return _object(folder / FILE)
+    found = _object(folder / FILE)
+    base = found.get("base")
+    settings = base.get("settings") if isinstance(base, dict) else None
+    if not isinstance(base or {}, dict) or not isinstance(settings or {}, dict):
+        raise ValueError(f"{folder / FILE} is damaged: base or its settings are no object")
+    return found
 
 
 def identity(location: str) -> str | None:
@@ -157,7 +162,7 @@ def _prompts(folder: Path, names: list[str]) -> dict[str, str]:
     tokens = {name: _text(settings.get(name)) for name in _SPECIAL_TOKENS}
     template: Any = settings.get("chat_template")
     if (folder / _TEMPLATE).is_file():
-        template = (folder / _TEMPLATE).read_text(encoding="utf-8")
+        template = _read(folder / _TEMPLATE)
     return {"tokenizer": _digest([vocabulary, tokens]), "chat_template": _digest(template)}
 
 
@@ -170,12 +175,19 @@ def _content(file: Path) -> Any:
 
 def _object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(_read(file))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} is damaged: it holds {type(found).__name__}, no object")
     return found
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _text(token: object) -> Any:

@@ -52,7 +52,7 @@ def stream(
         AiftError: an actor failed or was lost.
     """
     kind: Any = ray.remote(_Actor)
-    environment = worker_env.environment() | {"OMP_NUM_THREADS": str(cpus)}
+    environment = worker_env.environment() | {"OMP_NUM_THREADS": str(cpus)} | worker_env.waiting()
     if not gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}

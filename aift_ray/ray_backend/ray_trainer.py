@@ -89,7 +89,9 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool) -> TorchTrainer:
             storage_path=str(job.output / ".ray"),
             failure_config=failures,
             callbacks=[failure_policy.Causes(job.output / FAILURES), SaveBeforeResize(job.output)],
-            worker_runtime_env={"env_vars": told | {"OMP_NUM_THREADS": threads}},
+            worker_runtime_env={
+                "env_vars": told | {"OMP_NUM_THREADS": threads} | worker_env.waiting()
+            },
         ),
         policy=failure_policy.Policy(failures),
     )

@@ -157,14 +157,9 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
 
 
 def _threads(config: ServeConfig, number: int) -> dict[str, str]:
-    """What a replica's OpenMP is told.
-
-    Threads that spin while they wait for each other make a token take thirty times as long where
-    another process has one of their CPUs; vLLM has threads of its own.
-    """
-    waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    """What a replica's OpenMP is told; vLLM has threads of its own."""
     told = {"OMP_NUM_THREADS": str(number)}
-    return told | waiting if config.engine == "transformers" else told
+    return told | worker_env.waiting() if config.engine == "transformers" else told
 
 
 def engine_of(config: ServeConfig, resources: dict[str, float]) -> engine_select.Choice:

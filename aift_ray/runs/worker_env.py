@@ -73,6 +73,15 @@ def _is_passed(name: str) -> bool:
     return name.startswith(_PREFIXES) and not any(word in name.upper() for word in _KEPT)
 
 
+def waiting() -> dict[str, str]:
+    """How OpenMP's threads wait for each other, unless the user has chosen: without spinning.
+
+    Threads that spin make a step take several times as long where another process has one of
+    their CPUs.
+    """
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+
+
 def on_gpus(offload: bool) -> dict[str, str]:
     """What torch reads when it is imported by a worker on GPUs, where the user has set nothing.
 
@@ -98,5 +107,6 @@ def on_gpus(offload: bool) -> dict[str, str]:
 def set_here(config: RunConfig) -> None:
     """Set what torch reads when it is imported, in a process that is going to train by itself."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(config.ray.cpus_per_worker or 1)))
+    os.environ.update(waiting())
     if config.ray.use_gpu is not False and may_see_gpus():
         os.environ.update(on_gpus(config.parallel.offload))

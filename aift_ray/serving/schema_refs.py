@@ -68,9 +68,29 @@ def _needs(root: Node, node: Node) -> Iterator[list[Node]]:
             found = properties.get(name)
             if isinstance(found, dict):
                 yield [found]
-    least, items = node.get("minItems"), node.get("items")
-    if isinstance(least, int) and least > 0 and isinstance(items, dict):
+    firsts, items = _listed(node.get("prefixItems")), node.get("items")
+    least = _number(node.get("minItems"))
+    for each in firsts[:least]:
+        if isinstance(each, dict):
+            yield [each]
+    if least > len(firsts) and isinstance(items, dict):
         yield [items]
+    yield from _of_some_property(node)
+
+
+def _of_some_property(node: Node) -> Iterator[list[Node]]:
+    """What an object that must not be empty needs: the value of one property or another."""
+    if _number(node.get("minProperties")) < 1 or node.get("patternProperties"):
+        return
+    more = node.get("additionalProperties")
+    named = node.get("properties")
+    values = [*(named.values() if isinstance(named, dict) else ()), more]
+    if all(isinstance(each, dict) for each in values):
+        yield values
+
+
+def _number(value: object) -> int:
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _listed(value: object) -> list[Any]:

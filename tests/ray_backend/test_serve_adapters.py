@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from aift_ray.commandline import guarded
 from aift_ray.serve import run
@@ -57,6 +59,22 @@ def broken_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": ', "utf-8")
 
 
+def bytes_of(name: str, content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def stored_in(dtype: torch.dtype) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        stored = load_file(folder / WEIGHTS)
+        save_file({key: value.to(dtype) for key, value in stored.items()}, folder / WEIGHTS)
+
+    return damage
+
+
+DEEP = b"[" * 100_000
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "cut": cut,
     "empty": empty,
@@ -69,6 +87,20 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "pattern": set_to(rank_pattern=["q_proj"]),
     "no-layers": set_to(target_modules=["nothing"]),
     "tokenizer": broken_tokenizer,
+    "deep": bytes_of(CONFIG, DEEP),
+    "deep-tokenizer": bytes_of("tokenizer.json", DEEP),
+    "no-text": bytes_of("chat_template.jinja", b"\xff"),
+    "record": bytes_of("aift_ray.json", b'{"base": "x"}'),
+    "eight-bits": stored_in(torch.float8_e4m3fn),
+    "integers": stored_in(torch.int64),
+    "complex": stored_in(torch.complex64),
+    "infinite-scale": set_to(lora_alpha=1e308),
+    "base-number": set_to(base_model_name_or_path=5),
+    # with these PEFT would change the base for everybody
+    "pissa": set_to(init_lora_weights="pissa"),
+    "olora": set_to(init_lora_weights="olora"),
+    "lora-ga": set_to(init_lora_weights="lora_ga"),
+    "replicated": set_to(layer_replication=[[0, 2], [1, 3]]),
 }
 
 
@@ -127,6 +159,7 @@ def test_a_damaged_adapter_is_400_and_forgotten(
 ) -> None:
     # where it is, what is wrong in it, or which base it was made for
     told = {str(shelf / name), CONFIG, str(tiny_model)}
+    before = answer(served, "hina-4m").json()["choices"]
     for _ in range(2):
         response = load(served, name)
         assert response.status_code == 400, response.text
@@ -140,6 +173,7 @@ def test_a_damaged_adapter_is_400_and_forgotten(
     gone = served.http.post("/v1/unload_lora_adapter", json={"lora_name": name})
     assert gone.status_code == 404
     assert answer(served, "model").status_code == 200
+    assert answer(served, "hina-4m").json()["choices"] == before
 
 
 @pytest.mark.ray

@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from transformers import AutoTokenizer
 
+from tests.conftest import SHIPPED
 from tests.helpers.served import Served
 from tests.serving.conftest import write_adapter
 from tests.serving.http.test_openai_api import QUESTION
@@ -84,6 +86,14 @@ def test_serves_own_routes_are_not_open(served: Served, path: str) -> None:
     assert is_error(known)
 
 
+def test_a_wrong_method_is_405_on_the_page_too(served: Served) -> None:
+    for path in ("/", "/page/page.js"):
+        refused = served.http.request("PATCH", path)
+        assert refused.status_code == 405
+        assert refused.headers["allow"] == "GET, HEAD"
+        assert is_error(refused)
+
+
 def test_a_model_is_found_by_its_name_with_a_slash_too(served: Served) -> None:
     client = openai.OpenAI(api_key=served.key, base_url=f"http://127.0.0.1:{served.port}/v1")
     listed = {model.id: model for model in client.models.list()}
@@ -133,6 +143,17 @@ def test_the_bytes_of_logprobs_are_those_of_the_content(served: Served) -> None:
     assert len(told) > 1
 
 
+def test_an_empty_answer_has_an_empty_list_of_logprobs(served: Served) -> None:
+    end = AutoTokenizer.from_pretrained(SHIPPED).eos_token_id
+    [choice] = chat(served, logprobs=True, logit_bias={str(end): 100}).json()["choices"]
+    assert choice["message"]["content"] == ""
+    assert choice["logprobs"] == {"content": [], "refusal": None}
+    body = {"model": BASE, "prompt": "昔々、", "logprobs": 2, "logit_bias": {str(end): 100}}
+    [choice] = served.http.post("/v1/completions", json=body).json()["choices"]
+    assert choice["text"] == ""
+    assert set(map(tuple, choice["logprobs"].values())) == {()}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_offsets_of_logprobs_count_in_the_text(served: Served, stream: bool) -> None:
     body: dict[str, Any] = {"model": BASE, "prompt": "昔々、", "max_tokens": 40, "logprobs": 5}
@@ -177,6 +198,8 @@ A = {"$ref": "#/$defs/a"}
         {"x-guidance": {"nonsense": 1}},
         {"type": "number", "multipleOf": 0},
         {"minItems": 10**30, "type": "array"},
+        {"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 1},
+        {"type": "array", "prefixItems": [{}, {"$ref": "#"}], "minItems": 2},
     ],
 )
 def test_a_schema_that_can_not_be_followed_is_refused(served: Served, schema: Any) -> None:

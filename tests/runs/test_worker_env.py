@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from aift_ray.config import RunConfig
 from aift_ray.ray_backend import ray_trainer
 from aift_ray.ray_backend.serve_app import deployment
 from aift_ray.runs import worker_env
@@ -110,3 +112,16 @@ def test_replicas_on_gpus_are_told_too() -> None:
 
     assert told(1) == "expandable_segments:True"
     assert told(0) is None
+
+
+def test_threads_do_not_spin_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    worker_env.set_here(config)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    worker_env.set_here(config)
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert worker_env.waiting() == {"OMP_WAIT_POLICY": "ACTIVE"}

@@ -27,7 +27,7 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
         raise ModelError([Problem(where, what, remedy)])
     try:
         found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(file, where, error) from None
     if not isinstance(found, dict):
         what = f"{file} holds {type(found).__name__}, expected an object"
@@ -35,6 +35,10 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
     if found.get("peft_type") != "LORA":
         what = f"{file} says that it is {found.get('peft_type')!r}, only 'LORA' is known"
         raise ModelError([Problem(where, what)])
+    base = found.get("base_model_name_or_path")
+    if base is not None and not (isinstance(base, str) and base.isprintable()):
+        what = f"{file} has base_model_name_or_path = {base!r}, expected a name"
+        raise ModelError([Problem(where, what, "write the name or the folder of its base")])
     if found.get("task_type") in _SCORING:
         what = f"{file} has task_type {found['task_type']}: it is the adapter of a reward model or "
         remedy = "give an adapter of a language model (task_type CAUSAL_LM)"

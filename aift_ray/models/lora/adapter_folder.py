@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
@@ -16,12 +14,17 @@ from aift_ray.models import hub, provenance
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
-from aift_ray.models.lora.adapter_config import CONFIG, adapter_config, damaged
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
+from aift_ray.models.lora.adapter_weights import (
+    WEIGHTS,
+    Shapes,
+    first_of,
+    stored_shapes,
+    wrong_ranks,
+)
 from aift_ray.models.vocab_check import check_vocabulary
 
-WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-Shapes = dict[str, tuple[int, ...]]
 
 
 def check_adapter(
@@ -50,61 +53,22 @@ def check_adapter(
     path, where = Path(folder).expanduser(), f"adapter {name or folder}"
     config = adapter_config(path, where)
     beside = tuple(f"{_PREFIX}{tower}." for tower in absent(skeleton))
-    every = _stored(path, where)
+    every = stored_shapes(path, where)
     stored = {key: shape for key, shape in every.items() if not key.startswith(beside)}
-    problems = _wrong_ranks(config, stored, path, where)
+    problems = wrong_ranks(config, stored, path, where)
     problems = problems or _other_base(config, path, where, base, location)
     if not problems:
         wanted = str(config.get("base_model_name_or_path") or "")
         expected = _expected(path, where, skeleton)
         problems = _misfits(stored, expected, skeleton, path, where, wanted, base)
     if merging and len(stored) < len(every):
-        what = f"it adapts {_first([key for key in every if key not in stored])}, beside the "
+        what = f"it adapts {first_of([key for key in every if key not in stored])}, beside the "
         what += "language model, which alone is merged"
         problems.append(Problem(where, what, "merge it with plain PEFT"))
     problems += check_prompts(path, where, skeleton.config)
     if problems:
         raise ModelError(problems)
     return path.resolve()
-
-
-def _stored(folder: Path, where: str) -> Shapes:
-    """The shapes of the stored weights, all of them finite."""
-    file = folder / WEIGHTS
-    if not file.is_file():
-        pickled = " (adapter_model.bin is a pickle, which can run code when opened)"
-        what = f"{folder} holds no {WEIGHTS}"
-        what += pickled if (folder / "adapter_model.bin").is_file() else ""
-        raise ModelError([Problem(where, what)])
-    found, infinite = {}, []
-    try:
-        with safe_open(file, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(key)
-                found[key] = tuple(tensor.shape)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    infinite.append(key)
-    except (SafetensorError, OSError) as error:
-        raise damaged(file, where, error) from None
-    if infinite:
-        what = f"{file} holds infinite or NaN weights: {_first(infinite)}"
-        raise ModelError([Problem(where, what, "take an earlier checkpoint of the run")])
-    return found
-
-
-def _wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str) -> list[Problem]:
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        return [Problem(where, f"{folder / CONFIG} has rank r = {rank!r}, expected 1 or more")]
-    ranks = {shape[0] for key, shape in stored.items() if ".lora_A." in key and shape}
-    ranks |= {shape[0] for key, shape in stored.items() if key.endswith("lora_embedding_A")}
-    if not ranks:
-        return [Problem(where, f"{folder / WEIGHTS} holds no LoRA weights")]
-    # with a pattern each layer may have a rank of its own
-    if config.get("rank_pattern") or config.get("target_parameters") or ranks == {rank}:
-        return []
-    has = ", ".join(map(str, sorted(ranks)))
-    return [Problem(where, f"{folder / CONFIG} has rank r = {rank}, its weights have {has}")]
 
 
 def _other_base(
@@ -225,11 +189,11 @@ def _misfits(
             found.append(f"{layer} in another size")
     if found:
         what = f"it was made for another base ({wanted or 'not named'}): "
-        what += f"{folder / WEIGHTS} adapts {_first(found)}"
+        what += f"{folder / WEIGHTS} adapts {first_of(found)}"
         return [Problem(where, what, f"give --model {wanted}" if wanted else "")]
     missing = [key.removeprefix(_PREFIX) for key in expected if key not in stored]
     if missing:
-        what = f"{folder / WEIGHTS} lacks weights that {CONFIG} asks for: {_first(missing)}"
+        what = f"{folder / WEIGHTS} lacks weights that {CONFIG} asks for: {first_of(missing)}"
         return [Problem(where, what, "copy it again")]
     return []
 
@@ -256,10 +220,6 @@ def check_prompts(folder: Path, where: str, model_config: PreTrainedConfig) -> l
     except ModelError as error:
         return changed or [Problem(where, each.what, each.remedy) for each in error.problems]
     return changed
-
-
-def _first(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _line(error: Exception) -> str:

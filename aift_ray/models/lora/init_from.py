@@ -21,7 +21,8 @@ from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.bnb.experts_4bit import adaptable
 from aift_ray.models.load import skeleton
 from aift_ray.models.lora.adapter_config import adapter_config
-from aift_ray.models.lora.adapter_folder import WEIGHTS, check_adapter
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.lora.adapter_weights import WEIGHTS
 from aift_ray.models.lora.attach import trained_in_fp32
 
 _FIELD = "lora.init_from"

@@ -144,6 +144,8 @@ class MessagesRequest(CountRequest):
     user_profile_id: Any = None
     workspace_id: Any = None
     speed: Literal["standard"] | None = None
-    # what is not done here
+    # what is not done here, at the values that ask for none of it
     container: None = None
+    context_management: None = None
+    mcp_servers: None = None
     diagnostics: None = None

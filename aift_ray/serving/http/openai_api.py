@@ -33,9 +33,9 @@ def model(service: Service, name: str) -> dict[str, Any]:
 async def chat(service: Service, body: ChatRequest) -> Response:
     """`POST /v1/chat/completions`."""
     begun = begin(service, body)
-    form = ChatForm(service.token_bytes, body.model)
+    form = ChatForm(service.token_bytes, body.model, bool(body.logprobs))
     if begun.names:
-        form = ToolForm(service.token_bytes, body.model, begun.names)
+        form = ToolForm(service.token_bytes, body.model, begun.names, bool(body.logprobs))
     return await _respond(body, begun.answers, begun.prompt_tokens, form)
 
 

@@ -56,18 +56,30 @@ class ResponseBuilder(ABC):
 
 
 class ChatForm(ResponseBuilder):
-    """Chat completions."""
+    """Chat completions.
+
+    Args:
+        logprobs: whether they are told.
+    """
 
     prefix = "chatcmpl"
     object_ = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def __init__(self, tokens: TokenBytes, model: str, logprobs: bool = False) -> None:
+        super().__init__(tokens, model)
+        self._wants_logprobs = logprobs
 
     def choice(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """A whole answer."""
         message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
         if piece.thought:
             message |= {"content": piece.text or None, "reasoning_content": piece.thought}
-        return self._choice(index, "message", message, piece)
+        told = self._choice(index, "message", message, piece)
+        if self._wants_logprobs and not told["logprobs"]:
+            # an answer without a token: clients go through the list all the same
+            told["logprobs"] = {"content": [], "refusal": None}
+        return told
 
     def chunks(self, index: int, piece: TextDelta, first: bool) -> Iterator[dict[str, Any]]:
         """The role first, then the thought and the text, then why it ended."""
@@ -117,8 +129,10 @@ class ToolForm(ChatForm):
         names: of the functions.
     """
 
-    def __init__(self, tokens: TokenBytes, model: str, names: Collection[str]) -> None:
-        super().__init__(tokens, model)
+    def __init__(
+        self, tokens: TokenBytes, model: str, names: Collection[str], logprobs: bool = False
+    ) -> None:
+        super().__init__(tokens, model, logprobs)
         self._names = names
         self._readers: dict[int, CallReader] = {}
 
@@ -172,7 +186,7 @@ class TextForm(ResponseBuilder):
         return {
             "index": index,
             "text": piece.text,
-            "logprobs": self._logprobs(index, piece),
+            "logprobs": self._logprobs(index, piece) if self._wants_logprobs else None,
             "finish_reason": piece.finish,
         }
 
@@ -180,10 +194,8 @@ class TextForm(ResponseBuilder):
         """One chunk a piece."""
         yield self.head() | {"choices": [self.choice(index, piece)]}
 
-    def _logprobs(self, index: int, piece: TextDelta) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, piece: TextDelta) -> dict[str, Any]:
         tokens = piece.tokens
-        if not tokens or not self._wants_logprobs:
-            return None
         answer = self.told(index)
         said = [answer.next(token.id, piece.text) for token in tokens]
         texts = [self._name(token.id, one) for token, (one, _) in zip(tokens, said, strict=True)]

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aift_ray.serving.api_errors import ApiError
+
 _FOLDER = Path(__file__).parents[1] / "page"
 _KINDS = {
     ".css": "text/css",
@@ -26,6 +28,9 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+
+
+_METHODS = ("GET", "HEAD")
 
 
 class Page:
@@ -52,9 +57,13 @@ class Page:
         """Answer, or pass the request on."""
         response = None
         # no path is ever opened: only names that were there at the start are known
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+        if scope["type"] == "http":
             response = self._responses.get(scope["path"])
-        if response and Headers(scope=scope).get("If-None-Match") == response.headers["ETag"]:
+        if response and scope["method"] not in _METHODS:
+            error = ApiError(405, "the route has other methods", headers={"Allow": "GET, HEAD"})
+            response = error.response(scope["path"])
+        tag = response.headers.get("ETag") if response else None
+        if response and tag and Headers(scope=scope).get("If-None-Match") == tag:
             response = Response(status_code=304, headers=_HEADERS | _tag(response))
         await (response or self._app)(scope, receive, send)
 

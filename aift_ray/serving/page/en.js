@@ -24,6 +24,7 @@ export default {
   retry: "Try again",
   answering: "The model is answering",
   waiting: "Waiting for the answer…",
+  image: "Image: ",
   empty: "(empty answer)",
   system: "System prompt",
   system_hint: "e.g. あなたは丁寧な日本語で答えます。",

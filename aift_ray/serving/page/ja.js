@@ -25,6 +25,7 @@ export default {
   answering: "回答を生成しています",
   waiting: "応答を待っています…",
   empty: "（空の回答）",
+  image: "画像：",
   system: "システムプロンプト",
   system_hint: "例: あなたは丁寧な日本語で答えます。",
   sampling: "生成の設定",

@@ -7,6 +7,7 @@ import MarkdownIt from "./vendor/markdown-it.js";
 import cjkFriendly from "./vendor/markdown-it-cjk-friendly.js";
 import { copyButton } from "./clipboard.js";
 import { highlighted } from "./highlight.js";
+import { say } from "./words.js";
 
 // emphasis next to Japanese punctuation, as in **重要：**これは, is none by CommonMark's own rules
 const parser = new MarkdownIt({ html: false, breaks: true, linkify: true }).use(cjkFriendly);
@@ -150,7 +151,9 @@ function link(url) {
 function imageLink(token) {
   const url = token.attrGet("src");
   const made = link(url);
-  made.append(`🖼 ${token.content || url}`);
+  const kind = element("span", "");
+  say(kind, "image");
+  made.append(kind, token.content || url);
   return made;
 }
 

@@ -149,6 +149,15 @@ def test_errors_have_anthropics_shape(model: Model, change: dict[str, Any], told
     assert told in error["error"]["message"], error
 
 
+def test_what_asks_for_nothing_is_taken_of_the_beta_fields_too(model: Model) -> None:
+    idle = {"context_management": None, "mcp_servers": [], "container": None}
+    assert send(model, "はい", **idle).status_code == 200
+    asked = ASK | {"mcp_servers": [{"type": "url", "name": "a", "url": "http://a"}]}
+    refused = model.post("/v1/messages", asked)
+    assert refused.status_code == 400
+    assert "mcp_servers" in refused.json()["error"]["message"]
+
+
 def test_a_model_that_does_not_think_says_so() -> None:
     from tests.helpers import chat_templates
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.conftest import Site
+from tests.helpers.served import Served
 
 NUMBERS = st.one_of(
     st.integers(-3, 40), st.sampled_from([10**30, -(2**63), 1e308, 0.1, 1e-9, -0.0])
@@ -82,8 +83,16 @@ LEAVES: st.SearchStrategy[Any] = st.one_of(
 SCHEMAS = keywords(st.recursive(LEAVES, some, max_leaves=8))
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = Served(tmp_path_factory.mktemp("fuzzed"))
+    yield made
+    made.stop()
+
+
 @pytest.mark.slow
-def test_no_schema_fails_the_server(site: Site) -> None:
+@pytest.mark.ray
+def test_no_schema_fails_the_server(served: Served) -> None:
     statuses: dict[int, int] = {}
     slowest = [0.0]
 
@@ -100,14 +109,12 @@ def test_no_schema_fails_the_server(site: Site) -> None:
         held = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         body = {"model": "hina-4m", "messages": [{"role": "user", "content": "a"}]}
         start = time.monotonic()
-        response = site.send(
-            "POST", "/v1/chat/completions",
-            json=body | {"max_tokens": 3, "stream": stream, "response_format": held},
-        )  # fmt: skip
+        asked = body | {"max_tokens": 3, "stream": stream, "response_format": held}
+        response = served.http.post("/v1/chat/completions", json=asked)
         if as_tool:
             text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
             other = {"model": "hina-4m", "input": "a", "max_output_tokens": 3, "text": text}
-            again = site.send("POST", "/v1/responses", json=other)
+            again = served.http.post("/v1/responses", json=other)
             assert again.status_code == response.status_code, (schema, again.text)
         slowest[0] = max(slowest[0], time.monotonic() - start)
         assert response.status_code in (200, 400), (schema, response.text)
@@ -123,5 +130,5 @@ def test_no_schema_fails_the_server(site: Site) -> None:
     check()
     # both kinds came up, and the server lives
     assert min(statuses[200], statuses[400]) > 40, statuses
-    assert site.send("GET", "/healthz").status_code == 200
+    assert served.http.get("/healthz").status_code == 200
     assert slowest[0] < 60

@@ -65,6 +65,26 @@ def test_base_and_adapter_answer_beside_each_other(visit: Visit) -> None:
     assert visitor.errors == []
 
 
+def test_candidates_stay_within_their_column(visit: Visit) -> None:
+    visitor = visit(viewport={"width": 1024, "height": 700}, locale="en-US").enter()
+    visitor["#compare"].click()
+    token = {
+        "token": "桜",
+        "logprob": -0.1,
+        "top_logprobs": [{"token": "花見の季節", "logprob": -3}],
+    }
+    visitor.streams({"choices": [{"delta": {"content": "桜"}, "logprobs": {"content": [token]}}]})
+    visitor.ask("花")
+    visitor.answered()
+    visitor[".probabilities >> visible=true"].first.click()
+    visitor[".token"].first.click()
+    visitor.expect(".candidates meter").to_have_count(2)
+    column = visitor[".answer"].first.bounding_box()
+    table = visitor[".candidates table"].bounding_box()
+    assert table["x"] + table["width"] < column["x"] + column["width"]
+    assert all(bar.bounding_box()["width"] > 20 for bar in visitor[".candidates meter"].all())
+
+
 def test_stop_ends_both_answers(visit: Visit) -> None:
     visitor = visit(**WIDE).enter()
     visitor["#compare"].click()

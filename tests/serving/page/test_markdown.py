@@ -291,3 +291,33 @@ def test_a_model_can_be_asked_to_think_less_or_not_at_all(visit: Visit) -> None:
     visitor.answered()
     assert "reasoning_effort" not in bodies[0]
     assert bodies[0]["thinking_token_budget"] == 64
+
+
+def test_code_is_in_one_width_in_an_answer_in_japanese(visit: Visit) -> None:
+    visitor = visit().enter()
+    visitor.answers("```python\ndef f(x: str) -> str:\n    # iii\n    return 'WWW'\n```")
+    visitor.ask("コード")
+    visitor.answered()
+    visitor.expect(".answer-text pre span").not_to_have_count(0)
+    # of every part, what ten narrow letters take is what ten wide ones do
+    widths = visitor.page.evaluate(
+        """() => [...document.querySelectorAll(".answer-text pre span")].map((part) => {
+          const canvas = document.createElement("canvas").getContext("2d");
+          const { fontSize, fontFamily } = getComputedStyle(part);
+          canvas.font = `${fontSize} ${fontFamily}`;
+          const [narrow, wide] = ["iiiiiiiiii", "WWWWWWWWWW"].map((it) => canvas.measureText(it));
+          return narrow.width - wide.width;
+        })"""
+    )
+    assert len(widths) > 3
+    assert set(widths) == {0}
+
+
+def test_an_image_is_a_link_that_says_so(visit: Visit) -> None:
+    visitor = visit().enter()
+    visitor.answers("![桜](https://example.com/a.png)")
+    visitor.ask("絵")
+    visitor.answered()
+    visitor.expect(".answer-text a").to_have_text("画像：桜")
+    visitor["#language"].click()
+    visitor.expect(".answer-text a").to_have_text("Image: 桜")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,11 +23,16 @@ from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import is_llama_like, refusal
 from aift_ray.models.hub import load_tokenizer
 from aift_ray.models.linear_layers import features
-from aift_ray.models.lora.adapter_config import adapter_config
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
 from aift_ray.models.lora.adapter_folder import check_adapter, check_prompts
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
 
+log = logging.getLogger(__name__)
+
 _LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+# after which base and adapter are what they are without it
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+PLAIN = "save it as ordinary LoRA (PEFT: path_initial_model_for_weight_conversion)"
 MERGE = "merge it into its base (aift-ray quantize --adapter) and serve the merged folder"
 
 
@@ -47,12 +54,15 @@ class Adapters:
         problem = misfit(name, self._base, Path(folder))
         if problem:
             raise ModelError([problem])
-        from peft import PeftModel
+        from peft import LoraConfig, PeftModel
         from peft.tuners.lora import LoraLayer
 
         # PEFT reads its own files; what it has put around the layers is taken off again
+        config = LoraConfig.from_pretrained(folder)
+        # some starts of training, and copies of layers, would change the base for everybody
+        config.init_lora_weights, config.layer_replication = True, None
         try:
-            peft = PeftModel.from_pretrained(self._base, folder)
+            peft = PeftModel.from_pretrained(self._base, folder, config=config)
         except Exception:
             _unwrap(self._base)
             raise
@@ -62,6 +72,10 @@ class Adapters:
             if isinstance(module, LoraLayer)
         }
         peft.unload()
+        largest = max(float(pair.up.abs().max()) for pair in pairs.values())
+        if not math.isfinite(largest):
+            what = f"the weights of {folder} are infinite with their scale, lora_alpha / r"
+            raise ModelError([Problem(f"adapter {name}", what, "correct lora_alpha")])
         self._mixed.put(name, pairs)
         self._contents[name] = _digest(pairs)
 
@@ -137,9 +151,18 @@ def skeleton(location: str) -> PreTrainedModel:
 
 def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Problem]:
     """What keeps an adapter folder from being served on the base at a location."""
-    where, path, found = f"adapter {name}", Path(folder).expanduser(), []
     try:
-        check_adapter(folder, base, base, skeleton(base), name)
+        return _check(f"adapter {name}", Path(folder).expanduser(), base, encoder)
+    except Exception as error:
+        # an adapter is a user's files: whatever they make fail is told, and nothing else fails
+        log.error("the adapter %s can't be used", name, exc_info=error)
+        return [Problem(f"adapter {name}", f"{folder} can't be used: {error}")]
+
+
+def _check(where: str, path: Path, base: str, encoder: PromptEncoder) -> list[Problem]:
+    found: list[Problem] = []
+    try:
+        check_adapter(path, base, base, skeleton(base), where.removeprefix("adapter "))
     except ModelError as error:
         found = error.problems
     if not check_prompts(path, where, skeleton(base).config):
@@ -149,15 +172,27 @@ def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Pro
     except ModelError:
         # it was told above
         return found
+    return found + _unmixable(where, path / CONFIG, config, family_of(skeleton(base).config))
+
+
+def _unmixable(where: str, file: Path, config: Mapping[str, Any], family: str) -> list[Problem]:
+    """What an adapter does that requests for the base and for others would feel too."""
+    found = []
     if config.get("bias", "none") != "none":
         # PEFT writes such biases into the base itself, for every other adapter too
-        found.append(Problem(where, f"trains biases of the base (bias {config['bias']})", MERGE))
+        what = f"trains biases of the base (bias {config['bias']}), says {file}"
+        found.append(Problem(where, what, MERGE))
     if config.get("target_parameters"):
-        what = "adapters of experts (target_parameters) can't be mixed in a batch"
-        found.append(refusal(family_of(skeleton(base).config), what, MERGE, is_llama_like, where))
+        what = f"adapters of experts (target_parameters in {file}) can't be mixed in a batch"
+        found.append(refusal(family, what, MERGE, is_llama_like, where))
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        what = f"its training began with {config['init_lora_weights']!r}, says {file}, which has "
+        what += "changed the weights of the base too"
+        found.append(Problem(where, what, f"{PLAIN}, or {MERGE}"))
     for variant in ("use_dora", "trainable_token_indices"):
         if config.get(variant):
-            found.append(Problem(where, f"uses {variant}, which can't be mixed in a batch", MERGE))
+            what = f"uses {variant}, says {file}, which can't be mixed in a batch"
+            found.append(Problem(where, what, MERGE))
     return found
 
 

@@ -78,8 +78,7 @@ class Mixed:
             found = [pairs.get(name) for pairs in self._adapters.values()]
             ranks = tuple(len(pair.down) if pair else 0 for pair in found)
             stacked = [pair for pair in found if pair]
-            like = stacked[0].down
-            columns = by_ranks.setdefault(ranks, _Columns(ranks, like))
+            columns = by_ranks.setdefault(ranks, _Columns(ranks, stacked[0].down.device))
             module = self._base.get_submodule(name)
             self._layers.append(_Layer(module, stacked, columns))
         self._columns = list(by_ranks.values())
@@ -91,12 +90,13 @@ class _Columns:
 
     Attributes:
         used: the ranks of the adapters in the batch; None: no row has any.
-        mask: (rows, 1, used ranks); None: all rows have the same adapter.
+        mask: (rows, 1, used ranks), where a rank is another row's; None: all have the same
+            adapter.
         parts: of rows side by side that have the same adapter, these rows and its used ranks.
     """
 
-    def __init__(self, ranks: tuple[int, ...], like: torch.Tensor) -> None:
-        self._ranks, self._like = ranks, like
+    def __init__(self, ranks: tuple[int, ...], device: torch.device) -> None:
+        self._ranks, self._device = ranks, device
         self.used: slice | None = None
         self.mask: torch.Tensor | None = None
         self.parts: list[tuple[slice, slice]] = []
@@ -114,7 +114,7 @@ class _Columns:
             return
         numbers = torch.arange(first, last + 1)
         owners = numbers.repeat_interleave(torch.tensor(self._ranks[first : last + 1]))
-        self.mask = (owners == torch.tensor(rows)[:, None, None]).to(self._like)
+        self.mask = (owners != torch.tensor(rows)[:, None, None]).to(self._device)
         end = 0
         for number, run in groupby(rows):
             begin, end = end, end + len(list(run))
@@ -148,7 +148,8 @@ class _Layer:
         if columns.mask is None:
             made += linear(linear(states, down), up)
         elif states.shape[1] == 1:
-            made += linear(linear(states, down) * columns.mask, up)
+            # not multiplied by zero: what damaged weights make infinite would be NaN then
+            made += linear(linear(states, down).masked_fill(columns.mask, 0), up)
         else:
             for rows, ranks in columns.parts:
                 made[rows] += linear(linear(states[rows], down[ranks]), up[:, ranks])

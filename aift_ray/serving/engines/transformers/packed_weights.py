@@ -1,9 +1,9 @@
 """Weights of linear layers in the layout that a CPU multiplies fastest, for a model that is served.
 
 A step multiplies a few rows, and PyTorch's own layout, (features out, features in), makes its
-libraries rearrange the weights each time. oneDNN rearranges them once; smaller ones in fp32 are
-faster transposed. What is computed is the same but for the order of sums. Measured in
-docs/decisions/0007-serving-engine.md.
+libraries rearrange the weights each time. oneDNN rearranges them once; small ones in fp32, which
+stay in a cache, are faster transposed. What is computed is the same but for the order of sums.
+Measured in docs/decisions/0007-serving-engine.md.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from aift_ray.utils import malloc_trim
 
 # elements from which oneDNN's layout is faster than the transposed one, in fp32
-_LARGE = 2**22
+_LARGE = 2**18
 # rows that oneDNN is told to expect
-_ROWS = 16
+_ROWS = 8
+# rows that it multiplies as fast as one
+_FEWEST = 4
 # of the free memory
 _SHARE = 0.25
 
@@ -73,6 +76,14 @@ class _Packed:
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(..., features out) of (..., features in)."""
+        rows = states.numel() // states.shape[-1]
+        if rows >= _FEWEST:
+            return self._product(states)
+        flat = states.reshape(rows, -1)
+        made = self._product(pad(flat, (0, 0, 0, _FEWEST - rows)))
+        return made[:rows].view(*states.shape[:-1], made.shape[-1])
+
+    def _product(self, states: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             states, self._weight, self._bias, "none", [], ""
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from aift_ray.errors import ModelError
 from aift_ray.serving.engines.transformers.lora_manager import Adapters
@@ -96,3 +98,39 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path)
     with pytest.raises(ModelError, match="not of a LoRA adapter"):
         Adapters(model).load("b", str(whole))
     assert generated(model, prompt(1)) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("start", "copies"), [("pissa", None), ("olora", None), (True, [[0, 2], [1, 3]])]
+)
+def test_an_adapter_never_changes_the_base(tmp_path: Path, start: Any, copies: Any) -> None:
+    folder = write_adapter(tmp_path / "a", 0)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config |= {"init_lora_weights": start, "layer_replication": copies}
+    file.write_text(json.dumps(config), "utf-8")
+    model = load()
+    before = generated(model, prompt(1))
+    Adapters(model).load("a", str(folder))
+    assert generated(model, prompt(1)) == before
+
+
+def test_overflowing_weights_of_an_adapter_harm_no_other_row(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", 0)
+    stored = load_file(folder / "adapter_model.safetensors")
+    # as one flipped bit of an exponent makes them: finite, and infinite when multiplied
+    damaged = {
+        name: each.fill_(3e38) if "lora_A" in name else each for name, each in stored.items()
+    }
+    save_file(damaged, folder / "adapter_model.safetensors")
+    engine = TransformersEngine(load(), slots=4, max_queue=8)
+
+    async def run() -> None:
+        await engine.load("a", str(folder))
+        asked = [request(prompt(5), adapter=name) for name in ("a", "", "a")]
+        told = await asyncio.gather(*(answer(engine, each) for each in asked))
+        assert ids(told[1]) == generated(load(), prompt(5))
+
+    asyncio.run(run())
+    engine.close()

@@ -75,3 +75,19 @@ def test_adapters_are_loaded_on_packed_weights(adapters: dict[str, Any]) -> None
         with torch.inference_mode():
             logits.append(model(torch.arange(300, 320)[None].repeat(len(adapters), 1)).logits)
     assert torch.allclose(*logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_takes_few_rows_of_any_shape(dtype: torch.dtype, rows: int) -> None:
+    torch.manual_seed(0)
+    model = network(dtype, tied=False)
+    layer = model.lm_head
+    states = torch.randn(rows, 1, 128).to(dtype)
+    with torch.inference_mode():
+        wanted = [layer(each) for each in (states, states[:, 0], states[0, 0])]
+        pack(model)
+        found = [layer(each) for each in (states, states[:, 0], states[0, 0])]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert torch.allclose(one.float(), other.float(), rtol=2**-7, atol=1e-3)
