@@ -14,14 +14,6 @@ import torch
 from torch import nn
 
 PACKAGE = Path(__file__).resolve().parents[1] / "aift_ray"
-# not moved yet
-ELSEWHERE = {
-    "serving/engines/transformers/packed_weights.py": {
-        "_is_mkldnn_bf16_supported",
-        "_reorder_linear_weight",
-        "_linear_pointwise",
-    },
-}
 # public, for all their underscores
 PUBLIC = {"_replace", "_exit"}
 
@@ -67,7 +59,17 @@ def private(tree: ast.Module) -> Iterator[str]:
 def test_private_names_of_libraries_are_in_compat_files_alone() -> None:
     known = own_names() | PUBLIC
     found = {name: set(private(tree)) - known for name, tree in trees().items()}
-    assert {name: names for name, names in found.items() if names} == ELSEWHERE
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_the_inner_modules_of_vllm_are_in_its_compat_file_alone() -> None:
+    found = [
+        name
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm.v1")
+    ]
+    assert not found
 
 
 def _installed(library: str) -> None:
@@ -272,7 +274,24 @@ def lm_eval_filters() -> None:
     assert "_filters" in inspect.getsource(ConfigurableTask)
 
 
+def torch_mkldnn() -> None:
+    from aift_ray.serving.engines.transformers import mkldnn_compat
+
+    weight, bias, states = torch.randn(8, 6), torch.randn(8), torch.randn(4, 6)
+    made = mkldnn_compat.linear(states, mkldnn_compat.reordered(weight, 4), bias)
+    assert torch.allclose(made, nn.functional.linear(states, weight, bias), atol=1e-5)
+    assert isinstance(mkldnn_compat.takes_bfloat16(), bool)
+
+
+def vllm_statistics() -> None:
+    _installed("vllm")
+    from aift_ray.serving.engines.vllm.vllm_compat import stat_logger_base
+
+    _has(stat_logger_base(), "record", "log_engine_initialized")
+
+
 CHECKS = [
+    torch_mkldnn,
     torch_store,
     torch_shard_offsets,
     torch_modules,
@@ -290,6 +309,7 @@ CHECKS = [
     bitsandbytes_packing,
     deepspeed_zero,
     lm_eval_filters,
+    vllm_statistics,
 ]
 
 

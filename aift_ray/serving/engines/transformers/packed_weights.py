@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from aift_ray.serving.engines.transformers import mkldnn_compat
 from aift_ray.utils import malloc_trim
 
 # elements from which oneDNN's layout is faster than the transposed one, in fp32
@@ -54,7 +55,7 @@ def pack(model: PreTrainedModel) -> None:
 
 def _gains(weight: torch.Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return mkldnn_compat.takes_bfloat16()
     return weight.dtype == torch.float32 and weight.numel() >= _LARGE
 
 
@@ -71,7 +72,7 @@ class _Packed:
     """What a linear layer computes, its weights in oneDNN's layout."""
 
     def __init__(self, module: nn.Linear) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
+        self._weight = mkldnn_compat.reordered(module.weight.detach(), _ROWS)
         self._bias = module.bias
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,4 @@ class _Packed:
         return made[:rows].view(*states.shape[:-1], made.shape[-1])
 
     def _product(self, states: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._weight, self._bias, "none", [], ""
-        )
-        return made
+        return mkldnn_compat.linear(states, self._weight, self._bias)

@@ -20,6 +20,7 @@ from aift_ray.serving.engines.interface import (
     SamplingParams,
     Token,
 )
+from aift_ray.serving.engines.vllm.vllm_compat import stat_logger_base
 from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, tokens
 
 log = logging.getLogger(__name__)
@@ -63,15 +64,14 @@ async def start(location: str, slots: int, max_queue: int, given: dict[str, Any]
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm import AsyncEngineArgs, AsyncLLMEngine
 
     statistics = _Statistics()
     try:
         options = AsyncEngineArgs(
             model=location, tokenizer=location, max_num_seqs=slots, **arguments(**given)
         )
-        llm = AsyncLLM.from_engine_args(options, stat_loggers=[statistics.logger()])
+        llm = AsyncLLMEngine.from_engine_args(options, stat_loggers=[statistics.logger()])
     except Exception as error:
         raise AiftError(f"vLLM can't serve {location}: {error}") from error
     engine = VllmEngine(llm, location, slots, max_queue, statistics)
@@ -99,11 +99,9 @@ class _Statistics:
 
     def logger(self) -> Any:
         """What makes a StatLogger that writes here."""
-        from vllm.v1.metrics.loggers import StatLoggerBase
+        statistics, base = self, stat_logger_base()
 
-        statistics = self
-
-        class Logger(StatLoggerBase):  # type: ignore[misc]
+        class Logger(base):  # type: ignore[misc, valid-type]
             def __init__(self, vllm_config: object, engine_index: int = 0) -> None: ...
 
             def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
