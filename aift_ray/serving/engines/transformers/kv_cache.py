@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families.family_support import family_of
@@ -24,6 +24,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 # those of one row, by the number of the layer
 States = dict[int, Pair]
 
+# of a layer that uses the keys and values of an earlier one; transformers before 5.20 has none
+_EMPTY = getattr(cache_utils, "DummyLayer", ())
 # columns allocated ahead: appending to transformers' own layers copies them whole at every step
 AHEAD = 64
 
@@ -76,7 +78,7 @@ class RowsCache(DynamicCache):
         super().__init__(config=config)
         kinds: dict[type, bool] = {DynamicLayer: False, DynamicSlidingWindowLayer: True}
         # of blocks that attend to nothing, or share the keys and values of others
-        empty = [isinstance(layer, DummyLayer) for layer in self.layers]
+        empty = [isinstance(layer, _EMPTY) for layer in self.layers]
         keeping = [layer for layer, none in zip(self.layers, empty, strict=True) if not none]
         foreign = {type(layer).__name__ for layer in keeping if type(layer) not in kinds}
         if foreign:
