@@ -59,6 +59,14 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def ids_from(self, least: int) -> list[int]:
+        """The token ids of `least` and above that any row has, in order."""
+        found: set[int] = set()
+        for number in range(self._reader.num_record_batches):
+            ids = _numpy(self._reader.get_batch(number).column("ids").values)
+            found |= set(ids[ids >= least].tolist())
+        return sorted(found)
+
     def row(self, index: int) -> tuple[Ids, Flags]:
         """Token ids and supervision flags of a row, each of shape (length,)."""
         batch, row = self._locate(index)

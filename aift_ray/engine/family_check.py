@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from aift_ray import __version__
 from aift_ray.config import LoRAConfig
 from aift_ray.data.collate import collate
 from aift_ray.engine.loss import LossModule
@@ -78,6 +79,8 @@ def supported(config: PreTrainedConfig, method: Method, cache: Path) -> Support:
     """
     family = family_of(config)
     found = known(config) or _cached(config, method, cache)
+    if method == "qlora" and isinstance(found, Support) and not found.qlora:
+        found = Refusal("with 4 bits it differs", layout="train it with --method lora")
     if isinstance(found, Refusal):
         what = f"it can't be computed as transformers' eager forward computes it: {found.why}"
         layout = found.layout or _instead(config, method, cache)
@@ -94,6 +97,7 @@ def _instead(config: PreTrainedConfig, method: Method, cache: Path) -> str | Non
 
 def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | Refusal:
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    versions["aift-ray"] = __version__
     facts = json.dumps([shrunk(config).to_dict(), method, versions], sort_keys=True, default=str)
     file = cache / "families" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
     if file.is_file():

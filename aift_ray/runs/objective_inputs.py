@@ -124,9 +124,16 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     name = config.preference.reference
     if name is None:
         return None
-    location = hub.resolve(name)
-    hub.load_config(location)
-    other = hub.load_tokenizer(location)
+    try:
+        location = hub.resolve(name)
+        hub.load_config(location)
+        other = hub.load_tokenizer(location)
+    except ModelError as error:
+        # its remedies speak of the model that is trained
+        remedy = "name a model folder, a Hub id or a catalog name; merge an adapter first"
+        said = [f"{each.where}: {each.what}" for each in error.problems]
+        problems = [Problem("preference.reference", what, remedy) for what in said]
+        raise ModelError(problems) from None
     if other.get_vocab() != tokenizer.get_vocab():
         what = f"{name} has another vocabulary than {config.model}: its log-probabilities are of "
         what += "other tokens"

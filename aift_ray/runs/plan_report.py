@@ -112,7 +112,8 @@ def _lines(
 
 
 def _micro_step(config: PlanConfig) -> str:
-    units = " pairs x 2 answers" if answers_of(config.objective) == "pair" else ""
+    pairs = "pair" if config.batch_size == 1 else "pairs"
+    units = f" {pairs} x 2 answers" if answers_of(config.objective) == "pair" else ""
     tokens = f"{config.sequence_length} = {train_plan.tokens_of(config):,}"
     return f"{config.batch_size}{units} x {tokens}"
 

@@ -17,6 +17,7 @@ from aift_ray.data.tokenize import Encode, encode_in_threads
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
+from aift_ray.models import vocab_check
 from aift_ray.models.families import family_support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory
@@ -127,6 +128,13 @@ def _rows(
     room = objective_inputs.prompt_room(config, model.config, workers)
     length, held = room or config.data.sequence_length, answers_of(config.objective)
     prepared = token_cache.prepare(config.data, model.encoder, length, encode, held)
+    tokenizer = model.encoder.tokenizer
+    beyond = vocab_check.tokens_beyond(tokenizer, model.config)
+    if beyond:
+        # a template may make a token of what only some rows have
+        used = {n for kind in ("train", "eval") for n in prepared.rows(kind).ids_from(min(beyond))}
+        written = {number: token for number, token in beyond.items() if number in used}
+        vocab_check.refuse_beyond(config.model, model.config, written, "rows hold")
     if config.objective == "grpo":
         objective_inputs.check_rewards(config, prepared.rows("train"))
     return prepared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,17 @@ WRITTEN: dict[str, tuple[str, Callable[[str], str]]] = {
         "<|as-user|>",
         lambda text: "{{ '<|as-' + messages[-1]['role'] + '|>' }}" + text,
     ),
+    "by the role of a tool": (
+        "<|as-tool|>",
+        lambda text: "{% for m in messages %}{{ '<|as-' + m.role + '|>' }}{% endfor %}" + text,
+    ),
+    "by a thought": (
+        "<|as-think|>",
+        lambda text: (
+            "{% for m in messages if m.reasoning_content %}{{ '<|as-' + 'think|>' }}"
+            "{% endfor %}" + text
+        ),
+    ),
     "by a run of blanks": ("    ", lambda text: text),
 }
 
@@ -67,6 +79,20 @@ def test_every_entrance_names_the_id_and_the_token(
         assert told in capsys.readouterr().err
     with pytest.raises(ModelError, match="resize_token_embeddings"):
         JapaneseModel(str(folder)).generate_japanese("はい", max_new_tokens=1)
+
+
+def test_a_token_that_the_template_makes_of_some_rows_is_refused_with_them(
+    enlarged: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = enlarged(
+        "<|as-tag|>", lambda text: "{{ '<|as-' + 'tag|>' if '札' in messages[0].content }}" + text
+    )
+    for word, status in (("花", 0), ("札", 2)):
+        rows = tmp_path / f"{status}.jsonl"
+        rows.write_text(json.dumps({"instruction": word, "output": "はい。"}) + "\n", "utf-8")
+        given = ["--model", str(folder), "--train-file", str(rows), "--dry-run"]
+        assert guarded(train.run, given) == status
+    assert f"its rows hold {size(folder)} '<|as-tag|>'" in capsys.readouterr().err
 
 
 def test_an_adapter_with_such_a_tokenizer_is_refused(

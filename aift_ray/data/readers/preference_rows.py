@@ -84,7 +84,7 @@ def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
         WrongRow: what is wrong with it.
     """
     pair_form(row, "key")
-    found = [_side(row, name, file, line) for name in _ANSWERS]
+    found = [_side(_alike(row), name, file, line) for name in _ANSWERS]
     for name, side in zip(_ANSWERS, found, strict=True):
         if isinstance(side, Fault):
             return replace(side, reason=f"{name}: {side.reason}")
@@ -125,6 +125,15 @@ def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     return replace(_trained_from(found, before), score=float(label), labelled=True)
 
 
+def _alike(row: dict[str, Any]) -> dict[str, Any]:
+    """The same row, its answers both messages where one of them is."""
+    answers = {name: parsed_turns(row[name], name) for name in _ANSWERS}
+    texts = [name for name, answer in answers.items() if isinstance(answer, str)]
+    if len(texts) != 1 or not any(key in row for key in _PROMPTS):
+        return row
+    return row | {name: [{"role": "assistant", "content": answers[name]}] for name in texts}
+
+
 def _side(row: dict[str, Any], name: str, file: str, line: int) -> Example | Fault:
     """A row of one answer: that under `name`."""
     answer = parsed_turns(row[name], name)
@@ -146,8 +155,8 @@ def _side(row: dict[str, Any], name: str, file: str, line: int) -> Example | Fau
         return make_example({**kept, "output": answer[0].get("content")}, file, line)
     for key in _PROMPTS:
         kept.pop(key, None)
-    whole = prompt is None or any(turn.get("role") == "user" for turn in answer)
-    if whole:
+    # an answer that begins with the assistant goes on from the prompt
+    if prompt is None or answer[0].get("role") in ("system", "user"):
         return make_example({**kept, "messages": answer}, file, line)
     assert prompt is not None
     return make_example({**kept, "messages": [*_before(row[prompt], prompt), *answer]}, file, line)

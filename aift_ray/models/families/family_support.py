@@ -71,11 +71,13 @@ class Support:
             `models/attention/document_attention.py`.
         packed: documents may lie end to end in one row; else rows are padded.
         batched: prompts of uneven length may be answered in one batch.
+        qlora: the linear layers may be held in 4 bits.
     """
 
     attention: Attention
     packed: bool
     batched: bool
+    qlora: bool = True
 
     def pads(self, packing: str) -> bool:
         """Whether rows are padded, with a setting of `data.packing`."""
@@ -204,6 +206,7 @@ def table() -> dict[str, tuple[frozenset[str], Support | Refusal]]:
             seen: Support | Refusal = Refusal(row["refused"])
             if not row["refused"]:
                 attention: Any = row["attention"]
-                seen = Support(attention, row["packed"] == "yes", row["batched"] == "yes")
+                packed, batched, qlora = (row[n] == "yes" for n in ("packed", "batched", "qlora"))
+                seen = Support(attention, packed, batched, qlora)
             found[row["model_type"]] = frozenset(row["kinds"].split()), seen
     return found

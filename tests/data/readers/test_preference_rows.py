@@ -37,6 +37,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "rejected": [answer(PLAIN)],
         "chosen_model": "a",
     },
+    "an answer as a message, the other as a text": {
+        "prompt": SAID["content"],
+        "chosen": [answer(POLITE)],
+        "rejected": PLAIN,
+    },
     "TRL with the prompt in the answers": {
         "chosen": [SAID, answer(POLITE)],
         "rejected": [SAID, answer(PLAIN)],
@@ -106,6 +111,13 @@ def test_every_form_is_the_same_pair(form: str, encoder: PromptEncoder) -> None:
         trained = [token for token, flag in pairs_of if flag]
         assert decode(trained) == f"{text}<|im_end|>"
         assert decode(encoded.ids).startswith(asked)
+
+
+def test_answers_of_several_turns_go_on_from_the_prompt() -> None:
+    more = {"role": "user", "content": "もう一度"}
+    turns = {"chosen": [answer(POLITE), more, answer(POLITE)], "rejected": [answer(PLAIN)]}
+    whole = {name: [SAID, *answers] for name, answers in turns.items()}
+    assert read({"prompt": [SAID], **turns}) == read(whole)
 
 
 def test_a_system_text_and_earlier_answers_belong_to_the_prompt(encoder: PromptEncoder) -> None:
