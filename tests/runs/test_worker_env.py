@@ -94,7 +94,7 @@ def test_triton_is_left_out_where_nothing_compiles_or_nobody_knows(
 def test_workers_on_gpus_are_told_before_they_start(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_trainer, "_Trainer", lambda *_, **how: SimpleNamespace(**how))
+    monkeypatch.setattr(ray_trainer, "TorchTrainer", lambda *_, **how: SimpleNamespace(**how))
     for gpu in (True, False):
         config = configure(parallel__offload=gpu, parallel__strategy="fsdp")
         job: Any = SimpleNamespace(config=config, output=Path("nowhere"))

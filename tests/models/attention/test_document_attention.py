@@ -85,7 +85,7 @@ def test_tokens_that_two_documents_share_are_attended_in_each(
     window: int | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kernel:
-        monkeypatch.setattr(document_attention.varlen, "varlen_attn", replaced_kernel)
+        monkeypatch.setattr(flash_attention.varlen, "varlen_attn", replaced_kernel)
         monkeypatch.setattr(document_attention, "flash_computes", lambda device, dtype: True)
     given, _ = states([7, 3])
     # 4 tokens of prompt with 3 of one answer and 2 of another, and a document of its own
