@@ -131,7 +131,7 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     except ModelError as error:
         # its remedies speak of the model that is trained
         remedy = "name a model folder, a Hub id or a catalog name; merge an adapter first"
-        said = [f"{each.where}: {each.what}" for each in error.problems]
+        said = [str(Problem(each.where, each.what)) for each in error.problems]
         problems = [Problem("preference.reference", what, remedy) for what in said]
         raise ModelError(problems) from None
     if other.get_vocab() != tokenizer.get_vocab():

@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from aift_ray.engine import loop, reference_logprobs
-from aift_ray.errors import ConfigError
+from aift_ray.errors import ConfigError, ModelError
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
 from tests.engine.test_worker import Killed, losses, run
@@ -237,6 +237,20 @@ def test_a_reference_of_another_vocabulary_is_refused(
     config = compared("dpo", preference__reference=str(other))
     with pytest.raises(ConfigError, match="another vocabulary"):
         prepare(config, tmp_path / "out", 1, False, None)
+
+
+def test_a_reference_that_is_none_is_named_by_its_setting(
+    compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}", "utf-8")
+    for name in ("nosuchmodel", str(adapter)):
+        with pytest.raises(ModelError) as caught:
+            prepare(compared("dpo", preference__reference=name), tmp_path / "out", 1, False, None)
+        [problem] = caught.value.problems
+        assert problem.where == "preference.reference"
+        assert "--lora.init_from" not in str(problem)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

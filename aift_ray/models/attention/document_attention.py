@@ -112,13 +112,8 @@ def document_attention(
     if attention_mask is not None and window is None:
         window = int(attention_mask)
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
-    if documents.places is None:
-        return _in_documents(query, key, value, documents, scores), None
-    # tokens that documents share are attended in each of them
-    assert documents.own is not None
-    places, own = (each.to(query.device) for each in (documents.places, documents.own))
-    q, k, v = (states.index_select(2, places) for states in (query, key, value))
-    return _in_documents(q, k, v, documents, scores).index_select(1, own), None
+    attend = _in_documents if documents.places is None else _in_sharing_documents
+    return attend(query, key, value, documents, scores), None
 
 
 def _with_scores(
@@ -137,6 +132,21 @@ def _with_scores(
     causal = mask is None and query.shape[2] > 1
     options = (scaling, dropout, softcap, sinks, causal)
     return attend_with_scores(query, key, value, mask, *options).transpose(1, 2).contiguous(), None
+
+
+def _in_sharing_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: PackedDocuments,
+    scores: _Scores,
+) -> torch.Tensor:
+    """The same, where tokens that several documents share are attended in each of them."""
+    assert documents.places is not None
+    assert documents.own is not None
+    places, own = (each.to(query.device) for each in (documents.places, documents.own))
+    q, k, v = (states.index_select(2, places) for states in (query, key, value))
+    return _in_documents(q, k, v, documents, scores).index_select(1, own)
 
 
 def _in_documents(
