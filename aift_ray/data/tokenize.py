@@ -24,7 +24,7 @@ from aift_ray.data.row_groups import Documents
 from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.data.truncation import fit, split_text
 
-SHOWN_FAULTS = 20
+_SHOWN_NOTES = 20
 # rows that one thread encodes before others do, and rows that a thread gets at once
 _FIRST, _BATCH = 128, 64
 
@@ -206,7 +206,7 @@ class Encoding:
             self._note(f"{memory_rows.place(fault.file, fault.line)}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
-        if len(self.counts.notes) < SHOWN_FAULTS:
+        if len(self.counts.notes) < _SHOWN_NOTES:
             self.counts.notes.append(text)
 
     def _count(self, encoded: Encoded) -> None:
