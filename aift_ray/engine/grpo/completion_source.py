@@ -61,15 +61,17 @@ class Colocated:
     def generate(self, asked: list[Asked]) -> Generated:
         """This worker's share of the parts."""
         module, device = self.module, self.group.device
-        generator = CompletionGenerator(module.model, self.how, self.stop_ids, device)
+        alone = (self.how, self.stop_ids, device)
+        generator = CompletionGenerator(module.decode, module.model.config, *alone)
         was = module.training
         module.eval()
         try:
-            for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
-                began = time.perf_counter()
-                with self.precision.autocast(device):
-                    made = completed(generator, self.episodes, asked[at])
-                yield at, made, time.perf_counter() - began
+            with module.whole_weights():
+                for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
+                    began = time.perf_counter()
+                    with self.precision.autocast(device):
+                        made = completed(generator, self.episodes, asked[at])
+                    yield at, made, time.perf_counter() - began
         finally:
             module.train(was)
 
@@ -107,9 +109,10 @@ class Leader:
             AiftError: by what is returned: the work failed.
         """
         future: Future[T] | None = None
+        weights = trained_weights(module.model, self._pool is not None)
         if self._thread and self._pool:
             alone = Group(0, 1, self._group.device)
-            source = _Apart(self._pool, trained_weights(module.model), alone)
+            source = _Apart(self._pool, weights, alone)
             future = self._thread.submit(work, source)
         return lambda: self._shared(future)
 
