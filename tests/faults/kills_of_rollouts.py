@@ -24,7 +24,7 @@ from tests.conftest import KEITAI
 from tests.faults.kills import disturbed
 from tests.helpers.command import Command, flags
 
-STEPS, SAVE_EVERY = 90, 3
+STEPS, SAVE_EVERY = 60, 3
 REWARD = """
 import hashlib
 import time
