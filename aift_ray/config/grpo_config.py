@@ -13,6 +13,9 @@ from aift_ray.errors import Problem
 if TYPE_CHECKING:
     from aift_ray.config.run_config import RunConfig
 
+# strategies under which a worker can have the whole model, to generate with it
+GENERATING = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+
 
 class GRPOConfig(Section):
     """Reinforcement learning: completions are generated, scored by rewards, and trained."""

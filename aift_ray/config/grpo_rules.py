@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aift_ray.config.grpo_config import GRPOConfig
+from aift_ray.config.grpo_config import GENERATING, GRPOConfig
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ def _batches(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
 def _beside(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
     """Settings of other sections that can't be combined with generation."""
     training, strategy = config.training, config.parallel.strategy
-    if strategy not in ("auto", "ddp"):
-        what = f"{strategy} splits the model, and objective grpo generates with a whole one"
-        yield Problem("parallel.strategy", what, "use --strategy ddp")
+    if strategy not in ("auto", *GENERATING):
+        what = f"{strategy} divides the model, and objective grpo generates with a whole one"
+        remedy = "use --strategy ddp, or fsdp, zero1, zero2 or zero3, which gather the weights"
+        yield Problem("parallel.strategy", what, remedy)
     if how.placement == "apart" and training.local_rank >= 0:
         what = "apart needs Ray, and torchrun starts the workers here"
         yield Problem("grpo.placement", what, "use --grpo.placement colocated")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -40,7 +40,21 @@ def wrong(section: type[BaseModel], detail: dict[str, Any]) -> Problem:
     given = detail["input"]
     shown = "a section" if isinstance(given, dict) else repr(given)
     expected = detail["msg"].removeprefix("Value error, ")
-    return Problem(name, f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}")
+    what = f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}"
+    return Problem(name, what, _nearest(given, choices(flags_of(section).get(name))))
+
+
+def choices(kind: object) -> list[str]:
+    """The words that an annotation allows."""
+    if get_origin(kind) is Literal:
+        return [each for each in get_args(kind) if isinstance(each, str)]
+    return [each for part in get_args(kind) for each in choices(part)]
+
+
+def _nearest(given: object, allowed: list[str]) -> str:
+    """The allowed word that was meant, by its likeness; "": none is like it."""
+    near = difflib.get_close_matches(str(given).lower(), allowed, 1, _ALIKE)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def unknown(section: type[BaseModel], name: str, what: str) -> Problem:

@@ -134,7 +134,8 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
     room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
         whole = config.training.optimizer != "adamw"
-        among = candidates(method, workers, config.base_bits, gpu, whole)
+        offloads = gpu and config.objective != "grpo"
+        among = candidates(method, workers, config.base_bits, offloads, whole)
         way, why = choose(among, need, room)
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
@@ -191,7 +192,8 @@ def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: R
         f"and there are {' and '.join(there)}"
     )
     whole = config.training.optimizer != "adamw"
-    fits = fitting(config.trained_as, workers, need, room, gpu=True, whole=whole)
+    generates = config.objective == "grpo"
+    fits = fitting(config.trained_as, workers, need, room, whole, generates)
     return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
 
 

@@ -144,8 +144,6 @@ def _given(config: RunConfig) -> None:
 def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu: bool) -> None:
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
-    if config.objective == "grpo" and parallel.strategy == "auto":
-        parallel.strategy = "ddp"
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
         parallel.tensor_parallel_size = workers
     if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:

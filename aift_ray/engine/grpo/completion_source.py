@@ -63,15 +63,17 @@ class Colocated:
     def generate(self, asked: list[Asked]) -> Generated:
         """This worker's share of the parts."""
         module, device = self.module, self.group.device
-        generator = CompletionGenerator(module.model, self.how, self.stop_ids, device)
+        alone = (self.how, self.stop_ids, device)
+        generator = CompletionGenerator(module.decode, module.model.config, *alone)
         was = module.training
         module.eval()
         try:
-            for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
-                began = time.perf_counter()
-                with self.precision.autocast(device):
-                    made = completed(generator, self.episodes, asked[at])
-                yield at, made, time.perf_counter() - began
+            with module.whole_weights():
+                for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
+                    began = time.perf_counter()
+                    with self.precision.autocast(device):
+                        made = completed(generator, self.episodes, asked[at])
+                    yield at, made, time.perf_counter() - began
         finally:
             module.train(was)
 
@@ -111,9 +113,10 @@ class Leader:
             AiftError: by what is returned: the work failed.
         """
         future: Future[T] | None = None
+        leads = self._pool is not None
+        weights = policy if isinstance(policy, dict) else trained_weights(policy.model, leads)
         if self._thread and self._pool:
             alone = Group(0, 1, self._group.device)
-            weights = policy if isinstance(policy, dict) else trained_weights(policy.model)
             source = _Apart(self._pool, weights, alone)
             future = self._thread.submit(work, source)
         return lambda: self._shared(future)

@@ -13,6 +13,7 @@ from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_o
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.models import hub
+from aift_ray.parallel.dtensor_utils import whole
 from aift_ray.parallel.group import Group
 
 Weights = dict[str, torch.Tensor]
@@ -74,7 +75,9 @@ class RolloutEngine:
         self._model: Any = untrained(job, group, self._precision).to(device).eval()
         self._held = dict(self._model.named_parameters())
         how = job.config.grpo
-        self._generator = CompletionGenerator(self._model, how, job.stop_ids, device)
+        self._generator = CompletionGenerator(
+            self._model, self._model.config, how, job.stop_ids, device
+        )
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
             tokenizer = hub.load_tokenizer(job.location)
@@ -112,7 +115,16 @@ def completed(
     return episodes.generate(generator, asked.sources, asked.prompts, asked.keys)
 
 
-def trained_weights(model: torch.nn.Module) -> Weights:
-    """Copies of the trained weights in host memory, by name."""
-    named = model.named_parameters()
-    return {name: w.detach().cpu().clone() for name, w in named if w.requires_grad}
+def trained_weights(model: torch.nn.Module, kept: bool) -> Weights:
+    """Copies of the trained weights in host memory, by name; every worker must call this.
+
+    Args:
+        kept: this worker wants them; else it gives its shares alone.
+    """
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            all_of_it = whole(weight)
+            if kept:
+                found[name] = all_of_it.cpu().clone()
+    return found

@@ -21,6 +21,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.reference_logprobs import shares_prompts
 from aift_ray.parallel.group import Group
 from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
 from aift_ray.rewards.memory_limit import memory_limit
@@ -88,7 +89,7 @@ def rollouts_of(
         reference: loads the reference model, where it is another one than the trained.
     """
     other = job.config.grpo.beta > 0 and job.config.method == "full"
-    layout = (job.padded, job.stop_ids[0])
+    layout = (job.padded, job.stop_ids[0], shares_prompts(job))
     return Rollouts(maker, plan, rows, layout, reference() if other else None, kept, total_steps)
 
 

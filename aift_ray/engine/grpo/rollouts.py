@@ -47,6 +47,8 @@ class Rollouts:
 
     Args:
         rows: the prompts.
+        layout: whether rows are padded, by which token, and whether the completions of a prompt
+            share it.
         reference: another model that log-probabilities are held against; None: the trained one
             without its adapters.
         kept: what the checkpoint that the run goes on from has, see `saved`.
@@ -60,13 +62,13 @@ class Rollouts:
         maker: RolloutMaker,
         plan: RolloutPlan,
         rows: TokenRows,
-        layout: tuple[bool, int],
+        layout: tuple[bool, int, bool],
         reference: LossModule | None,
         kept: dict[str, Any],
         total_steps: int,
     ) -> None:
         self._maker, self._plan, self._prompts = maker, plan, rows
-        self._padded, self._pad_id = layout
+        self._padded, self._pad_id, self._shared = layout
         self._reference = reference
         self._rollout = Rollout.restored(kept[_PRESENT]) if _PRESENT in kept else None
         if self._rollout:
@@ -117,7 +119,7 @@ class Rollouts:
         if how.asynchronous:
             made.measures["time/waiting_s"] = time.perf_counter() - began
             leads = self._maker.group.is_main_process
-            self._ahead = _Ahead(number + 1, trained_weights(module.model) if leads else {})
+            self._ahead = _Ahead(number + 1, trained_weights(module.model, leads))
             self._begin_ahead()
         return made
 
@@ -150,7 +152,8 @@ class Rollouts:
     def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
         """The tensors of some completions, on this worker's device."""
         rollout, order = self.rollout, list(indices)
-        made = collate(rollout, order, self._padded, self._pad_id)
+        groups = rollout.prompts[order].tolist() if self._shared else None
+        made = collate(rollout, order, self._padded, self._pad_id, groups=groups)
         lengths = rollout.targets[order].astype(np.int64)
         spread = np.repeat(np.arange(len(order)), lengths)
         weights = np.zeros(len(order)) if bare else self._weights[order]
@@ -248,17 +251,17 @@ class Rollouts:
         """Of the tokens of every completion; each worker computes its share, and gets all.
 
         Rows are computed in the micro-batches that train them, so that the ratio of a model to
-        itself is 1 to the bit.
+        itself is 1 to the bit. A worker without rows computes some for those who need it.
         """
         group, mine = self._maker.group, dict[int, np.ndarray]()
         was = module.training
         module.eval()
         for part in range(self._plan.parts):
             for indices in self._plan.share(step + part, group.dp_rank, group.dp_size):
+                with self._maker.precision.autocast(group.device):
+                    found = module(self.batch(indices or [0], bare=True)).float().cpu().numpy()
                 if not indices:
                     continue
-                with self._maker.precision.autocast(group.device):
-                    found = module(self.batch(indices, bare=True)).float().cpu().numpy()
                 ends = np.cumsum(self.rollout.targets[indices])[:-1]
                 mine |= dict(zip(indices, np.split(found, ends), strict=True))
         module.train(was)
