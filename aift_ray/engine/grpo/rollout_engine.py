@@ -33,6 +33,16 @@ class Asked(NamedTuple):
     sources: list[dict[str, Any]]
 
 
+class Engine(Protocol):
+    """Generates in a process that does not train."""
+
+    def load(self, weights: Weights) -> None:
+        """Take the trained weights, by their names."""
+
+    def generate(self, asked: Asked) -> list[list[Completion]]:
+        """Completions of each prompt."""
+
+
 class RolloutPool(Protocol):
     """Processes that generate."""
 
@@ -84,6 +94,16 @@ class RolloutEngine:
         """Completions of each prompt."""
         with self._precision.autocast(self._device):
             return completed(self._generator, self._episodes, asked)
+
+
+def engine_of(job: Job, device: torch.device) -> Engine:
+    """The engine of `grpo.engine`, loaded."""
+    if job.config.grpo.engine == "vllm":
+        # imports vLLM
+        from aift_ray.engine.grpo.vllm_rollouts import VllmRolloutEngine
+
+        return VllmRolloutEngine(job, device)
+    return RolloutEngine(job, device)
 
 
 def completed(
