@@ -16,7 +16,7 @@ from aift_ray.config.preference_config import Answers
 from aift_ray.data import memory_rows
 from aift_ray.data.decontamination import Screen
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import encode_row, fit_answers, with_mismatched
+from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers, with_mismatched
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.sources import read_examples
@@ -59,15 +59,13 @@ Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
 
 
 def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
-    """Tokenize examples one after the other, in this process and thread."""
-    for item in items:
-        if isinstance(item, Fault):
-            yield item, None
-            continue
-        try:
-            yield item, encode_row(encoder, item)
-        except RowError as error:
-            yield item, error
+    """Tokenize examples in this process and thread, some at a time."""
+    items = iter(items)
+    while batch := list(islice(items, _BATCH)):
+        examples = [item for item in batch if isinstance(item, Example)]
+        found = iter(encode_rows(encoder, examples))
+        for item in batch:
+            yield item, next(found) if isinstance(item, Example) else None
 
 
 def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
