@@ -96,7 +96,7 @@ class LoRAFinetuningTrainer(Trainer):
         skeleton = load.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
         own = str(folder) if has_tokenizer(folder) else location
-        tokenizer = Place(location, own).load_tokenizer(base_model_name)
+        tokenizer = Place(location, own, folder).load_tokenizer(base_model_name)
         # gives it a template where it has none
         PromptEncoder(tokenizer)
         adapted = reload_adapters(base.load_model(), str(folder), trainable=False)

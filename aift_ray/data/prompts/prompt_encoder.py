@@ -31,7 +31,13 @@ from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
 from aift_ray.data.prompts.row_steps import Steps, finish
-from aift_ray.data.prompts.safe_tokenizer import Bordered, Grown, RowError, SafeTokenizer
+from aift_ray.data.prompts.safe_tokenizer import (
+    Bordered,
+    Grown,
+    RowError,
+    SafeTokenizer,
+    text_tokens,
+)
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.errors import ModelError, Problem
@@ -82,7 +88,7 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)
+        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, text_tokens(tokenizer))
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
@@ -341,5 +347,6 @@ def digest(encoder: PromptEncoder) -> str:
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
         astuple(encoder.supervision),
+        *text_tokens(tokenizer),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

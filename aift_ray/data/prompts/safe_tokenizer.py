@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from aift_ray.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # A noncharacter, so that no sane text holds the marker; a row that does is refused.
 MARK = "\ufdd0aift-"
@@ -33,6 +36,8 @@ _AT_ONCE = 1 << 18
 Bordered = tuple[str, Sequence[int]]
 # place and id of each control token, and for each border how many are before it
 Controls = tuple[list[tuple[int, int]], list[int]]
+# in tokenizer_config.json: added tokens that are words of texts
+TEXT_TOKENS = "text_tokens"
 
 
 class RowError(ValueError):
@@ -59,15 +64,20 @@ class SafeTokenizer:
 
     The tokens keep their ids and get names that `literal` writes, so one call encodes the
     template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code).
+    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code)
+    and for words.
+
+    Args:
+        words: added tokens that are found in texts.
 
     Raises:
         ModelError: the copy does not give the same ids.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, words: Collection[str] = ()) -> None:
         state: dict[str, Any] = json.loads(backend.to_str())
-        tokens = [each for each in state["added_tokens"] if each["content"].strip(_BLANK)]
+        added = [each for each in state["added_tokens"] if each["content"] not in words]
+        tokens = [each for each in added if each["content"].strip(_BLANK)]
         self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
         for each in tokens:
             # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
@@ -233,6 +243,13 @@ class SafeTokenizer:
             if ids[: len(before)] == before:
                 return ids[len(before) :]
         raise RowError("the tokenizer can't keep the prompt apart from this answer")
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The added tokens of a tokenizer that are words of texts, as its folder says."""
+    found = tokenizer.init_kwargs.get(TEXT_TOKENS)
+    added = tokenizer.get_added_vocab() if found else {}
+    return [one for one in found if one in added] if isinstance(found, list) else []
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
