@@ -75,7 +75,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     location, adapter, parameters, group = "", None, 0, 0
     own = torch.float32
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         skeleton = load.skeleton(location)
         parameters, own = skeleton.num_parameters(), quantizer.stored_dtype(location)
         if config.adapter:

@@ -21,7 +21,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import hub
+from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
@@ -95,7 +95,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     """
     _given(draft)
     tasks = in_training.load(draft.evaluation)
-    location = hub.resolve(draft.model)
+    location = scaled_rope.scaled(hub.resolve(draft.model), draft.rope_scaling)
     model_config = hub.load_config(location, draft.objective == "reward")
     _spread(draft, model_config, workers, gpu)
     support = _support(draft, model_config)
@@ -223,7 +223,11 @@ def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
     if "sequence_length" not in config.data.model_fields_set:
         return limit
     what = f"{length} is not allowed: the model takes at most {limit} tokens"
-    raise ConfigError([Problem("data.sequence_length", what)])
+    scaling = scaled_rope.needed(model_config, length)
+    remedy = f"give {limit} or less"
+    if scaling:
+        remedy += f", or scale its rotary position embeddings: --rope-scaling {scaling}"
+    raise ConfigError([Problem("data.sequence_length", what, remedy)])
 
 
 def _adopted(config: RunConfig, location: str) -> int | None:

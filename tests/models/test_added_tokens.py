@@ -21,7 +21,9 @@ from tests.conftest import make_tiny_model
 from tests.helpers.runs import started, stepped
 
 TOKENS = ["番目の言葉", "花鳥風月"]
-ROW = Example("instruction", "", 0, instruction="3番目の言葉は？", output="はい、「花鳥風月」です。")
+ROW = Example(
+    "instruction", "", 0, instruction="3番目の言葉は？", output="はい、「花鳥風月」です。"
+)
 
 
 class _Writer:
