@@ -212,7 +212,9 @@ class _Wanted:
             shared: the prompt of two documents is computed once.
         """
         rows: Any = _Rows()
-        batch = collate(rows, range(len(_LENGTHS)), padded=not packed, pad_id=1, shared=shared)
+        numbers = range(len(_LENGTHS))
+        groups = [number // 2 for number in numbers] if shared else None
+        batch = collate(rows, numbers, padded=not packed, pad_id=1, groups=groups)
         loss = module(batch) / _TRAINED
         loss.backward()
         if not abs(loss.item() - self.loss) <= _LOSS * max(1.0, abs(self.loss)):

@@ -63,7 +63,8 @@ def grow(model: PreTrainedModel, rows: int) -> None:
     """Give embeddings and output layer at least so many rows; new ones are the mean of all."""
     import torch
 
-    before = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    before = embeddings.weight.shape[0]
     if before >= rows:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)

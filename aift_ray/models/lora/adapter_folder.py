@@ -81,7 +81,8 @@ def _grown(skeleton: PreTrainedModel, folder: Path, where: str) -> PreTrainedMod
     except (AttributeError, TypeError, ValueError) as error:
         what = f"{folder / CONFIG} has trainable_token_indices or modules_to_save that are wrong: "
         raise ModelError([Problem(where, f"{what}{error}", "copy it again")]) from None
-    if rows > skeleton.get_input_embeddings().weight.shape[0]:
+    embeddings: Any = skeleton.get_input_embeddings()
+    if rows > embeddings.weight.shape[0]:
         skeleton = copy.deepcopy(skeleton)
         grow(skeleton, rows)
     return skeleton
