@@ -75,7 +75,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 def test_names_of_other_programs_are_answered_with_the_setting_of_their_meaning() -> None:
     message = complaint("--loss_type", "ipo", "--lora_rank", "8", "--data.cutoff_len", "512")
     for part in (
-        "write --objective ipo for a loss of pairs, --grpo.loss_type for one of grpo",
+        "write --objective ipo, or another loss of pairs; that of grpo is grpo.loss_type",
         "write --lora.r",
         "write --data.sequence_length",
     ):

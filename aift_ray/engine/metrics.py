@@ -167,7 +167,7 @@ def plot(folder: Path) -> None:
         each.set_xlabel("step")
         each.grid(alpha=0.3)
         if each.lines:
-            each.legend()
+            each.legend(loc="best", framealpha=0.6)
     figure.savefig(folder / "loss.png", dpi=120)
 
 
@@ -206,10 +206,10 @@ _PANELS: dict[str, Curves] = {
     "log-probability of an answer": (
         ("logps/chosen", "chosen", _trained(_BLUE)),
         ("logps/rejected", "rejected", _trained(_ORANGE)),
-        ("eval_logps/chosen", "chosen, evaluation", _tested(_RED)),
-        ("eval_logps/rejected", "rejected, evaluation", _tested(_GREY)),
+        ("eval_logps/chosen", "chosen, evaluation", _tested(_BLUE)),
+        ("eval_logps/rejected", "rejected, evaluation", _tested(_ORANGE)),
     ),
-    "KL to the reference, estimated": (
+    "KL or mean log ratio to the reference": (
         ("kl", "training", _trained(_BLUE)),
         ("eval_kl", "evaluation", _tested(_RED)),
     ),

@@ -128,6 +128,9 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     name = config.preference.reference
     if name is None:
         return None
+    if not name:
+        what = "'' is not allowed: name a model folder, a Hub id or a catalog name"
+        raise ConfigError([Problem("preference.reference", what)])
     try:
         location = hub.resolve(name)
         hub.load_config(location)
