@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -26,7 +26,6 @@ MARK = "\ufdd0aift-"
 _ANCHORS = ("\n", "。", "a")
 # characters of a text that is encoded alone and kept
 _SHORT = 256
-_BLANK = " \t\r\n\u3000\u2581"
 
 
 class RowError(ValueError):
@@ -52,16 +51,18 @@ class SafeTokenizer:
     """A copy of a tokenizer in which control strings are ordinary text.
 
     The tokens keep their ids and get names that `literal` writes, so one call encodes the
-    template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code).
+    template's control tokens and the row's look-alikes each as what they are.
+
+    Args:
+        control_ids: those of the added tokens that are control; the others are found in text.
 
     Raises:
         ModelError: the copy does not give the same ids.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, control_ids: Collection[int]) -> None:
         state: dict[str, Any] = json.loads(backend.to_str())
-        tokens = [each for each in state["added_tokens"] if each["content"].strip(_BLANK)]
+        tokens = [each for each in state["added_tokens"] if each["id"] in control_ids]
         self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
         for each in tokens:
             # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
