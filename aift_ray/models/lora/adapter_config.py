@@ -13,8 +13,10 @@ CONFIG = "adapter_config.json"
 # PEFT's tasks whose models have no output layer for tokens
 _SCORING = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 # adapters that are not in the weights of a base: they act on its inputs, or beside its layers
-_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
-_PROMPTS += ("ADAPTION_PROMPT", "CARTRIDGE", "XLORA", "POLY")
+_PROMPTS = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"),
+    *("ADAPTION_PROMPT", "CARTRIDGE", "XLORA", "POLY"),
+)
 _ONLY = "of PEFT's adapters only 'LORA', with rsLoRA and DoRA, is supported"
 # what makes more of an adapter than low-rank matrices of a base's layers
 _BEYOND = {
