@@ -188,9 +188,6 @@ def _products(given: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
         found["mamba_headdim"] = _HIDDEN * given["mamba_expand"] // sizes["n_mamba_heads"]
     if _is_number(given.get("qk_head_dim")):
         found["qk_head_dim"] = sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"]
-    if "qk_dim_factor" in given:
-        # xLSTM rounds half of it up to 64, but not in its cache
-        found |= {"hidden_size": 2 * _HIDDEN, "embedding_dim": 2 * _HIDDEN}
     if given.get("num_experts_per_tok") == 1:
         # some routers know no other number
         found["num_experts_per_tok"] = 1
