@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aift_ray.data.prompts.safe_tokenizer import TEXT_TOKENS, text_tokens
 
 if TYPE_CHECKING:
     import torch

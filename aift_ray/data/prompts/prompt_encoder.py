@@ -26,6 +26,7 @@ from aift_ray.data.prompts.chat_template import (
     ChatTemplate,
     TextSpan,
 )
+from aift_ray.data.prompts.control_tokens import control_ids
 from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
@@ -36,7 +37,6 @@ from aift_ray.data.prompts.safe_tokenizer import (
     Grown,
     RowError,
     SafeTokenizer,
-    text_tokens,
 )
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.token_types import Encoded, EncodedRow
@@ -88,14 +88,15 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, text_tokens(tokenizer))
+        ends = [tokenizer.eos_token_id, *extra_stop_ids]
+        control = control_ids(tokenizer, self._template, ends)
+        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, control)
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
         self._eos: int = tokenizer.eos_token_id
         self._prefix = prefix(tokenizer)
         self._folds_system = not self._has_system_role()
-        ends = [self._eos, *extra_stop_ids]
         self._joiner, self.generation_gap = self._probe()
         ends.append(self._turn_end)
         ends += self._learn_calls(ends)
@@ -311,7 +312,7 @@ class PromptEncoder:
     def _learn_calls(self, ends: Sequence[int]) -> list[int]:
         """How the template writes calls of tools; ids that end a turn with one."""
         self._joiner.call_ends.update(ends)
-        chat = self._template.learn_calls() if "tool_calls" in self._template.source else []
+        chat = self._template.learn_calls()
         if not chat:
             return []
         safe = self._safe
@@ -347,6 +348,6 @@ def digest(encoder: PromptEncoder) -> str:
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
         astuple(encoder.supervision),
-        *text_tokens(tokenizer),
+        sorted(encoder._safe.control_ids),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

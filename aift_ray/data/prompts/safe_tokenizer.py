@@ -29,15 +29,12 @@ MARK = "\ufdd0aift-"
 _ANCHORS = ("\n", "。", "a")
 # characters of a text that is encoded alone and kept
 _SHORT = 256
-_BLANK = " \t\r\n\u3000\u2581"
 # characters of texts that are encoded in one call, of which each token takes some 100 bytes
 _AT_ONCE = 1 << 18
 # a text, and ascending places in it
 Bordered = tuple[str, Sequence[int]]
 # place and id of each control token, and for each border how many are before it
 Controls = tuple[list[tuple[int, int]], list[int]]
-# in tokenizer_config.json: added tokens that are words of texts
-TEXT_TOKENS = "text_tokens"
 
 
 class RowError(ValueError):
@@ -63,21 +60,18 @@ class SafeTokenizer:
     """A copy of a tokenizer in which control strings are ordinary text.
 
     The tokens keep their ids and get names that `literal` writes, so one call encodes the
-    template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code)
-    and for words.
+    template's control tokens and the row's look-alikes each as what they are.
 
     Args:
-        words: added tokens that are found in texts.
+        control_ids: those of the added tokens that are control; the others are found in text.
 
     Raises:
         ModelError: the copy does not give the same ids.
     """
 
-    def __init__(self, backend: Tokenizer, words: Collection[str] = ()) -> None:
+    def __init__(self, backend: Tokenizer, control_ids: Collection[int]) -> None:
         state: dict[str, Any] = json.loads(backend.to_str())
-        added = [each for each in state["added_tokens"] if each["content"] not in words]
-        tokens = [each for each in added if each["content"].strip(_BLANK)]
+        tokens = [each for each in state["added_tokens"] if each["id"] in control_ids]
         self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
         for each in tokens:
             # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
@@ -243,13 +237,6 @@ class SafeTokenizer:
             if ids[: len(before)] == before:
                 return ids[len(before) :]
         raise RowError("the tokenizer can't keep the prompt apart from this answer")
-
-
-def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The added tokens of a tokenizer that are words of texts, as its folder says."""
-    found = tokenizer.init_kwargs.get(TEXT_TOKENS)
-    added = tokenizer.get_added_vocab() if found else {}
-    return [one for one in found if one in added] if isinstance(found, list) else []
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
