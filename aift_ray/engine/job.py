@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aift_ray.config import RunConfig
-from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models import hub
+from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families.family_support import Support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory

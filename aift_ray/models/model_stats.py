@@ -57,7 +57,9 @@ def measured(location: str, config: RunConfig, added: AddedTokens | None = None)
     if shape.counted:
         loose = shape.counted.loose + rows * shape.hidden * tables
         changes["counted"] = replace(shape.counted, loose=loose)
-    whole = found.whole if config.method == "full" else found.whole + trained * shape.hidden * tables
+    whole = (
+        found.whole if config.method == "full" else found.whole + trained * shape.hidden * tables
+    )
     return replace(found, shape=replace(shape, **changes), whole=whole)
 
 

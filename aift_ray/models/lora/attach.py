@@ -86,9 +86,7 @@ def ready_to_answer(model: torch.nn.Module) -> None:
                     own.data = own.data.to(other.dtype)
 
 
-def _peft_config(
-    config: LoRAConfig, model: PreTrainedModel, added: AddedTokens | None
-) -> Any:
+def _peft_config(config: LoRAConfig, model: PreTrainedModel, added: AddedTokens | None) -> Any:
     pissa = config.init_lora_weights == "pissa"
     targets, whole = named_for_peft(model, config)
     tables = ends(model) if added else []
