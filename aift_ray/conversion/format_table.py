@@ -49,7 +49,8 @@ class ComparisonPlan:
 
     Attributes:
         output: the JSON file of the table.
-        calibration, samples: rows that gptq and awq are fitted to, and that all formats are measured on.
+        calibration, samples: rows that gptq and awq are fitted to, and that all formats are
+            measured on.
         group: of those, see `compressed.group_size`.
     """
 
