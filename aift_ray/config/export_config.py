@@ -139,9 +139,7 @@ class ExportConfig(Settings):
         named = [one for one in formats if one in FITTED]
         if not named or self.calibration_files:
             return []
-        what = (
-            f"{' and '.join(named)} is fitted to rows like those it will read, and none are given"
-        )
+        what = f"{named[0]} is fitted to rows like those it will read, and none are given"
         return [Problem("calibration_files", what, "give --calibration-file rows.jsonl")]
 
     def _compared(self) -> list[Problem]:

@@ -59,11 +59,17 @@ def planned(
     return AddedTokens(tokens, list(ids), pieces, max(rows, max(ids) + 1), alone)
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of a model's embeddings."""
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])
+
+
 def grow(model: PreTrainedModel, rows: int) -> None:
     """Give embeddings and output layer at least so many rows; new ones are the mean of all."""
     import torch
 
-    before = model.get_input_embeddings().weight.shape[0]
+    before = embedding_rows(model)
     if before >= rows:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig, RunConfig
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.added_tokens import embedding_rows
 from aift_ray.models.bnb.experts_4bit import adaptable
 from aift_ray.models.load import skeleton
 from aift_ray.models.lora.adapter_config import adapter_config
@@ -56,8 +57,8 @@ def adopt(config: RunConfig, location: str) -> int | None:
         raise ConfigError([Problem(f"{_FIELD} {named}", what, remedy)])
     model = skeleton(location)
     folder = check_adapter(named, config.model, location, model, _FIELD)
-    size = model.get_input_embeddings().weight.shape[0]
-    if saved.get("trainable_token_indices") or needed_rows(folder, model) > size:
+    grown = needed_rows(folder, model) > embedding_rows(model)
+    if saved.get("trainable_token_indices") or grown:
         what = "trains rows of the embeddings, which are not trained further"
         remedy = "merge it (aift-ray export --format hf) and train the merged model"
         raise ConfigError([Problem(f"{_FIELD} {named}", what, remedy)])
