@@ -104,7 +104,7 @@ def test_gptq_and_fp8_beside_the_others(tmp_path: Path, tiny_model: Path) -> Non
 
 
 REFUSED = {
-    ("--compare", "gguf:q4_k"): "there is no format 'gguf:q4_k'\n      did you mean 'gguf:q4_1'?",
+    ("--compare", "gguf:q4_k"): "there is no format 'gguf:q4_k'\n      did you mean 'gguf:q4_k_m'?",
     ("--compare", "nf4", "--compare", "nf4"): "a format is named twice",
     ("--compare", "nf4", "--outtype", "q8_0"): "outtype: does not act with compare",
     ("--compare", "gptq"): "give --calibration-file rows.jsonl",
