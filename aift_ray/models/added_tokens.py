@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE
 from aift_ray.data.prompts.safe_tokenizer import TEXT_TOKENS, text_tokens
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class AddedTokens:
         tokens, ids: each with its id.
         pieces: of each the ids that the tokenizer made of it before, of whose embeddings the
             mean is taken.
+        words: those that are found in texts; the others are control tokens of the chat template.
         rows: of the embeddings, that the model needs.
         alone: only the rows of the new tokens are trained.
     """
@@ -28,6 +30,7 @@ class AddedTokens:
     tokens: list[str]
     ids: list[int]
     pieces: list[list[int]]
+    words: list[str]
     rows: int
     alone: bool
 
@@ -37,11 +40,8 @@ class AddedTokens:
 
         new: Any = [AddedToken(token, normalized=False, special=False) for token in self.tokens]
         tokenizer.add_tokens(new)
-        # those of a template stay control tokens, which no row can write
-        template = str(tokenizer.chat_template or "")
-        words = [token for token in self.tokens if token not in template]
-        known = [one for one in text_tokens(tokenizer) if one not in words]
-        tokenizer.init_kwargs[TEXT_TOKENS] = [*known, *words]
+        known = [one for one in text_tokens(tokenizer) if one not in self.tokens]
+        tokenizer.init_kwargs[TEXT_TOKENS] = [*known, *self.words]
 
 
 def planned(
@@ -53,10 +53,12 @@ def planned(
         rows: of the model's embeddings.
     """
     pieces = [tokenizer.encode(token, add_special_tokens=False) for token in tokens]
-    found = AddedTokens(tokens, [], pieces, rows, alone)
+    template = str(tokenizer.chat_template or FALLBACK_TEMPLATE)
+    words = [token for token in tokens if token not in template]
+    found = AddedTokens(tokens, [], pieces, words, rows, alone)
     found.extend(tokenizer)
     ids: Any = tokenizer.convert_tokens_to_ids(tokens)
-    return AddedTokens(tokens, list(ids), pieces, max(rows, max(ids) + 1), alone)
+    return replace(found, ids=list(ids), rows=max(rows, max(ids) + 1))
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
