@@ -93,6 +93,8 @@ def _command() -> list[str]:
     python = str(Path(sys.executable).resolve())
     return [
         *("bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"),
+        # a superuser's program would keep its rights
+        *("--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
         *(part for path in sorted(bound) for part in ("--ro-bind", path, path)),
         *(part for path in _BOUND for part in ("--ro-bind-try", path, path)),
         *("--proc", "/proc", "--dev", "/dev", "--size", str(_FILES), "--tmpfs", "/tmp"),
