@@ -19,6 +19,7 @@ from aift_ray.config.parallel_config import ParallelConfig
 from aift_ray.config.preference_config import Objective, PreferenceConfig, answers_of
 from aift_ray.config.ray_config import RayConfig
 from aift_ray.config.resume_rules import refused_allowances
+from aift_ray.config.rope_scaling import RopeScaling
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.tasks_config import EvaluationConfig
 from aift_ray.config.tokens_config import TokensConfig
@@ -44,6 +45,11 @@ class RunConfig(Settings):
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
+    rope_scaling: str | None = setting(
+        None,
+        "scaling of the rotary position embeddings, for rows longer than the model's context: "
+        "yarn:4, linear:2 or llama3:8 (kind and factor); saved with the model or adapter",
+    )
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
     objective: Objective = setting(
         "sft",
@@ -64,6 +70,11 @@ class RunConfig(Settings):
     data: DataConfig = setting(DataConfig(), "data files, tokenization and packing")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks to evaluate on in training")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _known_scaling(cls, value: str | None) -> str | None:
+        return value if value is None else str(RopeScaling.parse(value))
 
     @field_validator("resume_allow")
     @classmethod
@@ -127,6 +138,9 @@ class RunConfig(Settings):
         if self.data.contamination_files and self.data.near_duplicates == "off":
             what = "are given, and data.near_duplicates is off"
             found.append(Problem("data.contamination_files", what, "give count or drop"))
+        if self.rope_scaling and self.preference.reference:
+            what = "scales the model's embeddings, and those of another reference stay as they are"
+            found.append(Problem("rope_scaling", what, "leave preference.reference out"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += lr_schedules.contradictions(training)

@@ -63,7 +63,7 @@ def prepare(config: ExportConfig) -> ExportPlan:
     gguf: GgufPlan | None = None
     packed: CompressedPlan | None = None
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         check_vocabulary(config.model, hub.load_tokenizer(location), hub.load_config(location))
         skeleton = load.skeleton(location)
         parameters = skeleton.num_parameters()

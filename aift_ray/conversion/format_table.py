@@ -77,7 +77,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     fitted = [name for name in config.compare if name in FITTED]
     own = torch.float32
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         skeleton = load.skeleton(location)
         parameters, own = skeleton.num_parameters(), quantizer.stored_dtype(location)
         if config.adapter:

@@ -24,6 +24,7 @@ from aift_ray.conversion.pre_tokenizers import PROBES
 from aift_ray.errors import ModelError, Problem, UserError
 from aift_ray.models import fingerprint, hub
 from aift_ray.models.hub import out_of_reach
+from aift_ray.models.scaled_rope import scaling_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -104,6 +105,11 @@ def prepare(
 def _targets(
     config: ExportConfig, location: str, adapter: Path | None, text: PreTrainedConfig, found: Family
 ) -> list[Target]:
+    scaling = scaling_of(location)
+    if adapter and not config.merge_adapter and scaling:
+        what = f"its base was trained with rope_scaling {scaling}, which a GGUF file of an adapter "
+        what += "has no place for"
+        raise ModelError([Problem(f"adapter {adapter}", what, "give --merge-adapter true")])
     if adapter and not config.merge_adapter:
         return gguf_adapter.targets(adapter, text, found)
     folder = fingerprint.on_disk(location)

@@ -21,7 +21,7 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import hub
+from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
@@ -95,7 +95,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     """
     _given(draft)
     tasks = in_training.load(draft.evaluation)
-    location = hub.resolve(draft.model)
+    location = scaled_rope.scaled(hub.resolve(draft.model), draft.rope_scaling)
     model_config = hub.load_config(location, draft.objective == "reward")
     _spread(draft, model_config, workers, gpu)
     support = _support(draft, model_config)
@@ -122,8 +122,9 @@ def by_rows(
         ModelError, ConfigError: the run does not fit into the memory that is there.
     """
     host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
+    answers = memory_fit.answer_tokens(draft, workers, *laid.answered, model.support.batched)
     shape, whole = model.measured.shape, model.measured.whole
-    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host)
+    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
     why = memory_fit.settle(draft, need, workers, gpu)
     memory_fit.settle_cpus(draft, workers)
     layout = _layout(draft, model.location, laid.plan, laid.longest, gpu)
@@ -146,8 +147,6 @@ def _given(config: RunConfig) -> None:
 def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu: bool) -> None:
     """Settle how the model is spread over the workers; a ConfigError where it can't be."""
     parallel, (least, most) = config.parallel, config.worker_range(workers)
-    if config.objective == "grpo" and parallel.strategy == "auto":
-        parallel.strategy = "ddp"
     if parallel.strategy == "tensor" and parallel.tensor_parallel_size == 1:
         parallel.tensor_parallel_size = workers
     if parallel.strategy == "pipeline" and parallel.pipeline_parallel_size == 1:
@@ -224,7 +223,11 @@ def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
     if "sequence_length" not in config.data.model_fields_set:
         return limit
     what = f"{length} is not allowed: the model takes at most {limit} tokens"
-    raise ConfigError([Problem("data.sequence_length", what)])
+    scaling = scaled_rope.needed(model_config, length)
+    remedy = f"give {limit} or less"
+    if scaling:
+        remedy += f", or scale its rotary position embeddings: --rope-scaling {scaling}"
+    raise ConfigError([Problem("data.sequence_length", what, remedy)])
 
 
 def _adopted(config: RunConfig, location: str) -> int | None:

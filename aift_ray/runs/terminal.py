@@ -253,6 +253,15 @@ def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+# what a run leaves, by the label that the summary has for it
+_FILES = (
+    ("model", "model"),
+    ("metrics", "metrics.jsonl"),
+    ("plot", "loss.png"),
+    ("report", "report.html"),
+)
+
+
 def show_summary(summary: dict[str, Any], output: Path) -> None:
     """Print how the run ended and where everything lies."""
     rows = [("status", str(summary.get("status")))]
@@ -293,7 +302,7 @@ def show_summary(summary: dict[str, Any], output: Path) -> None:
     if reserved and held:
         rows.append(("reserved by torch", _gibs(reserved)))
         rows.append(("held by the device", _gibs(held)))
-    for label, name in (("model", "model"), ("metrics", "metrics.jsonl"), ("plot", "loss.png")):
+    for label, name in _FILES:
         if (output / name).exists():
             rows.append((label, str(output / name)))
     table("summary", rows)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import hub, provenance
+from aift_ray.models import hub, provenance, scaled_rope
 from aift_ray.models.added_tokens import embedding_rows, grow
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
@@ -125,6 +125,14 @@ def _other_settings(folder: Path, where: str, base: str, location: str) -> list[
     changed = provenance.changed_base(folder, location)
     if not changed:
         return []
+    recorded = provenance.remembered(folder).get("base") or {}
+    told = (recorded.get(scaled_rope.FIELD), scaled_rope.scaling_of(location))
+    if told[0] != told[1]:
+        was, now = (each or "none" for each in told)
+        what = f"it was trained on {base} with rope_scaling {was}, and {base} is opened with {now}"
+        remedy = "use adapters of one scaling together; a run that starts from it: "
+        remedy += f"--rope-scaling {was}" if told[0] else "leave --rope-scaling out"
+        return [Problem(where, what, remedy)]
     what = f"it was trained on {base} with other settings in its config.json: {'; '.join(changed)}"
     return [Problem(where, what, "restore them, or train the adapter again")]
 
