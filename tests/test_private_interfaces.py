@@ -290,6 +290,19 @@ def vllm_statistics() -> None:
     _has(stat_logger_base(), "record", "log_engine_initialized")
 
 
+def llama_cpp_quantizers() -> None:
+    _installed("xllamacpp")
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    from aift_ray.conversion import xllamacpp_compat as compat
+
+    rows = np.linspace(-1, 1, 1024, dtype=np.float32).reshape(2, 512)
+    kind = GGMLQuantizationType.Q8_0
+    assert np.array_equal(compat.quantize(rows, kind), quantize(rows, kind))
+
+
 CHECKS = [
     torch_mkldnn,
     torch_store,
@@ -309,6 +322,7 @@ CHECKS = [
     bitsandbytes_packing,
     deepspeed_zero,
     lm_eval_filters,
+    llama_cpp_quantizers,
     vllm_statistics,
 ]
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from aift_ray.errors import ModelError, Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 # A noncharacter, so that no sane text holds the marker; a row that does is refused.
 MARK = "\ufdd0aift-"

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, provenance, scaled_rope
-from aift_ray.models.added_tokens import grow
+from aift_ray.models.added_tokens import embedding_rows, grow
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
@@ -81,8 +81,7 @@ def _grown(skeleton: PreTrainedModel, folder: Path, where: str) -> PreTrainedMod
     except (AttributeError, TypeError, ValueError) as error:
         what = f"{folder / CONFIG} has trainable_token_indices or modules_to_save that are wrong: "
         raise ModelError([Problem(where, f"{what}{error}", "copy it again")]) from None
-    embeddings: Any = skeleton.get_input_embeddings()
-    if rows > embeddings.weight.shape[0]:
+    if rows > embedding_rows(skeleton):
         skeleton = copy.deepcopy(skeleton)
         grow(skeleton, rows)
     return skeleton
