@@ -74,6 +74,8 @@ def _adapted(module: Any, narrow: torch.dtype | None) -> Forward | None:
     if len(names) != 1 or module.merged or module.disable_adapters or module.lora_variant:
         return None
     name, base = names[0], module.base_layer
+    if name not in module.lora_A:
+        return None
     first, second = module.lora_A[name], module.lora_B[name]
     if "forward" in vars(base) or first.bias is not None or second.bias is not None:
         return None
