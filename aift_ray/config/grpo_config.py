@@ -30,7 +30,9 @@ class GRPOConfig(Section):
     )
     reward_timeout: float = setting(60.0, "seconds that a reward function may take", gt=0)
     reward_memory: str | None = setting(
-        None, "memory of a process that computes rewards, for example 2GB; default: no limit"
+        None,
+        "memory of a process that computes rewards, for example 2GB; default: half of the "
+        "machine's",
     )
     reward_processes: Positive = setting(1, "processes of a worker that compute rewards")
     reward_on_failure: str = setting(
@@ -199,10 +201,3 @@ class GRPOConfig(Section):
         from aift_ray.config import grpo_rules
 
         return grpo_rules.contradictions(self, config)
-
-
-def memory_limit(config: Any) -> int | None:
-    """Bytes of `reward_memory`."""
-    from aift_ray.config.section import memory_bytes
-
-    return None if config.reward_memory is None else memory_bytes(config.reward_memory)

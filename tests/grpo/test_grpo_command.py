@@ -139,7 +139,7 @@ def test_what_is_wrong_ends_with_status_2(tmp_path: Path, flags: list[str]) -> N
         (["--reward", "no_such_reward"], "no_such_reward"),
         (["--reward", "japanese", "--grpo.rollout_workers", "2"], "placement apart only"),
         (["--reward", "japanese", "--grpo.asynchronous", "true"], "can't do both at once"),
-        (["--reward", "japanese", "--grpo.engine", "vllm"], "vllm does not generate"),
+        (["--reward", "japanese", "--grpo.engine", "vllm"], "vllm generates in processes"),
         (["--reward", "japanese", "--strategy", "tensor"], "tensor divides the model"),
         (["--reward", "japanese", "--data.packing", "fill"], "completions have none"),
         (["--reward", "japanese", "--grpo.num_generations", "5"], "5 does not divide the 16"),

@@ -12,7 +12,6 @@ from aift_ray.engine.grpo.completion_generation import Completion, CompletionGen
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
-from aift_ray.models import hub
 from aift_ray.parallel.dtensor_utils import whole
 from aift_ray.parallel.group import Group
 
@@ -31,6 +30,16 @@ class Asked(NamedTuple):
     prompts: list[np.ndarray]
     keys: list[list[tuple[int, ...]]]
     sources: list[dict[str, Any]]
+
+
+class Engine(Protocol):
+    """Generates in a process that does not train."""
+
+    def load(self, weights: Weights) -> None:
+        """Take the trained weights, by their names."""
+
+    def generate(self, asked: Asked) -> list[list[Completion]]:
+        """Completions of each prompt."""
 
 
 class RolloutPool(Protocol):
@@ -68,9 +77,7 @@ class RolloutEngine:
         self._generator = CompletionGenerator(self._model, self._model, how, job.stop_ids, device)
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
-            tokenizer = hub.load_tokenizer(job.location)
-            tokenizer.chat_template = job.chat_template
-            self._episodes = episodes_of(how, tokenizer, job.stop_ids)
+            self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
@@ -82,6 +89,16 @@ class RolloutEngine:
         """Completions of each prompt."""
         with self._precision.autocast(self._device):
             return completed(self._generator, self._episodes, asked)
+
+
+def engine_of(job: Job, device: torch.device) -> Engine:
+    """The engine of `grpo.engine`, loaded."""
+    if job.config.grpo.engine == "vllm":
+        # imports vLLM
+        from aift_ray.engine.grpo.vllm_rollouts import VllmRolloutEngine
+
+        return VllmRolloutEngine(job, device)
+    return RolloutEngine(job, device)
 
 
 def completed(

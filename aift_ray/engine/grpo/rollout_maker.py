@@ -20,6 +20,7 @@ from aift_ray.engine.grpo.completion_source import (
     Colocated,
     CompletionSource,
     Leader,
+    Policy,
     gathered,
 )
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
@@ -80,7 +81,7 @@ class RolloutMaker:
     episodes: EpisodeGenerator | None = None
 
     def begin(
-        self, module: LossModel, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
+        self, policy: Policy, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
     ) -> Callable[[], Rollout]:
         """Start a generation of the training rows `asked`, by the weights as they are now.
 
@@ -90,14 +91,15 @@ class RolloutMaker:
             spare: all rows that may take the place of prompts without spread in their rewards.
         """
         return self._begin(
-            module, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
+            policy, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
         )
 
-    def _begin(self, module: LossModel, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
+    def _begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
         if self.leader is not None:
-            return self.leader.begin(module, work)
+            return self.leader.begin(policy, work)
+        assert not isinstance(policy, dict)
         alone = (self.how, self.stop_ids, self.precision, self.group, self.episodes)
-        return partial(work, Colocated(module, *alone))
+        return partial(work, Colocated(policy, *alone))
 
     def _make(
         self,
@@ -129,10 +131,10 @@ class RolloutMaker:
         return found
 
     def close(self) -> None:
-        """End the processes that compute rewards, and those that generate."""
+        """End the processes: of rewards first, since a generation may wait for one that hangs."""
+        self.rewards.close()
         if self.leader is not None:
             self.leader.close()
-        self.rewards.close()
         if self.episodes is not None:
             self.episodes.close()
 

@@ -9,7 +9,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig, RunConfig
-from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.completion_source import Leader
 from aift_ray.engine.grpo.episode_generation import episodes_of
@@ -26,6 +25,7 @@ from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import shares_prompts
 from aift_ray.parallel.group import Group
 from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
+from aift_ray.rewards.memory_limit import memory_limit
 
 
 def policy_of(config: RunConfig) -> GRPOConfig | None:
