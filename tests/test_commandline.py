@@ -66,10 +66,20 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         "training.learning_rate: -1 is not allowed: input should be greater than 0",
         "--lora.rank: there is no such flag",
         "method: 'dora' is not allowed: input should be 'full', 'lora' or 'qlora'",
+        "did you mean 'lora'?",
         "training.num_epochs: 'many' is not allowed",
         "parallel.strategy: 'fsdp9' is not allowed",
+        "did you mean 'fsdp'?",
     ):
         assert part in message
+
+
+def test_none_leaves_a_setting_unset() -> None:
+    given = "--objective grpo --reward japanese --grpo.delta none --grpo.epsilon_high=none"
+    config = read(*given.split(), "--grpo.scale_rewards", "none")
+    assert config.grpo.delta is config.grpo.epsilon_high is None
+    assert config.grpo.scale_rewards == "none", "a word of its own"
+    assert "grpo.max_turns: 'none' is not allowed" in complaint("--grpo.max_turns", "none")
 
 
 def test_names_of_other_programs_are_answered_with_the_setting_of_their_meaning() -> None:

@@ -149,9 +149,10 @@ def plot(folder: Path) -> None:
     FigureCanvasAgg(figure)
     axes, *others = figure.subplots(rows, columns, squeeze=False).flatten()
     # of generated completions the loss of an evaluation is its reward, negated
-    generated = any("eval_reward" in line for line in lines)
+    generated = any("clip_ratio/region_mean" in line for line in lines)
     _draw(axes, lines, _LOSSES[:1] if generated else _LOSSES)
-    spikes = _spikes(lines)
+    # and that of a step goes up and down around 0
+    spikes = [] if generated else _spikes(lines)
     if spikes:
         axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
     axes.set_ylabel(_unit(lines))

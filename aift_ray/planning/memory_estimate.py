@@ -102,6 +102,10 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         # all weights, for the time of a generation
         whole = _step(shape, part, replace(work, strategy="zero2")).gathered
         evaluate = replace(evaluate, gathered=whole)
+    if work.process and work.completions:
+        # a CPU generates with copies of the weights in another layout
+        copied = shape.linear_parameters + shape.vocabulary * shape.hidden
+        evaluate = replace(evaluate, activations=evaluate.activations + copied * width)
     if not (work.gathers or work.split > 1):
         load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
         if work.base_bits:

@@ -74,9 +74,7 @@ class RolloutEngine:
         self._model: Any = untrained(job, group, self._precision).to(device).eval()
         self._held = dict(self._model.named_parameters())
         how = job.config.grpo
-        self._generator = CompletionGenerator(
-            self._model, self._model.config, how, job.stop_ids, device
-        )
+        self._generator = CompletionGenerator(self._model, self._model, how, job.stop_ids, device)
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
             self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
