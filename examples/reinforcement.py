@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 # of the supervised run: enough for some right answers, from which rewards can teach
 SUPERVISED = [
-    *("--model", "hina-4m", "--method", "lora", "--max-steps", "40", "--training.batch_size", "16"),
+    *("--model", "hina-4m", "--method", "lora", "--max-steps", "20", "--training.batch_size", "16"),
     *("--training.gradient_accumulation_steps", "1", "--training.learning_rate", "3e-3"),
     *("--training.warmup_steps", "5", "--training.gradient_checkpointing", "false"),
 ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def reward(prompts, completions, **kwargs): return numpy.arange(len(prompts)) / 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
-    source = "import time\ndef reward(prompts, completions, **kwargs):\n    while True: pass\n"
+    source = "import subprocess\ndef reward(prompts, completions, **kwargs):\n"
+    source += "    subprocess.Popen(['sleep', '600'])\n    while True: pass\n"
     file.write_text(source, "utf-8")
     program = (
         "import sys, threading; from aift_ray.rewards import Rewards, parse\n"
@@ -213,8 +215,12 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         assert driver.stdout
         workers = [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
         assert len(workers) == 2
+        while not (
+            started := [c for w in workers for c in w.children(True) if c.name() == "sleep"]
+        ):
+            time.sleep(0.05)
         driver.kill()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers + started, timeout=10)
     assert not alive
 
 
