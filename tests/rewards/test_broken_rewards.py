@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,24 @@ def test_a_mended_reward_goes_on_as_if_it_had_never_failed(
         done = run(command, tmp_path, "--output-dir", str(tmp_path / name), "--resume", "latest")
         assert done.returncode == 0, done.stderr
     assert steps_of(tmp_path / "failed") == steps_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_a_run_whose_reward_hangs(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / "run"
+    whole = [*command, "--reward", f"{tmp_path / 'broken.py'}:hangs", "--output-dir", str(folder)]
+    whole += ["--grpo.reward_timeout", "300", "--training.save_steps", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(whole, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (folder / "checkpoints" / "step-1").is_dir():
+        assert process.poll() is None
+        time.sleep(0.1)
+    for _ in range(2):
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
