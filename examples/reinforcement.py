@@ -37,11 +37,10 @@ def main() -> None:
     how = ["--config", str(ROOT / "examples" / "reinforcement.yaml"), *rows]
     how += ["--eval-file", str(ROWS / "eval.jsonl"), "--lora.init_from", str(first / "model")]
     run("train", *how, "--output-dir", str(second), "--overwrite", *further)
-    adapters = [f"supervised={first / 'model'}", f"grpo={second / 'model'}"]
-    named = [part for adapter in adapters for part in ("--adapter", adapter)]
-    # the most likely answer to each held-out prompt
+    # the most likely answer to each held-out prompt; the second model is compared with the first
+    both = ["--model", str(first / "model"), "--model", str(second / "model")]
     scores = folder / "evaluation" / "scores.json"
-    run("evaluate", *named, "--task", str(ROWS / "eval.jsonl"), "--output", str(scores))
+    run("evaluate", *both, "--task", str(ROWS / "eval.jsonl"), "--output", str(scores))
     summary = json.loads((second / "summary.json").read_text(encoding="utf-8"))
     rewards = (summary["eval_reward_before"], summary["eval_reward"])
     print("sampled answers, right before and after: {:.1%} -> {:.1%}".format(*rewards))
