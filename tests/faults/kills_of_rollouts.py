@@ -24,7 +24,7 @@ from tests.conftest import KEITAI
 from tests.faults.kills import disturbed
 from tests.helpers.command import Command, flags
 
-STEPS, SAVE_EVERY = 60, 3
+STEPS, SAVE_EVERY = 30, 2
 REWARD = """
 import hashlib
 import time
@@ -32,7 +32,7 @@ import time
 
 def digest(prompts, completions, **columns):
     # long enough to be killed in the middle of it
-    time.sleep(0.1)
+    time.sleep(0.05)
     return [hashlib.sha256(repr(each).encode()).digest()[0] / 255 for each in completions]
 """
 # settings of each way, and the processes that it has
@@ -61,7 +61,7 @@ def main() -> None:
     assert status == 0, text
     killed_run, rng = folder / "killed", random.Random(arguments.seed)
     kills = disturbed(
-        lambda: command(killed_run, arguments.way), killed_run, arguments.kills, rng, victims
+        lambda: command(killed_run, arguments.way), killed_run, arguments.kills, rng, victims, 3
     )
     whole, killed = curve_of(folder / "whole"), curve_of(killed_run)
     result = {
