@@ -51,8 +51,13 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
         except (EOFError, ConnectionError):
             return
         answer = _answer(loaded, request)
-        with suppress(BrokenPipeError):
+        try:
             connection.send_bytes(json.dumps(answer).encode())
+        except BrokenPipeError:
+            return
+        except OSError:
+            # a function has closed the socket; without the tracebacks of what else it holds
+            os._exit(1)
 
 
 def _answer(loaded: dict[int, _Loaded], request: tuple[Any, ...]) -> Any:

@@ -71,6 +71,10 @@ def reward(prompts, completions, **kwargs):
             raise KeyError("missing")
         if text == "exits":
             raise SystemExit(4)
+        if text == "interrupts":
+            raise KeyboardInterrupt("as a test library does")
+        if text == "closes":
+            os.closerange(3, 1000)
         found.append({"nan": float("nan"), "inf": float("inf"), "text": "1"}.get(text, len(text)))
     return found
 """
@@ -80,6 +84,8 @@ WRONG = {
     "allocates": "MemoryError (line 13 of own.py): it needs more memory than its limit",
     "raises": "KeyError: 'missing' (line 15 of own.py)",
     "exits": "it called sys.exit(4)",
+    "interrupts": "KeyboardInterrupt: as a test library does (line 19 of own.py)",
+    "closes": "its process ended with status 1, 2 times",
     "nan": "it returned nan, expected a finite number, or None for no reward",
     "inf": "it returned inf, expected a finite number, or None for no reward",
     "text": "it returned '1', a str, expected a number or None",
