@@ -134,7 +134,8 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     trained = f"; trained in {each} steps" if each > 1 else ""
     actors = config.rollout_actors
     ahead = ", each generation during the training of the one before" * how.asynchronous
-    by = f"; by {actors} Ray actors beside the workers{ahead}" if actors else ""
+    engine = " with vLLM" * (how.engine == "vllm")
+    by = f"; by {actors} Ray actors{engine} beside the workers{ahead}" if actors else ""
     of = {"group": "a prompt's", "batch": "all"}.get(how.scaling)
     scaled = f", divided by the deviation of {of} rewards" if of else ""
     return [
