@@ -56,6 +56,7 @@ class PromptEncoder:
             where the template has no system role.
         extra_stop_ids: what the model's generation_config stops at.
         supervision: which parts of a conversation are trained.
+        safe: of this tokenizer, where it is made already.
 
     Attributes:
         used_fallback: the chat template is our Alpaca form.
@@ -74,6 +75,7 @@ class PromptEncoder:
         *,
         extra_stop_ids: Iterable[int] = (),
         supervision: Supervision = ANSWERS,
+        safe: SafeTokenizer | None = None,
     ) -> None:
         check(tokenizer)
         self.tokenizer = tokenizer
@@ -82,7 +84,7 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)
+        self._safe = safe or SafeTokenizer(tokenizer.backend_tokenizer)
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
@@ -98,8 +100,11 @@ class PromptEncoder:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # what it keeps beside its arguments can't be sent, and is made anew
-        make = partial(PromptEncoder, extra_stop_ids=self.stop_ids, supervision=self.supervision)
-        return make, (self.tokenizer, self.system_prompt)
+        further = {"extra_stop_ids": self.stop_ids, "supervision": self.supervision}
+        return partial(PromptEncoder, **further, safe=self._safe), (
+            self.tokenizer,
+            self.system_prompt,
+        )
 
     def rows(self, example: Example) -> EncodedRow:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.
