@@ -100,7 +100,7 @@ class PromptEncoder:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # what it keeps beside its arguments can't be sent, and is made anew
-        further = {"extra_stop_ids": self.stop_ids, "supervision": self.supervision}
+        further: dict[str, Any] = {"extra_stop_ids": self.stop_ids, "supervision": self.supervision}
         return partial(PromptEncoder, **further, safe=self._safe), (
             self.tokenizer,
             self.system_prompt,
