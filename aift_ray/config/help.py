@@ -1,4 +1,4 @@
-"""What `--help` and `--help-all` say: settings in groups, common ones first, within the terminal."""
+"""What `--help` and `--help-all` say: settings in groups, common ones first, in 80 columns."""
 
 from __future__ import annotations
 
