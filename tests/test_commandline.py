@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from aift_ray.commandline import leaves, parse
+from aift_ray.__main__ import USAGE
+from aift_ray.__main__ import VERBS as VERB_RUNS
+from aift_ray.commandline import guarded, leaves, parse
 from aift_ray.config import LoRAConfig, RunConfig, TrainingConfig
 from aift_ray.errors import ConfigError
 
@@ -187,8 +189,20 @@ def test_help_shows_common_settings_first() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_a_narrow_terminal(verb: str) -> None:
-    assert max(map(len, helped(verb, "--help-all").splitlines())) <= 80
+def test_help_fits_a_narrow_terminal(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit, match="0"):
+        guarded(VERB_RUNS[verb], ["--help-all"])
+    shown = capsys.readouterr().out.splitlines()
+    # what is to be typed is not cut
+    assert [line for line in shown if len(line) > 60 and not line.startswith(("  ", "usage"))] == []
+    assert max(map(len, shown)) <= 80
+
+
+def test_the_list_of_verbs_fits_too() -> None:
+    assert max(map(len, USAGE.splitlines())) <= 80
 
 
 def test_who_stops_reading_is_no_error_of_ours() -> None:

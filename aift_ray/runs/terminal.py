@@ -204,7 +204,8 @@ def _counts(counts: Counts) -> str:
     if counts.skipped_rows:
         text += f", {counts.skipped_rows} skipped"
     if counts.split_rows:
-        text += f"; {counts.split_rows:,} conversations are one row an answer"
+        are = "conversations are" if counts.split_rows > 1 else "conversation is"
+        text += f"; {counts.split_rows:,} {are} one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
 
 

@@ -70,7 +70,7 @@ def test_so_with_blanks_as_signs(metaspace: Tokenizer) -> None:
 def test_threads_give_the_cache_of_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "_FIRST", 16)
+    monkeypatch.setattr(tokenize, "FIRST", 16)
     monkeypatch.setattr(tokenize, "_BATCH", 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     rows = write_rows(tmp_path / "rows.jsonl", 300)

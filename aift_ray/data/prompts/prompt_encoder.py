@@ -62,6 +62,7 @@ class PromptEncoder:
             where the template has no system role.
         extra_stop_ids: what the model's generation_config stops at.
         supervision: which parts of a conversation are trained.
+        safe: of this tokenizer, where it is made already.
 
     Attributes:
         used_fallback: the chat template is our Alpaca form.
@@ -80,6 +81,7 @@ class PromptEncoder:
         *,
         extra_stop_ids: Iterable[int] = (),
         supervision: Supervision = ANSWERS,
+        safe: SafeTokenizer | None = None,
     ) -> None:
         check(tokenizer)
         self.tokenizer = tokenizer
@@ -88,9 +90,11 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        ends = [tokenizer.eos_token_id, *extra_stop_ids]
-        control = control_ids(tokenizer, self._template, ends)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, control)
+        if safe is None:
+            ends = [tokenizer.eos_token_id, *extra_stop_ids]
+            control = control_ids(tokenizer, self._template, ends)
+            safe = SafeTokenizer(tokenizer.backend_tokenizer, control)
+        self._safe = safe
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
@@ -105,8 +109,11 @@ class PromptEncoder:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # what it keeps beside its arguments can't be sent, and is made anew
-        make = partial(PromptEncoder, extra_stop_ids=self.stop_ids, supervision=self.supervision)
-        return make, (self.tokenizer, self.system_prompt)
+        further: dict[str, Any] = {"extra_stop_ids": self.stop_ids, "supervision": self.supervision}
+        return partial(PromptEncoder, **further, safe=self._safe), (
+            self.tokenizer,
+            self.system_prompt,
+        )
 
     def rows(self, example: Example) -> EncodedRow:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.

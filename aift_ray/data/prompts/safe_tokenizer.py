@@ -83,6 +83,18 @@ class SafeTokenizer:
         for content, name in self.names.items():
             if self._tokenizer.token_to_id(name) != backend.token_to_id(content):
                 raise ModelError([Problem("tokenizer", f"{content!r} changes its id in a copy")])
+        self._remember()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        # to make the copy anew takes seconds with a large vocabulary
+        return self._tokenizer, self.names, self.control_ids
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._tokenizer, self.names, self.control_ids = state
+        self._remember()
+
+    def _remember(self) -> None:
+        """Make what can't be sent to another process."""
         longest_first = sorted(self.names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._named = re.compile(f"{MARK}token-([0-9]+)\ufdd1")
