@@ -38,6 +38,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero1": {"strategy": "zero1"},
     "zero2": {"strategy": "zero2"},
     "tensor": {"strategy": "tensor", "tensor_parallel_size": 2},
+    "context": {"strategy": "ddp", "context_parallel_size": 2},
+    "context fsdp": {"strategy": "fsdp", "context_parallel_size": 2},
     "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
     "pipeline gpipe": {
         "strategy": "pipeline",
@@ -57,7 +59,7 @@ DEEPSPEED = {
     for stage in ("zero1", "zero2", "zero3")
 }
 # on four workers: two replicas of two
-MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
+MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline", "context 2 x 2": "context"}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -99,6 +101,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
 _NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
+_DIVIDED = ("context", "context fsdp")
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
@@ -118,8 +121,14 @@ def cases() -> list[tuple[str, str, str, str]]:
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
     laid += [case for case in compared if not case[1].startswith("reward") or _scores(case[0])]
-    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
+    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]] and _divides(case)]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
+
+
+def _divides(case: tuple[str, str, str, str]) -> bool:
+    """Whether the rows of a case can be divided, where they are to be."""
+    others = ("hybrid", *OBJECTIVES)
+    return case[0] not in _DIVIDED or (case[3] != "padded" and not case[1].startswith(others))
 
 
 def deepspeed_cases() -> list[tuple[str, str, str, str]]:
@@ -140,7 +149,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     """
     name, method, precision, layout = case
     parallel = dict((STRATEGIES | DEEPSPEED)[MESHES.get(name, name)])
-    sizes = ("pipeline_parallel_size", "tensor_parallel_size")
+    sizes = ("pipeline_parallel_size", "tensor_parallel_size", "context_parallel_size")
     replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)

@@ -52,7 +52,12 @@ def build(
         pool: starts processes that generate completions, where the workers do not.
     """
     config = job.config
-    group = replace(group, model_parallel_size=config.parallel.model_parallel_size)
+    parallel = config.parallel
+    group = replace(
+        group,
+        model_parallel_size=parallel.model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+    )
     precision = Precision.resolve(config, group.device)
     state, tensors = _state(job, resume)
     prepared = token_cache.load(job.cache)

@@ -78,9 +78,10 @@ def wrap(
         for buffer in module.buffers():
             buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
-        return TorchModel(module, group, OneByOne(module, group))
+        return TorchModel(module, group, OneByOne(module, group, averaged=group.world_size))
     assert isinstance(module, FSDPModule)
-    return TorchModel(module, group, OneByOne(module, group, partial(_kept, module)))
+    whole = partial(_kept, module)
+    return TorchModel(module, group, OneByOne(module, group, whole, group.world_size))
 
 
 @contextmanager

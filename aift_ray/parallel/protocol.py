@@ -12,6 +12,7 @@ from torch import nn
 
 from aift_ray.data.collate import MicroBatch
 from aift_ray.models.families.router_loss import RouterLoss
+from aift_ray.parallel.context_parallel import ContextGroup
 
 
 class LossModel(nn.Module):
@@ -22,10 +23,12 @@ class LossModel(nn.Module):
     Attributes:
         model: the language model, with adapters if it has any.
         routers: the auxiliary loss of a mixture's routers; None where there is none.
+        context: the workers that divide the tokens of each row; None: rows are whole.
     """
 
     model: nn.Module
     routers: RouterLoss | None = None
+    context: ContextGroup | None = None
 
     if TYPE_CHECKING:
 
