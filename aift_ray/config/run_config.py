@@ -22,6 +22,7 @@ from aift_ray.config.resume_rules import refused_allowances
 from aift_ray.config.rope_scaling import RopeScaling
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.tasks_config import EvaluationConfig
+from aift_ray.config.tokens_config import TokensConfig
 from aift_ray.config.training_config import TrainingConfig
 from aift_ray.errors import Problem
 
@@ -62,6 +63,7 @@ class RunConfig(Settings):
     resume_allow: list[str] = setting([], "settings that may differ from those of the checkpoint")
     training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
+    tokens: TokensConfig = setting(TokensConfig(), "new tokens")
     parallel: ParallelConfig = setting(ParallelConfig(), "distribution over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
     grpo: GRPOConfig = setting(GRPOConfig(), "objective grpo: generation, rewards, loss")
@@ -144,6 +146,7 @@ class RunConfig(Settings):
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += lr_schedules.contradictions(training)
         found += self.evaluation.contradictions()
+        found += self.tokens.contradictions(self)
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             what = "acts with ddp or local_rank only"

@@ -20,7 +20,7 @@ from aift_ray.engine.optimizer import set_rate
 from aift_ray.engine.set_losses import by_set
 from aift_ray.engine.step_batches import make_next, micro_batch, step_batches
 from aift_ray.engine.worker_run import Run
-from aift_ray.errors import TrainingError
+from aift_ray.errors import RewardError, TrainingError
 from aift_ray.parallel.protocol import MicroBatches
 
 
@@ -50,10 +50,21 @@ class LoopHooks:
 
 
 def train(run: Run, hooks: LoopHooks) -> str:
-    """Step until the end; returns done, stopped early or interrupted, as `status`."""
+    """Step until the end; returns done, stopped early or interrupted, as `status`.
+
+    Raises:
+        RewardError: no completions of the next step; the steps before it are saved.
+    """
     training, state = run.config.training, run.state
+    saved = state.step
     while state.step < run.total_steps:
-        line, asked = train_step(run, hooks.stop_request())
+        try:
+            line, asked = train_step(run, hooks.stop_request())
+        except RewardError:
+            # every worker gets it before the step has changed anything
+            if state.step != saved:
+                hooks.save(StopRequest.SAVE)
+            raise
         state.step += 1
         hooks.on_step(line)
         last = state.step == run.total_steps or asked is StopRequest.END
@@ -64,6 +75,7 @@ def train(run: Run, hooks: LoopHooks) -> str:
             hooks.score()
         if last or asked or ended_early or state.step % training.save_steps == 0:
             hooks.save(asked)
+            saved = state.step
         if ended_early or (asked is StopRequest.END and state.step < run.total_steps):
             return "stopped early"
         if asked is StopRequest.STOP and not last:

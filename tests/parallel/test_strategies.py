@@ -38,6 +38,8 @@ CASES = [
     ("context", "full", "fp32", "recomputed"),
     ("context", "lora", "fp32", "fill"),
     ("context fsdp", "full", "fp32", "concat"),
+    ("fsdp", "grpo full", "fp32", "concat"),
+    ("zero1", "grpo lora", "fp32", "padded"),
 ]
 
 
