@@ -1,8 +1,8 @@
 """Every strategy, method and precision against a single process: `make parity`.
 
 Prints the table of docs/strategies.md and writes it there; exits 1 where a bound is passed.
-`python -m tests.parity mixture hybrid` measures the methods whose names begin so and replaces
-their rows.
+`python -m tests.parity mixture context` measures the methods and strategies whose names begin so
+and replaces their rows.
 """
 
 from __future__ import annotations
@@ -328,7 +328,8 @@ def main() -> int:
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
         others |= dict.fromkeys(OBJECTIVES, make_tiny_model(folder / "two"))
-        chosen = [case for case in cases() if case[1].startswith(tuple(sys.argv[1:]) or "")]
+        begins = tuple(sys.argv[1:]) or ("",)
+        chosen = [case for case in cases() if any(name.startswith(begins) for name in case[:2])]
         chosen = deepspeed_cases() if by_deepspeed else chosen
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)

@@ -67,7 +67,7 @@ class ContextShare:
         lengths: (tokens,), tokens of the document that each of its tokens belongs to.
     """
 
-    chunks: tuple[ContextChunk, ContextChunk]
+    chunks: tuple[ContextChunk, ...]
     row_labels: int
     lengths: torch.Tensor
 
@@ -111,10 +111,8 @@ def own_share(batch: MicroBatch, rank: int, size: int, pad_id: int) -> MicroBatc
     at = place[batch.label_positions]
     kept = at >= 0
     lengths = torch.tensor(borders).diff()
-    first, second = (ContextChunk.of(start, start + each, borders) for start in starts)
-    share = ContextShare(
-        (first, second), len(batch.labels), lengths.repeat_interleave(lengths)[own].float()
-    )
+    chunks = tuple(ContextChunk.of(start, start + each, borders) for start in starts)
+    share = ContextShare(chunks, len(batch.labels), lengths.repeat_interleave(lengths)[own].float())
     return replace(
         batch,
         input_ids=ids[:, own],
