@@ -216,10 +216,13 @@ def _stages(shape: Shape, number: int, strategy: str) -> list[_Term]:
 
 def _activations(shape: Shape, part: _Term, work: Workload) -> int:
     block = _block(shape, work)
+    # keys and values of a divided row, as each worker gathers them for a block
+    gathered = work.row_tokens * shape.cache_bytes(work.frozen_bytes) // shape.layers
     if not work.checkpointing:
-        return part.in_flight * part.blocks * block
+        return part.in_flight * part.blocks * (block + gathered) + gathered
     kept = work.tokens * work.stream_bytes * shape.hidden // work.split
-    return part.in_flight * part.blocks * kept + block
+    # those of one block, a copy in the order of the row, and a gradient
+    return part.in_flight * part.blocks * kept + block + 3 * gathered
 
 
 def _block(shape: Shape, work: Workload) -> int:

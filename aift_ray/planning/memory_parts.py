@@ -115,6 +115,8 @@ class Workload:
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
         forwards: forward passes over each row beside those of its step; they take time alone.
+        row_tokens: of the rows of the longest micro-batch, where workers divide them, and `tokens`
+            are those of one; 0: rows are whole.
     """
 
     method: str
@@ -139,6 +141,7 @@ class Workload:
     process: int = 0
     targets: int | None = None
     forwards: int = 0
+    row_tokens: int = 0
 
     @property
     def full(self) -> bool:

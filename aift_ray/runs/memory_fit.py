@@ -73,6 +73,7 @@ def needs(
 
     training, planned = config.training, _on_gpus(config, gpu)
     answers = answers or answers_of(config, workers)
+    divided = config.parallel.context_parallel_size
     targets = held.targets if held else None
     if config.objective == "reward":
         # a model with a score makes no logits
@@ -83,7 +84,7 @@ def needs(
         work = Workload(
             "full" if way.method == "full" else "lora",
             config.lora.r,
-            tokens,
+            -(-tokens // divided),
             width(config, gpu),
             training.gradient_checkpointing,
             bits,
@@ -102,6 +103,7 @@ def needs(
             completions=_completions(config),
             process=process,
             targets=targets,
+            row_tokens=tokens if divided > 1 else 0,
         )
         return memory(shape, work)
 

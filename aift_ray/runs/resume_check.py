@@ -71,7 +71,7 @@ def _keep_batch(config: RunConfig, state: State, workers: int) -> list[str]:
     """Take as many micro-steps as give the run's global batch, if that can be; what to tell."""
     training = config.training
     asked, was = training.gradient_accumulation_steps, state.settings
-    each = workers // config.parallel.model_parallel_size * training.batch_size
+    each = workers // config.parallel.workers_per_replica * training.batch_size
     units, rest = divmod(state.global_batch, each)
     parts = config.parallel.pipeline_microbatches or 1
     if not state.global_batch or asked == units:

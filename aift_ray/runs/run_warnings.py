@@ -73,7 +73,7 @@ def _of_adapters(config: RunConfig) -> set[str]:
 
 def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
     """A note where a GPU waits for Python, since a micro-step holds few tokens."""
-    held = plan.tokens_per_micro_step(workers // config.parallel.model_parallel_size)
+    held = plan.tokens_per_micro_step(workers // config.parallel.workers_per_replica)
     steps = config.training.gradient_accumulation_steps
     able = config.parallel.strategy != "pipeline" and steps > 1
     if held >= _BUSY or not able or config.data.tokens_per_micro_batch:

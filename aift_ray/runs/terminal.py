@@ -57,7 +57,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         ),
         *_new_tokens(run),
         *_objective(config),
-        ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
+        ("workers", f"{number} ({kind}, {config.parallel.strategy}{_divided(config)})"),
         ("training rows", _counts(run.prepared.train)),
     ]
     if run.prepared.eval.rows:
@@ -148,6 +148,11 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     ]
 
 
+def _divided(config: RunConfig) -> str:
+    size = config.parallel.context_parallel_size
+    return f"; {size} divide the tokens of each row" if size > 1 else ""
+
+
 def laid_out(layout: dict[str, int], strategy: str) -> str:
     """How many blocks lie on each device or stage."""
     # what is no block: embeddings, last norm, output layer
@@ -161,7 +166,7 @@ def _micro_step(run: Preparation, workers: int) -> str:
     config = run.job.config
     most = config.data.tokens_per_micro_batch
     each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
-    mean = run.plan.tokens_per_micro_step(workers // config.parallel.model_parallel_size)
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.workers_per_replica)
     return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 
