@@ -121,6 +121,18 @@ def test_the_command_says_what_it_does(served: Served) -> None:
     assert places == sorted(places)
 
 
+def test_the_command_reads_no_model() -> None:
+    program = (
+        "import sys\n"
+        "from aift_ray.config import ServeConfig\n"
+        "from aift_ray.ray_backend import serve_app, serve_run, server_start\n"
+        "serve_app.deployment(ServeConfig(), None, {'CPU': 2.0}, server_start.ServerStart('x'))\n"
+        "print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def token_beyond(folder: Path) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<追加{number}>" for number in range(100)])
