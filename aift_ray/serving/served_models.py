@@ -7,6 +7,7 @@ from pathlib import Path
 from aift_ray.config import ServeConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.lora.adapter_config import CONFIG
+from aift_ray.models.model_location import base_of_adapter
 from aift_ray.serving.adapter_record import AdapterRecord, record
 
 
@@ -18,13 +19,10 @@ def on_base(config: ServeConfig) -> ServeConfig:
     """
     if not (Path(config.model).expanduser() / CONFIG).is_file():
         return config
-    # transformers
-    from aift_ray.models.base_and_adapter import find_place
-
     adapter = Path(config.model).expanduser().resolve()
     name = config.served_model_name or adapter.name
     changes = {
-        "model": find_place(config.model).base,
+        "model": base_of_adapter(config.model, adapter)[1],
         "adapters": [f"{name}={adapter}", *config.adapters],
         "served_model_name": None,
     }

@@ -121,15 +121,19 @@ def test_the_command_says_what_it_does(served: Served) -> None:
     assert places == sorted(places)
 
 
-def test_the_command_reads_no_model() -> None:
+def test_the_command_reads_no_model(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", 0)
     program = (
         "import sys\n"
         "from aift_ray.config import ServeConfig\n"
         "from aift_ray.ray_backend import serve_app, serve_run, server_start\n"
-        "serve_app.deployment(ServeConfig(), None, {'CPU': 2.0}, server_start.ServerStart('x'))\n"
+        "from aift_ray.serving import served_models\n"
+        "config = served_models.on_base(ServeConfig(model=sys.argv[1]))\n"
+        "serve_app.deployment(config, None, {'CPU': 2.0}, server_start.ServerStart('x'))\n"
         "print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program, str(adapter)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
