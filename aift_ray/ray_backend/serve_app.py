@@ -108,9 +108,14 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
+    from aift_ray.models import base_and_adapter
     from aift_ray.runs import unknown_families
 
-    config = served_models.on_base(commandline.validated(arguments, ServeConfig))
+    given = commandline.validated(arguments, ServeConfig)
+    config = served_models.on_base(given)
+    if config is not given:
+        # an adapter, which no command checks here
+        base_and_adapter.find_place(given.model)
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])

@@ -62,24 +62,24 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tell("starting Ray and Serve")
     variables = CLUSTER | serve_ingress.trust(config.serving.forwarded_allow_ips)
-    with ThreadPoolExecutor(1) as pool:
-        # takes as long as the start of Ray
-        imported = pool.submit(_import_serve)
-        with cluster.cluster(variables) as resources:
-            # Ray sets handlers of its own when it starts
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            imported.result()
-            started = pool.submit(_start, config)
-            engine = _start_replicas(config, path, resources, started, tell)
-            # and Serve too
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            _show(config, path, made, engine)
-            serving_ = config.serving
-            print(f"ready on http://{_shown(serving_.host)}:{serving_.port}", flush=True)
-            stop.wait()
-            print("stopping after the answers under way", flush=True)
-            _stop()
+    # takes as long as the start of Ray
+    imported = threading.Thread(target=_import_serve, daemon=True)
+    imported.start()
+    with cluster.cluster(variables) as resources, ThreadPoolExecutor(1) as pool:
+        # Ray sets handlers of its own when it starts
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        imported.join()
+        started = pool.submit(_start, config)
+        engine = _start_replicas(config, path, resources, started, tell)
+        # and Serve too
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        _show(config, path, made, engine)
+        serving_ = config.serving
+        print(f"ready on http://{_shown(serving_.host)}:{serving_.port}", flush=True)
+        stop.wait()
+        print("stopping after the answers under way", flush=True)
+        _stop()
 
 
 def _stop() -> None:
