@@ -37,7 +37,9 @@ class Place:
     def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         """The tokenizer; ModelError where it writes ids that the model `name` has no row for."""
         tokenizer = hub.load_tokenizer(self.tokenizer)
-        check_vocabulary(name, tokenizer, hub.load_config(self.base))
+        if not self.adapter:
+            # that of an adapter was checked with it, and may have tokens that its base lacks
+            check_vocabulary(name, tokenizer, hub.load_config(self.base))
         return tokenizer
 
 
@@ -66,6 +68,7 @@ def find_place(name: str) -> Place:
 
 def _adapter_place(name: str, folder: Path) -> Place:
     base, location = base_of_adapter(name, folder)
+    location = provenance.opened_as_trained(location, folder)
     adapter = check_adapter(name, base, location, load.skeleton(location))
     return Place(location, str(adapter) if has_tokenizer(adapter) else location, adapter)
 
