@@ -125,8 +125,11 @@ def _start_replicas(
         _checked(config)
         raise
     server_start.wait_for_controller(started)
-    server_start.run(application, start, tell)
-    started.result()
+    try:
+        server_start.run(application, start, tell)
+    finally:
+        # why the proxies did not start, if so, comes first
+        started.result()
     return engine
 
 
@@ -140,7 +143,7 @@ def _start(config: ServeConfig) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise AiftError(f"the server could not be started: {error}") from error
 
 

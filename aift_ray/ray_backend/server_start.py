@@ -96,10 +96,15 @@ def wait_for_controller(started: Future[None]) -> None:
     """Wait until Serve takes applications.
 
     Args:
-        started: done once its proxies have started too, or failed.
+        started: done once its proxies have started too.
+
+    Raises:
+        AiftError: they did not start.
     """
     while not started.done() and not serve_compat.has_controller():
         time.sleep(_LOOK_S / 4)
+    if started.done():
+        started.result()
 
 
 def run(application: Any, start: ServerStart, tell: Callable[[str], None]) -> None:
@@ -113,31 +118,40 @@ def run(application: Any, start: ServerStart, tell: Callable[[str], None]) -> No
         AiftError: the replicas don't start.
     """
     from ray import serve
-    from ray.serve.schema import ApplicationStatus
 
     target = serve.RunTarget(application, name=NAME, route_prefix="/")
-    serve.run_many([target], wait_for_applications_running=False)
-    is_checked = False
     try:
-        while True:
-            told = start.told()
-            if isinstance(told, UserError):
-                raise told
-            if told == _CHECKED and not is_checked:
-                is_checked = True
-                tell("the model is checked")
-                tell("loading the model in the replicas")
-            found = serve.status().applications[NAME]
-            if found.status == ApplicationStatus.RUNNING:
-                serve_compat.wait_for_proxies()
-                return
-            if found.status == ApplicationStatus.DEPLOY_FAILED:
-                raise AiftError(f"the server could not be started: {found.message}")
-            time.sleep(_LOOK_S)
-    except AiftError:
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait(start, tell)
+    except (AiftError, TimeoutError) as error:
         # else it would try again for ever
         if os.environ.get("RAY_ADDRESS"):
             serve.delete(NAME)
-        raise
+        if isinstance(error, AiftError):
+            raise
+        raise AiftError(f"the server could not be started: {error}") from error
     finally:
         start.end()
+
+
+def _wait(start: ServerStart, tell: Callable[[str], None]) -> None:
+    """Wait until the replicas answer and the proxies pass requests on to them."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    is_checked = False
+    while True:
+        told = start.told()
+        if isinstance(told, UserError):
+            raise told
+        if told == _CHECKED and not is_checked:
+            is_checked = True
+            tell("the model is checked")
+            tell("loading the model in the replicas")
+        found = serve.status().applications[NAME]
+        if found.status == ApplicationStatus.RUNNING:
+            serve_compat.wait_for_proxies()
+            return
+        if found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise AiftError(f"the server could not be started: {found.message}")
+        time.sleep(_LOOK_S)
