@@ -48,7 +48,7 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'aift_ray' has no attribute {name!r}")
-    from aift_ray.training.process_state import environment_kept
+    from aift_ray.utils.process_state import environment_kept
 
     # libraries set variables and filters, and draw random numbers, when they are imported
     with environment_kept(), warnings.catch_warnings():

@@ -132,7 +132,17 @@ def ray_core() -> None:
     _has(_raylet, "AuthenticationTokenLoader", "Config")
     _has(_raylet.AuthenticationTokenLoader.instance(), "reset_cache")
     _has(_raylet.Config, "initialize")
-    _has(internal_kv, "_internal_kv_get")
+    _has(internal_kv, "_internal_kv_get", "_internal_kv_put", "_internal_kv_del")
+
+
+def ray_serve() -> None:
+    from ray.serve import context
+    from ray.serve._private import constants
+    from ray.serve._private.client import ServeControllerClient
+
+    _has(constants, "SERVE_CONTROLLER_NAME", "SERVE_NAMESPACE")
+    _has(context, "_get_global_client")
+    _has(ServeControllerClient, "wait_for_proxies_serving")
 
 
 def ray_worker_error() -> None:
@@ -310,6 +320,7 @@ CHECKS = [
     torch_modules,
     torch_scaler,
     ray_core,
+    ray_serve,
     ray_worker_error,
     ray_train_callbacks,
     ray_train_policy,

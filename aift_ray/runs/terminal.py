@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from aift_ray.config.preference_config import REFERENCED, answers_of
-from aift_ray.data.prompts.prompt_notes import told
 from aift_ray.planning.partition import HOST
 from aift_ray.tasks.scores import shown as score_shown
 
@@ -45,6 +44,9 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
+    # transformers, which a server's command has no use for
+    from aift_ray.data.prompts.prompt_notes import told
+
     config, plan = run.job.config, run.plan
     least, most = workers
     kind = "GPU" if gpu else "CPU"
