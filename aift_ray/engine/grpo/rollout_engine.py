@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     sources: list[dict[str, Any]]
 
 
-class Engine(Protocol):
+class CompletionEngine(Protocol):
     """Generates in a process that does not train."""
 
     def load(self, weights: Weights) -> None:
@@ -91,7 +91,7 @@ class RolloutEngine:
             return completed(self._generator, self._episodes, asked)
 
 
-def engine_of(job: Job, device: torch.device) -> Engine:
+def engine_of(job: Job, device: torch.device) -> CompletionEngine:
     """The engine of `grpo.engine`, loaded."""
     if job.config.grpo.engine == "vllm":
         # imports vLLM
