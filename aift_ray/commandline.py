@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 
 from aift_ray.config import RunConfig, Section, Settings
-from aift_ray.config.problems import flags_of, unknown
+from aift_ray.config.problems import choices, flags_of, unknown
 from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
 S = TypeVar("S", bound=Settings)
@@ -153,8 +154,12 @@ def _read_flags(
 
 
 def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
-    """Give a bare flag its value, and keep a list value whole where it holds a comma."""
+    """Give a bare flag its value, and keep a list value whole where it holds a comma.
+
+    `none` leaves a setting unset, where that is no word of its own there.
+    """
     flags = flags_of(settings)
+    unset = {n for n, k in flags.items() if NoneType in get_args(k) and "none" not in choices(k)}
     bare = {name: "true" for name, kind in flags.items() if kind is bool} | settings.bare_flags
     lists = {name for name, kind in flags.items() if _holds_list(kind)}
     parts = [part for raw in argv for part in _split_equals(raw)]
@@ -163,6 +168,8 @@ def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
         before = parts[index - 1] if index else ""
         if before.startswith("--") and before[2:] in lists and not part.startswith("["):
             yield json.dumps([part], ensure_ascii=False)
+        elif part == "none" and before.startswith("--") and before[2:] in unset:
+            yield "None"
         else:
             yield part
         if part[2:] in bare and part.startswith("--") and following.startswith("--"):

@@ -83,14 +83,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=64, help="first pairs of it to use")
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--length", type=int, default=512, help="tokens an answer at most")
-    parser.add_argument("--trl-python", default=_trl_python(), help="a Python with TRL")
+    parser.add_argument("--trl-python", default=trl_python(), help="a Python with TRL")
     parser.add_argument("--only", nargs="*", default=[*OWN, *PEERS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", default=str(measuring.RESULTS / "preference_speed.json"))
     return parser.parse_args()
 
 
-def _trl_python() -> str:
+def trl_python() -> str:
     """That of the environment AIFT_TRL_ENV, as the tests against TRL take it; else this one."""
     place = os.environ.get("AIFT_TRL_ENV")
     return str(Path(place) / "bin" / "python") if place else sys.executable

@@ -27,6 +27,7 @@ import transformers
 from aift_ray.commandline import validated
 from aift_ray.engine.checkpoint.snapshot import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
+from tests.grpo.rollout_rows import prompts, write_rewards
 from tests.helpers.preference_rows import labelled, pairs, write
 from tests.helpers.runs import spawn, started, stepped
 from tests.helpers.tiny_families import make_hybrid
@@ -84,8 +85,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "reward full": {"method": "full"},
     "reward lora": {"method": "lora"},
     "reward qlora nf4": {"method": "qlora"},
+    # completions that the workers generate
+    "grpo full": {"method": "full"},
+    "grpo lora": {"method": "lora"},
+    "grpo qlora nf4": {"method": "qlora"},
 }
-OBJECTIVES = ("dpo", "orpo", "kto", "reward")
+OBJECTIVES = ("dpo", "orpo", "kto", "reward", "grpo")
 OTHERS = ("mixture", "hybrid")
 DENSE = [name for name in METHODS if not name.startswith((*OTHERS, *OBJECTIVES))]
 COMPARED = [name for name in METHODS if name.startswith(OBJECTIVES)]
@@ -104,7 +109,7 @@ MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp3
 # largest difference of the loss, relative ones of gradient norm and of the final weights
 BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
-# of answers that are compared: more than an epoch of 22
+# of objectives other than sft: more than an epoch of 22 answers
 COMPARED_STEPS = 4
 
 
@@ -117,7 +122,7 @@ def cases() -> list[tuple[str, str, str, str]]:
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
-    laid += [case for case in compared if not case[1].startswith("reward") or _scores(case[0])]
+    laid += [case for case in compared if _trains(*case)]
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
 
@@ -149,7 +154,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     if objective in OBJECTIVES:
         # of each case its own: references are found again where the same rows have been judged
         data["cache_dir"] = str(rows.parent / "-".join((*case, str(workers))).replace(" ", "_"))
-        data["train_files"] = [str(_compared_rows(rows.parent, objective == "kto"))]
+        data["train_files"] = [str(_rows_of(objective, rows.parent))]
     if "pipeline_microbatches" in parallel:
         parallel["pipeline_microbatches"] = min(4, 2 * units // replicas)
     lora = {"lora_dropout": 0.0} | {k: v for k, v in METHODS[method].items() if k != "method"}
@@ -158,6 +163,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
             "model": str(model),
             "method": METHODS[method]["method"],
             "objective": objective if objective in OBJECTIVES else "sft",
+            "grpo": _generation(rows.parent) if objective == "grpo" else {},
             "lora": lora,
             "parallel": parallel,
             "data": data,
@@ -175,15 +181,30 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     )
 
 
-def _scores(strategy: str) -> bool:
-    """Whether a strategy trains models that score answers."""
-    return strategy in ("ddp", "fsdp", "zero1", "zero2")
+def _trains(strategy: str, method: str, precision: str, layout: str) -> bool:
+    """Whether a case is trained: some objectives need a model that is not divided."""
+    if method.startswith("grpo") and layout == "fill":
+        return False
+    whole = strategy in ("ddp", "fsdp", "zero1", "zero2")
+    return whole or not method.startswith(("reward", "grpo"))
 
 
-def _compared_rows(folder: Path, labels: bool) -> Path:
-    """22 pairs, or rows with a label."""
-    path = folder / ("labels.jsonl" if labels else "pairs.jsonl")
-    return path if path.exists() else write(path, labelled(22) if labels else pairs(22))
+def _rows_of(objective: str, folder: Path) -> Path:
+    """22 pairs, rows with a label, or prompts."""
+    makers = {"kto": labelled, "grpo": prompts}
+    path = folder / f"{objective if objective in makers else 'pairs'}.jsonl"
+    return path if path.exists() else write(path, makers.get(objective, pairs)(22))
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Two prompts a step, and the KL from the base."""
+    return {
+        "reward": [f"{write_rewards(folder)}:digest"],
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "rollout_batch_size": 4,
+        "beta": 0.05,
+    }
 
 
 def differences(one: Any, two: Any) -> tuple[float, float, float]:
@@ -209,6 +230,8 @@ def alone(config: Any, folder: Path) -> tuple[Any, Any]:
     """The same of a run in this process."""
     run = started(config, folder)
     lines = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
+    if run.rollouts:
+        run.rollouts.close()
     return lines, snapshot(run).model
 
 

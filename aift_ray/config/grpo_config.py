@@ -13,6 +13,9 @@ from aift_ray.errors import Problem
 if TYPE_CHECKING:
     from aift_ray.config.run_config import RunConfig
 
+# strategies under which a worker can have the whole model, to generate with it
+GENERATING = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+
 
 class GRPOConfig(Section):
     """Reinforcement learning: completions are generated, scored by rewards, and trained."""
@@ -27,7 +30,9 @@ class GRPOConfig(Section):
     )
     reward_timeout: float = setting(60.0, "seconds that a reward function may take", gt=0)
     reward_memory: str | None = setting(
-        None, "memory of a process that computes rewards, for example 2GB; default: no limit"
+        None,
+        "memory of a process that computes rewards, for example 2GB; default: half of the "
+        "machine's",
     )
     reward_processes: Positive = setting(1, "processes of a worker that compute rewards")
     reward_on_failure: str = setting(
@@ -196,10 +201,3 @@ class GRPOConfig(Section):
         from aift_ray.config import grpo_rules
 
         return grpo_rules.contradictions(self, config)
-
-
-def memory_limit(config: Any) -> int | None:
-    """Bytes of `reward_memory`."""
-    from aift_ray.config.section import memory_bytes
-
-    return None if config.reward_memory is None else memory_bytes(config.reward_memory)

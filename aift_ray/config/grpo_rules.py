@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aift_ray.config.grpo_config import GRPOConfig
+from aift_ray.config.grpo_config import GENERATING, GRPOConfig
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def contradictions(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
     yield from _own(how, config.training.gradient_accumulation_steps)
     yield from _batches(how, config)
     yield from _beside(how, config)
+    yield from _engine(how, config)
     for name in _SUPERVISION:
         default = type(config.data).model_fields[name].default
         if getattr(config.data, name) != default:
@@ -56,15 +57,38 @@ def _own(how: GRPOConfig, accumulation: int) -> Iterator[Problem]:
     yield from _estimator(how)
     if how.environment is None and how.max_turns != 4:
         yield Problem("grpo.max_turns", "acts with grpo.environment only", "leave it out")
-    if how.engine == "vllm":
-        what = "vllm does not generate in training yet"
-        yield Problem("grpo.engine", what, "use --grpo.engine transformers")
     if how.placement == "colocated" and how.rollout_workers != 1:
         what = "acts with grpo.placement apart only"
         yield Problem("grpo.rollout_workers", what, "leave it out")
     if how.placement == "colocated" and how.asynchronous:
         what = "the workers that train generate, and can't do both at once"
         yield Problem("grpo.asynchronous", what, "add --grpo.placement apart")
+
+
+def _engine(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
+    """What the engine vllm can't do."""
+    if how.engine != "vllm":
+        return
+    lora, other = config.lora, "use --grpo.engine transformers"
+    if how.placement == "colocated":
+        what = "vllm generates in processes of its own"
+        yield Problem("grpo.engine", what, f"add --grpo.placement apart, or {other}")
+    if config.method != "lora":
+        what = "vllm takes the trained weights as an adapter on an unquantized base, and method "
+        what += f"{config.method} has none"
+        yield Problem("grpo.engine", what, f"use --method lora, or {other}")
+    elif lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.experts:
+        what = "vllm takes matrices of LoRA alone, without DoRA, biases, experts and whole layers"
+        yield Problem("grpo.engine", what, f"leave these settings out, or {other}")
+    elif lora.init_lora_weights != "default":
+        what = f"vllm has the base as published, and {lora.init_lora_weights} changes it"
+        yield Problem("grpo.engine", what, f"leave lora.init_lora_weights out, or {other}")
+    if how.environment is not None:
+        what = "vllm generates completions of one turn"
+        yield Problem("grpo.environment", what, f"leave it out, or {other}")
+    if how.temperature != 1 and (how.top_p < 1 or how.top_k or how.min_p):
+        what = "vllm gives no log-probabilities at a temperature before top_p, top_k and min_p"
+        yield Problem("grpo.temperature", what, f"leave it at 1, or {other}")
 
 
 def _estimator(how: GRPOConfig) -> Iterator[Problem]:
@@ -99,9 +123,10 @@ def _batches(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
 def _beside(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
     """Settings of other sections that can't be combined with generation."""
     training, strategy = config.training, config.parallel.strategy
-    if strategy not in ("auto", "ddp"):
-        what = f"{strategy} splits the model, and objective grpo generates with a whole one"
-        yield Problem("parallel.strategy", what, "use --strategy ddp")
+    if strategy not in ("auto", *GENERATING):
+        what = f"{strategy} divides the model, and objective grpo generates with a whole one"
+        remedy = "use --strategy ddp, or fsdp, zero1, zero2 or zero3, which gather the weights"
+        yield Problem("parallel.strategy", what, remedy)
     if how.placement == "apart" and training.local_rank >= 0:
         what = "apart needs Ray, and torchrun starts the workers here"
         yield Problem("grpo.placement", what, "use --grpo.placement colocated")

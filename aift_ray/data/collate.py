@@ -107,14 +107,15 @@ def collate(
     pad_id: int = 0,
     set_of: np.ndarray | None = None,
     reference: np.ndarray | None = None,
-    shared: bool = False,
+    groups: Sequence[int] | None = None,
 ) -> MicroBatch:
     """Tensors of the rows `indices`; padding, where asked for, is on the right and masked.
 
     Args:
         set_of: the set of a mixture that each of all rows is of.
         reference: log-probabilities of all rows by the reference model, where answers are compared.
-        shared: the rows are pairs, and what both answers begin with is computed once.
+        groups: the group of each row, those of a group one after the other: what the prompts of a
+            group begin with is computed once. None: each row has its own.
     """
     parts = [rows.row(index) for index in indices]
     lengths = [len(ids) for ids, _ in parts]
@@ -132,7 +133,7 @@ def collate(
         each = np.repeat(set_of[list(indices)], [np.count_nonzero(f[1:]) for _, f in parts])
         sets = torch.from_numpy(each.astype(np.int64))
     ends = np.array(starts) + np.array(lengths) - 1
-    places, own = _shared(parts) if shared else (None, None)
+    places, own = (None, None) if groups is None else _shared(parts, groups)
     if places is not None:
         sources, ends = places[sources], places[ends]
     flat = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
@@ -164,17 +165,21 @@ def _once(batch: MicroBatch, places: np.ndarray, own: np.ndarray) -> MicroBatch:
     return replace(batch, input_ids=ids, position_ids=positions, places=shared, own=kept)
 
 
-def _shared(parts: Sequence[tuple[Ids, Flags]]) -> tuple[np.ndarray, np.ndarray]:
-    """`places` and `own` of pairs, of which the second row begins with the prompt of the first."""
+def _shared(
+    parts: Sequence[tuple[Ids, Flags]], groups: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`places` and `own` of rows that begin with the prompt of the first one of their group."""
     places: list[np.ndarray] = []
-    taken = 0
+    taken = first = 0
     for number, (ids, flags) in enumerate(parts):
         before = np.zeros(0, np.int64)
-        if number % 2:
-            other, trained = parts[number - 1]
+        if groups[number] != groups[first]:
+            first = number
+        if number > first:
+            other, trained = parts[first]
             most = min(int(flags.argmax()), int(trained.argmax()))
             differ = np.flatnonzero(ids[:most] != other[:most])
-            before = places[-1][: differ[0] if len(differ) else most]
+            before = places[first][: differ[0] if len(differ) else most]
         new = np.arange(taken, taken + len(ids) - len(before))
         places.append(np.concatenate([before, new]))
         taken += len(new)

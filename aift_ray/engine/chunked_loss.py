@@ -59,7 +59,7 @@ def summed_cross_entropy(
 
 
 def log_probabilities(
-    head: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor
+    head: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor, note: Note | None = None
 ) -> torch.Tensor:
     """Log-probability of each target by `head(hidden)`, in fp32, (targets,).
 
@@ -69,7 +69,8 @@ def log_probabilities(
     of all pieces but the last are made again in the backward pass.
 
     Args:
-        head, hidden, targets: as of `summed_cross_entropy`.
+        head, hidden, targets, note: as of `summed_cross_entropy`; without gradients nothing is
+            noted.
     """
     if not torch.is_grad_enabled():
         found = [
@@ -79,7 +80,7 @@ def log_probabilities(
         return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
     trained = head.trained()
     apply: Any = _LogProbabilities.apply if trained else _FrozenLogProbabilities.apply
-    each: torch.Tensor = apply(head, hidden, targets, *trained.values())
+    each: torch.Tensor = apply(head, hidden, targets, note, *trained.values())
     return each
 
 
@@ -144,7 +145,11 @@ class _FrozenLogProbabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, head: Any, hidden: torch.Tensor, targets: torch.Tensor
+        ctx: FunctionCtx,
+        head: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        note: Note | None,
     ) -> torch.Tensor:
         each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
@@ -152,7 +157,11 @@ class _FrozenLogProbabilities(torch.autograd.Function):
             piece = slice(start, start + CHUNK)
             with torch.enable_grad():
                 states = hidden[piece].detach().requires_grad_()
-                found = -cross_entropy(head(states), targets[piece], reduction="none")
+                logits = head(states)
+                found = -cross_entropy(logits, targets[piece], reduction="none")
+            if note is not None:
+                note(piece, logits.detach(), targets)
+            del logits
             (grad_hidden[piece],) = torch.autograd.grad(found, states, torch.ones_like(found))
             each[piece] = found.detach()
             del found
@@ -164,7 +173,7 @@ class _FrozenLogProbabilities(torch.autograd.Function):
         (scale,) = outputs
         (grad_hidden,) = ctx.saved_tensors
         # in place: the tensor belongs to this function alone
-        return None, grad_hidden.mul_(scale.unsqueeze(-1)), None
+        return None, grad_hidden.mul_(scale.unsqueeze(-1)), None, None
 
 
 class _LogProbabilities(torch.autograd.Function):
@@ -176,6 +185,7 @@ class _LogProbabilities(torch.autograd.Function):
         head: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
+        note: Note | None,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
         kind = hidden.device.type
@@ -187,9 +197,12 @@ class _LogProbabilities(torch.autograd.Function):
         last = max(len(targets) - 1, 0) // CHUNK * CHUNK
         for start in range(0, last, CHUNK):
             piece = slice(start, start + CHUNK)
-            states = ctx.hidden[piece]
-            each[piece] = -cross_entropy(head(states), targets[piece], reduction="none")
-        ctx.last = _piece(ctx, slice(last, None)) if len(targets) else None
+            logits = head(ctx.hidden[piece])
+            each[piece] = -cross_entropy(logits, targets[piece], reduction="none")
+            if note is not None:
+                note(piece, logits, targets)
+            del logits
+        ctx.last = _piece(ctx, slice(last, None), note) if len(targets) else None
         if ctx.last is not None:
             each[last:] = ctx.last[1].detach()
         return each
@@ -219,12 +232,14 @@ class _LogProbabilities(torch.autograd.Function):
             for grad, part in zip(grads, parts, strict=True):
                 grad += part
         ctx.narrow = ctx.hidden = None
-        return None, grad_hidden, None, *grads
+        return None, grad_hidden, None, None, *grads
 
 
-def _piece(ctx: Any, piece: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _piece(ctx: Any, piece: slice, note: Note | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states of a piece, and its log-probabilities, of which gradients can be taken."""
     with torch.enable_grad():
         states = ctx.hidden[piece].detach().requires_grad_()
         logits = ctx.head(states, ctx.narrow)
+        if note is not None:
+            note(piece, logits.detach(), ctx.targets)
         return states, -cross_entropy(logits, ctx.targets[piece], reduction="none")

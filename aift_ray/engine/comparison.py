@@ -66,7 +66,8 @@ class Comparison:
         """The tensors of some rows, on this worker's device."""
         reference = self.reference.astype(np.float32)
         how = (self.padded, self.pad_id)
-        made = collate(self.rows, indices, *how, reference=reference, shared=self.shared)
+        pairs = [number // 2 for number in range(len(indices))] if self.shared else None
+        made = collate(self.rows, indices, *how, reference=reference, groups=pairs)
         moved = made.to(self.group.device)
         assert moved.compared
         each = 1 if self.objective.labelled else 2

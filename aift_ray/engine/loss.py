@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.config import GRPOConfig
 from aift_ray.data.collate import MicroBatch
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
-from aift_ray.engine.grpo.policy_loss import policy_loss
+from aift_ray.engine.grpo.policy_loss import Entropies, policy_loss
 from aift_ray.engine.lm_head import LmHead, TemperedHead
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
@@ -115,8 +116,11 @@ class LossModule(StageModel):
         assert batch.policy is not None
         assert self._policy is not None
         head = TemperedHead(self._head[0], self._policy.temperature)
-        each = log_probabilities(head, states, targets)
-        return each if batch.policy.bare else policy_loss(self._policy, each, batch.policy)
+        if batch.policy.bare:
+            return log_probabilities(head, states, targets)
+        entropies = Entropies(len(targets), targets.device)
+        each = log_probabilities(head, states, targets, entropies)
+        return policy_loss(self._policy, each, batch.policy, entropies.values)
 
     def _compared(self, each: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""
@@ -147,6 +151,11 @@ class LossModule(StageModel):
         """Token ids that the model generates; a strategy may have to see this call too."""
         model: Any = self.model
         output: torch.Tensor = model.generate(**inputs)
+        return output
+
+    def decode(self, **inputs: object) -> CausalLMOutputWithPast:
+        """The output of the model's own forward, with its cache."""
+        output: CausalLMOutputWithPast = self.model(**inputs)
         return output
 
     def whole_logits_loss(self, batch: MicroBatch) -> torch.Tensor:

@@ -31,6 +31,8 @@ COMPARED = (
     "logps/rejected",
     "kl",
 )
+# where completions are generated, beside names with a slash
+GENERATED = ("reward", "reward_std", "frac_reward_zero_std", "entropy")
 
 
 def task_scores(line: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _spikes(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
 def plot(folder: Path) -> None:
     """Draw loss.png from metrics.jsonl: training and evaluation loss by step.
 
-    Where answers are compared, beside it a panel for each kind of their metrics.
+    Where answers are compared, or completions generated, beside it a panel for each kind of metric.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -137,7 +139,7 @@ def plot(folder: Path) -> None:
     lines = read(folder / METRICS)
     found = {
         label: curves
-        for label, curves in _COMPARED.items()
+        for label, curves in _PANELS.items()
         if any(line.get(name) is not None for line in lines for name, _, _ in curves)
     }
     columns = 2 if found else 1
@@ -146,11 +148,13 @@ def plot(folder: Path) -> None:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes, *others = figure.subplots(rows, columns, squeeze=False).flatten()
-    _draw(axes, lines, _LOSSES)
+    # of generated completions the loss of an evaluation is its reward, negated
+    generated = any("eval_reward" in line for line in lines)
+    _draw(axes, lines, _LOSSES[:1] if generated else _LOSSES)
     spikes = _spikes(lines)
     if spikes:
         axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
-    axes.set_ylabel("loss per comparison" if found else "loss per supervised token (nats)")
+    axes.set_ylabel(_unit(lines))
     if axes.dataLim.y0 >= 0:
         # robust DPO has losses below 0
         axes.set_ylim(bottom=0)
@@ -184,9 +188,12 @@ _LOSSES: Curves = (
     ("loss", "training loss", _trained(_BLUE)),
     ("eval_loss", "evaluation loss", {"color": _RED, "marker": "o"}),
 )
-# where answers are compared: the label of a panel, and its curves
-_COMPARED: dict[str, Curves] = {
+# of objectives other than sft: the label of a panel, and its curves
+_PANELS: dict[str, Curves] = {
     "reward": (
+        ("reward", "training", _trained(_BLUE)),
+        ("reward_std", "standard deviation", _trained(_GREY)),
+        ("eval_reward", "evaluation", _tested(_RED)),
         ("rewards/chosen", "chosen", _trained(_BLUE)),
         ("rewards/rejected", "rejected", _trained(_ORANGE)),
         ("rewards/margins", "margin", _trained(_GREY)),
@@ -206,7 +213,25 @@ _COMPARED: dict[str, Curves] = {
         ("kl", "training", _trained(_BLUE)),
         ("eval_kl", "evaluation", _tested(_RED)),
     ),
+    "tokens of a completion": (
+        ("completions/mean_length", "mean", _trained(_BLUE)),
+        ("completions/max_length", "longest", _trained(_GREY)),
+        ("eval_completions/mean_length", "mean, evaluation", _tested(_RED)),
+    ),
+    "entropy (nats)": (("entropy", "training", _trained(_BLUE)),),
+    "share of the completions or tokens": (
+        ("completions/clipped_ratio", "completions cut off", _trained(_GREY)),
+        ("frac_reward_zero_std", "prompts without spread", _trained(_ORANGE)),
+        ("clip_ratio/region_mean", "tokens clipped", _trained(_BLUE)),
+    ),
 }
+
+
+def _unit(lines: list[dict[str, Any]]) -> str:
+    names = {name for line in lines for name in line}
+    if "reward" in names:
+        return "loss"
+    return "loss per comparison" if names & set(COMPARED) else "loss per supervised token (nats)"
 
 
 def _draw(

@@ -56,13 +56,14 @@ def as_reference(config: RunConfig) -> RunConfig:
 
 
 def shares_prompts(job: Job) -> bool:
-    """Whether the prompt of a pair is computed once for both answers.
+    """Whether the prompt of a pair, or of a group of completions, is computed once for all.
 
     Not where rows are padded, where attention is compiled, and where tokens have a loss of their
     own by how routers spread them.
     """
     config = job.config
-    if job.padded or config.training.compile or answers_of(config.objective) != "pair":
+    groups = config.objective == "grpo" or answers_of(config.objective) == "pair"
+    if job.padded or config.training.compile or not groups:
         return False
     return config.method != "full" or not balances(hub.load_config(job.location))
 

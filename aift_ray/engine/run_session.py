@@ -11,6 +11,7 @@ from aift_ray.data import token_cache
 from aift_ray.engine import final_model, phases
 from aift_ray.engine.build import rebuild
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
+from aift_ray.engine.grpo import rollout_report
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.loop import StopRequest
 from aift_ray.engine.metrics import ACCURACY, END, SAVE, STOP, Metrics, plot, tell, write_json
@@ -157,6 +158,7 @@ class RunSession:
         self.metrics.show(self.last | {"total_steps": run.total_steps}, now=True)
         self.metrics.close()
         plot(run.job.output)
+        rollout_report.write(run.job.output)
         trackers = self.metrics.trackers
         assert trackers
         trackers.close(summary)

@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from aift_ray.engine.metrics import COMPARED, replace, task_scores
+from aift_ray.engine.metrics import COMPARED, GENERATED, replace, task_scores
 from aift_ray.errors import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -78,10 +78,11 @@ class Trackers:
         """Send a line of the metrics."""
         found = {tag: line[n] for n, tag in _NAMES.items() if line.get(n) is not None}
         found |= {f"eval/{name}": value for name, value in task_scores(line).items()}
-        if "loss" in line:
-            # of an objective that measures more of a step
-            more = [n for n in line if "/" in n and n not in _NAMES and line[n] is not None]
-            found |= {f"train/{name}": line[name] for name in more}
+        # of an objective that measures more of a step, or of an evaluation
+        prefix, kind = ("", "train") if "loss" in line else ("eval_", "eval")
+        names = [n.removeprefix(prefix) for n in line if n.startswith(prefix) and n not in _NAMES]
+        more = [n for n in names if "/" in n or n in GENERATED]
+        found |= {f"{kind}/{n}": v for n in more if (v := line[prefix + n]) is not None}
         self._each(lambda tracker: tracker.log(found, line["step"]))
 
     def close(self, summary: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ def check_run(config: RunConfig) -> None:
 
 def _libraries(config: RunConfig) -> list[Problem]:
     """Libraries of an extra that are not installed, and what their own files say."""
+    if config.objective == "grpo" and config.grpo.engine == "vllm" and not find_spec("vllm"):
+        return [Problem("grpo.engine", "vllm is not installed", "pip install 'aift-ray[vllm]'")]
     if config.parallel.by_deepspeed and not find_spec("deepspeed"):
         remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
         return [Problem("parallel.backend", "deepspeed is not installed", remedy)]

@@ -71,7 +71,12 @@ def wrap(
         with whole_on_paper(block, mesh, group.device):
             share(widened(block), reshard_after_forward=not keep_weights)
     share(widened(module))
-    register_fsdp_forward_method(module, "generate")
+    for name in ("generate", "decode"):
+        register_fsdp_forward_method(module, name)
+    assert isinstance(module, FSDPModule)
+    # torch gathers what lies outside the blocks once for both passes
+    drops = {part: not keep_weights and part is not module for part in _sharded(module)}
+    module.whole_weights = partial(_whole_weights, module, drops)
     if not offload:
         module.to(group.device)
     else:
@@ -79,8 +84,29 @@ def wrap(
             buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
         return TorchModel(module, group, OneByOne(module, group))
-    assert isinstance(module, FSDPModule)
     return TorchModel(module, group, OneByOne(module, group, partial(_kept, module)))
+
+
+def _sharded(module: LossModel) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@contextmanager
+def _whole_weights(module: FSDPModule, drops: dict[FSDPModule, bool]) -> Iterator[None]:
+    """Forward passes that gather nothing; every worker must enter it, and leaves it by itself.
+
+    Args:
+        drops: for each part, whether its weights are dropped after a forward pass otherwise.
+    """
+    module.set_reshard_after_forward(False)
+    for part in drops:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part, dropped in drops.items():
+            part.set_reshard_after_forward(dropped, recurse=False)
+            part.reshard()
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.data.collate import MicroBatch
 from aift_ray.models.families.router_loss import RouterLoss
@@ -22,10 +23,13 @@ class LossModel(nn.Module):
     Attributes:
         model: the language model, with adapters if it has any.
         routers: the auxiliary loss of a mixture's routers; None where there is none.
+        whole_weights: a context in which each worker has all weights, and calls `decode` without
+            the others.
     """
 
     model: nn.Module
     routers: RouterLoss | None = None
+    whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     if TYPE_CHECKING:
 
@@ -37,6 +41,10 @@ class LossModel(nn.Module):
 
     def generate(self, **inputs: object) -> torch.Tensor:
         """Token ids, (rows, tokens); takes the arguments of transformers' `generate`."""
+        raise NotImplementedError
+
+    def decode(self, **inputs: object) -> CausalLMOutputWithPast:
+        """The language model's own forward; in `whole_weights`."""
         raise NotImplementedError
 
 

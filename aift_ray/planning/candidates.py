@@ -51,17 +51,18 @@ class Room:
 
 
 def candidates(
-    method: str, workers: int, bits: int | None, gpu: bool, whole: bool = False
+    method: str, workers: int, bits: int | None, offloads: bool, whole: bool = False
 ) -> list[Candidate]:
     """The ways to train by `method`, those first that send the least.
 
     Args:
+        offloads: weights may be in host memory.
         whole: the optimizer needs whole weights.
     """
     if bits == 8 or whole:
         return [Candidate(method, "ddp")]
     shared = ("zero2", "fsdp") if workers > 1 else ()
-    offloaded = [Candidate(method, "fsdp", offload=True)] if gpu and not bits else []
+    offloaded = [Candidate(method, "fsdp", offload=True)] if offloads and not bits else []
     return [Candidate(method, name) for name in ("ddp", *shared)] + offloaded
 
 
@@ -79,15 +80,21 @@ def choose(among: list[Candidate], need: Need, room: Room) -> tuple[Candidate, l
 
 
 def fitting(
-    method: str, workers: int, need: Need, room: Room, gpu: bool, whole: bool = False
+    method: str, workers: int, need: Need, room: Room, whole: bool = False, generates: bool = False
 ) -> list[str]:
-    """What fits into a worker's `room`, the method's own ways first, in words."""
+    """What fits into a worker's `room`, the method's own ways first, in words.
+
+    Args:
+        whole: as of `candidates`.
+        generates: each worker has all weights on its device, to generate with them.
+    """
     found = []
     # never chosen: it changes what a step holds, and wants micro-batches
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        among = candidates(other, workers, bits, gpu, whole)
-        among += [Candidate(other, "pipeline", stages=workers)] if workers > 1 else []
+        among = candidates(other, workers, bits, not generates, whole)
+        if workers > 1 and not generates:
+            among.append(Candidate(other, "pipeline", stages=workers))
         fits = [way for way in among if room.holds(need(way))]
         found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
     return found

@@ -98,6 +98,10 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         logits=max(logits, work.completions * shape.vocabulary * _SAMPLED),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
     )
+    if work.gathers and work.completions:
+        # all weights, for the time of a generation
+        whole = _step(shape, part, replace(work, strategy="zero2")).gathered
+        evaluate = replace(evaluate, gathered=whole)
     if not (work.gathers or work.split > 1):
         load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
         if work.base_bits:

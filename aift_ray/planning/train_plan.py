@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aift_ray.config.grpo_config import GENERATING
 from aift_ray.config.plan_config import PlanConfig
 from aift_ray.config.preference_config import answers_a_comparison, divided_scorer, further_forwards
 from aift_ray.config.section import memory_bytes
@@ -158,7 +159,7 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
     """Why a strategy can't train the model; "": it can."""
     if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs unsharded weights"
-    if config.objective == "grpo" and strategy != "ddp":
+    if config.objective == "grpo" and strategy not in GENERATING:
         return "objective grpo generates with a whole model on each card"
     divided = divided_scorer(config.objective, strategy)
     if divided:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from aift_ray.engine.grpo.completion_generation import Completion
-from aift_ray.engine.grpo.rollout_engine import Asked, RolloutEngine, Weights
+from aift_ray.engine.grpo.rollout_engine import Asked, Weights, engine_of
 from aift_ray.engine.job import Job
 from aift_ray.errors import TrainingError
 from aift_ray.runs.worker_env import Secrets
@@ -32,7 +32,7 @@ class _RolloutActor:
         torch.set_num_threads(threads)
         quiet()
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-        self._engine, self._version = RolloutEngine(job, device), -1
+        self._engine, self._version = engine_of(job, device), -1
 
     def pid(self) -> int:
         """The number of the process."""

@@ -21,7 +21,7 @@ from typing import Any
 from aift_ray.rewards import scorer
 from aift_ray.rewards.episode_worker import Episodes
 from aift_ray.rewards.spec import RewardSpec
-from aift_ray.rewards.user_function import Refused
+from aift_ray.rewards.user_function import MORE_MEMORY, NO_MEMORY, Refused
 
 _PR_SET_PDEATHSIG = 1
 # a reward and what computes it, or an environment and its episodes
@@ -75,8 +75,7 @@ def _answer(loaded: dict[int, _Loaded], request: tuple[Any, ...]) -> Any:
         told = {"row": refused.row, "remedy": refused.remedy, "always": refused.always}
         return {"refused": refused.what} | told
     except MemoryError:
-        what = "it needs more memory than its limit"
-        return {"refused": what, "row": None, "remedy": "", "always": False}
+        return {"refused": NO_MEMORY, "row": None, "remedy": MORE_MEMORY, "always": False}
 
 
 def _scored(

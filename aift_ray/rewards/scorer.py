@@ -9,7 +9,7 @@ from aift_ray.rewards import user_function
 from aift_ray.rewards.builtin import ANSWER_COLUMNS, BUILTIN
 from aift_ray.rewards.completion_text import Completion
 from aift_ray.rewards.spec import RewardSpec
-from aift_ray.rewards.user_function import Refused
+from aift_ray.rewards.user_function import MORE_MEMORY, NO_MEMORY, Refused
 
 # prompts, completions, columns and what TRL gives beside them; one reward a row
 Scorer = Callable[[Sequence[Any], Sequence[Completion], Mapping[str, Any]], list[float | None]]
@@ -92,7 +92,7 @@ def _builtin(spec: RewardSpec) -> Scorer:
             try:
                 found.append(reward.score(completion, expected, spec.options))
             except MemoryError:
-                raise Refused("it needs more memory than its limit", row) from None
+                raise Refused(NO_MEMORY, row, MORE_MEMORY) from None
             except ValueError as error:
                 raise Refused(str(error), row) from error
         return found

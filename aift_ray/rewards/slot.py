@@ -39,7 +39,13 @@ class Slot:
         return worker.pid if worker else None
 
     def start(self) -> list[Problem]:
-        """Start the process and load the rewards; what is wrong with them."""
+        """Start the process and load the rewards; what is wrong with them.
+
+        Raises:
+            WorkerEnded: the place is closed.
+        """
+        if self._closed:
+            raise WorkerEnded("the rewards are closed")
         worker = Worker(self._memory, self._starter)
         if self._closed:
             worker.kill()

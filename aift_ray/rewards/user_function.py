@@ -15,6 +15,8 @@ from typing import Any
 
 # what TRL gives beside the prompts, the completions and the columns of the rows
 GIVEN = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+NO_MEMORY = "it needs more memory than its limit"
+MORE_MEMORY = "raise --grpo.reward_memory"
 _SIGNATURE = "def {name}(prompts, completions, **kwargs): ..."
 
 
@@ -85,11 +87,12 @@ def guarded(file: str, function: Callable[..., Any], *given: object, **named: ob
             found = asyncio.run(_awaited(found))
         return found
     except MemoryError as error:
-        raise Refused(f"{_told(error, file)}: it needs more memory than its limit") from error
-    except Exception as error:
-        raise Refused(_told(error, file)) from error
+        raise Refused(f"{_told(error, file)}: {NO_MEMORY}", remedy=MORE_MEMORY) from error
     except SystemExit as error:
         raise Refused(f"it called sys.exit({error.code!r})") from error
+    except BaseException as error:
+        # KeyboardInterrupt, say, and what test libraries raise
+        raise Refused(_told(error, file)) from error
 
 
 def check_columns(

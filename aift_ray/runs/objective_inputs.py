@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
-from aift_ray.config.grpo_config import memory_limit
 from aift_ray.config.grpo_rules import divisible
 from aift_ray.data.readers.prompt_rows import asked_prompt, columns_of
 from aift_ray.errors import ConfigError, ModelError, Problem
@@ -62,6 +61,7 @@ def prompt_room(config: RunConfig, model_config: object, workers: int) -> int | 
         return None
     # needs transformers
     from aift_ray.serving.engines.transformers.kv_cache import RowsCache
+    from aift_ray.serving.engines.vllm import vllm_families
 
     try:
         RowsCache(model_config)
@@ -70,6 +70,9 @@ def prompt_room(config: RunConfig, model_config: object, workers: int) -> int | 
         remedy = "use a model whose layers keep keys and values by token"
         raise ModelError([Problem("objective", what, remedy)]) from None
     how, length = config.grpo, config.data.sequence_length
+    if how.engine == "vllm" and (refused := vllm_families.refused(model_config, adapted=True)):
+        what = f"vllm does not generate with this model: {refused[0].what}"
+        raise ModelError([Problem("grpo.engine", what, "use --grpo.engine transformers")])
     room, completions = length - how.max_completion_length, global_batch(config, workers)
     problems = []
     if room < 2:
@@ -97,6 +100,7 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
     from aift_ray.rewards.early_check import problems_with
     from aift_ray.rewards.environment import parse_environment
     from aift_ray.rewards.environments import Environments
+    from aift_ray.rewards.memory_limit import memory_limit
 
     how = config.grpo
     first = [columns_of(rows.source(row)) for row in range(min(len(rows), _ROWS))]

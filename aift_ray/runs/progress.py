@@ -184,6 +184,22 @@ def _clock(seconds: float) -> str:
 
 def _figures(line: dict[str, Any]) -> str:
     loss = "batch left out" if line["loss"] is None else f"loss {line['loss']:.4f}"
-    if line.get("reward") is not None:
-        loss += f", reward {line['reward']:.4f}"
-    return f"epoch {line['epoch']:.2f}, {loss}, {line['tokens_per_second']:,.0f} tokens/s"
+    more = "".join(f", {each}" for each in _generated(line))
+    return f"epoch {line['epoch']:.2f}, {loss}{more}, {line['tokens_per_second']:,.0f} tokens/s"
+
+
+def _generated(line: dict[str, Any]) -> list[str]:
+    """The figures of a step whose completions were generated; of later steps of them fewer."""
+    forms = {
+        "reward": "reward {:.4f}",
+        "reward_std": "spread {:.4f}",
+        "completions/mean_length": "length {:.1f}",
+        "kl": "KL {:.4f}",
+        "clip_ratio/region_mean": "clipped {:.1%}",
+        "time/generation_s": "generation {:.1f} s",
+        "time/reward_s": "rewards {:.1f} s",
+        "time/training_s": "training {:.1f} s",
+    }
+    if line.get("clip_ratio/region_mean") is None:
+        return []
+    return [form.format(line[name]) for name, form in forms.items() if line.get(name) is not None]

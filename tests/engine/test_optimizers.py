@@ -143,7 +143,7 @@ def test_what_they_can_t_train_is_refused_before_anything_starts(
 def test_auto_chooses_among_the_ways_that_they_can_train(
     configure: Configure, tmp_path: Path
 ) -> None:
-    assert candidates("full", 2, None, gpu=True, whole=True) == [Candidate("full", "ddp")]
+    assert candidates("full", 2, None, offloads=True, whole=True) == [Candidate("full", "ddp")]
     run = prepare(configure(parallel__strategy="auto", **EIGHT), tmp_path, 2, False, None)
     assert run.job.config.parallel.strategy == "ddp"
     tight = configure(training__batch_size=1, training__gradient_checkpointing=True)

@@ -61,6 +61,12 @@ def test_metrics_of_comparisons_are_logged_once_where_they_were_measured(tmp_pat
     board = trackers.Trackers(["tensorboard"], tmp_path, 0, {})
     board.log({"step": 1, "loss": 0.7, "rewards/chosen": 1.0, "kl": None, "a/b": 3.0})
     board.log({"step": 1, "eval_rewards/chosen": 2.0, "jnli/accuracy": 0.5})
+    board.log(
+        {"step": 2, "loss": None, "reward": 0.5, "entropy": 2.0, "completions/mean_length": 4.0}
+    )
+    board.log(
+        {"step": 2, "eval_reward": 0.25, "eval_rewards/short/mean": 0.25, "eval_accuracy": None}
+    )
     board.close({})
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     values = {tag: [e.value for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
@@ -70,6 +76,11 @@ def test_metrics_of_comparisons_are_logged_once_where_they_were_measured(tmp_pat
         "train/a/b": [3.0],
         "eval/rewards/chosen": [2.0],
         "eval/jnli/accuracy": [0.5],
+        "train/reward": [0.5],
+        "train/entropy": [2.0],
+        "train/completions/mean_length": [4.0],
+        "eval/reward": [0.25],
+        "eval/rewards/short/mean": [0.25],
     }
 
 

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from tests.helpers.command import Command, curve_of, flags, summary_of
 
 STEPS, SAVE_EVERY = 700, 7
 VICTIMS = ("worker", "driver", "raylet", "worker while saving", "driver while saving")
+# a word of the command line of each kind of process; the driver is the command itself
+WORDS = {"worker": "RayTrainWorker", "raylet": "raylet/raylet", "actor": "_RolloutActor"}
+WORDS |= {"reward": "aift_ray.rewards.reward_worker", "child": "aift_ray.train"}
 
 
 def main() -> None:
@@ -43,7 +46,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     status, text = command(folder / "whole").done(900)
     assert status == 0, text
-    kills = disturbed(folder / "killed", arguments.kills, random.Random(arguments.seed))
+    rng, killed_run = random.Random(arguments.seed), folder / "killed"
+    kills = disturbed(lambda: command(killed_run), killed_run, arguments.kills, rng, VICTIMS)
     whole, killed = curve_of(folder / "whole"), curve_of(folder / "killed")
     result = {
         "kills": kills,
@@ -78,18 +82,24 @@ def command(folder: Path) -> Command:
     return Command([*argv, "--resume", "latest"], environment)
 
 
-def disturbed(folder: Path, wanted: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Kill until the run is done in spite of it."""
+def disturbed(
+    start: Callable[[], Command],
+    folder: Path,
+    wanted: int,
+    rng: random.Random,
+    victims: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Kill until the run is done in spite of it; `start` begins it or goes on with it."""
     kills: list[dict[str, Any]] = []
-    running = command(folder)
+    running = start()
     while True:
         # the later kills come when few steps are left, so they are spread over what remains
         if len(kills) < wanted and progressed(running, folder, rng.randint(1, 4)):
-            kill = strike(running, folder, rng.choice(VICTIMS))
+            kill = strike(running, folder, rng.choice(victims))
             kills.append(kill)
             if not running.alive():
                 kill["seconds_to_vanish"] = round(vanished(running), 1)
-                running = command(folder)
+                running = start()
             kill["seconds_to_recover"] = round(recovered(running, folder), 1)
             print(kill, flush=True)
         elif not running.alive():
@@ -134,7 +144,7 @@ def find(running: Command, victim: str) -> psutil.Process | None:
     root = psutil.Process(running.process.pid)
     if victim == "driver":
         return root
-    word = {"worker": "RayTrainWorker", "raylet": "raylet/raylet"}[victim]
+    word = WORDS[victim]
     found = [p for p in root.children(recursive=True) if word in " ".join(p.cmdline())]
     return found[-1] if found else None
 

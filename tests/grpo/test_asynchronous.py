@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def asynchronous(generating: Generating) -> Generating:
 def built(config: Any, folder: Path) -> Run:
     job = prepare(config, folder, 1, False, None).job
     return build(job, ALONE, pool=lambda: InProcess(job))
+
+
+def run_whole(config: Any, folder: Path, kill_at: int | None = None) -> None:
+    """A whole run in this process, or one that dies at a checkpoint."""
+
+    def report(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == kill_at:
+            raise Killed
+
+    job = prepare(config, folder, 1, False, None).job
+    if not folder.exists():
+        run_dir.start(config, folder)
+    work(job, ALONE, report, pool=lambda: InProcess(job))
 
 
 def test_a_generation_is_of_the_weights_that_the_one_before_it_began_with(
@@ -110,24 +124,49 @@ def test_a_killed_run_goes_on_to_the_bit(
         training__max_steps=4, training__save_steps=1, grpo__steps_per_generation=4 * steps
     )
 
-    def whole(config: Any, folder: Path, kill_at: int | None = None) -> None:
-        def report(metrics: dict[str, Any]) -> None:
-            if metrics["step"] == kill_at:
-                raise Killed
-
-        job = prepare(config, folder, 1, False, None).job
-        if not folder.exists():
-            run_dir.start(config, folder)
-        work(job, ALONE, report, pool=lambda: InProcess(job))
-
-    whole(config, tmp_path / "whole")
+    run_whole(config, tmp_path / "whole")
     for kill_at in (1, 2):
         folder = tmp_path / f"killed{kill_at}"
         with pytest.raises(Killed):
-            whole(config, folder, kill_at)
-        whole(config.model_copy(update={"resume": "latest"}), folder)
+            run_whole(config, folder, kill_at)
+        run_whole(config.model_copy(update={"resume": "latest"}), folder)
         assert losses(folder) == losses(tmp_path / "whole")
         assert rewards(folder) == rewards(tmp_path / "whole")
+
+
+def test_a_run_that_is_extended_is_the_one_that_asked_for_all_steps(
+    asynchronous: Generating, tmp_path: Path
+) -> None:
+    how = {"training__save_steps": 2, "training__lr_scheduler": "constant"}
+    for name, ends in {"whole": [4], "extended": [2, 4]}.items():
+        for steps in ends:
+            config = asynchronous(**how, training__max_steps=steps)
+            run_whole(config.model_copy(update={"resume": "latest"}), tmp_path / name)
+    assert losses(tmp_path / "extended") == losses(tmp_path / "whole")
+    assert rewards(tmp_path / "extended") == rewards(tmp_path / "whole")
+
+
+def test_neither_a_checkpoint_nor_the_end_waits_for_a_reward_that_hangs(
+    asynchronous: Generating, tmp_path: Path
+) -> None:
+    file = tmp_path / "later.py"
+    # the first generation is scored in two calls; the second one, made ahead, hangs
+    file.write_text(
+        "import time\n"
+        "calls = []\n"
+        "def later(prompts, completions, **columns):\n"
+        "    calls.append(1)\n"
+        "    time.sleep(600 * (len(calls) > 2))\n"
+        "    return [float(len(str(each)) % 7) for each in completions]\n",
+        "utf-8",
+    )
+    run = built(asynchronous(grpo__reward=[f"{file}:later"]), tmp_path)
+    stepped(run, 1)
+    began = time.monotonic()
+    kept = run.rollouts.saved(1)
+    run.rollouts.close()
+    assert time.monotonic() - began < 5, "and not grpo.reward_timeout, 60 s"
+    assert kept["generation_ahead"]["number"] == 1
 
 
 def rewards(folder: Path) -> list[float]:

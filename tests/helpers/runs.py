@@ -76,6 +76,8 @@ def main() -> None:
             run.parallel_model.set_optimizer(run.optimizer, scaler)
         found[name] = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
         weights[name], held[name] = snapshot(run).model, held_bytes(run)
+        if run.rollouts:
+            run.rollouts.close()
     if group.is_main_process:
         torch.save(weights, path.with_name("weights.pt"))
     path.with_name(f"held{rank}.json").write_text(json.dumps(held), "utf-8")

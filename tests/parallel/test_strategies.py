@@ -35,6 +35,8 @@ CASES = [
     ("tensor", "full", "bf16", "concat"),
     ("tensor", "full", "fp32", "recomputed"),
     ("tensor", "lora", "fp32", "padded"),
+    ("fsdp", "grpo full", "fp32", "concat"),
+    ("zero1", "grpo lora", "fp32", "padded"),
 ]
 
 

@@ -67,7 +67,7 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
         return two_cards(B13, way.method, way.strategy, offload=way.offload)[0]
 
     chosen = {
-        method: choose(candidates(method, 2, bits, gpu=True), need, Room(CARD))
+        method: choose(candidates(method, 2, bits, offloads=True), need, Room(CARD))
         for method, bits in (("full", None), ("lora", None), ("qlora", 4))
     }
     assert chosen["qlora"][0] == Candidate("qlora", "ddp")
@@ -83,7 +83,7 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     assert fits("lora", 4, need, Room(16 * 2**30, host=0), gpu=True)[0] == (
         "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (15.9 GiB)"
     ), "what holds less than fsdp is named where nothing else fits"
-    assert candidates("qlora", 2, 8, gpu=True) == [Candidate("qlora", "ddp")], (
+    assert candidates("qlora", 2, 8, offloads=True) == [Candidate("qlora", "ddp")], (
         "8 bits are not shared out"
     )
 

@@ -124,8 +124,15 @@ def test_generated_completions_take_memory_of_their_own_and_time(planned: Planne
     given = ("--model", ELYZA, "--method", "qlora", "--gpus", "2", "--sequence-length", "1024")
     found = planned(*given, "--objective", "grpo", "--max-completion-length", "512")
     ddp, *others = found["strategies"]
-    assert all("a whole model on each card" in row["limit"] for row in others)
-    assert not any(row["fits"] for row in others)
+    sharded = [row for row in others if row["strategy"] in ("zero1", "zero2", "fsdp")]
+    divided = [row for row in others if row not in sharded]
+    assert all("a whole model on each card" in row["limit"] for row in divided)
+    assert not any(row["fits"] for row in divided)
+    assert len(sharded) == 3
+    for row in sharded:
+        # all weights of the blocks for a generation, and a share of them in a step of fsdp
+        assert row["phase"] == "generate"
+        assert row["memory"]["gathered"] > ddp["memory"]["weights"] * 0.5
     [sft, *_] = planned(*given)["strategies"]
     # keys and values of 64 completions of 1,024 tokens, 128 KiB each
     assert ddp["memory"]["cache"] == 64 * 1024 * 128 * 1024

@@ -44,9 +44,7 @@ def snapshot(run: Run) -> Snapshot:
     held = copy(model.optimizer_state())
     held["state"] = model.gather(held["state"])
     weights = model.gather(copy(_saved_weights(run.module.model)))
-    # completions that the next step trains too, which other weights have generated
-    rollout = run.rollouts.saved(run.state.step) if run.rollouts else {}
-    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **rollout}
+    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_completions(run)}
     return Snapshot(replace(run.state), tensors, weights, time.perf_counter() - began)
 
 
@@ -109,8 +107,13 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _without_moments(run: Run) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Optimizer and scaler state without the large tensors, and those by name."""
-    state = run.parallel_model.optimizer_state()
-    return split_moments({"optimizer": state, "scaler": run.scaler.state_dict()})
+    state, scaler = run.parallel_model.optimizer_state(), run.scaler.state_dict()
+    return split_moments({"optimizer": state, "scaler": scaler, **_completions(run)})
+
+
+def _completions(run: Run) -> dict[str, Any]:
+    """Those that the next step trains too, which other weights have generated."""
+    return run.rollouts.saved(run.state.step) if run.rollouts else {}
 
 
 def _saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

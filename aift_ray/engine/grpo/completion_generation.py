@@ -6,7 +6,7 @@ token, so a completion depends neither on the others nor on which worker generat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,21 @@ class CompletionGenerator:
     """Generates by a transformers model.
 
     Args:
-        model: the language model, with or without adapters; the caller sets evaluation mode.
+        decode: the forward of the language model; the caller sets evaluation mode.
+        config: the model's.
         stop_ids: each ends a completion, and is part of it.
         device: the model's.
     """
 
     def __init__(
-        self, model: Any, how: GRPOConfig, stop_ids: Sequence[int], device: torch.device
+        self,
+        decode: Callable[..., Any],
+        config: Any,
+        how: GRPOConfig,
+        stop_ids: Sequence[int],
+        device: torch.device,
     ) -> None:
-        self._model, self._how, self._device = model, how, device
+        self._decode, self._config, self._how, self._device = decode, config, how, device
         self._stops = torch.tensor(list(stop_ids), device=device)
         self._pad = stop_ids[0]
         self._warpers = LogitsProcessorList()
@@ -96,7 +102,7 @@ class CompletionGenerator:
         self, prompts: Sequence[np.ndarray], repeats: Sequence[int]
     ) -> tuple[RowsCache, torch.Tensor]:
         """The keys and values of prompts, each as often as it is completed, and the next logits."""
-        cache, logits = RowsCache(self._model.config), []
+        cache, logits = RowsCache(self._config), []
         longest = max(len(prompt) for prompt in prompts)
         size = max(1, _READ // longest)
         for start in range(0, len(prompts), size):
@@ -110,7 +116,7 @@ class CompletionGenerator:
                 ]
             )
             places = torch.arange(width)[None] - torch.tensor(front)[:, None]
-            read = RowsCache(self._model.config)
+            read = RowsCache(self._config)
             found = self._forward(torch.from_numpy(ids.astype(np.int64)), places, read)
             rows = np.repeat(np.arange(len(part)), repeats[start : start + size]).tolist()
             read.keep(rows, width)
@@ -154,7 +160,7 @@ class CompletionGenerator:
         columns = cache.columns + ids.shape[1]
         first = columns - (places[:, -1] + 1)
         mask = (torch.arange(columns, device=self._device)[None] >= first[:, None]).long()
-        output = self._model(
+        output = self._decode(
             input_ids=ids.to(self._device),
             position_ids=places.clamp(min=0),
             attention_mask=None if bool((first <= 0).all()) else mask,

@@ -26,6 +26,8 @@ from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel
 
 T = TypeVar("T")
+# a model, or copies of its trained weights
+Policy = LossModel | Weights
 # the number of a part, its completions and seconds
 Generated = Iterator[tuple[int, list[list[Completion]], float]]
 
@@ -61,15 +63,17 @@ class Colocated:
     def generate(self, asked: list[Asked]) -> Generated:
         """This worker's share of the parts."""
         module, device = self.module, self.group.device
-        generator = CompletionGenerator(module.model, self.how, self.stop_ids, device)
+        alone = (self.how, self.stop_ids, device)
+        generator = CompletionGenerator(module.decode, module.model.config, *alone)
         was = module.training
         module.eval()
         try:
-            for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
-                began = time.perf_counter()
-                with self.precision.autocast(device):
-                    made = completed(generator, self.episodes, asked[at])
-                yield at, made, time.perf_counter() - began
+            with module.whole_weights():
+                for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
+                    began = time.perf_counter()
+                    with self.precision.autocast(device):
+                        made = completed(generator, self.episodes, asked[at])
+                    yield at, made, time.perf_counter() - began
         finally:
             module.train(was)
 
@@ -98,8 +102,10 @@ class Leader:
         self._group, self._pool = group, pool
         self._thread = ThreadPoolExecutor(1, "rollouts") if pool else None
 
-    def begin(self, module: LossModel, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
-        """Start work with the weights as they are now; returns what waits for its result.
+    def begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
+        """Start work with a model's weights as they are now, or with copies of some.
+
+        Returns what waits for the result.
 
         Works run one after the other. Every worker must call what is returned, in the same order.
 
@@ -107,9 +113,11 @@ class Leader:
             AiftError: by what is returned: the work failed.
         """
         future: Future[T] | None = None
+        leads = self._pool is not None
+        weights = policy if isinstance(policy, dict) else trained_weights(policy.model, leads)
         if self._thread and self._pool:
             alone = Group(0, 1, self._group.device)
-            source = _Apart(self._pool, trained_weights(module.model), alone)
+            source = _Apart(self._pool, weights, alone)
             future = self._thread.submit(work, source)
         return lambda: self._shared(future)
 

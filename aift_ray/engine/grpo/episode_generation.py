@@ -14,7 +14,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig
-from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
 from aift_ray.errors import RewardError
@@ -22,6 +21,7 @@ from aift_ray.models.answer_text import turn_text
 from aift_ray.rewards.environment import parse_environment
 from aift_ray.rewards.environments import Environments
 from aift_ray.rewards.episodes import Replies
+from aift_ray.rewards.memory_limit import memory_limit
 
 Key = tuple[int, ...]
 

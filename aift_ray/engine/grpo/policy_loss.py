@@ -15,8 +15,26 @@ import torch
 from aift_ray.config import GRPOConfig
 from aift_ray.data.policy_targets import PolicyTargets
 
-# tokens, KL, tokens clipped below and above, |trainer - engine|, ratios, their squares
-MEASURES = 7
+# tokens, KL, tokens clipped below and above, |trainer - engine|, ratios, their squares, entropies
+MEASURES = 8
+
+
+class Entropies:
+    """The entropy of the model's distribution at each target, in nats.
+
+    Attributes:
+        values: (targets,).
+    """
+
+    def __init__(self, targets: int, device: torch.device) -> None:
+        self.values = torch.zeros(targets, dtype=torch.float32, device=device)
+
+    @torch.no_grad()
+    def __call__(self, piece: slice, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Note those of a piece, by its logits (targets, vocabulary)."""
+        # a token that can't be sampled counts 0, and not 0 x -inf
+        logps = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)
+        self.values[piece] = logps.exp().mul_(logps).sum(-1).neg_()
 
 
 @dataclass(frozen=True)
@@ -34,11 +52,14 @@ class _Ratios:
     engine: torch.Tensor
 
 
-def policy_loss(how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets) -> torch.Tensor:
+def policy_loss(
+    how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets, entropies: torch.Tensor
+) -> torch.Tensor:
     """The loss of a micro-batch, (): its part of the step's.
 
     Args:
         logps: (targets,), of the model, with its gradient.
+        entropies: (targets,), of the model; they are measured.
     """
     old = logps.detach() if told.old is None else told.old
     advantages, ratios = told.advantages, _ratios(how, logps, old, told)
@@ -61,7 +82,7 @@ def policy_loss(how: GRPOConfig, logps: torch.Tensor, told: PolicyTargets) -> to
             kl = kl * ratio
         each = each + how.beta * kl
     if told.sums is not None:
-        told.sums.add_(_measured(how, ratios, kl, old, told).to(told.sums.device))
+        told.sums.add_(_measured(how, ratios, kl, old, told, entropies).to(told.sums.device))
     return (each * told.weights).sum()
 
 
@@ -102,7 +123,12 @@ def _by_completion(values: torch.Tensor, told: PolicyTargets, mean: bool) -> tor
 
 @torch.no_grad()
 def _measured(
-    how: GRPOConfig, ratios: _Ratios, kl: torch.Tensor, old: torch.Tensor, told: PolicyTargets
+    how: GRPOConfig,
+    ratios: _Ratios,
+    kl: torch.Tensor,
+    old: torch.Tensor,
+    told: PolicyTargets,
+    entropies: torch.Tensor,
 ) -> torch.Tensor:
     trained = (told.weights > 0).double()
     low = (ratios.policy < 1 - how.epsilon) & (told.advantages < 0)
@@ -116,18 +142,20 @@ def _measured(
         (old - told.engine).abs().double(),
         engine,
         engine.square(),
+        entropies.double(),
     )
     return torch.stack([(values * trained).sum() for values in each])
 
 
 def measures(how: GRPOConfig, sums: Sequence[float]) -> dict[str, float | None]:
     """What was measured in a step, by TRL's names: means over the trained tokens of all workers."""
-    tokens, kl, low, high, apart, ratios, squares = sums
+    tokens, kl, low, high, apart, ratios, squares, entropy = sums
 
     def mean(total: float) -> float | None:
         return total / tokens if tokens else None
 
     found = {
+        "entropy": mean(entropy),
         "clip_ratio/low_mean": mean(low),
         "clip_ratio/high_mean": mean(high),
         "clip_ratio/region_mean": mean(low + high),

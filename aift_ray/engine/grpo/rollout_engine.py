@@ -12,7 +12,7 @@ from aift_ray.engine.grpo.completion_generation import Completion, CompletionGen
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
-from aift_ray.models import hub
+from aift_ray.parallel.dtensor_utils import whole
 from aift_ray.parallel.group import Group
 
 Weights = dict[str, torch.Tensor]
@@ -30,6 +30,16 @@ class Asked(NamedTuple):
     prompts: list[np.ndarray]
     keys: list[list[tuple[int, ...]]]
     sources: list[dict[str, Any]]
+
+
+class Engine(Protocol):
+    """Generates in a process that does not train."""
+
+    def load(self, weights: Weights) -> None:
+        """Take the trained weights, by their names."""
+
+    def generate(self, asked: Asked) -> list[list[Completion]]:
+        """Completions of each prompt."""
 
 
 class RolloutPool(Protocol):
@@ -64,12 +74,12 @@ class RolloutEngine:
         self._model: Any = untrained(job, group, self._precision).to(device).eval()
         self._held = dict(self._model.named_parameters())
         how = job.config.grpo
-        self._generator = CompletionGenerator(self._model, how, job.stop_ids, device)
+        self._generator = CompletionGenerator(
+            self._model, self._model.config, how, job.stop_ids, device
+        )
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
-            tokenizer = hub.load_tokenizer(job.location)
-            tokenizer.chat_template = job.chat_template
-            self._episodes = episodes_of(how, tokenizer, job.stop_ids)
+            self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:
@@ -83,6 +93,16 @@ class RolloutEngine:
             return completed(self._generator, self._episodes, asked)
 
 
+def engine_of(job: Job, device: torch.device) -> Engine:
+    """The engine of `grpo.engine`, loaded."""
+    if job.config.grpo.engine == "vllm":
+        # imports vLLM
+        from aift_ray.engine.grpo.vllm_rollouts import VllmRolloutEngine
+
+        return VllmRolloutEngine(job, device)
+    return RolloutEngine(job, device)
+
+
 def completed(
     generator: CompletionGenerator, episodes: EpisodeGenerator | None, asked: Asked
 ) -> list[list[Completion]]:
@@ -92,7 +112,16 @@ def completed(
     return episodes.generate(generator, asked.sources, asked.prompts, asked.keys)
 
 
-def trained_weights(model: torch.nn.Module) -> Weights:
-    """Copies of the trained weights in host memory, by name."""
-    named = model.named_parameters()
-    return {name: w.detach().cpu().clone() for name, w in named if w.requires_grad}
+def trained_weights(model: torch.nn.Module, kept: bool) -> Weights:
+    """Copies of the trained weights in host memory, by name; every worker must call this.
+
+    Args:
+        kept: this worker wants them; else it gives its shares alone.
+    """
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            all_of_it = whole(weight)
+            if kept:
+                found[name] = all_of_it.cpu().clone()
+    return found

@@ -11,11 +11,13 @@ import numpy as np
 
 from aift_ray.data.readers.prompt_rows import asked_prompt
 from aift_ray.data.token_rows import TokenRows
+from aift_ray.engine.grpo import rollout_report
 from aift_ray.engine.grpo.advantages import overlong, summed
 from aift_ray.engine.grpo.rollout_maker import EVALUATED, Part, RolloutMaker
+from aift_ray.engine.grpo.rollout_measures import by_reward, of_lengths
+from aift_ray.engine.grpo.rollout_report import SAMPLES
 from aift_ray.parallel.protocol import LossModel
 
-SAMPLES = "samples.jsonl"
 # completions of an evaluation that are written down
 _SHOWN = 32
 
@@ -55,11 +57,12 @@ class RolloutEvaluator:
         mean = float(scored.mean()) if len(scored) else None
         self.measures = {
             "reward": mean,
-            **maker.by_reward(scores),
-            "completions/mean_length": float(lengths.mean()),
-            "completions/clipped_ratio": float(np.mean([each.truncated for each in made])),
+            **by_reward(maker.names, scores),
+            **of_lengths(lengths, np.array([each.truncated for each in made])),
         }
         self._write(asked, size, parts, rewards)
+        if maker.group.is_main_process:
+            rollout_report.write(self.output)
         return None if mean is None else -mean
 
     def _write(self, asked: list[int], size: int, parts: list[Part], rewards: np.ndarray) -> None:

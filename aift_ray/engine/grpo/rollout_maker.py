@@ -20,11 +20,13 @@ from aift_ray.engine.grpo.completion_source import (
     Colocated,
     CompletionSource,
     Leader,
+    Policy,
     gathered,
 )
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.engine.grpo.rollout import Rollout, replace_flat
 from aift_ray.engine.grpo.rollout_engine import Asked
+from aift_ray.engine.grpo.rollout_measures import measures_of
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
 from aift_ray.models.answer_text import turn_text
@@ -79,7 +81,7 @@ class RolloutMaker:
     episodes: EpisodeGenerator | None = None
 
     def begin(
-        self, module: LossModel, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
+        self, policy: Policy, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
     ) -> Callable[[], Rollout]:
         """Start a generation of the training rows `asked`, by the weights as they are now.
 
@@ -89,14 +91,15 @@ class RolloutMaker:
             spare: all rows that may take the place of prompts without spread in their rewards.
         """
         return self._begin(
-            module, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
+            policy, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
         )
 
-    def _begin(self, module: LossModel, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
+    def _begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
         if self.leader is not None:
-            return self.leader.begin(module, work)
+            return self.leader.begin(policy, work)
+        assert not isinstance(policy, dict)
         alone = (self.how, self.stop_ids, self.precision, self.group, self.episodes)
-        return partial(work, Colocated(module, *alone))
+        return partial(work, Colocated(policy, *alone))
 
     def _make(
         self,
@@ -121,16 +124,17 @@ class RolloutMaker:
             fresh = self._rollout(rows, number, others, more)
             replaced += replace_flat(found, fresh, alike, self._flat(fresh), size)
         alike = self._flat(found)
-        found.measures = self._measures(found, alike, parts, time.perf_counter() - began)
+        seconds = _seconds(parts, time.perf_counter() - began)
+        found.measures = measures_of(found, self.names, alike) | seconds
         if self.how.dynamic_sampling_rounds:
             found.measures["dynamic_sampling/replaced"] = replaced / len(alike)
         return found
 
     def close(self) -> None:
-        """End the processes that compute rewards, and those that generate."""
+        """End the processes: of rewards first, since a generation may wait for one that hangs."""
+        self.rewards.close()
         if self.leader is not None:
             self.leader.close()
-        self.rewards.close()
         if self.episodes is not None:
             self.episodes.close()
 
@@ -260,39 +264,10 @@ class RolloutMaker:
         order = np.random.default_rng([self.seed, _REPLACED, number, turn]).permutation(len(left))
         return [int(row) for row in left[order[:count]]]
 
-    def _measures(
-        self, rollout: Rollout, alike: np.ndarray, parts: list[Part], seconds: float
-    ) -> dict[str, float | None]:
-        lengths = rollout.targets
-        found: dict[str, float | None] = {
-            "reward": _number(np.nanmean, rollout.rewards),
-            "reward_std": _number(_deviation, rollout.rewards),
-            "frac_reward_zero_std": float(alike.mean()),
-            "completions/mean_length": float(lengths.mean()),
-            "completions/min_length": float(lengths.min()),
-            "completions/max_length": float(lengths.max()),
-            "completions/clipped_ratio": float(rollout.truncated.mean()),
-        }
-        found |= self.by_reward(rollout.scores)
-        made, scored = (sum(part.seconds[at] for part in parts) for at in (0, 1))
-        # each worker takes its share at the same time
-        share = seconds / max(made + scored, 1e-9)
-        return found | {"time/generation_s": made * share, "time/reward_s": scored * share}
 
-    def by_reward(self, scores: np.ndarray) -> dict[str, float | None]:
-        """Mean and standard deviation of each reward, by TRL's names."""
-        found: dict[str, float | None] = {}
-        for name, values in zip(self.names, scores.T, strict=True):
-            found[f"rewards/{name}/mean"] = _number(np.nanmean, values)
-            found[f"rewards/{name}/std"] = _number(_deviation, values)
-        return found
-
-
-def _number(of: Any, values: np.ndarray) -> float | None:
-    """A statistic of the values that are numbers; None of none."""
-    kept = values[~np.isnan(values)]
-    return float(of(kept)) if len(kept) else None
-
-
-def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def _seconds(parts: list[Part], seconds: float) -> dict[str, float | None]:
+    """The seconds of a generation, by what they went to."""
+    made, scored = (sum(part.seconds[at] for part in parts) for at in (0, 1))
+    # each worker takes its share at the same time
+    share = seconds / max(made + scored, 1e-9)
+    return {"time/generation_s": made * share, "time/reward_s": scored * share}

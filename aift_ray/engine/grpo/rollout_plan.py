@@ -6,6 +6,7 @@ workers as rows are elsewhere, once their lengths are known.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,15 +80,18 @@ class RolloutPlan:
         lengths, targets, size = rollout.lengths, rollout.targets, self.generations
         groups = np.arange(len(rollout)).reshape(-1, size)
         self._rollout, self._steps = rollout, []
+        # completions of a prompt that are trained together compute it once
+        together = math.gcd(size, self.prompts.batch_size) if self.prompts.tokens is None else 1
         for part in range(self.parts):
             rows = groups[part :: self.parts].ravel()
             plan = BatchPlan(
                 lengths[rows],
                 targets[rows],
                 rows,
-                self.prompts.batch_size,
-                len(rows),
+                self.prompts.batch_size // together,
+                len(rows) // together,
                 self.prompts.seed,
+                together=together,
                 tokens=self.prompts.tokens,
                 padded=self.prompts.padded,
             )

@@ -9,21 +9,23 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig, RunConfig
-from aift_ray.config.grpo_config import memory_limit
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.completion_source import Leader
 from aift_ray.engine.grpo.episode_generation import episodes_of
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
-from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.grpo.rollout_report import SAMPLES
 from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.reference_logprobs import shares_prompts
 from aift_ray.parallel.group import Group
 from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
+from aift_ray.rewards.memory_limit import memory_limit
 
 
 def policy_of(config: RunConfig) -> GRPOConfig | None:
@@ -88,7 +90,7 @@ def rollouts_of(
         reference: loads the reference model, where it is another one than the trained.
     """
     other = job.config.grpo.beta > 0 and job.config.method == "full"
-    layout = (job.padded, job.stop_ids[0])
+    layout = (job.padded, job.stop_ids[0], shares_prompts(job))
     return Rollouts(maker, plan, rows, layout, reference() if other else None, kept, total_steps)
 
 

@@ -15,28 +15,31 @@ from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss
 from aift_ray.engine.grpo.advantages import token_advantages
-from aift_ray.engine.grpo.completion_source import gathered
+from aift_ray.engine.grpo.completion_source import Policy, gathered
 from aift_ray.engine.grpo.rollout import Rollout, joined
+from aift_ray.engine.grpo.rollout_engine import Weights, trained_weights
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.loss import LossModule
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
 
-# what checkpoints call the completions that the next step trains, and those made ahead
-_PRESENT, _AHEAD = "rollout", "rollout_ahead"
+# what checkpoints call the completions that the next step trains, and the generation after them
+_PRESENT, _AHEAD = "rollout", "generation_ahead"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ahead:
-    """A generation that was begun.
+    """A generation that is made while the one before it is trained.
 
     Attributes:
-        rollout: waits for it; every worker must call it.
+        weights: that it is made with; on other workers than 0 none.
+        rollout: waits for it, every worker must call it; None: it was not begun.
     """
 
     number: int
-    rollout: Callable[[], Rollout]
+    weights: Weights
+    rollout: Callable[[], Rollout] | None = None
 
 
 class Rollouts:
@@ -44,6 +47,8 @@ class Rollouts:
 
     Args:
         rows: the prompts.
+        layout: whether rows are padded, by which token, and whether the completions of a prompt
+            share it.
         reference: another model that log-probabilities are held against; None: the trained one
             without its adapters.
         kept: what the checkpoint that the run goes on from has, see `saved`.
@@ -57,19 +62,18 @@ class Rollouts:
         maker: RolloutMaker,
         plan: RolloutPlan,
         rows: TokenRows,
-        layout: tuple[bool, int],
+        layout: tuple[bool, int, bool],
         reference: LossModule | None,
         kept: dict[str, Any],
         total_steps: int,
     ) -> None:
         self._maker, self._plan, self._prompts = maker, plan, rows
-        self._padded, self._pad_id = layout
+        self._padded, self._pad_id, self._shared = layout
         self._reference = reference
-        held = {name: Rollout.restored(kept[name]) for name in (_PRESENT, _AHEAD) if name in kept}
-        self._rollout, ahead = held.get(_PRESENT), held.get(_AHEAD)
+        self._rollout = Rollout.restored(kept[_PRESENT]) if _PRESENT in kept else None
         if self._rollout:
             plan.take(self._rollout)
-        self._ahead = _Ahead(ahead.number, lambda: ahead) if ahead else None
+        self._ahead = _Ahead(**kept[_AHEAD]) if _AHEAD in kept else None
         self._generations = -(-total_steps // plan.each)
         self._step, self._weights = 0, np.zeros(0)
         self._training_s = 0.0
@@ -95,6 +99,7 @@ class Rollouts:
     def begin(self, module: LossModel, step: int) -> None:
         """Have the completions of a step (from 0) in place; every worker must call this."""
         number, self._step = self._plan.number(step), step
+        self._begin_ahead()
         if self._rollout is None or self._rollout.number != number:
             self._rollout = self._made(module, number)
             self._plan.take(self._rollout)
@@ -105,35 +110,39 @@ class Rollouts:
 
     def _made(self, module: LossModel, number: int) -> Rollout:
         """A generation, made ahead or now; with `asynchronous` the next one is begun."""
-        began = time.perf_counter()
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead.number != number:
-            ahead = self._begun(module, number)
-        made = ahead.rollout()
-        if self._maker.how.asynchronous:
+        began, how, ahead = time.perf_counter(), self._maker.how, self._ahead
+        if ahead and ahead.rollout and ahead.number == number:
+            made = ahead.rollout()
+        else:
+            made = self._begun(module, number)()
+        self._ahead = None
+        if how.asynchronous:
             made.measures["time/waiting_s"] = time.perf_counter() - began
-            if number + 1 < self._generations:
-                self._ahead = self._begun(module, number + 1)
+            leads = self._maker.group.is_main_process
+            self._ahead = _Ahead(number + 1, trained_weights(module.model, leads))
+            self._begin_ahead()
         return made
 
-    def _begun(self, module: LossModel, number: int) -> _Ahead:
+    def _begin_ahead(self) -> None:
+        """Start the generation after the present one, where the run will train it."""
+        ahead = self._ahead if self._maker.how.asynchronous else None
+        if ahead and not ahead.rollout and ahead.number < self._generations:
+            ahead.rollout = self._begun(ahead.weights, ahead.number)
+
+    def _begun(self, policy: Policy, number: int) -> Callable[[], Rollout]:
         plan = self._plan
-        asked = plan.asked(number)
-        begun = self._maker.begin(module, self._prompts, number, asked, plan.indices)
-        return _Ahead(number, begun)
+        return self._maker.begin(policy, self._prompts, number, plan.asked(number), plan.indices)
 
     def saved(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps keeps; every worker must call this.
+        """What a checkpoint after `step` steps keeps.
 
-        It waits for a generation that was begun ahead, since its weights are not kept.
+        A generation that was begun ahead is not waited for: it is made again, with its weights.
         """
-        found = {}
+        found: dict[str, Any] = {}
         if self._rollout is not None and self._plan.number(step) == self._rollout.number:
             found[_PRESENT] = self._rollout.saved()
         if self._ahead is not None:
-            made = self._ahead.rollout()
-            self._ahead = _Ahead(made.number, lambda: made)
-            found[_AHEAD] = made.saved()
+            found[_AHEAD] = {"number": self._ahead.number, "weights": self._ahead.weights}
         return found
 
     def close(self) -> None:
@@ -143,7 +152,8 @@ class Rollouts:
     def batch(self, indices: Sequence[int], bare: bool = False) -> MicroBatch:
         """The tensors of some completions, on this worker's device."""
         rollout, order = self.rollout, list(indices)
-        made = collate(rollout, order, self._padded, self._pad_id)
+        groups = rollout.prompts[order].tolist() if self._shared else None
+        made = collate(rollout, order, self._padded, self._pad_id, groups=groups)
         lengths = rollout.targets[order].astype(np.int64)
         spread = np.repeat(np.arange(len(order)), lengths)
         weights = np.zeros(len(order)) if bare else self._weights[order]
@@ -241,17 +251,17 @@ class Rollouts:
         """Of the tokens of every completion; each worker computes its share, and gets all.
 
         Rows are computed in the micro-batches that train them, so that the ratio of a model to
-        itself is 1 to the bit.
+        itself is 1 to the bit. A worker without rows computes some for those who need it.
         """
         group, mine = self._maker.group, dict[int, np.ndarray]()
         was = module.training
         module.eval()
         for part in range(self._plan.parts):
             for indices in self._plan.share(step + part, group.dp_rank, group.dp_size):
+                with self._maker.precision.autocast(group.device):
+                    found = module(self.batch(indices or [0], bare=True)).float().cpu().numpy()
                 if not indices:
                     continue
-                with self._maker.precision.autocast(group.device):
-                    found = module(self.batch(indices, bare=True)).float().cpu().numpy()
                 ends = np.cumsum(self.rollout.targets[indices])[:-1]
                 mine |= dict(zip(indices, np.split(found, ends), strict=True))
         module.train(was)

@@ -12,6 +12,7 @@ import torch
 from aift_ray.config import ServeConfig, VllmConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.models.hub import load_config
+from aift_ray.models.scaled_rope import scaling_of
 
 # of an adapter that comes while the server runs, unless told otherwise
 _LATER_RANK, _LATER = 64, 4
@@ -43,10 +44,16 @@ def options(
         "tensor_parallel_size": own.tensor_parallel_size,
         "enforce_eager": own.enforce_eager,
     }
+    if scaling_of(location):
+        text: Any = load_config(location)
+        changed = ("rope_parameters", "max_position_embeddings")
+        found["hf_overrides"] = {name: getattr(text, name) for name in changed}
     if own.kv_cache_memory:
         found["kv_cache_memory_bytes"] = memory_bytes(own.kv_cache_memory)
     elif device.type == "cpu":
-        found["kv_cache_memory_bytes"] = _cpu_cache(config, location, dtype)
+        found["kv_cache_memory_bytes"] = cpu_cache(
+            location, dtype, config.serving.slots, own.max_model_len
+        )
     if config.load_in:
         found |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
     if adapters or config.serving.adapter_folder:
@@ -81,13 +88,16 @@ def _rank(folder: Path) -> int:
         return 1
 
 
-def _cpu_cache(config: ServeConfig, location: str, dtype: torch.dtype) -> int:
-    """Bytes for every slot's keys and values at full length, at most 4 GiB."""
+def cpu_cache(location: str, dtype: torch.dtype, slots: int, length: int | None) -> int:
+    """Bytes for every slot's keys and values at full length, at most 4 GiB.
+
+    Args:
+        length: of a prompt and its answer; None: as long as the model takes.
+    """
     model: Any = load_config(location).get_text_config(decoder=True)
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     token = 2 * model.num_hidden_layers * heads * size * dtype.itemsize
     longest: Any = getattr(model, "max_position_embeddings", 2048)
-    context = int(config.vllm.max_model_len or longest)
-    blocks = config.serving.slots * -(-context // _CPU_BLOCK) + 2
+    blocks = slots * -(-int(length or longest) // _CPU_BLOCK) + 2
     return int(min(blocks * _CPU_BLOCK * token, _CPU_CACHE))

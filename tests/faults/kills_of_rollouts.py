@@ -1,0 +1,113 @@
+"""Kills a run of reinforcement learning again and again, as `kills` does a supervised one.
+
+    python -m tests.faults.kills_of_rollouts --way asynchronous --kills 8 --output kills.json
+
+Victims are drawn from a seed: the command, the process that trains, an actor that generates, and
+the process that computes rewards, all with SIGKILL at random moments. At the end the loss, the
+gradient norm and the reward of all steps must be those of the undisturbed run, to the bit, each
+step once. Prints a line a kill; the results of a way are added to the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import KEITAI
+from tests.faults.kills import disturbed
+from tests.helpers.command import Command, flags
+
+STEPS, SAVE_EVERY = 60, 3
+REWARD = """
+import hashlib
+import time
+
+
+def digest(prompts, completions, **columns):
+    # long enough to be killed in the middle of it
+    time.sleep(0.1)
+    return [hashlib.sha256(repr(each).encode()).digest()[0] / 255 for each in completions]
+"""
+# settings of each way, and the processes that it has
+APART = {"grpo__placement": "apart", "grpo__rollout_workers": 1, "num-workers": 1}
+WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "colocated": ({"num-workers": 1}, ("driver", "child", "reward")),
+    "apart": (APART, ("driver", "worker", "actor", "actor", "reward")),
+    "asynchronous": (
+        APART | {"grpo__asynchronous": "true"},
+        ("driver", "worker", "actor", "actor", "reward"),
+    ),
+}
+
+
+def main() -> None:
+    """Run undisturbed, run with kills, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=WAYS, required=True)
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("kills_of_rollouts.json"))
+    arguments = parser.parse_args()
+    folder, (_, victims) = Path(tempfile.mkdtemp()), WAYS[arguments.way]
+    (folder / "rewards.py").write_text(REWARD, "utf-8")
+    status, text = command(folder / "whole", arguments.way).done(900)
+    assert status == 0, text
+    killed_run, rng = folder / "killed", random.Random(arguments.seed)
+    kills = disturbed(
+        lambda: command(killed_run, arguments.way), killed_run, arguments.kills, rng, victims
+    )
+    whole, killed = curve_of(folder / "whole"), curve_of(killed_run)
+    result = {
+        "kills": kills,
+        "steps": len(whole),
+        "equal to the bit": whole == killed,
+        "lost steps, most": max(kill["lost_steps"] for kill in kills),
+        "seconds to recover, most": max(kill["seconds_to_recover"] for kill in kills),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    held = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
+    held[arguments.way] = result
+    arguments.output.write_text(json.dumps(held, indent=1) + "\n", "utf-8")
+    print({name: value for name, value in result.items() if name != "kills"})
+    sys.exit(0 if whole == killed and len(kills) >= arguments.kills else 1)
+
+
+def command(folder: Path, way: str) -> Command:
+    """The run, started or gone on with: two steps a generation, a reference, prompts replaced."""
+    argv = flags(
+        Path("hina-4m"),
+        KEITAI / "train.jsonl",
+        folder,
+        objective="grpo",
+        reward=f"{folder.parent / 'rewards.py'}:digest",
+        grpo__num_generations=4,
+        grpo__max_completion_length=12,
+        grpo__rollout_batch_size=8,
+        grpo__steps_per_generation=2,
+        grpo__beta=0.05,
+        training__batch_size=16,
+        training__learning_rate=2e-3,
+        training__max_steps=STEPS,
+        training__save_steps=SAVE_EVERY,
+        ray__max_failures=-1,
+        **WAYS[way][0],
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return Command([*argv, "--resume", "latest"], environment)
+
+
+def curve_of(folder: Path) -> list[tuple[int, float, float, float | None]]:
+    """Step, loss, gradient norm and reward of each step that a run has logged."""
+    lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [(s["step"], s["loss"], s["grad_norm"], s.get("reward")) for s in lines if "loss" in s]
+
+
+if __name__ == "__main__":
+    main()

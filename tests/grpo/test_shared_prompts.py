@@ -1,0 +1,73 @@
+"""The prompt of a group is computed once: same loss, same gradients, fewer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aift_ray.engine import loop
+from aift_ray.engine.grpo import rollout_setup
+from tests.helpers.runs import started
+
+Found = tuple[torch.Tensor, dict[str, torch.Tensor], int]
+
+
+def of_a_step(run: Any) -> Found:
+    """The loss of a step, the gradients of all weights, and the tokens that were computed."""
+    run.rollouts.begin(run.module, 0)
+    shares = run.plan.share(0, 0, 1)
+    loss, _ = loop.accumulate(run, shares, 1)
+    named = run.module.model.named_parameters()
+    gradients = {name: w.grad for name, w in named if w.grad is not None}
+    tokens = sum(run.rollouts.batch(rows).input_ids.numel() for rows in shares)
+    run.rollouts.close()
+    return loss, gradients, tokens
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "full"},
+        pytest.param({"method": "lora", "grpo__beta": 0.1}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method": "full", "grpo__loss_type": "gspo", "training__batch_size": 6},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"method": "full", "data__tokens_per_micro_batch": 150}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_shared_prompt_changes_no_gradient(
+    how: dict[str, Any],
+    generating: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run() -> Any:
+        return started(generating(training__gradient_accumulation_steps=2, **how), tmp_path)
+
+    loss, gradients, tokens = of_a_step(run())
+    monkeypatch.setattr(rollout_setup, "shares_prompts", lambda job: False)
+    wanted, others, more = of_a_step(run())
+    assert tokens < 0.75 * more
+    assert float(loss) == pytest.approx(float(wanted), abs=1e-6)
+    assert gradients.keys() == others.keys()
+    assert len(gradients) > 0
+    largest = max(float(each.abs().max()) for each in others.values())
+    assert largest > 1e-4, "it learns"
+    for name, each in gradients.items():
+        torch.testing.assert_close(each, others[name], rtol=0, atol=1e-6 * largest, msg=name)
+
+
+def test_padded_rows_have_their_own_prompts(generating: Callable[..., Any], tmp_path: Path) -> None:
+    run = started(generating(data__packing="false"), tmp_path)
+    run.rollouts.begin(run.module, 0)
+    batch = run.rollouts.batch(run.plan.share(0, 0, 1)[0])
+    assert batch.places is None
+    assert len(batch.input_ids) == 4
+    run.rollouts.close()
