@@ -34,6 +34,13 @@ def control_ids(
     )
 
 
+def words(tokenizer: PreTrainedTokenizerBase, control: Collection[int]) -> list[str]:
+    """The other added tokens, without runs of blanks, in the order of their ids."""
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    texts = [token.content for id_, token in added if id_ not in control]
+    return [text for text in texts if text.strip(_BLANK)]
+
+
 def _written(template: ChatTemplate) -> str:
     """The texts in a template's source, and what it writes around the contents of messages."""
     user, answer = Message("user", "a"), Message("assistant", "b", thought="c")

@@ -26,7 +26,7 @@ from aift_ray.data.prompts.chat_template import (
     ChatTemplate,
     TextSpan,
 )
-from aift_ray.data.prompts.control_tokens import control_ids
+from aift_ray.data.prompts.control_tokens import control_ids, words
 from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
@@ -355,6 +355,7 @@ def digest(encoder: PromptEncoder) -> str:
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
         astuple(encoder.supervision),
-        sorted(encoder._safe.control_ids),
+        # none of most tokenizers, whose rows and checkpoints keep their digest
+        *words(tokenizer, encoder._safe.control_ids),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
