@@ -5,8 +5,12 @@ Every error that a user can cause carries a list of problems, gathered first and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+# the line of a file, or the index of a list
+_NUMBERED = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +43,47 @@ class UserError(AiftError):
 
     Args:
         problems: everything that is wrong, in the order in which it was found.
-        hidden: number of further problems that were counted but not kept.
     """
 
     exit_status = 2
     title = "the input is wrong"
+    # problems that are told in full; of further ones their places alone
+    _in_full: int | None = None
 
-    def __init__(self, problems: Iterable[Problem], hidden: int = 0) -> None:
+    def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
-        self.hidden = hidden
         super().__init__(self._message())
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[list[Problem], int]]:
-        return type(self), (self.problems, self.hidden)
+    def __reduce__(self) -> tuple[type[UserError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
 
     def _message(self) -> str:
-        number = len(self.problems) + self.hidden
+        number = len(self.problems)
         lines = [f"{self.title} ({number} problem{'s' if number != 1 else ''})"]
-        lines += [f"  - {problem}" for problem in self.problems]
-        if self.hidden:
-            lines.append(f"  ... and {self.hidden} more")
+        lines += [f"  - {problem}" for problem in self.problems[: self._in_full]]
+        further = self.problems[self._in_full :] if self._in_full else []
+        if further:
+            lines.append(f"  ... and {len(further)} more, at")
+            lines += [f"      {place}" for place in _places(further)]
         return "\n".join(lines)
+
+
+def _places(problems: Iterable[Problem]) -> Iterator[str]:
+    """Where problems are, numbers that follow each other as a range: `rows.jsonl:21-30,35`."""
+    ranges: dict[tuple[str, str], list[list[int]]] = {}
+    for problem in problems:
+        found = _NUMBERED.fullmatch(problem.where)
+        if found is None:
+            yield problem.where
+            continue
+        number, several = int(found[2]), ranges.setdefault((found[1], found[3]), [])
+        if several and several[-1][1] + 1 >= number >= several[-1][0]:
+            several[-1][1] = max(number, several[-1][1])
+        else:
+            several.append([number, number])
+    for (before, after), several in ranges.items():
+        told = [str(a) if a == b else f"{a}-{b}" for a, b in several]
+        yield f"{before}{','.join(told)}{after}"
 
 
 class ConfigError(UserError):
@@ -101,6 +125,7 @@ class DataError(UserError):
     """A data file or a row of it is wrong."""
 
     title = "the data is wrong"
+    _in_full = 20
 
 
 class ModelError(UserError):

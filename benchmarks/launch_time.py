@@ -1,7 +1,9 @@
 """From the command to the end of the first step, and the memory and CPU time of all processes.
 
 With one worker `aift_ray.train` stands against transformers' Trainer with PEFT, as a script of
-thirty lines uses it: LoRA of rank 16 on every linear layer, fp32, the same rows, batch and length.
+thirty lines uses it: LoRA of rank 16 on every linear layer, fp32, the same rows, batch and length;
+and against TRL's SFTTrainer as it comes and packed (a filled row a micro-batch), where a Python
+with TRL is named: --trl-python, or the environment AIFT_TRL_ENV.
 With two it stands against a bare TorchTrainer: both start Ray and two gloo workers, but the bare
 one's workers take one step on a layer of 8 x 8.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +34,10 @@ _PAIRS = (
     Pair("aift, one worker", "plain Trainer", "seconds", "<= 1.5"),
     Pair("aift, one worker", "plain Trainer", "cpu_s"),
     Pair("aift, one worker", "plain Trainer", "peak_gib", "<= 1.1 of the leanest"),
+    Pair("aift, one worker", "TRL", "cpu_s"),
+    Pair("aift, one worker", "TRL", "peak_gib", "<= 1.1 of the leanest"),
+    Pair("aift, one worker", "TRL packed", "cpu_s"),
+    Pair("aift, one worker", "TRL packed", "peak_gib", "<= 1.1 of the leanest"),
     Pair("aift, two workers", "bare, two workers", "seconds", "<= 1.3"),
 )
 ROWS = measuring.ROOT / "aift_ray" / "data" / "assets" / "keitai" / "eval.jsonl"
@@ -46,18 +53,25 @@ def main() -> None:
     if options.plain:
         _plain(Path(options.plain), options)
         return
+    if options.trl:
+        _trl(Path(options.trl), options)
+        return
     with tempfile.TemporaryDirectory(prefix="aift-launch-") as name:
         processes = Processes(Path(name), options.threads)
         rows = Path(name) / "rows.jsonl"
         lines = Path(options.train_file).read_text("utf-8").splitlines(keepends=True)
         rows.write_text("".join(lines[: options.rows]), "utf-8")
         calls = {
-            "plain Trainer": lambda number: _run_plain(processes, rows, options, number),
+            "plain Trainer": lambda number: _run_peer(processes, rows, options, "plain", number),
+            "TRL": lambda number: _run_peer(processes, rows, options, "trl", number),
+            "TRL packed": lambda number: _run_peer(processes, rows, options, "trl", number, True),
             "aift, one worker": lambda number: _run_own(processes, rows, options, 1, number),
             "bare, two workers": lambda number: _run_bare(processes, number),
             "aift, two workers": lambda number: _run_own(processes, rows, options, 2, number),
         }
-        calls = {name: call for name, call in calls.items() if name in (options.only or calls)}
+        without = [] if options.trl_python else ["TRL", "TRL packed"]
+        only = options.only or [name for name in calls if name not in without]
+        calls = {name: call for name, call in calls.items() if name in only}
         found = measuring.alternate(calls, options.rounds)
     ratios = measuring.compare(found, [pair for pair in _PAIRS if {pair.of, pair.to} <= {*found}])
     rows_ = [[name, *[_column(results, key) for key in _NAMES]] for name, results in found.items()]
@@ -77,8 +91,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens a row at most")
     parser.add_argument("--threads", type=int, default=1, help="of computation, a worker")
     parser.add_argument("--only", nargs="*", help="names of contestants; default: all")
-    for contestant in ("--bare", "--plain"):
+    place = os.environ.get("AIFT_TRL_ENV")
+    known = str(Path(place) / "bin" / "python") if place else None
+    parser.add_argument("--trl-python", default=known, help="a Python with TRL")
+    for contestant in ("--bare", "--plain", "--trl"):
         parser.add_argument(contestant, help=argparse.SUPPRESS)
+    parser.add_argument("--packing", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -106,17 +124,24 @@ def _run_bare(processes: Processes, number: int) -> Result:
     return _stepped(processes, ["--bare", str(folder)], folder)
 
 
-def _run_plain(
-    processes: Processes, rows: Path, options: argparse.Namespace, number: int
+def _run_peer(
+    processes: Processes,
+    rows: Path,
+    options: argparse.Namespace,
+    who: str,
+    number: int,
+    packing: bool = False,
 ) -> Result:
-    folder = processes.folder / f"plain-{number}"
+    folder = processes.folder / f"{who}-{packing}-{number}"
     folder.mkdir()
-    command = ["--plain", str(folder), "--train-file", str(rows), "--model", options.model]
-    return _stepped(processes, [*command, "--length", str(options.length)], folder)
+    command = [f"--{who}", str(folder), "--train-file", str(rows), "--model", options.model]
+    command += ["--length", str(options.length), *(["--packing"] if packing else [])]
+    return _stepped(processes, command, folder, options.trl_python if who == "trl" else "")
 
 
-def _stepped(processes: Processes, argv: list[str], folder: Path) -> Result:
-    found = _timed(processes, [sys.executable, str(Path(__file__).resolve()), *argv])
+def _stepped(processes: Processes, argv: list[str], folder: Path, python: str = "") -> Result:
+    command = [python or sys.executable, str(Path(__file__).resolve()), *argv]
+    found = _timed(processes, command)
     return found | {"seconds": float((folder / "stepped").read_text()) - found["began"]}
 
 
@@ -187,6 +212,49 @@ def _plain(folder: Path, options: argparse.Namespace) -> None:
         model, arguments, train_dataset=data, data_collator=collator, callbacks=[Stepped()]
     ).train()
     model.save_pretrained(folder / "model")
+
+
+def _trl(folder: Path, options: argparse.Namespace) -> None:
+    """What a user of TRL writes."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Stepped(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            (folder / "stepped").write_text(str(time.time()))
+
+    rows = [json.loads(line) for line in Path(options.train_file).read_text("utf-8").splitlines()]
+    question = "### 指示:\n{}\n\n{}\n\n### 応答:\n"
+    data = [
+        {"prompt": question.format(row["instruction"], row.get("input") or ""),
+         "completion": row["output"]}
+        for row in rows
+    ]  # fmt: skip
+    arguments = SFTConfig(
+        str(folder),
+        per_device_train_batch_size=1 if options.packing else 4,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        max_length=options.length,
+        packing=options.packing,
+        learning_rate=2e-4,
+        model_init_kwargs={"dtype": "float32"},
+        gradient_checkpointing=False,
+        bf16=False,
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer = SFTTrainer(
+        options.model,
+        arguments,
+        train_dataset=Dataset.from_list(data),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[Stepped()],
+    )
+    trainer.train()
+    trainer.save_model(folder / "model")
 
 
 def _bare(folder: Path) -> None:

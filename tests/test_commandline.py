@@ -72,6 +72,16 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
+def test_names_of_other_programs_are_answered_with_the_setting_of_their_meaning() -> None:
+    message = complaint("--loss_type", "ipo", "--lora_rank", "8", "--data.cutoff_len", "512")
+    for part in (
+        "write --objective ipo for a loss of pairs, --grpo.loss_type for one of grpo",
+        "write --lora.r",
+        "write --data.sequence_length",
+    ):
+        assert part in message
+
+
 def test_a_number_out_of_range_hides_no_conflict() -> None:
     given = "--objective reward --preference.label_smoothing 0.7 --preference.beta 0.1"
     given += " --training.exact_match_rows 4 --training.learning_rate -1 --parallel.strategy tensor"

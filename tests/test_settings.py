@@ -149,6 +149,9 @@ CHANGED: dict[str, Any] = {
     "lora.lora_plus_ratio": 16.0,
     # an error: no adapter
     "lora.init_from": "nowhere",
+    "tokens.add": ["番目の言葉"],
+    # an error without new tokens
+    "tokens.train": "whole",
     "parallel.strategy": "fsdp",
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,

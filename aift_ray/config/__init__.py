@@ -17,6 +17,7 @@ from aift_ray.config.run_config import RunConfig
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.serve_config import ServeConfig, ServingConfig, VllmConfig
 from aift_ray.config.tasks_config import EvaluationConfig
+from aift_ray.config.tokens_config import TokensConfig
 from aift_ray.config.training_config import MultiGPUTrainingConfig, TrainingConfig
 from aift_ray.config.tune_config import SweepConfig, TuneConfig
 
@@ -43,6 +44,7 @@ __all__ = [
     "ServingConfig",
     "Settings",
     "SweepConfig",
+    "TokensConfig",
     "TrainingConfig",
     "TuneConfig",
     "VllmConfig",

@@ -28,9 +28,12 @@ BITSANDBYTES: dict[str, tuple[Literal[4, 8], Literal["nf4", "fp4"]]] = {
     "nf4": (4, "nf4"),
     "fp4": (4, "fp4"),
 }
+# types of GGUF that llama.cpp's own code quantizes
+K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
+_ROUNDED = ("f16", "bf16", "q8_0", *K_QUANTS, "q5_1", "q5_0", "q4_1", "q4_0")
 # what is measured side by side
 COMPARED = (
-    *(f"gguf:{kind}" for kind in ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")),
+    *(f"gguf:{kind}" for kind in _ROUNDED),
     *BITSANDBYTES,
     "gptq",
     "fp8",
@@ -69,9 +72,21 @@ class ExportConfig(Settings):
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = setting(
         "auto", "hf: dtype of the weights; auto: the model's own"
     )
-    outtype: Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = (
-        setting("auto", "gguf: type of the matrices; auto: bf16 for bf16 models, else f16")
-    )
+    outtype: Literal[
+        "auto",
+        "f32",
+        "f16",
+        "bf16",
+        "q8_0",
+        "q6_k",
+        "q5_k_m",
+        "q4_k_m",
+        "q3_k_m",
+        "q5_1",
+        "q5_0",
+        "q4_1",
+        "q4_0",
+    ] = setting("auto", "gguf: type of the matrices; auto: bf16 for bf16 models, else f16")
     merge_adapter: bool = setting(
         True, "gguf: false writes the adapter alone, as a LoRA file for llama-server --lora"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from aift_ray.errors import Problem
 Objective = Literal[
     "sft", "dpo", "ipo", "hinge", "robust", "orpo", "simpo", "cpo", "kto", "reward", "grpo"
 ]
+# objectives that compare answers
+PREFERENCE_OBJECTIVES = tuple(name for name in get_args(Objective) if name not in ("sft", "grpo"))
 # what a row of a data file holds: one answer, a better and a worse one, one with a label, or a
 # prompt alone
 Answers = Literal["one", "pair", "label", "prompt"]

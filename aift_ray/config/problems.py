@@ -13,6 +13,28 @@ from aift_ray.errors import Problem
 # of names that are taken for each other; what a name in another section has less
 _ALIKE, _LAST_PART = 0.55, 0.05
 _OWN_FLAGS = ("config", "dry-run", "help", "help-all")
+# settings of TRL, transformers and LLaMA-Factory whose names here are not alike
+_ELSEWHERE = {
+    "loss_type": "--objective ipo for a loss of pairs, --grpo.loss_type for one of grpo",
+    "pref_loss": "--objective dpo|ipo|orpo|simpo|kto",
+    "stage": "--objective sft|dpo|kto|reward|grpo",
+    "finetuning_type": "--method full|lora|qlora",
+    "adapter": "--method lora, or --lora.init_from FOLDER to train an adapter further",
+    "load_in_4bit": "--method qlora",
+    "load_in_8bit": "--method qlora --lora.qlora_4bit false",
+    "bf16": "--training.precision bf16",
+    "lora_rank": "--lora.r",
+    "ref_model": "--preference.reference",
+    "ref_model_name_or_path": "--preference.reference",
+    "dpo_beta": "--preference.beta",
+    "kto_beta": "--preference.beta",
+    "max_length": "--data.sequence_length",
+    "cutoff_len": "--data.sequence_length",
+    "dataset": "--train-file FILE",
+    "dataset_name": "--train-file FILE",
+    "val_size": "--data.validation_fraction",
+    "model_name_or_path": "--model",
+}
 
 
 def flags_of(section: type[BaseModel]) -> dict[str, Any]:
@@ -58,11 +80,15 @@ def _nearest(given: object, allowed: list[str]) -> str:
 
 
 def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
-    """A setting or flag that does not exist, with the nearest that does."""
+    """A setting or flag that does not exist, with the one of its meaning or the nearest name."""
     known = [*flags_of(section), *_OWN_FLAGS]
     near = max(known, key=lambda each: _likeness(name, each))
     dashes = "--" if what == "flag" else ""
     found = _likeness(name, near) >= _ALIKE
+    elsewhere = _ELSEWHERE.get(name.replace("-", "_").rsplit(".", 1)[-1], "")
+    # of another command, which may lack it
+    if elsewhere and elsewhere.split()[0][2:] in known:
+        return Problem(f"{dashes}{name}", f"there is no such {what}", f"write {elsewhere}")
     hint = f"did you mean '{dashes}{near}'?" if found else "see --help for all of them"
     return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
 

@@ -74,7 +74,7 @@ _NAMES = {
     "grpo.importance_sampling_mode grpo.importance_sampling_clip_max",
     Change.FIXED: "lora.r lora.lora_alpha lora.target_modules lora.experts lora.lora_dropout "
     "lora.bias lora.task_type lora.use_rslora lora.use_dora lora.modules_to_save "
-    "lora.init_lora_weights lora.init_from objective",
+    "lora.init_lora_weights lora.init_from tokens.add tokens.train objective rope_scaling",
     Change.JUDGED: "model method lora.use_qlora lora.qlora_4bit data.eval_files",
 }
 # every setting of a training run

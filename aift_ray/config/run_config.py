@@ -19,8 +19,10 @@ from aift_ray.config.parallel_config import ParallelConfig
 from aift_ray.config.preference_config import Objective, PreferenceConfig, answers_of
 from aift_ray.config.ray_config import RayConfig
 from aift_ray.config.resume_rules import refused_allowances
+from aift_ray.config.rope_scaling import RopeScaling
 from aift_ray.config.section import SHIPPED_MODEL, Section, Settings, setting
 from aift_ray.config.tasks_config import EvaluationConfig
+from aift_ray.config.tokens_config import TokensConfig
 from aift_ray.config.training_config import TrainingConfig
 from aift_ray.errors import Problem
 
@@ -43,6 +45,11 @@ class RunConfig(Settings):
     bare_flags: ClassVar[dict[str, str]] = {"resume": "latest"}
 
     model: str = setting(SHIPPED_MODEL, "catalog name, Hub id or folder of the model to train")
+    rope_scaling: str | None = setting(
+        None,
+        "scaling of the rotary position embeddings, for rows longer than the model's context: "
+        "yarn:4, linear:2 or llama3:8 (kind and factor); saved with the model or adapter",
+    )
     method: Literal["full", "lora", "qlora"] = setting("lora", "what is trained")
     objective: Objective = setting(
         "sft",
@@ -56,12 +63,18 @@ class RunConfig(Settings):
     resume_allow: list[str] = setting([], "settings that may differ from those of the checkpoint")
     training: TrainingConfig = setting(TrainingConfig(), "optimizer, batch, evaluation, saving")
     lora: LoRAConfig = setting(LoRAConfig(), "adapters")
+    tokens: TokensConfig = setting(TokensConfig(), "new tokens")
     parallel: ParallelConfig = setting(ParallelConfig(), "distribution over workers")
     preference: PreferenceConfig = setting(PreferenceConfig(), "objectives other than sft")
     grpo: GRPOConfig = setting(GRPOConfig(), "objective grpo: generation, rewards, loss")
     data: DataConfig = setting(DataConfig(), "data files, tokenization and packing")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "tasks to evaluate on in training")
     ray: RayConfig = setting(RayConfig(), "workers and storage")
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _known_scaling(cls, value: str | None) -> str | None:
+        return value if value is None else str(RopeScaling.parse(value))
 
     @field_validator("resume_allow")
     @classmethod
@@ -125,10 +138,14 @@ class RunConfig(Settings):
         if self.data.contamination_files and self.data.near_duplicates == "off":
             what = "are given, and data.near_duplicates is off"
             found.append(Problem("data.contamination_files", what, "give count or drop"))
+        if self.rope_scaling and self.preference.reference:
+            what = "scales the model's embeddings, and those of another reference stay as they are"
+            found.append(Problem("rope_scaling", what, "leave preference.reference out"))
         if self.overwrite and self.resume:
             found.append(Problem("overwrite", "contradicts --resume", "give one of them"))
         found += lr_schedules.contradictions(training)
         found += self.evaluation.contradictions()
+        found += self.tokens.contradictions(self)
         found += refused_allowances(self.resume_allow, bool(self.resume))
         if training.world_size != 1 and not training.ddp and training.local_rank < 0:
             what = "acts with ddp or local_rank only"

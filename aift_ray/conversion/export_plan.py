@@ -18,6 +18,7 @@ from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, Problem, UserError
 from aift_ray.models import hub, load
 from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.lora.embedding_rows import needed_rows
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.models.wrappers import is_wrapper
 from aift_ray.quantization import output_folder as output
@@ -62,7 +63,7 @@ def prepare(config: ExportConfig) -> ExportPlan:
     gguf: GgufPlan | None = None
     packed: CompressedPlan | None = None
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         check_vocabulary(config.model, hub.load_tokenizer(location), hub.load_config(location))
         skeleton = load.skeleton(location)
         parameters = skeleton.num_parameters()
@@ -72,7 +73,8 @@ def prepare(config: ExportConfig) -> ExportPlan:
             adapter = check_adapter(config.adapter, config.model, location, skeleton, merging=True)
         problems += _changed_dtype(config, location, own, dtype)
         if config.format == "gguf":
-            gguf = gguf_plan.prepare(config, location, adapter, own)
+            rows = needed_rows(adapter, skeleton) if adapter else 0
+            gguf = gguf_plan.prepare(config, location, adapter, own, rows)
         if config.format in compressed.FORMATS:
             packed = compressed.prepare(config, location, adapter)
     except UserError as error:

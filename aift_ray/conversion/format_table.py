@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize, quantize
+from gguf.quants import dequantize
 
 from aift_ray.config import ExportConfig
 from aift_ray.config.export_config import BITSANDBYTES
-from aift_ray.conversion import gguf_families, gguf_file, gguf_tensors, vllm_export
+from aift_ray.conversion import (
+    gguf_families,
+    gguf_file,
+    gguf_tensors,
+    gguf_types,
+    vllm_export,
+)
 from aift_ray.conversion.vllm_export import CompressedPlan
 from aift_ray.engine.metrics import write_json
 from aift_ray.engine.precision import DTYPES
@@ -69,7 +75,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     location, adapter, parameters, group = "", None, 0, 0
     own = torch.float32
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         skeleton = load.skeleton(location)
         parameters, own = skeleton.num_parameters(), quantizer.stored_dtype(location)
         if config.adapter:
@@ -156,6 +162,7 @@ def _unavailable(config: ExportConfig, location: str, skeleton: Any) -> list[Pro
             except ModelError as error:
                 found += [Problem(where, each.what, each.remedy) for each in error.problems]
         else:
+            found += gguf_types.missing(name.partition(":")[2], where)
             text = hub.load_config(location).get_text_config(decoder=True)
             family = gguf_families.family(text)
             if isinstance(family, Problem):
@@ -216,7 +223,7 @@ def _gguf(plan: ComparisonPlan, name: str, source: str, folder: Path) -> Built:
     on_disk = fingerprint.on_disk(source)
     assert on_disk is not None
     targets = gguf_tensors.targets(on_disk, config, family)
-    kinds = gguf_file.types(targets, outtype)
+    kinds = gguf_types.types(targets, outtype)
     model = load.load_model(source, torch.float32, None, None, {"": _CPU})
     held = {gguf_tensors.plain(own): weight for own, weight in model.state_dict().items()}
     done: set[str] = set()
@@ -242,7 +249,7 @@ def _round(weight: torch.Tensor, kind: GGMLQuantizationType) -> None:
     step = max(1, _PIECE // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        values = dequantize(quantize(part.numpy().astype(np.float32), kind), kind)
+        values = dequantize(gguf_types.quantize(part.numpy().astype(np.float32), kind), kind)
         part.copy_(torch.from_numpy(values.reshape(part.shape)))
 
 

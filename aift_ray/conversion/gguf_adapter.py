@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # what a GGUF file of an adapter has no place for
-_NOT_HELD = ("use_dora", "modules_to_save", "alpha_pattern", "target_parameters", "fan_in_fan_out")
+_NOT_HELD = (
+    "use_dora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "alpha_pattern",
+    "target_parameters",
+    "fan_in_fan_out",
+)
 
 
 def targets(adapter: Path, config: PreTrainedConfig, family: Family) -> list[Target]:

@@ -9,51 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, GGUFWriter, LlamaFileType
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import quantize
 
 from aift_ray.conversion import gguf_families
 from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Target
+from aift_ray.conversion.gguf_types import FILE_TYPES, quantize, types
 from aift_ray.conversion.gguf_vocab import Vocabulary
 from aift_ray.errors import ModelError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FILE_TYPES = {
-    "f32": LlamaFileType.ALL_F32,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q5_1": LlamaFileType.MOSTLY_Q5_1,
-    "q5_0": LlamaFileType.MOSTLY_Q5_0,
-    "q4_1": LlamaFileType.MOSTLY_Q4_1,
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
-# what is read by every prompt or gives the logits loses most by few bits
-_ENDS = ("token_embd.weight", "output.weight")
-# what stays in fp32 whatever the type
-_EXACT = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight")
 # weights that are converted at a time
 _PIECE = 2**26
-
-
-def types(targets: list[Target], outtype: str) -> dict[str, GGMLQuantizationType]:
-    """The type of each tensor: norms and routers stay in fp32, rows that don't fill blocks f16."""
-    wanted = GGMLQuantizationType[outtype.upper()]
-    found = {}
-    for target in targets:
-        shape, kind = target.shape, wanted
-        if len(shape) < 2 or target.name.endswith(_EXACT):
-            kind = GGMLQuantizationType.F32
-        elif target.name in _ENDS and outtype.startswith(("q4", "q5")):
-            kind = GGMLQuantizationType.Q8_0
-        if shape[-1] % GGML_QUANT_SIZES[kind][0]:
-            kind = GGMLQuantizationType.F16
-        found[target.name] = kind
-    return found
 
 
 def size(targets: list[Target], kinds: dict[str, GGMLQuantizationType]) -> int:
@@ -128,7 +98,7 @@ def _values(target: Target, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
     tensor = target.read()
     flat = tensor.reshape(-1, tensor.shape[-1])
     rows = max(1, _PIECE // flat.shape[-1])
-    pieces = [_converted(part, kind) for part in flat.split(rows)]
+    pieces = [quantize(part.float().numpy(), kind) for part in flat.split(rows)]
     for piece, part in zip(pieces, flat.split(rows), strict=True):
         bad = not torch.isfinite(part).all()
         if bad or (piece.dtype == np.float16 and not np.isfinite(piece).all()):
@@ -136,9 +106,3 @@ def _values(target: Target, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
             remedy = "" if bad else "give --outtype bf16"
             raise ModelError([Problem(f"weight {target.name}", f"it holds values {what}", remedy)])
     return np.concatenate([piece.view(np.uint8).reshape(-1) for piece in pieces])
-
-
-def _converted(part: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
-    with np.errstate(over="ignore"):
-        found: np.ndarray[Any, Any] = quantize(part.float().numpy(), kind)
-    return np.ascontiguousarray(found)

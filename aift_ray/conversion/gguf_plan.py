@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import ExportConfig
-from aift_ray.conversion import gguf_adapter, gguf_families, gguf_file, gguf_tensors, modelfile
+from aift_ray.conversion import (
+    gguf_adapter,
+    gguf_families,
+    gguf_file,
+    gguf_tensors,
+    gguf_types,
+    modelfile,
+)
 from aift_ray.conversion import gguf_vocab as vocabulary
 from aift_ray.conversion.gguf_families import Family
 from aift_ray.conversion.gguf_tensors import Target
@@ -17,6 +24,7 @@ from aift_ray.conversion.pre_tokenizers import PROBES
 from aift_ray.errors import ModelError, Problem, UserError
 from aift_ray.models import fingerprint, hub
 from aift_ray.models.hub import out_of_reach
+from aift_ray.models.scaled_rope import scaling_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -53,14 +61,20 @@ class GgufPlan:
         return found
 
 
-def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: object) -> GgufPlan:
+def prepare(
+    config: ExportConfig, location: str, adapter: Path | None, dtype: object, rows: int = 0
+) -> GgufPlan:
     """Look at the configuration, the names of the weights and the tokenizer.
+
+    Args:
+        rows: of the embeddings, that the adapter needs at least.
 
     Raises:
         UserError: with everything that a GGUF file can't hold.
     """
     text = hub.load_config(location).get_text_config(decoder=True)
-    problems: list[Problem] = []
+    text.vocab_size = max(text.vocab_size, rows)
+    problems = gguf_types.missing(config.outtype, "outtype")
     found = gguf_families.family(text)
     if isinstance(found, Problem):
         raise ModelError([found])
@@ -83,7 +97,7 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: ob
         problems += error.problems
     if problems or words is None:
         raise ModelError(problems)
-    kinds = gguf_file.types(targets, outtype)
+    kinds = gguf_types.types(targets, outtype)
     needed = gguf_file.size(targets, kinds)
     return GgufPlan(text, found, str(own), tokenizer, words, targets, outtype, needed)
 
@@ -91,6 +105,11 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None, dtype: ob
 def _targets(
     config: ExportConfig, location: str, adapter: Path | None, text: PreTrainedConfig, found: Family
 ) -> list[Target]:
+    scaling = scaling_of(location)
+    if adapter and not config.merge_adapter and scaling:
+        what = f"its base was trained with rope_scaling {scaling}, which a GGUF file of an adapter "
+        what += "has no place for"
+        raise ModelError([Problem(f"adapter {adapter}", what, "give --merge-adapter true")])
     if adapter and not config.merge_adapter:
         return gguf_adapter.targets(adapter, text, found)
     folder = fingerprint.on_disk(location)

@@ -75,4 +75,4 @@ def check_texts(texts: object, name: str, *kinds: type) -> None:
     if not texts:
         problems = [Problem(name, "is empty", f"give at least one {expected}")]
     if problems:
-        raise DataError(problems[:20], max(0, len(problems) - 20))
+        raise DataError(problems)

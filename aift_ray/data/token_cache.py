@@ -35,7 +35,6 @@ from aift_ray.data.readers.sources import expand_files
 from aift_ray.data.row_groups import Documents
 from aift_ray.data.token_rows import Ids, TokenRows, write_rows
 from aift_ray.data.tokenize import (
-    SHOWN_FAULTS,
     Counts,
     Encode,
     Encoding,
@@ -240,11 +239,9 @@ def _publish(scratch: Path, folder: Path) -> None:
 
 def _raise_for(faults: list[Fault]) -> None:
     if faults:
-        problems = [
-            Problem(memory_rows.place(f.file, f.line), f.reason, f.remedy)
-            for f in faults[:SHOWN_FAULTS]
-        ]
-        raise DataError(problems, hidden=len(faults) - len(problems))
+        raise DataError(
+            Problem(memory_rows.place(f.file, f.line), f.reason, f.remedy) for f in faults
+        )
 
 
 def _nothing_asked(counts: Counts) -> Problem:

@@ -16,7 +16,7 @@ from aift_ray.config.preference_config import Answers
 from aift_ray.data import memory_rows
 from aift_ray.data.decontamination import Screen
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import encode_row, fit_answers, with_mismatched
+from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers, with_mismatched
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.sources import read_examples
@@ -24,7 +24,7 @@ from aift_ray.data.row_groups import Documents
 from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.data.truncation import fit, split_text
 
-SHOWN_FAULTS = 20
+_SHOWN_NOTES = 20
 # rows that one thread encodes before others do, and rows that a thread gets at once
 _FIRST, _BATCH = 128, 64
 
@@ -59,15 +59,13 @@ Encode = Callable[[PromptEncoder, Iterator[Example | Fault]], Encodings]
 
 
 def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Encodings:
-    """Tokenize examples one after the other, in this process and thread."""
-    for item in items:
-        if isinstance(item, Fault):
-            yield item, None
-            continue
-        try:
-            yield item, encode_row(encoder, item)
-        except RowError as error:
-            yield item, error
+    """Tokenize examples in this process and thread, some at a time."""
+    items = iter(items)
+    while batch := list(islice(items, _BATCH)):
+        examples = [item for item in batch if isinstance(item, Example)]
+        found = iter(encode_rows(encoder, examples))
+        for item in batch:
+            yield item, next(found) if isinstance(item, Example) else None
 
 
 def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:
@@ -206,7 +204,7 @@ class Encoding:
             self._note(f"{memory_rows.place(fault.file, fault.line)}: skipped, {fault.reason}")
 
     def _note(self, text: str) -> None:
-        if len(self.counts.notes) < SHOWN_FAULTS:
+        if len(self.counts.notes) < _SHOWN_NOTES:
             self.counts.notes.append(text)
 
     def _count(self, encoded: Encoded) -> None:

@@ -60,8 +60,7 @@ def build(
     indices, own = split(config, prepared.groups(), len(held_out))
     laid = (state.global_batch, prepared.sequence_length, job.support.packed, set_of)
     plan = plan_batches(config, rows, indices, *laid)
-    tokenizer = tokenizer or hub.load_tokenizer(job.location)
-    tokenizer.chat_template = job.chat_template
+    tokenizer = tokenizer or job.load_tokenizer()
     tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     steps, objective = total_steps(config, plan), Objective.of(config)
     compared = None

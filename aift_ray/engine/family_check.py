@@ -47,8 +47,11 @@ from aift_ray.models.lora.attach import add_adapters
 
 Method = Literal["full", "lora", "qlora"]
 
-# tokens of the documents: longer and shorter than the window of a tiny model
+# tokens of the documents: longer and shorter than the window of a tiny model; and tokens with which
+# both of a pair begin, which are not trained
 _LENGTHS = (23, 5, 14, 37)
+_PROMPTS = (3, 3, 10, 10)
+_TRAINED = sum(_LENGTHS) - sum(_PROMPTS)
 _LOSS, _GRADIENTS, _LOGITS = 2e-5, 1e-3, 1e-3
 _NEW_TOKENS = 4
 _SEES = "its attention sees the tokens that it is to predict"
@@ -167,18 +170,17 @@ class _Wanted:
         if size > _MOST_WEIGHTS:
             raise ValueError(f"it still has {size:,} weights")
         model = _trainable(tiny, method, "eager").eval()
-        total, count = torch.zeros(()), 0
-        for ids in _documents():
+        total = torch.zeros(())
+        for ids, prompt in zip(_documents(), _PROMPTS, strict=True):
             logits = causal_model(model)(input_ids=ids[None], use_cache=False).logits[0].float()
-            total = total + cross_entropy(logits[:-1], ids[1:], reduction="sum")
-            count += len(ids) - 1
-        (total / count).backward()
+            total = total + cross_entropy(logits[prompt - 1 : -1], ids[prompt:], reduction="sum")
+        (total / _TRAINED).backward()
         if not torch.isfinite(total):
             raise ValueError("its loss is not finite")
         if _looks_ahead(causal_model(model)):
             raise _Unfit(_SEES, _decoder(tiny))
         logits = [_answer(causal_model(model), [ids])[0] for ids in _documents()[:2]]
-        return cls((total / count).item(), _gradients(model), logits)
+        return cls((total / _TRAINED).item(), _gradients(model), logits)
 
     def difference(
         self, tiny: PreTrainedConfig, method: Method, kind: Attention, packed: bool
@@ -192,22 +194,39 @@ class _Wanted:
             options = {"use_reentrant": False, "context_fn": recomputing}
             inner.activation_checkpointing_enable(options)
         module = LossModule(model).train()
+        why = self._step_difference(module, packed)
+        # as the pairs of preference training are, unless a loss counts each token of a prompt
+        if not why and packed and not module.routers:
+            model.zero_grad(set_to_none=True)
+            why = self._step_difference(module, packed, shared=True)
+        if why:
+            return why
+        inner.activation_checkpointing_disable()
+        alone = [_answer(inner.eval(), [ids])[0] for ids in _documents()[:2]]
+        return _logit_difference(alone, self.logits)
+
+    def _step_difference(self, module: LossModule, packed: bool, shared: bool = False) -> str:
+        """Of loss and gradients of the documents at once.
+
+        Args:
+            shared: the prompt of two documents is computed once.
+        """
         rows: Any = _Rows()
-        batch = collate(rows, range(len(_LENGTHS)), padded=not packed, pad_id=1)
-        loss = module(batch) / (sum(_LENGTHS) - len(_LENGTHS))
+        numbers = range(len(_LENGTHS))
+        groups = [number // 2 for number in numbers] if shared else None
+        batch = collate(rows, numbers, padded=not packed, pad_id=1, groups=groups)
+        loss = module(batch) / _TRAINED
         loss.backward()
         if not abs(loss.item() - self.loss) <= _LOSS * max(1.0, abs(self.loss)):
             return f"loss {loss.item():.6f} instead of {self.loss:.6f}"
-        found = _gradients(model)
+        found = _gradients(module.model)
         if found.keys() != self.gradients.keys():
             return f"gradients of {len(found)} weights instead of {len(self.gradients)}"
         square = sum(float((found[n] - g).square().sum()) for n, g in self.gradients.items())
         norm = sum(float(g.square().sum()) for g in self.gradients.values()) ** 0.5
         if not square**0.5 <= _GRADIENTS * norm:
             return f"gradients that differ by {square**0.5 / norm:.1e} of their norm"
-        inner.activation_checkpointing_disable()
-        alone = [_answer(inner.eval(), [ids])[0] for ids in _documents()[:2]]
-        return _logit_difference(alone, self.logits)
+        return ""
 
     def batch_difference(self, tiny: PreTrainedConfig, method: Method, kind: Attention) -> str:
         """Of answers in a batch, padded on the left."""
@@ -220,16 +239,19 @@ class _Wanted:
 
 
 class _Rows:
-    """The documents as rows of a token cache, all of whose tokens are supervised."""
+    """The documents as rows of a token cache."""
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         ids = _documents()[index].numpy()
-        return ids, np.ones(len(ids), np.uint8)
+        return ids, (np.arange(len(ids)) >= _PROMPTS[index]).astype(np.uint8)
 
 
 def _documents() -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
-    return [torch.randint(4, VOCABULARY, (n,), generator=draw) for n in _LENGTHS]
+    drawn = [torch.randint(4, VOCABULARY, (n,), generator=draw) for n in _LENGTHS]
+    for at in range(1, len(drawn), 2):
+        drawn[at][: _PROMPTS[at]] = drawn[at - 1][: _PROMPTS[at]]
+    return drawn
 
 
 def _trainable(tiny: PreTrainedConfig, method: Method, kind: Attention) -> torch.nn.Module:

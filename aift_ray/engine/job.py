@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aift_ray.config import RunConfig
+from aift_ray.models import hub
+from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families.family_support import Support
 from aift_ray.planning.flops import Flops
 from aift_ray.planning.memory_estimate import Memory
 from aift_ray.tasks.task_files import LoadedTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Job:
         pad_id: token of padding of a model that scores texts.
         reference: folder or Hub id of another model that answers are held against.
         events: write down for callbacks what happens.
+        added: tokens that the model does not have as it was published; None: none.
         tasks: that the model is scored on.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
@@ -57,7 +64,16 @@ class Job:
     events: bool = False
     reference: str | None = None
     pad_id: int = 0
+    added: AddedTokens | None = None
     tasks: Sequence[LoadedTask] = ()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model, with the tokens and the chat template of the run."""
+        tokenizer = hub.load_tokenizer(self.location)
+        tokenizer.chat_template = self.chat_template
+        if self.added:
+            self.added.extend(tokenizer)
+        return tokenizer
 
     @property
     def padded(self) -> bool:

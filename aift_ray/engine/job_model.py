@@ -10,6 +10,7 @@ from aift_ray.config import RunConfig
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.models import load
+from aift_ray.models.added_tokens import begin
 from aift_ray.models.attention.packed_documents import recomputing
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
@@ -47,6 +48,8 @@ def built_model(
         else None,
     )
     family_support.without_noise(base)
+    if job.added and not weights:
+        begin(base, job.added)
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
@@ -56,11 +59,11 @@ def built_model(
     adapted: torch.nn.Module
     with outlined(base, load.skeleton(job.location)) if only else nullcontext():
         if resume:
-            adapted = continue_adapters(base, config.lora, job.location, resume)
+            adapted = continue_adapters(base, config.lora, job.location, resume, job.added)
         elif config.lora.init_from:
             adapted = start_from(base, config.lora, config.lora.init_from)
         else:
-            adapted = add_adapters(base, config.lora, job.location)
+            adapted = add_adapters(base, config.lora, job.location, job.added)
     return adapted
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from typing import Any
 
 import torch
 
-from aift_ray.data.collate import MicroBatch, collate
+from aift_ray.data.collate import MicroBatch
 from aift_ray.engine import optimizer
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.device_memory import out_of_memory
 from aift_ray.engine.lr_scheduler import learning_rate
 from aift_ray.engine.optimizer import set_rate
-from aift_ray.engine.set_losses import by_set, of_comparisons
+from aift_ray.engine.set_losses import by_set
+from aift_ray.engine.step_batches import make_next, micro_batch, step_batches
 from aift_ray.engine.worker_run import Run
 from aift_ray.errors import RewardError, TrainingError
 from aift_ray.parallel.protocol import MicroBatches
@@ -115,6 +115,7 @@ def train_step(
     mine = mine if group.is_last_mp_rank else (0.0,) * len(mine)
     joined = group.joined(*mine, asked if group.is_main_process else 0)
     norm_before = model.clip_gradients(run.config.training.max_grad_norm)
+    make_next(run)
     # the only time in a step that the device is waited for
     numbers = torch.cat([joined, norm_before.to(joined).reshape(1)]).tolist()
     loss, all_tokens, balance, *sums, heard, norm = numbers
@@ -156,7 +157,7 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
     """
     lengths = (run.rollouts or run.rows).lengths
     tokens = sum(int(lengths[indices].sum()) for indices in shares if indices)
-    total = backward(run, [_prepared(run, shares, indices) for indices in shares], targets)
+    total = backward(run, step_batches(run, shares), targets)
     return total.double() / max(targets, 1), tokens
 
 
@@ -165,44 +166,6 @@ def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
     autocast = partial(run.precision.autocast, run.group.device)
     step = MicroBatches(batches, max(targets, 1), partial(seed_step, run), autocast)
     return run.parallel_model.backward(step)
-
-
-def _prepared(run: Run, shares: list[list[int]], indices: list[int]) -> MicroBatch:
-    """The batch of a worker's rows; without any, one that trains nothing."""
-    batch = micro_batch(run, indices or shares[0] or run.plan.share(run.state.step, 0, 1)[0])
-    return batch if indices else without_targets(batch)
-
-
-def micro_batch(run: Run, indices: list[int]) -> MicroBatch:
-    """The tensors of some rows, on this worker's device."""
-    if run.rollouts is not None:
-        return run.rollouts.batch(indices)
-    if run.comparison is not None:
-        compared = run.comparison.trained(indices)
-        made = run.comparison.batch(compared)
-        if run.set_of is None:
-            return made
-        return of_comparisons(made, run.set_of[compared], run.set_losses)
-    batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
-    moved = batch.to(run.group.device)
-    return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
-
-
-def without_targets(batch: MicroBatch) -> MicroBatch:
-    """A batch that trains nothing: a worker without rows still joins the reduction."""
-    return MicroBatch(
-        batch.input_ids,
-        batch.position_ids,
-        batch.attention_mask,
-        batch.cu_seqlens,
-        batch.label_positions[:0],
-        batch.labels[:0],
-        batch.max_seqlen,
-        places=batch.places,
-        own=batch.own,
-        compared=batch.compared and batch.compared.none(),
-        policy=batch.policy and batch.policy.none(),
-    )
 
 
 def trial(run: Run) -> None:

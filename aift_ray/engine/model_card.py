@@ -18,6 +18,8 @@ from aift_ray.config import RunConfig
 from aift_ray.data.tokenize import Counts
 from aift_ray.models.catalog import find
 from aift_ray.models.fingerprint import on_disk
+from aift_ray.models.hub import load_config
+from aift_ray.models.scaled_rope import scaling_of
 from aift_ray.tasks.scores import shown as score_shown
 
 FILE = "README.md"
@@ -87,7 +89,7 @@ def card(
     parts = [
         f"# {name.rsplit('/', 1)[-1]}, {'LoRA adapter' if adapters else 'fine-tuned'}",
         f"Trained from `{name}` by {config.trained_with} with aift_ray.",
-        "## Use\n\n" + _use(name, adapters, scores),
+        "## Use\n\n" + _use(name, adapters, scores, location),
         "## Data\n\n" + _data(counts, held_out),
         "## Training\n\n" + _table(_settings(config, summary)),
         "## Scores\n\n" + _scores(summary),
@@ -155,20 +157,33 @@ def _tags(config: RunConfig) -> list[str]:
     return [] if config.objective == "sft" else [config.objective]
 
 
-def _use(name: str, adapters: bool, scores: bool) -> str:
+def _use(name: str, adapters: bool, scores: bool, location: str) -> str:
     kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     if not adapters:
         lines = [f"from transformers import {kind}, AutoTokenizer", ""]
         lines += [f'model = {kind}.from_pretrained("THIS FOLDER OR REPOSITORY")']
     else:
         one = ", num_labels=1" if scores else ""
+        changed = _scaled(location)
+        config, given = ("AutoConfig, ", ", config=config") if changed else ("", "")
         lines = ["from peft import PeftModel"]
-        lines += [f"from transformers import {kind}, AutoTokenizer", ""]
-        lines += [f'base = {kind}.from_pretrained("{name}"{one})']
+        lines += [f"from transformers import {config}{kind}, AutoTokenizer", ""]
+        if changed:
+            lines += [f'config = AutoConfig.from_pretrained("{name}")']
+            lines += [f"config.{key} = {value}" for key, value in changed.items()]
+        lines += [f'base = {kind}.from_pretrained("{name}"{one}{given})']
         lines += ['model = PeftModel.from_pretrained(base, "THIS FOLDER OR REPOSITORY")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER OR REPOSITORY")']
     code = "\n".join(lines)
     return f"```python\n{code}\n```\n\nThe chat template that made the training rows is included."
+
+
+def _scaled(location: str) -> dict[str, Any]:
+    """What of the base's configuration was changed for training; empty: nothing."""
+    if scaling_of(location) is None:
+        return {}
+    found = load_config(location, scorer=True)
+    return {key: getattr(found, key) for key in ("rope_parameters", "max_position_embeddings")}
 
 
 def _data(counts: tuple[Counts, Counts], held_out: int) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
+from aift_ray.data.collate import MicroBatch
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import checkpoint
 from aift_ray.engine.comparison import Comparison
@@ -39,6 +40,7 @@ class Run:
         set_losses: summed loss of each set in this step so far, of this worker's rows.
         comparison: the training rows, where answers are compared.
         rollouts: generated completions, where they are trained.
+        ahead: the number of the next step, and its micro-batches; None: they are not made yet.
     """
 
     job: Job
@@ -59,6 +61,7 @@ class Run:
     set_losses: torch.Tensor | None = None
     comparison: Comparison | None = None
     rollouts: Rollouts | None = None
+    ahead: tuple[int, list[MicroBatch]] | None = None
 
     @property
     def module(self) -> LossModel:

@@ -12,7 +12,7 @@ from aift_ray.config import EvaluateConfig
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.engine.precision import DTYPES
 from aift_ray.errors import ConfigError, ModelError, Problem, UserError
-from aift_ray.models import folder_check, hub, load
+from aift_ray.models import folder_check, hub, load, provenance
 from aift_ray.models.base_and_adapter import Place, find_place
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.attach import reload_adapters
@@ -97,9 +97,10 @@ def _with_adapter(base: Place, model: str, folder: str) -> Place:
     if base.adapter:
         what = f"{model} is an adapter itself"
         raise ConfigError([Problem("adapters", what, "give its base as --model")])
-    adapter = check_adapter(folder, model, base.base, load.skeleton(base.base))
+    location = provenance.opened_as_trained(base.base, Path(folder).expanduser())
+    adapter = check_adapter(folder, model, location, load.skeleton(location))
     tokenizer = str(adapter) if folder_check.has_tokenizer(adapter) else base.tokenizer
-    return Place(base.base, tokenizer, adapter)
+    return Place(location, tokenizer, adapter)
 
 
 @dataclass

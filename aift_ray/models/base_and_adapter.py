@@ -36,7 +36,9 @@ class Place:
     def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         """The tokenizer; ModelError where it writes ids that the model `name` has no row for."""
         tokenizer = hub.load_tokenizer(self.tokenizer)
-        check_vocabulary(name, tokenizer, hub.load_config(self.base))
+        if not self.adapter:
+            # that of an adapter was checked with it, and may have tokens that its base lacks
+            check_vocabulary(name, tokenizer, hub.load_config(self.base))
         return tokenizer
 
 
@@ -76,6 +78,7 @@ def _adapter_place(name: str, folder: Path) -> Place:
         what = f"it was made for the base model {base}, which can't be used"
         remedy = f"bring the base back, or write where it is by now into {folder / CONFIG}"
         raise ModelError([Problem(where, what, remedy), *error.problems]) from None
+    location = provenance.opened_as_trained(location, folder)
     adapter = check_adapter(name, base, location, load.skeleton(location))
     return Place(location, str(adapter) if has_tokenizer(adapter) else location, adapter)
 

@@ -31,6 +31,7 @@ from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG, find, is_hub_id, suggestion, unknown
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.folder_check import TOKENIZERS, check
+from aift_ray.models.scaled_rope import scale, scaling_of
 
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
@@ -96,9 +97,16 @@ def load_config(location: str, scorer: bool = False) -> Any:
         scorer: the weights may be those of a reward model too.
 
     Raises:
-        ModelError: there is none, transformers has no such model, or its architecture is not that
-            of a language model.
+        ModelError: there is none, transformers has no such model, its architecture is not that
+            of a language model, or its rotary embeddings can't be scaled as the location says.
     """
+    found, scaling = _load_config(location, scorer), scaling_of(location)
+    if scaling:
+        scale(found, scaling)
+    return found
+
+
+def _load_config(location: str, scorer: bool) -> Any:
     with explained(location):
         stored, _ = PreTrainedConfig.get_config_dict(location)
         _check_task(location, stored.get("architectures"), scorer)

@@ -14,7 +14,7 @@ from aift_ray.errors import ArgumentError, ConfigError, DataError, ModelError, P
 from aift_ray.models import fallback, hub, load
 from aift_ray.models.answer_text import written
 from aift_ray.models.attention.flash_attention import has_flash
-from aift_ray.models.base_and_adapter import find_place, say_once
+from aift_ray.models.base_and_adapter import Place, find_place, say_once
 from aift_ray.models.base_model import BaseModel, wrong_flags
 from aift_ray.models.catalog import CATALOG, find
 from aift_ray.models.families.refusals import check_layers
@@ -85,21 +85,25 @@ class JapaneseModel(BaseModel):
                 that does not fit its base.
         """
         if self.model is None:
-            place = find_place(self.model_name)
-            check_layers(hub.load_config(place.base))
-            fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
-            flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
-            kind = load.answering_attention(place.base, flash)
-            say_once(f"attention: {load.ATTENTION[kind]}")
-            model: Any = load.load_model(
-                place.base, self.torch_dtype, kind, self.quantization, {"": self.device}
-            )
-            if self.gradient_checkpointing:
-                enable_gradient_checkpointing(model)
-            if place.adapter:
-                model = reload_adapters(model, str(place.adapter), trainable=False)
-            self.model = model.eval()
+            self.model = self.open_place(find_place(self.model_name))
         return self.model
+
+    def open_place(self, place: Place) -> PreTrainedModel:
+        """The model of a place, on this model's device and in its precision, ready to answer."""
+        check_layers(hub.load_config(place.base))
+        fallback.check_memory(place.base, self.torch_dtype, self._bits, self.device)
+        flash = self.use_flash_attention and has_flash(self.device, self.torch_dtype)
+        kind = load.answering_attention(place.base, flash)
+        say_once(f"attention: {load.ATTENTION[kind]}")
+        model: Any = load.load_model(
+            place.base, self.torch_dtype, kind, self.quantization, {"": self.device}
+        )
+        if self.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        if place.adapter:
+            model = reload_adapters(model, str(place.adapter), trainable=False)
+        found: PreTrainedModel = model.eval()
+        return found
 
     def load_tokenizer(self) -> PreTrainedTokenizer:
         """The (fast) tokenizer, with the chat template that training and answers use; loaded once.

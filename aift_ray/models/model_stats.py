@@ -8,11 +8,12 @@ counted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError
+from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.hub import load_config
 from aift_ray.planning.model_shape import FAMILIES, Counted, Shape
 
@@ -36,13 +37,34 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def measured(location: str, config: RunConfig) -> Measured:
+def measured(location: str, config: RunConfig, added: AddedTokens | None = None) -> Measured:
     """The numbers of the model of a resolved location.
+
+    Args:
+        added: tokens that it gets.
 
     Raises:
         ModelError: a model that can't be trained by the method asked for.
         ConfigError: layers that it does not have.
     """
+    found = _as_published(location, config)
+    if added is None:
+        return found
+    shape = found.shape
+    tables = 1 if shape.tied else 2
+    rows, trained = added.rows - shape.vocabulary, len(added.ids) if added.alone else added.rows
+    changes: dict[str, Any] = {"vocabulary": added.rows}
+    if shape.counted:
+        loose = shape.counted.loose + rows * shape.hidden * tables
+        changes["counted"] = replace(shape.counted, loose=loose)
+    whole = (
+        found.whole if config.method == "full" else found.whole + trained * shape.hidden * tables
+    )
+    return replace(found, shape=replace(shape, **changes), whole=whole)
+
+
+def _as_published(location: str, config: RunConfig) -> Measured:
+    """The same without new tokens."""
     own = load_config(location, config.objective == "reward")
     lora = config.lora
     asked = lora.target_modules or lora.modules_to_save or lora.bias != "none" or lora.experts

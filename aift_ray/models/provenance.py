@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aift_ray.config.rope_scaling import RopeScaling
 from aift_ray.errors import ModelError, Problem
+from aift_ray.models import scaled_rope
 from aift_ray.models.fingerprint import fingerprint, on_disk
 from aift_ray.models.forward_settings import changed_settings, forward_settings
+from aift_ray.models.scaled_rope import scaling_of
 
 FILE = "aift_ray.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
@@ -37,6 +41,8 @@ def record(folder: Path, base: str | None = None, quantized_from: str | None = N
         found = {}
     if base is not None:
         found["base"] = {"name": base, "weights": _known(base), "settings": _settings(base)}
+        if scaling_of(base):
+            found["base"][scaled_rope.FIELD] = scaling_of(base)
     if quantized_from is not None:
         found["weights"] = fingerprint(str(folder))
         found["quantized_from"] = _known(quantized_from)
@@ -87,6 +93,20 @@ def other_base(folder: Path, location: str) -> str | None:
     held = identity(location)
     known = recorded.get("weights") and held
     return str(recorded["name"]) if known and recorded["weights"] != held else None
+
+
+def opened_as_trained(location: str, *adapters: Path) -> str:
+    """The base of adapters, whose rotary embeddings are scaled as training has recorded it.
+
+    A damaged record is left to those who check an adapter, and so are adapters that were trained
+    otherwise than the first.
+    """
+    for folder in adapters:
+        with suppress(ValueError, OSError):
+            found = (remembered(folder).get("base") or {}).get(scaled_rope.FIELD)
+            if found:
+                return scaled_rope.scaled(location, str(RopeScaling.parse(str(found))))
+    return location
 
 
 def changed_base(folder: Path, location: str) -> list[str]:

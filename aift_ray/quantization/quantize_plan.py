@@ -65,7 +65,7 @@ def prepare(config: QuantizeConfig) -> QuantizePlan:
     own = dtype = torch.float32
     quantization = None
     try:
-        location = quantizer.source(config.model)
+        location = quantizer.source(config.model, config.adapter)
         tokenizer = hub.load_tokenizer(location)
         check_vocabulary(config.model, tokenizer, hub.load_config(location))
         skeleton = load.skeleton(location)

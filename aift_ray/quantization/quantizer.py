@@ -24,8 +24,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def source(name: str) -> str:
+def source(name: str, adapter: str | None = None) -> str:
     """The location of a model that can be quantized.
+
+    Args:
+        adapter: folder of an adapter that is merged into it first.
 
     Raises:
         ModelError: there is none of that name, its folder is not whole, it already is
@@ -42,7 +45,9 @@ def source(name: str) -> str:
     changed = provenance.changed_prompts(f"model {name}", Path(location))
     if changed:
         raise ModelError(changed)
-    return location
+    if adapter is None:
+        return location
+    return provenance.opened_as_trained(location, Path(adapter).expanduser())
 
 
 def stored_dtype(location: str) -> torch.dtype:

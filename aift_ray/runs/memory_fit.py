@@ -43,6 +43,7 @@ def needs(
     gpu: bool,
     whole: int,
     host: Host | None = None,
+    answers: int | None = None,
 ) -> Need:
     """The memory of a worker by the way the model is spread.
 
@@ -50,6 +51,7 @@ def needs(
         shape: the model's numbers.
         tokens: of the longest micro-batch.
         whole: weights trained as a whole beside the adapters.
+        answers: `answer_tokens`; None: of rows as long as the settings allow.
     """
     held = None if _on_gpus(config, gpu) else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
@@ -79,7 +81,7 @@ def needs(
             dropout=config.lora.lora_dropout > 0,
             gpu=planned,
             copies=planned and training.async_save,
-            answer_tokens=answer_tokens(config),
+            answer_tokens=answer_tokens(config, workers) if answers is None else answers,
             completions=_completions(config),
             process=process,
             targets=targets,
@@ -89,13 +91,29 @@ def needs(
     return need
 
 
-def answer_tokens(config: RunConfig) -> int:
-    """Tokens of the prompts and answers that an evaluation makes at once."""
+def answer_tokens(
+    config: RunConfig,
+    workers: int,
+    asked: int | None = None,
+    longest: int | None = None,
+    batched: bool = True,
+) -> int:
+    """Tokens of the prompts and answers that an evaluation makes at once.
+
+    Args:
+        asked: rows that are answered, and
+        longest: tokens of the longest of them, where they are known.
+        batched: whether several rows are answered together.
+    """
     training = config.training
     if config.objective == "grpo":
         return _completions(config) * config.data.sequence_length
-    rows = min(training.exact_match_rows, training.exact_match_batch_size)
-    matched = rows * (config.data.sequence_length + training.exact_match_max_tokens)
+    asked = training.exact_match_rows if asked is None else asked
+    replicas = max(1, workers // config.parallel.model_parallel_size)
+    share = -(-asked // replicas)
+    rows = min(share, training.exact_match_batch_size if batched else 1)
+    length = config.data.sequence_length if longest is None else longest
+    matched = rows * (length + training.exact_match_max_tokens)
     if not config.evaluation.tasks:
         return matched
     # prompts of tasks are of no known length here; most are shorter than a training row

@@ -21,7 +21,8 @@ from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models import hub
+from aift_ray.models import hub, scaled_rope
+from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
 from aift_ray.models.families.refusals import check_layers, is_llama_like, refusal
@@ -29,7 +30,7 @@ from aift_ray.models.hub import tokenizer_bytes
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.planning.memory_estimate import Memory
-from aift_ray.runs import memory_fit, objective_inputs, resume_check
+from aift_ray.runs import memory_fit, new_tokens, objective_inputs, resume_check
 from aift_ray.runs.row_layout import StepLayout
 from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask
@@ -47,7 +48,7 @@ class ResolvedModel:
         location: folder or Hub id.
         config: transformers' configuration of it.
         support: how its family is computed.
-        beside: `reference` and `pad_id` of a Job.
+        beside: `reference`, `pad_id` and `added` of a Job.
         adapter_weights: weights of the adapter that the run starts from; None: of none.
         state: where the resumed run is; None: a new run.
         changed: settings that differ from the checkpoint's, a line each.
@@ -94,16 +95,17 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     """
     _given(draft)
     tasks = in_training.load(draft.evaluation)
-    location = hub.resolve(draft.model)
+    location = scaled_rope.scaled(hub.resolve(draft.model), draft.rope_scaling)
     model_config = hub.load_config(location, draft.objective == "reward")
     _spread(draft, model_config, workers, gpu)
     support = _support(draft, model_config)
-    encoder = _encoder(draft, location, model_config)
+    encoder, added = _encoder(draft, location, model_config)
     beside = objective_inputs.settled(draft, model_config, encoder.tokenizer)
+    beside["added"] = added
     draft.data.sequence_length = _sequence_length(draft, model_config)
     adapter_weights = _adopted(draft, location)
     state, changed = resume_check.resumed(draft, resume, workers) if resume else (None, [])
-    model = _measured(draft, location, state)
+    model = _measured(draft, location, state, added)
     found = (tasks, location, model_config, support, encoder, beside)
     return ResolvedModel(*found, adapter_weights, state, changed, model)
 
@@ -120,8 +122,9 @@ def by_rows(
         ModelError, ConfigError: the run does not fit into the memory that is there.
     """
     host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
+    answers = memory_fit.answer_tokens(draft, workers, *laid.answered, model.support.batched)
     shape, whole = model.measured.shape, model.measured.whole
-    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host)
+    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
     why = memory_fit.settle(draft, need, workers, gpu)
     memory_fit.settle_cpus(draft, workers)
     layout = _layout(draft, model.location, laid.plan, laid.longest, gpu)
@@ -183,22 +186,27 @@ def _support(config: RunConfig, model_config: PreTrainedConfig) -> Support:
     return supported(model_config, method, cache_folder(config.data))
 
 
-def _encoder(config: RunConfig, location: str, model_config: PreTrainedConfig) -> PromptEncoder:
-    """The prompts of a model, with the template asked for.
+def _encoder(
+    config: RunConfig, location: str, model_config: PreTrainedConfig
+) -> tuple[PromptEncoder, AddedTokens | None]:
+    """The prompts of a model, with the template and the new tokens asked for.
 
     Raises:
         ModelError: ids beyond its embeddings.
+        ConfigError: tokens that can't be added.
     """
     tokenizer = hub.load_tokenizer(location)
     if config.data.chat_template:
         tokenizer.chat_template = read_template(config.data.chat_template)
     check_vocabulary(config.model, tokenizer, model_config)
-    return PromptEncoder(
+    added = new_tokens.settled(config, tokenizer, model_config)
+    encoder = PromptEncoder(
         tokenizer,
         config.data.system_prompt,
         extra_stop_ids=hub.stop_ids(location),
         supervision=Supervision.of(config.data),
     )
+    return encoder, added
 
 
 def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
@@ -215,7 +223,11 @@ def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
     if "sequence_length" not in config.data.model_fields_set:
         return limit
     what = f"{length} is not allowed: the model takes at most {limit} tokens"
-    raise ConfigError([Problem("data.sequence_length", what)])
+    scaling = scaled_rope.needed(model_config, length)
+    remedy = f"give {limit} or less"
+    if scaling:
+        remedy += f", or scale its rotary position embeddings: --rope-scaling {scaling}"
+    raise ConfigError([Problem("data.sequence_length", what, remedy)])
 
 
 def _adopted(config: RunConfig, location: str) -> int | None:
@@ -228,9 +240,11 @@ def _adopted(config: RunConfig, location: str) -> int | None:
     return adopt(config, location)
 
 
-def _measured(config: RunConfig, location: str, state: State | None) -> Measured:
+def _measured(
+    config: RunConfig, location: str, state: State | None, added: AddedTokens | None
+) -> Measured:
     """The model's numbers; a ConfigError where its experts are not those of the checkpoint."""
-    model = measured(location, config)
+    model = measured(location, config, added)
     if state:
         resume_check.check_experts(config, state, model.shape.expert_parameters)
     return model

@@ -26,6 +26,7 @@ class StepLayout:
         steps: of the whole run.
         rate: the learning rate's schedule, in words.
         held_out: rows to evaluate on.
+        answered: rows that an evaluation answers, and tokens of the longest of them.
     """
 
     plan: BatchPlan | RolloutPlan
@@ -34,6 +35,7 @@ class StepLayout:
     steps: int
     rate: str
     held_out: int
+    answered: tuple[int, int]
 
 
 def laid_out(
@@ -54,7 +56,10 @@ def laid_out(
     longest = _longest(rows.lengths[largest] + completion, support.pads(config.data.packing))
     steps = total_steps(config, plan)
     rate = lr_scheduler.settle(config.training, steps, config.method != "full")
-    return StepLayout(plan, longest, plan.most_targets(), steps, rate, len(evaluation) or len(own))
+    tested = evaluation.lengths if len(evaluation) else rows.lengths[own]
+    asked = tested[:: 1 if config.objective == "sft" else 2][: config.training.exact_match_rows]
+    answered = len(asked), int(asked.max(initial=0))
+    return StepLayout(plan, longest, plan.most_targets(), steps, rate, len(tested), answered)
 
 
 def _check_split(config: RunConfig, held_out: int) -> None:

@@ -55,6 +55,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
             "method",
             f"{config.trained_as}, {run.trained_parameters:,} trained parameters (computed)",
         ),
+        *_new_tokens(run),
         *_objective(config),
         ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
         ("training rows", _counts(run.prepared.train)),
@@ -95,6 +96,16 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     table("plan", rows)
     for warning in run.warnings:
         console.print(f"note: {warning}", style="yellow", markup=False)
+
+
+def _new_tokens(run: Preparation) -> list[tuple[str, str]]:
+    """Tokens that the model gets."""
+    added = run.job.added
+    if added is None:
+        return []
+    how = "their rows trained" if added.alone else "all rows of the embeddings trained"
+    ids = f"{len(added.ids):,}, ids {min(added.ids)} to {max(added.ids)}"
+    return [("new tokens", f"{ids}, from the mean of their pieces; {how}")]
 
 
 def _objective(config: RunConfig) -> list[tuple[str, str]]:

@@ -95,7 +95,8 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     Raises:
         UserError: what keeps the base from being served.
     """
-    location = hub.resolve(config.model)
+    folders = [Path(each).expanduser() for each in config.adapter_folders().values()]
+    location = provenance.opened_as_trained(hub.resolve(config.model), *folders)
     problems = provenance.changed_prompts(f"model {config.model}", Path(location))
     if problems:
         raise ModelError(problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +12,12 @@ from peft import LoraConfig
 from aift_ray.config import DataConfig, LoRAConfig, RayConfig, TrainingConfig
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import check_arguments
-from aift_ray.models import hub, load
+from aift_ray.models import hub, load, provenance
 from aift_ray.models.base_and_adapter import Place
 from aift_ray.models.base_model import BaseModel
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.lora.adapter_folder import check_adapter
-from aift_ray.models.lora.attach import reload_adapters
 from aift_ray.training import trainer_args
 from aift_ray.training.peft_config import as_own
 from aift_ray.training.trainer import Trainer
@@ -92,15 +92,16 @@ class LoRAFinetuningTrainer(Trainer):
                 which is named.
         """
         base = JapaneseModel(base_model_name, device)
-        location = hub.resolve(base_model_name)
+        own_folder = Path(lora_adapter_path).expanduser()
+        location = provenance.opened_as_trained(hub.resolve(base_model_name), own_folder)
         skeleton = load.skeleton(location)
         folder = check_adapter(lora_adapter_path, base_model_name, location, skeleton)
         own = str(folder) if has_tokenizer(folder) else location
-        tokenizer = Place(location, own).load_tokenizer(base_model_name)
+        place = Place(location, own, folder)
+        tokenizer = place.load_tokenizer(base_model_name)
         # gives it a template where it has none
         PromptEncoder(tokenizer)
-        adapted = reload_adapters(base.load_model(), str(folder), trainable=False)
-        return adapted.eval(), tokenizer
+        return base.open_place(place), tokenizer
 
 
 def lora_sections(model: BaseModel, config: object) -> dict[str, Any]:

@@ -9,11 +9,18 @@ from peft import LoraConfig
 from torch import nn
 
 from aift_ray.config import DataConfig, LoRAConfig, PreferenceConfig, RayConfig, TrainingConfig
+from aift_ray.config.preference_config import PREFERENCE_OBJECTIVES
 from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
 from aift_ray.training.trainer import Trainer, check_full
+
+# which other trainer has an objective
+_TRAINERS = {
+    "sft": "use FullFinetuningTrainer or LoRAFinetuningTrainer",
+    "grpo": "use GRPOTrainer",
+}
 
 
 class PreferenceTrainer(Trainer):
@@ -34,8 +41,9 @@ class PreferenceTrainer(Trainer):
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
-        ConfigError: all weights are to be trained, and they are held in 8 or 4 bits; or a reward
-            model by other processes, which this one can't open.
+        ConfigError: an objective that compares no answers; or all weights are to be trained, and
+            they are held in 8 or 4 bits; or a reward model by other processes, which this one
+            can't open.
     """
 
     def __init__(
@@ -86,6 +94,10 @@ class PreferenceTrainer(Trainer):
         return super().train(train_texts, eval_texts, resume_from_checkpoint)
 
     def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
+        if self.objective not in PREFERENCE_OBJECTIVES:
+            allowed = ", ".join(PREFERENCE_OBJECTIVES)
+            what = f"{self.objective!r} compares no answers: give {allowed}"
+            raise ConfigError([Problem("objective", what, _TRAINERS.get(self.objective, ""))])
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)

@@ -38,7 +38,7 @@ def in_python() -> Iterator[None]:
             Problem(_said(each.where), _said(each.what), _said(each.remedy))
             for each in error.problems
         ]
-        raise type(error)(problems, error.hidden) from error
+        raise type(error)(problems) from error
 
 
 def _said(text: str) -> str:

@@ -14,7 +14,6 @@ from aift_ray.errors import DataError, Problem
 from aift_ray.models import hub
 
 Rows = list[str] | list[dict[str, Any]]
-_SHOWN = 20
 _TOKENS = "input_ids"
 _EXPECTED = "give str, a row (dict), or a dict with input_ids"
 
@@ -53,7 +52,7 @@ def held_dataset(dataset: object, name: str, model: str) -> Held:
         except ValueError as error:
             problems.append(Problem(f"{name}[{index}]", str(error)))
     if problems:
-        raise DataError(problems[:_SHOWN], max(0, len(problems) - _SHOWN))
+        raise DataError(problems)
     return memory_rows.as_tokens(rows)
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches filled up to a number of tokens: the same steps, spread otherwise."""
+"""Micro-batches: how many tokens they take, and what is known of them before they are sent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aift_ray.data.batch_plan import BatchPlan
+from aift_ray.data.collate import collate
+from aift_ray.engine.step_batches import without_targets
 
 CASES = [
     pytest.param({}, id="concat"),
@@ -53,6 +56,23 @@ def test_the_same_rows_in_micro_batches_of_so_many_tokens(
             assert size(filled, part) <= longest
             assert int(filled.targets[part].sum()) <= filled.most_targets()
             assert len(part) % filled.together == 0
+
+
+class Rows:
+    """Rows of uneven length, the last half of each supervised."""
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        length = 3 + 2 * index
+        flags = np.arange(length) >= length // 2
+        return np.arange(length, dtype=np.int32), flags.astype(np.uint8)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_longest_document_is_known_before_the_copy(padded: bool) -> None:
+    # a tensor on meta can't be read: what was asked of it there would fail
+    sent = collate(Rows(), [2, 0, 1], padded).to(torch.device("meta"))
+    assert sent.max_seqlen == 7
+    assert without_targets(sent).max_seqlen == 7
 
 
 def test_few_micro_steps_where_many_tokens_are_allowed() -> None:

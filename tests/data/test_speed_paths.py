@@ -44,7 +44,8 @@ def _check(safe: SafeTokenizer) -> int:
             text += "".join(source.choices(PIECES, k=source.randint(0, 4)))
             borders.append(len(text))
             text += "".join(source.choices(PIECES, k=source.randint(0, 4)))
-        whole = safe._grown_whole(text, borders)
+        known = safe._controls(text, borders)
+        whole = safe._grown_whole(text, borders, *known, safe.encode(text)) if known else None
         by_parts = safe._grown_by_parts(text, borders)
         at_once += whole is not None
         if whole is not None:

@@ -14,7 +14,8 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from aift_ray.engine import loop, reference_logprobs
+from aift_ray.engine import reference_logprobs
+from aift_ray.engine.step_batches import micro_batch
 from aift_ray.errors import ConfigError, ModelError
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
@@ -118,7 +119,7 @@ def test_a_prompt_that_two_answers_share_is_computed_once_and_changes_nothing(
         runs[False] = started(config, tmp_path)
     tokens = {}
     for shared, run_of in runs.items():
-        batch = loop.micro_batch(run_of, [0, 1, 2, 3])
+        batch = micro_batch(run_of, [0, 1, 2, 3])
         tokens[shared] = batch.input_ids.shape[1]
         assert (batch.places is not None) == shared
     prompts = [int(runs[True].rows.row(row)[1].argmax()) for row in (0, 2)]

@@ -61,6 +61,28 @@ def mixed(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.T
     return (inputs[0] + torch.nn.functional.pad(inputs[0], (0, 0, 1, -1)),)
 
 
+class FollowingConfig(LlamaConfig):
+    """Of a network that is right with documents end to end, and not where they share tokens."""
+
+    model_type = "following-llama"
+
+
+class FollowingForCausalLM(LlamaForCausalLM):
+    """Each block also mixes a position with the one before it in the row, in the same document."""
+
+    config_class = FollowingConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.register_forward_pre_hook(followed, with_kwargs=True)
+
+
+def followed(_: torch.nn.Module, inputs: Any, given: Any) -> Any:
+    before = torch.nn.functional.pad(inputs[0], (0, 0, 1, -1))
+    return (inputs[0] + before * (given["position_ids"] > 0)[..., None], *inputs[1:]), given
+
+
 class NoisyConfig(LlamaConfig):
     """Of a network whose training differs from its forward."""
 
@@ -84,7 +106,11 @@ def doubled(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tens
 
 @pytest.fixture(autouse=True, scope="module")
 def registered() -> None:
-    for config, model in ((MixingConfig, MixingForCausalLM), (NoisyConfig, NoisyForCausalLM)):
+    for config, model in (
+        (MixingConfig, MixingForCausalLM),
+        (FollowingConfig, FollowingForCausalLM),
+        (NoisyConfig, NoisyForCausalLM),
+    ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
@@ -118,6 +144,12 @@ def test_a_network_of_the_catalog_is_computed_as_the_table_of_its_family_says(na
 def test_a_network_that_carries_state_across_documents_is_padded() -> None:
     found = measure(MixingConfig(), "full")
     assert found == Support("documents", packed=False, batched=False)
+
+
+def test_a_network_in_which_documents_cannot_share_their_prompt_is_padded() -> None:
+    found = measure(FollowingConfig(), "full")
+    assert isinstance(found, Support)
+    assert (found.attention, found.packed) == ("documents", False)
 
 
 def test_a_network_that_trains_something_else_is_refused_with_the_difference(

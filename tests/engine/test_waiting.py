@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aift_ray.engine import loop
+from aift_ray.engine import loop, step_batches
 from aift_ray.parallel import dtensor_utils
 from tests.conftest import make_tiny_mixture
 from tests.helpers.runs import started
@@ -45,6 +45,8 @@ class Waits(TorchDispatchMode):
 
 def waits_of(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a step waits for where tensors are on a device."""
+    # the next step's batches are made within a step
+    monkeypatch.setattr(step_batches, "computes_apart", lambda _: True)
     loop.train_step(run)
     run.state.step += 1
     # gradients as a GPU has them

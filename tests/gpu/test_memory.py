@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine import loop
+from aift_ray.engine import loop, step_batches
 from aift_ray.engine.build import build
 from aift_ray.engine.device_memory import device_memory_gb, peak_memory_gb
 from aift_ray.parallel.group import Group
@@ -80,6 +80,24 @@ def test_a_step_waits_for_the_device_once(
         torch.cuda.set_sync_debug_mode("default")
     said = [str(each.message) for each in waits if "synchroniz" in str(each.message)]
     assert len(said) <= 1
+
+
+def test_the_next_batches_are_sent_beside_the_computation(
+    wide: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"training__batch_size": 2, "training__gradient_accumulation_steps": 3}
+    config = configure(model=wide, method="lora", **steps)
+    job = prepare(config, tmp_path, 1, True, None).job
+    run = build(job, Group(0, 1, DEVICE))
+    found = stepped(run, 1)
+    assert run.ahead is not None
+    assert all(batch.input_ids.device == DEVICE for batch in run.ahead[1])
+    found += stepped(run, 5)
+    monkeypatch.setattr(step_batches, "computes_apart", lambda _: False)
+    plain = stepped(build(job, Group(0, 1, DEVICE)), 6)
+    assert [line["loss"] for line in found] == pytest.approx(
+        [line["loss"] for line in plain], rel=1e-5
+    )
 
 
 def test_a_server_has_tokens_for_what_the_device_has_left() -> None:

@@ -79,7 +79,7 @@ def test_an_unreadable_data_file_is_named(refused: Refused, tmp_path: Path) -> N
     assert "secret.jsonl" in refused(file=file)
 
 
-def test_all_wrong_rows_are_shown_at_once_and_the_rest_counted(
+def test_all_wrong_rows_are_named_at_once_and_the_first_with_their_reasons(
     refused: Refused, tmp_path: Path
 ) -> None:
     rows = "".join('{"instruction": "a"}\n' + GOOD for _ in range(30))
@@ -89,6 +89,7 @@ def test_all_wrong_rows_are_shown_at_once_and_the_rest_counted(
     assert "many.jsonl:39:" in message
     assert "many.jsonl:41:" not in message
     assert "and 10 more" in message
+    assert "many.jsonl:41,43,45,47,49,51,53,55,57,59" in message
 
 
 def test_no_supervised_token_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -298,10 +299,11 @@ def test_errors_travel_between_processes() -> None:
 
     from aift_ray.errors import DataError, Interrupted, Problem
 
-    error = DataError([Problem("a", "b", "c")], hidden=2)
+    error = DataError([Problem("a", "b", "c"), *(Problem(f"rows[{n}]", "b") for n in range(40))])
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, UserError)
-    assert (str(again), again.hidden) == (str(error), 2)
+    assert (str(again), again.problems) == (str(error), error.problems)
+    assert str(error).endswith("... and 21 more, at\n      rows[19-39]")
     assert pickle.loads(pickle.dumps(Interrupted("m", 75))).exit_status == 75
 
 

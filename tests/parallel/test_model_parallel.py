@@ -61,7 +61,7 @@ def test_activations_follow_the_blocks_to_another_device(
     model = run.module.model
     pieces, meta = pieces_of(model), torch.device("meta")
     batch = run.plan.longest_micro_batch()
-    from aift_ray.engine.loop import micro_batch
+    from aift_ray.engine.step_batches import micro_batch
 
     inputs = model_inputs(micro_batch(run, batch))
     inputs = {k: v for k, v in inputs.items() if "cu_seq" not in k and "max_length" not in k}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
+from aift_ray.data.prompts.row_steps import Steps
 from aift_ray.data.token_types import Encoded, EncodedRow
 
 # rows with a label among which each gets the answer of another
@@ -14,20 +15,26 @@ _WINDOW = 256
 Rows = Iterator[tuple[Encoded, Example]]
 
 
-def encode_row(encoder: PromptEncoder, example: Example) -> EncodedRow:
+def encode_rows(encoder: PromptEncoder, examples: Iterable[Example]) -> list[EncodedRow | RowError]:
     """As `encoder.rows`; of a pair both answers, the better one first; of a prompt nothing else.
 
-    Raises:
-        RowError: an answer can't be encoded, becomes several, or has no token to train on.
+    A RowError in place of a row: an answer can't be encoded, becomes several, or has no token to
+    train on.
     """
+    return encoder.finished([_steps(encoder, example) for example in examples])
+
+
+def _steps(encoder: PromptEncoder, example: Example) -> Steps:
     if example.row:
         ids = encoder.prompt_ids(example)
         return EncodedRow([Encoded(ids, [False] * len(ids))])
     if not example.compared:
-        return encoder.rows(example)
+        return (yield from encoder.steps(example))
     sides = [example, example.rejected] if example.rejected else [example]
     names = ("chosen", "rejected") if example.rejected else ("the answer",)
-    found = [encoder.rows(each) for each in sides]
+    found = []
+    for each in sides:
+        found.append((yield from encoder.steps(each)))
     for name, row in zip(names, found, strict=True):
         if len(row.pieces) > 1:
             what = f"{name} has {len(row.pieces)} answers, which the chat template writes otherwise"

@@ -30,7 +30,14 @@ from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_steps import Steps, finish
+from aift_ray.data.prompts.safe_tokenizer import (
+    Bordered,
+    Grown,
+    RowError,
+    SafeTokenizer,
+    text_tokens,
+)
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.errors import ModelError, Problem
@@ -81,7 +88,7 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer)
+        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, text_tokens(tokenizer))
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
@@ -109,15 +116,32 @@ class PromptEncoder:
         Raises:
             RowError: why the row can't be encoded.
         """
+        (found,) = self.finished([self.steps(example)])
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def finished(self, rows: Sequence[Steps]) -> list[EncodedRow | RowError]:
+        """What the `steps` of rows come to; the texts of all are encoded in one call."""
+        return finish(self._safe, rows)
+
+    def steps(self, example: Example) -> Steps:
+        """As `rows`: gives the texts to be encoded, and is to be sent what became of them."""
         if example.kind in ("text", "prompt"):
             unused = tuple(f"{RAW}{key}" for key in example.unused)
-            return EncodedRow([self._encode_raw(example)], not_shown=unused)
+            grown = yield [self._raw_text(example)]
+            return EncodedRow([self._encode_raw(example, *grown)], not_shown=unused)
         template = self._template.given(example.tools, example.options)
         messages, left_out = self._messages(example), False
         if self.supervision.thoughts == "none":
             messages, left_out = without_thoughts(messages, template.tags)
         made = self._renderer.renderings(template, messages)
-        pieces = [self._encode_prompt(*each) for each in made.prompts]
+        grown = yield [
+            (prompt.text, [span.start for span in prompt.spans]) for prompt, _ in made.prompts
+        ]
+        pieces = [
+            self._encode_prompt(*each, ids) for each, ids in zip(made.prompts, grown, strict=True)
+        ]
         prompt, trained = made.prompts[-1]
         if self._compared < _COMPARED_ROWS:
             self._compared += 1
@@ -138,17 +162,19 @@ class PromptEncoder:
             raise RowError(f"the row becomes {len(encoded)}, one an answer")
         return encoded[0]
 
-    def _encode_raw(self, example: Example) -> Encoded:
-        safe = self._safe
+    def _raw_text(self, example: Example) -> Bordered:
         if example.kind == "text":
-            return self._raw(safe.encode(safe.unmarked(example.output)), 0)
-        text = safe.unmarked(example.instruction + example.output)
-        grown = safe.grow(text, [len(example.instruction)])
+            return self._safe.unmarked(example.output), []
+        text = self._safe.unmarked(example.instruction + example.output)
+        return text, [len(example.instruction)]
+
+    def _encode_raw(self, example: Example, grown: Grown) -> Encoded:
+        if example.kind == "text":
+            return self._raw(grown.ids, 0)
         self.piecewise_rows += grown.piecewise
         return self._raw(grown.ids, grown.counts[0])
 
-    def _encode_prompt(self, prompt: Prompt, trained: frozenset[int]) -> Encoded:
-        grown = self._safe.grow(prompt.text, [span.start for span in prompt.spans])
+    def _encode_prompt(self, prompt: Prompt, trained: frozenset[int], grown: Grown) -> Encoded:
         supervised = [False] * len(grown.ids)
         end = self.supervision.end
         ends = {span.turn_end for span in prompt.spans} | {self._turn_end}
@@ -321,5 +347,6 @@ def digest(encoder: PromptEncoder) -> str:
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
         astuple(encoder.supervision),
+        *text_tokens(tokenizer),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

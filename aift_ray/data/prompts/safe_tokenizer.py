@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from aift_ray.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # A noncharacter, so that no sane text holds the marker; a row that does is refused.
 MARK = "\ufdd0aift-"
@@ -27,6 +30,14 @@ _ANCHORS = ("\n", "。", "a")
 # characters of a text that is encoded alone and kept
 _SHORT = 256
 _BLANK = " \t\r\n\u3000\u2581"
+# characters of texts that are encoded in one call, of which each token takes some 100 bytes
+_AT_ONCE = 1 << 18
+# a text, and ascending places in it
+Bordered = tuple[str, Sequence[int]]
+# place and id of each control token, and for each border how many are before it
+Controls = tuple[list[tuple[int, int]], list[int]]
+# in tokenizer_config.json: added tokens that are words of texts
+TEXT_TOKENS = "text_tokens"
 
 
 class RowError(ValueError):
@@ -53,15 +64,20 @@ class SafeTokenizer:
 
     The tokens keep their ids and get names that `literal` writes, so one call encodes the
     template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code).
+    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code)
+    and for words.
+
+    Args:
+        words: added tokens that are found in texts.
 
     Raises:
         ModelError: the copy does not give the same ids.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, words: Collection[str] = ()) -> None:
         state: dict[str, Any] = json.loads(backend.to_str())
-        tokens = [each for each in state["added_tokens"] if each["content"].strip(_BLANK)]
+        added = [each for each in state["added_tokens"] if each["content"] not in words]
+        tokens = [each for each in added if each["content"].strip(_BLANK)]
         self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
         for each in tokens:
             # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
@@ -106,10 +122,23 @@ class SafeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with nothing added."""
-        # A third faster than `encode`, as it keeps no offsets.
-        encoding, *_ = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
+        (ids,) = self._encode_all([text])
         return ids
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        found, held, size = list[list[int]](), list[str](), 0
+        for text in texts:
+            held.append(text)
+            size += len(text)
+            if size >= _AT_ONCE:
+                found += self._encode_held(held)
+                held, size = [], 0
+        return found + (self._encode_held(held) if held else [])
+
+    def _encode_held(self, texts: list[str]) -> list[list[int]]:
+        # A third faster than `encode_batch`, as it keeps no offsets.
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def grow(self, text: str, borders: Sequence[int]) -> Grown:
         """Encode a text so that the ids before each border are what they are without the rest.
@@ -124,24 +153,53 @@ class SafeTokenizer:
         Raises:
             RowError: the tokenizer can't be made to start anew at a border.
         """
-        return self._grown_whole(text, borders) or self._grown_by_parts(text, borders)
+        (found,) = self.grow_all([(text, borders)])
+        if isinstance(found, RowError):
+            raise found
+        return found
 
-    def _grown_whole(self, text: str, borders: Sequence[int]) -> Grown | None:
+    def grow_all(self, texts: Sequence[Bordered]) -> list[Grown | RowError]:
+        """As `grow`, of many texts with their borders, encoded in one call."""
+        controls = [self._controls(*each) for each in texts]
+        whole = [text for (text, _), known in zip(texts, controls, strict=True) if known]
+        encoded = iter(self._encode_all(whole))
+        found = list[Grown | RowError]()
+        for (text, borders), known in zip(texts, controls, strict=True):
+            grown = self._grown_whole(text, borders, *known, next(encoded)) if known else None
+            try:
+                found.append(grown or self._grown_by_parts(text, borders))
+            except RowError as error:
+                found.append(error)
+        return found
+
+    def _controls(self, text: str, borders: Sequence[int]) -> Controls | None:
+        """The control tokens of a text; None where one of its borders has none before it."""
+        found = [(match.start(), int(match[1])) for match in self._named.finditer(text)]
+        names = [start for start, _ in found]
+        before = [bisect_left(names, border) for border in borders]
+        return None if before and before[0] == 0 else (found, before)
+
+    def _grown_whole(
+        self,
+        text: str,
+        borders: Sequence[int],
+        found: list[tuple[int, int]],
+        before: list[int],
+        ids: list[int],
+    ) -> Grown | None:
         """As `grow` where the whole text is encoded once; None where that can't be told so.
 
         A control token parts a text before all else. So what stands before a border is encoded as
         it is alone, if that holds from the last control token on, which is a short text and often
         the same one.
+
+        Args:
+            found, before: `_controls`.
+            ids: of the text encoded at once.
         """
-        found = [(match.start(), int(match[1])) for match in self._named.finditer(text)]
-        names = [start for start, _ in found]
-        before = [bisect_left(names, border) for border in borders]
-        if not before or before[0] == 0:
-            return None
-        ids = self.encode(text)
         # nothing but these names makes control tokens, so each is the next of its id
         places, at = [], 0
-        for _, token in found[: before[-1]]:
+        for _, token in found[: before[-1] if before else 0]:
             try:
                 at = ids.index(token, at)
             except ValueError:
@@ -150,7 +208,7 @@ class SafeTokenizer:
             at += 1
         counts = []
         for border, number in zip(borders, before, strict=True):
-            start, first = names[number - 1], places[number - 1]
+            start, first = found[number - 1][0], places[number - 1]
             if border - start > _SHORT:
                 return None
             tail = self._short(text[start:border])
@@ -185,6 +243,13 @@ class SafeTokenizer:
             if ids[: len(before)] == before:
                 return ids[len(before) :]
         raise RowError("the tokenizer can't keep the prompt apart from this answer")
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The added tokens of a tokenizer that are words of texts, as its folder says."""
+    found = tokenizer.init_kwargs.get(TEXT_TOKENS)
+    added = tokenizer.get_added_vocab() if found else {}
+    return [one for one in found if one in added] if isinstance(found, list) else []
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of, shown, string
 
 # a list of tools, or one in JSON; a system text; turns before the row's own; ...
-ROW_KEYS = (
+CONVERSATION_KEYS = (
     "tools",
+    "functions",
     "system",
+    "system_prompt",
     "history",
     "chat_template_kwargs",
-    "weight",
-    "reasoning_content",
-    "thinking",
 )
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+ROW_KEYS = (*CONVERSATION_KEYS, "weight", *THOUGHTS)
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # what a template gets from elsewhere
 _TAKEN = {
@@ -67,6 +67,15 @@ def thought(row: Mapping[str, object], where: str = "") -> str:
         raise WrongRow(f"{where}{names} differ, expected one thought", "keep one of them")
     text = texts.pop() if texts else ""
     return text if text.strip() else ""
+
+
+def given_key(row: Mapping[str, object], key: str, other: str) -> str:
+    """By which of two names of one thing a row has it: the usual one where it has neither."""
+    if not row.get(other):
+        return key
+    if row.get(key) and row[key] != row[other]:
+        raise WrongRow(f"{key} and {other} differ", "keep one of them")
+    return other
 
 
 def parsed(value: object, name: str) -> object:
@@ -122,11 +131,12 @@ def tools(row: Mapping[str, object]) -> str:
 
     Each is `{"type": "function", "function": {...}}`, or the function alone.
     """
-    found = parsed(row.get("tools"), "tools")
+    key = given_key(row, "tools", "functions")
+    found = parsed(row.get(key), key)
     if not found:
         return ""
     if not isinstance(found, list):
-        raise WrongRow(f"tools is {kind_of(found)}, expected a list of functions")
+        raise WrongRow(f"{key} is {kind_of(found)}, expected a list of functions")
     made = [_tool(tool, f"tool {number}") for number, tool in enumerate(found, 1)]
     names = [tool["function"]["name"] for tool in made]
     double = next((name for name in names if names.count(name) > 1), None)

@@ -153,7 +153,9 @@ def _example(form: RowFormat, row: dict[str, object], file: str, line: int) -> E
         row_keys.refuse_media(row)
         row_keys.row_weight(row)
     if form.kind in ("text", "prompt"):
-        unused = () if plain else tuple(key for key in row_keys.ROW_KEYS[:-3] if _filled(row, key))
+        unused = (
+            () if plain else tuple(key for key in row_keys.CONVERSATION_KEYS if _filled(row, key))
+        )
         unused += () if plain or not row_keys.thought(row) else ("reasoning_content",)
         if form.kind == "text":
             return Example("text", file, line, output=_text(row, "text"), unused=unused)
@@ -187,8 +189,9 @@ def _text(row: dict[str, object], key: str) -> str:
 
 def _system(row: dict[str, object]) -> tuple[Message, ...]:
     """The row's own system text; an empty one is none."""
-    value = row.get("system")
-    text = "" if value is None else string(value, "system")
+    key = row_keys.given_key(row, "system", "system_prompt")
+    value = row.get(key)
+    text = "" if value is None else string(value, key)
     return (Message("system", text),) if text.strip() else ()
 
 

@@ -12,7 +12,6 @@ from aift_ray.engine.grpo.completion_generation import Completion, CompletionGen
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
-from aift_ray.models import hub
 from aift_ray.parallel.dtensor_utils import whole
 from aift_ray.parallel.group import Group
 
@@ -80,9 +79,7 @@ class RolloutEngine:
         )
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
-            tokenizer = hub.load_tokenizer(job.location)
-            tokenizer.chat_template = job.chat_template
-            self._episodes = episodes_of(how, tokenizer, job.stop_ids)
+            self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
 
     @torch.no_grad()
     def load(self, weights: Weights) -> None:

@@ -36,8 +36,10 @@ def of_lengths(lengths: np.ndarray, truncated: np.ndarray) -> Measures:
     found: Measures = {"completions/clipped_ratio": float(truncated.mean())}
     kinds = {"length": lengths, "terminated_length": lengths[~truncated]}
     for kind, values in kinds.items():
-        for name, of in {"mean": np.mean, "min": np.min, "max": np.max}.items():
-            found[f"completions/{name}_{kind}"] = _number(of, values.astype(np.float64))
+        numbers = values.astype(np.float64)
+        found[f"completions/mean_{kind}"] = _number(np.mean, numbers)
+        found[f"completions/min_{kind}"] = _number(np.min, numbers)
+        found[f"completions/max_{kind}"] = _number(np.max, numbers)
     return found
 
 

@@ -13,9 +13,10 @@ from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo.completion_source import Leader
 from aift_ray.engine.grpo.episode_generation import episodes_of
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
-from aift_ray.engine.grpo.rollout_evaluation import SAMPLES, RolloutEvaluator
+from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.grpo.rollout_report import SAMPLES
 from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
 from aift_ray.engine.loss import LossModule

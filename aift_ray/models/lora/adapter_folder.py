@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import hub, provenance
+from aift_ray.models import hub, provenance, scaled_rope
+from aift_ray.models.added_tokens import grow
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
@@ -22,6 +23,7 @@ from aift_ray.models.lora.adapter_weights import (
     stored_shapes,
     wrong_ranks,
 )
+from aift_ray.models.lora.embedding_rows import needed_rows
 from aift_ray.models.vocab_check import check_vocabulary
 
 _PREFIX = "base_model.model."
@@ -58,6 +60,7 @@ def check_adapter(
     problems = wrong_ranks(config, stored, path, where)
     problems = problems or _other_base(config, path, where, base, location)
     if not problems:
+        skeleton = _grown(skeleton, path, where)
         wanted = str(config.get("base_model_name_or_path") or "")
         expected = _expected(path, where, skeleton)
         problems = _misfits(stored, expected, skeleton, path, where, wanted, base)
@@ -69,6 +72,20 @@ def check_adapter(
     if problems:
         raise ModelError(problems)
     return path.resolve()
+
+
+def _grown(skeleton: PreTrainedModel, folder: Path, where: str) -> PreTrainedModel:
+    """The skeleton with the rows of tokens that an adapter has added to its base."""
+    try:
+        rows = needed_rows(folder, skeleton)
+    except (AttributeError, TypeError, ValueError) as error:
+        what = f"{folder / CONFIG} has trainable_token_indices or modules_to_save that are wrong: "
+        raise ModelError([Problem(where, f"{what}{error}", "copy it again")]) from None
+    embeddings: Any = skeleton.get_input_embeddings()
+    if rows > embeddings.weight.shape[0]:
+        skeleton = copy.deepcopy(skeleton)
+        grow(skeleton, rows)
+    return skeleton
 
 
 def _other_base(
@@ -109,6 +126,14 @@ def _other_settings(folder: Path, where: str, base: str, location: str) -> list[
     changed = provenance.changed_base(folder, location)
     if not changed:
         return []
+    recorded = provenance.remembered(folder).get("base") or {}
+    told = (recorded.get(scaled_rope.FIELD), scaled_rope.scaling_of(location))
+    if told[0] != told[1]:
+        was, now = (each or "none" for each in told)
+        what = f"it was trained on {base} with rope_scaling {was}, and {base} is opened with {now}"
+        remedy = "use adapters of one scaling together; a run that starts from it: "
+        remedy += f"--rope-scaling {was}" if told[0] else "leave --rope-scaling out"
+        return [Problem(where, what, remedy)]
     what = f"it was trained on {base} with other settings in its config.json: {'; '.join(changed)}"
     return [Problem(where, what, "restore them, or train the adapter again")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig
+from aift_ray.models.added_tokens import AddedTokens, grow
 from aift_ray.models.bnb.experts_4bit import adaptable
 from aift_ray.models.families.experts import target_parameters
 from aift_ray.models.families.sequence_classifier import HEAD
 from aift_ray.models.linear_layers import is_transposed
+from aift_ray.models.lora.embedding_rows import ends, needed_rows
 from aift_ray.models.lora.init_weights import ITERATIONS, keep_start, start_from_what_was_lost
 from aift_ray.models.lora.peft_compat import cast_inputs_by, disable_adapters
 from aift_ray.models.lora.target_modules import (
@@ -31,18 +34,21 @@ from aift_ray.models.lora.target_modules import (
 )
 
 
-def add_adapters(model: PreTrainedModel, config: LoRAConfig, location: str) -> PeftModel:
+def add_adapters(
+    model: PreTrainedModel, config: LoRAConfig, location: str, added: AddedTokens | None = None
+) -> PeftModel:
     """Put fresh adapters on `model`; its own weights are frozen.
 
     Args:
         location: the folder that `model` was loaded from; LoftQ reads it once more.
+        added: tokens of the model that are new, and trained too.
 
     Raises:
         ConfigError: a target module that the model does not have.
     """
     with adaptable(model), _ties_known():
         check_targets(model, config)
-        adapted: PeftModel = get_peft_model(model, _peft_config(config, model))
+        adapted: PeftModel = get_peft_model(model, _peft_config(config, model, added))
     if config.init_lora_weights == "pissa":
         keep_start(adapted)
     if config.init_lora_weights == "loftq":
@@ -80,9 +86,12 @@ def ready_to_answer(model: torch.nn.Module) -> None:
                     own.data = own.data.to(other.dtype)
 
 
-def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
+def _peft_config(config: LoRAConfig, model: PreTrainedModel, added: AddedTokens | None) -> Any:
     pissa = config.init_lora_weights == "pissa"
     targets, whole = named_for_peft(model, config)
+    tables = ends(model) if added else []
+    if added and not added.alone:
+        whole = list(dict.fromkeys([*whole, *tables]))
     # PEFT knows the output layer of such a model, and trains it as a whole
     scores = hasattr(model, HEAD)
     return LoraConfig(
@@ -99,24 +108,30 @@ def _peft_config(config: LoRAConfig, model: PreTrainedModel) -> Any:
         init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
         modules_to_save=whole or None,
         ensure_weight_tying=_ties(model, whole),
+        trainable_token_indices=dict.fromkeys(tables, added.ids) if added and added.alone else None,
         target_parameters=target_parameters(model) if config.experts else None,
     )
 
 
 def continue_adapters(
-    model: PreTrainedModel, config: LoRAConfig, location: str, folder: str
+    model: PreTrainedModel,
+    config: LoRAConfig,
+    location: str,
+    folder: str,
+    added: AddedTokens | None = None,
 ) -> PeftModel:
     """Put the adapters of a checkpoint on the base of `location`, to be trained further."""
     if config.init_lora_weights != "pissa":
         return reload_adapters(model, folder)
     # the base must lose again what the adapters have taken from it
-    adapted = add_adapters(model, config, location)
+    adapted = add_adapters(model, config, location, added)
     set_peft_model_state_dict(adapted, load_peft_weights(folder, "cpu"))
     return adapted
 
 
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
+    grow(model, needed_rows(Path(folder), model))
     with adaptable(model), _ties_known():
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return trained_in_fp32(adapted)

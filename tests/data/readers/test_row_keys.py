@@ -44,6 +44,19 @@ def test_tools_have_the_form_in_which_serving_gets_them() -> None:
     assert bare["function"]["parameters"]["additionalProperties"] is False
 
 
+def test_other_names_of_keys_are_read_too() -> None:
+    assert example(chat(USER, ANSWER, functions=[TOOL])) == example(
+        chat(USER, ANSWER, tools=[TOOL])
+    )
+    one = {"instruction": "問", "output": "答"}
+    assert example({**one, "system_prompt": "規則"}) == example({**one, "system": "規則"})
+    assert example({**one, "reasoning": "考"}).thought == "考"
+    assert example({"text": "文", "functions": [TOOL], "reasoning": "考"}).unused == (
+        "functions",
+        "reasoning_content",
+    )
+
+
 @pytest.mark.parametrize("nothing", [None, [], "", "[]", "null"])
 def test_empty_values_ask_for_nothing(nothing: Any) -> None:
     plain = example(chat(USER, ANSWER))
@@ -142,6 +155,7 @@ def test_a_message_says_whether_it_is_trained(flag: dict[str, Any], trained: boo
         (chat(USER, {**ANSWER, "weight": 0}), "no answer is trained"),
         (chat(USER, ANSWER, weight=0.5), "weight 0.5 of a row"),
         (chat(USER, ANSWER, weight=0), "weight 0 of a row"),
+        (chat(USER, ANSWER, system="甲", system_prompt="乙"), "system and system_prompt differ"),
         (chat(USER, ANSWER, images=["a.png"]), "images is not supported"),
         (chat({**USER, "images": ["a"]}, ANSWER), "message 1: images is not supported"),
         (chat(USER, ANSWER, tools={"name": "f"}), "tools is an object, expected a list"),

@@ -25,6 +25,7 @@ from aift_ray.models.hub import load_tokenizer
 from aift_ray.models.linear_layers import features
 from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
 from aift_ray.models.lora.adapter_folder import check_adapter, check_prompts
+from aift_ray.models.scaled_rope import scaled, scaling_of
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
 
 log = logging.getLogger(__name__)
@@ -143,10 +144,15 @@ def misfit(name: str, base: PreTrainedModel, folder: Path) -> Problem | None:
     return None
 
 
-@cache
 def skeleton(location: str) -> PreTrainedModel:
     """The model of a location without weights."""
-    return loading.skeleton(location)
+    return _skeleton(location, scaling_of(location))
+
+
+@cache
+def _skeleton(location: str, scaling: str | None) -> PreTrainedModel:
+    # locations are equal whatever their scaling is
+    return loading.skeleton(scaled(location, scaling))
 
 
 def check(name: str, folder: str, base: str, encoder: PromptEncoder) -> list[Problem]:

@@ -12,6 +12,7 @@ import torch
 from aift_ray.config import ServeConfig, VllmConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.models.hub import load_config
+from aift_ray.models.scaled_rope import scaling_of
 
 # of an adapter that comes while the server runs, unless told otherwise
 _LATER_RANK, _LATER = 64, 4
@@ -43,6 +44,10 @@ def options(
         "tensor_parallel_size": own.tensor_parallel_size,
         "enforce_eager": own.enforce_eager,
     }
+    if scaling_of(location):
+        text: Any = load_config(location)
+        changed = ("rope_parameters", "max_position_embeddings")
+        found["hf_overrides"] = {name: getattr(text, name) for name in changed}
     if own.kv_cache_memory:
         found["kv_cache_memory_bytes"] = memory_bytes(own.kv_cache_memory)
     elif device.type == "cpu":
