@@ -1,8 +1,8 @@
 """Every strategy, method and precision against a single process: `make parity`.
 
 Prints the table of docs/strategies.md and writes it there; exits 1 where a bound is passed.
-`python -m tests.parity mixture hybrid` measures the methods whose names begin so and replaces
-their rows.
+`python -m tests.parity mixture context` measures the methods and strategies whose names begin so
+and replaces their rows.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "zero1": {"strategy": "zero1"},
     "zero2": {"strategy": "zero2"},
     "tensor": {"strategy": "tensor", "tensor_parallel_size": 2},
+    "context": {"strategy": "ddp", "context_parallel_size": 2},
+    "context fsdp": {"strategy": "fsdp", "context_parallel_size": 2},
     "pipeline": {"strategy": "pipeline", "pipeline_parallel_size": 2, "pipeline_microbatches": 4},
     "pipeline gpipe": {
         "strategy": "pipeline",
@@ -58,7 +60,7 @@ DEEPSPEED = {
     for stage in ("zero1", "zero2", "zero3")
 }
 # on four workers: two replicas of two
-MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline"}
+MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline", "context 2 x 2": "context"}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora"},
@@ -104,6 +106,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
 _NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
+_DIVIDED = ("context", "context fsdp")
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
@@ -123,8 +126,14 @@ def cases() -> list[tuple[str, str, str, str]]:
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
     laid += [case for case in compared if _trains(*case)]
-    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]]]
+    cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]] and _divides(case)]
     return meshes + [case for case in cases if " " not in case[0] or case[1:] in MORE]
+
+
+def _divides(case: tuple[str, str, str, str]) -> bool:
+    """Whether the rows of a case can be divided, where they are to be."""
+    others = ("hybrid", *OBJECTIVES)
+    return case[0] not in _DIVIDED or (case[3] != "padded" and not case[1].startswith(others))
 
 
 def deepspeed_cases() -> list[tuple[str, str, str, str]]:
@@ -145,7 +154,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     """
     name, method, precision, layout = case
     parallel = dict((STRATEGIES | DEEPSPEED)[MESHES.get(name, name)])
-    sizes = ("pipeline_parallel_size", "tensor_parallel_size")
+    sizes = ("pipeline_parallel_size", "tensor_parallel_size", "context_parallel_size")
     replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])
     recompute = how.pop("gradient_checkpointing", False)
@@ -319,7 +328,8 @@ def main() -> int:
         mixture = make_tiny_mixture(folder / "mixture", num_hidden_layers=4)
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
         others |= dict.fromkeys(OBJECTIVES, make_tiny_model(folder / "two"))
-        chosen = [case for case in cases() if case[1].startswith(tuple(sys.argv[1:]) or "")]
+        begins = tuple(sys.argv[1:]) or ("",)
+        chosen = [case for case in cases() if any(name.startswith(begins) for name in case[:2])]
         chosen = deepspeed_cases() if by_deepspeed else chosen
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)

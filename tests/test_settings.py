@@ -34,6 +34,7 @@ from tests.conftest import write_rows
 
 CHANGED: dict[str, Any] = {
     "model": "other",
+    "rope_scaling": "yarn:2",
     "method": "full",
     # errors with rows of one answer, and with the objective that trains them; that they act on
     # others is tested in tests/preference
@@ -156,6 +157,8 @@ CHANGED: dict[str, Any] = {
     "parallel.max_memory_per_gpu": {0: "22GB"},
     "parallel.pipeline_parallel_size": 2,
     "parallel.tensor_parallel_size": 2,
+    # an error with one worker
+    "parallel.context_parallel_size": 2,
     "parallel.offload": True,
     "parallel.gpu_memory": "1MB",
     "parallel.spill_to_cpu": True,

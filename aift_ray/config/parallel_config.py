@@ -33,6 +33,11 @@ class ParallelConfig(Section):
     tensor_parallel_size: Positive = setting(
         1, "tensor: number of workers that each matrix is split over; 1: all workers"
     )
+    context_parallel_size: Positive = setting(
+        1,
+        "number of workers that the tokens of each packed row are divided over; ddp, fsdp, zero1 to"
+        " zero3",
+    )
     spill_to_cpu: bool = setting(
         False, "model_parallel: keep and compute layers that fit on no device on the CPU, slowly"
     )
@@ -115,9 +120,15 @@ class ParallelConfig(Section):
         sizes = {"pipeline": self.pipeline_parallel_size, "tensor": self.tensor_parallel_size}
         return sizes.get(self.strategy, 1)
 
+    @property
+    def workers_per_replica(self) -> int:
+        """Workers that see the same rows: they hold one model together, or divide the rows."""
+        return self.model_parallel_size * self.context_parallel_size
+
     def misfits(self, least: int, most: int) -> list[Problem]:
         """What the strategy can't do with `least` to `most` workers."""
-        strategy, size, found = self.strategy, self.model_parallel_size, []
+        strategy, size, found = self.strategy, self.workers_per_replica, []
+        divides = self.context_parallel_size > 1
         if self.shards_weights and not self.offload and most < 2:
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
@@ -126,16 +137,18 @@ class ParallelConfig(Section):
             what = "a stage of pipeline is a worker, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
             found.append(Problem("parallel.strategy", what, remedy))
-        if strategy in ("pipeline", "model_parallel", "tensor") and least != most:
-            what = f"{least}:{most} is elastic, and {strategy} takes a fixed number"
-            remedy = "give one number, or use --strategy fsdp"
+        if (divides or strategy in ("pipeline", "model_parallel", "tensor")) and least != most:
+            name = "parallel.context_parallel_size" if divides else strategy
+            what = f"{least}:{most} is elastic, and {name} takes a fixed number"
+            remedy = "give one number" + ("" if divides else ", or use --strategy fsdp")
             found.append(Problem("ray.num_workers", what, remedy))
         elif strategy == "model_parallel" and most != 1:
             what = f"{most} workers; model_parallel is one, which holds all devices"
             remedy = "leave --num-workers out, or use --strategy pipeline or fsdp"
             found.append(Problem("ray.num_workers", what, remedy))
         elif most % size:
-            what = f"{most} is not a multiple of parallel.{strategy}_parallel_size {size}"
+            kind = "context" if divides else strategy
+            what = f"{most} is not a multiple of parallel.{kind}_parallel_size {size}"
             remedy = f"give --num-workers {-(-most // size) * size}, or a size that divides {most}"
             found.append(Problem("ray.num_workers", what, remedy))
         return found

@@ -48,7 +48,8 @@ _NAMES = {
     "training.optimizer training.ddp training.world_size parallel.strategy "
     "evaluation.tasks evaluation.steps evaluation.data_dir evaluation.limit "
     "evaluation.num_few_shot evaluation.chat grpo.num_generations_eval grpo.engine "
-    "parallel.pipeline_parallel_size parallel.tensor_parallel_size parallel.offload "
+    "parallel.pipeline_parallel_size parallel.tensor_parallel_size "
+    "parallel.context_parallel_size parallel.offload "
     "parallel.spill_to_cpu parallel.pipeline_schedule parallel.pipeline_microbatches "
     "parallel.backend parallel.deepspeed_config "
     "ray.num_workers ray.use_gpu",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from aift_ray.config import lr_schedules
+from aift_ray.config import context_rules, lr_schedules
 from aift_ray.config.data_config import DataConfig
 from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.config.lora_config import LoRAConfig
@@ -125,6 +125,7 @@ class RunConfig(Settings):
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.parallel.beside(self.objective, training.compile, training.precision)
+        found += context_rules.contradictions(self)
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
@@ -213,7 +214,7 @@ class RunConfig(Settings):
         if wanted is None:
             if self.parallel.strategy == "model_parallel":
                 return 1, 1
-            size = self.parallel.model_parallel_size
+            size = self.parallel.workers_per_replica
             number = max(devices // size, 1) * size
             return number, number
         if isinstance(wanted, int):

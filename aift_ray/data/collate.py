@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from aift_ray.data.context_share import ContextShare
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.preference_batch import Compared
 from aift_ray.data.token_rows import Flags, Ids, TokenRows
@@ -32,6 +33,8 @@ class MicroBatch:
         compared: of answers that are compared with each other.
         policy: of generated completions.
         places, own: with shared prompts, as of `PackedDocuments`.
+        context: of a row that is divided over workers, this worker's share; `input_ids`,
+            `position_ids` and the labels are its own, `cu_seqlens` those of the row.
     """
 
     input_ids: torch.Tensor
@@ -47,6 +50,7 @@ class MicroBatch:
     policy: PolicyTargets | None = None
     places: torch.Tensor | None = None
     own: torch.Tensor | None = None
+    context: ContextShare | None = None
 
     def __post_init__(self) -> None:
         if self.max_seqlen:
@@ -69,7 +73,8 @@ class MicroBatch:
         batch = MicroBatch(**moved(vars(self)))
         compared = self.compared and Compared(**moved(vars(self.compared)))
         policy = self.policy and PolicyTargets(**moved(vars(self.policy)))
-        return replace(batch, compared=compared, policy=policy)
+        context = self.context and self.context.changed(sent)
+        return replace(batch, compared=compared, policy=policy, context=context)
 
     @property
     def weight(self) -> float:
@@ -79,12 +84,16 @@ class MicroBatch:
         """
         if self.policy is not None:
             return self.policy.share
+        if self.context is not None:
+            return self.context.row_labels
         if self.compared is None:
             return len(self.labels)
         return len(self.compared.lengths) // self.compared.each
 
     def document_lengths(self) -> torch.Tensor:
         """Tokens of the document that each token of `ids` belongs to; the same shape, float."""
+        if self.context is not None:
+            return self.context.lengths.unsqueeze(0)
         if self.cu_seqlens is None:
             assert self.attention_mask is not None
             return self.attention_mask.sum(1, keepdim=True).float().expand(self.input_ids.shape)

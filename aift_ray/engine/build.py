@@ -52,7 +52,9 @@ def build(
         pool: starts processes that generate completions, where the workers do not.
     """
     config = job.config
-    group = replace(group, model_parallel_size=config.parallel.model_parallel_size)
+    parallel = config.parallel
+    sizes = parallel.model_parallel_size, parallel.context_parallel_size
+    group = Group(group.rank, group.world_size, group.device, *sizes)
     precision = Precision.resolve(config, group.device)
     state, tensors = _state(job, resume)
     prepared = token_cache.load(job.cache)

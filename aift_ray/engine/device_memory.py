@@ -44,11 +44,11 @@ def _parts(run: Run, tokens: int) -> str:
 
 def work_of(run: Run, model: Measured, tokens: int) -> Workload:
     """What this worker does in a micro-batch of `tokens` tokens."""
-    config = run.config
+    config, divided = run.config, run.group.context_parallel_size
     return Workload(
         config.method,
         config.lora.r,
-        tokens,
+        -(-tokens // divided),
         torch.finfo(run.precision.compute).bits // 8,
         config.training.gradient_checkpointing,
         config.base_bits,
@@ -62,6 +62,7 @@ def work_of(run: Run, model: Measured, tokens: int) -> Workload:
         config.training.optimizer,
         dropout=config.lora.lora_dropout > 0,
         gpu=run.group.device.type == "cuda",
+        row_tokens=tokens if divided > 1 else 0,
     )
 
 

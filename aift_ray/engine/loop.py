@@ -206,8 +206,11 @@ def longest_batch(run: Run) -> MicroBatch:
 
 
 def seed_step(run: Run, micro: int) -> None:
-    """Make the random numbers of a micro-step a function of seed, step, replica and micro-step."""
-    numbers = (run.config.training.seed, run.state.step, run.group.dp_rank, micro)
+    """Make the random numbers of a micro-step a function of seed, step, replica and micro-step.
+
+    Workers that divide a row have numbers of their own.
+    """
+    numbers = (run.config.training.seed, run.state.step, run.group.random_rank, micro)
     torch.manual_seed(hash(numbers) & (2**63 - 1))
 
 

@@ -19,16 +19,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.config import GRPOConfig
 from aift_ray.data.collate import MicroBatch
+from aift_ray.data.context_share import ContextChunk
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
 from aift_ray.engine.grpo.policy_loss import Entropies, policy_loss
 from aift_ray.engine.lm_head import LmHead, TemperedHead
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.set_losses import SetLosses
-from aift_ray.models.attention.packed_documents import PackedDocuments, packed
+from aift_ray.models.attention.packed_documents import DividedRow, PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
 from aift_ray.models.families.router_loss import router_loss
 from aift_ray.models.families.sequence_classifier import last_tokens
+from aift_ray.parallel.context_parallel import ContextGroup
 from aift_ray.parallel.protocol import StageModel
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -86,7 +88,7 @@ class LossModule(StageModel):
         """
         alpha = self._noise if self.training else 0.0
         inputs = model_inputs(batch, embedded, self._body[0])
-        with noisy(self._embeddings[0], alpha, batch), packed(documents(batch)):
+        with noisy(self._embeddings[0], alpha, batch), packed(documents(batch, self.context)):
             output = self._body[0](**inputs)
         if self.routers:
             self._router_logits = output.router_logits
@@ -107,7 +109,8 @@ class LossModule(StageModel):
             return self._compared(each, batch)
         note = SetLosses(batch) if batch.sets is not None else None
         total = summed_cross_entropy(self._head[0], chosen.to(device), targets, note)
-        return total.to(batch.input_ids.device)
+        total = total.to(batch.input_ids.device)
+        return total if self.context is None else self.context.total(total)
 
     def _sampled(
         self, states: torch.Tensor, targets: torch.Tensor, batch: MicroBatch
@@ -166,12 +169,29 @@ class LossModule(StageModel):
         return cross_entropy(chosen.float(), batch.labels, reduction="sum")
 
 
-def documents(batch: MicroBatch) -> PackedDocuments | None:
-    """The documents of a packed `batch`; None where its rows are padded."""
+def documents(batch: MicroBatch, context: ContextGroup | None = None) -> PackedDocuments | None:
+    """The documents of a packed `batch`; None where its rows are padded.
+
+    Args:
+        context: the workers that divide its row.
+    """
     if batch.cu_seqlens is None:
         return None
     laid = batch.cu_seqlens, batch.max_seqlen, batch.input_ids.shape[1]
+    if batch.context is not None:
+        assert context is not None
+        chunks = tuple(_chunk(each) for each in batch.context.chunks)
+        return PackedDocuments(*laid, divided=DividedRow(context.gather, chunks))
     return PackedDocuments(*laid, batch.places, batch.own)
+
+
+def _chunk(chunk: ContextChunk) -> tuple[slice, PackedDocuments]:
+    keys = slice(chunk.first_key, chunk.end)
+    tokens = chunk.end - chunk.start
+    laid = (chunk.cu_seqlens, chunk.max_seqlen, tokens)
+    return keys, PackedDocuments(
+        *laid, cu_seqlens_k=chunk.cu_seqlens_k, max_seqlen_k=chunk.max_seqlen_k
+    )
 
 
 def model_inputs(
@@ -187,8 +207,9 @@ def model_inputs(
     if batch.cu_seqlens is None:
         return inputs | {"attention_mask": batch.attention_mask}
     inputs["position_ids"] = batch.position_ids
-    # layers know nothing of tokens that documents share; attention does
-    if batch.places is not None or (body is not None and not _takes_more(body)):
+    # layers know nothing of tokens that documents or workers share; attention does
+    apart = batch.places is not None or batch.context is not None
+    if apart or (body is not None and not _takes_more(body)):
         return inputs
     longest = batch.max_seqlen
     return inputs | {

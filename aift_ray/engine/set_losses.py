@@ -49,7 +49,9 @@ def by_set(run: Run, step: int) -> dict[str, Any]:
     if run.set_of is None or run.set_losses is None:
         return {}
     assert isinstance(run.plan, BatchPlan)
-    sums = run.group.total(*run.set_losses.tolist())
+    # of a divided row each worker has a part
+    join = run.group.sum if run.group.context_parallel_size > 1 else run.group.total
+    sums = join(*run.set_losses.tolist())
     triples = zip(run.set_names, sums, run.plan.set_weights(step), strict=True)
     losses = {name: total / number if number else None for name, total, number in triples}
     finite = {n: v if v is None or math.isfinite(v) else None for n, v in losses.items()}

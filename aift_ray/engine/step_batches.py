@@ -10,6 +10,7 @@ from functools import cache
 import torch
 
 from aift_ray.data.collate import MicroBatch, collate
+from aift_ray.data.context_share import own_share
 from aift_ray.engine.set_losses import of_comparisons
 from aift_ray.engine.worker_run import Run
 
@@ -62,6 +63,8 @@ def _tensors(batches: list[MicroBatch]) -> Iterator[torch.Tensor]:
         for part in (batch, batch.compared, batch.policy):
             values = vars(part).values() if part is not None else ()
             yield from (value for value in values if isinstance(value, torch.Tensor))
+        if batch.context is not None:
+            yield from batch.context.tensors()
 
 
 def _made(run: Run, shares: list[list[int]], step: int) -> list[MicroBatch]:
@@ -84,7 +87,9 @@ def micro_batch(run: Run, indices: list[int]) -> MicroBatch:
             return made
         return of_comparisons(made, run.set_of[compared], run.set_losses)
     batch = collate(run.rows, indices, run.job.padded, run.job.stop_ids[0], run.set_of)
-    moved = batch.to(run.group.device)
+    group, pad_id = run.group, run.job.stop_ids[0]
+    batch = own_share(batch, group.context_rank, group.context_parallel_size, pad_id)
+    moved = batch.to(group.device)
     return moved if run.set_of is None else replace(moved, set_losses=run.set_losses)
 
 
@@ -102,4 +107,5 @@ def without_targets(batch: MicroBatch) -> MicroBatch:
         own=batch.own,
         compared=batch.compared and batch.compared.none(),
         policy=batch.policy and batch.policy.none(),
+        context=batch.context,
     )

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.collate import collate
+from aift_ray.data.context_share import own_share
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.precision import Precision
@@ -53,16 +54,18 @@ class Validator:
         if self.comparison is not None:
             return self._compared(self.comparison, module)
         total, count = 0.0, 0
-        mine = self._share(self.indices)
+        mine, group = self._share(self.indices), self.group
         module.eval()
-        with torch.no_grad(), self.precision.autocast(self.group.device):
+        with torch.no_grad(), self.precision.autocast(group.device):
             for start in self._rounds(len(self.indices), self.batch_size):
                 part = mine[start : start + self.batch_size]
                 rows = part or self.indices[:1].tolist()
                 batch = collate(self.rows, rows, self.padded, self.stop_ids[0])
-                found = module(batch.to(self.group.device)).item()
+                number, shares = group.context_rank, group.context_parallel_size
+                batch = own_share(batch, number, shares, self.stop_ids[0])
+                found = module(batch.to(group.device)).item()
                 if part:
-                    count += len(batch.labels)
+                    count += int(batch.weight)
                     total += found
         module.train()
         total, tokens = self.group.total(total, count)

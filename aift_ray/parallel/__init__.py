@@ -16,6 +16,7 @@ from aift_ray.parallel import (
     pipeline_parallel,
     tensor_parallel,
 )
+from aift_ray.parallel.context_parallel import ContextGroup
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel, StageModel
 
@@ -44,6 +45,8 @@ def wrap(
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
     """
+    if group.context_parallel_size > 1:
+        module.context = ContextGroup(group)
     if config.by_deepspeed and group.world_size > 1:
         path = config.deepspeed_config
         options = deepspeed_config.engine_options(deepspeed_config.read(path)) if path else {}

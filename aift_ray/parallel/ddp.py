@@ -21,7 +21,7 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
     if group.world_size == 1:
         return TorchModel(module, group, OneByOne(module, group))
     copies = replicate(module, group)
-    return TorchModel(module, group, OneByOne(copies, group, copies.no_sync))
+    return TorchModel(module, group, OneByOne(copies, group, copies.no_sync, group.world_size))
 
 
 def replicate(module: torch.nn.Module, group: Group) -> DistributedDataParallel:

@@ -83,8 +83,9 @@ def wrap(
         for buffer in module.buffers():
             buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
-        return TorchModel(module, group, OneByOne(module, group))
-    return TorchModel(module, group, OneByOne(module, group, partial(_kept, module)))
+        return TorchModel(module, group, OneByOne(module, group, averaged=group.world_size))
+    kept = partial(_kept, module)
+    return TorchModel(module, group, OneByOne(module, group, kept, group.world_size))
 
 
 def _sharded(module: LossModel) -> list[FSDPModule]:

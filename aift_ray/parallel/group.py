@@ -22,12 +22,15 @@ class Group:
     Attributes:
         model_parallel_size: consecutive ranks that hold one model together; each such set is a
             replica, whose workers see the same rows.
+        context_parallel_size: consecutive ranks, each with the whole model, that divide the tokens
+            of the same rows; they are a replica, too.
     """
 
     rank: int
     world_size: int
     device: torch.device
     model_parallel_size: int = 1
+    context_parallel_size: int = 1
 
     @classmethod
     def alone(cls) -> Group:
@@ -42,22 +45,37 @@ class Group:
     @property
     def dp_rank(self) -> int:
         """The number of this worker's replica of the model."""
-        return self.rank // self.model_parallel_size
+        return self.rank // self.workers_per_replica
 
     @property
     def mp_rank(self) -> int:
         """The number of this worker in its replica."""
-        return self.rank % self.model_parallel_size
+        return self.rank % self.workers_per_replica
 
     @property
     def dp_size(self) -> int:
         """Replicas of the model: shares in which rows are dealt out."""
-        return self.world_size // self.model_parallel_size
+        return self.world_size // self.workers_per_replica
+
+    @property
+    def workers_per_replica(self) -> int:
+        """Workers that see the same rows."""
+        return self.model_parallel_size * self.context_parallel_size
+
+    @property
+    def context_rank(self) -> int:
+        """The number of this worker among those that divide its rows."""
+        return self.rank % self.context_parallel_size
+
+    @property
+    def random_rank(self) -> int:
+        """The number of this worker among those with random numbers of their own."""
+        return self.rank if self.context_parallel_size > 1 else self.dp_rank
 
     @property
     def is_last_mp_rank(self) -> bool:
         """Whether this worker counts for its replica: the last, which has a pipeline's loss."""
-        return self.mp_rank == self.model_parallel_size - 1
+        return self.mp_rank == self.workers_per_replica - 1
 
     def total(self, *values: float) -> list[float]:
         """The sum over all replicas of values that the worker of each that counts has."""

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.data.collate import MicroBatch
 from aift_ray.models.families.router_loss import RouterLoss
+from aift_ray.parallel.context_parallel import ContextGroup
 
 
 class LossModel(nn.Module):
@@ -23,12 +24,14 @@ class LossModel(nn.Module):
     Attributes:
         model: the language model, with adapters if it has any.
         routers: the auxiliary loss of a mixture's routers; None where there is none.
+        context: the workers that divide the tokens of each row; None: rows are whole.
         whole_weights: a context in which each worker has all weights, and calls `decode` without
             the others.
     """
 
     model: nn.Module
     routers: RouterLoss | None = None
+    context: ContextGroup | None = None
     whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     if TYPE_CHECKING:

@@ -98,25 +98,28 @@ class TorchModel:
 class OneByOne:
     """Each micro-batch passes forward and backward before the next one.
 
-    Gradients are averages over the replicas of the model: each multiplies its part by their number.
+    Gradients are averaged over workers: each multiplies its part by their number.
 
     Attributes:
         forward: the loss of a batch, whose backward pass joins the workers.
         no_sync: a context in which backward passes join no workers; all but the last of a step.
+        averaged: the number of workers over which gradients are averaged; None: replicas.
     """
 
     forward: Callable[[MicroBatch], torch.Tensor]
     group: Group
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+    averaged: int | None = None
 
     def __call__(self, step: MicroBatches, scale: Scale) -> torch.Tensor:
         """Gradients of all micro-batches; their summed loss, ()."""
         total = torch.zeros((), device=self.group.device)
+        parts = self.averaged or self.group.dp_size
         for micro, batch in enumerate(step.batches):
             step.seed(micro)
             with nullcontext() if micro == len(step.batches) - 1 else self.no_sync():
                 with step.autocast():
                     loss = self.forward(batch)
-                scale(loss * (self.group.dp_size / step.divisor)).backward()
+                scale(loss * (parts / step.divisor)).backward()
             total += loss.detach()
         return total

@@ -109,10 +109,14 @@ class Workload:
         gpu: whether it computes on a GPU, whose context, communication and allocator take some.
         copies: whether a checkpoint is copied to host memory before it is written.
         answer_tokens: of prompts and answers that are generated at once.
+        asked_tokens: of the prompts among them, which are read in one pass.
+        answers: number of these answers, where they are greedy.
         completions: generated at once and sampled, where generated completions are trained.
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
         forwards: forward passes over each row beside those of its step; they take time alone.
+        row_tokens: of the rows of the longest micro-batch, where workers divide them, and `tokens`
+            are those of one; 0: rows are whole.
     """
 
     method: str
@@ -131,10 +135,13 @@ class Workload:
     gpu: bool = False
     copies: bool = False
     answer_tokens: int = 0
+    asked_tokens: int = 0
+    answers: int = 0
     completions: int = 0
     process: int = 0
     targets: int | None = None
     forwards: int = 0
+    row_tokens: int = 0
 
     @property
     def full(self) -> bool:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from aift_ray.engine.grpo.completion_generation import Completion
-from aift_ray.engine.grpo.rollout_engine import Asked, Engine, Weights, engine_of
+from aift_ray.engine.grpo.rollout_engine import Asked, CompletionEngine, Weights, engine_of
 from aift_ray.engine.job import Job
 from aift_ray.errors import AiftError, TrainingError
 from aift_ray.runs.worker_env import Secrets
@@ -33,7 +33,7 @@ class _RolloutActor:
         quiet()
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         self._version = -1
-        self._engine: Engine | None = None
+        self._engine: CompletionEngine | None = None
         try:
             self._engine = engine_of(job, device)
         except AiftError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aift_ray.config import RunConfig
+from aift_ray.config import RunConfig, context_rules
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
@@ -20,7 +20,7 @@ from aift_ray.data.prompts.template_file import read_template
 from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
@@ -99,6 +99,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     model_config = hub.load_config(location, draft.objective == "reward")
     _spread(draft, model_config, workers, gpu)
     support = _support(draft, model_config)
+    _check_divided(draft, model_config, support)
     encoder, added = _encoder(draft, location, model_config)
     beside = objective_inputs.settled(draft, model_config, encoder.tokenizer)
     beside["added"] = added
@@ -122,7 +123,7 @@ def by_rows(
         ModelError, ConfigError: the run does not fit into the memory that is there.
     """
     host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
-    answers = memory_fit.answer_tokens(draft, workers, *laid.answered, model.support.batched)
+    answers = memory_fit.answers_of(draft, workers, *laid.answered, model.support.batched)
     shape, whole = model.measured.shape, model.measured.whole
     need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
     why = memory_fit.settle(draft, need, workers, gpu)
@@ -184,6 +185,28 @@ def _support(config: RunConfig, model_config: PreTrainedConfig) -> Support:
 
     method: Any = config.trained_as
     return supported(model_config, method, cache_folder(config.data))
+
+
+def _check_divided(config: RunConfig, model_config: PreTrainedConfig, support: Support) -> None:
+    """A ModelError where the rows of a model can't be divided over workers."""
+    if config.parallel.context_parallel_size == 1:
+        return
+    kind, what = family_support.family_of(model_config), None
+    if not support.packed:
+        what = "its layers carry more from token to token than attention, so rows are padded, and "
+        what += "only packed rows can be divided over workers"
+    elif config.method == "full" and _balances(model_config):
+        what = "the auxiliary loss of its routers is of whole rows (output_router_logits)"
+    if what:
+        field, layout = context_rules.FIELD, "leave it out"
+        raise ModelError([refusal(kind, what, layout, is_llama_like, field)])
+
+
+def _balances(model_config: PreTrainedConfig) -> bool:
+    # needs the modelling code
+    from aift_ray.models.families.router_loss import balances
+
+    return balances(model_config)
 
 
 def _encoder(

@@ -71,7 +71,7 @@ def _keep_batch(config: RunConfig, state: State, workers: int) -> list[str]:
     """Take as many micro-steps as give the run's global batch, if that can be; what to tell."""
     training = config.training
     asked, was = training.gradient_accumulation_steps, state.settings
-    each = workers // config.parallel.model_parallel_size * training.batch_size
+    each = workers // config.parallel.workers_per_replica * training.batch_size
     units, rest = divmod(state.global_batch, each)
     parts = config.parallel.pipeline_microbatches or 1
     if not state.global_batch or asked == units:
@@ -103,7 +103,9 @@ def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], li
         if change is Change.TOLD or name in config.resume_allow:
             told.append(f"{name} is {_shown(value)}, and was {_shown(saved[name])}")
             continue
-        remedy = f"give --{name} {_shown(saved[name])}, or start again in another output folder"
+        given = saved[name] not in (None, "", [], {})
+        give = f"give --{name} {_shown(saved[name])}" if given else f"leave --{name} out"
+        remedy = f"{give}, or start again in another output folder"
         if change is Change.REFUSED:
             remedy += f"; --resume-allow {name} continues with other steps"
         what = f"{_shown(value)} differs from the {_shown(saved[name])} of the run that is resumed"

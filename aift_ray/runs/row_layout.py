@@ -76,5 +76,5 @@ def _longest(lengths: np.ndarray, padded: bool) -> int:
 
 def global_batch(config: RunConfig, workers: int) -> int:
     """Units of a step."""
-    training, replicas = config.training, workers // config.parallel.model_parallel_size
+    training, replicas = config.training, workers // config.parallel.workers_per_replica
     return training.batch_size * training.gradient_accumulation_steps * replicas

@@ -33,6 +33,10 @@ def _settings(run: Preparation) -> list[str]:
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
             f"learning rate never reaches {training.learning_rate:g}"
         )
+    adapters = [name for name in type(config.lora).model_fields if name in _of_adapters(config)]
+    if adapters:
+        given = ", ".join(f"lora.{name}" for name in adapters)
+        found.append(f"{given} has no effect: method full trains all weights, without adapters")
     plain = config.method != "full" and config.objective == "sft"
     if plain and training.learning_rate <= 3e-5:
         found.append(
@@ -59,9 +63,17 @@ def _settings(run: Preparation) -> list[str]:
     return found
 
 
+def _of_adapters(config: RunConfig) -> set[str]:
+    """Settings of adapters that were given, where none are trained."""
+    if config.method != "full":
+        return set()
+    plain = type(config.lora)()
+    return {n for n, v in config.lora if v != getattr(plain, n)} - {"use_qlora", "init_from"}
+
+
 def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
     """A note where a GPU waits for Python, since a micro-step holds few tokens."""
-    held = plan.tokens_per_micro_step(workers // config.parallel.model_parallel_size)
+    held = plan.tokens_per_micro_step(workers // config.parallel.workers_per_replica)
     steps = config.training.gradient_accumulation_steps
     able = config.parallel.strategy != "pipeline" and steps > 1
     if held >= _BUSY or not able or config.data.tokens_per_micro_batch:

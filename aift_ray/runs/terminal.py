@@ -18,6 +18,7 @@ from aift_ray.tasks.scores import shown as score_shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from aift_ray.config import RunConfig
     from aift_ray.data.tokenize import Counts
     from aift_ray.runs.prepare import Preparation
 
@@ -45,6 +46,9 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
+    # transformers, which a server's command has no use for
+    from aift_ray.data.prompts.prompt_notes import told
+
     config, plan = run.job.config, run.plan
     least, most = workers
     kind = "GPU" if gpu else "CPU"
@@ -57,7 +61,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         ),
         *_new_tokens(run),
         *objective_lines(config),
-        ("workers", f"{number} ({kind}, {config.parallel.strategy})"),
+        ("workers", f"{number} ({kind}, {config.parallel.strategy}{_divided(config)})"),
         ("training rows", _counts(run.prepared.train)),
     ]
     if run.prepared.eval.rows:
@@ -108,6 +112,11 @@ def _new_tokens(run: Preparation) -> list[tuple[str, str]]:
     return [("new tokens", f"{ids}, from the mean of their pieces; {how}")]
 
 
+def _divided(config: RunConfig) -> str:
+    size = config.parallel.context_parallel_size
+    return f"; {size} divide the tokens of each row" if size > 1 else ""
+
+
 def laid_out(layout: dict[str, int], strategy: str) -> str:
     """How many blocks lie on each device or stage."""
     # what is no block: embeddings, last norm, output layer
@@ -121,7 +130,7 @@ def _micro_step(run: Preparation, workers: int) -> str:
     config = run.job.config
     most = config.data.tokens_per_micro_batch
     each = f"up to {most:,} tokens" if most else f"{config.micro_batch}"
-    mean = run.plan.tokens_per_micro_step(workers // config.parallel.model_parallel_size)
+    mean = run.plan.tokens_per_micro_step(workers // config.parallel.workers_per_replica)
     return f"{each} a micro-step and worker, on average {mean:,.0f} tokens"
 
 
@@ -164,7 +173,8 @@ def _counts(counts: Counts) -> str:
     if counts.skipped_rows:
         text += f", {counts.skipped_rows} skipped"
     if counts.split_rows:
-        text += f"; {counts.split_rows:,} conversations are one row an answer"
+        are = "conversations are" if counts.split_rows > 1 else "conversation is"
+        text += f"; {counts.split_rows:,} {are} one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
 
 

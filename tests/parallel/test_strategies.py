@@ -35,6 +35,9 @@ CASES = [
     ("tensor", "full", "bf16", "concat"),
     ("tensor", "full", "fp32", "recomputed"),
     ("tensor", "lora", "fp32", "padded"),
+    ("context", "full", "fp32", "recomputed"),
+    ("context", "lora", "fp32", "fill"),
+    ("context fsdp", "full", "fp32", "concat"),
     ("fsdp", "grpo full", "fp32", "concat"),
     ("zero1", "grpo lora", "fp32", "padded"),
 ]

@@ -254,7 +254,7 @@ def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_p
     texts = [f"{tmp_path}/broken.py:reward", f"{file}:needs", "exact_match:column=nope"]
     texts += ["http://127.0.0.1:9/v1?model=m&column=nope", "politeness"]
     specs = [parse(text) for text in texts]
-    found = problems_with(specs, ["answer"], timeout=20.0, memory=None)
+    found = problems_with(specs, {("answer",): ["rows:1"]}, timeout=20.0, memory=None)
     said = sorted(str(problem).split("\n")[0] for problem in found)
     assert said == [
         "reward exact_match: the rows have no column 'nope'",
@@ -262,6 +262,23 @@ def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_p
         f"reward needs: {file}: needs: it needs level, which no column of the rows has",
         f"reward reward: {tmp_path}/broken.py can't be imported: ModuleNotFoundError: "
         "No module named 'no_such_module' (line 1 of broken.py)",
+    ]
+
+
+def test_rows_without_a_column_that_others_have_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def needs(prompts, completions, level, **kwargs): ...\n"
+        "def may(prompts, completions, level=None, **kwargs): ...\n",
+        "utf-8",
+    )
+    specs = [parse(text) for text in (f"{file}:needs", f"{file}:may", "exact_match", "politeness")]
+    rows = {("answer", "level"): ["rows:1", "rows:3"], ("answer",): ["rows:2"], (): ["rows:4"]}
+    found = problems_with(specs, rows, timeout=20.0, memory=None)
+    lack = "rows lack a column that it needs and others have:"
+    assert [str(problem).split("\n")[0] for problem in found] == [
+        f"reward needs: {lack} rows:2, rows:4",
+        f"reward exact_match: {lack} rows:4",
     ]
 
 

@@ -113,6 +113,8 @@ def document_attention(
         window = int(attention_mask)
     scores = _Scores(scaling, dropout, window, softcap, s_aux)
     attend = _in_documents if documents.places is None else _in_sharing_documents
+    if documents.divided is not None:
+        attend = _in_chunks
     return attend(query, key, value, documents, scores), None
 
 
@@ -149,6 +151,24 @@ def _in_sharing_documents(
     return _in_documents(q, k, v, documents, scores).index_select(1, own)
 
 
+def _in_chunks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: PackedDocuments,
+    scores: _Scores,
+) -> torch.Tensor:
+    """The same, where a worker has some of the row's queries, and gathers the keys of all."""
+    assert documents.divided is not None
+    key, value = documents.divided.gather(key, value)
+    begin, outputs = 0, []
+    for keys, chunk in documents.divided.chunks:
+        part = query[:, :, begin : begin + chunk.tokens]
+        outputs.append(_in_documents(part, key[:, :, keys], value[:, :, keys], chunk, scores))
+        begin += chunk.tokens
+    return torch.cat(outputs, dim=1)
+
+
 def _in_documents(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -169,7 +189,8 @@ def _in_documents(
     if flash:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return attend_flash(query, key, value, scores.scaling, scores.window, documents)
-    each: torch.Tensor = _each_document(query, key, value, documents.cu_seqlens, scores)
+    lengths = documents.cu_seqlens, documents.keys[0]
+    each: torch.Tensor = _each_document(query, key, value, lengths, scores)
     return each
 
 
@@ -231,11 +252,11 @@ def _each_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    cu_seqlens: torch.Tensor,
+    cu_seqlens: tuple[torch.Tensor, torch.Tensor],
     scores: _Scores,
 ) -> torch.Tensor:
-    lengths = torch.diff(cu_seqlens).tolist()
-    documents = (states.split(lengths, dim=2) for states in (query, key, value))
+    queries, keys = (torch.diff(each).tolist() for each in cu_seqlens)
+    documents = query.split(queries, 2), key.split(keys, 2), value.split(keys, 2)
     outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
     return torch.cat(outputs, dim=1)
 
@@ -243,12 +264,15 @@ def _each_document(
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: _Scores
 ) -> torch.Tensor:
-    """One document by itself, (1, heads, tokens, value size)."""
-    length, window, mask = query.shape[2], scores.window, None
-    if window is not None and length > window:
+    """One document by itself, or its last queries, (1, heads, tokens, value size)."""
+    length, window, mask = key.shape[2], scores.window, None
+    windowed = window is not None and length > window
+    if windowed or query.shape[2] < length:
         at = torch.arange(length, device=query.device)
-        distance = at[:, None] - at[None, :]
-        mask = (distance >= 0) & (distance < window)
+        distance = at[length - query.shape[2] :, None] - at[None, :]
+        mask = distance >= 0
+        if window is not None:
+            mask &= distance < window
     if scores.softcap is not None or scores.sinks is not None:
         options = (scores.scaling, scores.dropout, scores.softcap, scores.sinks)
         return attend_with_scores(query, key, value, mask, *options, causal=mask is None)

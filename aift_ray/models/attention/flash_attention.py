@@ -30,18 +30,21 @@ def attend_flash(
     window: int | None,
     documents: PackedDocuments,
 ) -> torch.Tensor:
-    """Attention of each document to itself, (1, tokens, heads, size), by one kernel."""
-    longest = documents.max_seqlen
-    cu_seqlens = documents.cu_seqlens.to(query.device)
+    """Attention of each document to itself, (1, tokens, heads, size), by one kernel.
+
+    Of a document with more keys than queries, the queries are those of the last tokens.
+    """
+    cu_seqlens_k, longest = documents.keys
+    cu_seqlens_k = cu_seqlens_k.to(query.device)
     # a window of n is a token and the n - 1 before it
     left = window - 1 if window is not None and window < longest else -1
     attended = varlen.varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        cu_seqlens,
-        cu_seqlens,
-        longest,
+        documents.cu_seqlens.to(query.device),
+        cu_seqlens_k,
+        documents.max_seqlen,
         longest,
         scale=scaling,
         window_size=(left, 0),

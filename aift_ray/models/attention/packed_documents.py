@@ -17,13 +17,29 @@ from aift_ray.models.families.refusals import PADDED, refusal
 
 
 @dataclass(frozen=True)
+class DividedRow:
+    """A packed row whose tokens are divided over workers.
+
+    Attributes:
+        gather: keys and values of the whole row from those of this worker's tokens.
+        chunks: of this worker: the keys that each attends, in the row, and its documents.
+    """
+
+    gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    chunks: tuple[tuple[slice, PackedDocuments], ...]
+
+
+@dataclass(frozen=True)
 class PackedDocuments:
     """Where the documents of a packed row begin and end.
 
     Attributes:
         cu_seqlens: (documents + 1,), cumulative lengths, int32.
         max_seqlen: tokens of the longest document.
-        tokens: of the row.
+        tokens: of the row, that are computed here.
+        cu_seqlens_k, max_seqlen_k: the same of keys, where a document has more of them, before the
+            tokens that are computed; None: it has as many.
+        divided: of a row that is divided over workers; `cu_seqlens` are those of the whole row.
         places: (tokens of all documents,), where in the row each of them is, if documents share
             tokens; None: they lie end to end.
         own: (tokens,), a place of each token of the row among those of all documents.
@@ -34,6 +50,16 @@ class PackedDocuments:
     tokens: int
     places: torch.Tensor | None = None
     own: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
+    max_seqlen_k: int = 0
+    divided: DividedRow | None = None
+
+    @property
+    def keys(self) -> tuple[torch.Tensor, int]:
+        """Cumulative numbers of keys, and the largest number of a document."""
+        if self.cu_seqlens_k is None:
+            return self.cu_seqlens, self.max_seqlen
+        return self.cu_seqlens_k, self.max_seqlen_k
 
 
 _looked_for = masking_utils.find_packed_sequence_indices
