@@ -47,7 +47,6 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
     # transformers, which a server's command has no use for
-    from aift_ray.data.prompts.prompt_notes import told
 
     config, plan = run.job.config, run.plan
     least, most = workers
