@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from aift_ray.config.preference_config import answers_of
-from aift_ray.data.prompts.prompt_notes import told
 from aift_ray.planning.partition import HOST
 from aift_ray.runs.plan_objective import objective_lines
 from aift_ray.tasks.scores import shown as score_shown
@@ -47,6 +46,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
     # transformers, which a server's command has no use for
+    from aift_ray.data.prompts.prompt_notes import told
 
     config, plan = run.job.config, run.plan
     least, most = workers
