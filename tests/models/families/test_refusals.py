@@ -158,7 +158,7 @@ PACKAGE = Path(aift_ray.__file__).parent
 # nothing computes these: no network in transformers, or one whose parts can't be told apart
 WITHOUT_LAYOUT = {
     ("models/decoder.py", "_unknown"),
-    ("models/hub.py", "load_config"),
+    ("models/hub.py", "_load_config"),
     ("models/families/towers.py", "towers"),
     ("models/wrappers.py", "language_class"),
 }
