@@ -6,7 +6,7 @@ The public names load on first use: `import aift_ray` imports neither torch nor 
 from __future__ import annotations
 
 import importlib
-import random
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -48,12 +48,11 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'aift_ray' has no attribute {name!r}")
-    # some libraries draw from Python's own random numbers when they are imported
-    numbers = random.getstate()
-    try:
+    from aift_ray.utils.process_state import environment_kept
+
+    # libraries set variables and filters, and draw random numbers, when they are imported
+    with environment_kept(), warnings.catch_warnings():
         return getattr(importlib.import_module(_HOMES[name]), name)
-    finally:
-        random.setstate(numbers)
 
 
 def __dir__() -> list[str]:

@@ -39,11 +39,11 @@ USAGE = f"""usage: aift-ray VERB [flags]     (aift-ray VERB --help shows its fla
 
   train       fine-tune a model on Ray Train workers
   tune        sweep over training runs on Ray Tune
-  quantize    merge an adapter, hold the weights in 8 or 4 bits, measure the cost
+  quantize    merge an adapter, quantize to 8 or 4 bits, measure the cost
   serve       answer over HTTP, as OpenAI's API does
-  evaluate    score models and adapters on tasks, and test their differences
-  export      write a model for llama.cpp and Ollama (GGUF), or merged into one folder
-  merge       make one model of several: linear, slerp, ties, dare, task arithmetic
+  evaluate    score models and adapters on tasks, test their differences
+  export      write a model as GGUF (llama.cpp, Ollama), or as one folder
+  merge       make one model of several: linear, slerp, ties, dare, and more
   plan        what fits given GPUs, and how fast, by arithmetic
   doctor      look at this machine or cluster: what is wrong, and how to mend it
   cache       list and prune the token caches of earlier runs

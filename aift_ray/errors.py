@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+# ranges of lines of a file that are told
+_RANGES = 200
 # the line of a file, or the index of a list
 _NUMBERED = re.compile(r"(.*[:\[])(\d+)(\]?)", re.DOTALL)
 
@@ -70,20 +72,24 @@ class UserError(AiftError):
 
 def _places(problems: Iterable[Problem]) -> Iterator[str]:
     """Where problems are, numbers that follow each other as a range: `rows.jsonl:21-30,35`."""
-    ranges: dict[tuple[str, str], list[list[int]]] = {}
+    numbers: dict[tuple[str, str], set[int]] = {}
     for problem in problems:
         found = _NUMBERED.fullmatch(problem.where)
         if found is None:
             yield problem.where
-            continue
-        number, several = int(found[2]), ranges.setdefault((found[1], found[3]), [])
-        if several and several[-1][1] + 1 >= number >= several[-1][0]:
-            several[-1][1] = max(number, several[-1][1])
         else:
-            several.append([number, number])
-    for (before, after), several in ranges.items():
-        told = [str(a) if a == b else f"{a}-{b}" for a, b in several]
-        yield f"{before}{','.join(told)}{after}"
+            numbers.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    for (before, after), several in numbers.items():
+        ranges: list[list[int]] = []
+        for number in sorted(several):
+            if ranges and number == ranges[-1][1] + 1:
+                ranges[-1][1] = number
+            else:
+                ranges.append([number, number])
+        told = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:_RANGES]]
+        last = ranges[-1][1]
+        end = f",... up to {last}" if len(ranges) > _RANGES else ""
+        yield f"{before}{','.join(told)}{end}{after}"
 
 
 class ConfigError(UserError):

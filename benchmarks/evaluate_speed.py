@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import yaml
 from measuring import Pair, Processes, Result
 
 from aift_ray.config import EvaluateConfig
-from aift_ray.tasks.task_files import load_tasks
+from aift_ray.tasks.task_files import BUILT_IN, load_tasks
 
 MODEL = measuring.ROOT / "aift_ray" / "models" / "assets" / "hina-4m"
 DATA = measuring.SHARED / "data" / "eval"
@@ -69,6 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="*", default=["jcommonsenseqa", "mgsm_ja"])
     parser.add_argument("--limit", type=int, default=200, help="rows of each task")
     parser.add_argument("--most", type=int, default=64, help="rows at once of the harness")
+    parser.add_argument("--max-tokens", type=int, help="tokens of an answer, fewer than the task's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", default=str(measuring.RESULTS / "evaluate_speed.json"))
@@ -91,12 +93,36 @@ def _contestant(
 
 def _own(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "aift_ray", "evaluate", "--model", options.model]
-    command += ["--task", task, "--limit", str(options.limit), "--data-dir", options.data_dir]
+    command += [
+        "--task",
+        _named(task, options, folder),
+        "--limit",
+        str(options.limit),
+        "--data-dir",
+        options.data_dir,
+    ]
     return [*command, "--output", str(folder / "results.json")]
 
 
+def _named(task: str, options: argparse.Namespace, folder: Path) -> str:
+    """The task, or a file of it whose answers are shorter."""
+    if options.max_tokens is None:
+        return task
+    held = yaml.safe_load((BUILT_IN / f"{task}.yaml").read_text("utf-8"))
+    data = Path(options.data_dir).absolute()
+    held["files"] = [str(data / name) for name in held["files"]]
+    shots = held.get("few_shot", {})
+    shots["files"] = [str(data / name) for name in shots.get("files", [])]
+    file = folder / f"{task}.yaml"
+    # JSON is YAML
+    changed = held | {"few_shot": shots, "max_tokens": options.max_tokens}
+    file.write_text(json.dumps(changed), "utf-8")
+    return str(file)
+
+
 def _harness(task: str, options: argparse.Namespace, folder: Path) -> list[str]:
-    config = EvaluateConfig(tasks=[task], limit=options.limit, data_dir=options.data_dir)
+    named = _named(task, options, folder)
+    config = EvaluateConfig(tasks=[named], limit=options.limit, data_dir=options.data_dir)
     (loaded,) = load_tasks(config)
     described: dict[str, Any] = {
         "name": task,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -72,7 +73,12 @@ def main() -> None:
     ratios = measuring.compare(found, [p for p in PAIRS if p.of in found and p.to in found])
     for each, results in found.items():
         print(each, json.dumps(results))
-    content = {"options": vars(options), "contestants": found, "ratios": ratios}
+    ask = "from importlib.metadata import version; print(version('trl'))"
+    asked = subprocess.run(
+        [options.trl_python, "-c", ask], capture_output=True, text=True, check=False
+    )
+    content = {"options": vars(options), "trl": asked.stdout.strip() or "absent"}
+    content |= {"contestants": found, "ratios": ratios}
     measuring.write(Path(options.output), content)
 
 

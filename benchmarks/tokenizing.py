@@ -3,7 +3,9 @@
 python benchmarks/tokenizing.py MODEL ... [--rounds 5] [--rows 6000]: makes the token cache of
 instruction rows with `data.prepare local`, and `datasets.map(batched=True, num_proc=2)` with the
 same chat template, the same ids and the same labels, which are compared; in turn, each in a process
-of its own, timed inside it without imports. Then `data.prepare ray` with one and with two CPUs.
+of its own, timed inside it without imports. Then `data.prepare ray` with one and with two CPUs: its
+time has the start of the actors (1 s of a CPU each, 5 with a vocabulary of 262,144), so that ratio
+needs rows enough (--rows 40000), and cores for the actors beside the one that reads and writes.
 Writes results/tokenizing.json. `datasets` is in the extra `bench`.
 """
 
@@ -45,7 +47,7 @@ def by_us(model: str, rows: str, folder: str, way: str) -> tuple[float, float, A
     encoder = encoder_of(model)
     if way.startswith("ray"):
         ray.init("local", num_cpus=int(way[-1]), include_dashboard=False, log_to_driver=False)
-        # the actors' processes and their imports are there before the time counts
+        # what Ray imports in this process is there before the time counts
         warm = Path(folder, "warm.jsonl")
         lines = Path(rows).read_text("utf-8").splitlines(keepends=True)
         warm.write_text("".join(lines[:1100]), "utf-8")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "aift_ray" / "data" / "assets" / "keitai"
 # of the supervised run: enough for some right answers, from which rewards can teach
 SUPERVISED = [
-    *("--model", "hina-4m", "--method", "lora", "--max-steps", "40", "--training.batch_size", "16"),
+    *("--model", "hina-4m", "--method", "lora", "--max-steps", "20", "--training.batch_size", "16"),
     *("--training.gradient_accumulation_steps", "1", "--training.learning_rate", "3e-3"),
     *("--training.warmup_steps", "5", "--training.gradient_checkpointing", "false"),
 ]
@@ -37,11 +37,10 @@ def main() -> None:
     how = ["--config", str(ROOT / "examples" / "reinforcement.yaml"), *rows]
     how += ["--eval-file", str(ROWS / "eval.jsonl"), "--lora.init_from", str(first / "model")]
     run("train", *how, "--output-dir", str(second), "--overwrite", *further)
-    adapters = [f"supervised={first / 'model'}", f"grpo={second / 'model'}"]
-    named = [part for adapter in adapters for part in ("--adapter", adapter)]
-    # the most likely answer to each held-out prompt
+    # the most likely answer to each held-out prompt; the second model is compared with the first
+    both = ["--model", str(first / "model"), "--model", str(second / "model")]
     scores = folder / "evaluation" / "scores.json"
-    run("evaluate", *named, "--task", str(ROWS / "eval.jsonl"), "--output", str(scores))
+    run("evaluate", *both, "--task", str(ROWS / "eval.jsonl"), "--output", str(scores))
     summary = json.loads((second / "summary.json").read_text(encoding="utf-8"))
     rewards = (summary["eval_reward_before"], summary["eval_reward"])
     print("sampled answers, right before and after: {:.1%} -> {:.1%}".format(*rewards))

@@ -1,9 +1,9 @@
 """Every architecture of transformers against its own eager forward: `make families`.
 
 Writes aift_ray/models/tables/families.csv, by which runs are laid out, and the tables of
-docs/models.md and docs/ja/models.md. All families take about an hour on one core; with
-`--rows FOLDER` each measured row is kept there and not measured again, so that the work can be
-split among processes (each with some families as arguments) and continued after an interruption.
+docs/models.md and docs/ja/models.md: the rows of the families that are its arguments, or all. All
+families take about an hour on one core; with `--rows FOLDER` each measured row is kept there and
+not measured again, so that the work can be split among processes and continued later.
 """
 
 from __future__ import annotations
@@ -76,6 +76,21 @@ _LAYERS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "cohere_compass_text": {
+        "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _SECTIONS)
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 128,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+    },
     **{name: {"rope_parameters": _SECTIONS} for name in ("qwen2_vl", "qwen2_5_vl", "glm4v")},
 }
 
@@ -283,23 +298,34 @@ def main() -> int:
     for family in options.families or families():
         rows.append(kept_row(family, options.rows))
         print(f"{family:24} {rows[-1].support}", flush=True)
-    if not options.families:
-        write(rows)
+    write(rows, not options.families)
     return 0
 
 
-def write(rows: list[Row]) -> None:
-    """Write the table of the package and those of the documentation."""
+def write(rows: list[Row], whole: bool) -> None:
+    """Write the table of the package and those of the documentation.
+
+    Args:
+        whole: the rows are all that there are; else the others stay.
+    """
+    measured = {one.family for one in rows}
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        kept = [] if whole else [r for r in csv.DictReader(file) if r["model_type"] not in measured]
+    # of others a run measures its own configuration
+    kept += [one.cells() for one in rows if one.is_known]
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        # of others a run measures its own configuration
-        writer.writerows(one.cells() for one in rows if one.is_known)
+        writer.writerows(sorted(kept, key=lambda cells: cells["model_type"]))
     for language, page in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        for name, table in (("trained", _trained(rows, language)), ("refused", _refused(rows))):
-            pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-            text = re.sub(pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
+        for name, made in (("trained", _trained(rows, language)), ("refused", _refused(rows))):
+            old = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
+            assert old
+            lines = [] if whole else old[1].splitlines(keepends=True)
+            lines = [line for line in lines if line.split("|")[1].strip(" *") not in measured]
+            table = "".join(sorted([*lines, *made], key=lambda line: (line[2] != "*", line)))
+            text = text[: old.start(1)] + table + text[old.end(1) :]
         page.write_text(text, encoding="utf-8")
 
 
@@ -310,11 +336,11 @@ _WORDS = {
 _WORDS["ja"][_PLAIN] = "vllm（アダプターは不可）"
 
 
-def _trained(rows: list[Row], language: str) -> str:
+def _trained(rows: list[Row], language: str) -> list[str]:
     words = _WORDS[language]
     named = {entry.architecture.model_type for entry in CATALOG.values()}
     lines = []
-    for one in sorted(rows, key=lambda one: (one.family not in named, one.family)):
+    for one in rows:
         if isinstance(one.support, Refusal):
             continue
         cells = [
@@ -326,13 +352,13 @@ def _trained(rows: list[Row], language: str) -> str:
             ", ".join(words.get(each, each) for each in one.engines) or words["none"],
         ]
         lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
+    return lines
 
 
-def _refused(rows: list[Row]) -> str:
+def _refused(rows: list[Row]) -> list[str]:
     found = [(one.family, one.support) for one in rows if isinstance(one.support, Refusal)]
     reasons = {family: " ".join(why.why.replace("|", "/").split()) for family, why in found}
-    return "".join(f"| {family} | {why} |\n" for family, why in reasons.items())
+    return [f"| {family} | {why} |\n" for family, why in reasons.items()]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from aift_ray.commandline import leaves, parse
+from aift_ray.__main__ import USAGE
+from aift_ray.__main__ import VERBS as VERB_RUNS
+from aift_ray.commandline import guarded, leaves, parse
 from aift_ray.config import LoRAConfig, RunConfig, TrainingConfig
 from aift_ray.errors import ConfigError
 
@@ -66,16 +68,26 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         "training.learning_rate: -1 is not allowed: input should be greater than 0",
         "--lora.rank: there is no such flag",
         "method: 'dora' is not allowed: input should be 'full', 'lora' or 'qlora'",
+        "did you mean 'lora'?",
         "training.num_epochs: 'many' is not allowed",
         "parallel.strategy: 'fsdp9' is not allowed",
+        "did you mean 'fsdp'?",
     ):
         assert part in message
+
+
+def test_none_leaves_a_setting_unset() -> None:
+    given = "--objective grpo --reward japanese --grpo.delta none --grpo.epsilon_high=none"
+    config = read(*given.split(), "--grpo.scale_rewards", "none")
+    assert config.grpo.delta is config.grpo.epsilon_high is None
+    assert config.grpo.scale_rewards == "none", "a word of its own"
+    assert "grpo.max_turns: 'none' is not allowed" in complaint("--grpo.max_turns", "none")
 
 
 def test_names_of_other_programs_are_answered_with_the_setting_of_their_meaning() -> None:
     message = complaint("--loss_type", "ipo", "--lora_rank", "8", "--data.cutoff_len", "512")
     for part in (
-        "write --objective ipo for a loss of pairs, --grpo.loss_type for one of grpo",
+        "write --objective ipo, or another loss of pairs; that of grpo is grpo.loss_type",
         "write --lora.r",
         "write --data.sequence_length",
     ):
@@ -177,8 +189,20 @@ def test_help_shows_common_settings_first() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_a_narrow_terminal(verb: str) -> None:
-    assert max(map(len, helped(verb, "--help-all").splitlines())) <= 80
+def test_help_fits_a_narrow_terminal(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit, match="0"):
+        guarded(VERB_RUNS[verb], ["--help-all"])
+    shown = capsys.readouterr().out.splitlines()
+    # what is to be typed is not cut
+    assert [line for line in shown if len(line) > 60 and not line.startswith(("  ", "usage"))] == []
+    assert max(map(len, shown)) <= 80
+
+
+def test_the_list_of_verbs_fits_too() -> None:
+    assert max(map(len, USAGE.splitlines())) <= 80
 
 
 def test_who_stops_reading_is_no_error_of_ours() -> None:

@@ -132,7 +132,17 @@ def ray_core() -> None:
     _has(_raylet, "AuthenticationTokenLoader", "Config")
     _has(_raylet.AuthenticationTokenLoader.instance(), "reset_cache")
     _has(_raylet.Config, "initialize")
-    _has(internal_kv, "_internal_kv_get")
+    _has(internal_kv, "_internal_kv_get", "_internal_kv_put", "_internal_kv_del")
+
+
+def ray_serve() -> None:
+    from ray.serve import context
+    from ray.serve._private import constants
+    from ray.serve._private.client import ServeControllerClient
+
+    _has(constants, "SERVE_CONTROLLER_NAME", "SERVE_NAMESPACE")
+    _has(context, "_get_global_client")
+    _has(ServeControllerClient, "wait_for_proxies_serving")
 
 
 def ray_worker_error() -> None:
@@ -290,6 +300,19 @@ def vllm_statistics() -> None:
     _has(stat_logger_base(), "record", "log_engine_initialized")
 
 
+def llama_cpp_quantizers() -> None:
+    _installed("xllamacpp")
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    from aift_ray.conversion import xllamacpp_compat as compat
+
+    rows = np.linspace(-1, 1, 1024, dtype=np.float32).reshape(2, 512)
+    kind = GGMLQuantizationType.Q8_0
+    assert np.array_equal(compat.quantize(rows, kind), quantize(rows, kind))
+
+
 CHECKS = [
     torch_mkldnn,
     torch_store,
@@ -297,6 +320,7 @@ CHECKS = [
     torch_modules,
     torch_scaler,
     ray_core,
+    ray_serve,
     ray_worker_error,
     ray_train_callbacks,
     ray_train_policy,
@@ -309,6 +333,7 @@ CHECKS = [
     bitsandbytes_packing,
     deepspeed_zero,
     lm_eval_filters,
+    llama_cpp_quantizers,
     vllm_statistics,
 ]
 

@@ -54,6 +54,9 @@ class EvaluateConfig(Settings):
     judge_key_file: str | None = setting(
         None, "with judge_url: file that holds its key; default: JUDGE_API_KEY or OPENAI_API_KEY"
     )
+    sandbox: Literal["bubblewrap"] | None = setting(
+        None, "what runs the programs that models write, for tasks of the score pass_at_1"
+    )
     training_data: list[str] = setting(
         [],
         "what the models were trained on, in which rows of the tasks are looked for: data files, "

@@ -10,17 +10,19 @@ from pydantic import Field
 from aift_ray.config.section import SHIPPED_MODEL, NotNegative, Positive, Settings, setting
 from aift_ray.errors import Problem
 
+# formats of 4 bits that are fitted to rows
+FITTED = ("gptq", "awq")
 # settings that act for some formats only
 _ACTS_FOR = {
     "dtype": ("hf",),
     "outtype": ("gguf",),
     "tokenizer": ("gguf",),
     "merge_adapter": ("gguf",),
-    "calibration_files": ("gptq",),
-    "calibration_rows": ("gptq",),
-    "eval_files": ("gptq", "fp8"),
-    "eval_rows": ("gptq", "fp8"),
-    "sequence_length": ("gptq", "fp8"),
+    "calibration_files": FITTED,
+    "calibration_rows": FITTED,
+    "eval_files": (*FITTED, "fp8"),
+    "eval_rows": (*FITTED, "fp8"),
+    "sequence_length": (*FITTED, "fp8"),
 }
 # formats of `aift-ray quantize`: bits, and the kind of 4 bits
 BITSANDBYTES: dict[str, tuple[Literal[4, 8], Literal["nf4", "fp4"]]] = {
@@ -35,7 +37,7 @@ _ROUNDED = ("f16", "bf16", "q8_0", *K_QUANTS, "q5_1", "q5_0", "q4_1", "q4_0")
 COMPARED = (
     *(f"gguf:{kind}" for kind in _ROUNDED),
     *BITSANDBYTES,
-    "gptq",
+    *FITTED,
     "fp8",
 )
 
@@ -56,8 +58,8 @@ class ExportConfig(Settings):
     adapter: str | None = setting(None, "folder of a LoRA adapter")
     format: Literal["hf", "gguf", "awq", "gptq", "fp8"] = setting(
         "gguf",
-        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; gptq: 4 bits "
-        "for vLLM; fp8: 8 bits for vLLM; awq is refused",
+        "gguf: a file for llama.cpp and Ollama; hf: a plain folder of transformers; gptq, awq: 4 "
+        "bits for vLLM; fp8: 8 bits for vLLM",
     )
     output: str | None = setting(
         None,
@@ -96,15 +98,17 @@ class ExportConfig(Settings):
     )
 
     calibration_files: list[str] = setting(
-        [], "gptq: rows (as for train) that the 4 bits are fitted to"
+        [], "gptq, awq: rows (as for train) that the 4 bits are fitted to"
     )
-    calibration_rows: Positive = setting(256, "gptq: of these so many at most")
+    calibration_rows: Positive = setting(256, "gptq, awq: of these so many at most")
     eval_files: list[str] = setting(
-        [], "gptq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
+        [], "gptq, awq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
     )
-    eval_rows: NotNegative = setting(64, "gptq, fp8: rows measured at most; 0: measure nothing")
+    eval_rows: NotNegative = setting(
+        64, "gptq, awq, fp8: rows measured at most; 0: measure nothing"
+    )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
-        512, "gptq, fp8: tokens of a row at most, to fit to and to measure on"
+        512, "gptq, awq, fp8: tokens of a row at most, to fit to and to measure on"
     )
 
     def contradictions(self) -> list[Problem]:
@@ -120,13 +124,7 @@ class ExportConfig(Settings):
             for name, kinds in _ACTS_FOR.items()
             if name in self.model_fields_set and self.format not in kinds
         ]
-        if self.format == "gptq" and not self.calibration_files:
-            what = "gptq is fitted to rows like those it will read, and none are given"
-            found.append(Problem("calibration_files", what, "give --calibration-file rows.jsonl"))
-        if self.format == "awq":
-            what = "awq is not written: llm-compressor computes it on a GPU only, and transformers "
-            what += "does not open what it writes"
-            found.append(Problem("format", what, "give --format gptq, which is 4 bits too"))
+        found += self._unfitted([self.format])
         if self.eval_rows == 0 and self.eval_files:
             found.append(Problem("eval_files", "are not read with eval_rows 0"))
         if self.format == "hf" and self.adapter is None and self.dtype == "auto":
@@ -135,6 +133,14 @@ class ExportConfig(Settings):
         if not self.merge_adapter and self.adapter is None:
             found.append(Problem("merge_adapter", "false needs an adapter", "give --adapter"))
         return found
+
+    def _unfitted(self, formats: list[str]) -> list[Problem]:
+        """Formats that are fitted to rows, without any."""
+        named = [one for one in formats if one in FITTED]
+        if not named or self.calibration_files:
+            return []
+        what = f"{named[0]} is fitted to rows like those it will read, and none are given"
+        return [Problem("calibration_files", what, "give --calibration-file rows.jsonl")]
 
     def _compared(self) -> list[Problem]:
         """What is wrong with a comparison."""
@@ -150,13 +156,13 @@ class ExportConfig(Settings):
             if name in self.model_fields_set:
                 what = "does not act with compare, which names formats and merges the adapter"
                 found.append(Problem(name, what, "leave it out"))
-        if "gptq" in self.compare and not self.calibration_files:
-            what = "gptq is fitted to rows like those it will read, and none are given"
-            found.append(Problem("calibration_files", what, "give --calibration-file rows.jsonl"))
-        if "gptq" not in self.compare:
+        found += self._unfitted(self.compare)
+        if not set(FITTED) & set(self.compare):
             given = ("calibration_files", "calibration_rows")
             names = [name for name in given if name in self.model_fields_set]
-            found += [Problem(name, "acts with gptq only", "leave it out") for name in names]
+            found += [
+                Problem(name, "acts with gptq and awq only", "leave it out") for name in names
+            ]
         if self.eval_rows == 0:
             found.append(Problem("eval_rows", "0 leaves nothing to compare by", "leave it out"))
         return found

@@ -1,7 +1,8 @@
-"""What `--help` and `--help-all` say: settings in groups, common ones first, within 80 columns."""
+"""What `--help` and `--help-all` say: settings in groups, common ones first, in 80 columns."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from aift_ray.config.section import Settings
 
+# columns at most
 _WIDTH = 80
 # what `--help` shows beside settings with a short flag and those outside of sections
 _COMMON = frozenset(
@@ -62,7 +64,7 @@ class Flag:
         """The flag and what it takes."""
         typed = f"--{self.short or self.name} "
         words = "|".join(self.choices) or _word(self.field.annotation)
-        return typed + (words if len(typed + words) <= _WIDTH - 2 else "WORD")
+        return typed + (words if len(typed + words) <= _width() - 2 else "WORD")
 
     @property
     def meaning(self) -> str:
@@ -107,7 +109,8 @@ def shown(settings: type[Settings], verb: str, description: str, epilog: str, wh
     for group in dict.fromkeys(flag.group for flag in rest):
         about = settings.model_fields[group].description
         members = [flag for flag in rest if flag.group == group]
-        lines += ["", f"{group}: {about}" + ("" if whole else " (--help-all says more)")]
+        more = "" if whole else " (--help-all says more)"
+        lines += ["", *_wrapped(f"{group}: {about}{more}", "")]
         if whole:
             lines += [line for flag in members for line in _entry(flag.typed, flag.meaning)]
         else:
@@ -129,6 +132,10 @@ def _prose(text: str) -> list[str]:
     return lines[:-1]
 
 
+def _width() -> int:
+    return min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+
+
 def _entry(typed: str, meaning: str) -> list[str]:
     return [*_wrapped(typed, "  "), *_wrapped(meaning, " " * 8)]
 
@@ -136,7 +143,7 @@ def _entry(typed: str, meaning: str) -> list[str]:
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
         text,
-        _WIDTH,
+        _width(),
         initial_indent=indent,
         subsequent_indent=indent,
         break_long_words=False,

@@ -69,7 +69,7 @@ def divided_scorer(objective: Objective, strategy: str) -> str:
 class PreferenceConfig(Section):
     """How answers are held against each other; the names are TRL's."""
 
-    beta: Annotated[float, Field(gt=0, le=100)] | None = setting(
+    beta: Annotated[float, Field(ge=1e-6, le=100)] | None = setting(
         None, "temperature of the preference loss; default: 0.1, simpo: 2"
     )
     label_smoothing: float = setting(

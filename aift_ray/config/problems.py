@@ -13,27 +13,33 @@ from aift_ray.errors import Problem
 # of names that are taken for each other; what a name in another section has less
 _ALIKE, _LAST_PART = 0.55, 0.05
 _OWN_FLAGS = ("config", "dry-run", "help", "help-all")
-# settings of TRL, transformers and LLaMA-Factory whose names here are not alike
+# settings of TRL, transformers and LLaMA-Factory whose names here are not alike: by which setting
+# and value
 _ELSEWHERE = {
-    "loss_type": "--objective ipo for a loss of pairs, --grpo.loss_type for one of grpo",
-    "pref_loss": "--objective dpo|ipo|orpo|simpo|kto",
-    "stage": "--objective sft|dpo|kto|reward|grpo",
-    "finetuning_type": "--method full|lora|qlora",
-    "adapter": "--method lora, or --lora.init_from FOLDER to train an adapter further",
-    "load_in_4bit": "--method qlora",
-    "load_in_8bit": "--method qlora --lora.qlora_4bit false",
-    "bf16": "--training.precision bf16",
-    "lora_rank": "--lora.r",
-    "ref_model": "--preference.reference",
-    "ref_model_name_or_path": "--preference.reference",
-    "dpo_beta": "--preference.beta",
-    "kto_beta": "--preference.beta",
-    "max_length": "--data.sequence_length",
-    "cutoff_len": "--data.sequence_length",
-    "dataset": "--train-file FILE",
-    "dataset_name": "--train-file FILE",
-    "val_size": "--data.validation_fraction",
-    "model_name_or_path": "--model",
+    "loss_type": ("objective", "ipo, or another loss of pairs; that of grpo is grpo.loss_type"),
+    "pref_loss": ("objective", "dpo, ipo, orpo, simpo or kto"),
+    "stage": ("objective", "sft, dpo, kto, reward or grpo"),
+    "finetuning_type": ("method", "full, lora or qlora"),
+    "use_peft": ("method", "lora"),
+    "adapter": ("method", "lora; lora.init_from trains an adapter further"),
+    "adapter_name_or_path": ("lora.init_from", ""),
+    "load_in_4bit": ("method", "qlora"),
+    "load_in_8bit": ("method", "qlora, and lora.qlora_4bit false"),
+    "quantization_bit": ("method", "qlora"),
+    "bf16": ("training.precision", "bf16"),
+    "lora_rank": ("lora.r", ""),
+    "ref_model": ("preference.reference", ""),
+    "ref_model_name_or_path": ("preference.reference", ""),
+    "dpo_beta": ("preference.beta", ""),
+    "kto_beta": ("preference.beta", ""),
+    "max_length": ("data.sequence_length", ""),
+    "max_prompt_length": ("data.sequence_length", ""),
+    "cutoff_len": ("data.sequence_length", ""),
+    "dataset": ("data.train_files", ""),
+    "dataset_name": ("data.train_files", ""),
+    "eval_dataset": ("data.eval_files", ""),
+    "val_size": ("data.validation_fraction", ""),
+    "model_name_or_path": ("model", ""),
 }
 
 
@@ -85,10 +91,11 @@ def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
     near = max(known, key=lambda each: _likeness(name, each))
     dashes = "--" if what == "flag" else ""
     found = _likeness(name, near) >= _ALIKE
-    elsewhere = _ELSEWHERE.get(name.replace("-", "_").rsplit(".", 1)[-1], "")
-    # of another command, which may lack it
-    if elsewhere and elsewhere.split()[0][2:] in known:
-        return Problem(f"{dashes}{name}", f"there is no such {what}", f"write {elsewhere}")
+    elsewhere, value = _ELSEWHERE.get(name.replace("-", "_").rsplit(".", 1)[-1], ("", ""))
+    # another command may lack it
+    if elsewhere in known:
+        hint = f"write {dashes}{elsewhere} {value}".strip()
+        return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
     hint = f"did you mean '{dashes}{near}'?" if found else "see --help for all of them"
     return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
 

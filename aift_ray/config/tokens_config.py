@@ -10,8 +10,8 @@ from aift_ray.errors import Problem
 if TYPE_CHECKING:
     from aift_ray.config.run_config import RunConfig
 
-# strategies under which every worker holds the embeddings whole
-_WHOLE_ON_EACH = ("auto", "ddp", "zero1", "zero2")
+# strategies that need to know nothing of the embeddings' rows
+_STRATEGIES = ("auto", "ddp", "zero1", "zero2", "zero3", "fsdp")
 
 
 class TokensConfig(Section):
@@ -34,9 +34,13 @@ class TokensConfig(Section):
         if self.train == "alone" and run.method == "full":
             what = "alone trains rows of the embeddings, and method full trains all weights"
             found.append(Problem("tokens.train", what, "use --method lora, or leave it out"))
-        if run.parallel.strategy not in _WHOLE_ON_EACH:
-            what = f"strategy {run.parallel.strategy} splits embeddings that get new rows"
-            remedy = f"use --strategy {', '.join(_WHOLE_ON_EACH[1:])}"
+        if run.parallel.strategy not in _STRATEGIES:
+            what = f"strategy {run.parallel.strategy} lays out the rows that the model has already"
+            remedy = f"use --strategy {', '.join(_STRATEGIES[1:-1])} or {_STRATEGIES[-1]}"
+            found.append(Problem("tokens.add", what, remedy))
+        if run.parallel.by_deepspeed:
+            what = "DeepSpeed partitions the rows that the model has already"
+            remedy = "leave parallel.backend out"
             found.append(Problem("tokens.add", what, remedy))
         if run.objective in ("reward", "grpo"):
             what = f"new tokens are learned from answers, and objective {run.objective} has none"

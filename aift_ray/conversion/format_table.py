@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from aift_ray.config import ExportConfig
-from aift_ray.config.export_config import BITSANDBYTES
+from aift_ray.config.export_config import BITSANDBYTES, FITTED
 from aift_ray.conversion import (
     gguf_families,
     gguf_file,
@@ -49,8 +49,9 @@ class ComparisonPlan:
 
     Attributes:
         output: the JSON file of the table.
-        calibration, samples: rows that gptq is fitted to, and that all formats are measured on.
-        group: of gptq, see `compressed.group_size`.
+        calibration, samples: rows that gptq and awq are fitted to, and that all formats are
+            measured on.
+        group: of those, see `compressed.group_size`.
     """
 
     config: ExportConfig
@@ -73,6 +74,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     path = Path(config.output or "outputs/formats.json").expanduser().absolute()
     problems = _check_output(config, path)
     location, adapter, parameters, group = "", None, 0, 0
+    fitted = [name for name in config.compare if name in FITTED]
     own = torch.float32
     try:
         location = quantizer.source(config.model, config.adapter)
@@ -81,8 +83,8 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
         if config.adapter:
             adapter = check_adapter(config.adapter, config.model, location, skeleton, merging=True)
         problems += _unavailable(config, location, skeleton)
-        if "gptq" in config.compare and not problems:
-            group = vllm_export.group_size(config.model_copy(update={"format": "gptq"}), location)
+        for name in fitted if not problems else ():
+            group = vllm_export.group_size(config.model_copy(update={"format": name}), location)
     except UserError as error:
         problems += error.problems
     problems += check_space(path, 2 * parameters * own.itemsize, "the weights") if own else []
@@ -91,7 +93,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
     prompts = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
     rows = (config.sequence_length, str(prompts))
     samples = read_samples(config.eval_files, config.eval_rows, *rows)
-    most = config.calibration_rows if "gptq" in config.compare else 0
+    most = config.calibration_rows if fitted else 0
     calibration = read_samples(config.calibration_files, most, *rows)
     found = (samples, calibration, group)
     return ComparisonPlan(config, path, location, adapter, own, parameters, *found)
@@ -199,8 +201,8 @@ def _builder(name: str) -> Callable[[ComparisonPlan, str, str, Path], Built]:
 
 
 def _compressed(plan: ComparisonPlan, name: str, source: str, folder: Path) -> Built:
-    fitted = plan.calibration if name == "gptq" else []
-    packed = CompressedPlan(plan.group if name == "gptq" else 0, fitted, [])
+    fitted = plan.calibration if name in FITTED else []
+    packed = CompressedPlan(plan.group if name in FITTED else 0, fitted, [])
     config = plan.config.model_copy(update={"format": name})
     return vllm_export.write(config, source, folder, packed), _weights(folder)
 

@@ -89,12 +89,17 @@ def write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for target in targets:
-            writer.write_tensor_data(_values(target, kinds[target.name]))
+            writer.write_tensor_data(values(target, kinds[target.name]))
     finally:
         writer.close()
 
 
-def _values(target: Target, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+def values(target: Target, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor.
+
+    Raises:
+        ModelError: a weight is too large for the type, infinite or NaN.
+    """
     tensor = target.read()
     flat = tensor.reshape(-1, tensor.shape[-1])
     rows = max(1, _PIECE // flat.shape[-1])

@@ -1,4 +1,4 @@
-"""Weights in 4 bits by GPTQ, or in fp8, as compressed-tensors: what vLLM loads.
+"""Weights in 4 bits by GPTQ or AWQ, or in fp8, as compressed-tensors: what vLLM loads.
 
 llm-compressor computes them. It is no dependency: its own pin of transformers is older than that of
 this package, with which it was seen to work.
@@ -16,6 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.config import ExportConfig
+from aift_ray.config.export_config import FITTED
+from aift_ray.conversion import llmcompressor_compat
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub, load, provenance
 from aift_ray.models.families.refusals import refusal
@@ -24,7 +26,7 @@ from aift_ray.quantization.measure import Sample
 from aift_ray.quantization.quantize_plan import read_samples
 from aift_ray.quantization.quantizer import copy_tokenizer
 
-FORMATS = ("gptq", "fp8")
+FORMATS = (*FITTED, "fp8")
 INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 auto-round==0.15.1 "
     "loguru datasets dill multiprocess xxhash nvidia-ml-py"
@@ -97,6 +99,9 @@ def group_size(config: ExportConfig, location: str) -> int:
         for name, module in skeleton.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
+    if config.format == "awq" and not llmcompressor_compat.has_mappings(skeleton):
+        what = f"llm-compressor has no mappings of AWQ for {type(skeleton).__name__}"
+        raise ModelError([refusal(found.model_type, what, "--format gptq")])
     for size in _GROUPS:
         if not any(width % size for width in rows.values()):
             return size
@@ -118,7 +123,8 @@ def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan)
         longest = max(map(len, ids))
         given = {"dataset": Dataset.from_dict(columns), "max_seq_length": longest}
         given["num_calibration_samples"] = len(ids)
-    oneshot(model=model, recipe=[_recipe(config.format, plan.group)], **given)
+    with llmcompressor_compat.without_pinned_memory():
+        oneshot(model=model, recipe=_recipe(config.format, plan.group), **given)
     with warnings.catch_warnings():
         # of offloaded modules, which is how llm-compressor holds a model
         warnings.simplefilter("ignore", UserWarning)
@@ -131,15 +137,21 @@ def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan)
     return loaded
 
 
-def _recipe(kind: str, group: int) -> Any:
+def _recipe(kind: str, group: int) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 
     ignored = {"ignore": ["lm_head"]}
     if kind == "fp8":
-        return QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", **ignored)
+        return [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", **ignored)]
     weights = QuantizationArgs(
         num_bits=4, type="int", strategy="group", group_size=group, symmetric=True
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    return GPTQModifier(config_groups={"group_0": scheme}, **ignored)
+    groups = {"group_0": scheme}
+    if kind == "awq":
+        # symmetric: transformers does not read packed zero points
+        from llmcompressor.modifiers.transform.awq import AWQModifier
+
+        return [AWQModifier(), QuantizationModifier(config_groups=groups, **ignored)]
+    return [GPTQModifier(config_groups=groups, **ignored)]

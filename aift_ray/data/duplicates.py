@@ -19,6 +19,8 @@ _SHOWN_PLACES = 3
 # digests of row and prompt, whether it is for evaluation, how many came before, file, line
 _RECORD = struct.Struct("<16s16s?qii")
 _NO_PROMPT = bytes(16)
+# of a row and of its prompt
+Digests = tuple[bytes, bytes]
 _PARTS = 256
 # records in memory at most, some 4 MB
 _HELD = 65536
@@ -36,13 +38,13 @@ class DuplicateCounter:
         self._parts = [bytearray() for _ in range(_PARTS)]
         self._count = 0
 
-    def add_train(self, example: Example) -> None:
-        """Keep a training row."""
-        self._add(example, evaluation=False)
+    def add_train(self, example: Example, marks: Digests | None = None) -> None:
+        """Keep a training row, whose `digests` may be known already."""
+        self._add(example, marks or digests(example), evaluation=False)
 
-    def add_eval(self, example: Example) -> None:
+    def add_eval(self, example: Example, marks: Digests | None = None) -> None:
         """Keep an evaluation row, to be held against those before it and all training rows."""
-        self._add(example, evaluation=True)
+        self._add(example, marks or digests(example), evaluation=True)
 
     def warnings(self) -> list[str]:
         """One sentence for each thing found, with its count and the first places."""
@@ -53,8 +55,8 @@ class DuplicateCounter:
             findings.look_through(_RECORD.iter_unpack(spilled + part))
         return findings.sentences(list(self._files))
 
-    def _add(self, example: Example, evaluation: bool) -> None:
-        row, of_prompt = digests(example)
+    def _add(self, example: Example, marks: Digests, evaluation: bool) -> None:
+        row, of_prompt = marks
         if example.compared:
             # answers of a prompt that are compared do not contradict each other
             of_prompt = _NO_PROMPT
@@ -187,7 +189,7 @@ def _contradictions(rows: str) -> _Finding:
     )
 
 
-def digests(example: Example) -> tuple[bytes, bytes]:
+def digests(example: Example) -> Digests:
     """16 bytes each of the whole row and of its prompt; zeros where it has none."""
     prompt, answer = _parts(example)
     # a text has no prompt: without this, all texts would contradict each other

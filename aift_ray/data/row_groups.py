@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aift_ray.data.duplicates import digests, whole_text
+from aift_ray.data.duplicates import Digests, digests, whole_text
 from aift_ray.data.examples import Example
 from aift_ray.data.minhash import NUMBERS, links, signatures
 
@@ -37,9 +37,9 @@ class Documents:
         self._texts: list[str] = []
         self.near = 0
 
-    def add(self, example: Example, pieces: int) -> None:
-        """Keep a document, which has become so many token rows."""
-        row, prompt = digests(example)
+    def add(self, example: Example, pieces: int, marks: Digests | None = None) -> None:
+        """Keep a document, which has become so many token rows; its `digests` may be known."""
+        row, prompt = marks or digests(example)
         self._rows.append(int.from_bytes(row[:8], "little"))
         self._prompts.append(int.from_bytes(prompt[:8], "little") if any(prompt) else 0)
         self._pieces.append(pieces)

@@ -66,7 +66,9 @@ def check_texts(texts: object, name: str, *kinds: type) -> None:
     expected = " or ".join(kind.__name__ for kind in kinds)
     if not isinstance(texts, (list, tuple)):
         what = f"{type(texts).__name__} is not allowed: give a list of {expected}"
-        raise DataError([Problem(name, what)])
+        other = f"{name.removesuffix('_texts')}_dataset"
+        remedy = f"a dataset or an iterable is given as {other}" if name.endswith("_texts") else ""
+        raise DataError([Problem(name, what, remedy)])
     problems = [
         Problem(f"{name}[{index}]", f"{type(item).__name__} is not allowed: give {expected}")
         for index, item in enumerate(texts)

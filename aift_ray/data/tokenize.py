@@ -15,6 +15,7 @@ from aift_ray.config import DataConfig
 from aift_ray.config.preference_config import Answers
 from aift_ray.data import memory_rows
 from aift_ray.data.decontamination import Screen
+from aift_ray.data.duplicates import Digests, digests
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers, with_mismatched
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
@@ -26,7 +27,7 @@ from aift_ray.data.truncation import fit, split_text
 
 _SHOWN_NOTES = 20
 # rows that one thread encodes before others do, and rows that a thread gets at once
-_FIRST, _BATCH = 128, 64
+FIRST, _BATCH = 128, 64
 
 
 @dataclass
@@ -75,7 +76,7 @@ def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
     by one thread, as `encoder` keeps of them what the user is to be warned of.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    first = islice(items, _FIRST if threads and threads > 1 else None)
+    first = islice(items, FIRST if threads and threads > 1 else None)
     yield from encode_here(encoder, first)
 
     def encoded(batch: list[Example | Fault]) -> list[Any]:
@@ -109,7 +110,7 @@ class Encoding:
         config: DataConfig,
         encode: Any,
         sequence_length: int,
-        note: Callable[[Example], None],
+        note: Callable[[Example, Digests], None],
         answers: Answers = "one",
         documents: Documents | None = None,
         screen: Screen | None = None,
@@ -137,7 +138,8 @@ class Encoding:
                 remedy = getattr(encoded, "remedy", "")
                 self._fault(Fault(item.file, item.line, str(encoded), remedy))
                 continue
-            self.note(item)
+            marks = digests(item)
+            self.note(item, marks)
             self.counts.split_rows += encoded.split
             for key in encoded.not_shown:
                 self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
@@ -146,7 +148,7 @@ class Encoding:
             else:
                 pieces = [piece for whole in encoded.pieces for piece in self._pieces(whole, item)]
             if self.documents and pieces:
-                self.documents.add(item, 2 if item.compared else len(pieces))
+                self.documents.add(item, 2 if item.compared else len(pieces), marks)
             self.counts.rows += bool(pieces) if item.compared else len(pieces)
             for number, piece in enumerate(pieces):
                 self._count(piece)

@@ -30,7 +30,7 @@ from aift_ray.errors import ModelError
 from aift_ray.models import load
 from aift_ray.models.attention.packed_documents import recomputing
 from aift_ray.models.bnb.bnb_layers import Quantization
-from aift_ray.models.decoder import causal_model
+from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.families.family_support import (
     Attention,
     Refusal,
@@ -55,6 +55,8 @@ _TRAINED = sum(_LENGTHS) - sum(_PROMPTS)
 _LOSS, _GRADIENTS, _LOGITS = 2e-5, 1e-3, 1e-3
 _NEW_TOKENS = 4
 _SEES = "its attention sees the tokens that it is to predict"
+# characters of what a library says of a tiny model
+_LONGEST = 240
 # weights of the largest tiny model that is computed
 _MOST_WEIGHTS = 12_000_000
 
@@ -101,7 +103,12 @@ def _instead(config: PreTrainedConfig, method: Method, cache: Path) -> str | Non
 def _cached(config: PreTrainedConfig, method: Method, cache: Path) -> Support | Refusal:
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     versions["aift-ray"] = __version__
-    facts = json.dumps([shrunk(config).to_dict(), method, versions], sort_keys=True, default=str)
+    try:
+        tiny = shrunk(config).to_dict()
+    except Exception:
+        # it says why
+        return measure(config, method)
+    facts = json.dumps([tiny, method, versions], sort_keys=True, default=str)
     file = cache / "families" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
     if file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -122,6 +129,8 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
             wanted = _Wanted.of(tiny, method)
         except _Unfit as error:
             return Refusal(str(error), computed=False, layout=error.layout)
+        except ModelError as error:
+            return Refusal(error.problems[0].what, computed=False)
         except Exception as error:
             why = (
                 _without_attention(config)
@@ -136,8 +145,11 @@ def measure(config: PreTrainedConfig, method: Method) -> Support | Refusal:
                     return Support(kind, packed, not wanted.batch_difference(tiny, method, kind))
             except Exception as error:
                 why = _line(error)
-    # the last way that was tried
-    return Refusal(f"rows padded, attention {kind}: {why}")
+        # the last way that was tried
+        why = f"rows padded, attention {kind}: {why}"
+        if _draws(tiny):
+            why += "; in training its layers draw random numbers, and are not the same without"
+    return Refusal(why)
 
 
 def _ways(tiny: PreTrainedConfig) -> list[tuple[Attention, bool]]:
@@ -166,7 +178,9 @@ class _Wanted:
     @classmethod
     def of(cls, tiny: PreTrainedConfig, method: Method) -> _Wanted:
         with torch.device("meta"):
-            size = sum(p.numel() for p in random_model(tiny, "eager").parameters())
+            small = random_model(tiny, "eager")
+        decoder_blocks(small)
+        size = sum(p.numel() for p in small.parameters())
         if size > _MOST_WEIGHTS:
             raise ValueError(f"it still has {size:,} weights")
         model = _trainable(tiny, method, "eager").eval()
@@ -299,6 +313,17 @@ def _without_attention(config: PreTrainedConfig) -> str:
 
 
 @torch.no_grad()
+def _draws(tiny: PreTrainedConfig) -> bool:
+    """Whether a model in training, without dropout, computes a text differently each time.
+
+    Routers of PhiMoE draw their experts.
+    """
+    model, ids = random_model(tiny, "eager").train(), _documents()[0][None]
+    one, other = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    return not torch.equal(one, other)
+
+
+@torch.no_grad()
 def _looks_ahead(model: PreTrainedModel) -> bool:
     """Whether logits depend on later tokens, as those of an encoder do."""
     ids = _documents()[0][None]
@@ -339,4 +364,4 @@ def _logit_difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> 
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
+    return f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"

@@ -149,9 +149,10 @@ def plot(folder: Path) -> None:
     FigureCanvasAgg(figure)
     axes, *others = figure.subplots(rows, columns, squeeze=False).flatten()
     # of generated completions the loss of an evaluation is its reward, negated
-    generated = any("eval_reward" in line for line in lines)
+    generated = any("clip_ratio/region_mean" in line for line in lines)
     _draw(axes, lines, _LOSSES[:1] if generated else _LOSSES)
-    spikes = _spikes(lines)
+    # and that of a step goes up and down around 0
+    spikes = [] if generated else _spikes(lines)
     if spikes:
         axes.plot(*zip(*spikes, strict=True), "x", color="black", label="spike")
     axes.set_ylabel(_unit(lines))
@@ -167,7 +168,7 @@ def plot(folder: Path) -> None:
         each.set_xlabel("step")
         each.grid(alpha=0.3)
         if each.lines:
-            each.legend()
+            each.legend(loc="best", framealpha=0.6)
     figure.savefig(folder / "loss.png", dpi=120)
 
 
@@ -206,10 +207,10 @@ _PANELS: dict[str, Curves] = {
     "log-probability of an answer": (
         ("logps/chosen", "chosen", _trained(_BLUE)),
         ("logps/rejected", "rejected", _trained(_ORANGE)),
-        ("eval_logps/chosen", "chosen, evaluation", _tested(_RED)),
-        ("eval_logps/rejected", "rejected, evaluation", _tested(_GREY)),
+        ("eval_logps/chosen", "chosen, evaluation", _tested(_BLUE)),
+        ("eval_logps/rejected", "rejected, evaluation", _tested(_ORANGE)),
     ),
-    "KL to the reference, estimated": (
+    "KL or mean log ratio to the reference": (
         ("kl", "training", _trained(_BLUE)),
         ("eval_kl", "evaluation", _tested(_RED)),
     ),

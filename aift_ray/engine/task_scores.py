@@ -143,7 +143,7 @@ class TaskEvaluator:
                 cut = cut_at(text, task.stop)
                 item = items[at]
                 written = cut[0] if cut else text
-                scores = answer_scores(task, written, item.answers, item.instructions)[1]
+                scores = answer_scores(task, written, item)[1]
                 if real:
                     table[at] = [number for name in task.computed for number in scores[name]]
         whole = np.array(self._group.total(*table.ravel())).reshape(table.shape)

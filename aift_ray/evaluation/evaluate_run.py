@@ -22,7 +22,7 @@ from aift_ray.evaluation.evaluator import Evaluator, EvaluatorOptions, Sample, T
 from aift_ray.evaluation.remote_model import RemoteEvaluator
 from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.runs import terminal
-from aift_ray.tasks import score_libraries
+from aift_ray.tasks import sandbox, score_libraries
 from aift_ray.tasks.contamination import Overlap, overlaps
 from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.utils.drivers import usable_gpus
@@ -55,6 +55,7 @@ def run(
     except UserError as error:
         problems += error.problems
     problems += judging.refused(config, tasks, len(candidates))
+    problems += sandbox.refused(config.sandbox, [each.task for each in tasks])
     problems += score_libraries.missing([each.task for each in tasks])
     if config.base_url:
         problems += [_harness_api(t) for t in tasks if t.harness]

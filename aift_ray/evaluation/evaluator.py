@@ -143,7 +143,7 @@ class Evaluator:
 
 def answered(name: str, task: Task, item: Item, written: GeneratedAnswer) -> Sample:
     """The sample of an answer that was written."""
-    answer, scores = answer_scores(task, written.text, item.answers, item.instructions)
+    answer, scores = answer_scores(task, written.text, item)
     sample = _sample(name, task, item, scores)
     return sample | {
         "answers": list(item.answers),

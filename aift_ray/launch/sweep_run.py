@@ -53,6 +53,7 @@ def run(given: ParsedSettings) -> None:
         joined = stack.enter_context(cluster.cluster()) if "RAY_ADDRESS" in os.environ else None
         there = int(joined.get("GPU", 0)) if joined else local_gpus(config)
         devices = gpus_used(config, there)
+        sweep_metric.check_comparable(config, space)
         fixed = _decided(config, space, folder, devices)
         configs = [trial_config(space, corner, fixed) for corner in space.corners()]
         prepared = _prepared(config, configs, folder, devices)

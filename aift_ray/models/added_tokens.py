@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-from aift_ray.data.prompts.safe_tokenizer import TEXT_TOKENS, text_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +35,6 @@ class AddedTokens:
 
         new: Any = [AddedToken(token, normalized=False, special=False) for token in self.tokens]
         tokenizer.add_tokens(new)
-        # those of a template stay control tokens, which no row can write
-        template = str(tokenizer.chat_template or "")
-        words = [token for token in self.tokens if token not in template]
-        known = [one for one in text_tokens(tokenizer) if one not in words]
-        tokenizer.init_kwargs[TEXT_TOKENS] = [*known, *words]
 
 
 def planned(
@@ -56,15 +49,20 @@ def planned(
     found = AddedTokens(tokens, [], pieces, rows, alone)
     found.extend(tokenizer)
     ids: Any = tokenizer.convert_tokens_to_ids(tokens)
-    return AddedTokens(tokens, list(ids), pieces, max(rows, max(ids) + 1), alone)
+    return replace(found, ids=list(ids), rows=max(rows, max(ids) + 1))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of a model's embeddings."""
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])
 
 
 def grow(model: PreTrainedModel, rows: int) -> None:
     """Give embeddings and output layer at least so many rows; new ones are the mean of all."""
     import torch
 
-    embeddings: Any = model.get_input_embeddings()
-    before = embeddings.weight.shape[0]
+    before = embedding_rows(model)
     if before >= rows:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.errors import ModelError, Problem
+from aift_ray.errors import ModelError
 from aift_ray.models import hub, load, provenance
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.folder_check import has_tokenizer
-from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
-from aift_ray.models.lora.adapter_folder import check_adapter, named_base
+from aift_ray.models.lora.adapter_config import CONFIG
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.model_location import base_of_adapter
 from aift_ray.models.vocab_check import check_vocabulary
 
 _LOG = logging.getLogger(__name__)
@@ -66,18 +67,7 @@ def find_place(name: str) -> Place:
 
 
 def _adapter_place(name: str, folder: Path) -> Place:
-    where = f"adapter {name}"
-    base = adapter_config(folder, where).get("base_model_name_or_path")
-    if not base or not isinstance(base, str):
-        what = "it names no base model (base_model_name_or_path)"
-        raise ModelError([Problem(where, what, f"write it into {folder / CONFIG}")])
-    base = named_base(base)
-    try:
-        location = hub.resolve(base)
-    except ModelError as error:
-        what = f"it was made for the base model {base}, which can't be used"
-        remedy = f"bring the base back, or write where it is by now into {folder / CONFIG}"
-        raise ModelError([Problem(where, what, remedy), *error.problems]) from None
+    base, location = base_of_adapter(name, folder)
     location = provenance.opened_as_trained(location, folder)
     adapter = check_adapter(name, base, location, load.skeleton(location))
     return Place(location, str(adapter) if has_tokenizer(adapter) else location, adapter)

@@ -28,9 +28,10 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.prompts.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import CATALOG, find, is_hub_id, suggestion, unknown
+from aift_ray.models.catalog import find, suggestion
 from aift_ray.models.families.refusals import refusal
-from aift_ray.models.folder_check import TOKENIZERS, check
+from aift_ray.models.folder_check import TOKENIZERS
+from aift_ray.models.model_location import resolve as resolve
 from aift_ray.models.scaled_rope import scale, scaling_of
 
 # networks that once were code beside their weights, and have a class in transformers by now:
@@ -48,27 +49,6 @@ _CLASSIFIERS = (
     "ForAudioClassification",
     "ForRewardModel",
 )
-
-
-def resolve(name: str) -> str:
-    """The folder, or the Hub id, that `name` stands for.
-
-    Raises:
-        ModelError: no such folder or catalog name and no Hub id either; or a folder that lacks
-            its config, its tokenizer or safetensors weights.
-    """
-    location = CATALOG[name].location if name in CATALOG else name
-    folder = Path(location).expanduser()
-    if folder.is_dir():
-        problems = check(name, folder)
-        if problems:
-            raise ModelError(problems)
-        return str(folder.resolve())
-    if name in CATALOG and not is_hub_id(location):
-        raise ModelError([Problem(name, f"its folder {location} is missing", "reinstall aift-ray")])
-    if not is_hub_id(location):
-        raise ModelError([unknown(name)])
-    return location
 
 
 def tokenizer_bytes(location: str) -> int:

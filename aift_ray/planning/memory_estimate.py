@@ -25,6 +25,8 @@ _STREAMED = 4
 # bytes of a token of the vocabulary while one is sampled: logits and log-probabilities in fp32,
 # probabilities and their sums in fp64
 _SAMPLED = 24
+# the same where the likeliest is taken: logits, and two copies in fp32
+_GREEDY = 12
 # bytes of a number that dropout has left: itself in 16 bits, and whether it was left
 _DROPPED = 3
 
@@ -91,17 +93,23 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     logits = min(step.logits, _logits(shape, work, 0))
     answering = "generate" if work.completions else "evaluate"
     # of an evaluation nothing is kept for a backward pass
+    asked = replace(work, tokens=max(work.tokens, work.asked_tokens), dropout=False)
+    chosen = max(work.completions * _SAMPLED, work.answers * _GREEDY) * shape.vocabulary
     evaluate = replace(
         step,
         gradients=0,
-        activations=_block(shape, work) + (shape.largest * width if work.base_bits else 0),
-        logits=max(logits, work.completions * shape.vocabulary * _SAMPLED),
+        activations=_block(shape, asked) + (shape.largest * width if work.base_bits else 0),
+        logits=max(logits, chosen),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
     )
     if work.gathers and work.completions:
         # all weights, for the time of a generation
         whole = _step(shape, part, replace(work, strategy="zero2")).gathered
         evaluate = replace(evaluate, gathered=whole)
+    if work.process and work.completions:
+        # a CPU generates with copies of the weights in another layout
+        copied = shape.linear_parameters + shape.vocabulary * shape.hidden
+        evaluate = replace(evaluate, activations=evaluate.activations + copied * width)
     if not (work.gathers or work.split > 1):
         load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
         if work.base_bits:

@@ -109,6 +109,8 @@ class Workload:
         gpu: whether it computes on a GPU, whose context, communication and allocator take some.
         copies: whether a checkpoint is copied to host memory before it is written.
         answer_tokens: of prompts and answers that are generated at once.
+        asked_tokens: of the prompts among them, which are read in one pass.
+        answers: number of these answers, where they are greedy.
         completions: generated at once and sampled, where generated completions are trained.
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
@@ -133,6 +135,8 @@ class Workload:
     gpu: bool = False
     copies: bool = False
     answer_tokens: int = 0
+    asked_tokens: int = 0
+    answers: int = 0
     completions: int = 0
     process: int = 0
     targets: int | None = None

@@ -33,3 +33,25 @@ def worker_error(failure: object) -> Any:
     Missing: the exception that `UserCallback.after_exception` is given does not name it.
     """
     return getattr(failure, "_base_exc", failure)
+
+
+_OURS = "aift_ray"
+
+
+def keep(key: str, value: bytes) -> None:
+    """Put a value into the store of the cluster that this process is connected to.
+
+    Missing: a public store of a cluster that takes no process of its own, as an actor does.
+    """
+    internal_kv._internal_kv_put(key, value, namespace=_OURS)
+
+
+def kept(key: str) -> bytes | None:
+    """What the store of the cluster holds; None: nothing."""
+    found: bytes | None = internal_kv._internal_kv_get(key, namespace=_OURS)
+    return found
+
+
+def forget(key: str) -> None:
+    """Remove a value from the store of the cluster."""
+    internal_kv._internal_kv_del(key, namespace=_OURS)

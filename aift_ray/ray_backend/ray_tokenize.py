@@ -13,7 +13,7 @@ from aift_ray.config import DataConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.token_types import Encoded, EncodedRow
-from aift_ray.data.tokenize import Encode, Encodings, encode_here, encode_in_threads
+from aift_ray.data.tokenize import FIRST, Encode, Encodings, encode_here, encode_in_threads
 
 # examples that an actor gets at once
 _BATCH = 512
@@ -54,14 +54,14 @@ def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
     """As `encode_here`, by an actor a free CPU; two batches an actor are under way at a time.
 
     Without Ray, in a dry run or where the caller trains by itself, this process does it. It always
-    does the first batch, of which `encoder` keeps what the user is to be warned of.
+    does the first rows, of which `encoder` keeps what the user is to be warned of.
     """
     import ray
 
     if not ray.is_initialized():
         yield from encode_in_threads(encoder, items)
         return
-    yield from encode_here(encoder, islice(items, _BATCH))
+    yield from encode_here(encoder, islice(items, FIRST))
     first = next(items, None)
     if first is None:
         return

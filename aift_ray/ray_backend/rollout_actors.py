@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from aift_ray.engine.grpo.completion_generation import Completion
-from aift_ray.engine.grpo.rollout_engine import Asked, Weights, engine_of
+from aift_ray.engine.grpo.rollout_engine import Asked, CompletionEngine, Weights, engine_of
 from aift_ray.engine.job import Job
-from aift_ray.errors import TrainingError
+from aift_ray.errors import AiftError, TrainingError
 from aift_ray.runs.worker_env import Secrets
 from aift_ray.utils.quiet import quiet
 
@@ -32,7 +32,13 @@ class _RolloutActor:
         torch.set_num_threads(threads)
         quiet()
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-        self._engine, self._version = engine_of(job, device), -1
+        self._version = -1
+        self._engine: CompletionEngine | None = None
+        try:
+            self._engine = engine_of(job, device)
+        except AiftError as error:
+            # an actor whose start fails would be started again
+            self._problem = error
 
     def pid(self) -> int:
         """The number of the process."""
@@ -43,6 +49,8 @@ class _RolloutActor:
     ) -> tuple[list[list[Completion]], float]:
         """Completions, by the weights of a version, and the seconds that they took."""
         began = time.perf_counter()
+        if self._engine is None:
+            raise self._problem
         if version != self._version:
             self._engine.load(weights)
             self._version = version
@@ -69,6 +77,7 @@ class RolloutActors:
 
         Raises:
             TrainingError: actors are lost again and again.
+            AiftError: what an actor failed with.
         """
         self._version += 1
         put: Any = ray.put
@@ -85,6 +94,9 @@ class RolloutActors:
             idle.append(at)
             try:
                 completions, seconds = ray.get(ready)
+            except RayTaskError as error:
+                # of the actor's own code; its form on Ray holds a traceback
+                raise (error.cause if isinstance(error.cause, AiftError) else error) from None
             except RayActorError as error:
                 attempts[part] += 1
                 if self._closed or attempts[part] == _ATTEMPTS:

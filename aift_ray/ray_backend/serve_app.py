@@ -13,12 +13,15 @@ from ray.serve.config import AutoscalingConfig
 
 from aift_ray import commandline
 from aift_ray.config import ServeConfig
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, UserError
+from aift_ray.models.model_location import resolve
+from aift_ray.ray_backend import server_start
 from aift_ray.ray_backend.replica_gpus import gpus_of
 from aift_ray.ray_backend.serve_options import NAME, key_file
-from aift_ray.ray_backend.serve_replicas import Replicas, shelf
+from aift_ray.ray_backend.serve_replicas import Replicas, shelves, takes_adapters
+from aift_ray.ray_backend.server_start import ServerStart
 from aift_ray.runs import worker_env
-from aift_ray.serving import api_keys
+from aift_ray.serving import api_keys, served_models
 from aift_ray.utils import gc_pause
 
 if TYPE_CHECKING:
@@ -37,25 +40,31 @@ class Server:
 
     Args:
         key_file: None: nobody is asked for a key.
+        start: of the server; None: no command waits for it.
     """
 
     def __init__(
-        self, config: ServeConfig, key_file: str | None, threads: int, passed: worker_env.Secrets
+        self,
+        config: ServeConfig,
+        key_file: str | None,
+        threads: int,
+        passed: worker_env.Secrets,
+        start: ServerStart | None,
     ) -> None:
         os.environ.update(passed.values)
         with gc_pause.later():
             import torch
 
-            from aift_ray.serving import startup
             from aift_ray.utils.quiet import quiet
 
             quiet()
             torch.set_num_threads(threads)
-            self._checked = startup.check_base(config, bool(ray.get_gpu_ids()))
+            self._checked = server_start.checked(config, bool(ray.get_gpu_ids()), start)
+        self._start = start
         # a token passes through several threads; each would wait 5 ms for the engine's to let go
         sys.setswitchinterval(_SWITCH_S)
         self._keys = api_keys.Keys(Path(key_file)) if key_file else None
-        self._fleet = Replicas()
+        self._fleet = Replicas(takes_adapters(config))
         self._service: Any = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -71,7 +80,13 @@ class Server:
 
         wanted = await self._fleet.recorded()
         replica = serve.get_replica_context().replica_tag
-        self._service = await startup.start(self._checked, wanted, replica)
+        try:
+            self._service = await startup.start(self._checked, wanted, replica)
+        except UserError as error:
+            # damaged weights
+            if self._start:
+                self._start.refused(error)
+            raise
 
     async def perform(self, method: str, *args: object) -> Any:
         """What a method of the Service answers; other replicas ask."""
@@ -93,10 +108,14 @@ def build(arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: the settings are wrong.
     """
+    from aift_ray.models import base_and_adapter
     from aift_ray.runs import unknown_families
-    from aift_ray.serving import startup
 
-    config = startup.on_base(commandline.validated(arguments, ServeConfig))
+    given = commandline.validated(arguments, ServeConfig)
+    config = served_models.on_base(given)
+    if config is not given:
+        # an adapter, which no command checks here
+        base_and_adapter.find_place(given.model)
     if not config.serving.api_key_file and not config.serving.no_auth:
         remedy = "give serving.api_key_file"
         raise ConfigError([Problem("serving.api_key_file", "is needed here", remedy)])
@@ -105,14 +124,21 @@ def build(arguments: dict[str, Any]) -> Any:
     return deployment(config, key_file(config), resources)
 
 
-def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, float]) -> Any:
+def deployment(
+    config: ServeConfig,
+    keys_at: str | None,
+    resources: dict[str, float],
+    start: ServerStart | None = None,
+) -> Any:
     """The application for `serve.run`.
+
+    Args:
+        start: of the server, where a command waits for it.
 
     Raises:
         ConfigError: the cluster has too few CPUs, or too few GPUs.
+        ModelError: a file of an adapter can't be read.
     """
-    from aift_ray.serving import startup
-
     serving, (least, most) = config.serving, config.replicas()
     gpus = gpus_of(config, resources)
     config = config.resolved(engine_of(config, resources).engine)
@@ -145,7 +171,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         max_ongoing_requests=serving.slots + 4 * serving.max_queue + 100,
         graceful_shutdown_timeout_s=serving.drain_timeout_s,
         health_check_period_s=5,
-        deployment_actors=[shelf(startup.recorded(config))],
+        deployment_actors=shelves(config),
         ray_actor_options={
             "num_cpus": cpus,
             "num_gpus": gpus,
@@ -153,7 +179,7 @@ def deployment(config: ServeConfig, keys_at: str | None, resources: dict[str, fl
         },
         **options,
     )
-    return bound.bind(config, keys_at, cpus, worker_env.secrets())
+    return bound.bind(config, keys_at, cpus, worker_env.secrets(), start)
 
 
 def _threads(config: ServeConfig, number: int) -> dict[str, str]:
@@ -168,7 +194,6 @@ def engine_of(config: ServeConfig, resources: dict[str, float]) -> engine_select
     Raises:
         ConfigError: what is asked of it, it can't do.
     """
-    from aift_ray.models import hub
     from aift_ray.serving.engines import engine_select
 
-    return engine_select.made(config, hub.resolve(config.model), gpus_of(config, resources) > 0)
+    return engine_select.made(config, resolve(config.model), gpus_of(config, resources) > 0)

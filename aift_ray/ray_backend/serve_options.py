@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from ray.serve.config import HTTPOptions
+from typing import TYPE_CHECKING
 
 from aift_ray.config import ServeConfig
+
+if TYPE_CHECKING:
+    from ray.serve.config import HTTPOptions
 
 NAME = "aift-ray"
 # what Ray's own processes read when they start
@@ -33,6 +35,9 @@ def key_file(config: ServeConfig) -> str | None:
 
 def http_options(config: ServeConfig) -> HTTPOptions:
     """Where the proxies listen."""
+    # takes seconds, in which Ray starts
+    from ray.serve.config import HTTPOptions
+
     serving = config.serving
     longest = serving.request_timeout_s + _MARGIN_S
     return HTTPOptions(host=serving.host, port=serving.port, request_timeout_s=longest)

@@ -8,22 +8,45 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import DeploymentActorConfig
 
+from aift_ray.config import ServeConfig
 from aift_ray.ray_backend.adapter_registry import AdapterRegistry
+from aift_ray.serving import served_models
 from aift_ray.serving.adapter_record import AdapterRecord
 
 _NAME = "adapters"
 
 
-def shelf(adapters: dict[str, AdapterRecord]) -> DeploymentActorConfig:
-    """The shelf of a deployment that starts with these adapters."""
-    return DeploymentActorConfig(name=_NAME, actor_class=AdapterRegistry, init_args=(adapters,))
+def takes_adapters(config: ServeConfig) -> bool:
+    """Whether a server can ever have adapters."""
+    return bool(config.adapters or config.serving.adapter_folder)
+
+
+def shelves(config: ServeConfig) -> list[DeploymentActorConfig] | None:
+    """The registry of a deployment's adapters, for which its replicas wait; None: needs none.
+
+    Raises:
+        ModelError: a file of an adapter can't be read.
+    """
+    if not takes_adapters(config):
+        return None
+    adapters = served_models.recorded(config)
+    return [DeploymentActorConfig(name=_NAME, actor_class=AdapterRegistry, init_args=(adapters,))]
 
 
 class Replicas:
-    """The Fleet of a replica; each replica's `perform` calls a method of its Service."""
+    """The Fleet of a replica; each replica's `perform` calls a method of its Service.
+
+    Args:
+        takes_adapters: whether there is a registry of adapters.
+    """
+
+    def __init__(self, takes_adapters: bool) -> None:
+        self._takes_adapters = takes_adapters
 
     async def recorded(self) -> dict[str, AdapterRecord]:
         """The adapters that every replica has to have, by name."""
+        if not self._takes_adapters:
+            return {}
         shelf_ = serve.get_deployment_actor(_NAME)
         found: dict[str, AdapterRecord] = await shelf_.adapters.remote()
         return found

@@ -1,4 +1,4 @@
-"""The command that serves: Serve starts while the model is looked at, then the replicas."""
+"""The command that serves: Ray and Serve, then the replicas, which check what they serve."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import socket
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray import serve
-
 from aift_ray.config import ServeConfig
-from aift_ray.errors import AiftError, ConfigError, Problem
+from aift_ray.errors import AiftError, ConfigError, ModelError, Problem
 from aift_ray.ray_backend import cluster, serve_ingress
-from aift_ray.ray_backend.serve_options import CLUSTER, NAME, http_options, key_file
+from aift_ray.ray_backend.replica_gpus import gpus_here, gpus_of
+from aift_ray.ray_backend.serve_options import CLUSTER, NAME, key_file
 from aift_ray.runs import server_key, terminal
-from aift_ray.serving import api_keys
+from aift_ray.serving import api_keys, served_models
 from aift_ray.utils import gc_pause
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def run(config: ServeConfig, dry_run: bool) -> None:
     if path:
         api_keys.Keys(Path(path))
     _check_port(config.serving.host, config.serving.port)
+    config = served_models.on_base(config)
+    if config.dtype == "fp16":
+        served_models.check_dtype(config, gpus_of(config, gpus_here()) > 0)
     if dry_run:
-        config, engine = _checked(config)
-        _show(config, path, None, engine)
+        _show(config, path, None, _checked(config))
         return
     made = None
     if makes_key:
@@ -60,66 +62,107 @@ def _serve(config: ServeConfig, path: str | None, made: str | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tell("starting Ray and Serve")
     variables = CLUSTER | serve_ingress.trust(config.serving.forwarded_allow_ips)
+    # takes as long as the start of Ray
+    imported = threading.Thread(target=_import_serve, daemon=True)
+    imported.start()
     with cluster.cluster(variables) as resources, ThreadPoolExecutor(1) as pool:
         # Ray sets handlers of its own when it starts
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        # not beside Ray's own start, which has half a minute however busy the machine is
-        tell("checking the model")
+        imported.join()
         started = pool.submit(_start, config)
-        config, _ = _checked(config)
-        from aift_ray.ray_backend import serve_app
-
-        tell("the model is checked")
-        started.result()
-        tell("loading the model in the replicas")
-        application = serve_app.deployment(config, path, resources)
-        try:
-            serve.run(application, name=NAME, route_prefix="/", blocking=False)
-        except RuntimeError as error:
-            raise AiftError(f"the server could not be started: {error}") from error
+        engine = _start_replicas(config, path, resources, started, tell)
         # and Serve too
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        _show(config, path, made, serve_app.engine_of(config, resources))
+        _show(config, path, made, engine)
         serving_ = config.serving
         print(f"ready on http://{_shown(serving_.host)}:{serving_.port}", flush=True)
         stop.wait()
         print("stopping after the answers under way", flush=True)
-        # the replicas end their answers first; shutdown alone would stop the proxy in their midst
-        serve.delete(NAME)
-        # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
-        if os.environ.get("RAY_ADDRESS"):
-            serve.shutdown()
+        _stop()
+
+
+def _stop() -> None:
+    from ray import serve
+
+    # the replicas end their answers first; shutdown alone would stop the proxy in their midst
+    serve.delete(NAME)
+    # with a Ray of this machine all of Serve ends; its own end would be told as a failed task
+    if os.environ.get("RAY_ADDRESS"):
+        serve.shutdown()
+
+
+def _import_serve() -> None:
+    from aift_ray.ray_backend import serve_app  # noqa: F401
+
+
+def _start_replicas(
+    config: ServeConfig,
+    path: str | None,
+    resources: dict[str, float],
+    started: Future[None],
+    tell: Callable[[str], None],
+) -> Choice:
+    """Wait until replicas answer; the engine of theirs.
+
+    Args:
+        started: done once Serve's proxies have started, beside which the replicas start.
+
+    Raises:
+        AiftError: the settings are wrong, or the replicas don't start.
+    """
+    from aift_ray.ray_backend import serve_app, server_start
+
+    tell("checking the model")
+    # GPUs that torch can't use
+    gpus_of(config, gpus_here())
+    engine = serve_app.engine_of(config, resources)
+    start = server_start.ServerStart.begin()
+    try:
+        application = serve_app.deployment(config, path, resources, start)
+    except ModelError:
+        # with all else that is wrong
+        _checked(config)
+        raise
+    server_start.wait_for_controller(started)
+    try:
+        server_start.run(application, start, tell)
+    finally:
+        # why the proxies did not start, if so, comes first
+        started.result()
+    return engine
 
 
 def _start(config: ServeConfig) -> None:
     """Start Serve's controller and its proxies."""
+    from ray import serve
+
+    from aift_ray.ray_backend.serve_options import http_options
+
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         serve.start(http_options=http_options(config), logging_config={"log_level": "WARNING"})
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise AiftError(f"the server could not be started: {error}") from error
 
 
-def _checked(config: ServeConfig) -> tuple[ServeConfig, Choice]:
-    """The settings, on the base of an adapter, and the engine, once every folder is looked at.
+def _checked(config: ServeConfig) -> Choice:
+    """The engine, once every folder is looked at.
 
     Raises:
         UserError: what keeps them from being served.
     """
     with gc_pause.later():
         # torch and transformers
-        from aift_ray.ray_backend.replica_gpus import gpus_here, gpus_of
         from aift_ray.runs import unknown_families
         from aift_ray.serving import startup
         from aift_ray.utils.quiet import quiet
 
         quiet()
-        config = startup.on_base(config)
         checked = startup.check(config, gpus_of(config, gpus_here()) > 0)
     unknown_families.measure_served(config, checked.engine)
-    return config, checked.engine
+    return checked.engine
 
 
 def _show(config: ServeConfig, path: str | None, made: str | None, engine: Choice) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from aift_ray.rewards import scorer
 from aift_ray.rewards.episode_worker import Episodes
@@ -36,7 +36,7 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
         parent: the process that started this one; this one ends with it.
         memory: bytes of data that the process may hold; None: any number.
     """
-    _end_with(parent)
+    _guard(parent)
     # what a function prints is not an answer, and does not mix with the output of the command
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -51,8 +51,13 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
         except (EOFError, ConnectionError):
             return
         answer = _answer(loaded, request)
-        with suppress(BrokenPipeError):
+        try:
             connection.send_bytes(json.dumps(answer).encode())
+        except BrokenPipeError:
+            return
+        except OSError:
+            # a function has closed the socket; without the tracebacks of what else it holds
+            os._exit(1)
 
 
 def _answer(loaded: dict[int, _Loaded], request: tuple[Any, ...]) -> Any:
@@ -114,10 +119,41 @@ def _seed(spec: RewardSpec, prompts: Sequence[Any], completions: Sequence[Any]) 
         sys.modules["torch"].manual_seed(seed)
 
 
-def _end_with(parent: int) -> None:
+def _guard(parent: int) -> None:
+    """Split in two: the child returns, and this process ends its group when `parent` ends.
+
+    Else what a function has started would outlive a command that is killed.
+    """
+    waited = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    _end_with(parent, signal.SIGTERM)
+    own, child = os.getpid(), os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, waited)
+        _end_with(own, signal.SIGKILL)
+        return
+    # the other side of the socket is to see that the child has ended
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    while signal.sigwait(waited) == signal.SIGCHLD:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            _end_as(os.waitstatus_to_exitcode(status))
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_as(status: int) -> NoReturn:
+    """End with the exit status of another process, or by the signal that ended it."""
+    if status < 0:
+        with suppress(OSError):
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(abs(status))
+
+
+def _end_with(parent: int, number: int) -> None:
     with suppress(OSError, AttributeError):
-        # Linux ends this process with the thread that started it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Linux sends this process a signal when the thread that started it ends
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
 

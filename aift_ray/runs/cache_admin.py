@@ -13,6 +13,9 @@ from aift_ray.data.cache_index import Cache, doomed, found, remove
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.runs import ray_sessions
 
+# runs that a cache is told to be used by
+_SHOWN = 3
+
 
 def show(config: CacheConfig) -> None:
     """Print the caches, last used first."""
@@ -24,7 +27,9 @@ def show(config: CacheConfig) -> None:
     total = sum(cache.size for cache in caches)
     print(f"{len(caches)} token caches, {_size(total)}, in {place}")
     for cache in caches:
-        users = ", ".join(map(str, cache.users)) or "no run that is still there"
+        users = ", ".join(map(str, cache.users[:_SHOWN])) or "no run that is still there"
+        further = len(cache.users) - _SHOWN
+        users += f" and {further} more" if further > 0 else ""
         state = "; runs now" if cache.running else ""
         print(f"  {cache.folder.name}  {_size(cache.size)}, used {_age(cache)} by {users}{state}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import psutil
 
@@ -35,6 +35,20 @@ class Host:
     targets: int
 
 
+class Answers(NamedTuple):
+    """Answers that are generated at once.
+
+    Attributes:
+        rows: answered greedily.
+        asked: tokens of their prompts.
+        tokens: of prompts and answers, whose keys and values are kept.
+    """
+
+    rows: int
+    asked: int
+    tokens: int
+
+
 def needs(
     config: RunConfig,
     shape: Shape,
@@ -43,7 +57,7 @@ def needs(
     gpu: bool,
     whole: int,
     host: Host | None = None,
-    answers: int | None = None,
+    answers: Answers | None = None,
 ) -> Need:
     """The memory of a worker by the way the model is spread.
 
@@ -51,13 +65,14 @@ def needs(
         shape: the model's numbers.
         tokens: of the longest micro-batch.
         whole: weights trained as a whole beside the adapters.
-        answers: `answer_tokens`; None: of rows as long as the settings allow.
+        answers: what an evaluation generates; None: of rows as long as the settings allow.
     """
     held = None if _on_gpus(config, gpu) else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
     process += _RAY if held and workers > 1 else 0
 
     training, planned = config.training, _on_gpus(config, gpu)
+    answers = answers or answers_of(config, workers)
     divided = config.parallel.context_parallel_size
     targets = held.targets if held else None
     if config.objective == "reward":
@@ -82,7 +97,9 @@ def needs(
             dropout=config.lora.lora_dropout > 0,
             gpu=planned,
             copies=planned and training.async_save,
-            answer_tokens=answer_tokens(config, workers) if answers is None else answers,
+            answer_tokens=answers.tokens,
+            asked_tokens=answers.asked,
+            answers=answers.rows,
             completions=_completions(config),
             process=process,
             targets=targets,
@@ -93,33 +110,33 @@ def needs(
     return need
 
 
-def answer_tokens(
+def answers_of(
     config: RunConfig,
     workers: int,
     asked: int | None = None,
     longest: int | None = None,
     batched: bool = True,
-) -> int:
-    """Tokens of the prompts and answers that an evaluation makes at once.
+) -> Answers:
+    """What a worker generates at once in an evaluation.
 
     Args:
         asked: rows that are answered, and
         longest: tokens of the longest of them, where they are known.
         batched: whether several rows are answered together.
     """
-    training = config.training
+    training, length = config.training, config.data.sequence_length
     if config.objective == "grpo":
-        return _completions(config) * config.data.sequence_length
+        return Answers(0, 0, _completions(config) * length)
     asked = training.exact_match_rows if asked is None else asked
     replicas = max(1, workers // config.parallel.model_parallel_size)
-    share = -(-asked // replicas)
-    rows = min(share, training.exact_match_batch_size if batched else 1)
-    length = config.data.sequence_length if longest is None else longest
-    matched = rows * (length + training.exact_match_max_tokens)
+    rows = min(-(-asked // replicas), training.exact_match_batch_size if batched else 1)
+    prompts = rows * (length if longest is None else longest)
+    made = Answers(rows, prompts, prompts + rows * training.exact_match_max_tokens)
     if not config.evaluation.tasks:
-        return matched
+        return made
     # prompts of tasks are of no known length here; most are shorter than a training row
-    return max(matched, config.evaluation.batch_size * config.data.sequence_length)
+    of_tasks = config.evaluation.batch_size * length
+    return Answers(made.rows, made.asked, max(made.tokens, of_tasks))
 
 
 def _completions(config: RunConfig) -> int:

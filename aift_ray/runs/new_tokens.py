@@ -36,9 +36,6 @@ def settled(
         raise ConfigError(problems)
     config.tokens.add = tokens
     config.tokens.train = config.tokens.train or ("whole" if config.method == "full" else "alone")
-    if config.parallel.strategy == "auto":
-        # the others split the embeddings
-        config.parallel.strategy = "ddp"
     text = model_config.get_text_config(decoder=True)
     alone = config.tokens.train == "alone"
     found = planned(tokenizer, tokens, text.vocab_size, alone)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aift_ray.data.token_rows import TokenRows
 
-# rows in which columns are looked for
+# rows whose prompts are looked at
 _ROWS = 100
 
 
@@ -103,11 +103,12 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
     from aift_ray.rewards.memory_limit import memory_limit
 
     how = config.grpo
-    first = [columns_of(rows.source(row)) for row in range(min(len(rows), _ROWS))]
-    columns = list(dict.fromkeys(name for row in first for name in row))
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for row in range(len(rows)):
+        kinds.setdefault(tuple(columns_of(rows.source(row))), []).append(rows.place(row))
     specs = [parse(text) for text in how.reward]
     timeout, memory = how.reward_timeout, memory_limit(how)
-    problems = problems_with(specs, columns, timeout=timeout, memory=memory)
+    problems = problems_with(specs, kinds, timeout=timeout, memory=memory)
     if how.environment is not None:
         prompts = [asked_prompt(rows.source(row)) for row in range(min(len(rows), _ROWS))]
         if any(isinstance(prompt, str) for prompt in prompts):
@@ -128,6 +129,9 @@ def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | N
     name = config.preference.reference
     if name is None:
         return None
+    if not name:
+        what = "'' is not allowed: name a model folder, a Hub id or a catalog name"
+        raise ConfigError([Problem("preference.reference", what)])
     try:
         location = hub.resolve(name)
         hub.load_config(location)

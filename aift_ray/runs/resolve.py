@@ -123,7 +123,7 @@ def by_rows(
         ModelError, ConfigError: the run does not fit into the memory that is there.
     """
     host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
-    answers = memory_fit.answer_tokens(draft, workers, *laid.answered, model.support.batched)
+    answers = memory_fit.answers_of(draft, workers, *laid.answered, model.support.batched)
     shape, whole = model.measured.shape, model.measured.whole
     need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
     why = memory_fit.settle(draft, need, workers, gpu)

@@ -103,7 +103,9 @@ def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], li
         if change is Change.TOLD or name in config.resume_allow:
             told.append(f"{name} is {_shown(value)}, and was {_shown(saved[name])}")
             continue
-        remedy = f"give --{name} {_shown(saved[name])}, or start again in another output folder"
+        given = saved[name] not in (None, "", [], {})
+        give = f"give --{name} {_shown(saved[name])}" if given else f"leave --{name} out"
+        remedy = f"{give}, or start again in another output folder"
         if change is Change.REFUSED:
             remedy += f"; --resume-allow {name} continues with other steps"
         what = f"{_shown(value)} differs from the {_shown(saved[name])} of the run that is resumed"

@@ -33,6 +33,10 @@ def _settings(run: Preparation) -> list[str]:
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
             f"learning rate never reaches {training.learning_rate:g}"
         )
+    adapters = [name for name in type(config.lora).model_fields if name in _of_adapters(config)]
+    if adapters:
+        given = ", ".join(f"lora.{name}" for name in adapters)
+        found.append(f"{given} has no effect: method full trains all weights, without adapters")
     plain = config.method != "full" and config.objective == "sft"
     if plain and training.learning_rate <= 3e-5:
         found.append(
@@ -57,6 +61,14 @@ def _settings(run: Preparation) -> list[str]:
                 "reward does"
             )
     return found
+
+
+def _of_adapters(config: RunConfig) -> set[str]:
+    """Settings of adapters that were given, where none are trained."""
+    if config.method != "full":
+        return set()
+    plain = type(config.lora)()
+    return {n for n, v in config.lora if v != getattr(plain, n)} - {"use_qlora", "init_from"}
 
 
 def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from aift_ray.config.preference_config import REFERENCED, answers_of
-from aift_ray.data.prompts.prompt_notes import told
 from aift_ray.planning.partition import HOST
 from aift_ray.tasks.scores import shown as score_shown
 
@@ -45,6 +44,9 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
+    # transformers, which a server's command has no use for
+    from aift_ray.data.prompts.prompt_notes import told
+
     config, plan = run.job.config, run.plan
     least, most = workers
     kind = "GPU" if gpu else "CPU"
@@ -134,7 +136,8 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     trained = f"; trained in {each} steps" if each > 1 else ""
     actors = config.rollout_actors
     ahead = ", each generation during the training of the one before" * how.asynchronous
-    by = f"; by {actors} Ray actors beside the workers{ahead}" if actors else ""
+    engine = " with vLLM" * (how.engine == "vllm")
+    by = f"; by {actors} Ray actors{engine} beside the workers{ahead}" if actors else ""
     of = {"group": "a prompt's", "batch": "all"}.get(how.scaling)
     scaled = f", divided by the deviation of {of} rewards" if of else ""
     return [
@@ -208,7 +211,8 @@ def _counts(counts: Counts) -> str:
     if counts.skipped_rows:
         text += f", {counts.skipped_rows} skipped"
     if counts.split_rows:
-        text += f"; {counts.split_rows:,} conversations are one row an answer"
+        are = "conversations are" if counts.split_rows > 1 else "conversation is"
+        text += f"; {counts.split_rows:,} {are} one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
 
 

@@ -11,14 +11,13 @@ import torch
 from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
-from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, load, provenance
-from aift_ray.models.base_and_adapter import find_place
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.families import family_support
-from aift_ray.models.lora.adapter_config import CONFIG
 from aift_ray.models.vocab_check import check_vocabulary
-from aift_ray.serving.adapter_record import AdapterRecord, record
+from aift_ray.serving import served_models
+from aift_ray.serving.adapter_record import AdapterRecord
 from aift_ray.serving.answer import Limits
 from aift_ray.serving.engines import engine_select
 from aift_ray.serving.engines.engine_select import Choice
@@ -47,28 +46,6 @@ class Checked:
     dtype: torch.dtype
     device: torch.device
     engine: Choice
-
-
-def on_base(config: ServeConfig) -> ServeConfig:
-    """The same where `model` is the folder of an adapter: its base, with that adapter on it.
-
-    Raises:
-        UserError: the base is not there, or two models get the same name.
-    """
-    if not (Path(config.model).expanduser() / CONFIG).is_file():
-        return config
-    adapter = Path(config.model).expanduser().resolve()
-    name = config.served_model_name or adapter.name
-    changes = {
-        "model": find_place(config.model).base,
-        "adapters": [f"{name}={adapter}", *config.adapters],
-        "served_model_name": None,
-    }
-    changed = config.model_copy(update=changes)
-    problems = changed.contradictions()
-    if problems:
-        raise ConfigError(problems)
-    return changed
 
 
 def check(config: ServeConfig, gpu: bool) -> Checked:
@@ -105,8 +82,7 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     # the first of those that are reserved: a replica sees no others
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
-    if name == "fp16" and not gpu:
-        raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
+    served_models.check_dtype(config, gpu)
     engine = engine_select.made(config, location, gpu)
     if engine.engine == "transformers":
         check_batched(config.model, hub.load_config(location))
@@ -139,24 +115,6 @@ async def start(checked: Checked, given: Mapping[str, AdapterRecord], replica: s
     service = Service(engine, checked.encoder, checked.location, config.name(), limits, replica)
     await service.load_recorded(given)
     return service
-
-
-def recorded(config: ServeConfig) -> dict[str, AdapterRecord]:
-    """The adapters of the settings as they are now.
-
-    Raises:
-        ModelError: a file of one can't be read.
-    """
-    found, problems = {}, []
-    for name, folder in config.adapter_folders().items():
-        try:
-            found[name] = record(folder)
-        except OSError as error:
-            what = f"{error.filename} can't be read: {error.strerror}"
-            problems.append(Problem(f"adapter {name}", what))
-    if problems:
-        raise ModelError(problems)
-    return found
 
 
 def _transformers(checked: Checked) -> Engine:

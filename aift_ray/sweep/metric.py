@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aift_ray.config import RunConfig, SweepConfig, TuneConfig
+from aift_ray.config.preference_config import PREFERENCE_OBJECTIVES
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.runs.prepare import Preparation
 from aift_ray.sweep.space import Space
@@ -21,6 +22,16 @@ def check(tune: TuneConfig, prepared: Iterable[Preparation]) -> None:
         if tune.metric not in scores:
             what = f"{tune.metric!r} is not computed: one of {', '.join(scores)}"
             raise ConfigError([Problem("tune.metric", what)])
+
+
+def check_comparable(config: SweepConfig, space: Space) -> None:
+    """Raise ConfigError where the trials' losses are of different scales."""
+    scaled = [n for n in space.names if n == "objective" or n.startswith("preference.")]
+    pairs = "objective" in scaled or config.objective in PREFERENCE_OBJECTIVES
+    if config.tune.metric != "eval_loss" or not scaled or not pairs:
+        return
+    what = f"eval_loss can't be compared between trials that differ in {', '.join(scaled)}"
+    raise ConfigError([Problem("tune.metric", what, "give --tune.metric eval_accuracy")])
 
 
 def tasks(config: SweepConfig, space: Space) -> dict[str, Any]:

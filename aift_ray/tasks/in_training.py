@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aift_ray.errors import DataError, Problem
 from aift_ray.tasks import score_libraries
+from aift_ray.tasks.task import CODE
 from aift_ray.tasks.task_files import LoadedTask, TaskOptions, load_tasks
 
 
@@ -20,6 +21,11 @@ def load(config: TaskOptions) -> list[LoadedTask]:
         Problem(f"task {task.name}", f"{score} needs a model that judges", remedy)
         for task in tasks
         for score in task.judged
+    ]
+    problems += [
+        Problem(f"task {task.name}", f"{CODE} runs what a model writes", remedy)
+        for task in tasks
+        if task.coded
     ]
     problems += [
         Problem(f"task {each.task.name}", "is run by the harness, on a trained model alone", remedy)

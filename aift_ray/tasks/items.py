@@ -28,6 +28,7 @@ class Item:
         label: kind choice: the index of the right one.
         answers: kind generate: the right answers; kind text: the one text.
         instructions: kind generate: what IFEval's scores check.
+        program: kind generate: a program with `ANSWER` in place of what is written; "": none.
         fields: the texts of the row, as its file has them.
     """
 
@@ -38,6 +39,7 @@ class Item:
     label: int = 0
     answers: tuple[str, ...] = ()
     instructions: Instructions | None = None
+    program: str = ""
     fields: tuple[str, ...] = ()
 
     @property
@@ -49,6 +51,10 @@ class Item:
             turns = self.prompt.messages[:-1]
             return "\n".join(f"[{turn.role}] {turn.content}" for turn in turns)
         return "\n".join(part for part in (self.prompt.instruction, self.prompt.input) if part)
+
+
+# a noncharacter, which no row holds
+ANSWER = "\ufdd0answer\ufdd1"
 
 
 class WrongField(ValueError):
@@ -108,7 +114,8 @@ def _item(
         parts = [text + task.delimiter + answer for text, answer in examples]
         prompt = task.description + task.separator.join([*parts, question])
     told = Instructions.of_row(row) if task.instructed else None
-    return Item(index, place, prompt, choices, label, answers, told, fields)
+    program = render(task.program, row | {"answer": ANSWER}) if task.program else ""
+    return Item(index, place, prompt, choices, label, answers, told, program, fields)
 
 
 def _conversation(task: Task, question: str, examples: list[tuple[str, str]]) -> Example:

@@ -16,8 +16,9 @@ from functools import cache
 from typing import Any
 
 from aift_ray.config.tasks_config import LOWER_IS_BETTER
-from aift_ray.tasks.instructions import Instructions
-from aift_ray.tasks.task import Extract, Task
+from aift_ray.tasks import sandbox
+from aift_ray.tasks.items import ANSWER, Item
+from aift_ray.tasks.task import CODE, Extract, Task
 
 # (sum, weight), or of a correlation its moments
 Score = tuple[float, ...]
@@ -63,14 +64,13 @@ def text_scores(task: Task, text: str, total: float, tokens: int) -> dict[str, S
     return {name: found[name] for name in task.computed}
 
 
-def answer_scores(
-    task: Task, written: str, answers: Sequence[str], instructions: Instructions | None = None
-) -> tuple[str, dict[str, Score]]:
+def answer_scores(task: Task, written: str, item: Item) -> tuple[str, dict[str, Score]]:
     """The answer that is found in what was written, and its scores: the best over the answers.
 
     Scores that a judge gives are not among them.
     """
-    answer = extract(task.extract, written).strip()
+    wanted = extract(task.extract, written)
+    answer, answers, instructions = wanted.strip(), item.answers, item.instructions
     found: dict[str, Score] = {}
     for name in task.computed:
         if name in _ANSWER:
@@ -78,6 +78,8 @@ def answer_scores(
             found[name] = (max(values), 1.0)
         elif name == "pearson":
             found[name] = moments(number(answer), number(answers[0]))
+        elif name == CODE:
+            found[name] = (float(sandbox.passes(item.program.replace(ANSWER, wanted))), 1.0)
         elif instructions:
             loose = name.endswith("loose")
             followed = (instructions.followed_loosely if loose else instructions.followed)(written)

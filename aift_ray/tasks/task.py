@@ -12,6 +12,8 @@ import jinja2.sandbox
 from aift_ray.config.section import NotNegative, Positive, Section, setting
 from aift_ray.errors import Problem
 
+# what a model writes is run
+CODE = "pass_at_1"
 # of each kind, the first is the one that models are compared by
 SCORES: dict[str, tuple[str, ...]] = {
     "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character", "accuracy_normalized"),
@@ -24,6 +26,7 @@ SCORES: dict[str, tuple[str, ...]] = {
         "bleu",
         "json_valid",
         "pearson",
+        CODE,
         "ifeval_prompt_strict",
         "ifeval_prompt_loose",
         "ifeval_instruction_strict",
@@ -95,6 +98,9 @@ class Task(Section):
         "answers",
         'generate: expression of the right answer, or of a list; "": there is none',
     )
+    program: str = setting(
+        "", "generate: template of the Python program of pass_at_1; `answer` is what was written"
+    )
     text: str = setting("text", "text: expression of the text")
     shot: str = setting(
         "", "template of the answer of an example; default: the first right answer or choice"
@@ -120,6 +126,11 @@ class Task(Section):
         return [score for score in self.computed if score in JUDGED]
 
     @property
+    def coded(self) -> bool:
+        """Whether what is written is run as a program."""
+        return CODE in self.computed
+
+    @property
     def instructed(self) -> bool:
         """Whether rows hold instructions that answers have to follow."""
         return any(score in _INSTRUCTED for score in self.computed)
@@ -140,7 +151,7 @@ class Task(Section):
             found += [
                 Problem("scores", f"{score} compares with a right answer", "name it in answers")
                 for score in self.computed
-                if score not in (*JUDGED, *_INSTRUCTED, "json_valid")
+                if score not in (*JUDGED, *_INSTRUCTED, "json_valid", CODE)
             ]
         if self.judge.lowest >= self.judge.highest:
             found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
@@ -149,7 +160,10 @@ class Task(Section):
             found.append(Problem("choices", "is empty", remedy))
         if self.kind == "text" and (self.few_shot.number or self.chat):
             found.append(Problem("kind", "text takes neither few_shot nor chat"))
-        for name in ("prompt", "shot"):
+        if self.coded != bool(self.program):
+            what = f"and the score {CODE} go together: the program is what is run"
+            found.append(Problem("program", what, "give both or none of them"))
+        for name in ("prompt", "shot", "program"):
             try:
                 _compiled(getattr(self, name))
             except jinja2.TemplateSyntaxError as error:

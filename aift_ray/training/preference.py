@@ -103,7 +103,7 @@ class PreferenceTrainer(Trainer):
             sections = lora_sections(self.model, self.lora_config)
         sections |= {
             "objective": self.objective,
-            "preference": trainer_args.section(self.preference),
+            "preference": trainer_args.section("preference", self.preference),
         }
         config = self.training_config
         alone = trainer_args.here(config, self.options)

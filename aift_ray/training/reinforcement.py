@@ -96,7 +96,7 @@ class GRPOTrainer(Trainer):
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections = lora_sections(self.model, self.lora_config)
-        settings = {**trainer_args.section(self.grpo), "reward": self.reward}
+        settings = {**trainer_args.section("grpo", self.grpo), "reward": self.reward}
         sections |= {"objective": "grpo", "grpo": settings}
         config = self.training_config
         return config, sections, trainer_args.here(config, self.options)

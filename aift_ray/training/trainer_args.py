@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.data import memory_rows
 from aift_ray.data.memory_rows import Held
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.training.train_rows import Rows, held_dataset, held_texts, max_length
 
 
@@ -33,8 +33,8 @@ class TrainerOptions:
     def sections(self) -> dict[str, Any]:
         """The settings that were given, by section."""
         return {
-            "data": section(self.data),
-            "ray": section(self.ray),
+            "data": section("data", self.data),
+            "ray": section("ray", self.ray),
             "overwrite": self.overwrite,
         }
 
@@ -90,10 +90,15 @@ class TrainerRows:
         return found, rows
 
 
-def section(settings: Any) -> dict[str, Any]:
-    """What was set of a section of the configuration, given as a section or as a mapping."""
+def section(name: str, settings: Any) -> dict[str, Any]:
+    """What was set of a section of the configuration, given as a section or as a mapping.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
     if settings is None:
         return {}
+    check_arguments("trainer", **{name: (settings, (BaseModel, Mapping, type(None)))})
     if isinstance(settings, BaseModel):
         return settings.model_dump(exclude_unset=True)
     return dict(settings)
@@ -107,7 +112,7 @@ def here(config: TrainingConfig, options: TrainerOptions) -> bool:
     """
     if config.ddp or config.local_rank >= 0:
         return False
-    found = section(options.ray)
+    found = section("ray", options.ray)
     if found.get("num_workers") is not None:
         return False
     problems = [

@@ -23,10 +23,10 @@ from aift_ray.models.base_model import BaseModel
 from aift_ray.models.load import weight_bytes
 from aift_ray.models.lora.attach import ready_to_answer
 from aift_ray.runs import resume_check
-from aift_ray.training.process_state import environment_kept, unchanged
 from aift_ray.training.python_messages import in_python
 from aift_ray.training.trainer_args import TrainerOptions, TrainerRows
 from aift_ray.utils.gpu_utils import clear_gpu_memory
+from aift_ray.utils.process_state import environment_kept, unchanged
 from aift_ray.utils.quiet import quiet
 
 with environment_kept():

@@ -104,11 +104,16 @@ def test_gptq_and_fp8_beside_the_others(tmp_path: Path, tiny_model: Path) -> Non
 
 
 REFUSED = {
-    ("--compare", "gguf:q4_k"): "there is no format 'gguf:q4_k'\n      did you mean 'gguf:q4_1'?",
+    ("--compare", "gguf:q4_k"): "there is no format 'gguf:q4_k'\n      did you mean 'gguf:q4_k_m'?",
     ("--compare", "nf4", "--compare", "nf4"): "a format is named twice",
     ("--compare", "nf4", "--outtype", "q8_0"): "outtype: does not act with compare",
     ("--compare", "gptq"): "give --calibration-file rows.jsonl",
-    ("--compare", "nf4", "--calibration-rows", "3"): "calibration_rows: acts with gptq only",
+    (
+        "--compare",
+        "nf4",
+        "--calibration-rows",
+        "3",
+    ): "calibration_rows: acts with gptq and awq only",
     ("--compare", "nf4", "--eval-rows", "0"): "0 leaves nothing to compare by",
     ("--compare", "nf4", "--output", "table.txt"): "does not end in .json",
 }

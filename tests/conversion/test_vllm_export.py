@@ -1,4 +1,4 @@
-"""GPTQ and fp8 through llm-compressor: refused without it, opened by transformers with it."""
+"""GPTQ, AWQ and fp8 through llm-compressor: refused without it, opened by transformers with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *flags: object) ->
 
 
 @pytest.mark.skipif(INSTALLED, reason="llm-compressor is installed")
-@pytest.mark.parametrize("kind", ["gptq", "fp8"])
+@pytest.mark.parametrize("kind", ["gptq", "awq", "fp8"])
 def test_without_llm_compressor_the_command_to_install_it_is_shown(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,12 +44,6 @@ def test_four_bits_need_rows_to_be_fitted_to(
     assert "eval_files: are not read with eval_rows 0" in message
 
 
-def test_awq_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, tmp_path, "--format", "awq")
-    assert "awq is not written" in message
-    assert "--format gptq" in message
-
-
 def test_rows_that_groups_do_not_part_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +55,7 @@ def test_rows_that_groups_do_not_part_are_named(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="llm-compressor is not installed")
-@pytest.mark.parametrize("kind", ["gptq", "fp8"])
+@pytest.mark.parametrize("kind", ["gptq", "awq", "fp8"])
 def test_the_folder_is_smaller_and_nearly_as_good(kind: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     flags = ["--calibration-file", str(rows)] if kind != "fp8" else []

@@ -16,6 +16,7 @@ from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.data.tokenize import encode_here, encode_in_threads
 from tests.conftest import SHIPPED, write_rows
+from tests.helpers import chat_templates as families
 
 PIECES = [
     "日本",
@@ -57,18 +58,19 @@ def _check(safe: SafeTokenizer) -> int:
 
 
 def test_a_text_encoded_at_once_is_as_by_parts(bpe: Tokenizer) -> None:
-    assert _check(SafeTokenizer(bpe)) > 50
-    assert _check(SafeTokenizer(AutoTokenizer.from_pretrained(SHIPPED).backend_tokenizer)) > 50
+    assert _check(families.safe(bpe)) > 50
+    shipped = AutoTokenizer.from_pretrained(SHIPPED).backend_tokenizer
+    assert _check(families.safe(shipped)) > 50
 
 
 def test_so_with_blanks_as_signs(metaspace: Tokenizer) -> None:
-    _check(SafeTokenizer(metaspace))
+    _check(families.safe(metaspace))
 
 
 def test_threads_give_the_cache_of_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "_FIRST", 16)
+    monkeypatch.setattr(tokenize, "FIRST", 16)
     monkeypatch.setattr(tokenize, "_BATCH", 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     rows = write_rows(tmp_path / "rows.jsonl", 300)

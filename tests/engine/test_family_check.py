@@ -247,4 +247,4 @@ def test_an_architecture_that_cannot_be_made_small_is_refused() -> None:
 
     found = measure(Broken(), "full")
     assert isinstance(found, Refusal)
-    assert "no tiny model" in found.why
+    assert "transformers has no language model of it" in found.why

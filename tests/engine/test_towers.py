@@ -91,16 +91,24 @@ def test_it_resumes_exactly_and_plain_transformers_opens_the_whole(
             )
 
 
-STRATEGIES = {"mistral3": ("fsdp", "tensor", "pipeline"), "gpt2": ("ddp", "fsdp")}
+STRATEGIES = {
+    "mistral3": ("fsdp", "tensor", "pipeline"),
+    "gemma4": ("ddp", "fsdp"),
+    "gpt2": ("ddp", "fsdp"),
+}
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("mistral3", "gemma4")]
 
 
-@pytest.mark.parametrize("family", [pytest.param("mistral3", marks=pytest.mark.slow), "gpt2"])
+@pytest.mark.parametrize("family", [*SLOW, "gpt2"])
 def test_two_workers_take_the_steps_of_one(
     family: str, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
     location = made(family, tmp_path / "model")
     # as small a step as keeps the rounding of gradients small
     steady = STEADY | {"training__learning_rate": 1e-4}
+    if family == "gemma4":
+        # so small a one is chaotic: a rounding of 1e-7 is 1e-3 some steps later
+        steady |= {"training__max_steps": 1, "training__save_steps": 1}
     runs, wanted = {}, {}
     for method in ("full", "lora"):
         alone = configure(model=location, method=method, lora={"lora_dropout": 0.0}, **steady)
@@ -120,7 +128,7 @@ def test_two_workers_take_the_steps_of_one(
             assert one == pytest.approx(other, rel=1e-4), name
 
 
-@pytest.mark.parametrize("family", ["gemma4", "mistral3", "qwen3_5", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma3", "gemma4", "mistral3", "qwen3_5", "gpt2"])
 def test_an_adapter_merges_and_a_quantized_folder_gives_the_same_logits(
     family: str, tmp_path: Path
 ) -> None:

@@ -88,13 +88,19 @@ def disturbed(
     wanted: int,
     rng: random.Random,
     victims: Sequence[str],
+    most: int = 4,
 ) -> list[dict[str, Any]]:
-    """Kill until the run is done in spite of it; `start` begins it or goes on with it."""
+    """Kill until the run is done in spite of it, every `most` steps or more often.
+
+    Args:
+        start: begins the run, or goes on with it.
+        victims: of which one is drawn each time.
+    """
     kills: list[dict[str, Any]] = []
     running = start()
     while True:
         # the later kills come when few steps are left, so they are spread over what remains
-        if len(kills) < wanted and progressed(running, folder, rng.randint(1, 4)):
+        if len(kills) < wanted and progressed(running, folder, rng.randint(1, most)):
             kill = strike(running, folder, rng.choice(victims))
             kills.append(kill)
             if not running.alive():

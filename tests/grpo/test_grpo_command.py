@@ -65,6 +65,9 @@ def test_the_command_trains_by_rewards(tmp_path: Path, flags: list[str]) -> None
     samples = [json.loads(s) for s in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [s["step"] for s in samples] == [0, 0, 0, 2, 2, 2, 3, 3, 3]
     assert set(samples[0]) == {"step", "prompt", "completion", "reward", "rewards"}
+    assert "spread" in done.stdout
+    assert "rewards 0.0 s" in done.stdout
+    assert samples[0]["completion"] in (folder / "report.html").read_text("utf-8")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert summary["eval_reward"] == -summary["eval_loss"]
     assert summary["objective"] == "grpo"

@@ -141,6 +141,8 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
         assert line["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=1e-4, abs=1e-4)
         if own.get("beta") and (step % 2 == 0 or "estimator" not in own):
             assert line["kl"] == pytest.approx(float(other["kl"]), rel=1e-4, abs=1e-4)
+        if "estimator" not in own:
+            assert line["entropy"] == pytest.approx(float(other["entropy"]), rel=1e-4)
         for name in CLIPPED if case != "gspo" and "estimator" not in own else ():
             assert line[name] == pytest.approx(float(other[name]), rel=1e-4, abs=1e-4), name
         for name in MEASURES if step % 2 == 0 and case != "batch" else ():

@@ -15,6 +15,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
+
 CHATML = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>'"
     " + '\\n'}}{% endfor %}"
@@ -269,6 +271,11 @@ def metaspace(prepend: str = "always") -> Tokenizer:
     tokenizer.add_special_tokens(_added(True))
     tokenizer.add_tokens(_added(False))
     return tokenizer
+
+
+def safe(backend: Tokenizer) -> SafeTokenizer:
+    """All of whose added tokens are control."""
+    return SafeTokenizer(backend, backend.get_added_tokens_decoder())
 
 
 def wrap(

@@ -60,7 +60,13 @@ def trained(encoder: PromptEncoder, example: Example) -> list[str]:
 
 
 def controls(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    added = set(tokenizer.added_tokens_encoder.values())
+    """Those of the ids that are control: special, or written by the tokenizer's template."""
+    template = str(tokenizer.chat_template)
+    added = {
+        id_
+        for id_, token in tokenizer.added_tokens_decoder.items()
+        if token.special or token.content in template
+    }
     return [token for token in ids if token in added]
 
 

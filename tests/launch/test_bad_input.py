@@ -194,17 +194,6 @@ def test_pickled_weights_are_refused(refused: Refused, tiny_model: Path, tmp_pat
     assert "safe_serialization" in message
 
 
-def test_truncated_weights_are_refused_before_the_workers_start(
-    refused: Refused, tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "truncated"
-    shutil.copytree(tiny_model, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    message = refused(model=str(folder))
-    assert "model.safetensors" in message
-
-
 def test_an_adapter_is_not_a_base_model(refused: Refused, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(tiny_model, folder)

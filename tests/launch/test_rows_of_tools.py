@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from aift_ray import train
+from aift_ray.commandline import guarded
 from tests.conftest import ROOT, SHIPPED
 from tests.data.prompts.test_conversations import ROUND, TALK, WEATHER
 from tests.helpers.tool_templates import QWEN3_TOOLS
@@ -31,9 +33,8 @@ def written(path: Path, *rows: object) -> str:
     return str(path)
 
 
-def launched(folder: Path, *argv: str) -> tuple[int, str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    environment |= {"XDG_CACHE_HOME": str(folder / "cache")}
+def launched(*argv: str) -> tuple[int, str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "aift_ray.train", *argv]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=400, check=False
@@ -41,8 +42,25 @@ def launched(folder: Path, *argv: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.ray
-def test_tools_and_thoughts_are_planned_shown_and_trained(reasoning: Path, tmp_path: Path) -> None:
+Told = pytest.CaptureFixture[str]
+
+
+def planned(capsys: Told, *argv: str) -> tuple[int, str]:
+    """A dry run in this process, which has the libraries already."""
+    status = guarded(train.run, [*argv, "--dry-run"])
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_tools_and_thoughts_are_planned_shown_and_trained(
+    reasoning: Path, tmp_path: Path, capsys: Told
+) -> None:
     conversations = [
         {"from": "human", "value": "東京の天気は？"},
         {"from": "function_call", "value": '{"name": "weather", "arguments": {"town": "東京"}}'},
@@ -66,7 +84,7 @@ def test_tools_and_thoughts_are_planned_shown_and_trained(reasoning: Path, tmp_p
     argv = ["--model", str(reasoning), "--output-dir", str(tmp_path / "run"), "--max-steps", "2"]
     argv += [flag for file in files for flag in ("--train-file", file)]
     argv += ["--training.warmup_steps", "0", "--training.learning_rate", "1e-3"]
-    status, told = launched(tmp_path, *argv, "--dry-run")
+    status, told = planned(capsys, *argv)
     assert status == 0, told
     # each conversation has two answers, of which the history does not show all
     assert re.search(r"training rows +8 rows, .*3 conversations are one row an answer", told)
@@ -75,7 +93,7 @@ def test_tools_and_thoughts_are_planned_shown_and_trained(reasoning: Path, tmp_p
     marked = re.findall(r"⟦(.*?)⟧", told, re.DOTALL)
     assert any('"name": "weather", "arguments": {"town": "大阪"}' in text for text in marked)
     assert not any("晴れ、" in text or "天気を調べます" in text for text in marked)
-    status, told = launched(tmp_path, *argv)
+    status, told = launched(*argv)
     assert status == 0, told
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines][-1] == 2
@@ -83,7 +101,7 @@ def test_tools_and_thoughts_are_planned_shown_and_trained(reasoning: Path, tmp_p
     assert template.strip() == QWEN3_TOOLS.strip()
 
 
-def test_what_can_not_be_trained_is_refused_all_at_once(tmp_path: Path) -> None:
+def test_what_can_not_be_trained_is_refused_all_at_once(tmp_path: Path, capsys: Told) -> None:
     rows = written(
         tmp_path / "rows.jsonl",
         {"messages": ROUND},
@@ -93,7 +111,7 @@ def test_what_can_not_be_trained_is_refused_all_at_once(tmp_path: Path) -> None:
     )
     with (tmp_path / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"instruction": "a", "output": "b", "output": "c"}\n')
-    status, told = launched(tmp_path, "--train-file", rows, "--dry-run")
+    status, told = planned(capsys, "--train-file", rows)
     assert status == 2
     assert "Traceback" not in told
     for number, reason in enumerate(

@@ -131,7 +131,8 @@ def test_an_adapter_with_tokens_is_found_and_its_words_stay_words(
         ({"tokens__add": [" 花鳥"]}, "begins or ends with a blank"),
         ({"tokens__add": ["none.txt"]}, "none.txt can't be read"),
         ({"tokens__add": TOKENS, "method": "full", "tokens__train": "alone"}, "tokens.train"),
-        ({"tokens__add": TOKENS, "parallel__strategy": "fsdp"}, "strategy fsdp splits"),
+        ({"tokens__add": TOKENS, "parallel__strategy": "tensor"}, "tokens.add: strategy tensor"),
+        ({"tokens__add": TOKENS, "objective": "reward"}, "objective reward has none"),
         ({"tokens__train": "whole"}, "acts with tokens.add only"),
     ],
 )

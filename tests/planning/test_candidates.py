@@ -76,16 +76,18 @@ def test_the_first_way_that_fits_is_chosen_and_the_reason_said() -> None:
     first, second = chosen["lora"][1]
     assert "fsdp is the first that fits: 18." in first
     assert "ddp 28." in second
-    assert fits("full", 2, need, Room(CARD, host=32 * 2**30), gpu=True) == [
+    assert fits("full", 2, need, Room(CARD, host=32 * 2**30)) == [
         "--method lora --strategy fsdp (18.1 GiB)",
         "--method qlora --strategy ddp (10.0 GiB)",
     ], "what would fill the host is not named"
-    assert fits("lora", 4, need, Room(16 * 2**30, host=0), gpu=True)[0] == (
+    assert fits("lora", 4, need, Room(16 * 2**30, host=0))[0] == (
         "--method lora --strategy pipeline --parallel.pipeline_parallel_size 4 (15.9 GiB)"
     ), "what holds less than fsdp is named where nothing else fits"
     assert candidates("qlora", 2, 8, offloads=True) == [Candidate("qlora", "ddp")], (
         "8 bits are not shared out"
     )
+    generating = fits("full", 2, need, Room(CARD, host=300 * 2**30), generates=True)
+    assert not any("offload" in way or "pipeline" in way for way in generating)
 
 
 @pytest.fixture

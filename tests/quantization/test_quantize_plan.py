@@ -187,7 +187,12 @@ def test_a_damaged_adapter_is_named(refused: Refused, broken: Callable[..., Path
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("layer_replication", [[0, 2], [1, 2]]), ("alora_invocation_tokens", [5, 6])],
+    [
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("alora_invocation_tokens", [5, 6]),
+        ("arrow_config", {"top_k": 2}),
+        ("lora_bias", True),
+    ],
 )
 def test_an_adapter_that_is_more_than_low_ranks_is_refused(
     refused: Refused, broken: Callable[..., Path], option: str, value: Any

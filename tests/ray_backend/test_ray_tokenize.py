@@ -25,7 +25,7 @@ from aift_ray.models import hub
 
 rows, place, shipped = sys.argv[1:]
 encoder = PromptEncoder(hub.load_tokenizer(shipped))
-ray_tokenize._BATCH = 16
+ray_tokenize._BATCH = ray_tokenize.FIRST = 16
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 for name, encode in (("here", encode_here), ("there", ray_tokenize.encode_on_cluster)):
     data = DataConfig(train_files=[rows], cache_dir=f"{place}/{name}", on_bad_row="skip")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from aift_ray.commandline import guarded
@@ -120,22 +121,77 @@ def test_the_command_says_what_it_does(served: Served) -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_model_that_is_wrong_inside_is_exit_2(tmp_path: Path) -> None:
-    folder = tmp_path / "wrong"
-    shutil.copytree(SHIPPED, folder)
+def test_the_command_reads_no_model(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", 0)
+    program = (
+        "import sys\n"
+        "from aift_ray.config import ServeConfig\n"
+        "from aift_ray.ray_backend import serve_app, serve_run, server_start\n"
+        "from aift_ray.serving import served_models\n"
+        "config = served_models.on_base(ServeConfig(model=sys.argv[1]))\n"
+        "serve_app.deployment(config, None, {'CPU': 2.0}, server_start.ServerStart('x'))\n"
+        "print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", program, str(adapter)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def token_beyond(folder: Path) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<追加{number}>" for number in range(100)])
     tokenizer.bos_token = "<追加99>"
     tokenizer.save_pretrained(folder)
+    return []
+
+
+def cut_weights(folder: Path) -> list[str]:
+    [file] = folder.glob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    return []
+
+
+def missing_tensor(folder: Path) -> list[str]:
+    [file] = folder.glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop("model.norm.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    return []
+
+
+def cut_adapter(folder: Path) -> list[str]:
+    adapter = write_adapter(folder.parent / "adapter", 3)
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    return ["--adapter", f"x={adapter}"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (token_beyond, "<追加99>"),
+        (cut_weights, "model.safetensors"),
+        (missing_tensor, "model.norm.weight"),
+        (cut_adapter, "adapter_model.safetensors"),
+    ],
+)
+def test_what_is_wrong_inside_is_exit_2(
+    tmp_path: Path, damage: Callable[[Path], list[str]], told: str
+) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(SHIPPED, folder)
+    flags = damage(folder)
     command = [sys.executable, "-m", "aift_ray.serve", "--model", str(folder), "--no-auth"]
-    command += ["--port", str(free_port())]
+    command += ["--port", str(free_port()), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "<追加99>" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert "ready on" not in done.stdout
 
 
 @pytest.mark.ray

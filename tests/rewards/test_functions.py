@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def reward(prompts, completions, **kwargs):
             raise KeyError("missing")
         if text == "exits":
             raise SystemExit(4)
+        if text == "interrupts":
+            raise KeyboardInterrupt("as a test library does")
+        if text == "closes":
+            os.closerange(3, 1000)
         found.append({"nan": float("nan"), "inf": float("inf"), "text": "1"}.get(text, len(text)))
     return found
 """
@@ -79,6 +84,8 @@ WRONG = {
     "allocates": "MemoryError (line 13 of own.py): it needs more memory than its limit",
     "raises": "KeyError: 'missing' (line 15 of own.py)",
     "exits": "it called sys.exit(4)",
+    "interrupts": "KeyboardInterrupt: as a test library does (line 19 of own.py)",
+    "closes": "its process ended with status 1, 2 times",
     "nan": "it returned nan, expected a finite number, or None for no reward",
     "inf": "it returned inf, expected a finite number, or None for no reward",
     "text": "it returned '1', a str, expected a number or None",
@@ -201,7 +208,8 @@ def reward(prompts, completions, **kwargs): return numpy.arange(len(prompts)) / 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
-    source = "import time\ndef reward(prompts, completions, **kwargs):\n    while True: pass\n"
+    source = "import subprocess\ndef reward(prompts, completions, **kwargs):\n"
+    source += "    subprocess.Popen(['sleep', '600'])\n    while True: pass\n"
     file.write_text(source, "utf-8")
     program = (
         "import sys, threading; from aift_ray.rewards import Rewards, parse\n"
@@ -213,8 +221,12 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         assert driver.stdout
         workers = [psutil.Process(int(pid)) for pid in driver.stdout.readline().split()]
         assert len(workers) == 2
+        while not (
+            started := [c for w in workers for c in w.children(True) if c.name() == "sleep"]
+        ):
+            time.sleep(0.05)
         driver.kill()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers + started, timeout=10)
     assert not alive
 
 
@@ -242,7 +254,7 @@ def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_p
     texts = [f"{tmp_path}/broken.py:reward", f"{file}:needs", "exact_match:column=nope"]
     texts += ["http://127.0.0.1:9/v1?model=m&column=nope", "politeness"]
     specs = [parse(text) for text in texts]
-    found = problems_with(specs, ["answer"], timeout=20.0, memory=None)
+    found = problems_with(specs, {("answer",): ["rows:1"]}, timeout=20.0, memory=None)
     said = sorted(str(problem).split("\n")[0] for problem in found)
     assert said == [
         "reward exact_match: the rows have no column 'nope'",
@@ -250,6 +262,23 @@ def test_every_reward_that_can_not_score_the_rows_is_told_before_the_start(tmp_p
         f"reward needs: {file}: needs: it needs level, which no column of the rows has",
         f"reward reward: {tmp_path}/broken.py can't be imported: ModuleNotFoundError: "
         "No module named 'no_such_module' (line 1 of broken.py)",
+    ]
+
+
+def test_rows_without_a_column_that_others_have_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def needs(prompts, completions, level, **kwargs): ...\n"
+        "def may(prompts, completions, level=None, **kwargs): ...\n",
+        "utf-8",
+    )
+    specs = [parse(text) for text in (f"{file}:needs", f"{file}:may", "exact_match", "politeness")]
+    rows = {("answer", "level"): ["rows:1", "rows:3"], ("answer",): ["rows:2"], (): ["rows:4"]}
+    found = problems_with(specs, rows, timeout=20.0, memory=None)
+    lack = "rows lack a column that it needs and others have:"
+    assert [str(problem).split("\n")[0] for problem in found] == [
+        f"reward needs: {lack} rows:2, rows:4",
+        f"reward exact_match: {lack} rows:4",
     ]
 
 

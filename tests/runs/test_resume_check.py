@@ -62,6 +62,9 @@ def test_another_seed_or_split_is_refused_unless_it_is_asked_for(
     }
     found = refused(configure(**split, training__seed=2), folder)
     assert "--resume-allow training.seed" in found["training.seed"]
+    # what had no value can't be given as one
+    other = {**split, "training__seed": 1, "training__warmup_ratio": 0.1}
+    assert refused(configure(**other), folder)["training.warmup_ratio"].startswith("leave --")
     asked = {"resume": "latest", "resume_allow": ["training.seed"]}
     prepared = prepare(
         configure(**split, **asked, training__seed=2), folder, 1, False, last_of(folder)

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from aift_ray.config import ServeConfig, ServingConfig
-from aift_ray.serving import startup
+from aift_ray.serving import served_models, startup
 from aift_ray.serving.adapter_record import AdapterRecord
 from aift_ray.serving.api_keys import Keys
 from aift_ray.serving.engines.transformers.transformers_engine import TransformersEngine
@@ -81,7 +81,7 @@ class Site:
         load_in = settings.pop("load_in", None)
         serving = ServingConfig(**({"slots": 4} | settings))
         config = ServeConfig(model=model, adapters=given, load_in=load_in, serving=serving)
-        self.shelf = startup.recorded(config)
+        self.shelf = served_models.recorded(config)
         self.service = self.run(startup.start(startup.check(config, False), self.shelf))
 
         async def started() -> None: ...

@@ -13,7 +13,7 @@ from aift_ray.commandline import leaves, validated
 from aift_ray.config import ServeConfig
 from aift_ray.errors import UserError
 from aift_ray.ray_backend import serve_app, serve_ingress, serve_options
-from aift_ray.serving import startup
+from aift_ray.serving import served_models, startup
 from aift_ray.serving.http.proxy_cors import Outside
 from tests.conftest import SHIPPED
 
@@ -53,7 +53,7 @@ CHANGED: dict[str, Any] = {
 
 def observed(config: ServeConfig) -> dict[str, Any]:
     """What the settings make of a server."""
-    made = asyncio.run(startup.start(startup.check(config, False), startup.recorded(config)))
+    made = asyncio.run(startup.start(startup.check(config, False), served_models.recorded(config)))
     made.engine.close()
     replica = serve_app.deployment(config, serve_app.key_file(config), {"CPU": 4})
     deployment = replica._bound_deployment

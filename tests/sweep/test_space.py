@@ -11,6 +11,7 @@ import yaml
 from aift_ray.commandline import given, leaves
 from aift_ray.config import SweepConfig, TuneConfig
 from aift_ray.errors import ConfigError
+from aift_ray.sweep.metric import check_comparable
 from aift_ray.sweep.search import search
 from aift_ray.sweep.space import Choices, Space, separate, trial_config
 
@@ -194,3 +195,20 @@ def test_every_setting_of_the_sweep_has_an_effect() -> None:
     assert TuneConfig().better == "min"
     assert TuneConfig(metric="exact_match").better == "max"
     assert TuneConfig(mode="max").better == "max"
+
+
+@pytest.mark.parametrize(
+    ("varied", "field"),
+    [
+        ({"preference": {"beta": {"grid": [0.1, 0.5]}}, "objective": "dpo"}, "preference.beta"),
+        ({"objective": {"grid": ["dpo", "ipo"]}}, "objective"),
+        ({"training": {"learning_rate": {"grid": [1e-4, 1e-3]}}, "objective": "dpo"}, ""),
+    ],
+)
+def test_losses_of_other_scales_are_not_compared(varied: dict[str, Any], field: str) -> None:
+    config, space = separate({**yaml.safe_load(DATA), **varied}, [])
+    if not field:
+        check_comparable(config, space)
+        return
+    with pytest.raises(ConfigError, match=f"trials that differ in {field}"):
+        check_comparable(config, space)

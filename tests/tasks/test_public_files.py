@@ -86,6 +86,16 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], Any]] = {
         ],
         (),
     ),
+    "JHumanEval": (
+        "jhumaneval.test",
+        "jsonl",
+        [
+            {"task_id": "HumanEval/0", "prompt_en": "def f():\n", "prompt": "def f():\n"}
+            | {"entry_point": "f", "canonical_solution": "    return 1\n"}
+            | {"test": "def check(f):\n    assert f() == 1\n"}
+        ],
+        (),
+    ),
     "M-IFEval": (
         "ja_input_data",
         "jsonl",
@@ -93,7 +103,12 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], Any]] = {
         (),
     ),
 }
-_TASKS = {"niilc_qa": "niilc", "ifeval_input_data": "ifeval", "ja_input_data": "m_ifeval_ja"}
+_TASKS = {
+    "jhumaneval.test": "jhumaneval",
+    "niilc_qa": "niilc",
+    "ifeval_input_data": "ifeval",
+    "ja_input_data": "m_ifeval_ja",
+}
 _NEEDS = {"ifeval": "lm_eval", "m_ifeval_ja": "janome"}
 
 

@@ -9,6 +9,7 @@ import pytest
 from rapidfuzz import fuzz
 
 from aift_ray.evaluation.evaluation_results import repetition
+from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import (
     Score,
     aggregate,
@@ -24,6 +25,10 @@ from aift_ray.tasks.task import Extract, Task
 
 def generating(*scores: str, **settings: object) -> Task:
     return Task(name="t", prompt="{{ q }}", scores=list(scores), **settings)
+
+
+def scored(task: Task, written: str, answers: list[str]) -> tuple[str, dict[str, Score]]:
+    return answer_scores(task, written, Item(0, "rows.jsonl:1", "", answers=tuple(answers)))
 
 
 @pytest.mark.parametrize(
@@ -43,13 +48,13 @@ def test_the_last_number_is_the_answer(text: str, value: str | None) -> None:
 
 def test_exact_match_is_after_nfkc() -> None:
     task = generating("exact_match")
-    assert answer_scores(task, " ＡＢＣ１ ", ["ABC1"])[1] == {"exact_match": (1.0, 1.0)}
-    assert answer_scores(task, "ABC2", ["ABC1"])[1] == {"exact_match": (0.0, 1.0)}
+    assert scored(task, " ＡＢＣ１ ", ["ABC1"])[1] == {"exact_match": (1.0, 1.0)}
+    assert scored(task, "ABC2", ["ABC1"])[1] == {"exact_match": (0.0, 1.0)}
 
 
 def test_the_best_of_several_answers_counts() -> None:
     task = generating("exact_match", "character_f1")
-    scores = answer_scores(task, "愛知県", ["三重県", "愛知県"])[1]
+    scores = scored(task, "愛知県", ["三重県", "愛知県"])[1]
     assert scores["exact_match"] == (1.0, 1.0)
     assert scores["character_f1"] == (1.0, 1.0)
 
@@ -58,21 +63,21 @@ def test_the_best_of_several_answers_counts() -> None:
     ("answer", "right"), [("東京 都", "東京都"), ("ab cd", "cd ab"), ("", "あ")]
 )
 def test_character_f1_is_llm_jp_evals(answer: str, right: str) -> None:
-    score = answer_scores(generating("character_f1"), answer, [right])[1]["character_f1"][0]
+    score = scored(generating("character_f1"), answer, [right])[1]["character_f1"][0]
     assert score == fuzz.token_sort_ratio(right, answer) / 100
 
 
 def test_rouge_l_counts_words_in_order() -> None:
     # 私 は 猫 が 好き -> 私 は 犬 が 好き: four of five words
     assert len(words("私は猫が好き")) == 5
-    score = answer_scores(generating("rouge_l"), "私は犬が好き", ["私は猫が好き"])[1]["rouge_l"][0]
+    score = scored(generating("rouge_l"), "私は犬が好き", ["私は猫が好き"])[1]["rouge_l"][0]
     assert score == pytest.approx(0.8)
 
 
 def test_chrf_and_bleu_are_sacrebleus() -> None:
     import sacrebleu
 
-    scores = answer_scores(generating("chrf", "bleu"), "今日は雨です。", ["今日は晴れです。"])[1]
+    scores = scored(generating("chrf", "bleu"), "今日は雨です。", ["今日は晴れです。"])[1]
     chrf = sacrebleu.sentence_chrf("今日は雨です。", ["今日は晴れです。"]).score / 100
     assert scores["chrf"][0] == pytest.approx(chrf)
     assert 0 < scores["bleu"][0] < 1
@@ -80,8 +85,8 @@ def test_chrf_and_bleu_are_sacrebleus() -> None:
 
 def test_json_that_does_not_parse_is_not_valid() -> None:
     task = generating("json_valid")
-    assert answer_scores(task, '{"a": 1}', ["-"])[1]["json_valid"][0] == 1.0
-    assert answer_scores(task, '{"a": 1,}', ["-"])[1]["json_valid"][0] == 0.0
+    assert scored(task, '{"a": 1}', ["-"])[1]["json_valid"][0] == 1.0
+    assert scored(task, '{"a": 1,}', ["-"])[1]["json_valid"][0] == 0.0
 
 
 def test_the_answer_is_found_by_a_pattern() -> None:

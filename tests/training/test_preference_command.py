@@ -93,6 +93,8 @@ def test_python_trains_pairs_that_it_is_given(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "beta": ({"preference": {"beta": -1}}, "preference.beta"),
     "an objective": ({"objective": "ppo"}, "objective"),
+    "no section": ({"preference": 5}, "trainer: preference"),
+    "a beta without end": ({"objective": "ipo", "preference": {"beta": 1e-30}}, "preference.beta"),
     "an objective of another trainer": ({"objective": "sft"}, "objective"),
     "a reward model by workers": (
         {"objective": "reward", "ray": {"num_workers": 2}},

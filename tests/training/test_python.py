@@ -364,7 +364,6 @@ def snapshot():
         "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
         "hooks": (sys.excepthook, os.getcwd(), sys.path[:]),
     }
-import peft, accelerate, ray
 before = snapshot()
 """
 USE = """

@@ -166,6 +166,8 @@ class ChatTemplate:
 
     def learn_calls(self) -> list[Message]:
         """Find out how the template wants calls of tools; a conversation that shows it, or []."""
+        if "tool_calls" not in self.source:
+            return []
         function = {"name": "function_a", "arguments": {"key_b": CALLED_WITH}}
         further = json.dumps({"tool_calls": [{"id": CALL_ID, "type": "function",
                                               "function": function}]})  # fmt: skip

@@ -26,6 +26,7 @@ from aift_ray.data.prompts.chat_template import (
     ChatTemplate,
     TextSpan,
 )
+from aift_ray.data.prompts.control_tokens import control_ids
 from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
@@ -36,7 +37,6 @@ from aift_ray.data.prompts.safe_tokenizer import (
     Grown,
     RowError,
     SafeTokenizer,
-    text_tokens,
 )
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.token_types import Encoded, EncodedRow
@@ -62,6 +62,7 @@ class PromptEncoder:
             where the template has no system role.
         extra_stop_ids: what the model's generation_config stops at.
         supervision: which parts of a conversation are trained.
+        safe: of this tokenizer, where it is made already.
 
     Attributes:
         used_fallback: the chat template is our Alpaca form.
@@ -80,6 +81,7 @@ class PromptEncoder:
         *,
         extra_stop_ids: Iterable[int] = (),
         supervision: Supervision = ANSWERS,
+        safe: SafeTokenizer | None = None,
     ) -> None:
         check(tokenizer)
         self.tokenizer = tokenizer
@@ -88,14 +90,17 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
-        self._safe = SafeTokenizer(tokenizer.backend_tokenizer, text_tokens(tokenizer))
+        if safe is None:
+            ends = [tokenizer.eos_token_id, *extra_stop_ids]
+            control = control_ids(tokenizer, self._template, ends)
+            safe = SafeTokenizer(tokenizer.backend_tokenizer, control)
+        self._safe = safe
         self.used_fallback = is_fallback(self._template.source)
         self.piecewise_rows = 0
         self._compared = 0
         self._eos: int = tokenizer.eos_token_id
         self._prefix = prefix(tokenizer)
         self._folds_system = not self._has_system_role()
-        ends = [self._eos, *extra_stop_ids]
         self._joiner, self.generation_gap = self._probe()
         ends.append(self._turn_end)
         ends += self._learn_calls(ends)
@@ -104,8 +109,11 @@ class PromptEncoder:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # what it keeps beside its arguments can't be sent, and is made anew
-        make = partial(PromptEncoder, extra_stop_ids=self.stop_ids, supervision=self.supervision)
-        return make, (self.tokenizer, self.system_prompt)
+        further: dict[str, Any] = {"extra_stop_ids": self.stop_ids, "supervision": self.supervision}
+        return partial(PromptEncoder, **further, safe=self._safe), (
+            self.tokenizer,
+            self.system_prompt,
+        )
 
     def rows(self, example: Example) -> EncodedRow:
         """Ids of a row and what is trained: each answer with one end-of-turn token, or a text.
@@ -311,7 +319,7 @@ class PromptEncoder:
     def _learn_calls(self, ends: Sequence[int]) -> list[int]:
         """How the template writes calls of tools; ids that end a turn with one."""
         self._joiner.call_ends.update(ends)
-        chat = self._template.learn_calls() if "tool_calls" in self._template.source else []
+        chat = self._template.learn_calls()
         if not chat:
             return []
         safe = self._safe
@@ -347,6 +355,6 @@ def digest(encoder: PromptEncoder) -> str:
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         encoder.system_prompt,
         astuple(encoder.supervision),
-        *text_tokens(tokenizer),
+        sorted(encoder._safe.control_ids),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -14,14 +14,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 
 from aift_ray.errors import ModelError, Problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # A noncharacter, so that no sane text holds the marker; a row that does is refused.
 MARK = "\ufdd0aift-"
@@ -29,15 +27,23 @@ MARK = "\ufdd0aift-"
 _ANCHORS = ("\n", "。", "a")
 # characters of a text that is encoded alone and kept
 _SHORT = 256
-_BLANK = " \t\r\n\u3000\u2581"
+# what a BPE has beside its pieces, and an added token beside its id
+_BPE = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
+_TOKEN = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 # characters of texts that are encoded in one call, of which each token takes some 100 bytes
 _AT_ONCE = 1 << 18
 # a text, and ascending places in it
 Bordered = tuple[str, Sequence[int]]
 # place and id of each control token, and for each border how many are before it
 Controls = tuple[list[tuple[int, int]], list[int]]
-# in tokenizer_config.json: added tokens that are words of texts
-TEXT_TOKENS = "text_tokens"
 
 
 class RowError(ValueError):
@@ -63,32 +69,41 @@ class SafeTokenizer:
     """A copy of a tokenizer in which control strings are ordinary text.
 
     The tokens keep their ids and get names that `literal` writes, so one call encodes the
-    template's control tokens and the row's look-alikes each as what they are. Every added token
-    counts as control, special or not, but for runs of blanks (GPT-NeoX has such tokens for code)
-    and for words.
+    template's control tokens and the row's look-alikes each as what they are.
 
     Args:
-        words: added tokens that are found in texts.
+        control_ids: those of the added tokens that are control; the others are found in text.
 
     Raises:
         ModelError: the copy does not give the same ids.
     """
 
-    def __init__(self, backend: Tokenizer, words: Collection[str] = ()) -> None:
+    def __init__(self, backend: Tokenizer, control_ids: Collection[int]) -> None:
         state: dict[str, Any] = json.loads(backend.to_str())
-        added = [each for each in state["added_tokens"] if each["content"] not in words]
-        tokens = [each for each in added if each["content"].strip(_BLANK)]
+        tokens = [each for each in state["added_tokens"] if each["id"] in control_ids]
         self.names = {each["content"]: f"{MARK}token-{each['id']}\ufdd1" for each in tokens}
         for each in tokens:
             # Matched in the raw text: with `normalized`, Llama-2's `</s>` is lost behind a word.
             each.update(content=self.names[each["content"]], normalized=False, single_word=False)
         _rename(state["model"], self.names)
         state.update(post_processor=None, truncation=None, padding=None)
-        self._tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(state))
+        self._tokenizer = _built(state, self.names)
         self.control_ids = frozenset(each["id"] for each in tokens)
         for content, name in self.names.items():
             if self._tokenizer.token_to_id(name) != backend.token_to_id(content):
                 raise ModelError([Problem("tokenizer", f"{content!r} changes its id in a copy")])
+        self._remember()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        # to make the copy anew takes seconds with a large vocabulary
+        return self._tokenizer, self.names, self.control_ids
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._tokenizer, self.names, self.control_ids = state
+        self._remember()
+
+    def _remember(self) -> None:
+        """Make what can't be sent to another process."""
         longest_first = sorted(self.names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._named = re.compile(f"{MARK}token-([0-9]+)\ufdd1")
@@ -245,13 +260,6 @@ class SafeTokenizer:
         raise RowError("the tokenizer can't keep the prompt apart from this answer")
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The added tokens of a tokenizer that are words of texts, as its folder says."""
-    found = tokenizer.init_kwargs.get(TEXT_TOKENS)
-    added = tokenizer.get_added_vocab() if found else {}
-    return [one for one in found if one in added] if isinstance(found, list) else []
-
-
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
     """Rename vocabulary entries, so that no model finds them in text (Unigram finds any piece)."""
     vocabulary = model["vocab"]
@@ -261,8 +269,29 @@ def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
     model["vocab"] = {names.get(piece, piece): index for piece, index in vocabulary.items()}
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    if "merges" in model and not names.keys().isdisjoint(vocabulary):
-        pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
-        model["merges"] = [
-            pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))
-        ]
+
+
+def _built(state: dict[str, Any], names: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer of a state with renamed entries.
+
+    That of a large BPE is made from its parts, in half of the time that its JSON takes.
+    """
+    model = state["model"]
+    if model["type"] != "BPE":
+        return Tokenizer.from_str(json.dumps(state))
+    pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+    merges = [(first, second) for first, second in pairs]
+    given = {key: model[key] for key in _BPE if model.get(key) is not None}
+    try:
+        bpe = BPE(vocab=model["vocab"], merges=merges, **given)
+    except Exception:
+        # some merge has a renamed piece; no narrower kind is raised
+        kept = [pair for pair in merges if names.keys().isdisjoint((*pair, "".join(pair)))]
+        bpe = BPE(vocab=model["vocab"], merges=kept, **given)
+    rest = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    made = Tokenizer.from_str(json.dumps(state | rest))
+    made.model = bpe
+    made.add_tokens(
+        [AddedToken(**{key: each[key] for key in _TOKEN}) for each in state["added_tokens"]]
+    )
+    return made

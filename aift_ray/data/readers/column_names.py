@@ -58,6 +58,11 @@ def common(names: Sequence[str]) -> dict[str, str]:
     return {}
 
 
+def meaning(name: str) -> str | None:
+    """The key of a row that a name commonly stands for."""
+    return _KEY_OF.get(_folded(name))
+
+
 def suggestion(names: Sequence[str]) -> str:
     """The flag that would make a row of these columns or keys; "" where it can't be guessed."""
     try:

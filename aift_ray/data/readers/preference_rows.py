@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from aift_ray.data.examples import Example, Fault, Message
+from aift_ray.data.readers.column_names import flag, meaning
 from aift_ray.data.readers.row_keys import parsed
 from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of, listed, not_blank, shown, string
@@ -30,6 +32,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 # a list of messages as JSON, in a cell of a table
 _JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"')
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_SAME = "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
 # margins are kept in fp32
 _LARGEST = 1e6
 EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
@@ -84,15 +87,14 @@ def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
         WrongRow: what is wrong with it.
     """
     pair_form(row, "key")
+    row = _with_prompt(row)
     found = [_side(_alike(row), name, file, line) for name in _ANSWERS]
     for name, side in zip(_ANSWERS, found, strict=True):
         if isinstance(side, Fault):
             return replace(side, reason=f"{name}: {side.reason}")
     chosen, rejected = (side for side in found if isinstance(side, Example))
     if chosen == rejected:
-        raise WrongRow(
-            "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
-        )
+        raise WrongRow(*_SAME)
     shared = _shared(chosen.messages, rejected.messages)
     if chosen.kind == "messages":
         _check_parting(row, chosen, rejected, shared)
@@ -125,6 +127,24 @@ def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     return replace(_trained_from(found, before), score=float(label), labelled=True)
 
 
+def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """Two texts and nothing else: what both begin with is their prompt, up to a blank.
+
+    Source: `extract_prompt` of TRL.
+    """
+    texts = [row[name] for name in _ANSWERS]
+    if row.keys() != set(_ANSWERS) or not all(isinstance(text, str) for text in texts):
+        return row
+    if texts[0] == texts[1]:
+        raise WrongRow(*_SAME)
+    if any(_TURN.search(f"\n\n{text}") or _JSON_TURNS.match(text) for text in texts):
+        return row
+    alike = [one == other for one, other in zip(*texts, strict=False)]
+    prompt = texts[0][: [*alike, False].index(False)].removesuffix(" ")
+    answers = {name: text[len(prompt) :] for name, text in zip(_ANSWERS, texts, strict=True)}
+    return {"prompt": prompt, **answers} if prompt.strip() else row
+
+
 def _alike(row: dict[str, Any]) -> dict[str, Any]:
     """The same row, its answers both messages where one of them is."""
     answers = {name: parsed_turns(row[name], name) for name in _ANSWERS}
@@ -142,7 +162,7 @@ def _side(row: dict[str, Any], name: str, file: str, line: int) -> Example | Fau
     if isinstance(answer, str):
         not_blank(string(answer, name), name)
         if prompt is None:
-            return make_example({**kept, "messages": _spoken(answer, name)}, file, line)
+            return make_example({**kept, "messages": _spoken(answer, name, row)}, file, line)
         if prompt == "instruction":
             return make_example({**kept, "output": answer}, file, line)
         if isinstance(row[prompt], str) and prompt == "prompt":
@@ -213,12 +233,18 @@ def _turn(turn: object, name: str) -> Any:
     return {"role": role, "content": content, **rest}
 
 
-def _spoken(text: str, name: str) -> list[dict[str, str]]:
+def _named_otherwise(keys: Collection[str]) -> str:
+    """The flag for a prompt under another name; "": there is none."""
+    asked = [key for key in keys if meaning(key) == "instruction"]
+    return f"name the prompt: {flag({'instruction': asked[0]})}" if asked else ""
+
+
+def _spoken(text: str, name: str, keys: Collection[str]) -> list[dict[str, str]]:
     """The turns of a text in the form of HH: blank line, Human: or Assistant:."""
     head, *parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if head.strip() or "Assistant" not in parts:
         what = f"{name} is a text, and there is no prompt beside it"
-        raise WrongRow(what, f"expected {EXPECTED_PAIR}")
+        raise WrongRow(what, _named_otherwise(keys) or f"expected {EXPECTED_PAIR}")
     roles = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": roles[speaker], "content": said.strip()} for speaker, said in pairs]
@@ -260,7 +286,7 @@ def _trained_from(example: Example, first: int) -> Example:
 
 def _margin(row: dict[str, Any]) -> float | None:
     """By how much the better answer is better, where the row says so."""
-    for keys in _SCORES:
+    for keys in product(*zip(*_SCORES, strict=True)):
         better, worse = (_number(row, key) for key in keys)
         if better is not None and worse is not None and better < worse:
             what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"

@@ -152,7 +152,9 @@ def find_columns(
         form = find_columns_form(names, reading)
     except WrongRow as wrong:
         flag = column_names.suggestion([name for name in header if name])
-        remedy = f"{wrong.remedy}; or name them: {flag}" if flag else wrong.remedy
+        remedy = wrong.remedy
+        if flag and flag not in remedy:
+            remedy += f"; or name them: {flag}"
         raise WrongFile(wrong.reason, remedy) from None
     pairs = zip(names, header, strict=True)
     found = {key: column for key, column in pairs if key and key != column}

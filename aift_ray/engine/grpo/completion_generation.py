@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -20,10 +21,13 @@ from transformers import (
 )
 
 from aift_ray.config import GRPOConfig
+from aift_ray.engine.grpo.packed_layers import packed
 from aift_ray.serving.engines.transformers.kv_cache import RowsCache
 
 # tokens of prompts that are read together
 _READ = 4096
+# tokens whose probabilities are summed in fp32
+_BLOCK = 256
 # rows that are finished leave the cache once they are this share of it
 _SPARSE = 0.25
 
@@ -53,7 +57,7 @@ class CompletionGenerator:
 
     Args:
         decode: the forward of the language model; the caller sets evaluation mode.
-        config: the model's.
+        model: the language model.
         stop_ids: each ends a completion, and is part of it.
         device: the model's.
     """
@@ -61,12 +65,12 @@ class CompletionGenerator:
     def __init__(
         self,
         decode: Callable[..., Any],
-        config: Any,
+        model: Any,
         how: GRPOConfig,
         stop_ids: Sequence[int],
         device: torch.device,
     ) -> None:
-        self._decode, self._config, self._how, self._device = decode, config, how, device
+        self._decode, self._model, self._how, self._device = decode, model, how, device
         self._stops = torch.tensor(list(stop_ids), device=device)
         self._pad = stop_ids[0]
         self._warpers = LogitsProcessorList()
@@ -91,10 +95,10 @@ class CompletionGenerator:
         numbers = torch.from_numpy(
             np.stack([_numbers(key, self._how) for each in keys for key in each])
         ).to(self._device)
-        cache, logits = self._read(prompts, repeats)
         lengths = np.repeat([len(prompt) for prompt in prompts], repeats)
         state = _State(numbers, torch.from_numpy(lengths).to(self._device))
-        self._write(state, cache, logits)
+        with packed(self._model):
+            self._write(state, *self._read(prompts, repeats))
         found = iter(state.completions())
         return [[next(found) for _ in range(number)] for number in repeats]
 
@@ -102,7 +106,7 @@ class CompletionGenerator:
         self, prompts: Sequence[np.ndarray], repeats: Sequence[int]
     ) -> tuple[RowsCache, torch.Tensor]:
         """The keys and values of prompts, each as often as it is completed, and the next logits."""
-        cache, logits = RowsCache(self._config), []
+        cache, logits = RowsCache(self._model.config), []
         longest = max(len(prompt) for prompt in prompts)
         size = max(1, _READ // longest)
         for start in range(0, len(prompts), size):
@@ -116,7 +120,7 @@ class CompletionGenerator:
                 ]
             )
             places = torch.arange(width)[None] - torch.tensor(front)[:, None]
-            read = RowsCache(self._config)
+            read = RowsCache(self._model.config)
             found = self._forward(torch.from_numpy(ids.astype(np.int64)), places, read)
             rows = np.repeat(np.arange(len(part)), repeats[start : start + size]).tolist()
             read.keep(rows, width)
@@ -128,10 +132,8 @@ class CompletionGenerator:
         how = self._how
         for number in range(how.max_completion_length):
             scaled = logits / how.temperature if how.temperature != 1 else logits
-            logps = scaled.log_softmax(-1)
-            tokens = self._sampled(scaled, state.numbers[state.rows, number])
-            chosen = logps.gather(-1, tokens[:, None])[:, 0]
-            state.take(number, tokens, chosen, torch.isin(tokens, self._stops))
+            tokens, logps = self._sampled(scaled, state.numbers[state.rows, number])
+            state.take(number, tokens, logps, torch.isin(tokens, self._stops))
             if state.done or number + 1 == how.max_completion_length:
                 return
             kept = state.leave(_SPARSE)
@@ -142,16 +144,21 @@ class CompletionGenerator:
             places = state.lengths[state.rows] + number
             logits = self._forward(tokens[:, None], places[:, None], cache)
 
-    def _sampled(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """A token of each row, (rows,), by a number between 0 and 1 each."""
+    def _sampled(
+        self, logits: torch.Tensor, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token of each row, by a number between 0 and 1, and its log-probability; (rows,)."""
+        most = logits.max(-1, keepdim=True).values
+        weights = (logits - most).exp_()
+        blocks, edges = _blocks(weights)
+        total = edges[:, -1]
         if self._warpers:
             nothing: Any = None
-            logits = self._warpers(nothing, logits)
-        # in double precision: a sum over a large vocabulary would lose the rare tokens
-        edges = logits.double().softmax(-1).cumsum(-1)
-        wanted = numbers[:, None] * edges[:, -1:]
-        found = torch.searchsorted(edges, wanted, right=True)[:, 0]
-        return found.clamp(max=logits.shape[-1] - 1)
+            weights = (self._warpers(nothing, logits) - most).exp_()
+            blocks, edges = _blocks(weights)
+        tokens = _drawn(blocks, edges, numbers)
+        chosen = (logits.gather(-1, tokens[:, None]) - most)[:, 0].double()
+        return tokens, (chosen - total.log()).float()
 
     def _forward(self, ids: torch.Tensor, places: torch.Tensor, cache: RowsCache) -> torch.Tensor:
         """Logits (rows, vocabulary) in fp32 after the last of `ids`, (rows, tokens)."""
@@ -170,6 +177,37 @@ class CompletionGenerator:
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _blocks(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of tokens, (rows, blocks, block), and what they add up to, (rows, blocks).
+
+    The sums of a block are in fp32, and over the blocks in double precision: one sum over a large
+    vocabulary would lose the rare tokens, and all of it in double precision takes as long as a
+    small model.
+    """
+    rows, size = weights.shape
+    missing = -size % _BLOCK
+    blocks = (pad(weights, (0, missing)) if missing else weights).view(rows, -1, _BLOCK)
+    return blocks, blocks.sum(-1).double().cumsum(-1)
+
+
+def _drawn(blocks: torch.Tensor, edges: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The token at which the weights reach a share of their sum, (rows,)."""
+    wanted = _below(numbers * edges[:, -1], edges[:, -1])
+    block = torch.searchsorted(edges, wanted[:, None], right=True)
+    before = pad(edges, (1, 0)).gather(1, block)
+    held = edges.gather(1, block) - before
+    rows = torch.arange(len(blocks), device=blocks.device)
+    within = blocks[rows, block[:, 0]].double().cumsum(-1)
+    whole = within[:, -1:]
+    share = _below((wanted[:, None] - before) / held * whole, whole)
+    return (block * _BLOCK + torch.searchsorted(within, share, right=True))[:, 0]
+
+
+def _below(values: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Values under their limits: what reaches them would be of a token without weight."""
+    return torch.minimum(values, torch.nextafter(limits, torch.zeros_like(limits)))
 
 
 class _State:

@@ -64,7 +64,7 @@ class Colocated:
         """This worker's share of the parts."""
         module, device = self.module, self.group.device
         alone = (self.how, self.stop_ids, device)
-        generator = CompletionGenerator(module.decode, module.model.config, *alone)
+        generator = CompletionGenerator(module.decode, module.model, *alone)
         was = module.training
         module.eval()
         try:

@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     sources: list[dict[str, Any]]
 
 
-class Engine(Protocol):
+class CompletionEngine(Protocol):
     """Generates in a process that does not train."""
 
     def load(self, weights: Weights) -> None:
@@ -74,9 +74,7 @@ class RolloutEngine:
         self._model: Any = untrained(job, group, self._precision).to(device).eval()
         self._held = dict(self._model.named_parameters())
         how = job.config.grpo
-        self._generator = CompletionGenerator(
-            self._model, self._model.config, how, job.stop_ids, device
-        )
+        self._generator = CompletionGenerator(self._model, self._model, how, job.stop_ids, device)
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
             self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
@@ -93,7 +91,7 @@ class RolloutEngine:
             return completed(self._generator, self._episodes, asked)
 
 
-def engine_of(job: Job, device: torch.device) -> Engine:
+def engine_of(job: Job, device: torch.device) -> CompletionEngine:
     """The engine of `grpo.engine`, loaded."""
     if job.config.grpo.engine == "vllm":
         # imports vLLM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def by_reward(names: Sequence[str], scores: np.ndarray) -> Measures:
     return found
 
 
-def _number(of: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
+def _number(of: Callable[..., Any], values: np.ndarray) -> float | None:
     """A statistic of the values that are numbers; None of none."""
     kept = values[~np.isnan(values)]
     return float(of(kept)) if len(kept) else None

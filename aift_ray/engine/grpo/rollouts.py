@@ -100,13 +100,15 @@ class Rollouts:
         """Have the completions of a step (from 0) in place; every worker must call this."""
         number, self._step = self._plan.number(step), step
         self._begin_ahead()
-        if self._rollout is None or self._rollout.number != number:
+        fresh = self._rollout is None or self._rollout.number != number
+        if fresh:
             self._rollout = self._made(module, number)
-            self._plan.take(self._rollout)
+        self._training_s = time.perf_counter()
+        if fresh:
+            self._plan.take(self.rollout)
             self._judge(module, step)
         self._weights = self._token_weights(step)
         self.sums.zero_()
-        self._training_s = time.perf_counter()
 
     def _made(self, module: LossModel, number: int) -> Rollout:
         """A generation, made ahead or now; with `asynchronous` the next one is begun."""

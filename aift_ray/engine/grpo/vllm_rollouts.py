@@ -18,6 +18,7 @@ from aift_ray.engine.grpo.completion_generation import Completion
 from aift_ray.engine.grpo.rollout_engine import Asked, Weights
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
+from aift_ray.errors import TrainingError
 from aift_ray.models.load import skeleton
 from aift_ray.models.lora.attach import add_adapters
 from aift_ray.serving.engines.adapter_store import KeptAdapters
@@ -31,6 +32,9 @@ class VllmRolloutEngine:
 
     Args:
         device: where it computes.
+
+    Raises:
+        TrainingError: vLLM can't load it.
     """
 
     def __init__(self, job: Job, device: torch.device) -> None:
@@ -59,7 +63,10 @@ class VllmRolloutEngine:
         if device.type == "cpu":
             size = cpu_cache(job.location, compute.compute, how.rollout_batch_size, length)
             options["kv_cache_memory_bytes"] = size
-        self._llm = LLM(model=job.location, tokenizer=job.location, **options)
+        try:
+            self._llm = LLM(model=job.location, tokenizer=job.location, **options)
+        except Exception as error:
+            raise TrainingError(f"vLLM can't generate with {job.location}: {error}") from error
         self._peft = add_adapters(skeleton(job.location), lora, job.location).peft_config["default"]
         self._peft.base_model_name_or_path = job.location
         self._kept = KeptAdapters(job.location)

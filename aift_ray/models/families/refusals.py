@@ -10,7 +10,7 @@ from aift_ray.models.catalog import CATALOG, of_family
 from aift_ray.models.families import family_support
 from aift_ray.planning.model_shape import FAMILIES
 
-NO_LAYOUT = "no packing, strategy or method computes it (docs/models.md)"
+NO_LAYOUT = "no layout works: no packing, strategy or method computes it (docs/models.md)"
 
 PADDED = "pad the rows: --data.packing false"
 
@@ -71,7 +71,8 @@ def refusal(
     """
     name = f"model family {family}"
     other = of_family(family, fits)
-    remedy = f"{layout or NO_LAYOUT}; or choose another model, such as {other}"
+    choose = f"choose another model, such as {other}"
+    remedy = f"{layout}; or {choose}" if layout else f"{NO_LAYOUT}; {choose}"
     if field is None:
         return Problem(name, what, remedy)
     return Problem(field, f"{name}: {what}", remedy)

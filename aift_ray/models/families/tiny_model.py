@@ -29,6 +29,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "n_vocab", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "dim"), _HIDDEN),
     **dict.fromkeys(("word_embed_proj_dim", "embed_dim", "lru_width", "d_embed"), _HIDDEN),
+    "embedding_dim": _HIDDEN,
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_inner"), 96),
     **dict.fromkeys(("feed_forward_size", "d_ff", "ff_dim", "intermediate_size_mlp", "dff"), 96),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "dim_ff"), 96),
@@ -68,7 +69,10 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("attention_window_size", "local_attention_window", "window_size"), _WINDOW),
 }
 _HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LAYER_COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
+    "num_blocks",
+)
 # numbers after which a pattern of layers repeats
 _PERIODS = [
     "attn_layer_period",
@@ -120,10 +124,7 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
         name: size for name, size in _SIZES.items() if _is_number(given.get(name))
     }
     heads = next((given[name] for name in _HEAD_COUNTS if _is_number(given.get(name))), 0)
-    for name in _KV_HEADS:
-        groups = given.get(name)
-        if _is_number(groups):
-            sizes[name] = 1 if groups == 1 else _HEADS if groups == heads else _HEADS // 2
+    sizes |= _groups(given, heads)
     if _is_number(given.get("num_kv_shared_layers")):
         # those before them must be of every kind too
         sizes["num_kv_shared_layers"], layers = layers, 2 * layers
@@ -133,12 +134,18 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["head_dim"] = _HIDDEN * given["expand"] // _HEADS
     sizes |= _products(given, sizes)
     sizes |= {name: layers for name in _LAYER_COUNTS if _is_number(given.get(name))}
+    if _is_number(given.get("num_layers_per_stack")):
+        # HRM goes through the layers of its stacks several times, and counts each time
+        times = total // given["num_layers_per_stack"]
+        sizes |= {name: times for name in _LAYER_COUNTS if name in sizes}
+        sizes["num_layers_per_stack"] = 1
     for name, value in given.items():
-        if isinstance(value, list | str) and len(value) == total > layers:
+        letters = isinstance(value, str) and "pattern" in name
+        if (letters or isinstance(value, list)) and len(value) == total > layers:
             sizes[name] = value[:layers]
         elif isinstance(value, float) and "drop" in name:
             sizes[name] = 0.0
-        if name.endswith(("_indices", "_idxs", "_layer_ids")) and isinstance(value, list):
+        if name.endswith(("_indices", "_idxs", "_layer_ids")) and isinstance(value, list) and value:
             sizes[name] = [number for number in value if number < layers] or [layers - 1]
         if isinstance(value, list) and name in _SIZES:
             sizes[name] = [_SIZES[name]] * layers
@@ -146,6 +153,7 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
     if each:
         sizes["per_layer_config"] = {
             number: {name: _SIZES.get(name, value) for name, value in one.items()}
+            | _groups(one, one.get("num_attention_heads", heads))
             for number, one in each.items()
             if int(number) < layers
         }
@@ -157,6 +165,15 @@ def _shrunk_text(config: PreTrainedConfig) -> PreTrainedConfig:
     sizes |= _rope(given, sizes) | {"use_cache": True, "dtype": "float32"}
     kept = {k: v for k, v in given.items() if k not in ("architectures", "quantization_config")}
     return type(text).from_dict(kept | sizes)
+
+
+def _groups(given: dict[str, Any], heads: int) -> dict[str, int]:
+    """How many heads of keys and values a tiny layer has instead of those `given`."""
+    found = {name: given[name] for name in _KV_HEADS if _is_number(given.get(name))}
+    return {
+        name: 1 if groups == 1 else _HEADS if groups == heads else _HEADS // 2
+        for name, groups in found.items()
+    }
 
 
 def _products(given: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:

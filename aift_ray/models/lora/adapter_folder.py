@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import hub, provenance, scaled_rope
-from aift_ray.models.added_tokens import grow
-from aift_ray.models.catalog import CATALOG
+from aift_ray.models.added_tokens import embedding_rows, grow
 from aift_ray.models.families.towers import absent
 from aift_ray.models.folder_check import TOKENIZERS
 from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
@@ -24,6 +23,7 @@ from aift_ray.models.lora.adapter_weights import (
     wrong_ranks,
 )
 from aift_ray.models.lora.embedding_rows import needed_rows
+from aift_ray.models.model_location import named_base
 from aift_ray.models.vocab_check import check_vocabulary
 
 _PREFIX = "base_model.model."
@@ -81,8 +81,7 @@ def _grown(skeleton: PreTrainedModel, folder: Path, where: str) -> PreTrainedMod
     except (AttributeError, TypeError, ValueError) as error:
         what = f"{folder / CONFIG} has trainable_token_indices or modules_to_save that are wrong: "
         raise ModelError([Problem(where, f"{what}{error}", "copy it again")]) from None
-    embeddings: Any = skeleton.get_input_embeddings()
-    if rows > embeddings.weight.shape[0]:
+    if rows > embedding_rows(skeleton):
         skeleton = copy.deepcopy(skeleton)
         grow(skeleton, rows)
     return skeleton
@@ -157,17 +156,6 @@ def _same_weights(wanted: str, trained_on: str | None, location: str) -> bool | 
         return False
     mine, given = provenance.identity(named), provenance.identity(location)
     return mine == given if mine and given else None
-
-
-def named_base(name: str) -> str:
-    """The folder or Hub id that an adapter's base_model_name_or_path stands for."""
-    folder = Path(name).expanduser()
-    # a shipped model is found again wherever the package is installed by now
-    known = folder.name if folder.is_absolute() and not folder.is_dir() else name
-    if known in CATALOG:
-        name = CATALOG[known].location
-        folder = Path(name)
-    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def _expected(folder: Path, where: str, skeleton: PreTrainedModel) -> Shapes:

@@ -18,12 +18,14 @@ from transformers import PreTrainedModel
 
 from aift_ray.config import LoRAConfig, RunConfig
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.models.added_tokens import embedding_rows
 from aift_ray.models.bnb.experts_4bit import adaptable
 from aift_ray.models.load import skeleton
 from aift_ray.models.lora.adapter_config import adapter_config
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.models.lora.adapter_weights import WEIGHTS
 from aift_ray.models.lora.attach import trained_in_fp32
+from aift_ray.models.lora.embedding_rows import needed_rows
 
 _FIELD = "lora.init_from"
 # how PEFT may have begun so that base and adapter are what they are without it
@@ -55,6 +57,11 @@ def adopt(config: RunConfig, location: str) -> int | None:
         raise ConfigError([Problem(f"{_FIELD} {named}", what, remedy)])
     model = skeleton(location)
     folder = check_adapter(named, config.model, location, model, _FIELD)
+    grown = needed_rows(folder, model) > embedding_rows(model)
+    if saved.get("trainable_token_indices") or grown:
+        what = "trains rows of the embeddings, which are not trained further"
+        remedy = "merge it (aift-ray export --format hf) and train the merged model"
+        raise ConfigError([Problem(f"{_FIELD} {named}", what, remedy)])
     sizes = _sizes(folder / WEIGHTS)
     found: dict[str, Any] = {
         "r": saved["r"],

@@ -1,4 +1,8 @@
-"""Which engine makes the tokens, and what of the settings it can't do."""
+"""Which engine makes the tokens, and what of the settings it can't do.
+
+The command that serves asks this before anything starts, so that transformers is imported only
+where vLLM may be the one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,6 @@ from typing import Literal
 
 from aift_ray.config import ServeConfig, ServingConfig
 from aift_ray.errors import ConfigError, Problem
-from aift_ray.models.bnb.bnb_layers import stored_bits
-from aift_ray.models.hub import load_config
-from aift_ray.serving.engines.vllm import vllm_families
 
 INSTALL = 'pip install "aift-ray[vllm]"'
 
@@ -65,6 +66,10 @@ def made(config: ServeConfig, location: str, gpu: bool) -> Choice:
 
 def refusals(config: ServeConfig, location: str, gpu: bool) -> list[Problem]:
     """What of the settings and the model vLLM can't do, without asking vLLM itself."""
+    from aift_ray.models.bnb.bnb_layers import stored_bits
+    from aift_ray.models.hub import load_config
+    from aift_ray.serving.engines.vllm import vllm_families
+
     model = load_config(location)
     found = vllm_families.refused(model, bool(config.adapters or config.serving.adapter_folder))
     if not installed():

@@ -23,7 +23,7 @@ def bpe() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def safe(bpe: Tokenizer) -> SafeTokenizer:
-    return SafeTokenizer(bpe)
+    return families.safe(bpe)
 
 
 def template(bpe: Tokenizer, source: str) -> ChatTemplate:
@@ -129,4 +129,4 @@ def test_safe_tokenizer_has_the_tokenizers_ids(bpe: Tokenizer, safe: SafeTokeniz
 
 def test_a_dummy_prefix_is_noticed(bpe: Tokenizer, safe: SafeTokenizer) -> None:
     assert not safe.dummy_prefix
-    assert SafeTokenizer(families.metaspace()).dummy_prefix
+    assert families.safe(families.metaspace()).dummy_prefix

@@ -178,6 +178,15 @@ def test_raw_texts_are_not_put_into_a_template() -> None:
     assert (found.kind, found.instruction, found.output) == ("prompt", "空は", "青い")
 
 
+def test_two_texts_alone_have_their_common_beginning_as_prompt() -> None:
+    # as TRL's extract_prompt: a blank before the answers is theirs
+    for said, asked, chosen in (("空は", "空は", "青い"), ("The sky is ", "The sky is", " 青い")):
+        found = read({"chosen": f"{said}青い", "rejected": f"{said}赤い"})
+        assert (found.kind, found.instruction, found.output) == ("prompt", asked, chosen)
+        assert found.rejected
+        assert found.rejected.output.strip() == "赤い"
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "no rejected": ({"prompt": "a", "chosen": "b"}, "the key rejected is missing"),
     "a label": ({"prompt": "a", "completion": "b", "label": True}, "chosen and rejected"),
@@ -185,6 +194,15 @@ WRONG: dict[str, tuple[Any, str]] = {
     "empty": ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is only white space"),
     "a number": ({"prompt": "a", "chosen": 3, "rejected": "b"}, "chosen is a number"),
     "no prompt": ({"chosen": "b", "rejected": "c"}, "no prompt beside it"),
+    "equal texts": ({"chosen": "空は青い", "rejected": "空は青い"}, "the same answer"),
+    "scores of two names": (
+        {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 5, "score_rejected": 9},
+        "chosen_score 5 is less than score_rejected 9",
+    ),
+    "a prompt of another name": (
+        {"question": "空は？", "chosen": "青い", "rejected": "赤い"},
+        "--data.columns instruction=question",
+    ),
     "two prompts": (
         {"instruction": "a", "prompt": "a", "chosen": "b", "rejected": "c"},
         "keys of two kinds of row",
@@ -252,7 +270,7 @@ def test_a_wrong_pair_is_named_with_its_line(case: str) -> None:
     found = read_row(row, "a.jsonl", 7, Reading(answers="pair"))
     assert isinstance(found, Fault)
     assert found.line == 7
-    assert reason in found.reason
+    assert reason in f"{found.reason}; {found.remedy}"
 
 
 def test_labels_are_read_and_pairs_refused_where_labels_are_wanted() -> None:

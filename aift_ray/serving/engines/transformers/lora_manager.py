@@ -171,13 +171,19 @@ def _check(where: str, path: Path, base: str, encoder: PromptEncoder) -> list[Pr
         check_adapter(path, base, base, skeleton(base), where.removeprefix("adapter "))
     except ModelError as error:
         found = error.problems
-    if not check_prompts(path, where, skeleton(base).config):
-        found += _check_prompts(where, path, encoder)
     try:
         config = adapter_config(path, where)
     except ModelError:
         # it was told above
         return found
+    if config.get("trainable_token_indices"):
+        # its tokenizer may have tokens that the model does not have
+        what = "trains rows of the embeddings (trainable_token_indices), which can't be mixed in a "
+        what += "batch"
+        remedy = f"aift-ray export --model {base} --adapter {path} --format hf --output FOLDER, "
+        return [*found, Problem(where, what, f"{remedy}and serve FOLDER")]
+    if not check_prompts(path, where, skeleton(base).config):
+        found += _check_prompts(where, path, encoder)
     return found + _unmixable(where, path / CONFIG, config, family_of(skeleton(base).config))
 
 
@@ -195,10 +201,9 @@ def _unmixable(where: str, file: Path, config: Mapping[str, Any], family: str) -
         what = f"its training began with {config['init_lora_weights']!r}, says {file}, which has "
         what += "changed the weights of the base too"
         found.append(Problem(where, what, f"{PLAIN}, or {MERGE}"))
-    for variant in ("use_dora", "trainable_token_indices"):
-        if config.get(variant):
-            what = f"uses {variant}, says {file}, which can't be mixed in a batch"
-            found.append(Problem(where, what, MERGE))
+    if config.get("use_dora"):
+        what = f"uses use_dora, says {file}, which can't be mixed in a batch"
+        found.append(Problem(where, what, MERGE))
     return found
 
 

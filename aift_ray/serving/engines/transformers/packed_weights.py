@@ -46,21 +46,22 @@ def pack(model: PreTrainedModel) -> None:
         tied = id(module.weight) in shared
         if tied and module.weight.nbytes > psutil.virtual_memory().available * _SHARE:
             continue
-        if _gains(module.weight):
+        if gains(module.weight):
             _pack(module, tied)
         elif module.weight.dtype == torch.float32 and not tied:
             module.weight.data = module.weight.data.t().contiguous().t()
     malloc_trim.trim()
 
 
-def _gains(weight: torch.Tensor) -> bool:
+def gains(weight: torch.Tensor) -> bool:
+    """Whether a linear layer is faster with its weights in oneDNN's layout."""
     if weight.dtype == torch.bfloat16:
         return mkldnn_compat.takes_bfloat16()
     return weight.dtype == torch.float32 and weight.numel() >= _LARGE
 
 
 def _pack(module: nn.Linear, tied: bool) -> None:
-    packed = _Packed(module)
+    packed = PackedLinear(module.weight.detach(), module.bias)
     if not tied:
         nothing = module.weight.new_full((1, 1), torch.nan).expand_as(module.weight)
         module.weight = nn.Parameter(nothing, requires_grad=False)
@@ -68,12 +69,12 @@ def _pack(module: nn.Linear, tied: bool) -> None:
     made.forward = packed
 
 
-class _Packed:
+class PackedLinear:
     """What a linear layer computes, its weights in oneDNN's layout."""
 
-    def __init__(self, module: nn.Linear) -> None:
-        self._weight = mkldnn_compat.reordered(module.weight.detach(), _ROWS)
-        self._bias = module.bias
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = mkldnn_compat.reordered(weight, _ROWS)
+        self._bias = bias
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(..., features out) of (..., features in)."""

@@ -1,0 +1,57 @@
+"""The base and the adapters that the settings of a server name, without what would load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aift_ray.config import ServeConfig
+from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models.lora.adapter_config import CONFIG
+from aift_ray.models.model_location import base_of_adapter
+from aift_ray.serving.adapter_record import AdapterRecord, record
+
+
+def on_base(config: ServeConfig) -> ServeConfig:
+    """The same where `model` is the folder of an adapter: its base, with that adapter on it.
+
+    Raises:
+        UserError: the base is not there, or two models get the same name.
+    """
+    if not (Path(config.model).expanduser() / CONFIG).is_file():
+        return config
+    adapter = Path(config.model).expanduser().resolve()
+    name = config.served_model_name or adapter.name
+    changes = {
+        "model": base_of_adapter(config.model, adapter)[1],
+        "adapters": [f"{name}={adapter}", *config.adapters],
+        "served_model_name": None,
+    }
+    changed = config.model_copy(update=changes)
+    problems = changed.contradictions()
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def check_dtype(config: ServeConfig, gpu: bool) -> None:
+    """ConfigError for a dtype that a CPU does not compute in."""
+    if config.dtype == "fp16" and not gpu:
+        raise ConfigError([Problem("dtype", "fp16 needs a GPU", "use bf16, fp32 or auto")])
+
+
+def recorded(config: ServeConfig) -> dict[str, AdapterRecord]:
+    """The adapters of the settings as they are now.
+
+    Raises:
+        ModelError: a file of one can't be read.
+    """
+    found, problems = {}, []
+    for name, folder in config.adapter_folders().items():
+        try:
+            found[name] = record(folder)
+        except OSError as error:
+            what = f"{error.filename} can't be read: {error.strerror}"
+            problems.append(Problem(f"adapter {name}", what))
+    if problems:
+        raise ModelError(problems)
+    return found
