@@ -30,6 +30,10 @@ test: lint
 test-faults: $(VENV)/stamp
 	$(BIN)/python -m pytest -m "faults or slow"
 	$(BIN)/python -m tests.faults.kills --kills 25 --output outputs/kills.json
+	for way in colocated apart asynchronous; do \
+	  $(BIN)/python -m tests.faults.kills_of_rollouts --way $$way --kills 9 \
+	    --output outputs/kills_of_rollouts.json || exit; \
+	done
 
 # vLLM on a CPU in an environment of its own (AIFT_VLLM_ENV, else build/vllm-env), to test that engine
 vllm-env:

@@ -38,6 +38,7 @@ class RunConfig(Settings):
         "output_dir": "output-dir",
         "training.max_steps": "max-steps",
         "training.seed": "seed",
+        "rope_scaling": "rope-scaling",
         "resume_allow": ["resume-allow", "resume.allow"],
         "preference.reference": "reference",
         "grpo.reward": "reward",

@@ -28,7 +28,7 @@ from aift_ray.data.collate import collate
 from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ModelError
 from aift_ray.models import load
-from aift_ray.models.attention.packed_documents import recomputing
+from aift_ray.models.attention.packed_documents import recompute_activations
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.families.family_support import (
@@ -205,8 +205,7 @@ class _Wanted:
         without_noise(model)
         inner = causal_model(model)
         if inner.supports_gradient_checkpointing:
-            options = {"use_reentrant": False, "context_fn": recomputing}
-            inner.activation_checkpointing_enable(options)
+            recompute_activations(inner)
         module = LossModule(model).train()
         why = self._step_difference(module, packed)
         # as the pairs of preference training are, unless a loss counts each token of a prompt

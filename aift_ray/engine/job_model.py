@@ -11,7 +11,7 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.models import load
 from aift_ray.models.added_tokens import begin
-from aift_ray.models.attention.packed_documents import recomputing
+from aift_ray.models.attention.packed_documents import recompute_activations
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.families import family_support
@@ -53,7 +53,7 @@ def built_model(
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
+        recompute_activations(base)
     if full:
         return base
     adapted: torch.nn.Module

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.config.preference_config import REFERENCED, answers_of
+from aift_ray.config.preference_config import answers_of
 from aift_ray.planning.partition import HOST
+from aift_ray.runs.plan_objective import objective_lines
 from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
             f"{config.trained_as}, {run.trained_parameters:,} trained parameters (computed)",
         ),
         *_new_tokens(run),
-        *_objective(config),
+        *objective_lines(config),
         ("workers", f"{number} ({kind}, {config.parallel.strategy}{_divided(config)})"),
         ("training rows", _counts(run.prepared.train)),
     ]
@@ -108,46 +109,6 @@ def _new_tokens(run: Preparation) -> list[tuple[str, str]]:
     how = "their rows trained" if added.alone else "all rows of the embeddings trained"
     ids = f"{len(added.ids):,}, ids {min(added.ids)} to {max(added.ids)}"
     return [("new tokens", f"{ids}, from the mean of their pieces; {how}")]
-
-
-def _objective(config: RunConfig) -> list[tuple[str, str]]:
-    """What answers are compared by; nothing where they are trained."""
-    name, how = config.objective, config.preference
-    if name == "sft":
-        return []
-    if name == "grpo":
-        return _generation(config)
-    words: list[str] = [name]
-    if name != "reward":
-        words.append(f"beta {how.beta_of(name):g}")
-    if name in REFERENCED:
-        words.append(f"against {how.reference or 'the model as the run begins'}")
-    return [("objective", ", ".join(words))]
-
-
-def _generation(config: RunConfig) -> list[tuple[str, str]]:
-    """How completions are generated and rewarded."""
-    how = config.grpo
-    weights = how.reward_weights or [1.0] * len(how.reward)
-    rewards = zip(how.reward, weights, strict=True)
-    beta = f", beta {how.beta:g}" if how.beta else ""
-    most = f"{how.num_generations} completions a prompt, {how.max_completion_length} tokens each"
-    each = how.parts(config.training.gradient_accumulation_steps) * how.num_iterations
-    trained = f"; trained in {each} steps" if each > 1 else ""
-    actors = config.rollout_actors
-    ahead = ", each generation during the training of the one before" * how.asynchronous
-    engine = " with vLLM" * (how.engine == "vllm")
-    by = f"; by {actors} Ray actors{engine} beside the workers{ahead}" if actors else ""
-    of = {"group": "a prompt's", "batch": "all"}.get(how.scaling)
-    scaled = f", divided by the deviation of {of} rewards" if of else ""
-    return [
-        (
-            "objective",
-            f"grpo, loss {how.loss_type}{beta}, advantages by {how.estimator}{scaled}",
-        ),
-        ("rewards", ", ".join(name if w == 1 else f"{name} x {w:g}" for name, w in rewards)),
-        ("generation", f"{most} at most, {how.rollout_batch_size} at a time{trained}{by}"),
-    ]
 
 
 def _divided(config: RunConfig) -> str:

@@ -145,6 +145,8 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         ConfigError: it has no gradient checkpointing.
     """
     enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    # the transformers that vLLM needs has the older name alone
+    enable = enable or getattr(model, "gradient_checkpointing_enable", None)
     if enable is None or not getattr(model, "supports_gradient_checkpointing", True):
         what = f"{type(model).__name__} has none"
         raise ConfigError([Problem("gradient_checkpointing", what, "leave it off")])

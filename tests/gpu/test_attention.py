@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
+from aift_ray.engine.loss import documents
 from aift_ray.models.attention import document_attention
 from aift_ray.models.attention.packed_documents import PackedDocuments, packed
+from tests.parallel.test_context_parallel import Whole, places, shares
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,3 +83,31 @@ def test_a_row_takes_one_kernel_however_many_documents_it_has() -> None:
         return sum("flash" in event.name.lower() for event in seen.events())
 
     assert kernels(2) == kernels(40) == 1
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_worker_attends_its_chunks_as_the_whole_row_is_attended(window: int | None) -> None:
+    torch.manual_seed(0)
+    whole, parts = shares([60, 1, 100, 30], 2)
+    tokens, device = 2 * parts[0].input_ids.shape[1], torch.device("cuda", 0)
+    shapes = [(1, number, tokens, 64) for number in (4, 2, 2)]
+    query, key, value = (torch.randn(shape, device=device).bfloat16() for shape in shapes)
+    mask = None if window is None else torch.full((1, 1, 1, 1), window)
+    module, found = torch.nn.Module(), torch.empty(1, tokens, 4, 64, device=device)
+    for part in parts:
+        own, sent = places(part), part.to(device)
+        group: Any = Whole(key, value)
+        with packed(documents(sent, group)):
+            found[:, own], _ = document_attention.document_attention(
+                module, query[:, :, own], key[:, :, own], value[:, :, own], mask
+            )
+    filled = replace(
+        whole.to(device),
+        input_ids=torch.zeros(1, tokens, device=device),
+        cu_seqlens=parts[0].cu_seqlens.to(device),
+    )
+    with packed(documents(filled)):
+        exact, _ = document_attention.document_attention(
+            module, query.float(), key.float(), value.float(), mask
+        )
+    assert (found - exact).norm() / exact.norm() < 1e-2

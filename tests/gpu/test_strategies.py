@@ -38,6 +38,7 @@ needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="nee
 PLANS = [
     ["ddp", "fsdp", "zero1", "zero2"],
     ["tensor"],
+    ["context", "context fsdp"],
     pytest.param(["pipeline", "pipeline gpipe", "pipeline interleaved"], marks=two_gpus),
     pytest.param(list(parity.DEEPSPEED), marks=[two_gpus, needs_deepspeed]),
 ]

@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from aift_ray.config import ServeConfig
+from aift_ray.commandline import parse
+from aift_ray.config import RunConfig, ServeConfig
 from aift_ray.engine.loss import LossModule
 from aift_ray.errors import ConfigError, ModelError
 from aift_ray.models import hub, load, provenance
@@ -101,6 +102,8 @@ def test_rows_longer_than_the_context_are_answered_with_a_scaling(
     with pytest.raises(ConfigError, match="at most 48 tokens") as caught:
         prepare(config, tmp_path / "run", 1, False, None)
     assert "--rope-scaling yarn:3" in caught.value.problems[0].remedy
+    typed = parse(["--rope-scaling", "yarn:3"], RunConfig, "train", "", "")
+    assert typed.config.rope_scaling == "yarn:3"
     scaled = configure(
         model=str(tmp_path / "model"), data__sequence_length=130, rope_scaling="yarn:3"
     )

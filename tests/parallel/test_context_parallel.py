@@ -49,14 +49,14 @@ def test_each_token_and_label_is_one_workers(indices: list[int], size: int) -> N
     whole, parts = shares(indices, size)
     assert len({part.input_ids.shape for part in parts}) == 1, "all have as many tokens"
     assert {part.weight for part in parts} == {len(whole.labels)}
-    places = torch.cat([_places(part) for part in parts])
-    assert sorted(places.tolist()) == list(range(len(places)))
-    order = places.argsort()
+    every = torch.cat([places(part) for part in parts])
+    assert sorted(every.tolist()) == list(range(len(every)))
+    order = every.argsort()
     for name in ("input_ids", "position_ids"):
         row = torch.cat([getattr(part, name)[0] for part in parts])[order]
         assert torch.equal(row[: whole.input_ids.shape[1]], getattr(whole, name)[0])
     found = [
-        (int(_places(part)[at]), int(label))
+        (int(places(part)[at]), int(label))
         for part in parts
         for at, label in zip(part.label_positions, part.labels, strict=True)
     ]
@@ -67,7 +67,8 @@ def test_each_token_and_label_is_one_workers(indices: list[int], size: int) -> N
     assert torch.equal(lengths[: whole.input_ids.shape[1]], whole.document_lengths()[0])
 
 
-def _places(part: MicroBatch) -> torch.Tensor:
+def places(part: MicroBatch) -> torch.Tensor:
+    """The places in the row of the tokens of a share."""
     assert part.context
     return torch.cat([torch.arange(chunk.start, chunk.end) for chunk in part.context.chunks])
 
@@ -108,7 +109,7 @@ def test_shares_of_a_row_attend_what_the_row_attends(
         expected, _ = document_attention(module, query, key, value, mask, **how)
     group: Any = Whole(key, value)
     for part in parts:
-        own = _places(part)
+        own = places(part)
         with packed(documents(part, group)):
             found, _ = document_attention(
                 module, query[:, :, own], key[:, :, own], value[:, :, own], mask, **how

@@ -89,6 +89,15 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     return packed(documents), packed(documents)
 
 
+def recompute_activations(model: Any) -> None:
+    """Compute the activations of a model's blocks again in the backward pass."""
+    # the transformers that vLLM needs has the older name alone
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)(
+        {"use_reentrant": False, "context_fn": recomputing}
+    )
+
+
 def leave_documents_alone() -> None:
     """Keep transformers from looking for documents in the positions of a packed row.
 
