@@ -90,8 +90,8 @@ class PromptEncoder:
         if not tokenizer.chat_template:
             tokenizer.chat_template = FALLBACK_TEMPLATE
         self._template = ChatTemplate(tokenizer)
+        ends = [tokenizer.eos_token_id, *extra_stop_ids]
         if safe is None:
-            ends = [tokenizer.eos_token_id, *extra_stop_ids]
             control = control_ids(tokenizer, self._template, ends)
             safe = SafeTokenizer(tokenizer.backend_tokenizer, control)
         self._safe = safe
