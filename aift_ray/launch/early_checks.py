@@ -48,7 +48,7 @@ def check_run(config: RunConfig) -> None:
     adapter = config.lora.init_from
     models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
     reference = config.preference.reference
-    models += _model(reference) if reference else []
+    models += _named("preference.reference", _model(reference)) if reference else []
     _refuse(files, models, problems)
 
 
@@ -186,6 +186,11 @@ def _model(name: str) -> list[Problem]:
     if name in CATALOG or is_hub_id(name):
         return []
     return [unknown(name)]
+
+
+def _named(setting: str, problems: list[Problem]) -> list[Problem]:
+    """The same problems, told under the setting that names the model."""
+    return [Problem(setting, str(Problem(each.where, each.what)), each.remedy) for each in problems]
 
 
 def _model_or_adapter(name: str) -> list[Problem]:

@@ -23,12 +23,10 @@ _ROWS = 100
 def settled(
     config: RunConfig, model_config: object, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """What the workers are told of it: `reference` and `pad_id` of a Job.
+    """What the workers are told of it: `pad_id` of a Job.
 
     Raises:
-        ConfigError: no model of the family can be trained by the objective, or the reference has
-            another vocabulary.
-        ModelError: the reference is not there, damaged, or no language model.
+        ConfigError: no model of the family can be trained by the objective.
     """
     if config.objective == "reward":
         # needs the modelling code
@@ -44,7 +42,6 @@ def settled(
             raise ConfigError(problems)
     padding = tokenizer.pad_token_id
     return {
-        "reference": _reference(config, tokenizer),
         # what a model that scores texts is saved with
         "pad_id": int(tokenizer.eos_token_id if padding is None else padding),
     }
@@ -124,8 +121,13 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
         raise ConfigError(problems)
 
 
-def _reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Where the reference model lies; None: it is the model itself."""
+def reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where the reference model lies; None: it is the model itself.
+
+    Raises:
+        ConfigError: it has another vocabulary.
+        ModelError: it is not there, damaged, or no language model.
+    """
     name = config.preference.reference
     if name is None:
         return None

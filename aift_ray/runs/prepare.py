@@ -17,6 +17,7 @@ from aift_ray.data.tokenize import Encode, encode_in_threads
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
+from aift_ray.errors import DataError, UserError
 from aift_ray.models import vocab_check
 from aift_ray.models.families import family_support
 from aift_ray.planning.flops import Flops
@@ -87,7 +88,7 @@ def prepare(
     draft = config.model_copy(deep=True)
     model = resolve.by_model(draft, workers, gpu, resume)
     state, encoder = model.state, model.encoder
-    prepared = _rows(draft, model, workers, encode)
+    prepared, reference = _rows_and_reference(draft, model, workers, encode)
     notes = resume_check.check_rows(draft, state, prepared.folder.name) if state else []
     notes += _noted(draft, prepared, output)
     batch = state.global_batch if state else global_batch(draft, workers)
@@ -109,6 +110,7 @@ def prepare(
         changed=model.changed,
         why=resolved.why,
         layout=resolved.layout,
+        reference=reference,
         **model.beside,
         flops=Flops.of(model.measured.shape, sizes[1], resolved.config.method == "full"),
         tasks=model.tasks,
@@ -119,6 +121,24 @@ def prepare(
     notes += [*model.measured.notes, *family_support.not_applied(model.config)]
     result.warnings = [*notes, *run_warnings.of_run(result, workers, gpu)]
     return result
+
+
+def _rows_and_reference(
+    config: RunConfig, model: ResolvedModel, workers: int, encode: Encode
+) -> tuple[token_cache.Prepared, str | None]:
+    """The tokenized rows, and where the reference model lies; what is wrong of both at once."""
+    reference, refused = None, None
+    try:
+        reference = objective_inputs.reference(config, model.encoder.tokenizer)
+    except UserError as error:
+        refused = error
+    try:
+        prepared = _rows(config, model, workers, encode)
+    except UserError as error:
+        raise DataError([*refused.problems, *error.problems]) if refused else error from None
+    if refused:
+        raise refused
+    return prepared, reference
 
 
 def _rows(

@@ -48,7 +48,7 @@ class ResolvedModel:
         location: folder or Hub id.
         config: transformers' configuration of it.
         support: how its family is computed.
-        beside: `reference`, `pad_id` and `added` of a Job.
+        beside: `pad_id` and `added` of a Job.
         adapter_weights: weights of the adapter that the run starts from; None: of none.
         state: where the resumed run is; None: a new run.
         changed: settings that differ from the checkpoint's, a line each.

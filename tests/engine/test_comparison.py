@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from aift_ray.engine import reference_logprobs
 from aift_ray.engine.step_batches import micro_batch
-from aift_ray.errors import ConfigError, ModelError
+from aift_ray.errors import ConfigError, DataError, ModelError
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
 from tests.engine.test_worker import Killed, losses, run
@@ -252,6 +252,16 @@ def test_a_reference_that_is_none_is_named_by_its_setting(
         [problem] = caught.value.problems
         assert problem.where == "preference.reference"
         assert "--lora.init_from" not in str(problem)
+
+
+def test_a_wrong_reference_and_wrong_rows_are_told_at_once(
+    compared: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "wrong.jsonl", [{"prompt": "a", "chosen": "b"}])
+    config = compared("dpo", preference__reference="", data__train_files=[str(rows)])
+    with pytest.raises(DataError) as caught:
+        prepare(config, tmp_path / "out", 1, False, None)
+    assert [each.where for each in caught.value.problems] == ["preference.reference", f"{rows}:1"]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
