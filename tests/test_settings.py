@@ -370,6 +370,7 @@ REFUSED = {
 # what makes sense only together with another setting
 TOGETHER = {
     "training.ddp": {"training.world_size": 2},
+    "parallel.context_parallel_size": {"ray.num_workers": 1},
     "evaluation.data_dir": {"evaluation.tasks": ["jnli"]},
 }
 

@@ -99,7 +99,8 @@ def group_size(config: ExportConfig, location: str) -> int:
         for name, module in skeleton.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    if config.format == "awq" and not llmcompressor_compat.has_mappings(skeleton):
+    awq = config.format == "awq" and not missing(config)
+    if awq and not llmcompressor_compat.has_mappings(skeleton):
         what = f"llm-compressor has no mappings of AWQ for {type(skeleton).__name__}"
         raise ModelError([refusal(found.model_type, what, "--format gptq")])
     for size in _GROUPS:

@@ -176,7 +176,7 @@ def test_settings_and_names_are_told_at_once(refused: Refused, tmp_path: Path) -
     (tmp_path / "kept.gguf").write_text("mine", "utf-8")
     message = refused("--output", tmp_path / "kept.gguf", "--overwrite", *NEAREST)
     assert "is no GGUF file" in message
-    assert "f16', 'bf16', 'q8_0'" in refused("--outtype", "q4_k_m")
+    assert "f16', 'bf16', 'q8_0'" in refused("--outtype", "q2_k")
 
 
 def test_a_weight_that_the_type_can_not_hold_leaves_nothing_behind(

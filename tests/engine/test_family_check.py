@@ -213,7 +213,7 @@ def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPat
         return PackedDocuments(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
 
     monkeypatch.setattr(
-        loss, "documents", lambda b: one_document(b) if b.cu_seqlens is not None else None
+        loss, "documents", lambda b, _: one_document(b) if b.cu_seqlens is not None else None
     )
     monkeypatch.setattr(loss, "_takes_more", lambda body: False)
     found = measure(configuration("llama"), "full")

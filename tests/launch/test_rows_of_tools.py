@@ -87,7 +87,9 @@ def test_tools_and_thoughts_are_planned_shown_and_trained(
     status, told = planned(capsys, *argv)
     assert status == 0, told
     # each conversation has two answers, of which the history does not show all
-    assert re.search(r"training rows +8 rows, .*3 conversations are one row an answer", told)
+    assert re.search(
+        r"training rows +8 rows, .*3 conversations are +one row an answer", told, re.DOTALL
+    )
     assert "1 row holds tool_call_id: not shown by this template" in told
     assert "1 row holds system: raw text has no place for it" in told
     marked = re.findall(r"⟦(.*?)⟧", told, re.DOTALL)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from transformers import AutoTokenizer
 
@@ -92,7 +93,10 @@ def test_an_episode_goes_on_after_its_process_is_lost(counting: str) -> None:
     with Environments(parse_environment(counting), timeout=20.0, memory=None, processes=1) as held:
         held.reset([{"turns": 5}])
         held.step({0: "a"})
+        # what computes ends with its guard, soon after
+        computing = psutil.Process(held.pids[0]).children()
         os.kill(held.pids[0], signal.SIGKILL)
+        psutil.wait_procs(computing, 10)
         assert held.step({0: "b"}) == {0: [{"role": "user", "content": "a b"}]}
         killer = threading.Timer(0.2, os.kill, (held.pids[0], signal.SIGKILL))
         killer.start()

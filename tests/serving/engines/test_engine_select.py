@@ -94,7 +94,7 @@ def test_what_vllm_can_not_do_is_refused_by_name(
     ("family", "adapted", "what", "layout"),
     [
         ("diffllama", False, "vLLM has no network of it", "use --engine transformers; "),
-        ("rwkv", False, "vLLM has no network of it", "no packing"),
+        ("rwkv", False, "vLLM has no network of it", "no layout works: no packing"),
         ("stablelm", True, "vLLM's network of it takes no adapters", "merge the adapter into"),
         ("stablelm", False, "", ""),
         ("qwen3_moe", True, "", ""),
