@@ -46,7 +46,8 @@ def check_run(config: RunConfig) -> None:
     )
     files += _tasks(config)
     adapter = config.lora.init_from
-    models = _model(config.model) + (_adapter("lora.init_from", adapter) if adapter else [])
+    scorer = config.objective == "reward"
+    models = _model(config.model, scorer) + (_adapter("lora.init_from", adapter) if adapter else [])
     reference = config.preference.reference
     models += _named("preference.reference", _model(reference)) if reference else []
     _refuse(files, models, problems)
@@ -178,11 +179,11 @@ def _files(patterns: list[str]) -> list[Problem]:
     return []
 
 
-def _model(name: str) -> list[Problem]:
-    """What is wrong with a model's name, or in its folder."""
+def _model(name: str, scorer: bool = False) -> list[Problem]:
+    """What is wrong with a model's name, or in its folder; `scorer`: it may be a reward model."""
     folder = Path(name).expanduser()
     if name not in CATALOG and folder.is_dir():
-        return folder_check.check(name, folder)
+        return folder_check.check(name, folder, scorer)
     if name in CATALOG or is_hub_id(name):
         return []
     return [unknown(name)]

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aift_ray.errors import Problem
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _INDEX = "model.safetensors.index.json"
+# classes of transformers that have no output layer for tokens; the first is that of reward models
+SCORER = "ForSequenceClassification"
+_CLASSIFIERS = (
+    SCORER,
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForImageClassification",
+    "ForAudioClassification",
+    "ForRewardModel",
+)
 # the longest header that the format allows
 _LONGEST = 100_000_000
 
 
-def check(name: str, folder: Path) -> list[Problem]:
-    """What is missing in a folder, or damaged.
+def check(name: str, folder: Path, scorer: bool = False) -> list[Problem]:
+    """What is missing in a folder, or damaged, or for another task.
 
     Args:
         name: of the model, as messages call it.
+        scorer: the weights may be those of a reward model too.
     """
     where, config = f"model {name}", folder / "config.json"
     if (folder / "adapter_config.json").is_file():
@@ -25,7 +39,11 @@ def check(name: str, folder: Path) -> list[Problem]:
         return [Problem(where, "the folder holds an adapter, no model", remedy)]
     if not config.is_file():
         return [Problem(where, "the folder has no config.json")]
-    problems = [] if _object(config) else [_damaged(where, config.name, "it is no JSON object")]
+    stored = _object(config)
+    if stored is None:
+        problems = [_damaged(where, config.name, "it is no JSON object")]
+    else:
+        problems = other_task(name, stored, scorer)
     problems += _weights(where, folder)
     if not has_tokenizer(folder):
         remedy = "copy tokenizer.json and tokenizer_config.json of the model into it"
@@ -33,6 +51,26 @@ def check(name: str, folder: Path) -> list[Problem]:
     elif _cut(folder / TOKENIZERS[0]):
         problems.append(_damaged(where, TOKENIZERS[0], "it ends too early"))
     return problems
+
+
+def other_task(name: str, config: Mapping[str, Any], scorer: bool) -> list[Problem]:
+    """What is wrong where config.json names only classes without an output layer for tokens.
+
+    Args:
+        scorer: a reward model is none of these.
+    """
+    architectures = config.get("architectures")
+    named = architectures if isinstance(architectures, list) else []
+    allowed = (SCORER,) if scorer else ()
+    wrong = [one for one in named if str(one).endswith(_CLASSIFIERS)]
+    if not wrong or len(wrong) < len(named) or str(wrong[0]).endswith(allowed):
+        return []
+    what = f"config.json names {wrong[0]}, which classifies texts and writes none"
+    remedy = "give the language model that it was made from"
+    if str(wrong[0]).endswith(SCORER) and not scorer:
+        what = f"config.json names {wrong[0]}, a reward model or classifier, no language model"
+        remedy += "; only --objective reward takes a reward model"
+    return [Problem(f"model {name}", what, remedy)]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -88,11 +126,12 @@ def _wrong_weights(file: Path) -> str:
     return "" if held == wanted else f"it holds {held:,} bytes of weights, its header {wanted:,}"
 
 
-def _object(file: Path) -> bool:
+def _object(file: Path) -> dict[str, Any] | None:
     try:
-        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        return False
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _cut(file: Path) -> bool:

@@ -30,25 +30,13 @@ from aift_ray.data.prompts.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import find, suggestion
 from aift_ray.models.families.refusals import refusal
-from aift_ray.models.folder_check import TOKENIZERS
+from aift_ray.models.folder_check import TOKENIZERS, other_task
 from aift_ray.models.model_location import resolve as resolve
 from aift_ray.models.scaled_rope import scale, scaling_of
 
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
 _NATIVE = {"stablelm_epoch": ("stablelm", {"norm_eps": "layer_norm_eps"})}
-
-# classes of transformers that have no output layer for tokens; the first is that of reward models
-SCORER = "ForSequenceClassification"
-_CLASSIFIERS = (
-    SCORER,
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-    "ForImageClassification",
-    "ForAudioClassification",
-    "ForRewardModel",
-)
 
 
 def tokenizer_bytes(location: str) -> int:
@@ -89,7 +77,8 @@ def load_config(location: str, scorer: bool = False) -> Any:
 def _load_config(location: str, scorer: bool) -> Any:
     with explained(location):
         stored, _ = PreTrainedConfig.get_config_dict(location)
-        _check_task(location, stored.get("architectures"), scorer)
+        if wrong := other_task(location, stored, scorer):
+            raise ModelError(wrong)
         kind = stored.get("model_type")
         if kind not in _NATIVE and kind not in CONFIG_MAPPING:
             what = f"transformers {transformers.__version__} has no network for {location}"
@@ -100,21 +89,6 @@ def _load_config(location: str, scorer: bool) -> Any:
         stored.pop("auto_map", None)
         stored["partial_rotary_factor"] = stored.pop("rope_pct", 0.25)
         return AutoConfig.for_model(kind, **{renamed.get(k, k): v for k, v in stored.items()})
-
-
-def _check_task(location: str, architectures: object, scorer: bool) -> None:
-    """ModelError where config.json names only classes without an output layer for tokens."""
-    named = architectures if isinstance(architectures, list) else []
-    allowed = (SCORER,) if scorer else ()
-    wrong = [one for one in named if str(one).endswith(_CLASSIFIERS)]
-    if not wrong or len(wrong) < len(named) or str(wrong[0]).endswith(allowed):
-        return
-    what = f"config.json names {wrong[0]}, which classifies texts and writes none"
-    remedy = "give the language model that it was made from"
-    if str(wrong[0]).endswith(SCORER) and not scorer:
-        what = f"config.json names {wrong[0]}, a reward model or classifier, no language model"
-        remedy += "; only --objective reward takes a reward model"
-    raise ModelError([Problem(f"model {location}", what, remedy)])
 
 
 def context(config: PreTrainedConfig) -> int | None:

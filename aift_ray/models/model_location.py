@@ -20,7 +20,8 @@ def resolve(name: str) -> str:
     location = CATALOG[name].location if name in CATALOG else name
     folder = Path(location).expanduser()
     if folder.is_dir():
-        problems = check(name, folder)
+        # which task it is for is judged with its configuration
+        problems = check(name, folder, scorer=True)
         if problems:
             raise ModelError(problems)
         return str(folder.resolve())

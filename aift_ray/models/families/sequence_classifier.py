@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from aift_ray.errors import Problem
 from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import refusal
-from aift_ray.models.hub import SCORER
+from aift_ray.models.folder_check import SCORER
 from aift_ray.models.wrappers import is_wrapper
 
 HEAD = "score"
