@@ -146,7 +146,7 @@ def test_compiled_blocks_of_two_workers_train_what_one_process_trains(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compiler(gpu=False), reason="needs a C++ compiler")
-@pytest.mark.parametrize("name", ["full, recomputed", "nf4"])
+@pytest.mark.parametrize("name", ["full, recomputed", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_blocks_that_inductor_compiles_train_what_uncompiled_ones_do(
     name: str, configure: Configure, tmp_path: Path
 ) -> None:

@@ -389,7 +389,9 @@ assert not changed, {n: (before[n], after[n]) for n in changed}
 """
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "workers", ["0", pytest.param("1", marks=[pytest.mark.ray, pytest.mark.slow])]
+)
 def test_nothing_global_is_changed_in_the_users_process(
     workers: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
