@@ -33,7 +33,7 @@ def _settings(run: Preparation) -> list[str]:
             f"training.warmup_steps {training.warmup_steps} covers all {run.steps} steps: the "
             f"learning rate never reaches {training.learning_rate:g}"
         )
-    adapters = [name for name in type(config.lora).model_fields if name in _of_adapters(config)]
+    adapters = _of_adapters(config)
     if adapters:
         given = ", ".join(f"lora.{name}" for name in adapters)
         found.append(f"{given} has no effect: method full trains all weights, without adapters")
@@ -63,12 +63,14 @@ def _settings(run: Preparation) -> list[str]:
     return found
 
 
-def _of_adapters(config: RunConfig) -> set[str]:
+def _of_adapters(config: RunConfig) -> list[str]:
     """Settings of adapters that were given, where none are trained."""
     if config.method != "full":
-        return set()
+        return []
     plain = type(config.lora)()
-    return {n for n, v in config.lora if v != getattr(plain, n)} - {"use_qlora", "init_from"}
+    given = [name for name, value in config.lora if value != getattr(plain, name)]
+    # objective grpo sets a dropout of 0 itself, which is that of full training too
+    return [name for name in given if name != "lora_dropout" or config.lora.lora_dropout]
 
 
 def _small_steps(config: RunConfig, plan: BatchPlan, workers: int) -> list[str]:
