@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 from aift_ray.data.examples import Example, Fault, Message
 from aift_ray.data.readers.column_names import flag, meaning
 from aift_ray.data.readers.row_keys import parsed
 from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
+from aift_ray.data.readers.row_scores import SCORES, margin
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of, listed, not_blank, shown, string
 
 CHOSEN, REJECTED, LABEL = "chosen", "rejected", "label"
@@ -24,8 +24,6 @@ _LABEL_KEYS = (LABEL, "kto_tag")
 _ANSWERS = (CHOSEN, REJECTED)
 # keys that hold the prompt of a pair, and the key of an answer in a row of one
 _PROMPTS = {"instruction": "output", "prompt": "completion", "messages": "", "conversations": ""}
-# keys that say of both answers how good they are
-_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 _SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
 # Anthropic's HH writes conversations as texts
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -33,8 +31,6 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"')
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _SAME = "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
-# margins are kept in fp32
-_LARGEST = 1e6
 EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
 EXPECTED_LABEL = "a row of one answer, and label: true or false"
 
@@ -57,7 +53,7 @@ def pair_form(keys: Collection[str], noun: str) -> RowFormat:
     if len(prompts) > 1 and prompts != ["prompt", "messages"]:
         what = f"{noun}s of two kinds of row: {', '.join(prompts)}"
         raise WrongRow(what, f"keep the {noun}s of one kind")
-    scores = tuple(key for pair in _SCORES for key in pair)
+    scores = tuple(key for pair in SCORES for key in pair)
     return RowFormat("prompt", (*prompts, *_ANSWERS), ("input", "margin", *scores))
 
 
@@ -101,7 +97,7 @@ def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     return replace(
         _trained_from(chosen, shared),
         rejected=_trained_from(rejected, shared),
-        score=_margin(row),
+        score=margin(row),
     )
 
 
@@ -282,31 +278,3 @@ def _trained_from(example: Example, first: int) -> Example:
         for turn in example.messages[:first]
     )
     return replace(example, messages=(*before, *example.messages[first:]))
-
-
-def _margin(row: dict[str, Any]) -> float | None:
-    """By how much the better answer is better, where the row says so."""
-    for keys in product(*zip(*_SCORES, strict=True)):
-        better, worse = (_number(row, key) for key in keys)
-        if better is not None and worse is not None and better < worse:
-            what = f"{keys[0]} {better:g} is less than {keys[1]} {worse:g}"
-            raise WrongRow(what, "swap the answers, or remove the row")
-    margin = _number(row, "margin")
-    if margin is not None and margin < 0:
-        raise WrongRow(f"margin {margin:g} is less than 0", "swap the answers, or remove the row")
-    return margin
-
-
-def _number(row: dict[str, Any], key: str) -> float | None:
-    value = row.get(key)
-    if value is None or value == "":
-        return None
-    try:
-        if isinstance(value, bool | list | dict):
-            raise ValueError
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise WrongRow(f"{key} is {kind_of(value)}, expected a number") from None
-    if not abs(number) <= _LARGEST:
-        raise WrongRow(f"{key} is {number:g}, expected a number up to {_LARGEST:g}")
-    return number
