@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _CHECKING, _CHECKED = "checking", "checked"
 # between two looks at what the replicas have told
 _LOOK_S = 0.2
+# a command that has not looked for so long was killed; the clocks of machines differ by less
+_GONE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,14 @@ class ServerStart:
         start._tell(_CHECKING)
         return start
 
+    def wait_on(self) -> None:
+        """Called by the command again and again while it waits."""
+        ray_compat.keep(self._waiting, repr(time.time()).encode())
+
     def under_way(self) -> bool:
         """Whether the command still waits; a replica that starts later replaces another."""
-        return ray_compat.kept(self.key) is not None
+        waiting = ray_compat.kept(self._waiting)
+        return waiting is not None and time.time() - float(waiting) < _GONE_S
 
     def checked(self) -> None:
         """Called by a replica that has found nothing wrong."""
@@ -66,6 +73,11 @@ class ServerStart:
     def end(self) -> None:
         """Nobody waits any more."""
         ray_compat.forget(self.key)
+        ray_compat.forget(self._waiting)
+
+    @property
+    def _waiting(self) -> str:
+        return f"{self.key}-waiting"
 
     def _tell(self, what: str | UserError) -> None:
         ray_compat.keep(self.key, pickle.dumps(what))
@@ -121,6 +133,7 @@ def run(application: Any, start: ServerStart, tell: Callable[[str], None]) -> No
 
     target = serve.RunTarget(application, name=NAME, route_prefix="/")
     try:
+        start.wait_on()
         serve.run_many([target], wait_for_applications_running=False)
         _wait(start, tell)
     except (AiftError, TimeoutError) as error:
@@ -141,6 +154,7 @@ def _wait(start: ServerStart, tell: Callable[[str], None]) -> None:
 
     is_checked = False
     while True:
+        start.wait_on()
         told = start.told()
         if isinstance(told, UserError):
             raise told
