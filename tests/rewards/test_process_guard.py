@@ -91,7 +91,13 @@ def rewards(folder: Path, source: str, **options: Any) -> Rewards:
     return Rewards([parse(f"{file}:reward")], **settings)
 
 
-@pytest.mark.parametrize("how", ["returns", "hangs", "ends", "killed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "killed",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("returns", "hangs", "ends")),
+    ],
+)
 def test_no_process_of_a_reward_outlives_it(how: str, tmp_path: Path, marked: str) -> None:
     with rewards(tmp_path, ESCAPES, timeout=1.0, loading_timeout=60.0) as scored:
         if how in ("hangs", "ends"):
@@ -108,16 +114,16 @@ def test_no_process_of_a_reward_outlives_it(how: str, tmp_path: Path, marked: st
     assert not alive(marked)
 
 
+@pytest.mark.slow
 def test_a_reward_that_forks_without_end_is_named_and_ended(tmp_path: Path, marked: str) -> None:
     with rewards(tmp_path, FORKS) as scored:
-        began = time.monotonic()
         with pytest.raises(RewardError, match="row 0: it had more than 256 processes, 2 times"):
             scored.score(["一"], ["forks"], {})
-        print(time.monotonic() - began)
         assert scored.score(["一"], ["あ"], {}) == [[1.0]]
     assert not alive(marked)
 
 
+@pytest.mark.slow
 def test_the_limit_of_memory_is_for_all_processes_of_a_reward(tmp_path: Path, marked: str) -> None:
     with rewards(tmp_path, SHARES, memory=500 << 20) as scored:
         # what they share counts once
