@@ -83,9 +83,6 @@ def _engine(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
     elif lora.init_lora_weights != "default":
         what = f"vllm has the base as published, and {lora.init_lora_weights} changes it"
         yield Problem("grpo.engine", what, f"leave lora.init_lora_weights out, or {other}")
-    if how.environment is not None:
-        what = "vllm generates completions of one turn"
-        yield Problem("grpo.environment", what, f"leave it out, or {other}")
     if how.temperature != 1 and (how.top_p < 1 or how.top_k or how.min_p):
         what = "vllm gives no log-probabilities at a temperature before top_p, top_k and min_p"
         yield Problem("grpo.temperature", what, f"leave it at 1, or {other}")

@@ -73,6 +73,13 @@ class PlanConfig(Settings):
     rollout_batch_size: Positive = setting(
         64, "objective grpo: completions that a worker generates together"
     )
+    beta: float = setting(
+        0.0,
+        "objective grpo: weight of the KL divergence from the reference, which takes a forward "
+        "pass and, with method full, a second model",
+        ge=0,
+        le=100,
+    )
     tokens: Positive = setting(10_000_000, "number of training tokens, for the estimate of hours")
     as_json: bool = setting(False, "print JSON, for scripts")
 
@@ -89,7 +96,7 @@ class PlanConfig(Settings):
                 remedy = f"give less than {self.sequence_length}"
                 found.append(Problem("max_completion_length", what, remedy))
             return found
-        for name in ("max_completion_length", "rollout_batch_size"):
+        for name in ("max_completion_length", "rollout_batch_size", "beta"):
             if name in self.model_fields_set:
                 found.append(Problem(name, "acts with --objective grpo only", "leave it out"))
         return found

@@ -21,7 +21,7 @@ from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.grpo.rollout_setup import evaluator_of, maker_of, policy_of, rollouts_of
 from aift_ray.engine.job import Job
-from aift_ray.engine.job_model import built_model, untrained
+from aift_ray.engine.job_model import built_model
 from aift_ray.engine.loss import LossModule
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
@@ -33,9 +33,9 @@ from aift_ray.engine.worker_run import Run
 from aift_ray.models import hub, load
 from aift_ray.models.compiled_blocks import compile_blocks
 from aift_ray.models.split import whole_like
-from aift_ray.parallel import wrap
+from aift_ray.parallel import hold, wrap
 from aift_ray.parallel.group import Group
-from aift_ray.parallel.protocol import ParallelModel
+from aift_ray.parallel.protocol import LossModel, ParallelModel
 
 
 def build(
@@ -133,9 +133,9 @@ def _add_rollouts(
     job, group, precision = run.job, run.group, run.precision
     maker = maker_of(job, group, precision, run.tokenizer, pool)
 
-    def reference() -> LossModule:
-        model = untrained(job, group, precision)
-        return LossModule(model, policy=policy_of(job.config)).to(group.device).eval()
+    def reference() -> LossModel:
+        module = LossModule(built_model(job, group, precision, None), policy=policy_of(job.config))
+        return hold(job.config.parallel, module.eval(), group, precision.compute)
 
     run.rollouts = rollouts_of(
         job, maker, plan, run.rows, tensors or {}, reference, run.total_steps

@@ -63,6 +63,7 @@ def work_of(run: Run, model: Measured, tokens: int) -> Workload:
         dropout=config.lora.lora_dropout > 0,
         gpu=run.group.device.type == "cuda",
         row_tokens=tokens if divided > 1 else 0,
+        reference=config.grpo.beta > 0 and config.method == "full",
     )
 
 

@@ -68,8 +68,10 @@ def built_model(
 
 
 def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
-    """The model of a job as it begins, whose weights are not trained here."""
-    return built_model(job, group, precision, None).requires_grad_(False)
+    """The model of a job as it begins, all of it on this worker, whose weights are not trained."""
+    model = built_model(job, group, precision, None).requires_grad_(False)
+    # what is trained in fp32 is loaded as the folder has it where workers share it out
+    return model.float() if job.config.method == "full" else model
 
 
 def _shards(config: RunConfig, group: Group) -> Loading | None:

@@ -1,4 +1,4 @@
-"""One file a strategy; `wrap` is the only way in, and gives a `protocol.ParallelModel`."""
+"""One file a strategy; `wrap` and `hold` are the only ways in, to train a model or to ask it."""
 
 from __future__ import annotations
 
@@ -58,3 +58,13 @@ def wrap(
     if layout:
         return model_parallel.wrap(module, group, layout)
     return _STRATEGIES[config.strategy](module, group, compute)
+
+
+def hold(
+    config: ParallelConfig, module: LossModel, group: Group, compute: torch.dtype
+) -> LossModel:
+    """`module` on the workers' devices, sharded where the strategy does so; it is never trained."""
+    if config.is_sharded_data_parallel:
+        fsdp.wrap(module, group, compute)
+        fsdp.drop_after_forward(module)
+    return module.to(group.device).requires_grad_(False)

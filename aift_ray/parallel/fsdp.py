@@ -88,6 +88,12 @@ def wrap(
     return TorchModel(module, group, OneByOne(module, group, kept, group.world_size))
 
 
+def drop_after_forward(module: LossModel) -> None:
+    """Keep no weight gathered between forward passes, not even those outside the blocks."""
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_forward(True)
+
+
 def _sharded(module: LossModel) -> list[FSDPModule]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 

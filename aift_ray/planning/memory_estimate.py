@@ -154,7 +154,7 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
         activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
     need = Memory(
-        weights=frozen + shape.beside * width + trained * FLOAT32,
+        weights=(frozen + shape.beside * width + trained * FLOAT32) * (1 + work.reference),
         gradients=trained * FLOAT32,
         optimizer=on_device,
         activations=activations,

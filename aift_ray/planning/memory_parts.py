@@ -117,6 +117,7 @@ class Workload:
         forwards: forward passes over each row beside those of its step; they take time alone.
         row_tokens: of the rows of the longest micro-batch, where workers divide them, and `tokens`
             are those of one; 0: rows are whole.
+        reference: the model as it was is held beside the one that is trained, spread alike.
     """
 
     method: str
@@ -142,6 +143,7 @@ class Workload:
     targets: int | None = None
     forwards: int = 0
     row_tokens: int = 0
+    reference: bool = False
 
     @property
     def full(self) -> bool:

@@ -37,6 +37,7 @@ _FLAGS = {
     "lora_dropout": "lora.lora_dropout",
     "max_completion_length": "grpo.max_completion_length",
     "rollout_batch_size": "grpo.rollout_batch_size",
+    "beta": "grpo.beta",
 }
 
 
@@ -194,9 +195,10 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         copies=True,
         # a model with a score makes no logits
         targets=0 if config.objective == "reward" else None,
-        forwards=further_forwards(config.objective),
+        forwards=further_forwards(config.objective) + (config.beta > 0),
         answer_tokens=completions * config.sequence_length,
         completions=completions,
+        reference=config.beta > 0 and config.method == "full",
     )
 
 

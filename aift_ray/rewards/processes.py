@@ -13,8 +13,17 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from aift_ray.rewards.process_guard import MOST, TOO_LARGE, TOO_MANY
+from aift_ray.rewards.user_function import MORE_MEMORY
+
 # seconds for a process to import what it needs before it loads any reward
 _START = 120.0
+# seconds in which it ends itself, and all that a reward has started
+_END = 15.0
+_SAID = {
+    TOO_MANY: f"it had more than {MOST} processes",
+    TOO_LARGE: f"its processes hold more memory together than its limit ({MORE_MEMORY})",
+}
 _MAIN = (
     "import json, sys; fd, parent, memory, sys.path[:] = json.loads(sys.argv[1]); "
     "from aift_ray.rewards.reward_worker import main; main(fd, parent, memory)"
@@ -42,8 +51,10 @@ class Worker:
         with theirs:
             self._process = starter.submit(_start, theirs.fileno(), memory).result()
         self._connection = Connection(ours.detach())
+        # of what computes; 0: it has not started yet
+        self._group = 0
         try:
-            self._receive(_START)
+            self._group = self._receive(_START)["started"]
         except BaseException:
             self.kill()
             raise
@@ -68,13 +79,18 @@ class Worker:
     def kill(self) -> None:
         """End the process and what it started, and close the connection."""
         self.kill_process()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END)
+        self._process.kill()
+        if self._process.wait() == -signal.SIGKILL and self._group:
+            # its guard could not do so
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, signal.SIGKILL)
         self._connection.close()
 
     def kill_process(self) -> None:
         """End the process and what it started; who waits for an answer gets WorkerEnded."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.terminate()
 
     def _receive(self, timeout: float) -> Any:
         try:
@@ -91,7 +107,7 @@ class Worker:
             return "its process closed the connection"
         if status < 0:
             return f"its process was ended by signal {-status} ({signal.Signals(-status).name})"
-        return f"its process ended with status {status}"
+        return _SAID.get(status, f"its process ended with status {status}")
 
 
 def _start(descriptor: int, memory: int | None) -> subprocess.Popen[bytes]:

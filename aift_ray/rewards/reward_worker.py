@@ -5,7 +5,6 @@ Requests are tuples, answers are JSON: what a reward function makes is never unp
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -13,17 +12,15 @@ import random
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
-from aift_ray.rewards import scorer
+from aift_ray.rewards import process_guard, scorer
 from aift_ray.rewards.episode_worker import Episodes
 from aift_ray.rewards.spec import RewardSpec
 from aift_ray.rewards.user_function import MORE_MEMORY, NO_MEMORY, Refused
 
-_PR_SET_PDEATHSIG = 1
 # a reward and what computes it, or an environment and its episodes
 _Loaded = tuple[RewardSpec, Any]
 
@@ -34,9 +31,10 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
     Args:
         descriptor: of the socket.
         parent: the process that started this one; this one ends with it.
-        memory: bytes of data that the process may hold; None: any number.
+        memory: bytes of data that the process may hold, and of memory all that it starts with it;
+            None: any number.
     """
-    _guard(parent)
+    process_guard.split(parent, memory)
     # what a function prints is not an answer, and does not mix with the output of the command
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,7 +42,7 @@ def main(descriptor: int, parent: int, memory: int | None) -> None:
     if memory is not None:
         _limit(memory)
     loaded: dict[int, _Loaded] = {}
-    connection.send_bytes(b'{"started": true}')
+    connection.send_bytes(json.dumps({"started": os.getpid()}).encode())
     while True:
         try:
             request = connection.recv()
@@ -117,45 +115,6 @@ def _seed(spec: RewardSpec, prompts: Sequence[Any], completions: Sequence[Any]) 
         sys.modules["numpy"].random.seed(seed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
-
-
-def _guard(parent: int) -> None:
-    """Split in two: the child returns, and this process ends its group when `parent` ends.
-
-    Else what a function has started would outlive a command that is killed.
-    """
-    waited = {signal.SIGTERM, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    _end_with(parent, signal.SIGTERM)
-    own, child = os.getpid(), os.fork()
-    if child == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, waited)
-        _end_with(own, signal.SIGKILL)
-        return
-    # the other side of the socket is to see that the child has ended
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    while signal.sigwait(waited) == signal.SIGCHLD:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            _end_as(os.waitstatus_to_exitcode(status))
-    os.killpg(0, signal.SIGKILL)
-
-
-def _end_as(status: int) -> NoReturn:
-    """End with the exit status of another process, or by the signal that ended it."""
-    if status < 0:
-        with suppress(OSError):
-            signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    os._exit(abs(status))
-
-
-def _end_with(parent: int, number: int) -> None:
-    with suppress(OSError, AttributeError):
-        # Linux sends this process a signal when the thread that started it ends
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _limit(memory: int) -> None:

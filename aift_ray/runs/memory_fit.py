@@ -104,6 +104,7 @@ def needs(
             process=process,
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,
+            reference=config.grpo.beta > 0 and way.method == "full",
         )
         return memory(shape, work)
 

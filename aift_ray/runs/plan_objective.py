@@ -26,7 +26,8 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     how = config.grpo
     weights = how.reward_weights or [1.0] * len(how.reward)
     rewards = zip(how.reward, weights, strict=True)
-    beta = f", beta {how.beta:g}" if how.beta else ""
+    second = " from a second model" if config.method == "full" else ""
+    beta = f", beta {how.beta:g}{second}" if how.beta else ""
     most = f"{how.num_generations} completions a prompt, {how.max_completion_length} tokens each"
     each = how.parts(config.training.gradient_accumulation_steps) * how.num_iterations
     trained = f"; trained in {each} steps" if each > 1 else ""

@@ -126,7 +126,8 @@ def _compared(config: PlanConfig) -> list[str]:
     found = f"objective {config.objective}"
     if config.objective == "grpo":
         tokens = f"{config.max_completion_length} tokens of each row"
-        return [f"{found}: the time includes the generation of {tokens}"]
+        reference = ", and a forward pass for the reference" if config.beta else ""
+        return [f"{found}: the time includes the generation of {tokens}{reference}"]
     if not number:
         return [f"{found}: no reference model"]
     passes = "1 forward pass" if number == 1 else f"{number} forward passes"

@@ -13,7 +13,7 @@ import pytest
 
 from aift_ray.errors import ConfigError
 from tests.conftest import ROOT, SHIPPED
-from tests.grpo.rollout_rows import prompts, write, write_rewards
+from tests.grpo.rollout_rows import write, write_rewards
 from tests.serving import vllm_environment
 
 
@@ -25,7 +25,6 @@ from tests.serving import vllm_environment
         ({"method": "qlora"}, "method qlora has none"),
         ({"lora__use_dora": True}, "matrices of LoRA alone"),
         ({"lora__init_lora_weights": "pissa"}, "pissa changes it"),
-        ({"grpo__environment": "calculator"}, "completions of one turn"),
         ({"grpo__temperature": 0.5, "grpo__top_k": 5}, "no log-probabilities at a temperature"),
     ],
 )
@@ -37,21 +36,35 @@ def test_what_vllm_can_not_do_is_refused(
         generating(**(vllm | how))
 
 
+AGAIN = """
+class Again:
+    def reset(self, row):
+        return None
+
+    def step(self, answer):
+        return "もう一度お願いします。"
+"""
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_vllm_generates_with_the_adapter_of_each_generation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+def test_vllm_generates_with_the_adapter_of_each_generation(turns: int, tmp_path: Path) -> None:
     python = vllm_environment.python()
     if python is None:
         pytest.skip("vLLM's environment is not there: make vllm-env")
-    rows = write(tmp_path / "rows.jsonl", prompts(8))
+    rows = write(tmp_path / "rows.jsonl", [{"instruction": f"{n}を足す。"} for n in range(8)])
     command = [str(python), "-m", "aift_ray.train", "--objective", "grpo", "--model", str(SHIPPED)]
     command += ["--train-file", str(rows), "--output-dir", str(tmp_path / "run")]
     command += ["--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "4"]
-    command += ["--grpo.max_completion_length", "8", "--grpo.num_generations", "4"]
+    command += ["--grpo.max_completion_length", "32", "--grpo.num_generations", "4"]
     command += ["--training.batch_size", "16", "--training.gradient_accumulation_steps", "1"]
     command += ["--data.sequence_length", "128", "--training.logging_steps", "1"]
     command += ["--training.learning_rate", "2e-2", "--num-workers", "1"]
     command += ["--grpo.engine", "vllm", "--grpo.placement", "apart"]
+    if turns > 1:
+        (tmp_path / "again.py").write_text(AGAIN, "utf-8")
+        command += ["--grpo.environment", f"{tmp_path}/again.py:Again", "--grpo.max_turns", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

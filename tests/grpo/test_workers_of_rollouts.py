@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT
 from tests.grpo.rollout_rows import prompts, write, write_rewards
@@ -18,8 +21,17 @@ from tests.grpo.test_grpo_command import environment, steps_of
 from tests.helpers.runs import curve, spawn
 
 
+def narrow(model: Path, folder: Path) -> Path:
+    """A model with its weights in bf16."""
+    shutil.copytree(model, folder)
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_workers_have_the_losses_of_one(generating: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_workers_have_the_losses_of_one(
+    generating: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
     ways: dict[str, dict[str, Any]] = {
         "lora": {},
         "full, with a reference": {
@@ -36,6 +48,8 @@ def test_two_workers_have_the_losses_of_one(generating: Callable[..., Any], tmp_
             "grpo__dynamic_sampling_rounds": 1,
         },
         "full, weights sharded": {
+            # as published: in bf16, and trained in fp32
+            "model": str(narrow(tiny_model, tmp_path / "narrow")),
             "method": "full",
             "parallel__strategy": "zero3",
             "data__tokens_per_micro_batch": 150,

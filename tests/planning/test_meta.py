@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aift_ray.config import LoRAConfig
+from aift_ray.config import LoRAConfig, ParallelConfig
 from aift_ray.engine.loss import LossModule
 from aift_ray.models.lora.attach import add_adapters
-from aift_ray.parallel import fsdp, tensor_parallel
+from aift_ray.parallel import fsdp, hold, tensor_parallel
 from aift_ray.parallel.group import Group
+from aift_ray.planning.memory_estimate import Workload, phases
 from aift_ray.planning.model_shape import Shape
 from tests.helpers.a5000 import MODELS, two_cards
 
@@ -83,6 +85,20 @@ def test_what_a_card_holds_of_a_13b_model(
     assert sum(own(weight).nbytes for weight in weights) == pytest.approx(need.weights, rel=1e-3)
     assert trained == pytest.approx(need.gradients, rel=1e-3)
     assert 2 * trained == pytest.approx(need.optimizer, rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_a_reference_is_held_beside_what_is_trained_and_spread_alike(
+    strategy: str, pair: Group
+) -> None:
+    shape, config = MODELS["8B"], ParallelConfig(strategy=strategy)
+    reference = hold(config, on_meta(shape, "full"), pair, torch.bfloat16)
+    assert not any(weight.requires_grad for weight in reference.parameters())
+    held = sum(own(weight).nbytes for weight in reference.parameters())
+    work = Workload("full", 16, 2048, 2, True, None, strategy, 2)
+    one, two = (phases(shape, replace(work, reference=more))[0] for more in (False, True))
+    for phase, need in one.items():
+        assert two[phase].weights - need.weights == pytest.approx(held, rel=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["pipeline", "model_parallel"])

@@ -152,6 +152,31 @@ def test_generated_completions_take_memory_of_their_own_and_time(planned: Planne
     assert need(Candidate("qlora", "ddp")).total == ddp["phases"]["step"]
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_kl_takes_a_forward_pass_and_of_full_training_a_second_model(
+    method: str, planned: Planned
+) -> None:
+    model = "SakanaAI/TinySwallow-1.5B-Instruct"
+    given = ("--model", model, "--method", method, "--gpus", "2", "--objective", "grpo")
+    given = (*given, "--sequence-length", "512", "--gpu", "h100")
+    without, with_kl = (planned(*given, *more)["strategies"] for more in ((), ("--beta", "0.1")))
+    for row, other in zip(with_kl, without, strict=True):
+        if not (row["memory"] and other["memory"]):
+            continue
+        strategy = row["strategy"]
+        grown = row["memory"]["weights"] - other["memory"]["weights"]
+        if method == "lora":
+            assert row["memory"] == other["memory"]
+        elif strategy == "ddp":
+            assert grown == 4 * numbers_of(model).shape.parameters
+        assert row["tokens_per_second"] < other["tokens_per_second"]
+        config = parse(shlex.split(row["command"])[2:], RunConfig, "train", "").config
+        assert config.grpo.beta == 0.1
+        config.lora.lora_dropout = 0.0
+        need = memory_fit.needs(config, numbers_of(model).shape, 2048, 2, True, 0)
+        assert need(Candidate(method, strategy)).total == row["memory"]["total"]
+
+
 def test_completions_too_many_at_once_are_fewer_in_what_fits(planned: Planned) -> None:
     given = ("--model", ELYZA, "--gpus", "2", "--gpu-memory", "24GB", "--objective", "grpo")
     ddp = planned(*given, "--sequence-length", "1024")["strategies"][0]
@@ -164,6 +189,7 @@ def test_completions_too_many_at_once_are_fewer_in_what_fits(planned: Planned) -
     ("given", "told"),
     [
         (("--rollout-batch-size", "8"), "acts with --objective grpo only"),
+        (("--beta", "0.1"), "acts with --objective grpo only"),
         (("--objective", "grpo", "--max-completion-length", "2048"), "no room for a prompt"),
         (("--objective", "grpo", "--lora-dropout", "0.1"), "has no dropout"),
     ],

@@ -149,7 +149,8 @@ def test_what_a_reward_prints_and_starts_neither_stops_nor_outlives_the_run(
         "import subprocess\n"
         "def loud(prompts, completions, **columns):\n"
         "    print('loud ' * 2_000_000)\n"
-        f"    [subprocess.Popen(['sleep', '{mark}']) for _ in range(20)]\n"
+        "    for apart in [True, False] * 10:\n"
+        f"        subprocess.Popen(['sleep', '{mark}'], start_new_session=apart)\n"
         "    return [float(len(str(each)) % 7) for each in completions]\n",
         "utf-8",
     )

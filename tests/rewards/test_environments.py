@@ -158,7 +158,7 @@ def episodes(
     class Scripted:
         """What the episodes ask of a generator of completions."""
 
-        def generate(self, given: list[Any], keys: Any) -> list[list[Completion]]:
+        def __call__(self, given: list[Any], keys: Any) -> list[list[Completion]]:
             asked.append([ids.tolist() for ids in given])
             said = next(turns)
             assert len(said) == len(given) == len(keys)

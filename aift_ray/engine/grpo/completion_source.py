@@ -72,7 +72,7 @@ class Colocated:
                 for at in range(self.group.dp_rank, len(asked), self.group.dp_size):
                     began = time.perf_counter()
                     with self.precision.autocast(device):
-                        made = completed(generator, self.episodes, asked[at])
+                        made = completed(generator.generate, self.episodes, asked[at])
                     yield at, made, time.perf_counter() - began
         finally:
             module.train(was)

@@ -6,7 +6,7 @@ the model and not trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import GRPOConfig
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
-from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
+from aift_ray.engine.grpo.completion_generation import Completion
 from aift_ray.errors import RewardError
 from aift_ray.models.answer_text import turn_text
 from aift_ray.rewards.environment import parse_environment
@@ -24,6 +24,8 @@ from aift_ray.rewards.episodes import Replies
 from aift_ray.rewards.memory_limit import memory_limit
 
 Key = tuple[int, ...]
+# completions of prompts, one for each of their keys
+Generate = Callable[[Sequence[np.ndarray], Sequence[Sequence[Key]]], list[list[Completion]]]
 
 
 @dataclass
@@ -86,7 +88,7 @@ class EpisodeGenerator:
 
     def generate(
         self,
-        generator: CompletionGenerator,
+        generate: Generate,
         sources: Sequence[dict[str, Any]],
         prompts: Sequence[np.ndarray],
         keys: Sequence[Sequence[Key]],
@@ -94,6 +96,7 @@ class EpisodeGenerator:
         """Completions of each prompt; the first turn is that of a completion of one turn.
 
         Args:
+            generate: completions of one turn.
             sources: rows of the prompts, with which the episodes begin.
 
         Raises:
@@ -111,18 +114,18 @@ class EpisodeGenerator:
             raise RewardError(f"grpo.environment: {what}; write the text into the rows")
         active = list(range(len(episodes)))
         for turn in range(self._how.max_turns):
-            self._write(generator, [episodes[at] for at in active], turn)
+            self._write(generate, [episodes[at] for at in active], turn)
             active = self._reply(episodes, active, turn)
             if not active:
                 break
         flat = iter(episode.completion() for episode in episodes)
         return [[next(flat) for _ in each] for each in keys]
 
-    def _write(self, generator: CompletionGenerator, active: list[_Episode], turn: int) -> None:
+    def _write(self, generate: Generate, active: list[_Episode], turn: int) -> None:
         """Have the model write the next turn of some episodes."""
         # the first turn draws as a completion of one turn does
         keys = [[each.key if not turn else (*each.key, turn)] for each in active]
-        made = generator.generate([each.read() for each in active], keys)
+        made = generate([each.read() for each in active], keys)
         for episode, (written,) in zip(active, made, strict=True):
             left = self._how.max_completion_length - episode.length
             ids = written.ids[:left]

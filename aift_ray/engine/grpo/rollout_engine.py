@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from aift_ray.engine.grpo.completion_generation import Completion, CompletionGenerator
-from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, Generate, episodes_of
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.parallel.dtensor_utils import whole
@@ -88,7 +88,7 @@ class RolloutEngine:
     def generate(self, asked: Asked) -> list[list[Completion]]:
         """Completions of each prompt."""
         with self._precision.autocast(self._device):
-            return completed(self._generator, self._episodes, asked)
+            return completed(self._generator.generate, self._episodes, asked)
 
 
 def engine_of(job: Job, device: torch.device) -> CompletionEngine:
@@ -102,12 +102,12 @@ def engine_of(job: Job, device: torch.device) -> CompletionEngine:
 
 
 def completed(
-    generator: CompletionGenerator, episodes: EpisodeGenerator | None, asked: Asked
+    generate: Generate, episodes: EpisodeGenerator | None, asked: Asked
 ) -> list[list[Completion]]:
     """Completions of the prompts, in the episodes of an environment where there is one."""
     if episodes is None:
-        return generator.generate(asked.prompts, asked.keys)
-    return episodes.generate(generator, asked.sources, asked.prompts, asked.keys)
+        return generate(asked.prompts, asked.keys)
+    return episodes.generate(generate, asked.sources, asked.prompts, asked.keys)
 
 
 def trained_weights(model: torch.nn.Module, kept: bool) -> Weights:

@@ -19,11 +19,11 @@ from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.grpo.rollout_report import SAMPLES
 from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
-from aift_ray.engine.loss import LossModule
 from aift_ray.engine.metrics import keep_until
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import shares_prompts
 from aift_ray.parallel.group import Group
+from aift_ray.parallel.protocol import LossModel
 from aift_ray.rewards import Rewards, RewardSpec, distinct_names, parse
 from aift_ray.rewards.memory_limit import memory_limit
 
@@ -80,7 +80,7 @@ def rollouts_of(
     plan: RolloutPlan,
     rows: TokenRows,
     kept: dict[str, Any],
-    reference: Callable[[], LossModule],
+    reference: Callable[[], LossModel],
     total_steps: int,
 ) -> Rollouts:
     """The rollouts of a run.

@@ -20,7 +20,6 @@ from aift_ray.engine.grpo.rollout import Rollout, joined
 from aift_ray.engine.grpo.rollout_engine import Weights, trained_weights
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
-from aift_ray.engine.loss import LossModule
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
 
@@ -63,7 +62,7 @@ class Rollouts:
         plan: RolloutPlan,
         rows: TokenRows,
         layout: tuple[bool, int, bool],
-        reference: LossModule | None,
+        reference: LossModel | None,
         kept: dict[str, Any],
         total_steps: int,
     ) -> None:

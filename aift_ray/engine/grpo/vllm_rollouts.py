@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 
 from aift_ray.config import VllmConfig
 from aift_ray.engine.grpo.completion_generation import Completion
-from aift_ray.engine.grpo.rollout_engine import Asked, Weights
+from aift_ray.engine.grpo.episode_generation import EpisodeGenerator, episodes_of
+from aift_ray.engine.grpo.rollout_engine import Asked, Weights, completed
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import TrainingError
@@ -72,6 +74,9 @@ class VllmRolloutEngine:
         self._kept = KeptAdapters(job.location)
         weakref.finalize(self, self._kept.close)
         self._asked: Any = None
+        self._episodes: EpisodeGenerator | None = None
+        if how.environment is not None:
+            self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
 
     def load(self, weights: Weights) -> None:
         """Take the trained adapter, by the names of its weights in the model."""
@@ -94,15 +99,18 @@ class VllmRolloutEngine:
 
     def generate(self, asked: Asked) -> list[list[Completion]]:
         """Completions of each prompt."""
-        prompts = [
-            {"prompt_token_ids": prompt.tolist()}
-            for prompt, keys in zip(asked.prompts, asked.keys, strict=True)
-            for _ in keys
-        ]
-        sampling = [self._sampling(key) for keys in asked.keys for key in keys]
-        made: Any = self._llm.generate(prompts, sampling, lora_request=self._asked, use_tqdm=False)
+        return completed(self._completions, self._episodes, asked)
+
+    def _completions(
+        self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[tuple[int, ...]]]
+    ) -> list[list[Completion]]:
+        """Completions of one turn."""
+        pairs = zip(prompts, keys, strict=True)
+        each: Any = [{"prompt_token_ids": ids.tolist()} for ids, many in pairs for _ in many]
+        sampling = [self._sampling(key) for many in keys for key in many]
+        made = self._llm.generate(each, sampling, lora_request=self._asked, use_tqdm=False)
         found = iter([_completion(output.outputs[0]) for output in made])
-        return [[next(found) for _ in keys] for keys in asked.keys]
+        return [[next(found) for _ in many] for many in keys]
 
     def _sampling(self, key: tuple[int, ...]) -> Any:
         """SamplingParams of a completion, whose random numbers its key alone decides."""
