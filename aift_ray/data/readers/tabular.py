@@ -160,6 +160,9 @@ def find_columns(
     found = {key: column for key, column in pairs if key and key != column}
     if found and not reading.columns:
         reading.remark(f"{path}: read as {column_names.flag(found)}")
+    unread = [name for name in names if name and name not in (*form.keys, *ROW_KEYS)]
+    if unread:
+        reading.remark(f"columns not read: {', '.join(unread)}")
     return names, form
 
 
