@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel
 
 from aift_ray.config import RunConfig, Section, Settings
-from aift_ray.config.problems import choices, flags_of, unknown
+from aift_ray.config.problems import choices, flags_of, loose, unknown
 from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
 S = TypeVar("S", bound=Settings)
@@ -113,7 +113,10 @@ def given(
         values, others = _read_flags(settings, parser, rest)
     except (_Unreadable, SettingsError) as error:
         raise ConfigError([Problem("command line", str(error), "see --help")]) from None
-    problems = [unknown(settings, name, "flag") for name in others]
+    flags = [part.removeprefix("--") for part in others if part.startswith("-")]
+    problems = [unknown(settings, name, "flag") for name in flags]
+    # words behind a flag that does not exist may be its values
+    problems += [] if flags else [loose(settings, word) for word in others]
     merged: dict[str, Any] = {}
     for path in own.config:
         merge(merged, _read_yaml(Path(path), problems))
@@ -150,7 +153,7 @@ def _read_flags(
         parse_args_method=parse_known,
     )
     values: dict[str, Any] = {k: v for k, v in source().items() if k in settings.model_fields}
-    return values, _flag_names(others)
+    return values, others
 
 
 def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
@@ -182,11 +185,6 @@ def _holds_list(kind: object) -> bool:
 
 def _split_equals(raw: str) -> list[str]:
     return raw.split("=", 1) if raw.startswith("--") and "=" in raw else [raw]
-
-
-def _flag_names(unknown: Sequence[str]) -> list[str]:
-    flags = [part.removeprefix("--") for part in unknown if part.startswith("-")]
-    return flags or list(unknown)
 
 
 def _read_yaml(path: Path, problems: list[Problem]) -> dict[str, Any]:

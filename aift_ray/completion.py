@@ -88,6 +88,9 @@ def _bash(zsh: bool) -> str:
         "_aift_ray() {",
         '  local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" words=""',
         '  local verb="${COMP_WORDS[1]}"',
+        # bash takes --flag=word as three words
+        '  if [ "$cur" = "=" ]; then cur=""',
+        '  elif [ "$prev" = "=" ]; then prev="${COMP_WORDS[COMP_CWORD-2]}"; fi',
         "  COMPREPLY=()",
         '  if [ "$COMP_CWORD" -eq 1 ]; then',
         f"    COMPREPLY=($(compgen -W '{' '.join((*verbs, 'completion'))}' -- \"$cur\")); return",

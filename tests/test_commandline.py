@@ -262,12 +262,16 @@ EARLY = {
     "quantize --model hina-4n --adapter nowhere": "adapter: no such folder: nowhere",
     "serve --adapter x=nowhere": "adapter x: no such folder: nowhere",
     "trian": "did you mean train?",
+    "train rows.jsonl": "did you mean '--train-file rows.jsonl'?",
+    "train --train-file ROWS.jsonl --resume step-3": "2 problems",
+    "train --lr 1e-4": "write --training.learning_rate",
 }
 
 
 @pytest.mark.parametrize("line", [*EARLY, "train --help", "tune --help", "serve --help", "--help"])
 def test_what_needs_neither_torch_nor_ray_is_told_without_them(line: str, tmp_path: Path) -> None:
     (tmp_path / "FILE").write_text("", "utf-8")
+    (tmp_path / "ROWS.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n', "utf-8")
     space = "training: {learning_rate: {loguniform: [1.0e-4, 1.0e-3]}}\n"
     (tmp_path / "SPACE").write_text(space, "utf-8")
     code = (

@@ -28,6 +28,10 @@ _ELSEWHERE = {
     "quantization_bit": ("method", "qlora"),
     "bf16": ("training.precision", "bf16"),
     "lora_rank": ("lora.r", ""),
+    "lr": ("training.learning_rate", ""),
+    "epochs": ("training.num_epochs", ""),
+    "num_train_epochs": ("training.num_epochs", ""),
+    "lr_scheduler_type": ("training.lr_scheduler", ""),
     "ref_model": ("preference.reference", ""),
     "ref_model_name_or_path": ("preference.reference", ""),
     "dpo_beta": ("preference.beta", ""),
@@ -106,3 +110,10 @@ def _likeness(given: str, known: str) -> float:
     whole = difflib.SequenceMatcher(None, given, known).ratio()
     given, known = (text.rsplit(".", 1)[-1] for text in (given, known))
     return max(whole, difflib.SequenceMatcher(None, given, known).ratio() - _LAST_PART)
+
+
+def loose(section: type[BaseModel], word: str) -> Problem:
+    """A word of the command line that follows no flag."""
+    named = next((flag for flag in ("train-file", "model") if flag in flags_of(section)), "")
+    hint = f"did you mean '--{named} {word}'?" if named else "see --help for the flags"
+    return Problem(f"'{word}'", "stands behind no flag", hint)

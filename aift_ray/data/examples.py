@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Kind = Literal["instruction", "messages", "prompt", "text"]
@@ -50,6 +50,7 @@ class Example:
             (`chat_template_kwargs`).
         unused: keys of the row that would change how a conversation is trained, and that this
             kind of row has no place for.
+        ignored: the other keys of the row with a value that is not read; `messages.KEY` of turns.
         rejected: the worse answer to the same prompt, where the row has two.
         score: 1 or 0 for the label of a row, or by how much the answer is better than `rejected`;
             None where the row does not say.
@@ -68,6 +69,7 @@ class Example:
     tools: str = ""
     options: str = ""
     unused: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = field(default=(), compare=False)
     rejected: Example | None = None
     score: float | None = None
     labelled: bool = False

@@ -30,6 +30,7 @@ from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.readers.bucket_files import brought
+from aift_ray.data.readers.reader_options import reading_of
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
 from aift_ray.data.row_groups import Documents
@@ -40,11 +41,10 @@ from aift_ray.data.tokenize import (
     Encoding,
     Encodings,
     encode_here,
-    reading,
 )
 from aift_ray.errors import ConfigError, DataError, Problem
 
-VERSION = 4
+VERSION = 5
 # while a cache is made
 _DIGESTS = "digests"
 _GROUPS = "groups.npy"
@@ -215,7 +215,7 @@ def _build(
 def _screen(config: DataConfig, files: Files, answers: Answers) -> Screen | None:
     if not files.evaluation and not files.contamination:
         return None
-    how = reading(config, answers, lambda remark: None)
+    how = reading_of(config, answers)
     return Screen(config, files.evaluation, files.contamination, how)
 
 

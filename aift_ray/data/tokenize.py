@@ -19,13 +19,15 @@ from aift_ray.data.duplicates import Digests, digests
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers, with_mismatched
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
-from aift_ray.data.readers.reader_options import Reading
+from aift_ray.data.readers.reader_options import reading_of
 from aift_ray.data.readers.sources import read_examples
 from aift_ray.data.row_groups import Documents
 from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.data.truncation import fit, split_text
 
 _SHOWN_NOTES = 20
+# keys without effect that are counted
+_IGNORED = 100
 # rows that one thread encodes before others do, and rows that a thread gets at once
 FIRST, _BATCH = 128, 64
 
@@ -38,6 +40,7 @@ class Counts:
         split_rows: conversations that became one row an answer.
         not_shown: for each key that changes what is trained, how many rows hold it without
             effect.
+        ignored: for each other key that nothing reads, how many rows hold it.
     """
 
     rows: int = 0
@@ -49,6 +52,7 @@ class Counts:
     split_documents: int = 0
     split_rows: int = 0
     not_shown: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     # what was found out about the files, and not given
     remarks: list[str] = field(default_factory=list)
@@ -93,12 +97,6 @@ def encode_in_threads(encoder: PromptEncoder, items: Iterator[Example | Fault]) 
             yield from under_way.popleft().result()
 
 
-def reading(config: DataConfig, answers: Answers, remark: Callable[[str], None]) -> Reading:
-    """How the files of `config` are read; `remark` is told what is found out about them."""
-    how = (config.text_unit, config.encoding, config.columns, config.sheet)
-    return Reading(*how, answers=answers, remark=remark)
-
-
 class Encoding:
     """Examples to token rows, counting what happens to them.
 
@@ -118,7 +116,7 @@ class Encoding:
         self.documents, self.screen = documents, screen
         self.config, self.encode, self.length, self.note = config, encode, sequence_length, note
         self.counts, self.faults = Counts(), list[Fault]()
-        self.reading = reading(config, answers, self.counts.remarks.append)
+        self.reading = reading_of(config, answers, self.counts.remarks.append)
 
     def rows(self, files: Sequence[Path]) -> Iterator[tuple[Encoded, Example]]:
         """The token rows of files, each with its example."""
@@ -141,8 +139,7 @@ class Encoding:
             marks = digests(item)
             self.note(item, marks)
             self.counts.split_rows += encoded.split
-            for key in encoded.not_shown:
-                self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
+            self._note_keys(item.ignored, encoded.not_shown)
             if item.compared:
                 pieces = self._answers(encoded.pieces, item)
             else:
@@ -153,6 +150,14 @@ class Encoding:
             for number, piece in enumerate(pieces):
                 self._count(piece)
                 yield piece, item.without_score() if item.rejected and number else item
+
+    def _note_keys(self, ignored: Sequence[str], not_shown: Sequence[str]) -> None:
+        for key in not_shown:
+            self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
+        for key in ignored:
+            # keys may be made up row by row
+            if key in self.counts.ignored or len(self.counts.ignored) < _IGNORED:
+                self.counts.ignored[key] = self.counts.ignored.get(key, 0) + 1
 
     def _answers(self, pieces: list[Encoded], example: Example) -> list[Encoded]:
         """The answers to one prompt, of which none is cut."""

@@ -10,31 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 import aift_ray
-from aift_ray.config import RunConfig
+from aift_ray.config import SHIPPED_MODEL, RunConfig
 from aift_ray.data.tokenize import Counts
-from aift_ray.models.catalog import find
-from aift_ray.models.fingerprint import on_disk
+from aift_ray.engine.card_licence import licence
 from aift_ray.models.hub import load_config
 from aift_ray.models.scaled_rope import scaling_of
 from aift_ray.tasks.scores import shown as score_shown
 
 FILE = "README.md"
-# the Hub's identifiers of the catalog's licences; others are "other" with a name
-_LICENCES = {
-    "Apache-2.0": "apache-2.0",
-    "MIT": "mit",
-    "Gemma": "gemma",
-    "Llama 2": "llama2",
-    "Llama 3": "llama3",
-    "Llama 3.2": "llama3.2",
-    "Llama 3.3": "llama3.3",
-    "CC-BY-NC-SA": "cc-by-nc-sa-4.0",
-}
-_KEYS = ("license", "license_name", "license_link")
 _SCORES = (
     ("held-out reward before", "eval_reward_before"),
     ("held-out reward", "eval_reward"),
@@ -88,8 +74,9 @@ def card(
     )
     parts = [
         f"# {name.rsplit('/', 1)[-1]}, {'LoRA adapter' if adapters else 'fine-tuned'}",
-        f"Trained from `{name}` by {config.trained_with} with aift_ray.",
-        "## Use\n\n" + _use(name, adapters, scores, location),
+        f"Trained from `{name}` by {config.trained_with} with aift_ray."
+        + ("" if hub else f" {_no_base(name)}"),
+        "## Use\n\n" + _use(name if hub else f"FOLDER OF {name}", adapters, scores, location),
         "## Data\n\n" + _data(counts, held_out),
         "## Training\n\n" + _table(_settings(config, summary)),
         "## Scores\n\n" + _scores(summary),
@@ -101,56 +88,20 @@ def card(
     return str(ModelCard(text))
 
 
-def licence(location: str) -> dict[str, str]:
-    """What a card's head says of the base's licence, by its own card, or else by the catalog."""
-    folder = on_disk(location)
-    own = _head(folder / FILE) if folder else {}
-    if isinstance(own.get("license"), str):
-        return {key: str(own[key]) for key in _KEYS if own.get(key)}
-    entry = find(location) or next((e for e in _entries() if _same(e.location, location)), None)
-    if entry is None:
-        return {}
-    known = _LICENCES.get(entry.licence)
-    if known:
-        return {"license": known}
-    named = entry.licence.lower().replace(" ", "-")
-    link = {} if _is_folder(entry.location) else {"license_link": _page(entry.location)}
-    return {"license": "other", "license_name": named, **link}
-
-
-def _entries() -> list[Any]:
-    from aift_ray.models.catalog import CATALOG
-
-    return list(CATALOG.values())
-
-
-def _same(one: str, other: str) -> bool:
-    return _is_folder(one) and Path(one).resolve() == Path(other)
-
-
-def _is_folder(location: str) -> bool:
-    return Path(location).is_absolute()
-
-
-def _page(location: str) -> str:
-    return f"https://huggingface.co/{location}"
-
-
-def _head(file: Path) -> dict[str, Any]:
-    """The YAML at the head of a card; empty where there is none."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _named(model: str, location: str) -> tuple[str, bool]:
     """The base as others know it, and whether the Hub does; of a folder its last part alone."""
-    if _is_folder(location):
+    if Path(location).is_absolute():
         return Path(model).name, False
     return location, True
+
+
+def _no_base(name: str) -> str:
+    """Why the card's head names no base: the Hub accepts its own models alone."""
+    if name == SHIPPED_MODEL:
+        what = f"`{name}` is part of the Python package aift-ray and on no Hub"
+        return f"{what}, so that the head of this card names no `base_model`."
+    what = f"`{name}` was a folder, so that the head of this card names no `base_model`"
+    return f"{what}; if the Hub has it, add its id there."
 
 
 def _tags(config: RunConfig) -> list[str]:
@@ -205,13 +156,17 @@ def _settings(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str
         ("sequence length", f"{config.data.sequence_length:,}"),
         ("packing", config.data.packing),
         ("precision", str(summary["precision"])),
-        ("strategy", f"{summary['strategy']}, {summary['world_size']} workers"),
+        ("strategy", f"{summary['strategy']}, {_workers(summary['world_size'])}"),
     ]
     rows += [(name, str(getattr(config.training, name))) for name in _SETTINGS]
     rows += _objective(config)
     if config.method != "full":
         rows += [(f"lora.{name}", _value(getattr(config.lora, name))) for name in _ADAPTERS]
     return rows
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' if number != 1 else ''}"
 
 
 def _objective(config: RunConfig) -> list[tuple[str, str]]:

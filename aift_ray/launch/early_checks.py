@@ -17,9 +17,11 @@ from aift_ray.config import (
     ServeConfig,
     deepspeed_config,
 )
+from aift_ray.config.preference_config import answers_of
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
 from aift_ray.errors import ConfigError, DataError, ModelError, Problem
+from aift_ray.launch.early_rows import wrong_rows
 from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
 from aift_ray.runs import run_dir_check
@@ -44,7 +46,8 @@ def check_run(config: RunConfig) -> None:
         + _files(data.eval_files)
         + _files(data.contamination_files)
     )
-    files += _tasks(config)
+    files += _tasks(config) + wrong_rows(data, answers_of(config.objective))
+    problems += run_dir_check.resume(config.resume)
     adapter = config.lora.init_from
     scorer = config.objective == "reward"
     models = _model(config.model, scorer) + (_adapter("lora.init_from", adapter) if adapter else [])

@@ -87,8 +87,7 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
         named = Path(config.resume).expanduser().absolute()
         wrong = checkpoint.damage(named) if named.is_dir() else "no such folder"
         if wrong:
-            remedy = "name a folder checkpoints/step-N, or 'latest'"
-            raise ConfigError([Problem(f"resume {config.resume}", wrong, remedy)])
+            raise ConfigError([run_dir_check.wrong_checkpoint(config.resume, wrong)])
         return named, [f"resumed from {named}"]
     found, notes = newest(folder / "checkpoints", store(config, folder))
     if found:

@@ -30,3 +30,15 @@ def check(config: RunConfig, folder: Path) -> list[Problem]:
     if not os.access(parent, os.W_OK):
         return [Problem(where, "can't be written", "name another --output-dir")]
     return []
+
+
+def resume(name: str | None) -> list[Problem]:
+    """What is wrong with the name of a checkpoint to go on from."""
+    if name is None or name == "latest" or Path(name).expanduser().is_dir():
+        return []
+    return [wrong_checkpoint(name, "no such folder")]
+
+
+def wrong_checkpoint(name: str, what: str) -> Problem:
+    """A problem of the checkpoint that --resume names."""
+    return Problem(f"resume {name}", what, "name a folder checkpoints/step-N, or 'latest'")

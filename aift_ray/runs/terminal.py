@@ -46,7 +46,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
 def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     """Print what is going to happen."""
     # transformers, which a server's command has no use for
-    from aift_ray.data.prompts.prompt_notes import told
+    from aift_ray.data.prompts.prompt_notes import ignored_keys, told
 
     config, plan = run.job.config, run.plan
     least, most = workers
@@ -71,6 +71,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         counts: Counts = getattr(run.prepared, name)
         where = "" if name == "train" else "evaluation: "
         rows += [("not trained", where + told(*each)) for each in counts.not_shown.items()]
+        rows += [("not read", where + ignored_keys(counts.ignored))] if counts.ignored else []
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]
     rows += [("mixture", line) for line in _mixture(run)]
@@ -166,7 +167,8 @@ def _mixture(run: Preparation) -> list[str]:
 
 def _counts(counts: Counts) -> str:
     text = (
-        f"{counts.rows:,} rows, {counts.tokens:,} tokens, {counts.supervised_tokens:,} supervised; "
+        f"{counts.rows:,} row{'s' if counts.rows != 1 else ''}, {counts.tokens:,} tokens, "
+        f"{counts.supervised_tokens:,} supervised; "
         f"{counts.truncated_rows} truncated, {counts.dropped_rows} dropped"
     )
     if counts.skipped_rows:

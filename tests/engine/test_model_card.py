@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from aift_ray.config import RunConfig
-from aift_ray.engine.model_card import licence
+from aift_ray.engine.card_licence import licence
 from aift_ray.models import fingerprint
 from tests.conftest import SHIPPED
 from tests.engine.test_worker import run
@@ -33,6 +33,9 @@ def test_an_adapter_of_the_shipped_model_has_a_card(configure: Configure, tmp_pa
     assert (data["language"], data["library_name"]) == ("ja", "peft")
     assert data["pipeline_tag"] == "text-generation"
     assert "base_model" not in data, "the Hub has no such model"
+    assert "on no Hub, so that the head of this card names no `base_model`" in loaded.text
+    assert 'from_pretrained("FOLDER OF hina-4m")' in loaded.text
+    assert "1 worker |" in loaded.text
     text = loaded.text
     for word in (
         "| 24 |",
@@ -55,6 +58,7 @@ def test_a_full_model_of_a_folder_has_one_and_says_what_is_not_known(
     loaded = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert loaded.data.to_dict()["library_name"] == "transformers"
     assert "licence of the base is not known" in loaded.text
+    assert "was a folder, so that the head of this card names no `base_model`" in loaded.text
     assert str(tmp_path) not in loaded.content
     assert not list((tmp_path / "run" / "checkpoints").rglob("README.md"))
 

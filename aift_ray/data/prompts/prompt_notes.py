@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from aift_ray.data.examples import Example, Message
@@ -15,6 +15,8 @@ from aift_ray.data.readers.turns import GIVEN_ID
 
 # before the name of a key that has no place in a row of raw text
 RAW = "raw:"
+# keys that nothing reads, of which so many are named
+_SHOWN = 12
 _LEFT_OUT = "left out"
 _NOT_SHOWN = "lost"
 _TOLD = {
@@ -81,6 +83,14 @@ def told(key: str, rows: int) -> str:
     if key.startswith(RAW):
         return f"{hold} {key.removeprefix(RAW)}: raw text has no place for it"
     return f"{hold} {key}: not shown by this template"
+
+
+def ignored_keys(counts: Mapping[str, int]) -> str:
+    """The keys that nothing reads, those of most rows first, in words."""
+    ranked = sorted(counts.items(), key=lambda each: -each[1])
+    words = [f"{key} ({rows:,} row{'s' if rows != 1 else ''})" for key, rows in ranked[:_SHOWN]]
+    further = len(ranked) - _SHOWN
+    return ", ".join(words) + (f" and {further} more keys" if further > 0 else "")
 
 
 def _given(messages: Sequence[Message], key: str) -> bool:

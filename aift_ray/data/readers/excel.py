@@ -93,9 +93,8 @@ def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[R
         if all(_is_blank(cell) for cell in written):
             continue
         if not names:
-            texts = [_text(cell, cell) for cell in cells]
             where = f"sheet {sheet.title}, row {number}: "
-            names, taken = table_form(texts, path, reading, where)
+            names, taken = _header([_name(cell) for cell in cells], path, reading, where)
             keys = {names.index(key): key for key in taken}
             continue
         try:
@@ -107,6 +106,27 @@ def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[R
             yield Fault(str(path), number, str(wrong), "format the cell as text, and type it anew")
             continue
         yield RawRow(number, row)
+
+
+def _header(
+    texts: list[str], path: Path, reading: Reading, where: str
+) -> tuple[list[str], list[str]]:
+    try:
+        return table_form(texts, path, reading, where)
+    except WrongFile as wrong:
+        if len(texts) > 1 and sum(map(bool, texts)) == 1:
+            # a title over the table
+            remedy = "the first row has to name the columns: remove the rows above them"
+            raise WrongFile(wrong.reason, remedy) from None
+        raise
+
+
+def _name(cell: Any) -> str:
+    """The name of a column; a date is one as well as any other."""
+    try:
+        return _text(cell, cell)
+    except _WrongCell:
+        return str(cell.value or "")
 
 
 def _is_blank(cell: Any) -> bool:

@@ -24,6 +24,8 @@ _MEND = "mend it there, or write one row a line in a .jsonl file, where other ro
 
 # by which a row is told from an object that holds rows
 _KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
+# what begins a file, and no line of it
+_MARK = "\ufeff"
 _PLAIN = {
     "Invalid control character at": "a string is not closed, or holds a raw tab or line end",
     "Unterminated string starting at": "a string is not closed",
@@ -100,6 +102,9 @@ def _only_value(decoder: _Decoder, text: str) -> object:
     if "\0" in text:
         reason = "the line holds NUL bytes, as after a crash or an unfinished copy"
         raise WrongRow(reason, "remove the line, or make the file again")
+    if text.startswith(_MARK):
+        reason = "a byte order mark within the file, as after files were joined"
+        raise WrongRow(reason, "remove it: sed -i 's/^\\xef\\xbb\\xbf//' FILE")
     try:
         value, end = decoder.decode(text, len(text) - len(text.lstrip(_LINE_END)))
     except json.JSONDecodeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from aift_ray.data.examples import Example, Fault, Message
@@ -30,6 +31,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 # a list of messages as JSON, in a cell of a table
 _JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"')
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_NUMBERS = {"margin", *chain.from_iterable(SCORES)}
 _SAME = "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
 EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
 EXPECTED_LABEL = "a row of one answer, and label: true or false"
@@ -53,8 +55,7 @@ def pair_form(keys: Collection[str], noun: str) -> RowFormat:
     if len(prompts) > 1 and prompts != ["prompt", "messages"]:
         what = f"{noun}s of two kinds of row: {', '.join(prompts)}"
         raise WrongRow(what, f"keep the {noun}s of one kind")
-    scores = tuple(key for pair in SCORES for key in pair)
-    return RowFormat("prompt", (*prompts, *_ANSWERS), ("input", "margin", *scores))
+    return RowFormat("prompt", (*prompts, *_ANSWERS), ("input", *sorted(_NUMBERS)))
 
 
 def label_form(keys: Collection[str], noun: str) -> RowFormat:
@@ -94,10 +95,12 @@ def make_pair(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     shared = _shared(chosen.messages, rejected.messages)
     if chosen.kind == "messages":
         _check_parting(row, chosen, rejected, shared)
+    ignored = dict.fromkeys((*chosen.ignored, *rejected.ignored))
     return replace(
         _trained_from(chosen, shared),
         rejected=_trained_from(rejected, shared),
         score=margin(row),
+        ignored=tuple(key for key in ignored if key not in _NUMBERS),
     )
 
 
@@ -120,7 +123,9 @@ def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
         raise WrongRow(f"{key} is {what}, expected true or false")
     # only the last answer is judged
     before = len(found.messages) - (found.kind == "messages")
-    return replace(_trained_from(found, before), score=float(label), labelled=True)
+    ignored = tuple(name for name in found.ignored if name != key)
+    found = replace(found, score=float(label), labelled=True, ignored=ignored)
+    return _trained_from(found, before)
 
 
 def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:

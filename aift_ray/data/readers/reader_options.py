@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aift_ray.config import DataConfig
 from aift_ray.config.preference_config import Answers
 
 TextUnit = Literal["line", "paragraph", "file"]
@@ -57,3 +58,11 @@ class Reading:
 
 
 PLAIN = Reading()
+
+
+def reading_of(
+    config: DataConfig, answers: Answers, remark: Callable[[str], None] = _nobody
+) -> Reading:
+    """How the files of `config` are read; `remark` is told what is found out about them."""
+    how = (config.text_unit, config.encoding, config.columns, config.sheet)
+    return Reading(*how, answers=answers, remark=remark)

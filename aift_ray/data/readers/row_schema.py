@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aift_ray.config import DataConfig
 from aift_ray.data.examples import Example, Fault, Kind, Message
 from aift_ray.data.readers import row_keys
 from aift_ray.data.readers.column_names import suggestion
-from aift_ray.data.readers.turns import read_turns
+from aift_ray.data.readers.turns import holds, read_turns, unread
 from aift_ray.data.readers.wrong_row import (
     WrongRow,
     did_you_mean,
@@ -89,7 +89,10 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
     try:
         if not isinstance(row, dict):
             raise WrongRow(f"the row is {kind_of(row)}, expected an object")
-        return _example(find_form(row), row, file, line)
+        form = find_form(row)
+        found = _example(form, row, file, line)
+        ignored = _ignored(form, row)
+        return replace(found, ignored=ignored) if ignored else found
     except WrongRow as wrong:
         return Fault(file, line, wrong.reason, wrong.remedy)
 
@@ -176,6 +179,15 @@ def _example(form: RowFormat, row: dict[str, object], file: str, line: int) -> E
     return Example(
         "instruction", file, line, before, instruction, extra, answer, thought, tools, options
     )
+
+
+def _ignored(form: RowFormat, row: dict[str, object]) -> tuple[str, ...]:
+    """Keys of a row and of its turns that hold something, and that nothing reads."""
+    own = form.keys if len(row) > len(form.required) else tuple(row)
+    found = [key for key in row if key not in own and key not in _KNOWN and holds(row[key])]
+    if form.kind == "messages":
+        found += [f"{form.required[0]}.{key}" for key in unread(form.required[0], row)]
+    return tuple(found)
 
 
 def _filled(row: dict[str, object], key: str) -> bool:

@@ -115,6 +115,11 @@ def _open(path: Path, reading: Reading) -> Iterator[RawRow | Fault]:
     return reader(path, reading)
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file holds text, packed or not."""
+    return _suffix(path) not in ("", *_BINARY)
+
+
 def _suffix(path: Path) -> str:
     """The suffix in lower case that chooses the reader, "" where none does."""
     name = path.name.lower()

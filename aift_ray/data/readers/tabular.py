@@ -41,7 +41,7 @@ def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[RawRow 
             return
         header_line, header = first
         if isinstance(header, csv.Error):
-            raise WrongFile(f"line {header_line}: not a CSV header: {header}")
+            raise _no_header(header_line, header, path)
         names, taken = table_form(header, path, reading, f"line {header_line}: ")
         places = {names.index(key): key for key in taken}
         for line, cells in rows:
@@ -59,6 +59,13 @@ def _read_separated(path: Path, reading: Reading, sign: str) -> Iterator[RawRow 
                 yield RawRow(line, {key: cells[place] for place, key in places.items()})
     except WrongEncoding as wrong:
         raise _with_columns(wrong, path, sign) from None
+
+
+def _no_header(line: int, error: csv.Error, path: Path) -> WrongFile:
+    if "new-line character" in str(error):
+        reason = f"line {line}: its lines end with CR alone, as on old Macintosh computers"
+        return WrongFile(reason, f"convert it: tr '\\r' '\\n' < {path} > lf_{path.name}")
+    return WrongFile(f"line {line}: not a CSV header: {error}")
 
 
 def _with_columns(wrong: WrongEncoding, path: Path, sign: str) -> WrongFile:
@@ -160,7 +167,17 @@ def find_columns(
     found = {key: column for key, column in pairs if key and key != column}
     if found and not reading.columns:
         reading.remark(f"{path}: read as {column_names.flag(found)}")
+    _tell_unread(names, form, reading)
     return names, form
+
+
+def _tell_unread(names: Sequence[str], form: RowFormat, reading: Reading) -> None:
+    last = max(place for place, name in enumerate(names) if name)
+    nameless = names[:last].count("")
+    told = [", ".join(name for name in names if name and name not in (*form.keys, *ROW_KEYS))]
+    told += [f"{nameless} without a name"] if nameless else []
+    if any(told):
+        reading.remark(f"columns not read: {' and '.join(filter(None, told))}")
 
 
 def refuse_double(names: Sequence[str]) -> None:

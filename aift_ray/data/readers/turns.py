@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aift_ray.data.examples import Message
-from aift_ray.data.readers.row_keys import THOUGHTS, as_json, calls, refuse_media, thought
+from aift_ray.data.readers.row_keys import (
+    MEDIA,
+    THOUGHTS,
+    as_json,
+    calls,
+    refuse_media,
+    thought,
+)
 from aift_ray.data.readers.wrong_row import (
     WrongRow,
     did_you_mean,
@@ -41,6 +48,7 @@ _SPEAKERS = {
 # whether an answer is trained, as different tools have it in their data
 _TRAINED = ("weight", "train", "training", "loss")
 _MEND_CALLS = 'write calls as "tool_calls" (messages) or from "function_call" (conversations)'
+_READ = {*_TRAINED, *THOUGHTS, *MEDIA, "tool_calls", "function_call", "tool_call_id", "name"}
 # of a call without one: letters and digits, nine in all, as Mistral's templates want them
 _GIVEN_ID = "call{:05d}"
 GIVEN_ID = re.compile(r"call\d{5}")
@@ -85,6 +93,26 @@ def read_turns(key: str, turns: object, before: tuple[Message, ...] = ()) -> tup
     messages = _linked([*before, *own])
     check_order(messages)
     return messages
+
+
+def unread(key: str, row: Mapping[str, Any]) -> list[str]:
+    """Keys of the turns that hold something, and that nothing reads."""
+    form = _FORMS[key]
+    known = {form.speaker, form.content, *_READ}
+    further = (turn for turn in row[key] if len(turn) > 2)
+    return list(
+        dict.fromkeys(
+            name
+            for turn in further
+            for name, value in turn.items()
+            if name not in known and holds(value)
+        )
+    )
+
+
+def holds(value: object) -> bool:
+    """Whether a value of a key says anything: 0 and false do."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 
 
 def _turn(key: str, number: int, turn: object) -> Message:

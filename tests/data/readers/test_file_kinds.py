@@ -262,6 +262,16 @@ class TestXlsx:
         assert "B2 is a formula without a stored value" in faults[0].reason
         assert "B3 is a date or time" in faults[1].reason
 
+    def test_a_title_over_the_table_is_named_and_a_date_names_a_column(
+        self, tmp_path: Path
+    ) -> None:
+        import datetime
+
+        fault = file_fault(sheet(tmp_path / "a.xlsx", ("社内 FAQ", None), self.HEADER, ("a", "b")))
+        assert "remove the rows above" in fault.remedy
+        dated = (*self.HEADER, datetime.date(2024, 4, 1))
+        assert outputs(sheet(tmp_path / "b.xlsx", dated, ("a", "b", "c"))) == ["b"]
+
     def test_several_sheets_are_asked_for(self, tmp_path: Path) -> None:
         path = sheet(tmp_path / "a.xlsx", self.HEADER, ("a", "b"), name="本", 予備=[("x", "y")])
         fault = file_fault(path)

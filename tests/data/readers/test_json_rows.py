@@ -28,6 +28,11 @@ class TestJsonLines:
     def test_a_byte_order_mark_is_allowed(self, write: Write) -> None:
         assert outputs(write("a.jsonl", b"\xef\xbb\xbf" + ROW.encode())) == ["答"]
 
+    def test_a_byte_order_mark_within_a_file_is_named(self, write: Write) -> None:
+        rows, [fault] = read(write("a.jsonl", f"\ufeff{ROW}\n\ufeff{ROW}\n{ROW}"))
+        assert (len(rows), fault.line) == (2, 2)
+        assert "byte order mark within the file" in fault.reason
+
     def test_a_wrong_row_does_not_stop_the_next(self, write: Write) -> None:
         rows, faults = read(write("a.jsonl", f"{ROW}\n{{'a': 1}}\n[]\n{ROW}\n"))
         assert [row.line for row in rows] == [1, 4]

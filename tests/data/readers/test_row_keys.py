@@ -205,6 +205,17 @@ def test_raw_rows_count_what_they_have_no_place_for() -> None:
     assert example(row).unused == ("history", "reasoning_content")
 
 
+def test_keys_that_nothing_reads_are_kept_by_name() -> None:
+    turn = {**ANSWER, "loss_mask": 0, "weight": 1, "refusal": None, "name": "a"}
+    row = chat(USER, turn, {**USER, "id": 3}, {**ANSWER, "loss_mask": 1}, source="x", note="", k=[])
+    assert example(row).ignored == ("source", "messages.loss_mask", "messages.id")
+    found = example(
+        {"instruction": "問", "output": "答", "input": "", "context": "文", "ok": False}
+    )
+    assert found.ignored == ("context", "ok")
+    assert example({"text": "本文", "system": "規則"}).ignored == ()
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_a_repeated_key_is_a_wrong_row(tmp_path: Path, name: str) -> None:
     good = '{"instruction": "a", "output": "b"}'

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from aift_ray.data.readers.reader_options import Reading
+from aift_ray.data.readers.sources import read_examples
 from tests.helpers.reading import ROW, Write, file_fault, outputs, read, writer
 
 
@@ -33,6 +35,16 @@ class TestCsv:
         assert rows[0].instruction == "a\r\nb"
         assert rows[0].output == 'c "d", e'
         assert (fault.line, fault.reason) == (5, "output is empty, expected text")
+
+    def test_old_line_ends_are_named(self, write: Write) -> None:
+        fault = file_fault(write("a.csv", "instruction,output\ra,b\r"))
+        assert "CR alone" in fault.reason
+
+    def test_columns_that_are_not_read_are_told(self, write: Write) -> None:
+        told: list[str] = []
+        path = write("a.csv", ",備考,instruction,output,\n1,2,a,b,\n")
+        list(read_examples([path], Reading(remark=told.append)))
+        assert told == ["columns not read: 備考 and 1 without a name"]
 
     def test_ragged_rows_are_wrong_with_their_cell_counts(self, write: Write) -> None:
         rows, faults = read(write("a.csv", "instruction,output\na,b,c\na\na,b\n"))

@@ -1,0 +1,41 @@
+"""Wrong rows are told before torch is loaded, all of them where one of the first is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aift_ray.config import DataConfig
+from aift_ray.launch.early_rows import wrong_rows
+
+GOOD = '{"instruction": "問", "output": "答"}\n'
+
+
+def files(folder: Path, **texts: str) -> list[str]:
+    for name, text in texts.items():
+        (folder / f"{name}.jsonl").write_text(text, "utf-8")
+    return [str(folder / f"{name}.jsonl") for name in texts]
+
+
+def test_one_of_the_first_rows_brings_all_wrong_rows(tmp_path: Path) -> None:
+    late = GOOD * 300 + "{\n"
+    named = files(tmp_path, first='{"instruction": "問"}\n' + GOOD * 200 + '"x"\n', late=late)
+    config = DataConfig(train_files=named[:1], eval_files=[named[1], str(tmp_path / "none.jsonl")])
+    found = [each.where.rsplit("/", 1)[1] for each in wrong_rows(config, "one")]
+    assert found == ["first.jsonl:1", "first.jsonl:202", "late.jsonl:301"]
+    assert wrong_rows(DataConfig(train_files=named[1:]), "one") == [], "found with the tokens"
+
+
+def test_what_is_skipped_is_no_problem_and_a_wrong_file_is(tmp_path: Path) -> None:
+    named = files(tmp_path, rows="{\n" + GOOD)
+    assert wrong_rows(DataConfig(train_files=named, on_bad_row="skip"), "one") == []
+    sheet = tmp_path / "a.csv"
+    sheet.write_bytes("質問,回答\n問,答\n".encode("cp932"))
+    config = DataConfig(train_files=[*named, str(sheet)], on_bad_row="skip")
+    (problem,) = wrong_rows(config, "one")
+    assert "--data.encoding cp932" in problem.remedy
+
+
+def test_rows_are_read_as_the_objective_asks(tmp_path: Path) -> None:
+    named = files(tmp_path, pairs='{"prompt": "問", "chosen": "答", "rejected": "否"}\n')
+    assert wrong_rows(DataConfig(train_files=named), "pair") == []
+    assert len(wrong_rows(DataConfig(train_files=named), "one")) == 1
