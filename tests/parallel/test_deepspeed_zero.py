@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from aift_ray.config import deepspeed_config
 from aift_ray.engine import checkpoint
 from aift_ray.errors import ConfigError
 from aift_ray.launch import early_checks
+from aift_ray.runs import deepspeed_check
 from tests import parity
 from tests.conftest import write_rows
 from tests.engine.test_worker import losses
@@ -35,7 +37,10 @@ STEP = Path("checkpoints") / "step-3"
     ("values", "message"),
     [
         ({"parallel__strategy": "fsdp"}, r"parallel\.backend: .*zero1, zero2 and zero3, not fsdp"),
-        ({"parallel__offload": True}, r"parallel\.offload: is by FSDP2"),
+        (
+            {"parallel__offload": True, "method": "qlora"},
+            r"parallel\.offload: can't move a base model of 4 bits",
+        ),
         ({"training__compile": True}, r"training\.compile: .*DeepSpeed"),
         ({"training__precision": "fp16"}, r"training\.precision: fp16 scales the loss"),
         ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs unsharded weights"),
@@ -89,10 +94,13 @@ def test_a_file_counts_where_it_agrees_and_auto_is_filled_in(
     given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
     config = configure(**given, parallel__deepspeed_config=str(path))
     assert deepspeed_config.problems(config) == []
-    assert deepspeed_config.engine_options(FILE) == {
-        "overlap_comm": True,
-        "sub_group_size": 1e9,
-        "stage3_param_persistence_threshold": 1000,
+    assert deepspeed_config.engine_options(config.parallel) == {
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "sub_group_size": 1e9,
+            "stage3_param_persistence_threshold": 1000,
+        }
     }
 
 
@@ -115,7 +123,13 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "gradient_clipping": 0.25,
         "optimizer": {"type": "Lamb", "params": {"lr": 3.0}},
         "scheduler": {"type": "WarmupLR"},
-        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "zoo": 1},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": "nvme", "pin_memory": 1, "ratio": 0.5},
+            "offload_optimizer": {"device": "tape"},
+            "zoo": 1,
+        },
+        "aio": {"use_gds": True},
     }
     path.write_text(json.dumps(wrong), "utf-8")
     text = "\n".join(map(str, deepspeed_config.problems(config)))
@@ -127,12 +141,72 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "optimizer.lr is 3.0 there, and training.learning_rate is 0.01",
         "stage is 3 there",
         "scheduler is not done by aift-ray",
-        "zero_optimization.offload_param is not done by aift-ray",
+        "zero_optimization.offload_param needs stage 3, not 2 (device nvme)",
+        "zero_optimization.offload_param has no nvme_path",
+        "zero_optimization.offload_param.pin_memory is 1",
+        "zero_optimization.offload_param.ratio is not done by aift-ray",
+        "zero_optimization.offload_optimizer.device is tape",
+        "aio.use_gds is not done by aift-ray",
         "zero_optimization.zoo is not done by aift-ray",
     ):
         assert part in text, (part, text)
     with pytest.raises(ConfigError, match="applies to backend deepspeed only"):
         configure(parallel__deepspeed_config=str(path))
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero", "wanted"),
+    [
+        ("zero2", {}, {"offload_optimizer": {"device": "cpu"}}),
+        ("zero3", {}, {f"offload_{what}": {"device": "cpu"} for what in ("optimizer", "param")}),
+        (
+            "zero3",
+            {"offload_optimizer": {"device": "nvme", "nvme_path": "/disk", "buffer_count": "auto"}},
+            {
+                "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"},
+                "offload_param": {"device": "cpu"},
+            },
+        ),
+    ],
+)
+def test_parallel_offload_chooses_what_a_file_leaves_out(
+    stage: str, zero: dict[str, Any], wanted: Any, configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps({"zero_optimization": zero}), "utf-8")
+    given = {"parallel__strategy": stage, "parallel__backend": "deepspeed"}
+    config = configure(**given, parallel__offload=True, parallel__deepspeed_config=str(path))
+    assert deepspeed_config.problems(config) == []
+    assert deepspeed_config.offloaded(config.parallel) == wanted
+    without = configure(**given, parallel__offload=True)
+    assert deepspeed_config.offloaded(without.parallel)["offload_optimizer"] == {"device": "cpu"}
+
+
+def test_a_folder_that_can_not_be_written_and_missing_libaio_are_told_before_the_start(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").write_text("", "utf-8")
+    config = configure(
+        parallel__strategy="zero3",
+        parallel__backend="deepspeed",
+        parallel__deepspeed_config=str(parity.offload_file(tmp_path / "file", "nvme", "zero3")),
+    )
+    monkeypatch.setattr(deepspeed_check, "_async_io", list)
+    found = "\n".join(map(str, deepspeed_check.check(config)))
+    for name in ("offload_optimizer", "offload_param"):
+        place = tmp_path / "file" / "nvme"
+        assert f"zero_optimization.{name}.nvme_path {place} can't be written" in found
+    monkeypatch.undo()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        deepspeed_check, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "x.py"))
+    )
+    monkeypatch.setattr(deepspeed_check, "_links", lambda build: False)
+    monkeypatch.setattr(deepspeed_check, "compiler", lambda gpu: "g++")
+    assert "apt-get install libaio-dev" in "\n".join(map(str, deepspeed_check.check(config)))
+    monkeypatch.setattr(deepspeed_check, "compiler", lambda gpu: None)
+    assert "apt-get install g++" in "\n".join(map(str, deepspeed_check.check(config)))
 
 
 @needs_deepspeed
