@@ -104,6 +104,7 @@ def needs(
             process=process,
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,
+            by_deepspeed=config.parallel.by_deepspeed,
         )
         return memory(shape, work)
 
