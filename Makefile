@@ -103,6 +103,10 @@ lock:
 	build/lock/bin/python -m pip install --quiet ".[dev]"
 	(echo "# made by 'make lock'"; build/lock/bin/python -m pip freeze --all --exclude aift-ray --exclude pip \
 	  | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' | grep -v ' @ ') > requirements.lock
+	build/lock/bin/python -m pip install --quiet -c requirements.lock ".[deepspeed]"
+	(echo "# what the extra deepspeed adds to requirements.lock; install it with --no-deps after that"; \
+	  build/lock/bin/python -m pip freeze --all --exclude aift-ray --exclude pip | sed -E 's/\+cpu$$//' \
+	  | grep -v ' @ ' | grep -vxFf requirements.lock) > requirements-deepspeed.lock
 	rm -rf build/lock
 
 clean:

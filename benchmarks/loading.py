@@ -2,13 +2,15 @@
 
 A random Llama of some 500 MB. Counted is anonymous memory (RssAnon, sampled every 2 ms, over what
 the process had before): pages of the model's file that are only read are the file's, and the system
-takes them back when it needs room.
+takes them back when it needs room. `--only deepspeed` measures the cases whose names begin so, by
+the interpreter of `make test-deepspeed`.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ CASES = {
     "tensor, full, from bf16": ("bfloat16", "full", "tensor", False),
     "ddp, qlora nf4, from fp32": ("float32", "qlora", "ddp", True),
     "fsdp, qlora nf4, from fp32": ("float32", "qlora", "fsdp", True),
+    "deepspeed zero2, full, from bf16": ("bfloat16", "full", "deepspeed zero2", False),
+    "deepspeed zero3, full, from fp32": ("float32", "full", "deepspeed zero3", False),
+    "deepspeed zero3, full, from bf16": ("bfloat16", "full", "deepspeed zero3", False),
+    "deepspeed zero3, qlora nf4, from fp32": ("float32", "qlora", "deepspeed zero3", False),
 }
 
 
@@ -41,12 +47,19 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=str(measuring.RESULTS / "loading.json"))
+    parser.add_argument("--only", default="", help="begin of the names of the cases")
     options = parser.parse_args()
     found: dict[str, Result] = {}
+    chosen = {
+        name: case
+        for name, case in CASES.items()
+        if name.startswith(options.only) and (find_spec("deepspeed") or "deepspeed" not in name)
+    }
     with tempfile.TemporaryDirectory(prefix="aift-benchmark-") as folder:
         processes = Processes(Path(folder), 1)
         for dtype in LAYERS:
-            found |= _measured(processes, dtype)
+            cases = {name: case for name, case in chosen.items() if case[0] == dtype}
+            found |= _measured(processes, dtype, cases)
     header = ["", "weights, MiB", "while loading", "after a step", "while saving"]
     keys = ("weights_mib", "built_mib", "held_mib", "saved_mib")
     rows = [[name, *(f"{result[key]:.0f}" for key in keys)] for name, result in found.items()]
@@ -54,12 +67,13 @@ def main() -> None:
     measuring.write(Path(options.output), {"options": vars(options), "contestants": found})
 
 
-def _measured(processes: Processes, dtype: str) -> dict[str, Result]:
+def _measured(
+    processes: Processes, dtype: str, cases: dict[str, tuple[str, str, str, bool]]
+) -> dict[str, Result]:
     folder = processes.folder / dtype
     numbers = NUMBERS | {"num_hidden_layers": LAYERS[dtype]}
     spec = {"folder": str(folder), "numbers": numbers, "dtype": dtype}
     size = processes.contestant("random_model", **spec)
-    cases = {name: case for name, case in CASES.items() if case[0] == dtype}
     variants = {name: variant(folder, case) for name, case in cases.items()}
     processes.contestant("prepare", folder=str(folder), variants=variants)
     found = {}
@@ -74,10 +88,11 @@ def _measured(processes: Processes, dtype: str) -> dict[str, Result]:
 def variant(folder: Path, case: tuple[str, str, str, bool]) -> dict[str, Any]:
     _, method, strategy, copy = case
     rows = measuring.ROOT / "aift_ray" / "data" / "assets" / "keitai" / "train.jsonl"
+    backend, _, stage = strategy.rpartition(" ")
     settings = {
         "model": str(folder / "model"),
         "method": method,
-        "parallel": {"strategy": strategy},
+        "parallel": {"strategy": stage, "backend": backend or "auto"},
         "training": {
             "precision": "fp32",
             "async_save": copy,

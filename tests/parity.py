@@ -59,6 +59,8 @@ DEEPSPEED = {
     f"deepspeed {stage}": {"strategy": stage, "backend": "deepspeed"}
     for stage in ("zero1", "zero2", "zero3")
 }
+# moments, and with zero3 weights, in host memory by a file of DeepSpeed's
+DEEPSPEED |= {f"{name} cpu": how | {"outside": "cpu"} for name, how in DEEPSPEED.items()}
 # on four workers: two replicas of two
 MESHES = {"tensor 2 x 2": "tensor", "pipeline 2 x 2": "pipeline", "context 2 x 2": "context"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -138,12 +140,30 @@ def _divides(case: tuple[str, str, str, str]) -> bool:
 
 def deepspeed_cases() -> list[tuple[str, str, str, str]]:
     """The cases of backend deepspeed."""
+    stages = [name for name in DEEPSPEED if not name.endswith(" cpu")]
     methods = ("full", "lora", "qlora nf4")
-    whole = list(product(DEEPSPEED, methods, ("fp32", "bf16"), ("concat",)))
-    whole += product(DEEPSPEED, ("full", "lora"), ("fp32",), ("fill", "padded", "recomputed"))
-    return whole + list(
-        product(DEEPSPEED, ("dpo full", "dpo lora", "kto lora"), ("fp32",), ("concat",))
-    )
+    whole = list(product(stages, methods, ("fp32", "bf16"), ("concat",)))
+    whole += product(stages, ("full", "lora"), ("fp32",), ("fill", "padded", "recomputed"))
+    experts = [name for name in FURTHER if name.startswith("mixture")]
+    whole += product(stages, experts, ("fp32",), ("concat",))
+    whole += product(stages, ("dpo full", "dpo lora", "kto lora"), ("fp32",), ("concat",))
+    return whole + [
+        (name, method, precision, "concat")
+        for name in DEEPSPEED
+        for method, precision in (("full", "fp32"), ("full", "bf16"), ("lora", "fp32"))
+        if name not in stages
+    ]
+
+
+def offload_file(folder: Path, device: str, stage: str) -> Path:
+    """A DeepSpeed configuration that keeps what the stage allows in host memory or in `folder`."""
+    where: dict[str, Any] = {"device": device, "pin_memory": False}
+    if device == "nvme":
+        where["nvme_path"] = str(folder / "nvme")
+    sections = ["offload_optimizer", *(["offload_param"] if stage == "zero3" else [])]
+    path = (folder if folder.is_dir() else folder.parent) / f"{device}-{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": dict.fromkeys(sections, where)}), "utf-8")
+    return path
 
 
 def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: Path) -> Any:
@@ -154,6 +174,9 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
     """
     name, method, precision, layout = case
     parallel = dict((STRATEGIES | DEEPSPEED)[MESHES.get(name, name)])
+    if "outside" in parallel:
+        file = offload_file(rows.parent, parallel.pop("outside"), parallel["strategy"])
+        parallel["deepspeed_config"] = str(file)
     sizes = ("pipeline_parallel_size", "tensor_parallel_size", "context_parallel_size")
     replicas = workers // max(parallel.get(size, 1) for size in sizes)
     how = dict(LAYOUTS[layout])

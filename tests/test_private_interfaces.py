@@ -268,11 +268,16 @@ def deepspeed_zero() -> None:
     _installed("deepspeed")
     import deepspeed.ops
     from deepspeed.runtime import utils
-    from deepspeed.runtime.zero import stage3, stage_1_and_2
+    from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
 
     _has(deepspeed.ops, "__compatible_ops__")
     _has(utils, "combine_grad_norm_groups")
-    _has(stage3.DeepSpeedZeroOptimizer_Stage3, "_get_norm_groups")
+    swapping = ("_swappable_optimizer_subgroup", "_optimizer_states_and_gradient_swap_in")
+    swapping += ("_optimizer_states_and_gradient_swap_out",)
+    _has(stage3.DeepSpeedZeroOptimizer_Stage3, "_get_norm_groups", *swapping)
+    # what `partition` calls on a weight
+    source = inspect.getsource(partition_parameters.Init._convert_to_deepspeed_param)
+    assert "param.convert_to_zero_parameters = convert_to_zero_parameters" in source
     ours = ("_lazy_init_hp_params_optimizer_state", "scaled_global_norm")
     _has(stage_1_and_2.DeepSpeedZeroOptimizer, *ours)
 

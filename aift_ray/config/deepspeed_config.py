@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aift_ray.config import deepspeed_offload
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
+    from aift_ray.config.parallel_config import ParallelConfig
     from aift_ray.config.run_config import RunConfig
     from aift_ray.config.training_config import TrainingConfig
 
 FIELD = "parallel.deepspeed_config"
-AUTO = "auto"
+AUTO = deepspeed_offload.AUTO
 # keys of zero_optimization that the engine gets as they are
 _ZERO = (
     "overlap_comm",
@@ -35,7 +37,9 @@ _NO_EFFECT = (
     "zero_allow_untested_optimizer",
     "steps_per_print",
 )
-_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer")
+_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "aio")
+# how files are read and written with device nvme
+_AIO = ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events")
 _MOMENTS = ("adam_beta1", "adam_beta2")
 
 
@@ -56,10 +60,23 @@ def read(path: str) -> dict[str, Any]:
     return content
 
 
-def engine_options(content: dict[str, Any]) -> dict[str, Any]:
-    """What of a checked file goes into the engine's `zero_optimization`."""
+def engine_options(parallel: ParallelConfig) -> dict[str, Any]:
+    """What the engine is configured with, of the settings and their file, which was checked."""
+    content = read(parallel.deepspeed_config) if parallel.deepspeed_config else {}
+    zero, aio = content.get("zero_optimization", {}), content.get("aio", {})
+    stage = int(parallel.strategy[-1])
+    options = {key: zero[key] for key in _ZERO if zero.get(key, AUTO) != AUTO}
+    options |= deepspeed_offload.chosen(zero, parallel.offload, stage)
+    found: dict[str, Any] = {"zero_optimization": options | {"stage": stage}}
+    aio = {key: value for key, value in aio.items() if value != AUTO}
+    return found | ({"aio": aio} if aio else {})
+
+
+def offloaded(parallel: ParallelConfig) -> dict[str, dict[str, Any]]:
+    """{section: its options} of what DeepSpeed keeps outside the GPU, of checked settings."""
+    content = read(parallel.deepspeed_config) if parallel.deepspeed_config else {}
     zero = content.get("zero_optimization", {})
-    return {key: zero[key] for key in _ZERO if zero.get(key, AUTO) != AUTO}
+    return deepspeed_offload.chosen(zero, parallel.offload, int(parallel.strategy[-1]))
 
 
 def problems(config: RunConfig) -> list[Problem]:
@@ -77,6 +94,10 @@ def problems(config: RunConfig) -> list[Problem]:
         for key, given, setting, own in _compared(content, config)
         if given not in (AUTO, own)
     ]
+    parallel, zero = config.parallel, content.get("zero_optimization", {})
+    stage, quantized = int(parallel.strategy[-1]), config.base_bits is not None
+    wrong = deepspeed_offload.wrong(zero, parallel.offload, stage, quantized)
+    found += [Problem(FIELD, what, instead) for what, instead in wrong]
     return found + [
         Problem(FIELD, f"{key} is not done by aift-ray", instead)
         for key, instead in _not_done(content)
@@ -141,19 +162,17 @@ def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
         "bf16",
         "fp16",
         "optimizer",
+        "aio",
         *_NO_EFFECT,
     }
-    by_fsdp = "leave it out, or use --parallel.backend fsdp2 --parallel.offload true"
-    remedies = {
-        "scheduler": "leave it out: training.lr_scheduler counts",
-        "offload_optimizer": by_fsdp,
-        "offload_param": by_fsdp,
-    }
+    remedies = {"scheduler": "leave it out: training.lr_scheduler counts"}
     off = (False, None, {"device": "none"})
     unknown = [key for key, value in content.items() if key not in known and value not in off]
     unknown += [
         f"zero_optimization.{key}"
         for key, value in zero.items()
-        if key not in ("stage", *_ZERO, *_NO_EFFECT) and value not in off
+        if key not in ("stage", *_ZERO, *deepspeed_offload.SECTIONS, *_NO_EFFECT)
+        and value not in off
     ]
+    unknown += [f"aio.{key}" for key in content.get("aio", {}) if key not in _AIO]
     return [(key, remedies.get(key.rpartition(".")[2], "leave it out")) for key in unknown]

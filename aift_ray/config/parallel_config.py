@@ -48,7 +48,9 @@ class ParallelConfig(Section):
         None, "pipeline: micro-batches per step; default: gradient_accumulation_steps"
     )
     offload: bool = setting(
-        False, "fsdp and zero3 on GPUs: keep weights, gradients and optimizer state in host memory"
+        False,
+        "fsdp and zero3 on GPUs: keep weights, gradients and optimizer state in host memory; "
+        "backend deepspeed: with zero1 and zero2 the optimizer state",
     )
     gpu_memory: str | None = setting(
         None,
@@ -65,7 +67,8 @@ class ParallelConfig(Section):
     deepspeed_config: str | None = setting(
         None,
         "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: its options of "
-        "zero_optimization count; what contradicts other settings is refused",
+        "zero_optimization count, offload to cpu and nvme too; what contradicts other settings is "
+        "refused",
     )
 
     @field_validator("gpu_memory")
@@ -165,7 +168,8 @@ class ParallelConfig(Section):
             what = f"{strategy} can't shard 8-bit weights: their scales are stored separately"
             remedy = "use 4 bits (--lora.qlora_4bit true), or --strategy ddp"
             found.append(Problem("lora.qlora_4bit", what, remedy))
-        if self.offload and strategy not in ("fsdp", "zero3"):
+        whole = self.by_deepspeed and strategy in ("zero1", "zero2")
+        if self.offload and strategy not in ("fsdp", "zero3") and not whole:
             what = f"needs strategy fsdp or zero3, not {strategy}"
             found.append(Problem("parallel.offload", what, "use --strategy fsdp"))
         if self.offload and base_bits:
@@ -195,9 +199,6 @@ class ParallelConfig(Section):
         if self.backend != "auto" and strategy not in ("zero1", "zero2", "zero3"):
             what = f"is for strategy zero1, zero2 and zero3, not {strategy}"
             found.append(Problem("parallel.backend", what, "leave it out, or use --strategy zero3"))
-        if self.by_deepspeed and self.offload:
-            what = "is by FSDP2, and parallel.backend is deepspeed"
-            found.append(Problem("parallel.offload", what, "use --parallel.backend fsdp2"))
         if self.deepspeed_config is not None and not self.by_deepspeed:
             what = f"applies to backend deepspeed only, not {self.backend}"
             remedy = "give --parallel.backend deepspeed, or leave it out"

@@ -59,6 +59,9 @@ class PlanConfig(Settings):
     gradient_accumulation_steps: Positive = setting(
         4, "micro-batches per worker and optimizer step"
     )
+    backend: Literal["fsdp2", "deepspeed"] = setting(
+        "fsdp2", "deepspeed: the plan of zero1, zero2 and zero3 with parallel.backend deepspeed"
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw", "dtype and placement of the moments of AdamW"
     )
@@ -86,6 +89,13 @@ class PlanConfig(Settings):
     def contradictions(self) -> list[Problem]:
         """Settings that do nothing with the objective, and completions longer than rows."""
         found = []
+        if self.backend == "deepspeed":
+            if self.objective == "grpo":
+                what = "grpo is not done with backend deepspeed"
+                found.append(Problem("objective", what, "use --backend fsdp2"))
+            if self.optimizer != "adamw":
+                what = f"{self.optimizer} is not done with backend deepspeed"
+                found.append(Problem("optimizer", what, "use adamw, or --backend fsdp2"))
         if self.objective == "grpo":
             if "lora_dropout" in self.model_fields_set and self.lora_dropout:
                 what = "the model that generates has no dropout"

@@ -162,7 +162,7 @@ def _ask_reference(job: Job, group: Group, precision: Precision, compared: Refer
     config = reference_logprobs.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
     module = LossModule(built_model(asked, group, precision, None))
-    reference = wrap(config.parallel, module, group, precision.compute, job.layout)
+    reference = wrap(config.parallel, module, group, precision.compute, job.layout, trained=False)
     compared.complete(reference.module)
     del module, reference
     gc.collect()
@@ -229,4 +229,6 @@ def rebuild(run: Run, folder: Path) -> None:
     policy = policy_of(run.config)
     module = LossModule(model, objective=Objective.of(run.config), policy=policy)
     compute, layout = run.precision.compute, run.job.layout
-    run.parallel_model = wrap(run.config.parallel, module, run.group, compute, layout)
+    run.parallel_model = wrap(
+        run.config.parallel, module, run.group, compute, layout, trained=False
+    )

@@ -32,8 +32,7 @@ def built_model(
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    by_shards = config.parallel.shards_weights and not config.parallel.by_deepspeed
-    dtype = None if full and by_shards else precision.frozen
+    dtype = None if full and config.parallel.shards_weights else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -80,9 +79,6 @@ def _shards(config: RunConfig, group: Group) -> Loading | None:
     if config.base_bits != 4 or not (
         parallel.shards_weights or parallel.strategy == "model_parallel"
     ):
-        return None
-    if parallel.by_deepspeed:
-        # it partitions what each worker has loaded
         return None
     # these look at the whole base for where the adapters start
     look = lora.use_dora or lora.init_lora_weights != "default"

@@ -24,7 +24,7 @@ from aift_ray.errors import ConfigError, DataError, ModelError, Problem
 from aift_ray.launch.early_rows import wrong_rows
 from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
-from aift_ray.runs import run_dir_check
+from aift_ray.runs import deepspeed_check, run_dir_check
 from aift_ray.sweep.space import separate
 
 
@@ -63,7 +63,8 @@ def _libraries(config: RunConfig) -> list[Problem]:
     if config.parallel.by_deepspeed and not find_spec("deepspeed"):
         remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
         return [Problem("parallel.backend", "deepspeed is not installed", remedy)]
-    return deepspeed_config.problems(config)
+    found = deepspeed_config.problems(config)
+    return found if found or not config.parallel.by_deepspeed else deepspeed_check.check(config)
 
 
 def _data(data: DataConfig) -> list[Problem]:

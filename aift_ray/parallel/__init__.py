@@ -38,19 +38,20 @@ def wrap(
     group: Group,
     compute: torch.dtype,
     layout: Mapping[str, int] | None = None,
+    trained: bool = True,
 ) -> ParallelModel:
     """Spread `module`, whose forward gives a loss, over the workers of `group`, on its device.
 
     Args:
         compute: dtype of matrix products.
         layout: {piece of the model: device or stage that holds it}, where the strategy has one.
+        trained: whether it gets an optimizer, without which DeepSpeed partitions nothing.
     """
     if group.context_parallel_size > 1:
         module.context = ContextGroup(group)
-    if config.by_deepspeed and group.world_size > 1:
-        path = config.deepspeed_config
-        options = deepspeed_config.engine_options(deepspeed_config.read(path)) if path else {}
-        return deepspeed_zero.wrap(module, group, compute, int(config.strategy[-1]), options)
+    if trained and config.by_deepspeed and (group.world_size > 1 or config.offload):
+        options = deepspeed_config.engine_options(config)
+        return deepspeed_zero.wrap(module, group, compute, options)
     if config.offload:
         return fsdp.wrap(module, group, compute, offload=True)
     if layout and config.strategy == "pipeline":

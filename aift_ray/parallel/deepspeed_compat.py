@@ -7,9 +7,12 @@ tensors hold its partitions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def without_shared_memory() -> None:
@@ -17,6 +20,23 @@ def without_shared_memory() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def partition(parts: Iterable[nn.Module], config: dict[str, Any]) -> None:
+    """Leave of the weights of each module in turn this worker's partitions, as `zero.Init` does.
+
+    The engine that is made later takes them as they are.
+    """
+    import deepspeed
+
+    first: Any = None
+    for part in parts:
+        weights = [weight for weight in part.parameters() if not hasattr(weight, "ds_id")]
+        if first is not None:
+            first.convert_to_zero_parameters(param_list=weights)
+        elif weights:
+            deepspeed.zero.Init(module=part, config_dict_or_path=config)
+            first = weights[0]
 
 
 def gradient_norm(zero: Any, stage: int) -> torch.Tensor:
@@ -54,3 +74,14 @@ def partitions(zero: object, stage: int) -> list[torch.Tensor]:
     """This worker's partitions of all trained weights."""
     name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
     return list(getattr(zero, name))
+
+
+@contextmanager
+def in_memory(zero: Any, stage: int, number: int) -> Iterator[None]:
+    """A time in which a partition that lies in a file is in memory; it is written after that."""
+    swapped = stage == 3 and zero._swappable_optimizer_subgroup(number)
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_in(number)
+    yield
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_out(number)

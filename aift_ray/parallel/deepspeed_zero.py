@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from aift_ray.data.collate import MicroBatch
-from aift_ray.models.decoder import decoder_blocks
+from aift_ray.models.bnb.shards_4bit import gather_shards
+from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.parallel import deepspeed_compat
 from aift_ray.parallel.dtensor_utils import widened
-from aift_ray.parallel.group import Group
+from aift_ray.parallel.group import Group, begin_alone
 from aift_ray.parallel.optimizer_state import FACTOR, check_groups
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel
 
@@ -34,18 +34,22 @@ def wrap(
     module: LossModel,
     group: Group,
     compute: torch.dtype,
-    stage: int,
-    options: Mapping[str, object] = MappingProxyType({}),
+    options: Mapping[str, Any],
 ) -> ParallelModel:
     """`module`, whose optimizer state (stage 1), gradients (2) and weights (3) are partitioned.
 
-    They are once the model has an optimizer; until then each worker has it whole.
+    They are once the model has an optimizer. Of stage 3 the weights stay as they were loaded until
+    then, which may be on the disk.
 
     Args:
         compute: dtype of matrix products.
-        options: of the engine's `zero_optimization`.
+        options: what the engine is configured with: the stage, and options of it.
     """
-    widened(module).to(group.device)
+    begin_alone(group)
+    stage: int = options["zero_optimization"]["stage"]
+    if stage < 3:
+        gather_shards(module, group.device)
+        widened(module).to(group.device)
     return ZeroModel(module, group, compute, stage, options)
 
 
@@ -58,7 +62,7 @@ class ZeroModel:
         group: Group,
         compute: torch.dtype,
         stage: int,
-        options: Mapping[str, object],
+        options: Mapping[str, Any],
     ) -> None:
         self.module, self.contributes = module, group.is_main_process
         self._group, self._compute, self._stage = group, compute, stage
@@ -86,11 +90,13 @@ class ZeroModel:
         deepspeed = _imported(self._group.device)
         self._optimizer, self._scaler = optimizer, scaler
         _compute_in(self.module, self._group.device, self._compute)
+        hidden = causal_model(self.module.model).config.get_text_config().hidden_size
+        config = _config(self._group.world_size, hidden, self._options)
+        deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
+        if self._stage == 3:
+            deepspeed_compat.partition(_ready(self.module, self._group), config)
         self._engine, *_ = deepspeed.initialize(
-            model=self.module,
-            optimizer=optimizer,
-            config=_config(self._stage, self._group.world_size, self._options),
-            dist_init_required=False,
+            model=self.module, optimizer=optimizer, config=config, dist_init_required=False
         )
         if self._stage == 3:
             # the loss reads the output layer itself, and adapters may be beside the blocks
@@ -149,11 +155,12 @@ class ZeroModel:
         if not state:
             return
         done = next(iter(state.values()))["step"]
-        for flat in self._partitions():
-            self.optimizer.state[flat] = {
-                "step": torch.as_tensor(float(done), device=flat.device),
-                **{kind: torch.zeros_like(flat) for kind in _MOMENTS},
-            }
+        for number, flat in enumerate(self._partitions()):
+            with deepspeed_compat.in_memory(self._engine.optimizer, self._stage, number):
+                self.optimizer.state[flat] = {
+                    "step": torch.as_tensor(float(done), device=flat.device),
+                    **{kind: torch.zeros_like(flat) for kind in _MOMENTS},
+                }
         deepspeed_compat.link_moments(self._engine.optimizer, self._stage)
         for name, weight in self._weights.items():
             if name in state:
@@ -212,8 +219,18 @@ def _imported(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(stage: int, world: int, options: Mapping[str, object]) -> dict[str, Any]:
-    """What the engine is configured with; sizes of batches are the run's own business."""
+def _config(world: int, hidden: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine is configured with; sizes of batches are the run's own business.
+
+    Args:
+        hidden: the model's width, by which buckets have the sizes that transformers' Trainer fills
+            in for "auto"; DeepSpeed's own defaults take 2 GB of each GPU.
+    """
+    sizes = {
+        "reduce_bucket_size": hidden * hidden,
+        "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
+        "stage3_param_persistence_threshold": 10 * hidden,
+    }
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -221,9 +238,27 @@ def _config(stage: int, world: int, options: Mapping[str, object]) -> dict[str, 
         "gradient_clipping": 0.0,
         "steps_per_print": _NEVER,
         "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW takes the step in host memory too
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"overlap_comm": False, **options, "stage": stage},
+        **options,
+        "zero_optimization": {"overlap_comm": False, **sizes, **options["zero_optimization"]},
     }
+
+
+def _ready(module: LossModel, group: Group) -> Iterator[nn.Module]:
+    """The blocks of `module`, then all of it, each with its weights as they are trained.
+
+    Each is read from where the weights were loaded when its turn comes.
+    """
+    for block in decoder_blocks(module.model):
+        gather_shards(block, group.device)
+        yield widened(block).to(group.device)
+    for weight in _outside_blocks(module):
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    yield module
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(group.device)
 
 
 def _compute_in(module: LossModel, device: torch.device, compute: torch.dtype) -> None:

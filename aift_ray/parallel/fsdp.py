@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -25,7 +24,7 @@ from torch.distributed.fsdp import (
 from aift_ray.models.bnb.shards_4bit import whole_on_paper
 from aift_ray.models.decoder import decoder_blocks
 from aift_ray.parallel.dtensor_utils import widened
-from aift_ray.parallel.group import Group
+from aift_ray.parallel.group import Group, begin_alone
 from aift_ray.parallel.protocol import LossModel, ParallelModel
 from aift_ray.parallel.torch_model import OneByOne, TorchModel
 
@@ -55,10 +54,7 @@ def wrap(
     if group.world_size == 1 and not offload:
         widened(module).to(group.device)
         return TorchModel(module, group, OneByOne(module, group))
-    if not dist.is_initialized():
-        # a process that nobody started as a worker is a group by itself
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(store=store, rank=0, world_size=1)
+    begin_alone(group)
     mesh = init_device_mesh(group.device.type, (group.world_size,))
     narrow = None if compute is torch.float32 else compute
     policy = MixedPrecisionPolicy(

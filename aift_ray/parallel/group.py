@@ -149,3 +149,10 @@ class Group:
         """Wait for all workers."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def begin_alone(group: Group) -> None:
+    """Make a process group of one, for a process that nobody started as a worker."""
+    if group.world_size == 1 and not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(store=store, rank=0, world_size=1)

@@ -118,6 +118,7 @@ class Workload:
         row_tokens: of the rows of the longest micro-batch, where workers divide them, and `tokens`
             are those of one; 0: rows are whole.
         reference: the model as it was is held beside the one that is trained, spread alike.
+        by_deepspeed: whether DeepSpeed shares the model out, and not FSDP.
     """
 
     method: str
@@ -144,6 +145,7 @@ class Workload:
     forwards: int = 0
     row_tokens: int = 0
     reference: bool = False
+    by_deepspeed: bool = False
 
     @property
     def full(self) -> bool:
@@ -172,7 +174,8 @@ class Workload:
         Embeddings that are trained are looked up in fp32, and autocast leaves what is added to
         them so; FSDP gathers them in the width of the computation.
         """
-        return FLOAT32 if self.full and not self.gathers else self.frozen_bytes
+        narrow = self.gathers and not self.by_deepspeed
+        return FLOAT32 if self.full and not narrow else self.frozen_bytes
 
     @property
     def held(self) -> float:

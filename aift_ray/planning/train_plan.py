@@ -18,12 +18,10 @@ from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
 from aift_ray.planning.memory_parts import GIB, Memory, Workload
 from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.smaller_settings import smaller
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
 
-_SHORTEST = 256
-# of the completions generated together: those of one prompt by default
-_LEAST_TOGETHER = 8
 # estimates closer than this say nothing; what sends less is named
 _AS_FAST = 0.97
 # the same settings of `train`, by the names that they have here
@@ -117,6 +115,9 @@ def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
 
 
 def _strategies(config: PlanConfig) -> list[str]:
+    if config.backend == "deepspeed":
+        stages = ["zero1", "zero2", "zero3"] if config.gpus > 1 else []
+        return stages if config.method == "qlora" else [*stages, "zero3, offload"]
     offload = [] if config.method == "qlora" else ["fsdp, offload"]
     if config.gpus == 1:
         return ["ddp", *offload]
@@ -199,6 +200,7 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         answer_tokens=completions * config.sequence_length,
         completions=completions,
         reference=config.beta > 0 and config.method == "full",
+        by_deepspeed=config.backend == "deepspeed",
     )
 
 
@@ -229,42 +231,13 @@ def _nearer(
 ) -> Iterator[dict[str, Any]]:
     """Settings with which a strategy fits, those that change least first."""
     machine = GpuMachine.of(config)
-    for changes in _changes(config):
+    for changes in smaller(config):
         changed = config.model_copy(update=changes)
         if _refused(changed, numbers, shape, strategy):
             continue
         work = _work(changed, strategy)
         if not _lack(memory(shape, work), machine, work):
             yield changes
-
-
-def _changes(config: PlanConfig) -> Iterator[dict[str, Any]]:
-    """Changes by memory that they save, each on top of those before; the global batch stays."""
-    changes: dict[str, Any] = {}
-    if not config.gradient_checkpointing:
-        changes = {"gradient_checkpointing": True}
-        yield changes
-    together = config.rollout_batch_size // 2 if config.objective == "grpo" else 0
-    while together >= _LEAST_TOGETHER:
-        changes = changes | {"rollout_batch_size": together}
-        yield changes
-        together //= 2
-    size, steps = config.batch_size, config.gradient_accumulation_steps
-    for smaller in (n for n in range(size - 1, 0, -1) if not size % n):
-        changes = changes | {
-            "batch_size": smaller,
-            "gradient_accumulation_steps": steps * size // smaller,
-        }
-        yield changes
-    if config.method == "full" and config.optimizer == "adamw":
-        yield changes | {"optimizer": "adamw_8bit"}
-    length = config.sequence_length // 2
-    least = config.max_completion_length + 2 if config.objective == "grpo" else 0
-    while length >= max(_SHORTEST, least):
-        yield changes | {"sequence_length": length}
-        if config.method == "full" and config.optimizer == "adamw":
-            yield changes | {"optimizer": "adamw_8bit", "sequence_length": length}
-        length //= 2
 
 
 def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
@@ -279,6 +252,7 @@ def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
         words.append(f"--parallel.max_memory_per_gpu {sizes}")
     else:
         words.append(f"--num-workers {machine.gpus}")
+    words += ["--parallel.backend deepspeed"] if config.backend == "deepspeed" else []
     words += ["--parallel.offload true"] if offload else []
     if config.gpu_memory and name != "model_parallel":
         words.append(f"--parallel.gpu_memory {config.gpu_memory}")

@@ -105,6 +105,7 @@ def needs(
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,
             reference=config.grpo.beta > 0 and way.method == "full",
+            by_deepspeed=config.parallel.by_deepspeed,
         )
         return memory(shape, work)
 

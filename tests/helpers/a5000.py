@@ -19,7 +19,15 @@ MODELS = {
     "32B": Shape.of(CATALOG["cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B"].config),
 }
 METHODS = ("lora", "qlora", "full")
-STRATEGIES = ("ddp", "fsdp", "fsdp, offload", "tensor", "pipeline", "model_parallel")
+STRATEGIES = (
+    "ddp",
+    "fsdp",
+    "fsdp, offload",
+    "deepspeed zero3, offload",
+    "tensor",
+    "pipeline",
+    "model_parallel",
+)
 
 
 def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -> list[Memory]:
@@ -27,12 +35,13 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
 
     Rows of 2,048 tokens in bf16, recomputed activations, r = 16 for LoRA and 8 for QLoRA.
     """
+    backend, _, strategy = strategy.rpartition(" ")
     bits = 4 if method == "qlora" else None
     kind = "full" if method == "full" else "lora"
     apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
     workers = 1 if strategy == "model_parallel" else 2
     how: dict[str, Any] = {"model_parallel_size": apart, "offload": offload}
-    how |= {"dropout": True, "gpu": True}
+    how |= {"dropout": True, "gpu": True, "by_deepspeed": bool(backend)}
     rank = 8 if method == "qlora" else 16
     return memories(shape, Workload(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 
@@ -53,7 +62,8 @@ AUDITED = {
     ("32B", "qlora", "fsdp"): 19.5,
     ("13B", "lora", "pipeline"): 15.5,
 }
-TERMS = (*AUDITED, ("13B", "lora", "fsdp"), ("13B", "full", "fsdp, offload"))
+OFFLOADED = ("13B", "full", "fsdp, offload"), ("13B", "full", "deepspeed zero3, offload")
+TERMS = (*AUDITED, ("13B", "lora", "fsdp"), *OFFLOADED)
 
 
 def terms() -> str:

@@ -20,6 +20,8 @@ from tests.conftest import ROOT
 from tests.helpers.ports import free_port
 
 BIN = Path(sys.executable).parent
+# an interpreter that sees the packages of another has no script of its own
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 class Cluster:
@@ -45,7 +47,7 @@ class Cluster:
             "--metrics-export-port": self.metrics_port,
             "--num-cpus": cpus,
         }
-        command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+        command = [*RAY, "start", "--head", "--block", "--disable-usage-stats"]
         # the smallest port of the workers lies above all that were chosen
         command += [f"{name}={value}" for name, value in flags.items()]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
@@ -75,7 +77,7 @@ class Cluster:
         flags = {"--address": self.environment["RAY_ADDRESS"], "--num-cpus": cpus}
         ports = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port")
         flags |= {name: free_port() for name in ports}
-        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
+        command = [*RAY, "start", "--block", "--disable-usage-stats"]
         command += [f"{name}={value}" for name, value in flags.items()]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         log = self.log.with_name(f"node-{len(self.nodes)}.log")

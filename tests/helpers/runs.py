@@ -105,21 +105,24 @@ def whole_run(config: RunConfig, folder: Path, group: Group) -> Run:
     return work(prepared.job, group)
 
 
-def spawn(path: Path, world: int) -> dict[str, list[tuple[float, float]]]:
-    """Run the configurations in `path` on gloo workers; what rank 0 saw."""
+def spawn(
+    path: Path, world: int, module: str = "tests.helpers.runs"
+) -> dict[str, list[tuple[float, float]]]:
+    """Run the configurations in `path` on gloo workers, by `module`; what rank 0 saw."""
     port = str(free_port())
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.runs", str(rank), str(world), port, str(path)],
+            [sys.executable, "-m", module, str(rank), str(world), port, str(path)],
             cwd=root,
             env=environment,
         )
         for rank in range(world)
     ]
     assert [worker.wait(600) for worker in workers] == [0] * world
-    result: dict[str, Any] = json.loads(path.with_name("rank0.json").read_text("utf-8"))
+    seen = path.with_name("rank0.json")
+    result: dict[str, Any] = json.loads(seen.read_text("utf-8")) if seen.exists() else {}
     return result
 
 

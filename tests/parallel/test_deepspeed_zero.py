@@ -1,4 +1,4 @@
-"""ZeRO by DeepSpeed trains what one process trains, and shares its checkpoints with the others."""
+"""ZeRO by DeepSpeed trains what one process trains; what it can't do is refused by name."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.config import deepspeed_config
-from aift_ray.engine import checkpoint
 from aift_ray.errors import ConfigError
 from aift_ray.launch import early_checks
+from aift_ray.runs import deepspeed_check
 from tests import parity
-from tests.conftest import write_rows
-from tests.engine.test_worker import losses
+from tests.conftest import make_tiny_model, write_rows
 from tests.helpers.runs import spawn
-from tests.parallel.test_strategies import STEADY, _close
 
 Configure = Callable[..., Any]
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed"
 )
-STAGES = ("zero1", "zero2", "zero3")
-STEP = Path("checkpoints") / "step-3"
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"parallel__strategy": "fsdp"}, r"parallel\.backend: .*zero1, zero2 and zero3, not fsdp"),
-        ({"parallel__offload": True}, r"parallel\.offload: is by FSDP2"),
+        (
+            {"parallel__offload": True, "method": "qlora"},
+            r"parallel\.offload: can't move a base model of 4 bits",
+        ),
         ({"training__compile": True}, r"training\.compile: .*DeepSpeed"),
         ({"training__precision": "fp16"}, r"training\.precision: fp16 scales the loss"),
         ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs unsharded weights"),
@@ -89,10 +88,13 @@ def test_a_file_counts_where_it_agrees_and_auto_is_filled_in(
     given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
     config = configure(**given, parallel__deepspeed_config=str(path))
     assert deepspeed_config.problems(config) == []
-    assert deepspeed_config.engine_options(FILE) == {
-        "overlap_comm": True,
-        "sub_group_size": 1e9,
-        "stage3_param_persistence_threshold": 1000,
+    assert deepspeed_config.engine_options(config.parallel) == {
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "sub_group_size": 1e9,
+            "stage3_param_persistence_threshold": 1000,
+        }
     }
 
 
@@ -115,7 +117,13 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "gradient_clipping": 0.25,
         "optimizer": {"type": "Lamb", "params": {"lr": 3.0}},
         "scheduler": {"type": "WarmupLR"},
-        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "zoo": 1},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": "nvme", "pin_memory": 1, "ratio": 0.5},
+            "offload_optimizer": {"device": "tape"},
+            "zoo": 1,
+        },
+        "aio": {"use_gds": True},
     }
     path.write_text(json.dumps(wrong), "utf-8")
     text = "\n".join(map(str, deepspeed_config.problems(config)))
@@ -127,12 +135,72 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "optimizer.lr is 3.0 there, and training.learning_rate is 0.01",
         "stage is 3 there",
         "scheduler is not done by aift-ray",
-        "zero_optimization.offload_param is not done by aift-ray",
+        "zero_optimization.offload_param needs stage 3, not 2 (device nvme)",
+        "zero_optimization.offload_param has no nvme_path",
+        "zero_optimization.offload_param.pin_memory is 1",
+        "zero_optimization.offload_param.ratio is not done by aift-ray",
+        "zero_optimization.offload_optimizer.device is tape",
+        "aio.use_gds is not done by aift-ray",
         "zero_optimization.zoo is not done by aift-ray",
     ):
         assert part in text, (part, text)
     with pytest.raises(ConfigError, match="applies to backend deepspeed only"):
         configure(parallel__deepspeed_config=str(path))
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero", "wanted"),
+    [
+        ("zero2", {}, {"offload_optimizer": {"device": "cpu"}}),
+        ("zero3", {}, {f"offload_{what}": {"device": "cpu"} for what in ("optimizer", "param")}),
+        (
+            "zero3",
+            {"offload_optimizer": {"device": "nvme", "nvme_path": "/disk", "buffer_count": "auto"}},
+            {
+                "offload_optimizer": {"device": "nvme", "nvme_path": "/disk"},
+                "offload_param": {"device": "cpu"},
+            },
+        ),
+    ],
+)
+def test_parallel_offload_chooses_what_a_file_leaves_out(
+    stage: str, zero: dict[str, Any], wanted: Any, configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps({"zero_optimization": zero}), "utf-8")
+    given = {"parallel__strategy": stage, "parallel__backend": "deepspeed"}
+    config = configure(**given, parallel__offload=True, parallel__deepspeed_config=str(path))
+    assert deepspeed_config.problems(config) == []
+    assert deepspeed_config.offloaded(config.parallel) == wanted
+    without = configure(**given, parallel__offload=True)
+    assert deepspeed_config.offloaded(without.parallel)["offload_optimizer"] == {"device": "cpu"}
+
+
+def test_a_folder_that_can_not_be_written_and_missing_libaio_are_told_before_the_start(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").write_text("", "utf-8")
+    config = configure(
+        parallel__strategy="zero3",
+        parallel__backend="deepspeed",
+        parallel__deepspeed_config=str(parity.offload_file(tmp_path / "file", "nvme", "zero3")),
+    )
+    monkeypatch.setattr(deepspeed_check, "_async_io", list)
+    found = "\n".join(map(str, deepspeed_check.check(config)))
+    for name in ("offload_optimizer", "offload_param"):
+        place = tmp_path / "file" / "nvme"
+        assert f"zero_optimization.{name}.nvme_path {place} can't be written" in found
+    monkeypatch.undo()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        deepspeed_check, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "x.py"))
+    )
+    monkeypatch.setattr(deepspeed_check, "_links", lambda build: False)
+    monkeypatch.setattr(deepspeed_check, "compiler", lambda gpu: "g++")
+    assert "apt-get install libaio-dev" in "\n".join(map(str, deepspeed_check.check(config)))
+    monkeypatch.setattr(deepspeed_check, "compiler", lambda gpu: None)
+    assert "apt-get install g++" in "\n".join(map(str, deepspeed_check.check(config)))
 
 
 @needs_deepspeed
@@ -157,67 +225,22 @@ def test_weights_of_stage_3_are_partitioned_quantized_ones_too(
         assert one == other > 0
 
 
-def several(configs: dict[str, Any], folder: Path) -> None:
-    """Whole runs on two workers, a folder each."""
-    for name, config in configs.items():
-        config.output_dir = str(folder / name)
-    path = folder / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, 2)
-
-
 @needs_deepspeed
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_run_continues_under_any_strategy_and_back(
-    method: str, configure: Configure, tmp_path: Path
+def test_with_stage_3_no_worker_holds_more_than_a_block_whole_while_it_loads(
+    tmp_path: Path, configure: Configure
 ) -> None:
-    def of(strategy: str, backend: str, resume: Path | None = None) -> Any:
-        return configure(
-            **STEADY | {"training__batch_size": 2},
-            method=method,
-            parallel__strategy=strategy,
-            parallel__backend=backend,
-            resume=str(resume) if resume else None,
-            training__exact_match_rows=4,
-            training__exact_match_max_tokens=4,
-            data__validation_fraction=0.2,
-        )
-
-    several({name: of(name, "deepspeed") for name in STAGES}, tmp_path)
-    onward = {f"{name} to itself": of(name, "deepspeed", tmp_path / name / STEP) for name in STAGES}
-    onward |= {f"{name} to ddp": of("ddp", "auto", tmp_path / name / STEP) for name in STAGES}
-    several(onward, tmp_path)
-    back = {
-        f"ddp to {name}": of(
-            name, "deepspeed", tmp_path / "zero1 to ddp" / STEP.with_name("step-6")
-        )
-        for name in STAGES
+    wide = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
+    model = make_tiny_model(tmp_path / "model", **wide)
+    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    weights.save_pretrained(model)
+    how = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
+    configs = {
+        method: configure(model=str(model), method=method, **how) for method in ("full", "qlora")
     }
-    for config in back.values():
-        config.training.max_steps = 8
-    several(back, tmp_path)
-    wanted = losses(tmp_path / "zero1")
-    for name in STAGES:
-        assert losses(tmp_path / f"{name} to itself") == losses(tmp_path / name)[3:], "to the bit"
-        others = losses(tmp_path / f"{name} to ddp")
-        _close(others, wanted[3:])
-        assert checkpoint.damage(tmp_path / name / "checkpoints" / "step-6") is None
-        files = [
-            sorted(p.name for p in (tmp_path / at / "checkpoints" / "step-6").iterdir())
-            for at in (name, f"{name} to ddp")
-        ]
-        assert files[0] == files[1], "one format for all"
-        moments = [
-            load_file(tmp_path / at / "checkpoints" / "step-6" / checkpoint.MOMENTS)
-            for at in (name, f"{name} to ddp")
-        ]
-        assert moments[0].keys() == moments[1].keys()
-        for key, value in moments[0].items():
-            torch.testing.assert_close(value, moments[1][key], rtol=1e-3, atol=1e-5, msg=key)
-    onwards = [losses(tmp_path / f"ddp to {name}") for name in STAGES]
-    for other in onwards[1:]:
-        _close(other, onwards[0])
-    if method == "full":
-        AutoModelForCausalLM.from_pretrained(tmp_path / "zero3" / "model")
-    summary = json.loads((tmp_path / "zero3" / "summary.json").read_text("utf-8"))
-    assert summary["exact_match"] is not None
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    spawn(path, 2, "tests.helpers.deepspeed_loading")
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"loading{rank}.json").read_text("utf-8"))
+        for method, (whole, largest, of_model) in found.items():
+            assert whole <= largest < of_model / 3, (method, rank)

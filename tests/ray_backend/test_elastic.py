@@ -60,9 +60,14 @@ def wait_for_workers(running: Command, folder: Path, number: int, steps: int) ->
 def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
+    check_elastic(cluster, tmp_path, {})
+
+
+def check_elastic(cluster: Cluster, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Take a node away and add one under a run with further settings `how`."""
     folder = tmp_path / "run"
     node = cluster.add_node()
-    argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", folder, **SETTINGS)
+    argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", folder, **SETTINGS, **how)
     running = Command(argv, cluster.environment)
     wait_for_workers(running, folder, 2, 55)
     lose(node)
@@ -84,6 +89,7 @@ def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
     config = parse(argv, RunConfig, "train", "").config
     config.ray.num_workers = 1
     config.training.batch_size *= 2
+    config.parallel.strategy, config.parallel.backend = "ddp", "auto"
     undisturbed = stepped(started(config, tmp_path / "one"), again)
     for line, expected in zip(lines, undisturbed, strict=False):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4), line["step"]

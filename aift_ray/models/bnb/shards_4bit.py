@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -73,6 +74,22 @@ def states_to(module: nn.Module, device: torch.device) -> None:
     # of linear layers one, of experts one for each weight
     for each in [state] if state is not None else getattr(module, "states", {}).values():
         each.to(device)
+
+
+def gather_shards(block: nn.Module, device: torch.device) -> None:
+    """Have each worker hold `block` whole, on its device; every worker must call this."""
+    workers = dist.get_world_size()
+    for module in block.modules():
+        for name, rows in module.__dict__.pop(_ROWS, {}).items():
+            weight = module.get_parameter(name)
+            # all shards have the size of the first: the last may be smaller
+            size = -(-rows // workers)
+            own = weight.data.new_zeros((size, *weight.shape[1:]), device=device)
+            own[: len(weight)] = weight.data
+            full = own.new_empty((size * workers, *weight.shape[1:]))
+            dist.all_gather_single(full, own)
+            weight.data = full[:rows]
+            states_to(module, device)
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""Settings with which a run needs less memory, those that change least first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aift_ray.config.plan_config import PlanConfig
+
+_SHORTEST = 256
+# of the completions generated together: those of one prompt by default
+_LEAST_TOGETHER = 8
+
+
+def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
+    """Changes by memory that they save, each on top of those before; the global batch stays."""
+    changes: dict[str, Any] = {}
+    if not config.gradient_checkpointing:
+        changes = {"gradient_checkpointing": True}
+        yield changes
+    together = config.rollout_batch_size // 2 if config.objective == "grpo" else 0
+    while together >= _LEAST_TOGETHER:
+        changes = changes | {"rollout_batch_size": together}
+        yield changes
+        together //= 2
+    size, steps = config.batch_size, config.gradient_accumulation_steps
+    for fewer in (n for n in range(size - 1, 0, -1) if not size % n):
+        changes = changes | {
+            "batch_size": fewer,
+            "gradient_accumulation_steps": steps * size // fewer,
+        }
+        yield changes
+    if config.method == "full" and config.optimizer == "adamw":
+        yield changes | {"optimizer": "adamw_8bit"}
+    length = config.sequence_length // 2
+    least = config.max_completion_length + 2 if config.objective == "grpo" else 0
+    while length >= max(_SHORTEST, least):
+        yield changes | {"sequence_length": length}
+        if config.method == "full" and config.optimizer == "adamw":
+            yield changes | {"optimizer": "adamw_8bit", "sequence_length": length}
+        length //= 2

@@ -1,0 +1,230 @@
+"""DeepSpeed's pipeline engine against ours: equality with one process, seconds of a step, memory.
+
+Two gloo workers with one stage each, one thread each, a random Llama, fp32, AdamW, no clipping; the
+same rows of equal length. Run by the interpreter of `make test-deepspeed`:
+`python -m benchmarks.deepspeed_pipeline`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from tests.helpers.ports import free_port
+
+CONFIG = LlamaConfig(
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    attn_implementation="sdpa",
+    tie_word_embeddings=False,
+)
+TOKENS, STEPS, RATE = 256, 6, 1e-3
+
+
+class Embedding(nn.Embedding):
+    """The first layer."""
+
+
+class Block(nn.Module):
+    """A decoder block that makes its own positions: between stages one tensor is sent."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer = LlamaDecoderLayer(CONFIG, number)
+        self.rotary = LlamaRotaryEmbedding(CONFIG)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, tokens, width)."""
+        positions = torch.arange(states.shape[1])[None]
+        made = self.layer(states, position_embeddings=self.rotary(states, positions))
+        return made if isinstance(made, torch.Tensor) else made[0]
+
+
+class Head(nn.Module):
+    """The last norm and the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LlamaRMSNorm(CONFIG.hidden_size, CONFIG.rms_norm_eps)
+        self.out = nn.Linear(CONFIG.hidden_size, CONFIG.vocab_size, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, tokens, vocabulary)."""
+        logits: torch.Tensor = self.out(self.norm(states))
+        return logits
+
+
+def loss_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of the next tokens."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def layers() -> list[nn.Module]:
+    """All layers, with the weights that every process makes alike."""
+    torch.manual_seed(0)
+    blocks = [Block(number) for number in range(CONFIG.num_hidden_layers)]
+    made = [Embedding(CONFIG.vocab_size, CONFIG.hidden_size), *blocks, Head()]
+    for module in (part for layer in made for part in layer.modules()):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    return made
+
+
+def rows(micro_batches: int) -> list[torch.Tensor]:
+    """Token ids of the micro-batches of a step."""
+    made = torch.Generator().manual_seed(1)
+    return [
+        torch.randint(CONFIG.vocab_size, (1, TOKENS), generator=made) for _ in range(micro_batches)
+    ]
+
+
+def alone(micro_batches: int) -> dict[str, Any]:
+    """One process."""
+    model = nn.Sequential(*layers())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    losses, seconds = [], []
+    for _ in range(STEPS):
+        began, total = time.perf_counter(), 0.0
+        for ids in rows(micro_batches):
+            loss = loss_of(model(ids), ids) / micro_batches
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+        seconds.append(time.perf_counter() - began)
+    return _result(losses, seconds)
+
+
+def theirs(micro_batches: int) -> dict[str, Any]:
+    """DeepSpeed's engine."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
+    import deepspeed
+    from deepspeed.pipe import PipelineModule
+
+    from aift_ray.parallel import deepspeed_compat
+
+    deepspeed_compat.without_shared_memory()
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, dist_init_required=False)
+    model = PipelineModule(
+        layers(), num_stages=dist.get_world_size(), loss_fn=loss_of, partition_method="uniform"
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    losses, seconds = [], []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        batches = iter([(ids, ids) for ids in rows(micro_batches)])
+        losses.append(float(engine.train_batch(batches)))
+        seconds.append(time.perf_counter() - began)
+    return _result(losses, seconds)
+
+
+def ours(micro_batches: int) -> dict[str, Any]:
+    """torch's schedule that strategy pipeline uses, 1F1B."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    made = layers()
+    cut = len(made) // size
+    own = made[rank * cut : (rank + 1) * cut if rank < size - 1 else None]
+    part = nn.Sequential(*own)
+    stage = PipelineStage(part, rank, size, torch.device("cpu"))
+    schedule = Schedule1F1B(stage, micro_batches, loss_fn=loss_of)
+    optimizer = torch.optim.AdamW(part.parameters(), lr=RATE)
+    losses, seconds = [], []
+    for _ in range(STEPS):
+        began, parts = time.perf_counter(), list[torch.Tensor]()
+        ids = torch.cat(rows(micro_batches))
+        schedule.step(*([ids] if rank == 0 else []), target=ids, losses=parts)
+        optimizer.step()
+        optimizer.zero_grad()
+        total = torch.stack(parts).mean().detach() if parts else torch.zeros(())
+        dist.broadcast(total, size - 1)
+        losses.append(float(total))
+        seconds.append(time.perf_counter() - began)
+    return _result(losses, seconds)
+
+
+def _result(losses: list[float], seconds: list[float]) -> dict[str, Any]:
+    peak = psutil.Process().memory_info().rss / 2**20
+    return {"losses": losses, "seconds": statistics.median(seconds[1:]), "mib": peak}
+
+
+def worker() -> None:
+    """argv: name, micro-batches, rank, world, port."""
+    name, micro_batches, rank, world, port = sys.argv[1], *map(int, sys.argv[2:])
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=world)
+    print(json.dumps({"alone": alone, "theirs": theirs, "ours": ours}[name](micro_batches)))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Run each with 2 and 8 micro-batches; print a table."""
+    print("| micro-batches | engine | s a step | MiB a worker | largest difference of the loss |")
+    print("|---|---|---|---|---|")
+    for micro_batches in (2, 8):
+        wanted: list[float] = []
+        for name, world in (("alone", 1), ("ours", 2), ("theirs", 2)):
+            found = started(name, micro_batches, world)
+            wanted = wanted or found[0]["losses"]
+            apart = max(abs(a - b) for a, b in zip(wanted, found[0]["losses"], strict=True))
+            sizes = " and ".join(f"{each['mib']:.0f}" for each in found)
+            print(
+                f"| {micro_batches} | {name} | {found[0]['seconds']:.2f} | {sizes} | {apart:.1e} |"
+            )
+
+
+def started(name: str, micro_batches: int, world: int) -> list[dict[str, Any]]:
+    """What the workers print as their last line."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / str(rank) for rank in range(world)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.deepspeed_pipeline", *map(str, words)],
+                stdout=log.open("w"),
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for log, words in (
+                (logs[rank], (name, micro_batches, rank, world, port)) for rank in range(world)
+            )
+        ]
+        assert [process.wait(300) for process in processes] == [0] * world
+        return [json.loads(log.read_text("utf-8").splitlines()[-1]) for log in logs]
+
+
+if __name__ == "__main__":
+    worker() if len(sys.argv) > 1 else main()

@@ -1,0 +1,171 @@
+"""Runs by DeepSpeed go on after a stop, a kill and a change of strategy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from aift_ray.engine import checkpoint
+from tests import parity
+from tests.conftest import KEITAI, make_tiny_model
+from tests.engine.test_worker import losses
+from tests.faults.kills import strike
+from tests.helpers.command import Cluster, Command, curve_of, flags, summary_of
+from tests.helpers.runs import spawn
+from tests.parallel.test_strategies import STEADY, _close
+from tests.ray_backend.test_elastic import check_elastic
+
+Configure = Callable[..., Any]
+pytestmark = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed"
+)
+STAGES = ("zero1", "zero2", "zero3")
+STEP = Path("checkpoints") / "step-3"
+
+
+def several(configs: dict[str, Any], folder: Path) -> None:
+    """Whole runs on two workers, a folder each."""
+    for name, config in configs.items():
+        config.output_dir = str(folder / name)
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    spawn(path, 2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_continues_under_any_strategy_and_back(
+    method: str, configure: Configure, tmp_path: Path
+) -> None:
+    def of(strategy: str, backend: str, resume: Path | None = None) -> Any:
+        return configure(
+            **STEADY | {"training__batch_size": 2},
+            method=method,
+            parallel__strategy=strategy,
+            parallel__backend=backend,
+            resume=str(resume) if resume else None,
+            training__exact_match_rows=4,
+            training__exact_match_max_tokens=4,
+            data__validation_fraction=0.2,
+        )
+
+    several({name: of(name, "deepspeed") for name in STAGES}, tmp_path)
+    onward = {f"{name} to itself": of(name, "deepspeed", tmp_path / name / STEP) for name in STAGES}
+    onward |= {f"{name} to ddp": of("ddp", "auto", tmp_path / name / STEP) for name in STAGES}
+    onward["zero3 to fsdp"] = of("fsdp", "auto", tmp_path / "zero3" / STEP)
+    several(onward, tmp_path)
+    back = {
+        f"{other} to {name}": of(name, "deepspeed", tmp_path / before / STEP.with_name("step-6"))
+        for name in STAGES
+        for other, before in (("ddp", "zero1 to ddp"), ("fsdp", "zero3 to fsdp"))
+    }
+    for config in back.values():
+        config.training.max_steps = 8
+    several(back, tmp_path)
+    wanted = losses(tmp_path / "zero1")
+    for name in STAGES:
+        assert losses(tmp_path / f"{name} to itself") == losses(tmp_path / name)[3:], "to the bit"
+        others = losses(tmp_path / f"{name} to ddp")
+        _close(others, wanted[3:])
+        assert checkpoint.damage(tmp_path / name / "checkpoints" / "step-6") is None
+        files = [
+            sorted(p.name for p in (tmp_path / at / "checkpoints" / "step-6").iterdir())
+            for at in (name, f"{name} to ddp")
+        ]
+        assert files[0] == files[1], "one format for all"
+        moments = [
+            load_file(tmp_path / at / "checkpoints" / "step-6" / checkpoint.MOMENTS)
+            for at in (name, f"{name} to ddp")
+        ]
+        assert moments[0].keys() == moments[1].keys()
+        for key, value in moments[0].items():
+            torch.testing.assert_close(value, moments[1][key], rtol=1e-3, atol=1e-5, msg=key)
+    _close(losses(tmp_path / "zero3 to fsdp"), wanted[3:])
+    for other in back:
+        _close(losses(tmp_path / other), losses(tmp_path / "ddp to zero1"))
+    if method == "full":
+        AutoModelForCausalLM.from_pretrained(tmp_path / "zero3" / "model")
+    summary = json.loads((tmp_path / "zero3" / "summary.json").read_text("utf-8"))
+    assert summary["exact_match"] is not None
+
+
+def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
+    configure: Configure, tmp_path: Path
+) -> None:
+    # partitions of 1 MB and more are in files
+    wide = make_tiny_model(tmp_path / "wide", hidden_size=256, intermediate_size=1024)
+
+    def of(device: str, stage: str, resume: Path | None = None) -> Any:
+        return configure(
+            **STEADY | {"training__batch_size": 2},
+            model=str(wide),
+            parallel__strategy=stage,
+            parallel__backend="deepspeed",
+            parallel__deepspeed_config=str(parity.offload_file(tmp_path, device, stage)),
+            resume=str(resume) if resume else None,
+        )
+
+    pairs = (("cpu", "zero2"), ("cpu", "zero3"), ("nvme", "zero3"))
+    several({f"{device} {stage}": of(device, stage) for device, stage in pairs}, tmp_path)
+    files = [path for path in (tmp_path / "nvme").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) > 2**20
+    saved = {pair: tmp_path / " ".join(pair) / STEP for pair in pairs}
+    again = {f"again {' '.join(pair)}": of(*pair, saved[pair]) for pair in pairs}
+    again["cpu to nvme"] = of("nvme", "zero3", saved["cpu", "zero3"])
+    again["nvme to cpu"] = of("cpu", "zero2", saved["nvme", "zero3"])
+    several(again, tmp_path)
+    wanted = losses(tmp_path / "cpu zero3")
+    for pair in pairs:
+        name = " ".join(pair)
+        _close(losses(tmp_path / name), wanted)
+        assert losses(tmp_path / f"again {name}") == losses(tmp_path / name)[3:], "to the bit"
+    for name in ("cpu to nvme", "nvme to cpu"):
+        _close(losses(tmp_path / name), wanted[3:])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    how = {"strategy": "zero3", "parallel__backend": "deepspeed", "training__save_steps": 10}
+
+    def started(folder: Path) -> Command:
+        rows, more = KEITAI / "train.jsonl", {"training__max_steps": 50, "ray__max_failures": 3}
+        return Command(flags(Path("hina-4m"), rows, folder, **how, **more), environment)
+
+    whole = started(tmp_path / "whole")
+    assert whole.done()[0] == 0, whole.output()
+    killed = started(tmp_path / "killed")
+    killed.at_checkpoint(tmp_path / "killed", 20)
+    strike(killed, tmp_path / "killed", "worker")
+    status, output = killed.done()
+    assert status == 0, output
+    assert summary_of(tmp_path / "killed")["restarts"] == 1
+    assert curve_of(tmp_path / "killed") == curve_of(tmp_path / "whole"), "to the bit"
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("ray"), cpus=1)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    check_elastic(cluster, tmp_path, {"strategy": "zero3", "parallel__backend": "deepspeed"})
