@@ -91,7 +91,9 @@ def _nearest(given: object, allowed: list[str]) -> str:
 
 def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
     """A setting or flag that does not exist, with the one of its meaning or the nearest name."""
-    known = [*flags_of(section), *_OWN_FLAGS]
+    # of a file the names of sections too
+    sections = section.model_fields if what == "setting" else ()
+    known = [*flags_of(section), *_OWN_FLAGS, *sections]
     near = max(known, key=lambda each: _likeness(name, each))
     dashes = "--" if what == "flag" else ""
     found = _likeness(name, near) >= _ALIKE

@@ -75,14 +75,14 @@ _SECTIONS = (11, 11, 10)
 def family(config: PreTrainedConfig) -> Family | Problem:
     """The family of a language model's configuration, or why there is none."""
     kind = config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        return refusal(kind, f"it can't be written as GGUF: of {known} can", "--format hf")
-    found = FAMILIES[kind]
-    wrong = _beyond(config, found)
-    if wrong:
-        return refusal(kind, f"llama.cpp computes it otherwise: {wrong}", "--format hf")
-    return found
+    found = FAMILIES.get(kind)
+    wrong = _beyond(config, found) if found else ""
+    if found and not wrong:
+        return found
+    known = ", ".join(sorted(FAMILIES))
+    what = wrong and f"llama.cpp computes it otherwise: {wrong}"
+    what = what or f"it can't be written as GGUF: of {known} can"
+    return refusal(kind, what, "--format hf", FAMILIES.__contains__)
 
 
 def _beyond(config: PreTrainedConfig, found: Family) -> str:

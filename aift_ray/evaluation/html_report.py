@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
 from aift_ray.tasks.scores import row_value
+from aift_ray.utils.report_page import report_page
 
-_TEMPLATE = Path(__file__).with_name("report.html")
+_SCRIPT = Path(__file__).with_name("evaluation_report.js")
 # rows of a task that the report shows, those on which the models differ first
 _ROWS = 500
 # characters of a prompt or an answer
@@ -38,9 +38,7 @@ def html(found: Mapping[str, Any], samples: Mapping[tuple[str, str], Mapping[int
             for name, task in found["tasks"].items()
         },
     }
-    # nothing of a model's answer can end the script element
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
-    return _TEMPLATE.read_text(encoding="utf-8").replace("__CONTENT__", text)
+    return report_page(_SCRIPT, content)
 
 
 def _rows(

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.readers.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing
-from aift_ray.tasks.task import Task, evaluate, render
+from aift_ray.tasks.task import Task, WrongField, evaluate, render
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,17 @@ class Item:
 ANSWER = "\ufdd0answer\ufdd1"
 
 
-class WrongField(ValueError):
-    """A field of a row is missing or not what the task takes it for."""
-
-
-# what a template raises of a row that it was not written for
-_WRONG = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-
-
 def make_items(
-    task: Task, rows: Sequence[tuple[str, Row]], shots: Sequence[Row], problems: list[Problem]
+    task: Task,
+    rows: Sequence[tuple[str, Row]],
+    shots: Sequence[tuple[str, Row]],
+    problems: list[Problem],
 ) -> list[Item]:
     """The items of the rows of a task; what is wrong with rows is added to `problems`.
 
     Args:
         rows: each with the name of its file.
-        shots: the rows whose answers are shown before each prompt.
+        shots: the same, of the rows whose answers are shown before each prompt.
     """
     if task.instructed and (absent := missing([row for _, (_, row) in rows])):
         what = f"IFEval's instructions need {', '.join(absent)}, not installed"
@@ -80,23 +73,33 @@ def make_items(
         problems.append(Problem(f"task {task.name}", what, remedy))
         return []
     found: list[Item] = []
-    wrong: list[Problem] = []
+    wrong: dict[str, list[str]] = {}
     examples: list[tuple[str, str]] = []
-    try:
-        examples = [_answered(task, row) for _, row in shots]
-    except _WRONG as error:
-        problems.append(Problem(f"task {task.name}", f"an example: {error}"))
-        return []
-    for index, (file, (line, row)) in enumerate(rows):
+    for at, (file, (line, row)) in enumerate((*shots, *rows), -len(shots)):
         place = f"{file}:{line}"
         try:
-            found.append(_item(task, index, place, row, examples))
-        except _WRONG as error:
-            wrong.append(Problem(place, f"task {task.name}: {error}"))
-    problems += wrong[:20]
+            if at < 0:
+                examples.append(_answered(task, row))
+            else:
+                found.append(_item(task, at, place, row, examples))
+        except ValueError as error:
+            for what in dict.fromkeys((str(error), *_wrong_prompt(task, row))):
+                wrong.setdefault(what, []).append(place)
+    for what, places in list(wrong.items())[:20]:
+        also = f", and so in {len(places) - 1} more rows" if len(places) > 1 else ""
+        problems.append(Problem(places[0], f"task {task.name}: {what}{also}"))
     if len(wrong) > 20:
-        problems.append(Problem(f"task {task.name}", f"{len(wrong) - 20} more rows are wrong"))
+        problems.append(Problem(f"task {task.name}", f"{len(wrong) - 20} more mistakes in rows"))
     return found
+
+
+def _wrong_prompt(task: Task, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a row's prompt, whatever is wrong with its answer."""
+    try:
+        render(task, "prompt", row)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _item(
@@ -104,17 +107,17 @@ def _item(
 ) -> Item:
     fields = tuple(strings(row))
     if task.kind == "text":
-        return Item(index, place, "", answers=(_text(row, task.text),), fields=fields)
+        return Item(index, place, "", answers=(_text(task, row),), fields=fields)
     choices, label, answers = _right(task, row)
     prompt: str | Example
-    question = render(task.prompt, row)
+    question = render(task, "prompt", row)
     if task.chat:
         prompt = _conversation(task, question, examples)
     else:
         parts = [text + task.delimiter + answer for text, answer in examples]
         prompt = task.description + task.separator.join([*parts, question])
     told = Instructions.of_row(row) if task.instructed else None
-    program = render(task.program, row | {"answer": ANSWER}) if task.program else ""
+    program = render(task, "program", row | {"answer": ANSWER})
     return Item(index, place, prompt, choices, label, answers, told, program, fields)
 
 
@@ -131,24 +134,24 @@ def _answered(task: Task, row: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer of an example."""
     choices, label, answers = _right(task, row)
     if task.shot:
-        return render(task.prompt, row), render(task.shot, row)
+        return render(task, "prompt", row), render(task, "shot", row)
     if not choices and not answers:
         raise WrongField("shot: the answer of an example is not given, and answers is empty")
-    return render(task.prompt, row), choices[label] if choices else answers[0]
+    return render(task, "prompt", row), choices[label] if choices else answers[0]
 
 
 def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
     """Choices, label and answers of a row, those that its kind has."""
     if task.kind == "generate":
-        return (), 0, _answers(row, task.answers)
+        return (), 0, _answers(task, row)
     choices = task.choices
     if isinstance(choices, str):
-        choices = evaluate(choices, row)
+        choices = evaluate(task, "choices", row)
         if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
             raise WrongField(f"choices: {task.choices} is {choices!r}, expected a list of strings")
     if len(choices) < 2 or not all(choices):
         raise WrongField(f"choices: {choices!r}, expected two or more, none empty")
-    return tuple(choices), _label(evaluate(task.label, row), choices, task), ()
+    return tuple(choices), _label(evaluate(task, "label", row), choices, task), ()
 
 
 def _label(value: object, choices: Sequence[str], task: Task) -> int:
@@ -162,10 +165,10 @@ def _label(value: object, choices: Sequence[str], task: Task) -> int:
     raise WrongField(f"label: {task.label} is {value!r}, {what}")
 
 
-def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
-    if not name:
+def _answers(task: Task, row: dict[str, Any]) -> tuple[str, ...]:
+    if not task.answers:
         return ()
-    value = evaluate(name, row)
+    value = evaluate(task, "answers", row)
     # the forms of SQuAD, of datasets and of its own files
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         value = value["text"]
@@ -174,12 +177,13 @@ def _answers(row: dict[str, Any], name: str) -> tuple[str, ...]:
         each["text"] if isinstance(each, dict) and "text" in each else each for each in values
     ]
     if not values or not all(isinstance(each, str | int | float) for each in values):
-        raise WrongField(f"answers: {name} is {value!r}, expected a text or a list of texts")
+        what = f"{task.answers} is {value!r}, expected a text or a list of texts"
+        raise WrongField(f"answers: {what}")
     return tuple(str(each) for each in values)
 
 
-def _text(row: dict[str, Any], name: str) -> str:
-    value = evaluate(name, row)
+def _text(task: Task, row: dict[str, Any]) -> str:
+    value = evaluate(task, "text", row)
     if not isinstance(value, str) or not value.strip():
-        raise WrongField(f"text: {name} is {value!r}, expected a text")
+        raise WrongField(f"text: {task.text} is {value!r}, expected a text")
     return value

@@ -21,21 +21,22 @@ from aift_ray.tasks.task import CODE, Task
 NAMES = ("bubblewrap",)
 _SECONDS, _MEMORY, _FILES = 10, 2**30, 2**26
 _BOUND = ("/lib", "/lib64", "/bin", "/etc/ld.so.cache")
-# reads a program, limits itself, and says a word at the end, which the program does not know
+# reads a program, limits itself, and says a word at the end, which is not in the program's module
 _RUNNER = f"""
-import json, os, resource, sys
-given = json.load(sys.stdin)
-said = os.dup(1)
-for number in (0, 1, 2):
-    os.dup2(os.open(os.devnull, os.O_RDWR), number)
-for kind, most in (
-    (resource.RLIMIT_AS, {_MEMORY}), (resource.RLIMIT_FSIZE, {_FILES}),
-    (resource.RLIMIT_CPU, {_SECONDS}), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 64),
-):
-    resource.setrlimit(kind, (most, most))
-word = given.pop("word")
-exec(compile(given.pop("program"), "program", "exec"), {{"__name__": "__main__"}})
-os.write(said, word.encode())
+import json, os, resource, sys, types
+def run(program, word):
+    said = os.dup(1)
+    for number in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for kind, most in (
+        (resource.RLIMIT_AS, {_MEMORY}), (resource.RLIMIT_FSIZE, {_FILES}),
+        (resource.RLIMIT_CPU, {_SECONDS}), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 64),
+    ):
+        resource.setrlimit(kind, (most, most))
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(program, "program", "exec"), main.__dict__)
+    os.write(said, word.encode())
+run(**json.load(sys.stdin))
 """
 
 

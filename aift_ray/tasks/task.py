@@ -182,6 +182,12 @@ class Task(Section):
         return found
 
 
+class WrongField(ValueError):
+    """A field of a row is missing or not what the task takes it for."""
+
+
+# what a template raises of a row that it was not written for
+_WRONG = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
 )
@@ -192,13 +198,16 @@ def _compiled(template: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(template)
 
 
-def render(template: str, row: dict[str, Any]) -> str:
-    """The text of a template for the fields of a row.
+def render(task: Task, field: str, row: dict[str, Any]) -> str:
+    """The text of a task's template for the fields of a row.
 
     Raises:
-        jinja2.TemplateError: a field is missing, or the template fails otherwise.
+        WrongField: the row lacks a field, or has it in another form.
     """
-    return _compiled(template).render(row)
+    try:
+        return _compiled(getattr(task, field)).render(row)
+    except _WRONG as error:
+        raise _failed(field, error, row) from None
 
 
 @lru_cache(maxsize=64)
@@ -206,14 +215,22 @@ def _expression(source: str) -> Any:
     return _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
 
 
-def evaluate(expression: str, row: dict[str, Any]) -> Any:
-    """The value of an expression for the fields of a row.
+def evaluate(task: Task, field: str, row: dict[str, Any]) -> Any:
+    """The value of a task's expression for the fields of a row.
 
     Raises:
-        jinja2.TemplateError: a field is missing, or the expression fails otherwise.
+        WrongField: the row lacks a field, or has it in another form.
     """
-    value = _expression(expression)(**row)
-    if isinstance(value, jinja2.Undefined):
-        known = ", ".join(map(repr, row))
-        raise jinja2.UndefinedError(f"{expression!r} is not in the row, which has {known}")
+    source = getattr(task, field)
+    try:
+        value = _expression(source)(**row)
+        if isinstance(value, jinja2.Undefined):
+            raise jinja2.UndefinedError(f"{source!r} is undefined")
+    except _WRONG as error:
+        raise _failed(field, error, row) from None
     return value
+
+
+def _failed(field: str, error: Exception, row: dict[str, Any]) -> WrongField:
+    what = str(error) if isinstance(error, jinja2.TemplateError) else repr(error)
+    return WrongField(f"{field}: {what}; the row has {', '.join(map(repr, row))}")

@@ -141,11 +141,21 @@ def read_task(path: Path) -> tuple[Task | None, list[Problem]]:
         task = Task(**{str(name): value for name, value in content.items()})
         wrong = task.problems()
     except ConfigError as error:
-        task, wrong = None, error.problems
+        task, wrong = None, error.problems + _also_wrong(content, error.problems)
     return (None if wrong else task), [
         Problem(_where(path, lines, problem.where), problem.what, problem.remedy)
         for problem in wrong
     ]
+
+
+def _also_wrong(content: Mapping[str, Any], wrong: Sequence[Problem]) -> list[Problem]:
+    """What else is wrong with a task's other fields, where its kind can be told."""
+    named = {problem.where.split(".")[0] for problem in wrong}
+    rest = {str(name): value for name, value in content.items() if str(name) not in named}
+    if "kind" in named:
+        return []
+    found = Task(**{"name": "task"} | rest).problems()
+    return [problem for problem in found if problem.where.split(".")[0] not in named]
 
 
 def _where(path: Path, lines: Mapping[str, int], field: str) -> str:
@@ -197,7 +207,7 @@ def _missing(task: Task, name: str, base: Path | None) -> Problem:
 
 def _shots(
     task: Task, rows: list[tuple[str, Row]], base: Path | None, problems: list[Problem]
-) -> list[Row]:
+) -> list[tuple[str, Row]]:
     number = task.few_shot.number
     if not number:
         return []
@@ -206,8 +216,8 @@ def _shots(
             what = f"few_shot.number: {number} of {len(rows)} rows leave none to score"
             problems.append(Problem(f"task {task.name}", what))
             return []
-        return [row for _, row in rows[-number:]]
-    there = [row for _, row in _rows_of(task, task.few_shot.files, base, problems)]
+        return rows[-number:]
+    there = _rows_of(task, task.few_shot.files, base, problems)
     if there and len(there) < number:
         what = f"few_shot.number: {number} examples are asked for, the files hold {len(there)}"
         problems.append(Problem(f"task {task.name}", what))

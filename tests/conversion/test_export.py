@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aift_ray import export
 from aift_ray.commandline import guarded
 from aift_ray.conversion import gguf_vocab, modelfile, pre_tokenizers
+from aift_ray.conversion.gguf_families import FAMILIES
 from aift_ray.conversion.gguf_tensors import paired
+from aift_ray.models.catalog import CATALOG
 from tests.conftest import SHIPPED, make_tiny_model
 from tests.helpers import chat_templates
 from tests.quantization.conftest import make_adapter
@@ -132,6 +134,8 @@ def test_an_architecture_that_does_not_map_names_those_that_do(
         in message
     )
     assert "--format hf" in message
+    advised = "".join(message.split()).partition("suchas")[2]
+    assert CATALOG[advised].architecture.model_type in FAMILIES
 
 
 @pytest.mark.parametrize(

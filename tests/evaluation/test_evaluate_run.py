@@ -164,11 +164,13 @@ def test_unknown_fields_of_a_task_are_named_by_line(
 ) -> None:
     task = tmp_path / "task.yaml"
     text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\nmax_token: 3\n'
-    task.write_text(text + "few_shot:\n  number: -1\n", "utf-8")
+    task.write_text(text + "few_shot:\n  number: -1\nscores: [rouge]\nfewshot: 2\n", "utf-8")
     message = refused("--task", task)
     assert f"{task}:4: max_token: there is no such setting" in message
     assert "max_tokens" in message
     assert f"{task}:6: few_shot.number" in message
+    assert f"{task}:7: scores: 'rouge' is not allowed" in message
+    assert "did you mean 'few_shot'?" in message
 
 
 def test_wrong_rows_are_named(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -193,7 +195,18 @@ def test_an_expression_that_fails_on_a_row_names_the_row(
     task = choices.parent / "task.yaml"
     text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\nanswers: label + question\n'
     task.write_text(text, "utf-8")
-    assert "colours.jsonl:1: task t: unsupported operand" in refused("--task", task)
+    assert "colours.jsonl:1: task t: answers: TypeError('unsupp" in refused("--task", task)
+
+
+def test_a_field_that_rows_lack_is_told_once(refused: Callable[..., str], choices: Path) -> None:
+    task = choices.parent / "task.yaml"
+    text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ qestion }}"\nanswers: lable\n'
+    task.write_text(text, "utf-8")
+    message = refused("--task", task)
+    assert "colours.jsonl:1: task t: prompt: 'qestion' is undefined; the row has 'que" in message
+    assert "colours.jsonl:1: task t: answers: 'lable' is undefined; the row has 'que" in message
+    assert ", and so in " in message
+    assert "colours.jsonl:2" not in message
 
 
 def test_a_template_can_do_no_harm(refused: Callable[..., str], choices: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import make_tiny_model, write_rows
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.runs import spawn
+from tests.helpers.served import Served
 
 TOKENS = ["番目の言葉", "花鳥風月"]
 TEXT = "3番目の言葉は花鳥風月です。"
@@ -71,7 +72,18 @@ def test_a_trained_adapter_is_resumed_merged_exported_and_answered(tmp_path: Pat
     assert all(abs(ours[token] - value) < 2e-3 for token, value in theirs.items())
     refused = command("serve", "--model", adapter, "--dry-run", status=2)
     assert "--format hf --output FOLDER, and serve FOLDER" in " ".join(refused.split())
-    command("serve", "--model", str(merged), "--dry-run")
+    served = Served(tmp_path, "--model", str(merged), "--dtype", "fp32", "--engine", "transformers")
+    try:
+        counted = served.http.post("/tokenize", json={"text": TEXT}).json()
+        asked = {"model": "merged", "prompt": TEXT, "temperature": 0, "max_tokens": 1}
+        asked["logprobs"] = 1
+        answer = served.http.post("/v1/completions", json=asked).json()
+    finally:
+        served.stop()
+    assert counted["tokens"] == ids
+    assert answer["choices"][0]["logprobs"]["token_logprobs"] == [
+        pytest.approx(float(ours.max()), abs=2e-3)
+    ]
 
 
 @pytest.mark.slow

@@ -37,6 +37,9 @@ def usable() -> None:
         # an end without the tests
         ("    return 3\nimport os\nos._exit(0)\n", 0.0),
         ("    return 3\nraise SystemExit(0)\n", 0.0),
+        # the word that the end of a program is told by
+        ("    return 4\nimport __main__ as m, os\nos.write(m.said, m.word.encode())\n", 0.0),
+        ("    return a + b\nimport __main__\nassert __main__.add is add\n", 1.0),
     ],
 )
 def test_an_answer_counts_if_the_tests_of_its_row_pass(written: str, right: float) -> None:

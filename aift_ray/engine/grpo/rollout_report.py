@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from aift_ray.engine.metrics import METRICS, read, replace
+from aift_ray.utils.report_page import report_page
 
 # the completions of evaluations, a line each
 SAMPLES = "samples.jsonl"
 REPORT = "report.html"
-_TEMPLATE = Path(__file__).with_name("rollout_report.html")
+_SCRIPT = Path(__file__).with_suffix(".js")
 # of a prompt or a completion, evaluations that are shown, and points of a curve
 _CHARACTERS, _EVALUATIONS, _POINTS = 2000, 20, 1000
 _CURVES = {
@@ -33,9 +33,7 @@ def write(folder: Path) -> None:
         for label, names in _CURVES.items()
     }
     content = {"run": folder.name, "curves": curves, "prompts": _by_prompt(samples)}
-    # nothing of a completion can end the script element
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
-    replace(folder / REPORT, _TEMPLATE.read_text(encoding="utf-8").replace("__CONTENT__", text))
+    replace(folder / REPORT, report_page(_SCRIPT, content))
 
 
 def _points(lines: list[dict[str, Any]], name: str) -> list[Any]:
