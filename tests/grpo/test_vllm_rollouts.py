@@ -13,7 +13,7 @@ import pytest
 
 from aift_ray.errors import ConfigError
 from tests.conftest import ROOT, SHIPPED
-from tests.grpo.rollout_rows import write, write_rewards
+from tests.grpo.rollout_rows import prompts, write, write_rewards
 from tests.serving import vllm_environment
 
 
@@ -53,7 +53,8 @@ def test_vllm_generates_with_the_adapter_of_each_generation(turns: int, tmp_path
     python = vllm_environment.python()
     if python is None:
         pytest.skip("vLLM's environment is not there: make vllm-env")
-    rows = write(tmp_path / "rows.jsonl", [{"instruction": f"{n}を足す。"} for n in range(8)])
+    conversations = [row for row in prompts(12) if isinstance(row["prompt"], list)]
+    rows = write(tmp_path / "rows.jsonl", conversations)
     command = [str(python), "-m", "aift_ray.train", "--objective", "grpo", "--model", str(SHIPPED)]
     command += ["--train-file", str(rows), "--output-dir", str(tmp_path / "run")]
     command += ["--reward", f"{write_rewards(tmp_path)}:digest", "--max-steps", "4"]
@@ -75,4 +76,5 @@ def test_vllm_generates_with_the_adapter_of_each_generation(turns: int, tmp_path
     # by the trained weights of each step: with those of the step before it is above 0.1
     for line in lines:
         assert 0 < line["sampling/sampling_logp_difference/mean"] < 1e-3
+        assert line["completions/mean_length"] > 4 * turns
     assert len({line["reward"] for line in lines}) == 4

@@ -72,7 +72,8 @@ def test_two_workers_have_the_losses_of_one(
     path.write_text(json.dumps(both), "utf-8")
     found = spawn(path, 2)
     for name, how in ways.items():
-        alone = curve(generating(training__batch_size=4, **how), tmp_path / name)
+        one = how | {"training__batch_size": 4, "parallel__strategy": "ddp"}
+        alone = curve(generating(**one), tmp_path / name)
         np.testing.assert_allclose(found[name], alone, rtol=2e-5, atol=2e-6, err_msg=name)
 
 

@@ -163,7 +163,7 @@ def test_the_kl_takes_a_forward_pass_and_of_full_training_a_second_model(
 ) -> None:
     model = "SakanaAI/TinySwallow-1.5B-Instruct"
     given = ("--model", model, "--method", method, "--gpus", "2", "--objective", "grpo")
-    given = (*given, "--sequence-length", "512", "--gpu", "h100")
+    given = (*given, "--sequence-length", "1024", "--gpu", "a6000")
     without, with_kl = (planned(*given, *more)["strategies"] for more in ((), ("--beta", "0.1")))
     for row, other in zip(with_kl, without, strict=True):
         if not (row["memory"] and other["memory"]):
@@ -178,7 +178,7 @@ def test_the_kl_takes_a_forward_pass_and_of_full_training_a_second_model(
         config = parse(shlex.split(row["command"])[2:], RunConfig, "train", "").config
         assert config.grpo.beta == 0.1
         config.lora.lora_dropout = 0.0
-        need = memory_fit.needs(config, numbers_of(model).shape, 2048, 2, True, 0)
+        need = memory_fit.needs(config, numbers_of(model).shape, 4096, 2, True, 0)
         assert need(Candidate(method, strategy)).total == row["memory"]["total"]
 
 
