@@ -1,5 +1,6 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
 # make vllm-env, make vllm-families, make test-clients, make test-harness, make test-deepspeed,
+# make test-liger,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed test-liger families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -53,6 +54,11 @@ test-clients: $(VENV)/stamp
 test-harness: $(VENV)/stamp
 	$(BIN)/python tests/evaluation/harness_environment.py -m pytest tests/tasks \
 	  tests/evaluation/test_harness_tasks.py tests/evaluation/test_harness_equality.py
+
+# fused kernels in Triton's interpreter, in AIFT_LIGER_ENV, else build/liger-env
+test-liger: $(VENV)/stamp
+	python=$$($(BIN)/python tests/models/liger_environment.py) && \
+	  $$python -m pytest tests/models/test_fused_kernels.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

@@ -173,6 +173,9 @@ def _explicit(settings: type[Settings], argv: Sequence[str]) -> Iterator[str]:
             yield json.dumps([part], ensure_ascii=False)
         elif part == "none" and before.startswith("--") and before[2:] in unset:
             yield "None"
+        elif len(part) == 3 and part.startswith("--"):
+            # pydantic-settings gives the name of one letter one dash
+            yield part[1:]
         else:
             yield part
         if part[2:] in bare and part.startswith("--") and following.startswith("--"):

@@ -132,6 +132,8 @@ CHANGED: dict[str, Any] = {
     "training.neftune_noise_alpha": 5.0,
     "training.optimizer": "adamw_8bit",
     "training.compile": True,
+    # an error without GPUs
+    "training.kernels": "liger",
     "training.report_to": [],
     "lora.r": 2,
     "lora.lora_alpha": 1,

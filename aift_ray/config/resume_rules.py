@@ -43,6 +43,7 @@ _NAMES = {
     Change.TOLD: "training.batch_size training.gradient_accumulation_steps training.num_epochs "
     "data.tokens_per_micro_batch "
     "training.max_steps training.eval_steps training.fp16 training.precision training.compile "
+    "training.kernels "
     "training.early_stopping_patience training.load_best training.exact_match_rows "
     "training.exact_match_during training.exact_match_max_tokens training.skip_nonfinite "
     "training.optimizer training.ddp training.world_size parallel.strategy "

@@ -127,6 +127,7 @@ class RunConfig(Settings):
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.parallel.beside(self.objective, training.compile, training.precision)
         found += context_rules.contradictions(self)
+        found += self._beside_kernels()
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
@@ -157,6 +158,22 @@ class RunConfig(Settings):
         if training.precision in ("bf16", "fp16") and not training.fp16:
             what = f"false contradicts precision {training.precision}"
             found.append(Problem("training.fp16", what))
+        return found
+
+    def _beside_kernels(self) -> list[Problem]:
+        """Settings that fused kernels can't be had with."""
+        parallel, found = self.parallel, []
+        if self.training.kernels == "torch":
+            return []
+        if self.training.compile:
+            what = "fuses what training.kernels liger replaces"
+            found.append(Problem("training.compile", what, "leave one of them off"))
+        if parallel.strategy == "tensor":
+            what = "liger computes with whole layers, and tensor splits them"
+            found.append(Problem("training.kernels", what, "use --strategy fsdp, or leave it out"))
+        if parallel.spill_to_cpu:
+            what = "liger computes on GPUs, and parallel.spill_to_cpu in the host"
+            found.append(Problem("training.kernels", what, "leave one of them off"))
         return found
 
     def _beside_objective(self) -> list[Problem]:

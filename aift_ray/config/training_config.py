@@ -102,6 +102,11 @@ class TrainingConfig(Section):
     compile: bool = setting(
         False, "compile each decoder block with torch.compile: faster steps, slower first step"
     )
+    kernels: Literal["torch", "liger"] = setting(
+        "torch",
+        "norms, feed-forward layers and rotary embeddings in training; liger: fused Triton kernels "
+        "on GPUs; needs the extra aift-ray[liger]",
+    )
 
     @field_validator("report_to", mode="before")
     @classmethod

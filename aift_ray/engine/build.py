@@ -111,6 +111,11 @@ def _trainable(
     config, training = job.config, job.config.training
     noise, policy = training.neftune_noise_alpha, policy_of(config)
     module = LossModule(model, noise, Objective.of(config), policy).train()
+    if training.kernels == "liger":
+        # imports the modelling code of two families
+        from aift_ray.models.fused_kernels import fuse
+
+        fuse(model)
     parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
     if training.compile:
         compile_blocks(model)

@@ -63,6 +63,11 @@ def _libraries(config: RunConfig) -> list[Problem]:
     if config.parallel.by_deepspeed and not find_spec("deepspeed"):
         remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
         return [Problem("parallel.backend", "deepspeed is not installed", remedy)]
+    if config.training.kernels == "liger" and not (
+        find_spec("liger_kernel") and find_spec("triton")
+    ):
+        remedy = "pip install 'aift-ray[liger]', or leave it out"
+        return [Problem("training.kernels", "liger-kernel is not installed", remedy)]
     found = deepspeed_config.problems(config)
     return found if found or not config.parallel.by_deepspeed else deepspeed_check.check(config)
 

@@ -27,7 +27,8 @@ def with_overheads(need: Memory, work: Workload) -> Memory:
     if not work.gpu:
         return need
     alone = work.workers == 1
-    number = 0 if alone else COMMUNICATORS.get(work.strategy, 1)
+    # those who divide rows have one of their own
+    number = 0 if alone else COMMUNICATORS.get(work.strategy, 1) + (work.row_tokens > 0)
     held = need.weights + need.gradients + need.optimizer
     moving = need.activations + need.logits + need.cache
     return replace(

@@ -95,6 +95,8 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     elif work.strategy == "model_parallel":
         terms["waiting for other cards"] = busy * (cards - 1) / cards
     terms |= _links(shape, work, card, micro_steps, busy)
+    if work.row_tokens:
+        terms |= _row_links(shape, work, card, micro_steps)
     terms |= _optimizer(shape, work, card)
     replicas = (
         work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1
@@ -163,6 +165,14 @@ def _links(
         up = weights / number * (FLOAT32 / width if work.full else 1) * times
         seconds += up / _link(card, card.pcie)
     return {name: max(_EXPOSED * seconds, seconds - busy)}
+
+
+def _row_links(shape: Shape, work: Workload, card: Card, micro_steps: int) -> dict[str, float]:
+    """Seconds of a step that cards wait for keys and values of the rows that they divide."""
+    sent = (work.row_tokens - work.tokens) * shape.cache_bytes(work.frozen_bytes)
+    # gathered forward and once more, and the sum of their gradients; each block waits for it
+    seconds = sent * (2 + work.checkpointing) * micro_steps / _link(card, card.link)
+    return {"keys and values": seconds}
 
 
 def _optimizer(shape: Shape, work: Workload, card: Card) -> dict[str, float]:

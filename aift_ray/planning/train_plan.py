@@ -18,25 +18,13 @@ from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
 from aift_ray.planning.memory_parts import GIB, Memory, Workload
 from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.plan_command import command
 from aift_ray.planning.smaller_settings import smaller
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
 
 # estimates closer than this say nothing; what sends less is named
 _AS_FAST = 0.97
-# the same settings of `train`, by the names that they have here
-_FLAGS = {
-    "gradient_checkpointing": "training.gradient_checkpointing",
-    "batch_size": "training.batch_size",
-    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
-    "optimizer": "training.optimizer",
-    "sequence_length": "data.sequence_length",
-    "r": "lora.r",
-    "lora_dropout": "lora.lora_dropout",
-    "max_completion_length": "grpo.max_completion_length",
-    "rollout_batch_size": "grpo.rollout_batch_size",
-    "beta": "grpo.beta",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,8 @@ class StrategyPlan:
     """One strategy on these cards.
 
     Attributes:
-        strategy: with `, offload` where weights and states are in host memory.
+        strategy: with `, offload` where weights and states are in host memory; with `, context`
+            where all cards divide the tokens of each row.
         memory: of the fuller card at its peak; None: the strategy can't be.
         phase: when that is.
         phases: bytes of the card in each phase.
@@ -102,9 +91,15 @@ def _measured() -> Card:
     return rates.card("bf16")
 
 
-def trained(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape) -> list[StrategyPlan]:
-    """Every strategy, in the order in which they send more."""
-    return [_way(config, numbers, shape, name) for name in _strategies(config)]
+def trained(
+    config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, packed: bool = True
+) -> list[StrategyPlan]:
+    """Every strategy, in the order in which they send more.
+
+    Args:
+        packed: the model's rows are packed, so that cards can divide their tokens.
+    """
+    return [_way(config, numbers, shape, name) for name in _strategies(config, packed)]
 
 
 def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
@@ -114,7 +109,7 @@ def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
     return next((way for way, rate in rates if rate >= _AS_FAST * most), None)
 
 
-def _strategies(config: PlanConfig) -> list[str]:
+def _strategies(config: PlanConfig, packed: bool) -> list[str]:
     if config.backend == "deepspeed":
         stages = ["zero1", "zero2", "zero3"] if config.gpus > 1 else []
         return stages if config.method == "qlora" else [*stages, "zero3, offload"]
@@ -122,7 +117,9 @@ def _strategies(config: PlanConfig) -> list[str]:
     if config.gpus == 1:
         return ["ddp", *offload]
     shared = ["zero1", "zero2", "fsdp", *offload]
-    return ["ddp", *shared, "tensor", "pipeline", "model_parallel"]
+    divides = packed and config.objective == "sft"
+    divided = ["ddp, context", "fsdp, context"] if divides else []
+    return ["ddp", *shared, *divided, "tensor", "pipeline", "model_parallel"]
 
 
 def _way(
@@ -147,19 +144,20 @@ def _way(
     by_phase = {name: each.total for name, each in parts.items()}
     if not lack:
         host = (need.host + _copy(need, machine, work)) * work.workers
-        command = _command(config, strategy, machine)
+        typed = command(config, strategy, machine.room)
         return StrategyPlan(
-            strategy, need, phase, host, True, fast.limit, fast, {}, command, by_phase
+            strategy, need, phase, host, True, fast.limit, fast, {}, typed, by_phase
         )
     found = next(_nearer(config, numbers, shape, strategy), {})
-    command = _command(config.model_copy(update=found), strategy, machine) if found else ""
+    typed = command(config.model_copy(update=found), strategy, machine.room) if found else ""
     host = need.host * work.workers
-    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, command, by_phase)
+    return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, typed, by_phase)
 
 
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
     """Why a strategy can't train the model; "": it can."""
-    if config.optimizer != "adamw" and strategy not in ("ddp", "pipeline", "model_parallel"):
+    name = strategy.partition(", ")[0]
+    if config.optimizer != "adamw" and name not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs unsharded weights"
     if config.objective == "grpo" and strategy not in GENERATING:
         return "objective grpo generates with a whole model on each card"
@@ -176,20 +174,21 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
 
 
 def _work(config: PlanConfig, strategy: str) -> Workload:
-    name, _, offload = strategy.partition(", ")
-    alone = name == "model_parallel"
+    name, _, how = strategy.partition(", ")
+    alone, divided = name == "model_parallel", how == "context"
+    tokens = tokens_of(config)
     completions = config.rollout_batch_size if config.objective == "grpo" else 0
     return Workload(
         "full" if config.method == "full" else "lora",
         config.r,
-        tokens_of(config),
+        -(-tokens // config.gpus) if divided else tokens,
         2,
         config.gradient_checkpointing,
         4 if config.method == "qlora" else None,
         name,
         1 if alone else config.gpus,
         model_parallel_size=config.gpus if name in ("tensor", "pipeline", "model_parallel") else 1,
-        offload=bool(offload),
+        offload=how == "offload",
         optimizer=config.optimizer,
         dropout=config.lora_dropout > 0 and config.objective != "grpo",
         gpu=True,
@@ -201,6 +200,7 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         completions=completions,
         reference=config.beta > 0 and config.method == "full",
         by_deepspeed=config.backend == "deepspeed",
+        row_tokens=tokens if divided else 0,
     )
 
 
@@ -238,36 +238,6 @@ def _nearer(
         work = _work(changed, strategy)
         if not _lack(memory(shape, work), machine, work):
             yield changes
-
-
-def _command(config: PlanConfig, strategy: str, machine: GpuMachine) -> str:
-    """The command that trains so."""
-    name, _, offload = strategy.partition(", ")
-    words = ["aift-ray train", f"--model {config.model}", f"--method {config.method}"]
-    words += [f"--objective {config.objective}"] if config.objective != "sft" else []
-    words.append(f"--strategy {name}")
-    if name == "model_parallel":
-        each = f"{machine.room / 1e9:.1f}GB"
-        sizes = ",".join(f"{number}={each}" for number in range(machine.gpus))
-        words.append(f"--parallel.max_memory_per_gpu {sizes}")
-    else:
-        words.append(f"--num-workers {machine.gpus}")
-    words += ["--parallel.backend deepspeed"] if config.backend == "deepspeed" else []
-    words += ["--parallel.offload true"] if offload else []
-    if config.gpu_memory and name != "model_parallel":
-        words.append(f"--parallel.gpu_memory {config.gpu_memory}")
-    words += ["--reward REWARD"] if config.objective == "grpo" else []
-    adapters = config.method != "full"
-    for setting, flag in _FLAGS.items():
-        if flag.startswith("lora.") and not adapters:
-            continue
-        if config.objective == "grpo" and flag == "lora.lora_dropout":
-            continue
-        value = getattr(config, setting)
-        always = setting in ("batch_size", "gradient_accumulation_steps", "sequence_length")
-        if always or value != type(config).model_fields[setting].default:
-            words.append(f"--{flag} {str(value).lower() if isinstance(value, bool) else value}")
-    return " ".join([*words, "--train-file rows.jsonl"])
 
 
 def with_method(config: PlanConfig, method: str) -> PlanConfig:

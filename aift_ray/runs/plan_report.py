@@ -11,6 +11,8 @@ from aift_ray.config import PlanConfig
 from aift_ray.config.preference_config import answers_of, further_forwards
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.config_stats import Numbers, numbers_of
+from aift_ray.models.families import family_support
+from aift_ray.models.families.family_support import Support
 from aift_ray.planning import train_plan
 from aift_ray.planning.memory_parts import GIB
 from aift_ray.planning.serve_plan import Served, served
@@ -36,7 +38,7 @@ def run(config: PlanConfig) -> int:
         what = f"{config.sequence_length} is not allowed: the model takes at most {numbers.context}"
         remedy = f"use --sequence-length {numbers.context}"
         raise ConfigError([Problem("sequence_length", f"{what} tokens", remedy)])
-    ways = train_plan.trained(config, numbers.config, numbers.shape)
+    ways = _trained(config, numbers)
     held = served(config, numbers.config, numbers.shape)
     if config.as_json:
         found = as_data(config, numbers, ways, held)
@@ -44,6 +46,13 @@ def run(config: PlanConfig) -> int:
     else:
         print("\n".join(_lines(config, numbers, ways, held)))
     return 0
+
+
+def _trained(config: PlanConfig, numbers: Numbers) -> list[StrategyPlan]:
+    seen = family_support.table().get(str(numbers.config["model_type"]))
+    # what was not measured is measured before a run
+    packed = seen is None or (isinstance(seen[1], Support) and seen[1].packed)
+    return train_plan.trained(config, numbers.config, numbers.shape, packed)
 
 
 def as_data(
@@ -180,7 +189,7 @@ def _what_to_type(
             lines += [f"  {way.strategy} with {changes}:", f"    {way.command}"]
     for method in METHODS[METHODS.index(config.method) + 1 :]:
         other = train_plan.with_method(config, method)
-        found = train_plan.best(train_plan.trained(other, numbers.config, numbers.shape))
+        found = train_plan.best(_trained(other, numbers))
         if found:
             lines += [f"  {method}, {found.strategy}:", f"    {found.command}"]
     return lines if len(lines) > 1 else ["no strategy fits: use more or larger cards"]

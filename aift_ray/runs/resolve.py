@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aift_ray.config import RunConfig, context_rules
+from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
@@ -20,7 +20,7 @@ from aift_ray.data.prompts.template_file import read_template
 from aift_ray.engine import trackers
 from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
-from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
@@ -30,7 +30,7 @@ from aift_ray.models.hub import tokenizer_bytes
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.planning.memory_estimate import Memory
-from aift_ray.runs import memory_fit, new_tokens, objective_inputs, resume_check
+from aift_ray.runs import family_checks, memory_fit, new_tokens, objective_inputs, resume_check
 from aift_ray.runs.row_layout import StepLayout
 from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask
@@ -99,7 +99,8 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     model_config = hub.load_config(location, draft.objective == "reward")
     _spread(draft, model_config, workers, gpu)
     support = _support(draft, model_config)
-    _check_divided(draft, model_config, support)
+    family_checks.check_divided(draft, model_config, support)
+    family_checks.check_fused(draft, location, model_config)
     encoder, added = _encoder(draft, location, model_config)
     beside = objective_inputs.settled(draft, model_config, encoder.tokenizer)
     beside["added"] = added
@@ -163,6 +164,9 @@ def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu
     if config.training.compile and not compiler(gpu):
         what = f"torch.compile needs a {'C' if gpu else 'C++'} compiler, and there is none"
         problems.append(Problem("training.compile", what, "install gcc and g++, or leave it off"))
+    if config.training.kernels == "liger" and not (gpu and compiler(gpu)):
+        what = "liger needs GPUs" + (", and gcc for Triton, which is not there" if gpu else "")
+        problems.append(Problem("training.kernels", what, "leave it out"))
     if parallel.strategy == "tensor" and not problems:
         from aift_ray.parallel.tensor_parallel import unfit
 
@@ -185,28 +189,6 @@ def _support(config: RunConfig, model_config: PreTrainedConfig) -> Support:
 
     method: Any = config.trained_as
     return supported(model_config, method, cache_folder(config.data))
-
-
-def _check_divided(config: RunConfig, model_config: PreTrainedConfig, support: Support) -> None:
-    """A ModelError where the rows of a model can't be divided over workers."""
-    if config.parallel.context_parallel_size == 1:
-        return
-    kind, what = family_support.family_of(model_config), None
-    if not support.packed:
-        what = "its layers carry more from token to token than attention, so rows are padded, and "
-        what += "only packed rows can be divided over workers"
-    elif config.method == "full" and _balances(model_config):
-        what = "the auxiliary loss of its routers is of whole rows (output_router_logits)"
-    if what:
-        field, layout = context_rules.FIELD, "leave it out"
-        raise ModelError([refusal(kind, what, layout, is_llama_like, field)])
-
-
-def _balances(model_config: PreTrainedConfig) -> bool:
-    # needs the modelling code
-    from aift_ray.models.families.router_loss import balances
-
-    return balances(model_config)
 
 
 def _encoder(

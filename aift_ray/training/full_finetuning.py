@@ -28,6 +28,7 @@ class FullFinetuningTrainer(Trainer):
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+        rope_scaling: rows longer than the model's context: "yarn:4", as on the command line.
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
@@ -46,6 +47,7 @@ class FullFinetuningTrainer(Trainer):
         data: DataConfig | Mapping[str, Any] | None = None,
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rope_scaling: str | None = None,
     ) -> None:
         check_arguments(
             "FullFinetuningTrainer",
@@ -56,7 +58,7 @@ class FullFinetuningTrainer(Trainer):
         check_full(
             model, "load it without load_in_8bit or load_in_4bit, or use LoRAFinetuningTrainer"
         )
-        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite, rope_scaling)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.use_accelerate = config, use_accelerate
 

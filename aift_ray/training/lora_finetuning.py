@@ -41,6 +41,7 @@ class LoRAFinetuningTrainer(Trainer):
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+        rope_scaling: rows longer than the model's context: "yarn:4", as on the command line.
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
@@ -58,6 +59,7 @@ class LoRAFinetuningTrainer(Trainer):
         data: DataConfig | Mapping[str, Any] | None = None,
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rope_scaling: str | None = None,
     ) -> None:
         check_arguments(
             "LoRAFinetuningTrainer",
@@ -65,7 +67,7 @@ class LoRAFinetuningTrainer(Trainer):
             lora_config=(lora_config, (LoRAConfig, LoraConfig)),
             training_config=(training_config, TrainingConfig),
         )
-        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite, rope_scaling)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
 

@@ -11,13 +11,12 @@ from aift_ray.config import (
     DataConfig,
     LoRAConfig,
     MultiGPUTrainingConfig,
-    ParallelConfig,
     RayConfig,
     TrainingConfig,
 )
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
-from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
 from aift_ray.training.trainer import Trainer
 
@@ -38,6 +37,7 @@ class AdvancedMultiGPUTrainer(Trainer):
         data, ray: further settings of the run, as on the command line: `data={"packing": "fill"}`,
             `ray={"num_workers": 2}`. Files named in `data` take the place of texts.
         overwrite: empty the output folder where it is not empty.
+        rope_scaling: rows longer than the model's context: "yarn:4", as on the command line.
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
@@ -55,6 +55,7 @@ class AdvancedMultiGPUTrainer(Trainer):
         data: DataConfig | Mapping[str, Any] | None = None,
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rope_scaling: str | None = None,
     ) -> None:
         check_arguments(
             "AdvancedMultiGPUTrainer",
@@ -62,7 +63,7 @@ class AdvancedMultiGPUTrainer(Trainer):
             config=(config, MultiGPUTrainingConfig),
             lora_config=(lora_config, (LoRAConfig, LoraConfig, type(None))),
         )
-        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite, rope_scaling)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.config, self.lora_config = config, lora_config
 
@@ -71,7 +72,6 @@ class AdvancedMultiGPUTrainer(Trainer):
         sections: dict[str, Any] = {"method": "full"}
         if self.lora_config is not None:
             sections |= lora_sections(self.model, self.lora_config)
-        sections["parallel"] = trainer_run.parts_of(self.config, ParallelConfig)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
             if self.config.strategy == "ddp":
                 config = config.model_copy(update={"ddp": True})

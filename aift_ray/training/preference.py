@@ -38,6 +38,7 @@ class PreferenceTrainer(Trainer):
         callbacks: see `Callback`.
         data, ray: further settings of the run, as on the command line.
         overwrite: empty the output folder where it is not empty.
+        rope_scaling: rows longer than the model's context: "yarn:4", as on the command line.
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
@@ -60,6 +61,7 @@ class PreferenceTrainer(Trainer):
         data: DataConfig | Mapping[str, Any] | None = None,
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rope_scaling: str | None = None,
     ) -> None:
         check_arguments(
             "PreferenceTrainer",
@@ -70,7 +72,7 @@ class PreferenceTrainer(Trainer):
         )
         if lora_config is None:
             check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
-        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite, rope_scaling)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
         self.objective, self.preference = objective, preference

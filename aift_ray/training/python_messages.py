@@ -21,6 +21,7 @@ _NAMES = {
     "eval-file": "eval_texts",
 }
 _VALUE = r"\d[\d.]*\d|\d|true|false|none|latest|ddp|fsdp|pipeline|tensor|q?lora|full|adamw\w*"
+_VALUE += r"|(?:yarn|linear|llama3):[\d.]*\d"
 _FLAG = re.compile(rf"--([a-z][\w.-]*)(?: ({_VALUE})\b)?")
 
 

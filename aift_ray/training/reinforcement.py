@@ -37,6 +37,7 @@ class GRPOTrainer(Trainer):
         callbacks: see `Callback`.
         data, ray: further settings of the run, as on the command line.
         overwrite: empty the output folder where it is not empty.
+        rope_scaling: rows longer than the model's context: "yarn:4", as on the command line.
 
     Raises:
         ArgumentError: a TypeError: an argument is of another type.
@@ -58,6 +59,7 @@ class GRPOTrainer(Trainer):
         data: DataConfig | Mapping[str, Any] | None = None,
         ray: RayConfig | Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rope_scaling: str | None = None,
     ) -> None:
         check_arguments(
             "GRPOTrainer",
@@ -67,7 +69,7 @@ class GRPOTrainer(Trainer):
         )
         if lora_config is None:
             check_full(model, "give a lora_config, or load it without load_in_8bit or load_in_4bit")
-        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite)
+        options = trainer_args.TrainerOptions(callbacks, data, ray, overwrite, rope_scaling)
         super().__init__(model, train_dataset, eval_dataset, options)
         self.lora_config, self.training_config = lora_config, training_config
         rewards: Any = [reward] if isinstance(reward, str) or callable(reward) else reward

@@ -23,12 +23,14 @@ class TrainerOptions:
         callbacks: told of steps, evaluations and checkpoints.
         data, ray: further settings of these sections.
         overwrite: empty an output folder that is not empty.
+        rope_scaling: KIND:FACTOR of the rotary position embeddings.
     """
 
     callbacks: Sequence[Any] = ()
     data: DataConfig | Mapping[str, Any] | None = None
     ray: RayConfig | Mapping[str, Any] | None = None
     overwrite: bool = False
+    rope_scaling: str | None = None
 
     def sections(self) -> dict[str, Any]:
         """The settings that were given, by section."""
@@ -36,6 +38,7 @@ class TrainerOptions:
             "data": section("data", self.data),
             "ray": section("ray", self.ray),
             "overwrite": self.overwrite,
+            "rope_scaling": self.rope_scaling,
         }
 
 

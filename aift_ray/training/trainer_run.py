@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from aift_ray.commandline import validated
-from aift_ray.config import RunConfig, TrainingConfig
+from aift_ray.config import ParallelConfig, RunConfig, TrainingConfig
 from aift_ray.data import memory_rows
 from aift_ray.errors import ConfigError, ModelError, Problem, TrainingError
 from aift_ray.launch import training_run
@@ -52,7 +52,7 @@ def run(
 
     Args:
         given: the rows.
-        sections: the settings beside those of `config`: method, lora, parallel.
+        sections: the settings beside those of `config`: method, lora, objective.
         resume: 'latest' or a checkpoint folder.
         alone: in this process alone; else on Ray workers, or as one of torchrun's processes.
 
@@ -78,7 +78,9 @@ def _run(
     settings: RunConfig = validated(
         {
             "model": model.model_name,
-            "training": _set(config, TrainingConfig),
+            "training": parts_of(config, TrainingConfig),
+            # of a MultiGPUTrainingConfig
+            "parallel": parts_of(config, ParallelConfig),
             "output_dir": str(_folder(config, resume)),
             "resume": resume,
         }
@@ -146,10 +148,6 @@ def _opened(model: BaseModel) -> nn.Module:
 
 def parts_of(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
     """The fields of `section` that were set in `config`."""
-    return _set(config, section)
-
-
-def _set(config: TrainingConfig, section: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     return {name: value for name, value in values.items() if name in section.model_fields}
 

@@ -31,6 +31,7 @@ from tests.conftest import make_tiny_model
 from tests.engine.test_worker import run
 from tests.helpers.runs import started
 from tests.helpers.tiny_families import make, save, with_towers
+from tests.serving.conftest import Site
 
 Configure = Callable[..., Any]
 CONTEXT = 48
@@ -177,6 +178,17 @@ def test_an_adapter_is_opened_and_merged_as_it_was_trained(
         serving, checked.location, torch.float32, torch.device("cpu"), {"own": str(adapter)}
     )
     assert options["hf_overrides"]["rope_parameters"].items() >= WRITTEN["yarn:4"].items()
+    # and answers a prompt that the base alone does not take
+    site = Site(tmp_path, {"own": adapter}, model=str(folder))
+    asked = {"prompt": IDS[0].tolist(), "max_tokens": 8, "temperature": 0}
+    answer = site.send("POST", "/v1/completions", json={"model": "own"} | asked).json()
+    site.close()
+    made = PeftModel.from_pretrained(theirs, adapter).generate(
+        input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False
+    )
+    tokenizer = hub.load_tokenizer(str(folder))
+    told = tokenizer.decode(made[0, IDS.shape[1] :], skip_special_tokens=True)
+    assert answer["choices"][0]["text"] == told
     # the card's lines open the base as it was trained
     card = (adapter / "README.md").read_text("utf-8")
     assert "config.rope_parameters = {" in card

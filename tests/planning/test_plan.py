@@ -23,11 +23,12 @@ from aift_ray.models.model_stats import measured
 from aift_ray.planning import serve_plan, speed, train_plan
 from aift_ray.planning.candidates import Candidate
 from aift_ray.planning.gpu_specs import CARDS
-from aift_ray.planning.memory_estimate import Workload
+from aift_ray.planning.memory_estimate import GIB, Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
 from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
 from tests.helpers import counted
+from tests.helpers.tiny_families import make_hybrid
 
 ELYZA, B13 = "elyza/Llama-3-ELYZA-JP-8B", "tokyotech-llm/Swallow-13b-instruct-hf"
 OSS = next(n for n, e in CATALOG.items() if e.architecture.model_type == "gpt_oss")
@@ -63,7 +64,8 @@ def test_it_takes_less_than_a_second_and_loads_no_torch() -> None:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "loaded: []" in done.stdout
-    for name in ("ddp", "zero1", "zero2", "fsdp, offload", "tensor", "pipeline", "model_parallel"):
+    ways = ["ddp", "zero1", "zero2", "fsdp, offload", "fsdp, context", "tensor", "pipeline"]
+    for name in (*ways, "model_parallel"):
         assert f"\n{name} " in done.stdout
     # a fast machine takes 0.3 s
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
@@ -79,18 +81,74 @@ def test_its_memory_is_that_of_the_run_it_names(
     assert any(row["fits"] for row in found["strategies"])
     shape = Shape.of(CATALOG[B13].config)
     for row in found["strategies"]:
-        name, _, offload = row["strategy"].partition(", ")
+        name, _, how = row["strategy"].partition(", ")
         if name == "model_parallel" or not row["fits"]:
             continue
         argv = shlex.split(row["command"])
         config = parse(argv[2:], RunConfig, "train", "").config
         need = memory_fit.needs(config, shape, 2048, 2, True, 0)
         apart = 2 if name in ("tensor", "pipeline") else 0
-        wanted = need(Candidate(method, name, bool(offload), apart))
+        wanted = need(Candidate(method, name, how == "offload", apart))
         if name == "tensor":
             config.parallel.tensor_parallel_size = 2
             wanted = need(Candidate(method, name))
         assert row["memory"]["total"] == wanted.total
+
+
+@pytest.mark.parametrize(
+    ("model", "rank", "method", "strategy", "gib"),
+    [
+        (ELYZA, "16", "lora", "ddp", 18.5),
+        ("cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B", "8", "qlora", "fsdp", 19.5),
+        (B13, "16", "lora", "pipeline", 15.5),
+    ],
+)
+def test_two_cards_hold_what_was_added_up_by_hand(
+    model: str, rank: str, method: str, strategy: str, gib: float, planned: Planned
+) -> None:
+    given = ("--model", model, "--method", method, "--r", rank, "--batch-size", "1", *GPUS)
+    rows = {row["strategy"]: row for row in planned(*given)["strategies"]}
+    assert rows[strategy]["memory"]["total"] / GIB == pytest.approx(gib, rel=0.05)
+    assert rows[strategy]["fits"]
+
+
+def test_cards_that_divide_rows_hold_longer_ones(planned: Planned) -> None:
+    given = ("--model", ELYZA, "--gpus", "2", "--gpu-memory", "24GB", "--batch-size", "1")
+    rows = {
+        length: {
+            row["strategy"]: row
+            for row in planned(*given, "--sequence-length", str(length))["strategies"]
+        }
+        for length in (2048, 8192)
+    }
+    whole, part = rows[8192]["ddp"], rows[8192]["ddp, context"]
+    assert not whole["fits"]
+    assert part["fits"]
+    # half of the tokens, and the keys and values of all: 128 KiB a token of 32 blocks, three times
+    gathered = 3 * 8192 * 4096
+    half = whole["memory"]["activations"] / 2
+    assert part["memory"]["activations"] == pytest.approx(half + gathered, rel=1e-6)
+    assert "--parallel.context_parallel_size 2 " in part["command"]
+    # of each row the other's keys and values: gathered twice, and summed on the way back
+    micro_steps, sent = 4, 4096 * 131072 * 3
+    waited = part["seconds_of_a_step"]["keys and values"]
+    assert waited == pytest.approx(micro_steps * sent / (0.8 * 31.5e9), rel=1e-6)
+    for name in ("ddp", "fsdp"):
+        slower = (
+            rows[8192][name]["tokens_per_second"]
+            / rows[8192][f"{name}, context"]["tokens_per_second"]
+        )
+        assert 1 < slower < 1.1
+    # short rows are not worth it
+    assert rows[2048]["ddp"]["fits"]
+    assert planned(*given)["best"] == "ddp"
+    other = planned(*given, "--objective", "dpo")["strategies"]
+    assert not [row for row in other if "context" in row["strategy"]]
+
+
+def test_rows_that_are_padded_are_not_divided(planned: Planned, tmp_path: Path) -> None:
+    found = planned("--model", str(make_hybrid(tmp_path / "hybrid")), *GPUS)["strategies"]
+    assert not [row for row in found if "context" in row["strategy"]]
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "orpo", "reward"])

@@ -12,6 +12,7 @@ import torch
 
 import aift_ray
 from aift_ray import (
+    AdvancedMultiGPUTrainer,
     FullFinetuningTrainer,
     JapaneseModel,
     LoRAConfig,
@@ -21,10 +22,12 @@ from aift_ray import (
     TrainingConfig,
 )
 from aift_ray.commandline import validated
+from aift_ray.config import ParallelConfig, RunConfig
 from aift_ray.errors import ConfigError, DataError, ModelError
 from aift_ray.models.fingerprint import fingerprint
 from aift_ray.models.provenance import remembered
 from aift_ray.training import trainer_run
+from tests.conftest import make_tiny_model
 
 TEXTS = [f"{i}番目の日は晴れで、{'とても' * (i % 4)}暖かい一日だった。" for i in range(12)]
 ROWS = [{"instruction": f"{i}を言って。", "output": f"はい、{i}です。"} for i in range(12)]
@@ -69,6 +72,55 @@ def test_full_training_returns_the_model_that_its_folder_holds(
     assert model.load_model() is trained
     assert set(remembered(tmp_path / "run" / "model")) == {"tokenizer", "chat_template"}
     assert model.generate_japanese("こんにちは", max_new_tokens=3, do_sample=False) is not None
+
+
+def test_rows_beyond_the_context_are_trained_with_scaled_positions(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "short", max_position_embeddings=48)
+    long = {"sequence_length": 96}
+
+    def trainer(scaling: str | None) -> LoRAFinetuningTrainer:
+        config = settings(tmp_path / "run", max_steps=1)
+        return LoRAFinetuningTrainer(
+            JapaneseModel(str(folder)), LoRAConfig(r=4), config, data=long, rope_scaling=scaling
+        )
+
+    with pytest.raises(ConfigError, match="rope_scaling='yarn:2'"):
+        trainer(None).train(TEXTS)
+    with pytest.raises(ConfigError, match=r"rope_scaling: .*KIND:FACTOR"):
+        trainer("ntk").train(TEXTS)
+    trained: Any = trainer("yarn:2").train(TEXTS)
+    assert trained.config.rope_parameters["rope_type"] == "yarn"
+    assert trained.config.max_position_embeddings == 96
+    assert remembered(tmp_path / "run" / "model")["base"]["rope_scaling"] == "yarn:2"
+
+
+def test_workers_divide_the_tokens_of_rows_where_the_configuration_says_so(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunConfig] = []
+
+    def started(config: RunConfig, **_: object) -> None:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer_run.training_run, "run", started)
+    config = MultiGPUTrainingConfig(
+        strategy="fsdp", context_parallel_size=2, output_dir=str(tmp_path / "run")
+    )
+    trainer = AdvancedMultiGPUTrainer(
+        JapaneseModel(str(tiny_model)), config, ray={"num_workers": 4}, rope_scaling="yarn:4"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(TEXTS)
+    (found,) = seen
+    assert found.parallel.context_parallel_size == 2
+    assert found.rope_scaling == "yarn:4"
+    lora = LoRAFinetuningTrainer(
+        JapaneseModel(str(tiny_model)), LoRAConfig(r=4), config, ray={"num_workers": 2}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        lora.train(TEXTS)
+    assert seen[-1].parallel == found.parallel
 
 
 def test_lora_on_instruction_rows_and_its_adapter_loaded_again(
@@ -218,7 +270,9 @@ def test_the_world_of_a_strategy_is_its_number_of_workers(
         model: Any, config: Any, _rows: Any, sections: dict[str, Any], *_: Any, **__: Any
     ) -> Any:
         training = trainer_run.parts_of(config, aift_ray.TrainingConfig)
-        found.append(validated({"training": training} | sections).worker_range(0))
+        parallel = trainer_run.parts_of(config, ParallelConfig)
+        given = {"training": training, "parallel": parallel} | sections
+        found.append(validated(given).worker_range(0))
 
     monkeypatch.setattr(trainer_run, "run", run)
     config = aift_ray.MultiGPUTrainingConfig(strategy, world_size=workers)
