@@ -164,7 +164,9 @@ def unreachable(error: BaseException) -> bool:
 def out_of_reach(name: str) -> Problem:
     """What is wrong with a model that is on the Hub only, without a network."""
     what = "missing on this machine, and the Hub can't be reached"
-    near = [] if find(name) else nearest(name)
+    owner = name.lower().split("/")[0]
+    alike = [] if find(name) else nearest(name)
+    near = [each for each in alike if each.lower().split("/")[0] == owner]
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return Problem(f"model {name}", what, f"check the network, or give a local folder{meant}")
 
