@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,6 @@ def answers(model: str, rows: list[dict[str, str]]) -> list[str]:
     """Greedy answers of a model or adapter folder."""
     from aift_ray import JapaneseModel
 
-    # PEFT asks for a name that transformers is about to drop
-    warnings.simplefilter("ignore", FutureWarning)
     asked: Any = JapaneseModel(model)
     return [
         asked.generate_japanese(

@@ -212,6 +212,17 @@ def test_who_stops_reading_is_no_error_of_ours() -> None:
     assert done.stdout.splitlines()[-1] in ("0", "141")
 
 
+def test_a_run_whose_reader_has_gone_goes_on() -> None:
+    code = (
+        "import time; from aift_ray.runs.terminal import console; console.print('plan')\n"
+        "time.sleep(0.5); console.print('step'); console.print('step'); import sys\n"
+        "print('went on', file=sys.stderr)"
+    )
+    command = f'{sys.executable} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout.splitlines(), done.stderr) == (["plan", "0"], "went on\n")
+
+
 def test_a_terminal_without_japanese_gets_question_marks() -> None:
     command = [sys.executable, "-m", "aift_ray", "train", "--train-file", "無い.jsonl"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

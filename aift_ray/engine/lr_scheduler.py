@@ -41,7 +41,8 @@ def settle(training: TrainingConfig, total: int, adapters: bool) -> str:
     elif "warmup_steps" not in given and training.warmup_steps > total // 10:
         training.warmup_steps, tenth = total // 10, " (a tenth of all)"
     name, warmup = training.lr_scheduler, training.warmup_steps
-    rise = f"after {warmup:,} warm-up steps" if warmup else "without warm-up"
+    plural = "s" if warmup > 1 else ""
+    rise = f"after {warmup:,} warm-up step{plural}" if warmup else "without warm-up"
     text = f"{training.learning_rate:g}{usual}, {name} {rise}{tenth}"
     if name in WSD:
         text += f", falling in the last {decay_steps(training, total):,} steps"

@@ -24,7 +24,10 @@ def wrong_rows(data: DataConfig, answers: Answers) -> list[Problem]:
     """
     files = _existing(data)
     reading, skips = reading_of(data, answers), data.on_bad_row == "skip"
-    first = [path for path in files if is_text(path)][:_FILES]
+    # the first row of a file that is one document is all of it
+    whole = data.text_unit == "file"
+    first = [path for path in files if is_text(path) and not (whole and ".txt" in path.suffixes)]
+    first = first[:_FILES]
     if not any(_faults(islice(read_examples([path], reading), _ROWS), skips) for path in first):
         return []
     found = _faults(read_examples(files, reading), skips)

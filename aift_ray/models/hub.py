@@ -28,7 +28,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from aift_ray.data.prompts.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models.catalog import find, suggestion
+from aift_ray.models.catalog import find, nearest, suggestion
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.folder_check import TOKENIZERS, other_task
 from aift_ray.models.model_location import resolve as resolve
@@ -164,7 +164,11 @@ def unreachable(error: BaseException) -> bool:
 def out_of_reach(name: str) -> Problem:
     """What is wrong with a model that is on the Hub only, without a network."""
     what = "missing on this machine, and the Hub can't be reached"
-    return Problem(f"model {name}", what, "check the network, or give a local folder")
+    owner = name.lower().split("/")[0]
+    alike = [] if find(name) else nearest(name)
+    near = [each for each in alike if each.lower().split("/")[0] == owner]
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return Problem(f"model {name}", what, f"check the network, or give a local folder{meant}")
 
 
 def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -25,7 +25,7 @@ def show(config: CacheConfig) -> None:
         print(json.dumps([_values(cache) for cache in caches], ensure_ascii=False, indent=1))
         return
     total = sum(cache.size for cache in caches)
-    print(f"{len(caches)} token caches, {_size(total)}, in {place}")
+    print(f"{_number(caches)}, {_size(total)}, in {place}")
     for cache in caches:
         users = ", ".join(map(str, cache.users[:_SHOWN])) or "no run that is still there"
         further = len(cache.users) - _SHOWN
@@ -48,7 +48,7 @@ def prune(config: CacheConfig, dry_run: bool, now: float) -> None:
     if not dry_run:
         remove(going)
         ray_sessions.remove(old)
-    print(f"{len(going)} token caches, {_size(sum(cache.size for cache in going))} {what}")
+    print(f"{_number(going)}, {_size(sum(cache.size for cache in going))} {what}")
 
 
 def keep_limit(config: DataConfig, used: Path) -> list[str]:
@@ -60,7 +60,7 @@ def keep_limit(config: DataConfig, used: Path) -> list[str]:
     going = doomed(others, keep_bytes=max(0, memory_bytes(config.cache_limit) - own))
     remove(going)
     freed = _size(sum(cache.size for cache in going))
-    text = f"{len(going)} token caches ({freed}) beyond data.cache_limit were removed"
+    text = f"{_number(going)} ({freed}) beyond data.cache_limit removed"
     return [text] if going else []
 
 
@@ -74,10 +74,16 @@ def _values(cache: Cache) -> dict[str, object]:
     }
 
 
+def _number(caches: list[Cache]) -> str:
+    return f"{len(caches)} token cache{'s' if len(caches) != 1 else ''}"
+
+
 def _size(number: float) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e7 else f"{number / 1e3:,.0f} kB"
 
 
 def _age(cache: Cache) -> str:
-    hours = max(0.0, time.time() - cache.used) / 3600
-    return f"{hours / 24:.0f} days ago" if hours >= 48 else f"{hours:.0f} hours ago"
+    minutes = max(0.0, time.time() - cache.used) / 60
+    if minutes < 120:
+        return f"{minutes:.0f} minutes ago"
+    return f"{minutes / 1440:.0f} days ago" if minutes >= 2880 else f"{minutes / 60:.0f} hours ago"

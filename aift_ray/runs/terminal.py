@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
     from aift_ray.data.tokenize import Counts
     from aift_ray.runs.prepare import Preparation
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Who read the output has gone: a run goes on, and what is still to be said is not."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
 _PREVIEW_TOKENS = 400
 _PREVIEW_RUN = 160
 # what the token rows of a comparison are called

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from aift_ray.models.catalog import CATALOG, TABLES, find, nearest
 from aift_ray.models.families import family_support
+from aift_ray.models.hub import out_of_reach
 from aift_ray.planning.model_shape import Shape
 from tests.conftest import SHIPPED
 
@@ -126,3 +127,12 @@ def test_what_was_not_measured_of_a_family_is_not_taken_for_known() -> None:
     # kinds of layers that the table does not speak of
     linear = CONFIG_MAPPING["jamba"](num_hidden_layers=4)
     assert family_support.known(linear) is None
+
+
+def test_a_name_of_the_same_owner_is_told_without_a_network() -> None:
+    assert (
+        "did you mean elyza/Llama-3-ELYZA-JP-8B?"
+        in out_of_reach("elyza/Llama-3-ELYZA-JP-8b").remedy
+    )
+    for name in ("elyza/Llama-3-ELYZA-JP-8B", "someone/thing"):
+        assert out_of_reach(name).remedy == "check the network, or give a local folder"

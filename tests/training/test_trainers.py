@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,12 @@ def test_lora_on_instruction_rows_and_its_adapter_loaded_again(
     trainer = LoRAFinetuningTrainer(model, config, settings(tmp_path / "run"))
     trained = trainer.train(train_texts=ROWS)
     adapter = str(tmp_path / "run" / "model")
-    again, tokenizer = LoRAFinetuningTrainer.load_lora_model(str(tiny_model), adapter)
+    numbers = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        again, tokenizer = LoRAFinetuningTrainer.load_lora_model(str(tiny_model), adapter)
+        JapaneseModel(adapter).load_model()
+    assert torch.equal(torch.get_rng_state(), numbers)
     assert torch.equal(logits(trained), logits(again))
     assert tokenizer.chat_template
     with pytest.raises(ModelError, match="made for another base"):

@@ -165,7 +165,7 @@ def _expected(folder: Path, where: str, skeleton: PreTrainedModel) -> Shapes:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
             if not isinstance(config, LoraConfig):
                 raise TypeError(f"PEFT reads it as {type(config).__name__}")

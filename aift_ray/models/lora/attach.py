@@ -46,7 +46,7 @@ def add_adapters(
     Raises:
         ConfigError: a target module that the model does not have.
     """
-    with adaptable(model), _ties_known():
+    with adaptable(model), _without_warnings():
         check_targets(model, config)
         adapted: PeftModel = get_peft_model(model, _peft_config(config, model, added))
     if config.init_lora_weights == "pissa":
@@ -57,10 +57,14 @@ def add_adapters(
 
 
 @contextmanager
-def _ties_known() -> Iterator[None]:
-    """Without PEFT's warning of adapters on tied embeddings: they are merged exactly here."""
+def _without_warnings() -> Iterator[None]:
+    """Without PEFT's warning of adapters on tied embeddings: they are merged exactly here.
+
+    And without that of transformers of a name that PEFT uses.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 
 
@@ -132,7 +136,8 @@ def continue_adapters(
 def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True) -> PeftModel:
     """Put saved adapters on `model`, to be trained further or to answer."""
     grow(model, needed_rows(Path(folder), model))
-    with adaptable(model), _ties_known():
+    # adapters are initialized at random before they are read
+    with adaptable(model), _without_warnings(), torch.random.fork_rng(devices=()):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return trained_in_fp32(adapted)
 
