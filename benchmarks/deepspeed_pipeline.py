@@ -1,8 +1,8 @@
 """DeepSpeed's pipeline engine against ours: equality with one process, seconds of a step, memory.
 
 Two gloo workers with one stage each, one thread each, a random Llama, fp32, AdamW. DeepSpeed and
-one process compute the same rows of equal length; ours, whose equality `make parity` shows, computes
-packed rows of as many tokens. Run by the interpreter of `make test-deepspeed`:
+one process compute the same rows of equal length; ours, whose equality `make parity` shows,
+computes packed rows of as many tokens. Run by the interpreter of `make test-deepspeed`:
 `python -m benchmarks.deepspeed_pipeline`.
 """
 
