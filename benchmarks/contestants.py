@@ -155,6 +155,7 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     from aift_ray.engine import loop
     from aift_ray.engine.build import build
     from aift_ray.engine.checkpoint.writer import CheckpointWriter
+    from aift_ray.parallel import deepspeed_compat
     from aift_ray.parallel.group import Group
 
     rank, world = spec["rank"], spec["world"]
@@ -163,9 +164,17 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     import bitsandbytes  # noqa: F401
 
     job = pickle.loads(Path(spec["job"]).read_bytes())
-    watch = _Anonymous()
+    watch, loaded = _Anonymous(), list[float]()
+    made = deepspeed_compat.partition
+
+    def partition(parts: Any, config: Any) -> None:
+        # after that the engine makes its buffers
+        made(parts, config)
+        loaded.append(watch.peak_mib())
+
+    deepspeed_compat.partition = partition
     run = build(job, Group(rank, world, torch.device("cpu")))
-    built = watch.peak_mib()
+    built = max(watch.peak_mib(), *loaded, 0.0)
     loop.train_step(run)
     held = watch.now_mib()
     watch.peak_mib()
@@ -173,7 +182,8 @@ def loading(spec: dict[str, Any]) -> dict[str, Any]:
     dist.barrier()
     saved = watch.peak_mib()
     dist.destroy_process_group()
-    return {"built_mib": built, "held_mib": held, "saved_mib": saved}
+    weights = {"loaded_mib": loaded[0] if loaded else built}
+    return weights | {"built_mib": built, "held_mib": held, "saved_mib": saved}
 
 
 def checkpoint_writers(spec: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """DeepSpeed's pipeline engine against ours: equality with one process, seconds of a step, memory.
 
-Two gloo workers with one stage each, one thread each, a random Llama, fp32, AdamW, no clipping; the
-same rows of equal length. Run by the interpreter of `make test-deepspeed`:
+Two gloo workers with one stage each, one thread each, a random Llama, fp32, AdamW. DeepSpeed and
+one process compute the same rows of equal length; ours, whose equality `make parity` shows,
+computes packed rows of as many tokens. Run by the interpreter of `make test-deepspeed`:
 `python -m benchmarks.deepspeed_pipeline`.
 """
 
@@ -28,10 +29,11 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from tests.conftest import SHIPPED, make_tiny_model, write_rows
 from tests.helpers.ports import free_port
 
 CONFIG = LlamaConfig(
-    vocab_size=2048,
+    vocab_size=json.loads((SHIPPED / "config.json").read_text("utf-8"))["vocab_size"],
     hidden_size=256,
     intermediate_size=704,
     num_hidden_layers=8,
@@ -102,6 +104,7 @@ def rows(micro_batches: int) -> list[torch.Tensor]:
 
 def alone(micro_batches: int) -> dict[str, Any]:
     """One process."""
+    base = _held()
     model = nn.Sequential(*layers())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     losses, seconds = [], []
@@ -115,7 +118,7 @@ def alone(micro_batches: int) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(total)
         seconds.append(time.perf_counter() - began)
-    return _result(losses, seconds)
+    return _result(losses, seconds, base)
 
 
 def theirs(micro_batches: int) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def theirs(micro_batches: int) -> dict[str, Any]:
 
     deepspeed_compat.without_shared_memory()
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, dist_init_required=False)
+    base = _held()
     model = PipelineModule(
         layers(), num_stages=dist.get_world_size(), loss_fn=loss_of, partition_method="uniform"
     )
@@ -146,38 +150,57 @@ def theirs(micro_batches: int) -> dict[str, Any]:
         batches = iter([(ids, ids) for ids in rows(micro_batches)])
         losses.append(float(engine.train_batch(batches)))
         seconds.append(time.perf_counter() - began)
-    return _result(losses, seconds)
+    return _result(losses, seconds, base)
 
 
 def ours(micro_batches: int) -> dict[str, Any]:
-    """torch's schedule that strategy pipeline uses, 1F1B."""
-    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+    """Strategy pipeline, 1F1B, on packed rows of as many tokens; its losses are of other rows."""
+    from aift_ray.commandline import validated
+    from aift_ray.engine import loop
+    from aift_ray.parallel.group import Group
+    from tests.helpers.runs import started
 
-    rank, size = dist.get_rank(), dist.get_world_size()
-    made = layers()
-    cut = len(made) // size
-    own = made[rank * cut : (rank + 1) * cut if rank < size - 1 else None]
-    part = nn.Sequential(*own)
-    stage = PipelineStage(part, rank, size, torch.device("cpu"))
-    schedule = Schedule1F1B(stage, micro_batches, loss_fn=loss_of)
-    optimizer = torch.optim.AdamW(part.parameters(), lr=RATE)
-    losses, seconds = [], []
+    rank, world, folder = dist.get_rank(), dist.get_world_size(), Path(os.environ["FOLDER"])
+    settings = {
+        "model": str(folder / "model"),
+        "method": "full",
+        "parallel": {
+            "strategy": "pipeline",
+            "pipeline_parallel_size": world,
+            "pipeline_microbatches": micro_batches,
+        },
+        "data": {
+            "train_files": [str(folder / "rows.jsonl")],
+            "sequence_length": TOKENS,
+            "cache_dir": str(folder / "cache"),
+        },
+        "training": {
+            "batch_size": 1,
+            "gradient_accumulation_steps": micro_batches,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+            "max_steps": STEPS,
+        },
+    }
+    base = _held()
+    run = started(validated(settings), folder, Group(rank, world, torch.device("cpu")))
+    seconds = []
     for _ in range(STEPS):
-        began, parts = time.perf_counter(), list[torch.Tensor]()
-        ids = torch.cat(rows(micro_batches))
-        schedule.step(*([ids] if rank == 0 else []), target=ids, losses=parts)
-        optimizer.step()
-        optimizer.zero_grad()
-        total = torch.stack(parts).mean().detach() if parts else torch.zeros(())
-        dist.broadcast(total, size - 1)
-        losses.append(float(total))
+        began = time.perf_counter()
+        loop.train_step(run)
+        run.state.step += 1
         seconds.append(time.perf_counter() - began)
-    return _result(losses, seconds)
+    return _result([], seconds, base)
 
 
-def _result(losses: list[float], seconds: list[float]) -> dict[str, Any]:
-    peak = psutil.Process().memory_info().rss / 2**20
-    return {"losses": losses, "seconds": statistics.median(seconds[1:]), "mib": peak}
+def _held() -> float:
+    """MiB of this process."""
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def _result(losses: list[float], seconds: list[float], base: float) -> dict[str, Any]:
+    more = _held() - base
+    return {"losses": losses, "seconds": statistics.median(seconds[1:]), "mib": more}
 
 
 def worker() -> None:
@@ -195,19 +218,25 @@ def main() -> None:
     """Run each with 2 and 8 micro-batches; print a table."""
     print("| micro-batches | engine | s a step | MiB a worker | largest difference of the loss |")
     print("|---|---|---|---|---|")
-    for micro_batches in (2, 8):
-        wanted: list[float] = []
-        for name, world in (("alone", 1), ("ours", 2), ("theirs", 2)):
-            found = started(name, micro_batches, world)
-            wanted = wanted or found[0]["losses"]
-            apart = max(abs(a - b) for a, b in zip(wanted, found[0]["losses"], strict=True))
-            sizes = " and ".join(f"{each['mib']:.0f}" for each in found)
-            print(
-                f"| {micro_batches} | {name} | {found[0]['seconds']:.2f} | {sizes} | {apart:.1e} |"
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        numbers = {name: getattr(CONFIG, name) for name in (*names, "num_key_value_heads")}
+        make_tiny_model(Path(folder) / "model", head_dim=32, attention_bias=False, **numbers)
+        write_rows(Path(folder) / "rows.jsonl", 600)
+        os.environ["FOLDER"] = folder
+        for micro_batches in (2, 8):
+            wanted: list[float] = []
+            for name, world in (("alone", 1), ("ours", 2), ("theirs", 2)):
+                found = workers(name, micro_batches, world)
+                wanted = wanted or found[0]["losses"]
+                pairs = zip(wanted, found[0]["losses"], strict=False)
+                apart = max((abs(a - b) for a, b in pairs), default=float("nan"))
+                sizes = " and ".join(f"{each['mib']:.0f}" for each in found)
+                seconds = f"{found[0]['seconds']:.2f}"
+                print(f"| {micro_batches} | {name} | {seconds} | {sizes} | {apart:.1e} |")
 
 
-def started(name: str, micro_batches: int, world: int) -> list[dict[str, Any]]:
+def workers(name: str, micro_batches: int, world: int) -> list[dict[str, Any]]:
     """What the workers print as their last line."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:

@@ -60,8 +60,8 @@ def main() -> None:
         for dtype in LAYERS:
             cases = {name: case for name, case in chosen.items() if case[0] == dtype}
             found |= _measured(processes, dtype, cases)
-    header = ["", "weights, MiB", "while loading", "after a step", "while saving"]
-    keys = ("weights_mib", "built_mib", "held_mib", "saved_mib")
+    header = ["", "weights, MiB", "weights read", "ready to train", "after a step", "while saving"]
+    keys = ("weights_mib", "loaded_mib", "built_mib", "held_mib", "saved_mib")
     rows = [[name, *(f"{result[key]:.0f}" for key in keys)] for name, result in found.items()]
     print(measuring.table(header, rows))
     measuring.write(Path(options.output), {"options": vars(options), "contestants": found})

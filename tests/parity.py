@@ -161,8 +161,10 @@ def offload_file(folder: Path, device: str, stage: str) -> Path:
     if device == "nvme":
         where["nvme_path"] = str(folder / "nvme")
     sections = ["offload_optimizer", *(["offload_param"] if stage == "zero3" else [])]
+    sizes = {"offload_param": where | {"buffer_size": 4_000_000}} if device == "nvme" else {}
     path = (folder if folder.is_dir() else folder.parent) / f"{device}-{stage}.json"
-    path.write_text(json.dumps({"zero_optimization": dict.fromkeys(sections, where)}), "utf-8")
+    zero = {name: sizes.get(name, where) for name in sections}
+    path.write_text(json.dumps({"zero_optimization": zero}), "utf-8")
     return path
 
 

@@ -23,22 +23,22 @@ from tests.helpers.runs import CPU, started
 
 
 def main() -> None:
-    """{name: bytes held whole at most, of the largest part, of all} in loading{rank}.json."""
+    """{name: bytes held whole at most, and of each part} in loading{rank}.json."""
     rank, world, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    found: dict[str, tuple[int, int, int]] = {}
+    found: dict[str, tuple[int, list[int]]] = {}
     ready, name = deepspeed_zero._ready, ""
 
     def watched(module: LossModel, group: Group) -> Iterator[nn.Module]:
         # weights that are as they were loaded: in the file, or in 4 bits this worker's shard
         waiting = {w: w.data_ptr() for w in module.parameters()}
-        most, parts = 0, [0]
+        most, parts = 0, list[int]()
         for part in ready(module, group):
             parts.append(sum(w.nbytes for w in part.parameters() if not is_partitioned(w)))
             touched = [w for w, place in waiting.items() if w.data_ptr() != place]
             most = max(most, sum(w.nbytes for w in touched if not is_partitioned(w)))
             yield part
-        found[name] = most, max(parts), sum(parts)
+        found[name] = most, parts
 
     deepspeed_zero._ready = watched
     for name, values in json.loads(path.read_text("utf-8")).items():

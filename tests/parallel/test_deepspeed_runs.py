@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,8 +99,10 @@ def test_a_run_continues_under_any_strategy_and_back(
 
 
 def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
-    configure: Configure, tmp_path: Path
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # what DeepSpeed compiles in a minute is kept beside it
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     # partitions of 1 MB and more are in files
     wide = make_tiny_model(tmp_path / "wide", hidden_size=256, intermediate_size=1024)
 
