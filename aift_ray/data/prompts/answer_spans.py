@@ -128,6 +128,12 @@ class Joiner:
         return content, True
 
 
+def literal_parts(parts: Sequence[TextSpan], safe: SafeTokenizer) -> list[TextSpan]:
+    """The parts, with the template's control strings under the safe tokenizer's names."""
+    literal = safe.literal
+    return [TextSpan(literal(part.text)) if part.content is None else part for part in parts]
+
+
 def _last_parts(parts: Sequence[TextSpan]) -> dict[int, int]:
     """For each assistant turn the part that ends what the row says in it.
 

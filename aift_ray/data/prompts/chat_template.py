@@ -5,19 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
 from typing import Any, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.char_alignment import (
-    Content,
     Marking,
     TextSpan,
     ThoughtTags,
@@ -26,6 +24,7 @@ from aift_ray.data.prompts.char_alignment import (
     marked_parts,
 )
 from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.template_errors import refusals
 from aift_ray.data.readers.row_keys import THOUGHTS
 from aift_ray.errors import ModelError, Problem
 
@@ -137,7 +136,7 @@ class ChatTemplate:
             RowError: the template refuses the conversation.
         """
         chat = [self._for_template(each) for each in messages]
-        with _refusals(self.source):
+        with refusals(self.source):
             text = self._tokenizer.apply_chat_template(
                 chat,
                 tools=cast(Any, self._tools) or None,
@@ -267,65 +266,3 @@ def _check_held(full: str, messages: Sequence[Message]) -> None:
     for turn, each in enumerate(messages):
         if each.role != "assistant" and not holds(full, each.content):
             raise RowError(f"the chat template changes the text of message {turn + 1}")
-
-
-@contextmanager
-def _refusals(source: str) -> Iterator[None]:
-    """RowError for whatever a template raises, with its line."""
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        where, trace = "", error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == "<template>":
-                where = line_of(source, trace.tb_lineno)
-            trace = trace.tb_next
-        reason = f"the chat template refuses this conversation: {error}{where}"
-        raise RowError(reason) from None
-
-
-def line_of(source: str, number: int) -> str:
-    """A line of a template as messages show it, "" where there is none."""
-    lines = source.splitlines()
-    if not 0 < number <= len(lines):
-        return ""
-    line = lines[number - 1].strip()
-    return f" (line {number} of the template: {line[:100]}{'…' if len(line) > 100 else ''})"
-
-
-def lost_text(source: str, messages: Sequence[Message], content: Content) -> str:
-    """What to say of a text that a template does not write, with the line that speaks of it."""
-    message = messages[content.turn]
-    calls = '"tool_calls"' in message.further
-    words = (message.role, "tool_calls") if calls else (message.role,)
-    lines = source.splitlines()
-    number = next(
-        (
-            number
-            for word in reversed(words)
-            for number, line in enumerate(lines, 1)
-            if re.search(rf"['\"]{word}['\"]|\.{word}\b", line)
-        ),
-        0,
-    )
-    what = {"call": "the call of", "thought": "the thought"}.get(content.kind, "the text")
-    text = content.text if len(content.text) <= 40 else content.text[:40] + "…"
-    shown = json.dumps(text, ensure_ascii=False)
-    return (
-        f"the chat template does not write {what} {shown} of message {content.turn + 1} "
-        f"({message.role}){line_of(source, number)}"
-    )
-
-
-__all__ = [
-    "CALLED_WITH",
-    "CALL_ID",
-    "PINNED_DATE",
-    "CallForm",
-    "ChatTemplate",
-    "TextSpan",
-    "Shape",
-    "line_of",
-    "lost_text",
-    "pin_dates",
-]

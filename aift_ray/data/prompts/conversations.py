@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aift_ray.data.examples import Message
-from aift_ray.data.prompts.answer_spans import Joiner, Prompt
+from aift_ray.data.prompts.answer_spans import Joiner, Prompt, literal_parts
 from aift_ray.data.prompts.char_alignment import Content, Marking, TextSpan, holds
-from aift_ray.data.prompts.chat_template import ChatTemplate, Shape, lost_text
+from aift_ray.data.prompts.chat_template import ChatTemplate, Shape
 from aift_ray.data.prompts.final_answer import (
     FinalAnswer,
     RefusedRow,
@@ -25,6 +25,7 @@ from aift_ray.data.prompts.final_answer import (
 )
 from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.data.prompts.supervision import Supervision
+from aift_ray.data.prompts.template_errors import lost_text
 
 _VERDICTS = 1024
 # messages to parts with rewritten literals
@@ -98,9 +99,7 @@ class Renderer:
         return trained
 
     def _named(self, parts: Sequence[TextSpan]) -> list[TextSpan]:
-        """The parts, with the template's control strings under the safe tokenizer's names."""
-        literal = self._safe.literal
-        return [TextSpan(literal(part.text)) if part.content is None else part for part in parts]
+        return literal_parts(parts, self._safe)
 
     def _verdict(
         self,

@@ -6,11 +6,8 @@ the ids in front of an answer are those that the model sees when it is asked.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -18,16 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE, before_input, is_fallback
-from aift_ray.data.prompts.answer_spans import Joiner, Prompt, Span
-from aift_ray.data.prompts.chat_template import (
-    CALL_ID,
-    CALLED_WITH,
-    PINNED_DATE,
-    ChatTemplate,
-    TextSpan,
-)
-from aift_ray.data.prompts.control_tokens import control_ids, words
+from aift_ray.data.prompts.answer_spans import Prompt, Span, literal_parts
+from aift_ray.data.prompts.chat_template import ChatTemplate
+from aift_ray.data.prompts.control_tokens import control_ids
 from aift_ray.data.prompts.conversations import Renderer
+from aift_ray.data.prompts.encoder_digest import digest
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
@@ -39,15 +31,12 @@ from aift_ray.data.prompts.safe_tokenizer import (
     SafeTokenizer,
 )
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
+from aift_ray.data.prompts.template_probe import has_system_role, learn_calls, probe
 from aift_ray.data.token_types import Encoded, EncodedRow
-from aift_ray.errors import ModelError, Problem
 
-__all__ = ["PromptEncoder", "RefusedRow", "RowError", "digest"]
+__all__ = ["PromptEncoder", "RefusedRow", "RowError"]
 
-# Goes up whenever the same rows would get other ids, so that stored rows are made anew.
-VERSION = 2
 _COMPARED_ROWS = 100
-_LEFT_OVER = re.compile(r'"truncation":.*?"added_tokens"', re.DOTALL)
 
 
 class PromptEncoder:
@@ -100,10 +89,10 @@ class PromptEncoder:
         self._compared = 0
         self._eos: int = tokenizer.eos_token_id
         self._prefix = prefix(tokenizer)
-        self._folds_system = not self._has_system_role()
-        self._joiner, self.generation_gap = self._probe()
+        self._folds_system = not has_system_role(self._template)
+        self._joiner, self._turn_end, self.generation_gap = probe(self._template, safe)
         ends.append(self._turn_end)
-        ends += self._learn_calls(ends)
+        ends += learn_calls(self._template, safe, self._joiner, ends)
         self.stop_ids = list(dict.fromkeys(ends))
         self._renderer = Renderer(self._safe, self._joiner, supervision)
 
@@ -250,10 +239,12 @@ class PromptEncoder:
 
     def digest(self) -> str:
         """sha256, in hex, of everything that changes ids."""
-        return digest(self)
+        control = self._safe.control_ids
+        return digest(self.tokenizer, control, self.system_prompt, self.supervision)
 
     def _chat_ids(self, messages: Sequence[Message], template: ChatTemplate) -> list[int]:
-        prompt = self._joiner.join(self._parts(messages, True, template))
+        parts = literal_parts(template.parts(messages, True, self._safe), self._safe)
+        prompt = self._joiner.join(parts)
         return self._safe.grow(prompt.text, [span.start for span in prompt.spans]).ids
 
     def _raw(self, ids: list[int], first: int) -> Encoded:
@@ -281,81 +272,3 @@ class PromptEncoder:
             head = f"{system.content}\n\n" if system.content.strip() else ""
             chat[:2] = [Message(user.role, head + user.content, user.further)]
         return chat
-
-    def _parts(
-        self, messages: Sequence[Message], generation: bool, template: ChatTemplate
-    ) -> list[TextSpan]:
-        """The rendering, with the template's control strings under the safe tokenizer's names."""
-        return [
-            TextSpan(self._safe.literal(part.text)) if part.content is None else part
-            for part in template.parts(messages, generation, self._safe)
-        ]
-
-    def _has_system_role(self) -> bool:
-        messages = [Message("system", "規則"), Message("user", "質問")]
-        try:
-            return "規則" in self._template.render(messages, generation=True)
-        except RowError:
-            return False
-
-    def _probe(self) -> tuple[Joiner, bool]:
-        """What finds answers in a rendering, and whether there is a gap before them."""
-        question, answer = Message("user", "質問"), Message("assistant", "答え")
-        try:
-            parts = self._parts([question], True, self._template)
-            if len(parts) == 1:
-                raise RowError("it does not write what the user says")
-            joiner = Joiner(self._safe, [parts[-1].text])
-            prompt = joiner.join(self._parts([question, answer], False, self._template))
-        except RowError as error:
-            remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
-            raise ModelError([Problem("chat_template", str(error), remedy)]) from None
-        self._turn_end = prompt.spans[-1].turn_end
-        # the prompt may open a thought, which is then trained too
-        opening = self._safe.literal(self._template.tags.opening)
-        gap = prompt.spans[-1].gap and opening not in joiner.headers[0]
-        return joiner, gap
-
-    def _learn_calls(self, ends: Sequence[int]) -> list[int]:
-        """How the template writes calls of tools; ids that end a turn with one."""
-        self._joiner.call_ends.update(ends)
-        chat = self._template.learn_calls()
-        if not chat:
-            return []
-        safe = self._safe
-        try:
-            text = safe.literal(self._template.render(chat[:2], False))
-            after = text.rindex(CALLED_WITH) + len(CALLED_WITH)
-            found = list[int]()
-            while (control := safe.first_control(text, after, len(text))) is not None:
-                found.append(control[1])
-                after = control[2]
-            known = [each for each in found if each in ends]
-            self._joiner.call_ends.update(known or found[-1:])
-            parts = self._parts(chat, True, self._template)
-        except (RowError, ValueError):
-            return []
-        if len(parts) > 1:
-            # behind the id of this very call, where the template shows it
-            self._joiner.headers.append(parts[-1].text.rpartition(CALL_ID)[2])
-        return known or found[-1:]
-
-
-def digest(encoder: PromptEncoder) -> str:
-    """sha256, in hex, of everything that changes ids: tokenizer, template, system prompt, us."""
-    tokenizer = encoder.tokenizer
-    # Left over from earlier calls of the tokenizer; they change no ids of ours. As text: a large
-    # vocabulary takes seconds to be read and written.
-    state = _LEFT_OVER.sub('"added_tokens"', tokenizer.backend_tokenizer.to_str(), count=1)
-    parts = [
-        VERSION,
-        PINNED_DATE.isoformat(),
-        state,
-        tokenizer.get_chat_template(),
-        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        encoder.system_prompt,
-        astuple(encoder.supervision),
-        # none of most tokenizers, whose rows and checkpoints keep their digest
-        *words(tokenizer, encoder._safe.control_ids),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

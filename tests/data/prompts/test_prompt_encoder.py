@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE, KNOWN
-from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError, digest
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.errors import ModelError
 from tests.helpers import chat_templates as families
 from tests.helpers.chat_templates import FAMILIES, wrap
@@ -240,5 +240,5 @@ def test_digest_changes_with_all_that_changes_ids(bpe: Tokenizer) -> None:
     assert of() == of()
     used = PromptEncoder(wrap(bpe))
     used.tokenizer("あ", padding="max_length", max_length=8, truncation=True)
-    assert digest(used) == of()
+    assert used.digest() == of()
     assert len({of(), of(families.CHATML), of(system="短く。"), of(eos="<eos>")}) == 4
