@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from aift_ray import evaluate, serve
 from aift_ray.commandline import guarded
-from aift_ray.engine import family_check, loss
+from aift_ray.engine import family_check, loss, tiny_comparison
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
 from aift_ray.models.attention.packed_documents import PackedDocuments
@@ -209,7 +209,7 @@ def test_evaluation_and_config_files_of_serve_measure_such_a_family_too(
 
 def test_documents_that_see_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_document(_: Any) -> PackedDocuments:
-        tokens = sum(family_check._LENGTHS)
+        tokens = sum(tiny_comparison.LENGTHS)
         return PackedDocuments(torch.tensor([0, tokens], dtype=torch.int32), tokens, tokens)
 
     monkeypatch.setattr(
