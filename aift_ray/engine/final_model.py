@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -47,14 +46,13 @@ def _write(
     scratch.mkdir()
     full, place = run.config.method == "full", run.job.location
     told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
-    with parts.ending() if parts else nullcontext():
-        if full and is_wrapper(load_config(place, scorer=True)):
-            give = partial(parts.give, WEIGHTS) if parts else None
-            write_whole(*told, place, weights, give)
-        else:
-            dtype = run.precision.compute if full else None
-            streamed = partial(parts.write, WEIGHTS, dtype=dtype) if parts else None
-            write_model(*told, dtype, weights, streamed, final=True, base=place)
+    if full and is_wrapper(load_config(place, scorer=True)):
+        give = partial(parts.give, WEIGHTS) if parts else None
+        write_whole(*told, place, weights, give)
+    else:
+        dtype = run.precision.compute if full else None
+        streamed = partial(parts.write, WEIGHTS, dtype=dtype) if parts else None
+        write_model(*told, dtype, weights, streamed, final=True, base=place)
     (scratch / CARD).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,44 +25,37 @@ class Snapshot:
     Attributes:
         tensors: optimizer and scaler state, in host memory.
         model: the weights that a checkpoint holds, in host memory.
-        seconds: that it took.
         parts: writes weights and moments, where `model` and `tensors` do not hold them.
     """
 
     state: checkpoint.State
     tensors: dict[str, Any]
     model: dict[str, Any] | None
-    seconds: float
     parts: GatheredTensors | ShardedTensors | None = None
 
 
 def snapshot(run: Run) -> Snapshot:
     """Copies of whole tensors; every worker must call this, worker 0's has them."""
-    began = time.perf_counter()
-    model, copy = run.parallel_model, _HostCopy(run.parallel_model.contributes)
-    held = copy(model.optimizer_state())
-    held["state"] = model.gather(held["state"])
-    weights = model.gather(copy(_saved_weights(run.module.model)))
-    tensors = {"optimizer": held, "scaler": run.scaler.state_dict(), **_completions(run)}
-    return Snapshot(replace(run.state), tensors, weights, time.perf_counter() - began)
+    copy = _HostCopy(run.parallel_model.contributes)
+    held = copy(run.parallel_model.optimizer_state())
+    held["state"] = run.parallel_model.gather(held["state"])
+    weights = _whole_weights(run, copy)
+    return Snapshot(replace(run.state), _with_scaler(run, held), weights)
 
 
 def sharded_snapshot(run: Run) -> Snapshot:
     """This worker's shards of a run for which `can_stream`: copies with `training.async_save`."""
-    began, group = time.perf_counter(), run.group
-    rest, moments = _without_moments(run)
-    sets: dict[str, Tensors] = {WEIGHTS: named_weights(run.module.model), MOMENTS: moments}
-    writes = group.model_parallel_size == 1 or group.dp_rank == 0
+    rest, sets = _in_sets(run)
+    writes = run.group.model_parallel_size == 1 or run.group.dp_rank == 0
     shards = ShardedTensors(sets, run.config.training.async_save, writes)
-    tensors = _HostCopy(keep=True)(rest)
-    return Snapshot(replace(run.state), tensors, None, time.perf_counter() - began, shards)
+    return Snapshot(replace(run.state), _HostCopy(keep=True)(rest), None, shards)
 
 
-def gathered_snapshot(run: Run) -> Snapshot:
+def gathered_snapshot(run: Run) -> tuple[Snapshot, GatheredTensors]:
     """A run for which `can_stream`, whose tensors are gathered one by one while it is written."""
-    rest, moments = _without_moments(run)
-    sets: dict[str, Tensors] = {WEIGHTS: named_weights(run.module.model), MOMENTS: moments}
-    return Snapshot(replace(run.state), rest, None, 0.0, GatheredTensors(sets))
+    rest, sets = _in_sets(run)
+    parts = GatheredTensors(sets)
+    return Snapshot(replace(run.state), rest, None, parts), parts
 
 
 def gathered_weights(run: Run) -> GatheredTensors | None:
@@ -77,11 +69,7 @@ def final_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """What `snapshot` holds of the model; None where each worker has it whole anyway."""
     if not is_shared_out(run.module) and run.group.model_parallel_size == 1:
         return None
-    copy = _HostCopy(run.parallel_model.contributes)
-    weights: dict[str, torch.Tensor] = run.parallel_model.gather(
-        copy(_saved_weights(run.module.model))
-    )
-    return weights
+    return _whole_weights(run, _HostCopy(run.parallel_model.contributes))
 
 
 def can_stream(model: torch.nn.Module) -> bool:
@@ -105,15 +93,24 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: state[name] for name in found.values()}
 
 
-def _without_moments(run: Run) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Optimizer and scaler state without the large tensors, and those by name."""
-    state, scaler = run.parallel_model.optimizer_state(), run.scaler.state_dict()
-    return split_moments({"optimizer": state, "scaler": scaler, **_completions(run)})
+def _in_sets(run: Run) -> tuple[dict[str, Any], dict[str, Tensors]]:
+    """Optimizer and scaler state without the large tensors; these and the weights by their file."""
+    rest, moments = split_moments(_with_scaler(run, run.parallel_model.optimizer_state()))
+    return rest, {WEIGHTS: named_weights(run.module.model), MOMENTS: moments}
 
 
-def _completions(run: Run) -> dict[str, Any]:
-    """Those that the next step trains too, which other weights have generated."""
-    return run.rollouts.saved(run.state.step) if run.rollouts else {}
+def _with_scaler(run: Run, optimizer: dict[str, Any]) -> dict[str, Any]:
+    """All that is no weight: completions too, which other weights made for the next step."""
+    completions = run.rollouts.saved(run.state.step) if run.rollouts else {}
+    return {"optimizer": optimizer, "scaler": run.scaler.state_dict(), **completions}
+
+
+def _whole_weights(run: Run, copy: _HostCopy) -> dict[str, torch.Tensor] | None:
+    """The weights that a checkpoint holds, of all workers; None on those that have none."""
+    weights: dict[str, torch.Tensor] | None = run.parallel_model.gather(
+        copy(_saved_weights(run.module.model))
+    )
+    return weights
 
 
 def _saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

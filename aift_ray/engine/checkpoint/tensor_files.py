@@ -32,26 +32,13 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 _PAUSE = 0.05
 
 
-def write(path: Path, tensors: Tensors, dtype: torch.dtype | None = None) -> None:
-    """Write a file tensor by tensor; meanwhile all other workers call `gather(tensors, None)`.
-
-    Args:
-        tensors: floating point ones, or codes of 8 bits.
-        dtype: of the file; None: as they are.
+def write(path: Path, tensors: Tensors) -> None:
+    """Write a file of whole tensors: floating point ones, or codes of 8 bits.
 
     Raises:
-        OSError: it could not be written; only after all took part, so that no worker waits.
+        OSError: it could not be written.
     """
-    header, offsets = _header(tensors, dtype)
-    begun = False
-    try:
-        with _opened(path) as file:
-            _write_at(file, 0, header)
-            begun = True
-            gather(tensors, lambda n, t: _write_at(file, offsets[n], _content(t, dtype)))
-    finally:
-        if not begun:
-            gather(tensors, None)
+    GatheredTensors({"": tensors}).write("", path)
 
 
 def gather(tensors: Tensors, put: Callable[[str, torch.Tensor], None] | None) -> None:
@@ -76,7 +63,10 @@ def gather(tensors: Tensors, put: Callable[[str, torch.Tensor], None] | None) ->
 
 
 class GatheredTensors:
-    """Sets of tensors that worker 0 writes while the others take part, in one order, to the end."""
+    """Sets of tensors that worker 0 writes while the others take part, in one order, to the end.
+
+    A set whose gathering has not begun when an error ends the writing is gathered by `ending`.
+    """
 
     def __init__(self, sets: dict[str, Tensors]) -> None:
         self._left = dict(sets)
@@ -92,10 +82,16 @@ class GatheredTensors:
     def write(self, name: str, path: Path, dtype: torch.dtype | None = None) -> None:
         """Write a set; worker 0 alone calls this, in the order that they were given in.
 
+        Args:
+            dtype: of the file; None: as the tensors are.
+
         Raises:
             OSError: it could not be written.
         """
-        write(path, self._left.pop(name), dtype)
+        header, offsets = _header(self._left[name], dtype)
+        with _opened(path) as file:
+            _write_at(file, 0, header)
+            self.give(name, lambda n, t: _write_at(file, offsets[n], _content(t, dtype)))
 
     @contextmanager
     def ending(self) -> Iterator[None]:

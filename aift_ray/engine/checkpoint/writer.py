@@ -70,13 +70,17 @@ class CheckpointWriter:
         # two copies would be in host memory, were the last one not written by now
         self.settle()
         run = self._run
+        began = time.perf_counter()
         if self._streams and not self._sharded and not run.config.training.async_save:
-            self._save_gathered()
+            # without a copy of it: training waits for the disk
+            taken, parts = gathered_snapshot(run)
+            self.gathered(parts, partial(self._write, taken))
+            self.seconds += time.perf_counter() - began
             return
         if self._sharded:
             self.together(lambda: checkpoint.begin(run.job.checkpoints, run.state.step))
         taken = sharded_snapshot(run) if self._sharded else snapshot(run)
-        self.seconds += taken.seconds
+        self.seconds += time.perf_counter() - began
         if self._is_main:
             self._writing = self._thread.submit(self._write, taken)
         elif isinstance(taken.parts, ShardedTensors):
@@ -101,10 +105,15 @@ class CheckpointWriter:
 
     def gathered(self, parts: GatheredTensors, act: Callable[[], None]) -> None:
         """What worker 0 writes of the tensors of all; the others give their shards."""
+
+        def write_all() -> None:
+            with parts.ending():
+                act()
+
         if not self._is_main:
             with parts.ending():
                 pass
-        self.together(act)
+        self.together(write_all)
 
     def together(self, act: Callable[[], object]) -> None:
         """What worker 0 does for all; it fails on every worker, so that none waits for it."""
@@ -130,19 +139,6 @@ class CheckpointWriter:
         self._given_up.append("the run has ended")
         self._thread.shutdown()
         self._copier.shutdown()
-
-    def _save_gathered(self) -> None:
-        """Save the run as it is, without a copy of it: training waits for the disk."""
-        began, taken = time.perf_counter(), gathered_snapshot(self._run)
-        parts = taken.parts
-        assert isinstance(parts, GatheredTensors)
-
-        def act() -> None:
-            with parts.ending():
-                self._write(taken)
-
-        self.gathered(parts, act)
-        self.seconds += time.perf_counter() - began
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
