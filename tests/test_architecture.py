@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 
@@ -65,3 +66,14 @@ def test_every_source_file_that_a_page_names_is_there() -> None:
     places = {(page, name): (PACKAGE / name, ROOT / name) for page, name in named}
     assert len(named) > 10
     assert sorted(p for p, where in places.items() if not any(w.exists() for w in where)) == []
+
+
+def test_hardly_a_parameter_is_of_any_type() -> None:
+    kinds: Counter[bool] = Counter()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.arg) and node.annotation is not None:
+                kinds[ast.unparse(node.annotation) == "Any"] += 1
+    assert kinds[False] > 5000
+    # what is left passes arguments on
+    assert kinds[True] / kinds.total() < 0.006

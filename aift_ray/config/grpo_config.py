@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -139,7 +139,7 @@ class GRPOConfig(Section):
 
     @field_validator("reward_weights", mode="before")
     @classmethod
-    def _weights(cls, value: Any) -> Any:
+    def _weights(cls, value: object) -> object:
         # one flag may hold them all: 1,0.5
         parts = value if isinstance(value, list) else [value] if isinstance(value, str) else None
         if parts is None:
@@ -149,7 +149,7 @@ class GRPOConfig(Section):
 
     @field_validator("reward_on_failure", mode="before")
     @classmethod
-    def _on_failure(cls, value: Any) -> str:
+    def _on_failure(cls, value: object) -> str:
         text = str(value)
         try:
             if text not in ("error", "none"):

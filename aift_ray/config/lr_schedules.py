@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from aift_ray.errors import Problem
+
+if TYPE_CHECKING:
+    from aift_ray.config.training_config import TrainingConfig
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Scheduler = Literal[
@@ -23,7 +26,7 @@ WSD = ("wsd", "warmup_stable_decay")
 _FALLS_TO_THE_END = ("linear", "cosine", "cosine_with_min_lr", *WSD)
 
 
-def contradictions(training: Any) -> list[Problem]:
+def contradictions(training: TrainingConfig) -> list[Problem]:
     """Settings of a schedule that do not act on the one chosen.
 
     Args:

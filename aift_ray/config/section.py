@@ -23,7 +23,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-def setting(default: Any, meaning: str, **limits: Any) -> Any:
+def setting(default: object, meaning: str, **limits: Any) -> Any:
     """A field with its meaning, which `--help` shows."""
     if isinstance(default, (list, dict, BaseModel)):
         return Field(default_factory=type(default), description=meaning, **limits)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from aift_ray.quantization.measure import Sample, benchmark
 from aift_ray.quantization.quantize_plan import read_samples
 from aift_ray.runs import terminal
 from aift_ray.runs.run_dir import check_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _CPU = torch.device("cpu")
 # weights that are rounded at a time
@@ -150,7 +153,7 @@ def _check_output(config: ExportConfig, path: Path) -> list[Problem]:
     return []
 
 
-def _unavailable(config: ExportConfig, location: str, skeleton: Any) -> list[Problem]:
+def _unavailable(config: ExportConfig, location: str, skeleton: PreTrainedModel) -> list[Problem]:
     """Formats that can't be computed here."""
     found: list[Problem] = []
     for name in config.compare:

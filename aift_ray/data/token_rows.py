@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import pyarrow as pa
 from aift_ray.data import memory_rows
 from aift_ray.data.examples import Example
 from aift_ray.data.token_types import Encoded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
@@ -129,7 +132,7 @@ def _array(numbers: list[int] | npt.NDArray[Any]) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def _numpy(column: Any) -> npt.NDArray[Any]:
+def _numpy(column: pa.Array) -> npt.NDArray[Any]:
     """The numbers of an Arrow column in place; its `to_numpy` would import pandas, too."""
     kind = column.type.to_pandas_dtype()
     values = np.frombuffer(column.buffers()[1], kind, offset=0)

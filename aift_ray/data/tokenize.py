@@ -106,7 +106,7 @@ class Encoding:
     def __init__(
         self,
         config: DataConfig,
-        encode: Any,
+        encode: Callable[[Iterator[Example | Fault]], Encodings],
         sequence_length: int,
         note: Callable[[Example, Digests], None],
         answers: Answers = "one",
@@ -136,6 +136,7 @@ class Encoding:
                 remedy = getattr(encoded, "remedy", "")
                 self._fault(Fault(item.file, item.line, str(encoded), remedy))
                 continue
+            assert encoded is not None
             marks = digests(item)
             self.note(item, marks)
             self.counts.split_rows += encoded.split

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import cross_entropy
-
-if TYPE_CHECKING:
-    from torch.autograd.function import FunctionCtx
 
 Note = Callable[[slice, torch.Tensor, torch.Tensor], None]
 
@@ -28,6 +26,18 @@ class OutputLayer(Protocol):
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Its weights that are trained, by name."""
+
+
+class _LossContext(FunctionCtx):
+    """What a forward pass keeps for the backward pass."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+    head: OutputLayer
+    hidden: torch.Tensor
+    targets: torch.Tensor
+    narrow: dict[str, torch.Tensor]
+    autocast: tuple[str, torch.dtype, bool]
+    last: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def summed_cross_entropy(
@@ -129,7 +139,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: object) -> Any:
+    def backward(ctx: _LossContext, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
         grad_hidden, *grads = ctx.saved_tensors
         # in place: the tensors belong to this function alone
@@ -146,7 +156,7 @@ class _FrozenLogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        head: Any,
+        head: Callable[[torch.Tensor], torch.Tensor],
         hidden: torch.Tensor,
         targets: torch.Tensor,
         note: Note | None,
@@ -169,7 +179,7 @@ class _FrozenLogProbabilities(torch.autograd.Function):
         return each
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> Any:
+    def backward(ctx: _LossContext, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
         (grad_hidden,) = ctx.saved_tensors
         # in place: the tensor belongs to this function alone
@@ -181,7 +191,7 @@ class _LogProbabilities(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _LossContext,
         head: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
@@ -208,7 +218,7 @@ class _LogProbabilities(torch.autograd.Function):
         return each
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> Any:
+    def backward(ctx: _LossContext, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
         kind, dtype, enabled = ctx.autocast
         grad_hidden = torch.zeros_like(ctx.hidden)
@@ -216,26 +226,28 @@ class _LogProbabilities(torch.autograd.Function):
         # the last piece first: its logits are there, and go before others are made
         for start in range(max(len(scale) - 1, 0) // CHUNK * CHUNK, -1, -CHUNK):
             piece = slice(start, start + CHUNK)
-            states, found = ctx.last or (None, None)
-            ctx.last = None
-            if found is None and len(scale):
+            held, ctx.last = ctx.last, None
+            if held is None and len(scale):
                 with torch.autocast(kind, dtype, enabled):
-                    states, found = _piece(ctx, piece)
-            if found is None:
+                    held = _piece(ctx, piece)
+            if held is None:
                 break
+            states, found = held
             inputs = [states, *ctx.narrow.values()]
             grad_states, *parts = torch.autograd.grad(
                 found, inputs, scale[piece], materialize_grads=True
             )
-            del states, found
+            del held, states, found
             grad_hidden[piece] = grad_states
             for grad, part in zip(grads, parts, strict=True):
                 grad += part
-        ctx.narrow = ctx.hidden = None
+        del ctx.narrow, ctx.hidden
         return None, grad_hidden, None, None, *grads
 
 
-def _piece(ctx: Any, piece: slice, note: Note | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def _piece(
+    ctx: _LossContext, piece: slice, note: Note | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states of a piece, and its log-probabilities, of which gradients can be taken."""
     with torch.enable_grad():
         states = ctx.hidden[piece].detach().requires_grad_()

@@ -238,7 +238,7 @@ def _versions() -> list[tuple[str, str]]:
     return [(name, version(name)) for name in _PACKAGES]
 
 
-def _terms(data: Any) -> str:
+def _terms(data: ModelCardData) -> str:
     if not data.license:
         text = "The licence of the base is not known here; add `license` to the head of this card"
         return f"## Licence\n\n{text} before you publish it."

@@ -59,7 +59,7 @@ def summarized(session: RunSession, status: str) -> dict[str, Any]:
     }
 
 
-def _rewards(session: Any) -> dict[str, float | None]:
+def _rewards(session: RunSession) -> dict[str, float | None]:
     """The mean rewards of held-out prompts, where completions are generated."""
     losses = {"before": session.run.state.eval_loss_before, "": session.eval_loss}
     if session.run.rollouts is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _answer(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _answer(model: Any, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Logits of the tokens of greedy answers, (tokens, vocabulary) a prompt."""
     width = max(map(len, prompts))
     ids = torch.stack([torch.cat([torch.full((width - len(p),), 1), p]) for p in prompts])

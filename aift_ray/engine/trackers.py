@@ -139,7 +139,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int, known: str | None) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def configure(self, settings: dict[str, Any]) -> None:
         rows = "\n".join(f"| {name} | `{value}` |" for name, value in settings.items())
@@ -161,7 +161,7 @@ class _Wandb:
     def __init__(self, folder: Path, step: int, known: str | None) -> None:
         import wandb
 
-        self._run: Any = wandb.init(
+        self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=os.environ.get("WANDB_NAME", folder.name),
             dir=str(folder),
@@ -195,7 +195,7 @@ class _Mlflow:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").absolute().as_uri()
         # of a store in files MLflow wants to be told that its age is known
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._client = MlflowClient(tracking_uri=uri)
         self.identity: str = known or self._made(folder.name)
         self._client.update_run(self.identity, status="RUNNING")
 
@@ -239,7 +239,7 @@ class _Trackio:
     def __init__(self, folder: Path, step: int, known: str | None) -> None:
         import trackio
 
-        self._trackio: Any = trackio
+        self._trackio = trackio
         # names identify its runs
         self.identity: str = known or f"{folder.name}-{secrets.token_hex(3)}"
 

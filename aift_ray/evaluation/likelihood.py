@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
-from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -143,7 +142,7 @@ class Likelihoods:
         if self.plain or scored <= most:
             output = self._model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=scored)
             return float(_chosen(output.logits[0, -scored:], ids[0, -scored:]).double().sum())
-        cache: Any = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self._model.config)
         total, edges = 0.0, [0, *range(start - 1, len(sequence) - 1, most), len(sequence) - 1]
         for first, last in pairwise(edges):
             if last > first:
@@ -162,7 +161,7 @@ class Likelihoods:
         longest = max(len(group.prompt) for group in groups)
         tail = max(len(tail) for group in groups for tail in group.tails)
         first = self._common(groups, longest + tail)
-        cache: Any = DynamicCache(config=model.config)
+        cache = DynamicCache(config=model.config)
         if first:
             ids = torch.tensor([groups[0].prompt[:first]], device=device)
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -190,7 +189,7 @@ class Likelihoods:
         logits: torch.Tensor,
         mask: torch.Tensor,
         lengths: torch.Tensor,
-        cache: Any,
+        cache: DynamicCache,
     ) -> list[list[float]]:
         """Score the tails.
 

@@ -30,7 +30,7 @@ def compile_blocks(model: torch.nn.Module) -> None:
         _compile(block)
 
 
-def _compile(block: Any) -> None:
+def _compile(block: torch.nn.Module) -> None:
     # beneath transformers' recomputation of activations, which can't be compiled with what is in it
     inner = inspect.unwrap(type(block).forward)
     fast = torch.compile(MethodType(inner, block), dynamic=True, backend=BACKEND)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -236,7 +236,7 @@ def _table(files: Iterable[Path]) -> dict[str, Entry]:
     return found
 
 
-def _copy_span(read: Any, written: Any, begin: int, size: int) -> None:
+def _copy_span(read: BinaryIO, written: BinaryIO, begin: int, size: int) -> None:
     read.seek(begin)
     written.seek(begin)
     while size:

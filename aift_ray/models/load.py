@@ -142,9 +142,9 @@ def _config(location: str, weights: str | None, scorer: bool) -> Any:
 
 
 def _read(
-    made: Any,
+    made: type[PreTrainedModel],
     folder: str,
-    config: object,
+    config: PreTrainedConfig,
     dtype: torch.dtype | None,
     options: dict[str, Any],
     scored: RewardHead | None = None,

@@ -108,7 +108,7 @@ def _as_published(location: str, config: RunConfig) -> Measured:
     return Measured(shape, whole, notes)
 
 
-def _said(own: Any, location: str, config: RunConfig) -> list[str]:
+def _said(own: PreTrainedConfig, location: str, config: RunConfig) -> list[str]:
     """What becomes of the towers of a wrapper.
 
     Raises:

@@ -106,7 +106,7 @@ def needed(config: PreTrainedConfig, length: int) -> str | None:
     return str(RopeScaling(asked, math.ceil(length / _original(text, rope))))
 
 
-def _parameters(text: Any) -> dict[str, Any]:
+def _parameters(text: PreTrainedConfig) -> dict[str, Any]:
     """The rotary settings of the layers that see the whole text; empty where there are none."""
     found: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in found.values()):
@@ -114,7 +114,7 @@ def _parameters(text: Any) -> dict[str, Any]:
     return found
 
 
-def _original(text: Any, rope: dict[str, Any]) -> int:
+def _original(text: PreTrainedConfig, rope: dict[str, Any]) -> int:
     """Tokens that a model took before its embeddings were scaled."""
     own = rope.get("original_max_position_embeddings")
     if own is None and rope.get("rope_type") == "linear":

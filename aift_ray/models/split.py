@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from aift_ray.errors import ModelError
 from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
@@ -86,10 +86,14 @@ class StandIn(nn.Module):
         self.received: torch.Tensor | None = None
 
     def forward(
-        self, hidden: torch.Tensor, *args: object, past_key_values: Any = None, **kwargs: object
+        self,
+        hidden: torch.Tensor,
+        *args: object,
+        past_key_values: Cache | None = None,
+        **kwargs: object,
     ) -> torch.Tensor:
         """(batch, tokens, width), unchanged."""
-        if past_key_values is not None:
+        if past_key_values is not None and self._block is not None:
             # a cache counts its tokens block by block
             token = hidden.new_zeros((hidden.shape[0], 1, hidden.shape[1], 1))
             past_key_values.update(token, token, self._block)
@@ -102,7 +106,7 @@ def part_class(model_class: type[PreTrainedModel], held: Collection[str]) -> typ
     Beside an output layer that shares their weight, the embeddings are held too.
     """
 
-    def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+    def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         _drop(self, held)
 

@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 IGNORED_ON_LOAD = "_keys_to_ignore_on_load_unexpected"
 
 
-def ignore_on_load(model: Any, patterns: Sequence[str]) -> None:
+def ignore_on_load(model: PreTrainedModel, patterns: Sequence[str]) -> None:
     """Have further weights in files, by regular expressions of names, be no surprise."""
     setattr(model, IGNORED_ON_LOAD, {*(getattr(model, IGNORED_ON_LOAD) or ()), *patterns})
 
 
-def from_config(model_class: Any, config: object, **options: object) -> PreTrainedModel:
+def from_config(
+    model_class: type[PreTrainedModel], config: object, **options: object
+) -> PreTrainedModel:
     """A model of a class with random weights.
 
     Missing: the Auto classes have `from_config`, the classes of models do not.
@@ -27,7 +29,7 @@ def from_config(model_class: Any, config: object, **options: object) -> PreTrain
     return model
 
 
-def takes_flash_attention(model_class: Any) -> bool:
+def takes_flash_attention(model_class: type[PreTrainedModel]) -> bool:
     """Whether models of a class can be computed with FlashAttention 2.
 
     Missing: transformers tells it by an error when the model is built.
@@ -37,12 +39,13 @@ def takes_flash_attention(model_class: Any) -> bool:
     return fits and (not others or "flash_attention_2" in others)
 
 
-def recomputed(block: Any, forward: Callable[..., Any], *args: Any) -> Any:
+def recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
     """Call `forward` as a block that recomputes its activations calls its own.
 
     Missing: the function is set by `gradient_checkpointing_enable`, with its arguments.
     """
-    return block._gradient_checkpointing_func(forward, *args)
+    call: Any = block._gradient_checkpointing_func
+    return call(forward, *args)
 
 
 def forget_initialized(module: nn.Module) -> None:

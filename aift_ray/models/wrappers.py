@@ -85,10 +85,10 @@ def _language_class(config: PreTrainedConfig) -> Any:
 
 
 @cache
-def without_towers(model_class: Any) -> Any:
+def without_towers(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """`model_class`, whose models hold their language model alone."""
 
-    def build(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+    def build(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
         leave_out(self, towers(self))
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 
 def without_shared_memory() -> None:
@@ -39,7 +42,7 @@ def partition(parts: Iterable[nn.Module], config: dict[str, Any]) -> None:
             first = weights[0]
 
 
-def gradient_norm(zero: Any, stage: int) -> torch.Tensor:
+def gradient_norm(zero: ZeROOptimizer, stage: int) -> torch.Tensor:
     """The norm of all gradients before clipping, ()."""
     if stage < 3:
         return torch.as_tensor(zero.scaled_global_norm())
@@ -49,7 +52,7 @@ def gradient_norm(zero: Any, stage: int) -> torch.Tensor:
     return norm
 
 
-def drop_partitioned_gradients(zero: Any, stage: int) -> None:
+def drop_partitioned_gradients(zero: ZeROOptimizer, stage: int) -> None:
     """Drop the gradients of the partitions, which a step that is left out would keep."""
     if stage == 3:
         zero.averaged_gradients = {}
@@ -60,7 +63,7 @@ def drop_partitioned_gradients(zero: Any, stage: int) -> None:
             kind[group] = None
 
 
-def link_moments(zero: Any, stage: int) -> None:
+def link_moments(zero: ZeROOptimizer, stage: int) -> None:
     """Have stages 1 and 2 know where the moments of each weight are.
 
     They do so after the step of the first group of weights, when others have none yet.

@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor.placement_types import Placement
 from torch.nn.utils import clip_grads_with_norm_
 
 from aift_ray.parallel.torch_compat import bare_copy
+
+Layout = tuple[DeviceMesh, tuple[Placement, ...]]
+Alike = dict[tuple[Layout | None, torch.device], list[torch.Tensor]]
 
 # bytes of gradients sent at once
 _BUCKET = 2**26
@@ -85,7 +90,10 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     matrix the sum then depends, in the fifth digit, on how it is shared out.
     """
     alike = _alike(parameters)
-    squares = [_square([p.grad for p in group], how) for (how, _), group in alike.items()]
+    squares = [
+        _square([p.grad for p in group if p.grad is not None], how)
+        for (how, _), group in alike.items()
+    ]
     # one after the other where they lie on several devices
     return sum((s.to(squares[0].device) for s in squares), torch.zeros(())).sqrt()
 
@@ -132,9 +140,9 @@ def sum_gradients(parameters: Iterable[torch.Tensor], group: dist.ProcessGroup |
                 bucket = []
 
 
-def _alike(parameters: Iterable[torch.Tensor]) -> dict[Any, list[torch.Tensor]]:
+def _alike(parameters: Iterable[torch.Tensor]) -> Alike:
     """Parameters with gradients, by how and where these lie."""
-    found: dict[Any, list[torch.Tensor]] = {}
+    found: Alike = {}
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
@@ -143,9 +151,9 @@ def _alike(parameters: Iterable[torch.Tensor]) -> dict[Any, list[torch.Tensor]]:
     return found
 
 
-def _square(gradients: list[Any], how: Any) -> torch.Tensor:
+def _square(gradients: list[torch.Tensor], how: Layout | None) -> torch.Tensor:
     """The sum of squares of gradients that are all spread as `how`, in double precision."""
-    own = [g.to_local() if how else g for g in gradients]
+    own = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     square = torch.stack([_sum_of_squares(g) for g in own]).sum()
     if how is None:
         return square

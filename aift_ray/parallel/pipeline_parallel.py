@@ -28,7 +28,7 @@ from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, S
 from aift_ray.parallel.torch_model import Scale, TorchModel
 
 if TYPE_CHECKING:
-    pass
+    from transformers import Cache
 
 # batches that a stage may be ahead of the next one in an evaluation
 _AHEAD = 4
@@ -253,7 +253,7 @@ class Pipeline(LossModel):
             sum_gradients([self._shared], self._ends)
 
     def _logits(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, **given: object
+        self, input_ids: torch.Tensor, past_key_values: Cache | None = None, **given: object
     ) -> CausalLMOutputWithPast:
         """What the model's forward gives while it generates: logits of the last position."""
         known = ("attention_mask", "position_ids", "use_cache")
@@ -272,7 +272,7 @@ class Pipeline(LossModel):
         dist.broadcast(logits, leader + self._group.model_parallel_size - 1, self._replica)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
-    def _caches(self, first: Any) -> list[Any]:
+    def _caches(self, first: Any) -> list[Cache | None]:
         """A cache a stage: each counts the tokens of all blocks by itself."""
         if first is None:
             return [None for _ in self._own]
@@ -281,8 +281,8 @@ class Pipeline(LossModel):
         return [first, *first.of_later_stages]
 
 
-def _each(values: Any, act: Callable[[torch.Tensor], object]) -> Any:
+def _each(values: Mapping[str, Any] | torch.Tensor, act: Callable[[torch.Tensor], object]) -> Any:
     """What `act` makes of each tensor of dictionaries in dictionaries."""
-    if isinstance(values, dict):
+    if isinstance(values, Mapping):
         return {name: _each(part, act) for name, part in values.items()}
     return act(values)

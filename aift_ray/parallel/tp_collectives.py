@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import FunctionCtx
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import pad
 
@@ -61,12 +62,16 @@ def _lengthened(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
     return pad(tensor.movedim(dim, -1), (0, missing)).movedim(-1, dim)
 
 
+class _CrossingContext(FunctionCtx):
+    back: Change
+
+
 class _Crossing(torch.autograd.Function):
     """Between what a worker has and what all have: one way forward, the other way back."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _CrossingContext,
         value: torch.Tensor,
         there: Change,
         back: Change,
@@ -75,7 +80,9 @@ class _Crossing(torch.autograd.Function):
         return there(value)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(
+        ctx: _CrossingContext, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
         return ctx.back(gradients[0]), None, None
 
 

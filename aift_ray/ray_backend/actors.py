@@ -13,13 +13,14 @@ from aift_ray.engine.run_errors import short
 from aift_ray.errors import AiftError, WorkersLost
 from aift_ray.runs import worker_env
 
+S = TypeVar("S", contravariant=True)
 T = TypeVar("T", covariant=True)
 
 
-class Runner(Protocol[T]):
+class Runner(Protocol[S, T]):
     """What an actor holds."""
 
-    def run(self, share: Any) -> Iterator[T]:
+    def run(self, share: S) -> Iterator[T]:
         """The results of a share, as they come."""
 
     def notes(self) -> list[str]:
@@ -27,11 +28,13 @@ class Runner(Protocol[T]):
 
 
 class _Actor:
-    def __init__(self, make: Callable[[], Runner[Any]], secrets: worker_env.Secrets) -> None:
+    def __init__(
+        self, make: Callable[[], Runner[object, object]], secrets: worker_env.Secrets
+    ) -> None:
         os.environ.update(secrets.values)
         self._runner = make()
 
-    def run(self, share: Any) -> Iterator[Any]:
+    def run(self, share: object) -> Iterator[object]:
         yield from self._runner.run(share)
 
     def notes(self) -> list[str]:
@@ -39,7 +42,7 @@ class _Actor:
 
 
 def stream(
-    make: Callable[[], Runner[T]], shares: Sequence[Any], cpus: int, gpus: int, notes: list[str]
+    make: Callable[[], Runner[S, T]], shares: Sequence[S], cpus: int, gpus: int, notes: list[str]
 ) -> Iterator[T]:
     """The results of all shares, each on an actor of its own.
 

@@ -13,13 +13,15 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aift_ray.errors import AiftError, UserError
 from aift_ray.ray_backend import ray_compat, serve_compat
 from aift_ray.ray_backend.serve_options import NAME
 
 if TYPE_CHECKING:
+    from ray.serve import Application
+
     from aift_ray.config import ServeConfig
     from aift_ray.serving.startup import Checked
 
@@ -119,7 +121,7 @@ def wait_for_controller(started: Future[None]) -> None:
         started.result()
 
 
-def run(application: Any, start: ServerStart, tell: Callable[[str], None]) -> None:
+def run(application: Application, start: ServerStart, tell: Callable[[str], None]) -> None:
     """Start the replicas of an application and wait until they answer.
 
     Args:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -23,6 +23,9 @@ from aift_ray.config import TuneConfig
 from aift_ray.engine.metrics import STOP
 from aift_ray.ray_backend.ray_train_compat import compared_by, rungs
 from aift_ray.sweep.trial import DONE, STOPPED, Trial
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as RayTrial
 
 # in the folder of a trial that was asked to stop
 ASKED = ".stopped"
@@ -39,7 +42,7 @@ class _Known:
 class _Graceful:
     """A scheduler whose losers end by themselves."""
 
-    def on_trial_result(self, controller: object, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: object, trial: RayTrial, result: dict[str, Any]) -> str:
         """Ask a trial that is to be stopped to stop."""
         folder = trial.config["job"].output
         if (folder / ASKED).exists() or "problem" in result:
@@ -63,7 +66,7 @@ class _Graceful:
             if self.decide(None, known, result) == TrialScheduler.STOP:
                 return
 
-    def decide(self, controller: object, trial: object, result: dict[str, Any]) -> str:
+    def decide(self, controller: object, trial: RayTrial | _Known, result: dict[str, Any]) -> str:
         """Whether a trial with this evaluation stops or continues."""
         metric, mode = compared_by(self)
         if not math.isfinite(result.get(metric, 0.0)):
@@ -81,7 +84,7 @@ class _Asha(_Graceful, ASHAScheduler):  # type: ignore[misc]
         for bracket in rungs(self):
             bracket.cutoff = partial(_lowered, bracket.cutoff, tolerance)
 
-    def decide(self, controller: object, trial: Any, result: dict[str, Any]) -> str:
+    def decide(self, controller: object, trial: RayTrial | _Known, result: dict[str, Any]) -> str:
         """As ASHA does, and by the untrained model."""
         metric, mode = compared_by(self)
         decided, score = super().decide(controller, trial, result), result.get(metric)

@@ -111,7 +111,7 @@ class Environments:
         raise RewardError(f"environment {self._name}, row {row}, turn {len(answers)}: {what}")
 
 
-def _messages(reply: Any) -> list[dict[str, Any]] | None:
+def _messages(reply: str | Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     if reply is None:
         return None
     return [{"role": "user", "content": reply}] if isinstance(reply, str) else list(reply)

@@ -91,7 +91,9 @@ class RewardModel:
         scores: list[float] = self._model(**given).logits[:, 0].float().tolist()
         return scores
 
-    def _ids(self, row: int, prompt: object, completion: Completion, tools: object) -> list[int]:
+    def _ids(
+        self, row: int, prompt: Completion, completion: Completion, tools: object
+    ) -> list[int]:
         try:
             encoded = self._encoder.encode(_example(prompt, completion, tools))
         except (RowError, WrongRow) as error:
@@ -108,7 +110,7 @@ class RewardModel:
         return fitted[0].ids
 
 
-def _example(prompt: Any, completion: Completion, tools: Any) -> Example:
+def _example(prompt: Completion, completion: Completion, tools: object) -> Example:
     if isinstance(prompt, str):
         said = completion if isinstance(completion, str) else str(completion[-1]["content"])
         return Example("prompt", "", 0, instruction=prompt, output=said)

@@ -57,14 +57,14 @@ class UrlJudge:
                     raise Refused(str(error), row) from None
         return found
 
-    def _grade(self, prompt: object, completion: Completion, right: object) -> float | None:
+    def _grade(self, prompt: Completion, completion: Completion, right: object) -> float | None:
         shown = None if right is None else str(right[0] if isinstance(right, list) else right)
         text = grade_prompt(self._judge, _question(prompt), answer_of(completion), shown)
         choice = self._api.chat([{"role": "user", "content": text}], {"temperature": 0})
         return read_grade(str(choice["message"]["content"] or ""), self._judge)
 
 
-def _question(prompt: Any) -> str:
+def _question(prompt: Completion) -> str:
     """A prompt as the judge is shown it: the last question, or the whole conversation."""
     if isinstance(prompt, str):
         return prompt

@@ -9,7 +9,7 @@ import math
 import numbers
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _number(value: object, row: int) -> float | None:
     return number
 
 
-async def _awaited(found: Any) -> Any:
+async def _awaited(found: Awaitable[object]) -> object:
     return await found
 
 

@@ -12,7 +12,7 @@ from aift_ray.models import hub
 from aift_ray.runs.row_layout import global_batch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from aift_ray.data.token_rows import TokenRows
 
@@ -21,7 +21,7 @@ _ROWS = 100
 
 
 def settled(
-    config: RunConfig, model_config: object, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What the workers are told of it: `pad_id` of a Job.
 
@@ -47,7 +47,7 @@ def settled(
     }
 
 
-def prompt_room(config: RunConfig, model_config: object, workers: int) -> int | None:
+def prompt_room(config: RunConfig, model_config: PreTrainedConfig, workers: int) -> int | None:
     """Tokens that a prompt may have, where completions are generated; None: they are not.
 
     Raises:

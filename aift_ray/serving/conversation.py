@@ -22,10 +22,10 @@ class ContentPart(OpenAIBody):
     text: Text | None = None
     refusal: Text | None = None
     # what other servers are told of their caches
-    cache_control: Any = None
-    prompt_cache_breakpoint: Any = None
+    cache_control: object = None
+    prompt_cache_breakpoint: object = None
     # what clients repeat of an answer's
-    annotations: Any = None
+    annotations: object = None
 
     @model_validator(mode="after")
     def _holds_its_kind(self) -> Self:
@@ -46,7 +46,7 @@ class CalledFunction(OpenAIBody):
     name: FunctionName
     arguments: Text = "{}"
     # of a stream as OpenAI's client collects it
-    parsed_arguments: Any = None
+    parsed_arguments: object = None
 
     @field_validator("arguments")
     @classmethod
@@ -72,7 +72,7 @@ class ToolCall(OpenAIBody):
     type: Literal["function"] = "function"
     function: CalledFunction
     # its place among the calls of a stream
-    index: Any = None
+    index: object = None
 
     def for_template(self) -> dict[str, Any]:
         """As templates read it, the arguments as an object."""
@@ -98,15 +98,15 @@ class ChatMessage(OpenAIBody):
     # OpenAI's older form of tool_calls; no answer here has one
     function_call: None = None
     # what a client repeats of an answer, or tells other servers; no template reads it
-    id: Any = None
-    annotations: Any = None
-    audio: Any = None
-    parsed: Any = None
+    id: object = None
+    annotations: object = None
+    audio: object = None
+    parsed: object = None
     # what litellm and others add to the answers that they hand on
-    provider_specific_fields: Any = None
-    reasoning_details: Any = None
-    thinking_blocks: Any = None
-    cache_control: Any = None
+    provider_specific_fields: object = None
+    reasoning_details: object = None
+    thinking_blocks: object = None
+    cache_control: object = None
     content: Text | list[ContentPart] | None = Field(default=None, validate_default=True)
 
     @field_validator("content")
@@ -167,7 +167,7 @@ class Tool(OpenAIBody):
 
     type: Literal["function"]
     function: Function
-    cache_control: Any = None
+    cache_control: object = None
 
     def for_template(self) -> dict[str, Any]:
         """As templates read it."""

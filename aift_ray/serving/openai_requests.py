@@ -21,7 +21,7 @@ class StreamOptions(OpenAIBody):
 
     include_usage: bool | None = None
     # OpenAI's protection against who listens to the sizes of encrypted packets
-    include_obfuscation: Any = None
+    include_obfuscation: object = None
 
 
 class JsonSchema(OpenAIBody):
@@ -64,15 +64,15 @@ class _Sampled(OpenAIBody):
     stop: Stop | Stops | None = None
     response_format: ResponseFormat | None = None
     # taken without effect: they speak of the caller's account or of how OpenAI runs things
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    parallel_tool_calls: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
+    user: object = None
+    metadata: object = None
+    store: object = None
+    service_tier: object = None
+    parallel_tool_calls: object = None
+    prompt_cache_key: object = None
+    prompt_cache_options: object = None
+    prompt_cache_retention: object = None
+    safety_identifier: object = None
 
     def stops(self) -> list[str]:
         """The stop strings."""

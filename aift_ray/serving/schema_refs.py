@@ -42,7 +42,7 @@ def check_references(schema: Node) -> None:
         raise CycleError(next((node["$ref"] for node in endless if "$ref" in node), "#"))
 
 
-def _nodes(part: Any) -> Iterator[Node]:
+def _nodes(part: Node | list[Any]) -> Iterator[Node]:
     if isinstance(part, dict):
         yield part
     for each in part.values() if isinstance(part, dict) else part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ import numpy.typing as npt
 from aift_ray.config import TuneConfig
 from aift_ray.sweep.results import settings_of
 from aift_ray.sweep.trial import DONE, Trial, best
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOTS = "plots"
 Floats = npt.NDArray[np.float64]
@@ -103,7 +107,7 @@ def _style(trial: Trial, first: Trial | None) -> dict[str, Any]:
     return {"color": _OTHER, "linewidth": 1.1, "zorder": 1}
 
 
-def _legend(axes: Any, first: Trial | None, **place: object) -> None:
+def _legend(axes: Axes | Figure, first: Trial | None, **place: Any) -> None:
     from matplotlib.lines import Line2D
 
     kinds = {_BEST: f"best: trial {first.number}"} if first else {}

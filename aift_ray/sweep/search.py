@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aift_ray.config import TuneConfig
 from aift_ray.sweep.space import Choices, Dimension, Space
+
+if TYPE_CHECKING:
+    import optuna
 
 _DEFAULT_TRIALS = 10
 # draws of a random trial until it is none that there was
@@ -107,7 +110,7 @@ class OptunaSearch(Search):
             self._study.tell(trial, state=self._pruned)
 
 
-def _suggested(trial: Any, dimension: Dimension) -> float:
+def _suggested(trial: optuna.Trial, dimension: Dimension) -> float:
     if dimension.is_list:
         return int(trial.suggest_categorical(dimension.key, list(range(len(dimension.values)))))
     if dimension.kind == "randint":

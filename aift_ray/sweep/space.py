@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,12 +246,12 @@ def _list_problems(kind: str, options: object, name: str, beside: bool) -> Itera
         yield from _problems(option, name)
 
 
-def _bounds(kind: str, given: Any) -> tuple[float, ...]:
+def _bounds(kind: str, given: Sequence[float | str]) -> tuple[float, ...]:
     # 1e-4 without a point is a string in YAML
     return tuple(int(bound) if kind == "randint" else float(bound) for bound in given)
 
 
-def _bound_problems(kind: str, given: Any, name: str) -> Iterator[Problem]:
+def _bound_problems(kind: str, given: Sequence[float | str], name: str) -> Iterator[Problem]:
     try:
         least, most = _bounds(kind, given)
         if not (math.isfinite(least) and math.isfinite(most)) or (least, most) != tuple(

@@ -6,12 +6,15 @@ import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aift_ray.errors import Problem
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.lm_eval_compat import filter_names
 from aift_ray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task as LmEvalTask
 
 PREFIX = "lm_eval:"
 
@@ -85,7 +88,7 @@ def load(
     return found
 
 
-def _described(task: Any) -> tuple[int, list[str]]:
+def _described(task: LmEvalTask) -> tuple[int, list[str]]:
     """Rows of a task of the harness, and the names of its scores."""
     better, filters = task.higher_is_better(), filter_names(task)
     means = [

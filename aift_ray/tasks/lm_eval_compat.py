@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 
-def filter_names(task: Any) -> list[str]:
+def filter_names(task: Task) -> list[str]:
     """Names of the filters of a task of the harness.
 
     Missing: a task's configuration does not name the filter that a task without filters has.

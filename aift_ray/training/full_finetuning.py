@@ -10,6 +10,7 @@ from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args
+from aift_ray.training.train_rows import Items
 from aift_ray.training.trainer import Trainer, check_full
 
 
@@ -39,8 +40,8 @@ class FullFinetuningTrainer(Trainer):
         self,
         model: BaseModel,
         config: TrainingConfig,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Items | None = None,
+        eval_dataset: Items | None = None,
         use_accelerate: bool = True,
         *,
         callbacks: Sequence[Any] = (),

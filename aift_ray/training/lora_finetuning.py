@@ -20,6 +20,7 @@ from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.training import trainer_args
 from aift_ray.training.peft_config import as_own
+from aift_ray.training.train_rows import Items
 from aift_ray.training.trainer import Trainer
 
 __all__ = ["LoRAConfig", "LoRAFinetuningTrainer"]
@@ -52,8 +53,8 @@ class LoRAFinetuningTrainer(Trainer):
         model: BaseModel,
         lora_config: LoRAConfig | LoraConfig,
         training_config: TrainingConfig,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Items | None = None,
+        eval_dataset: Items | None = None,
         *,
         callbacks: Sequence[Any] = (),
         data: DataConfig | Mapping[str, Any] | None = None,

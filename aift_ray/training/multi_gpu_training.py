@@ -18,6 +18,7 @@ from aift_ray.errors import check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.train_rows import Items
 from aift_ray.training.trainer import Trainer
 
 __all__ = ["AdvancedMultiGPUTrainer", "MultiGPUTrainingConfig"]
@@ -47,8 +48,8 @@ class AdvancedMultiGPUTrainer(Trainer):
         self,
         model: BaseModel,
         config: MultiGPUTrainingConfig,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Items | None = None,
+        eval_dataset: Items | None = None,
         *,
         lora_config: LoRAConfig | LoraConfig | None = None,
         callbacks: Sequence[Any] = (),

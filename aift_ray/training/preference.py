@@ -14,6 +14,7 @@ from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.train_rows import Items
 from aift_ray.training.trainer import Trainer, check_full
 
 # which other trainer has an objective
@@ -52,8 +53,8 @@ class PreferenceTrainer(Trainer):
         model: BaseModel,
         lora_config: LoRAConfig | LoraConfig | None,
         training_config: TrainingConfig,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Items | None = None,
+        eval_dataset: Items | None = None,
         *,
         objective: str = "dpo",
         preference: PreferenceConfig | Mapping[str, Any] | None = None,

@@ -15,6 +15,7 @@ from aift_ray.errors import ConfigError, Problem, check_arguments
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args
 from aift_ray.training.lora_finetuning import lora_sections
+from aift_ray.training.train_rows import Items
 from aift_ray.training.trainer import Trainer, check_full
 
 Reward = str | Callable[..., Any]
@@ -51,8 +52,8 @@ class GRPOTrainer(Trainer):
         lora_config: LoRAConfig | LoraConfig | None,
         training_config: TrainingConfig,
         reward: Reward | Sequence[Reward],
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Items | None = None,
+        eval_dataset: Items | None = None,
         *,
         grpo: GRPOConfig | Mapping[str, Any] | None = None,
         callbacks: Sequence[Any] = (),
@@ -104,7 +105,7 @@ class GRPOTrainer(Trainer):
         return config, sections, trainer_args.here(config, self.options)
 
 
-def _named(reward: Any) -> str:
+def _named(reward: Reward) -> str:
     """A reward as the command line names it."""
     if isinstance(reward, str):
         return reward

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from aift_ray.data import memory_rows
 from aift_ray.data.memory_rows import Held
 from aift_ray.data.text_dataset import IGNORED, TextDataset, check_texts
@@ -14,6 +16,8 @@ from aift_ray.errors import DataError, Problem
 from aift_ray.models import hub
 
 Rows = list[str] | list[dict[str, Any]]
+# torch's, Hugging Face's, or any other
+Items = Dataset[Any] | Iterable[Any]
 _TOKENS = "input_ids"
 _EXPECTED = "give str, a row (dict), or a dict with input_ids"
 
@@ -24,7 +28,7 @@ def held_texts(rows: Rows, name: str) -> Held:
     return memory_rows.as_lines(rows)
 
 
-def held_dataset(dataset: object, name: str, model: str) -> Held:
+def held_dataset(dataset: Items, name: str, model: str) -> Held:
     """The items of a dataset: texts, rows, or token ids.
 
     Args:
@@ -56,7 +60,7 @@ def held_dataset(dataset: object, name: str, model: str) -> Held:
     return memory_rows.as_tokens(rows)
 
 
-def max_length(dataset: object) -> int | None:
+def max_length(dataset: Items | None) -> int | None:
     """Tokens of an item of a `TextDataset`, and of what is derived from it."""
     return dataset.max_length if isinstance(dataset, TextDataset) else None
 

@@ -11,6 +11,7 @@ from aift_ray.config import TrainingConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.base_model import BaseModel
 from aift_ray.training import trainer_args, trainer_run
+from aift_ray.training.train_rows import Items
 
 
 class Trainer(ABC):
@@ -25,8 +26,8 @@ class Trainer(ABC):
     def __init__(
         self,
         model: BaseModel,
-        train_dataset: Any,
-        eval_dataset: Any,
+        train_dataset: Items | None,
+        eval_dataset: Items | None,
         options: trainer_args.TrainerOptions,
     ) -> None:
         self.model, self.options = model, options

@@ -12,7 +12,7 @@ from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.data import memory_rows
 from aift_ray.data.memory_rows import Held
 from aift_ray.errors import ConfigError, Problem, check_arguments
-from aift_ray.training.train_rows import Rows, held_dataset, held_texts, max_length
+from aift_ray.training.train_rows import Items, Rows, held_dataset, held_texts, max_length
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class TrainerRows:
 
     texts: Rows | None
     eval_texts: Rows | None
-    dataset: Any
-    eval_dataset: Any
+    dataset: Items | None
+    eval_dataset: Items | None
 
     def settings(self, data: dict[str, Any], model: str) -> tuple[dict[str, Any], dict[str, Held]]:
         """The data section, and the rows that it names.
@@ -93,7 +93,7 @@ class TrainerRows:
         return found, rows
 
 
-def section(name: str, settings: Any) -> dict[str, Any]:
+def section(name: str, settings: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
     """What was set of a section of the configuration, given as a section or as a mapping.
 
     Raises:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aift_ray.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
+    from jinja2.parser import Parser
 
 _SETTING = "data.chat_template"
 
@@ -19,7 +23,7 @@ class _Generation(Extension):
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
-    def parse(self, parser: Any) -> Any:
+    def parse(self, parser: Parser) -> list[nodes.Node]:
         """The statements within, as if they stood alone."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.data.examples import Fault
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.row_schema import ROW_KEYS
 from aift_ray.data.readers.tabular import find_columns, refuse_double
 from aift_ray.data.readers.text_lines import WrongFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BATCH_ROWS = 512
 
@@ -84,7 +87,7 @@ def _batched_rows(batches: Iterator[Any], columns: dict[str, str]) -> Iterator[R
         first += batch.num_rows
 
 
-def _python_rows(batch: Any, first: int) -> list[dict[str, object]]:
+def _python_rows(batch: pa.RecordBatch, first: int) -> list[dict[str, object]]:
     try:
         rows: list[dict[str, object]] = batch.to_pylist()
     except UnicodeDecodeError:
@@ -112,7 +115,7 @@ def _without_nulls(value: object) -> Any:
     return [_without_nulls(held) for held in value] if isinstance(value, list) else value
 
 
-def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
+def _typed_columns(schema: pa.Schema, path: Path, reading: Reading) -> dict[str, str]:
     """{key of a row: the column that holds it}, each of the type that the key needs."""
     if reading.any_row:
         refuse_double(schema.names)
@@ -133,7 +136,7 @@ def _typed_columns(schema: Any, path: Path, reading: Reading) -> dict[str, str]:
     return columns | more
 
 
-def _is_text(found: Any) -> bool:
+def _is_text(found: pa.DataType) -> bool:
     from pyarrow import types
 
     if types.is_dictionary(found):

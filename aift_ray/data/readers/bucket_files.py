@@ -8,7 +8,6 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
@@ -53,7 +52,7 @@ def _problem(uri: str, what: str) -> Problem:
     return Problem(_PRIVATE.sub("", uri), what, remedy)
 
 
-def _entries(files: Any, path: str) -> list[Any]:
+def _entries(files: fs.FileSystem, path: str) -> list[fs.FileInfo]:
     """The files that a path names: itself, or those directly inside."""
     entry = files.get_file_info(path)
     if entry.type == fs.FileType.File:
@@ -66,7 +65,7 @@ def _entries(files: Any, path: str) -> list[Any]:
     return sorted(rows, key=lambda each: str(each.path))
 
 
-def _fetched(files: Any, entry: Any, cache: Path) -> Path:
+def _fetched(files: fs.FileSystem, entry: fs.FileInfo, cache: Path) -> Path:
     about = f"{files.type_name} {entry.path} {entry.size} {entry.mtime_ns}"
     folder = cache / "remote" / hashlib.sha256(about.encode()).hexdigest()[:16]
     final = folder / str(entry.base_name)

@@ -7,12 +7,17 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.data.examples import Fault
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.tabular import table_form
 from aift_ray.data.readers.text_lines import WrongFile
+
+if TYPE_CHECKING:
+    from openpyxl import Workbook
+    from openpyxl.cell import Cell
+    from openpyxl.worksheet.worksheet import Worksheet
 
 # a workbook with a password, and those of Excel before 2007
 _OLD = b"\xd0\xcf\x11\xe0"
@@ -63,7 +68,7 @@ def _workbook(path: Path, values: bool) -> Any:
         raise WrongFile(reason, "save it again as .xlsx") from None
 
 
-def _sheet(book: Any, reading: Reading) -> Any:
+def _sheet(book: Workbook, reading: Reading) -> Worksheet:
     """The sheet that is meant."""
     names = [sheet.title for sheet in book.worksheets]
     if reading.sheet is not None:
@@ -81,11 +86,13 @@ def _sheet(book: Any, reading: Reading) -> Any:
     return filled[0]
 
 
-def _filled(sheet: Any) -> bool:
+def _filled(sheet: Worksheet) -> bool:
     return any(cell.value not in (None, "") for row in sheet.iter_rows() for cell in row)
 
 
-def _rows(path: Path, reading: Reading, sheet: Any, formulas: Any) -> Iterator[RawRow | Fault]:
+def _rows(
+    path: Path, reading: Reading, sheet: Worksheet, formulas: Worksheet
+) -> Iterator[RawRow | Fault]:
     names: list[str] = []
     keys: dict[int, str] = {}
     pairs = zip(sheet.iter_rows(), formulas.iter_rows(), strict=True)
@@ -121,7 +128,7 @@ def _header(
         raise
 
 
-def _name(cell: Any) -> str:
+def _name(cell: Cell) -> str:
     """The name of a column; a date is one as well as any other."""
     try:
         return _text(cell, cell)
@@ -129,11 +136,11 @@ def _name(cell: Any) -> str:
         return str(cell.value or "")
 
 
-def _is_blank(cell: Any) -> bool:
+def _is_blank(cell: Cell) -> bool:
     return cell.value is None or (isinstance(cell.value, str) and not cell.value.strip())
 
 
-def _text(cell: Any, written: Any) -> str:
+def _text(cell: Cell, written: Cell) -> str:
     """What a cell shows; `written` is the same cell with its formula.
 
     Raises:

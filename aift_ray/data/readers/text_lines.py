@@ -7,7 +7,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from aift_ray.data import memory_rows
 from aift_ray.data.readers.reader_options import PLAIN, Reading
@@ -19,6 +19,10 @@ from aift_ray.data.readers.text_encoding import (
     detect,
     wrong_bytes,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from _typeshed import WriteableBuffer
 
 __all__ = ["PACKED", "WrongEncoding", "WrongFile", "open_bytes", "read_lines", "read_pieces"]
 
@@ -59,19 +63,20 @@ def _open_zstd(path: Path) -> BinaryIO:
 class _Zstd(io.RawIOBase):
     """Bytes of a stream of pyarrow, whose errors are told as those of the file."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: pa.NativeFile) -> None:
         self._stream = stream
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
         try:
-            data = self._stream.read(len(buffer))
+            data = self._stream.read(len(view))
         except OSError as error:
             remedy = "pack the file again, or name it without .zst"
             raise WrongFile(f"can't be unpacked as zstd: {error}", remedy) from None
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         return len(data)
 
 

@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    PreTrainedConfig,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from aift_ray.config import GRPOConfig
 from aift_ray.engine.grpo.packed_layers import packed
+from aift_ray.models.decoder import causal_model
 from aift_ray.serving.engines.transformers.kv_cache import RowsCache
 
 # tokens of prompts that are read together
@@ -65,12 +68,13 @@ class CompletionGenerator:
     def __init__(
         self,
         decode: Callable[..., Any],
-        model: Any,
+        model: nn.Module,
         how: GRPOConfig,
         stop_ids: Sequence[int],
         device: torch.device,
     ) -> None:
         self._decode, self._model, self._how, self._device = decode, model, how, device
+        self._config: PreTrainedConfig = causal_model(model).config
         self._stops = torch.tensor(list(stop_ids), device=device)
         self._pad = stop_ids[0]
         self._warpers = LogitsProcessorList()
@@ -106,7 +110,7 @@ class CompletionGenerator:
         self, prompts: Sequence[np.ndarray], repeats: Sequence[int]
     ) -> tuple[RowsCache, torch.Tensor]:
         """The keys and values of prompts, each as often as it is completed, and the next logits."""
-        cache, logits = RowsCache(self._model.config), []
+        cache, logits = RowsCache(self._config), []
         longest = max(len(prompt) for prompt in prompts)
         size = max(1, _READ // longest)
         for start in range(0, len(prompts), size):
@@ -120,7 +124,7 @@ class CompletionGenerator:
                 ]
             )
             places = torch.arange(width)[None] - torch.tensor(front)[:, None]
-            read = RowsCache(self._model.config)
+            read = RowsCache(self._config)
             found = self._forward(torch.from_numpy(ids.astype(np.int64)), places, read)
             rows = np.repeat(np.arange(len(part)), repeats[start : start + size]).tolist()
             read.keep(rows, width)

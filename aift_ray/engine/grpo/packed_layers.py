@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from aift_ray.serving.engines.transformers.packed_weights import PackedLinear, gains
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,7 +45,7 @@ def packed(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _faster(module: Any, narrow: torch.dtype | None) -> Iterator[tuple[Any, Forward]]:
+def _faster(module: nn.Module, narrow: torch.dtype | None) -> Iterator[tuple[Any, Forward]]:
     """The layers inside `module`, and itself, that something computes faster."""
     forward = None
     if type(module) is nn.Linear and "forward" not in vars(module):
@@ -64,7 +67,7 @@ def _linear(module: nn.Linear, narrow: torch.dtype | None) -> Forward | None:
     return lambda states: product(states.to(weight.dtype))
 
 
-def _adapted(module: Any, narrow: torch.dtype | None) -> Forward | None:
+def _adapted(module: LoraLayer, narrow: torch.dtype | None) -> Forward | None:
     """A layer with one ordinary adapter, whose first weights are in the product of its own."""
     from peft.tuners.lora import Linear
 

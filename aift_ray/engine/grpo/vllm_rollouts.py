@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from aift_ray.models.load import skeleton
 from aift_ray.models.lora.attach import add_adapters
 from aift_ray.serving.engines.adapter_store import KeptAdapters
 from aift_ray.serving.engines.vllm.vllm_options import cpu_cache
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
 
 _NAME, _WEIGHTS = "policy", "adapter_model.safetensors"
 
@@ -73,7 +77,7 @@ class VllmRolloutEngine:
         self._peft.base_model_name_or_path = job.location
         self._kept = KeptAdapters(job.location)
         weakref.finalize(self, self._kept.close)
-        self._asked: Any = None
+        self._asked: LoRARequest | None = None
         self._episodes: EpisodeGenerator | None = None
         if how.environment is not None:
             self._episodes = episodes_of(how, job.load_tokenizer(), job.stop_ids)
@@ -141,7 +145,7 @@ def _ranks() -> tuple[int, ...]:
     return ranks
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: CompletionOutput) -> Completion:
     ids = np.array(output.token_ids, np.int32)
     pairs = zip(output.token_ids, output.logprobs, strict=True)
     logps = np.array([each[token].logprob for token, each in pairs], np.float32)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import masking_utils
@@ -14,6 +14,9 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families.refusals import PADDED, refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     return packed(documents), packed(documents)
 
 
-def recompute_activations(model: Any) -> None:
+def recompute_activations(model: PreTrainedModel) -> None:
     """Compute the activations of a model's blocks again in the backward pass."""
     # the transformers that vLLM needs has the older name alone
     newer = getattr(model, "activation_checkpointing_enable", None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
-def unpacked(weight: torch.Tensor, quant_state: Any) -> torch.Tensor:
+
+def unpacked(weight: torch.Tensor, quant_state: QuantState) -> torch.Tensor:
     """A 4-bit weight as it was before a CPU's kernels packed it.
 
     Missing: a layer unpacks its weight in the places alone where bitsandbytes saves it.

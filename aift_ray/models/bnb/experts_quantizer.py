@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -16,12 +16,15 @@ from aift_ray.models.bnb.experts_4bit import METHOD, STATE, WHOLE, quantized
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.families.experts import expert_parameters
 
+if TYPE_CHECKING:
+    from bitsandbytes.nn.modules import Params4bit
+
 
 class _Quantize(Bnb4bitQuantize):
     """Quantizes each stack of experts as soon as it is read."""
 
     def convert(  # type: ignore[override]
-        self, input_dict: dict[str, Any], model: Any = None, **more: Any
+        self, input_dict: dict[str, Any], model: PreTrainedModel | None = None, **more: Any
     ) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         how = shards_4bit.present()
@@ -33,8 +36,9 @@ class _Quantize(Bnb4bitQuantize):
                 continue
             found |= super().convert({name: weight}, model=model, **more)
             if how:
+                assert model is not None
                 owner, own = name.rsplit(".", 1)
-                _keep_shard(model.get_submodule(owner), own, found[name], how)
+                _keep_shard(model.get_submodule(owner), own, cast("Params4bit", found[name]), how)
         return found
 
     def _of_experts(self, weight: torch.Tensor, how: Loading | None) -> nn.Parameter:
@@ -51,11 +55,12 @@ class _Quantize(Bnb4bitQuantize):
         return parameter
 
 
-def _keep_shard(layer: nn.Module, name: str, weight: Any, how: Loading) -> None:
+def _keep_shard(layer: nn.Module, name: str, weight: Params4bit, how: Loading) -> None:
     """Leave of a freshly quantized weight of a linear layer the shard of this worker."""
     rows = len(weight)
     weight.data = how.shard(weight.data)
     # the layer's own is the same
+    assert weight.quant_state is not None
     weight.quant_state.to("cpu")
     if len(weight) != rows:
         shards_4bit.note(layer, name, rows)

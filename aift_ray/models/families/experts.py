@@ -6,7 +6,7 @@ transformers holds all experts of a block as 3-D parameters (experts, out, in) o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -14,6 +14,9 @@ from aift_ray.config import LoRAConfig
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.families.refusals import has_experts, is_llama_like, refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,7 +42,7 @@ def _stacks(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Parameter]]:
     }
 
 
-def _counts_experts(model: Any) -> bool:
+def _counts_experts(model: PreTrainedModel) -> bool:
     """Whether a model's configuration has a number of experts above one."""
     numbers = model.config.get_text_config().to_dict()
     return any("experts" in key and isinstance(n, int) and n > 1 for key, n in numbers.items())

@@ -11,7 +11,11 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
 
 TABLE = Path(__file__).parents[1] / "tables" / "families.csv"
 
@@ -98,7 +102,7 @@ class Refusal:
     layout: str | None = None
 
 
-def family_of(config: Any) -> str:
+def family_of(config: PreTrainedConfig) -> str:
     """The model type of what is computed of a configuration: mostly that of its language model.
 
     Of a wrapper that AutoModelForCausalLM does not know it is the wrapper's, whose class is taken.
@@ -113,7 +117,7 @@ def family_of(config: Any) -> str:
     return str(text.model_type)
 
 
-def without_noise(model: Any) -> None:
+def without_noise(model: nn.Module) -> None:
     """Let the routers of a model that is trained add no random numbers."""
     for module in model.modules():
         for name in (NOISE, "jitter_noise"):
@@ -121,7 +125,7 @@ def without_noise(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def not_applied(config: Any) -> list[str]:
+def not_applied(config: PreTrainedConfig) -> list[str]:
     """What of a model's configuration has no effect in training, in words."""
     noise = getattr(config.get_text_config(decoder=True), NOISE, None)
     if not noise:
@@ -131,20 +135,20 @@ def not_applied(config: Any) -> list[str]:
     ]
 
 
-def attention_of(config: object) -> Attention:
+def attention_of(config: PreTrainedConfig) -> Attention:
     """The attention that a family is computed with, where it is only asked; eager if unknown."""
     found = known(config)
     return found.attention if isinstance(found, Support) else "eager"
 
 
-def layer_kinds(config: Any) -> frozenset[str]:
+def layer_kinds(config: PreTrainedConfig) -> frozenset[str]:
     """The kinds of layers of a model that has several, as its configuration names them."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
     return frozenset(map(str, kinds))
 
 
-def known(config: Any) -> Support | Refusal | None:
+def known(config: PreTrainedConfig) -> Support | Refusal | None:
     """What was measured of a model's family; None: nothing, or of other kinds of layers."""
     row, text = table().get(family_of(config)), config.get_text_config(decoder=True)
     if row is None:
@@ -159,7 +163,7 @@ def known(config: Any) -> Support | Refusal | None:
     return found
 
 
-def asks_more(text: Any) -> list[str]:
+def asks_more(text: PreTrainedConfig) -> list[str]:
     """What a configuration turns on or chooses, and the measured one of its family did not."""
     usual = type(text)().to_dict() | FEATURES
     return sorted(
@@ -184,7 +188,7 @@ def _turned_on(name: str, value: object, usual: object) -> bool:
     return number and bool(value) and not usual and not _SIZES.search(name)
 
 
-def _is_usual(config: Any, text: Any) -> bool:
+def _is_usual(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
     """Whether a wrapper holds the language model that its family was measured with."""
     if family_of(config) == text.model_type:
         return True

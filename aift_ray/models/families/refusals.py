@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG, of_family
 from aift_ray.models.families import family_support
 from aift_ray.planning.model_shape import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 NO_LAYOUT = "no layout works: no packing, strategy or method computes it (docs/models.md)"
 
@@ -40,7 +43,7 @@ def is_batched(kind: str) -> bool:
     return found is not None and isinstance(found[1], family_support.Support) and found[1].batched
 
 
-def check_layers(config: Any) -> None:
+def check_layers(config: PreTrainedConfig) -> None:
     """Refuse numbers of layers with which transformers' generate fails, with a ModelError."""
     text = config.get_text_config(decoder=True)
     kept, layers = getattr(text, "num_hidden_layers", None), getattr(text, "decoder_layers", None)

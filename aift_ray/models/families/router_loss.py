@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from aift_ray.config import RunConfig
 from aift_ray.errors import Problem
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.families.refusals import has_experts, refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _NAMES = ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
 _REMEDY = "set output_router_logits to false in its config.json"
@@ -97,7 +100,7 @@ def note(model: nn.Module) -> list[str]:
     ]
 
 
-def balances(config: Any) -> bool:
+def balances(config: PreTrainedConfig) -> bool:
     """Whether a model's configuration asks for the auxiliary loss."""
     config = config.get_text_config()
     if not getattr(config, "output_router_logits", False):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from aift_ray.errors import Problem
 from aift_ray.models.families.family_support import family_of
@@ -30,12 +34,13 @@ class RewardHead:
     pad_id: int
 
 
-def scoring_class(config: Any) -> Any:
+def scoring_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """transformers' class of a family that classifies texts; None where there is none."""
-    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    return cast(type[PreTrainedModel] | None, kind)
 
 
-def unfit(config: Any) -> list[Problem]:
+def unfit(config: PreTrainedConfig) -> list[Problem]:
     """Why no model that scores can be made of a family."""
     kind = scoring_class(config)
     if kind is None or is_wrapper(config):
@@ -66,7 +71,7 @@ def without_output(model: PreTrainedModel, names: list[str]) -> list[Problem]:
     return [Problem("lora", f"{what} anyway", "leave it out")]
 
 
-def with_head(config: Any, pad_id: int) -> Any:
+def with_head(config: PreTrainedConfig, pad_id: int) -> PreTrainedConfig:
     """The same configuration, for a model with one output a text; `pad_id` as of `Scored`."""
     config.num_labels = 1
     config.pad_token_id = pad_id

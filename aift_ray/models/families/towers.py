@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -75,7 +73,7 @@ class Absent(nn.Module):
         raise NotImplementedError("the towers of this model were not loaded")
 
 
-def leave_out(model: Any, names: list[str]) -> None:
+def leave_out(model: PreTrainedModel, names: list[str]) -> None:
     """Put stand-ins without weights in the place of the modules `names`."""
     for name in names:
         model.set_submodule(name, Absent(model.get_submodule(name)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora.layer import Linear
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 Cast = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
@@ -20,7 +23,7 @@ def cast_inputs_by(layer: Linear, cast: Cast) -> None:
     replaced._cast_input_dtype = cast
 
 
-def disable_adapters(layer: Any, disabled: bool) -> None:
+def disable_adapters(layer: BaseTunerLayer, disabled: bool) -> None:
     """Have a layer compute without its adapters, or with them.
 
     Missing: `enable_adapters` also changes which weights require gradients.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, Tokens
 
 class _Block(OpenAIBody):
     # what Anthropic's service is told of its cache
-    cache_control: Any = None
+    cache_control: object = None
 
 
 class TextBlock(_Block):
@@ -31,7 +31,7 @@ class ThinkingBlock(OpenAIBody):
 
     type: Literal["thinking"]
     thinking: Text
-    signature: Any = None
+    signature: object = None
 
 
 class ToolUseBlock(_Block):
@@ -43,7 +43,7 @@ class ToolUseBlock(_Block):
     id: Text
     name: FunctionName
     input: JsonObject
-    caller: Any = None
+    caller: object = None
 
 
 class ToolResultBlock(_Block):
@@ -53,7 +53,7 @@ class ToolResultBlock(_Block):
     tool_use_id: Text
     content: Text | list[TextBlock] | None = None
     is_error: bool | None = None
-    toolset_name: Any = None
+    toolset_name: object = None
 
 
 Block = Annotated[
@@ -76,10 +76,10 @@ class AnthropicTool(_Block):
     type: Literal["custom"] | None = None
     description: Text | None = None
     strict: bool | None = None
-    eager_input_streaming: Any = None
+    eager_input_streaming: object = None
     defer_loading: Literal[False] | None = None
-    allowed_callers: Any = None
-    input_examples: Any = None
+    allowed_callers: object = None
+    input_examples: object = None
 
 
 class AnthropicChoice(OpenAIBody):
@@ -88,7 +88,7 @@ class AnthropicChoice(OpenAIBody):
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = None
     # an answer may hold one call or several
-    disable_parallel_tool_use: Any = None
+    disable_parallel_tool_use: object = None
 
 
 class ThinkingOptions(OpenAIBody):
@@ -125,7 +125,7 @@ class CountRequest(OpenAIBody):
     tool_choice: AnthropicChoice | None = None
     thinking: ThinkingOptions | None = None
     output_config: OutputConfig | None = None
-    cache_control: Any = None
+    cache_control: object = None
 
 
 class MessagesRequest(CountRequest):
@@ -138,11 +138,11 @@ class MessagesRequest(CountRequest):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     # taken without effect: they concern Anthropic's own service
-    metadata: Any = None
-    service_tier: Any = None
-    inference_geo: Any = None
-    user_profile_id: Any = None
-    workspace_id: Any = None
+    metadata: object = None
+    service_tier: object = None
+    inference_geo: object = None
+    user_profile_id: object = None
+    workspace_id: object = None
     speed: Literal["standard"] | None = None
     # what is not done here, at the values that ask for none of it
     container: None = None

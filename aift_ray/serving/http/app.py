@@ -147,19 +147,21 @@ def _add_fleet(
         return JSONResponse(await fleets.unload(service(), fleet, body))
 
 
-async def _api_error(request: Request, error: Any) -> Response:
-    response: Response = error.response(request.url.path)
-    return response
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response(request.url.path)
 
 
-async def _http_error(request: Request, error: Any) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     messages = {404: f"there is no route {request.url.path}", 405: "the route has other methods"}
     message = messages.get(error.status_code, str(error.detail))
     failure = ApiError(error.status_code, message, headers=error.headers)
     return failure.response(request.url.path)
 
 
-async def _invalid(request: Request, error: Any) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
     details = [(detail["type"], *_problem(detail)) for detail in error.errors()]
     # of a union the kind that fits best is told, not that it is none of the others
     problems = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aift_ray.serving.api_errors import ApiError
@@ -86,5 +84,5 @@ def _after(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-def _declared(length: Any) -> int:
+def _declared(length: bytes | None) -> int:
     return int(length) if length and length.isdigit() else 0

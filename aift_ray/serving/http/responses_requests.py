@@ -20,10 +20,10 @@ class TextPart(OpenAIBody):
     type: Literal["input_text", "output_text", "reasoning_text", "refusal", "text"]
     text: Text | None = None
     refusal: Text | None = None
-    annotations: Any = None
-    logprobs: Any = None
-    parsed: Any = None
-    prompt_cache_breakpoint: Any = None
+    annotations: object = None
+    logprobs: object = None
+    parsed: object = None
+    prompt_cache_breakpoint: object = None
 
     def said(self) -> str:
         """Its text."""
@@ -38,9 +38,9 @@ class InputMessage(OpenAIBody):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Text | list[TextPart]
-    id: Any = None
-    status: Any = None
-    phase: Any = None
+    id: object = None
+    status: object = None
+    phase: object = None
 
     def text(self) -> str:
         """Its content as one text."""
@@ -56,14 +56,14 @@ class InputCall(OpenAIBody):
     call_id: Text
     name: FunctionName
     arguments: Text = "{}"
-    id: Any = None
-    status: Any = None
+    id: object = None
+    status: object = None
     namespace: None = None
-    caller: Any = None
+    caller: object = None
     # OpenAI's client dumps the one for the other
     async_: Literal[False] | None = None
     also_async: Literal[False] | None = Field(default=None, alias="async")
-    parsed_arguments: Any = None
+    parsed_arguments: object = None
 
 
 class InputResult(OpenAIBody):
@@ -74,11 +74,11 @@ class InputResult(OpenAIBody):
     type: Literal["function_call_output"]
     call_id: Text
     output: Text | list[TextPart]
-    id: Any = None
-    name: Any = None
+    id: object = None
+    name: object = None
     namespace: None = None
-    status: Any = None
-    caller: Any = None
+    status: object = None
+    caller: object = None
 
     def text(self) -> str:
         """As one text."""
@@ -91,10 +91,10 @@ class InputThought(OpenAIBody):
     """A thought of an earlier answer."""
 
     type: Literal["reasoning"]
-    id: Any = None
-    summary: Any = None
+    id: object = None
+    summary: object = None
     content: list[TextPart] | None = None
-    status: Any = None
+    status: object = None
     encrypted_content: None = None
 
     def text(self) -> str:
@@ -133,7 +133,7 @@ class FunctionTool(OpenAIBody):
     defer_loading: Literal[False] | None = None
     allowed_callers: None = None
     async_: Literal[False] | None = Field(default=None, alias="async")
-    output_schema: Any = None
+    output_schema: object = None
 
 
 class FunctionChoice(OpenAIBody):
@@ -175,7 +175,7 @@ class Reasoning(OpenAIBody):
 class ResponsesStreamOptions(OpenAIBody):
     """Of OpenAI's side alone."""
 
-    include_obfuscation: Any = None
+    include_obfuscation: object = None
 
 
 class ResponsesRequest(OpenAIBody):
@@ -201,15 +201,15 @@ class ResponsesRequest(OpenAIBody):
     # taken without effect: they concern OpenAI's own service
     stream_options: ResponsesStreamOptions | None = None
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field()] | None = None
-    metadata: Any = None
-    parallel_tool_calls: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    store: Any = None
-    user: Any = None
+    metadata: object = None
+    parallel_tool_calls: object = None
+    prompt_cache_key: object = None
+    prompt_cache_options: object = None
+    prompt_cache_retention: object = None
+    safety_identifier: object = None
+    service_tier: object = None
+    store: object = None
+    user: object = None
     # what is not done here, at the values that ask for none of it
     access_programs: None = None
     background: Literal[False] | None = None

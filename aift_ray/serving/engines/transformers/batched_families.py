@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families import family_support
@@ -10,10 +10,13 @@ from aift_ray.models.families.refusals import check_layers, is_batched, refusal
 from aift_ray.serving.engines.transformers.kv_cache import RowsCache
 from aift_ray.serving.engines.vllm import vllm_families
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 UNEVEN = "prompts of uneven length change each other's answers in {}"
 
 
-def check_batched(name: str, config: Any, layout: str | None = None) -> None:
+def check_batched(name: str, config: PreTrainedConfig, layout: str | None = None) -> None:
     """Refuse a family that the table says can't be answered in batches.
 
     Args:

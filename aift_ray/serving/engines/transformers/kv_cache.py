@@ -7,7 +7,7 @@ every kind of attention, sliding windows included.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import pad
@@ -18,6 +18,9 @@ from aift_ray.errors import ModelError
 from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import is_batched, refusal
 from aift_ray.serving.engines.vllm import vllm_families
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # keys and values of one row in one layer, (heads, tokens, size) each
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -74,7 +77,7 @@ class RowsCache(DynamicCache):
         ModelError: the model keeps something else than keys and values.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
         kinds: dict[type, bool] = {DynamicLayer: False, DynamicSlidingWindowLayer: True}
         # of blocks that attend to nothing, or share the keys and values of others

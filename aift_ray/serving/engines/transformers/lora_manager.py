@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -27,6 +27,9 @@ from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
 from aift_ray.models.lora.adapter_folder import check_adapter, check_prompts
 from aift_ray.models.scaled_rope import scaled, scaling_of
 from aift_ray.serving.engines.transformers.multi_lora import Mixed, Pair
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def _unwrap(base: PreTrainedModel) -> None:
             base.set_submodule(name, module.get_base_layer())
 
 
-def _pair(layer: Any) -> Pair:
+def _pair(layer: LoraLayer) -> Pair:
     """The only adapter of one of PEFT's layers, in fp32."""
     [(name, down)], up = layer.lora_A.items(), layer.lora_B
     scaled = up[name].weight * layer.scaling[name]

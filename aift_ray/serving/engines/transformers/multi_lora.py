@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import nn
@@ -138,9 +137,10 @@ class _Layer:
         if used is not None:
             self._used_down, self._used_up = self._down[used], self._up[:, used].contiguous()
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> torch.Tensor:
+    def __call__(
+        self, module: nn.Module, inputs: tuple[torch.Tensor, ...], made: torch.Tensor
+    ) -> torch.Tensor:
         """The output (rows, tokens, features out) with what the adapters add, in place."""
-        made: torch.Tensor = output
         columns, down, up = self._columns, self._used_down, self._used_up
         if columns.used is None:
             return made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
 
@@ -25,14 +23,13 @@ def score(model: PreTrainedModel, adapters: Adapters, request: Request) -> tuple
     """
     prompt, top = request.prompt, request.top_logprobs or 0
     found = [Token(prompt[0])]
-    network: Any = model
-    cache: Any = RowsCache(model.config)
+    cache = RowsCache(model.config)
     vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
     piece = max(1, min(_PIECE, _LOGITS // vocabulary))
     for start in range(0, len(prompt) - 1, piece):
         ids = prompt[start : start + piece]
         adapters.choose([request.adapter])
-        output = network(
+        output = model(
             input_ids=torch.tensor([ids], device=model.device),
             position_ids=torch.arange(start, start + len(ids), device=model.device)[None],
             past_key_values=cache,

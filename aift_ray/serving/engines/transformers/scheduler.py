@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -55,8 +54,7 @@ class Scheduler:
     """
 
     def __init__(self, model: PreTrainedModel, adapters: Adapters, prefixes: Prefixes) -> None:
-        self._model: Any = model
-        self._adapters, self._prefixes = adapters, prefixes
+        self._model, self._adapters, self._prefixes = model, adapters, prefixes
         self.rows: list[Row] = []
         self._cache = RowsCache(model.config)
         self._reading: list[Row] = []

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.errors import AiftError, ModelError, Problem
 from aift_ray.serving.engines.adapter_store import Kept, KeptAdapters
@@ -22,6 +22,11 @@ from aift_ray.serving.engines.interface import (
 )
 from aift_ray.serving.engines.vllm.vllm_compat import stat_logger_base
 from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, tokens
+
+if TYPE_CHECKING:
+    from vllm import AsyncLLMEngine
+    from vllm.outputs import RequestOutput
+    from vllm.v1.metrics.stats import SchedulerStats
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +109,9 @@ class _Statistics:
         class Logger(base):  # type: ignore[misc, valid-type]
             def __init__(self, vllm_config: object, engine_index: int = 0) -> None: ...
 
-            def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
+            def record(
+                self, scheduler_stats: SchedulerStats | None, *_: object, **__: object
+            ) -> None:
                 if scheduler_stats:
                     statistics.usage = scheduler_stats.kv_cache_usage
                     statistics.reused += scheduler_stats.prefix_cache_stats.hits
@@ -150,7 +157,7 @@ class _Stream:
             self.over = True
             self.engine._leave(self)
 
-    def _tokens(self, output: Any) -> list[Token]:
+    def _tokens(self, output: RequestOutput) -> list[Token]:
         found = tokens(output.outputs[0], self.request.top_logprobs or 0)
         if self.request.scores and output.prompt_logprobs and found:
             before = scored(self.request, output.prompt_logprobs)
@@ -177,7 +184,12 @@ class VllmEngine:
     holds_thoughts = False
 
     def __init__(
-        self, llm: Any, location: str, slots: int, max_queue: int, statistics: _Statistics
+        self,
+        llm: AsyncLLMEngine,
+        location: str,
+        slots: int,
+        max_queue: int,
+        statistics: _Statistics,
     ) -> None:
         config = llm.vllm_config
         self.vocabulary: int = config.model_config.get_vocab_size()

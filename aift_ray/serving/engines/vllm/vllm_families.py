@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aift_ray.errors import Problem
 from aift_ray.models.catalog import TABLES
 from aift_ray.models.families.family_support import family_of
 from aift_ray.models.families.refusals import NO_LAYOUT, is_batched, refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 TABLE = TABLES / "vllm.csv"
 USE_VLLM = "serve it with --engine vllm"
@@ -26,12 +29,12 @@ def table() -> dict[str, bool]:
         return {row["architecture"]: row["adapters"] == "yes" for row in csv.DictReader(file)}
 
 
-def serves(config: object) -> bool:
+def serves(config: PreTrainedConfig) -> bool:
     """Whether vLLM has a network for the model of a configuration."""
     return _network(_architectures(config)) is not None
 
 
-def takes_adapters(config: object) -> bool:
+def takes_adapters(config: PreTrainedConfig) -> bool:
     """Whether that network takes adapters."""
     return table().get(_network(_architectures(config)) or "", False)
 
@@ -56,7 +59,7 @@ def architectures_of(kind: str) -> list[str]:
     return [names[kind] for names in (of_wholes, of_text) if kind in names]
 
 
-def refused(config: object, adapted: bool) -> list[Problem]:
+def refused(config: PreTrainedConfig, adapted: bool) -> list[Problem]:
     """What of a model vLLM has no network for.
 
     Args:
@@ -74,12 +77,12 @@ def refused(config: object, adapted: bool) -> list[Problem]:
     return []
 
 
-def elsewhere(config: object) -> str | None:
+def elsewhere(config: PreTrainedConfig) -> str | None:
     """How a model that the engine transformers does not serve is served; None: not at all."""
     return USE_VLLM if serves(config) else None
 
 
-def _architectures(config: Any) -> list[str]:
+def _architectures(config: PreTrainedConfig) -> list[str]:
     return list(config.architectures or architectures_of(config.model_type))
 
 

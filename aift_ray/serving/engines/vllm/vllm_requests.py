@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aift_ray.serving.engines.interface import EngineError, Request, Token
+
+if TYPE_CHECKING:
+    from vllm.logprobs import Logprob, PromptLogprobs
+    from vllm.outputs import CompletionOutput
 
 # vLLM raises what lies between 0 and this to it, with a warning a request
 _COLDEST = 0.01
@@ -51,7 +55,7 @@ def parameters(request: Request, vocabulary: int, end: int) -> Any:
     )
 
 
-def tokens(completion: Any, top: int) -> list[Token]:
+def tokens(completion: CompletionOutput, top: int) -> list[Token]:
     """What an output adds to an answer.
 
     Args:
@@ -72,7 +76,7 @@ def tokens(completion: Any, top: int) -> list[Token]:
     return [*found[:-1], Token(last.id, last.logprob, last.top, finish)]
 
 
-def scored(request: Request, told: Any) -> tuple[Token, ...]:
+def scored(request: Request, told: PromptLogprobs) -> tuple[Token, ...]:
     """The tokens of the prompt; the first has no logprob.
 
     Args:
@@ -82,7 +86,7 @@ def scored(request: Request, told: Any) -> tuple[Token, ...]:
     return tuple(_token(id_, each, top) for id_, each in zip(request.prompt, told, strict=True))
 
 
-def _token(id_: int, logprobs: Any, top: int) -> Token:
+def _token(id_: int, logprobs: dict[int, Logprob] | None, top: int) -> Token:
     if logprobs is None:
         return Token(id_)
     # the chosen token stands among them whatever its rank
