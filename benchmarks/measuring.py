@@ -166,7 +166,7 @@ def shown(values: Sequence[float], digits: int = 2) -> str:
 
 
 def compare(found: dict[str, list[Result]], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The ratio of each pair in every round, and its spread."""
+    """The ratio of each pair that was measured in every round, and its spread."""
     return [
         {
             "ratio": f"{pair.of} / {pair.to}",
@@ -180,6 +180,7 @@ def compare(found: dict[str, list[Result]], pairs: Sequence[Pair]) -> list[dict[
             ),
         }
         for pair in pairs
+        if pair.of in found and pair.to in found
     ]
 
 

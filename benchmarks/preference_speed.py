@@ -70,7 +70,7 @@ def main() -> None:
         processes = Processes(Path(name), 1)
         calls = _contestants(processes, options, Path(name))
         found = measuring.alternate(calls, options.rounds)
-    ratios = measuring.compare(found, [p for p in PAIRS if p.of in found and p.to in found])
+    ratios = measuring.compare(found, PAIRS)
     for each, results in found.items():
         print(each, json.dumps(results))
     ask = "from importlib.metadata import version; print(version('trl'))"

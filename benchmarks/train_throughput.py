@@ -40,7 +40,7 @@ def main() -> None:
         counts = processes.contestant("prepare", **_preparation(options, Path(name)))
         calls = _contestants(processes, options)
         found = measuring.alternate(calls, options.rounds)
-    ratios = measuring.compare(found, [p for p in PAIRS if p.of in found and p.to in found])
+    ratios = measuring.compare(found, PAIRS)
     _check(found, counts["train"])
     _show(found, counts["train"], ratios)
     content = {"options": vars(options), "data": counts, "contestants": found, "ratios": ratios}

@@ -20,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from aift_ray.engine import checkpoint
 from aift_ray.ray_backend.reaper import alive
 from tests.conftest import KEITAI
-from tests.helpers.command import Command, curve_of, flags, summary_of
+from tests.helpers.command import Command, curve_of, flags, summary_of, until
 
 STEPS, SAVE_EVERY = 700, 7
 VICTIMS = ("worker", "driver", "raylet", "worker while saving", "driver while saving")
@@ -38,28 +38,54 @@ WORDS |= {"reward": "aift_ray.rewards.reward_worker", "child": "aift_ray.train"}
 
 def main() -> None:
     """Run undisturbed, run with kills, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=25)
+    arguments = options(__doc__, 25, "kills.json").parse_args()
+    result = compared(command, Path(tempfile.mkdtemp()), arguments, VICTIMS, curve_of)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    finish(result, arguments.kills)
+
+
+def options(description: str | None, kills: int, output: str) -> argparse.ArgumentParser:
+    """What every such test can be told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("kills.json"))
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    status, text = command(folder / "whole").done(900)
+    parser.add_argument("--output", type=Path, default=Path(output))
+    return parser
+
+
+def compared(
+    start: Callable[[Path], Command],
+    folder: Path,
+    arguments: argparse.Namespace,
+    victims: Sequence[str],
+    curve: Callable[[Path], list[tuple[Any, ...]]],
+    most: int = 4,
+) -> dict[str, Any]:
+    """A run left alone and one that is killed, both in `folder`.
+
+    Args:
+        start: begins the run of a folder, or goes on with it.
+        curve: what must be equal, a row a step.
+        most: steps between two kills.
+    """
+    status, text = start(folder / "whole").done(900)
     assert status == 0, text
-    rng, killed_run = random.Random(arguments.seed), folder / "killed"
-    kills = disturbed(lambda: command(killed_run), killed_run, arguments.kills, rng, VICTIMS)
-    whole, killed = curve_of(folder / "whole"), curve_of(folder / "killed")
-    result = {
+    rng, killed = random.Random(arguments.seed), folder / "killed"
+    kills = disturbed(lambda: start(killed), killed, arguments.kills, rng, victims, most)
+    return {
         "kills": kills,
-        "steps": len(whole),
-        "equal to the bit": whole == killed,
+        "steps": len(curve(folder / "whole")),
+        "equal to the bit": curve(folder / "whole") == curve(killed),
         "lost steps, most": max(kill["lost_steps"] for kill in kills),
         "seconds to recover, most": max(kill["seconds_to_recover"] for kill in kills),
         "date": time.strftime("%Y-%m-%d"),
     }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def finish(result: dict[str, Any], wanted: int) -> NoReturn:
+    """Print what came out; status 1 where the runs differ, or were killed too seldom."""
     print({name: value for name, value in result.items() if name != "kills"})
-    sys.exit(0 if whole == killed and len(kills) >= arguments.kills else 1)
+    sys.exit(0 if result["equal to the bit"] and len(result["kills"]) >= wanted else 1)
 
 
 def command(folder: Path) -> Command:
@@ -78,6 +104,11 @@ def command(folder: Path) -> Command:
         training__save_steps=SAVE_EVERY,
         ray__max_failures=-1,
     )
+    return resumed(argv)
+
+
+def resumed(argv: list[str]) -> Command:
+    """A run, started or gone on with."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return Command([*argv, "--resume", "latest"], environment)
 
@@ -173,16 +204,6 @@ def recovered(running: Command, folder: Path) -> float:
 def _last_time(log: Path) -> float:
     lines = [line for line in log.read_text("utf-8").splitlines() if line.endswith("}")]
     return float(json.loads(lines[-1])["time"]) if lines else 0.0
-
-
-def until(true: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:
-    """Wait for something to become true; whether it did."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
-        time.sleep(pause)
-    return False
 
 
 if __name__ == "__main__":

@@ -10,18 +10,14 @@ step once. Prints a line a kill; the results of a way are added to the JSON file
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import random
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import KEITAI
-from tests.faults.kills import disturbed
+from tests.faults.kills import compared, finish, options, resumed
 from tests.helpers.command import Command, flags
 
 STEPS, SAVE_EVERY = 45, 2
@@ -48,34 +44,17 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 def main() -> None:
     """Run undisturbed, run with kills, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, 8, "kills_of_rollouts.json")
     parser.add_argument("--way", choices=WAYS, required=True)
-    parser.add_argument("--kills", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("kills_of_rollouts.json"))
     arguments = parser.parse_args()
     folder, (_, victims) = Path(tempfile.mkdtemp()), WAYS[arguments.way]
     (folder / "rewards.py").write_text(REWARD, "utf-8")
-    status, text = command(folder / "whole", arguments.way).done(900)
-    assert status == 0, text
-    killed_run, rng = folder / "killed", random.Random(arguments.seed)
-    kills = disturbed(
-        lambda: command(killed_run, arguments.way), killed_run, arguments.kills, rng, victims, 3
-    )
-    whole, killed = curve_of(folder / "whole"), curve_of(killed_run)
-    result = {
-        "kills": kills,
-        "steps": len(whole),
-        "equal to the bit": whole == killed,
-        "lost steps, most": max(kill["lost_steps"] for kill in kills),
-        "seconds to recover, most": max(kill["seconds_to_recover"] for kill in kills),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    start = partial(command, way=arguments.way)
+    result = compared(start, folder, arguments, victims, curve_of, most=3)
     held = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
     held[arguments.way] = result
     arguments.output.write_text(json.dumps(held, indent=1) + "\n", "utf-8")
-    print({name: value for name, value in result.items() if name != "kills"})
-    sys.exit(0 if whole == killed and len(kills) >= arguments.kills else 1)
+    finish(result, arguments.kills)
 
 
 def command(folder: Path, way: str) -> Command:
@@ -98,11 +77,10 @@ def command(folder: Path, way: str) -> Command:
         ray__max_failures=-1,
         **WAYS[way][0],
     )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return Command([*argv, "--resume", "latest"], environment)
+    return resumed(argv)
 
 
-def curve_of(folder: Path) -> list[tuple[int, float, float, float | None]]:
+def curve_of(folder: Path) -> list[tuple[Any, ...]]:
     """Step, loss, gradient norm and reward of each step that a run has logged."""
     lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [(s["step"], s["loss"], s["grad_norm"], s.get("reward")) for s in lines if "loss" in s]

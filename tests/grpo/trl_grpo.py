@@ -15,6 +15,8 @@ import sys
 import tempfile
 from typing import Any
 
+from tests.helpers.trl_trainer import trained
+
 
 def trainer_of(spec: dict[str, Any], folder: str) -> Any:
     """TRL's trainer, that generates nothing."""
@@ -95,18 +97,7 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         spec = json.load(file)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(spec, folder)
-        losses: list[float] = []
-        compute = trainer.compute_loss
-
-        def noted(*args: Any, **more: Any) -> Any:
-            found = compute(*args, **more)
-            losses.append(float(found.detach()))
-            return found
-
-        trainer.compute_loss = noted
-        trainer.train()
-        history = [line for line in trainer.state.log_history if "grad_norm" in line]
+        losses, history = trained(trainer_of(spec, folder))
     steps = [{**line, "loss": loss} for line, loss in zip(history, losses, strict=True)]
     with open(sys.argv[2], "w", encoding="utf-8") as file:
         json.dump(steps, file)

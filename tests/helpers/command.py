@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def lose(node: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     node.wait(30)
+
+
+def until(true: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:
+    """Wait for something to become true; whether it did."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(pause)
+    return False
 
 
 class Command:

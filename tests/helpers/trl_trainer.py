@@ -143,23 +143,27 @@ def main() -> None:
         print("done", flush=True)
 
 
+def trained(trainer: Any) -> tuple[list[float], list[dict[str, Any]]]:
+    """Train: the loss of each micro-batch, and the log of each step."""
+    losses: list[float] = []
+    compute = trainer.compute_loss
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found = compute(*args, **more)
+        losses.append(float(found.detach()))
+        return found
+
+    trainer.compute_loss = noted
+    trainer.train()
+    return losses, [line for line in trainer.state.log_history if "grad_norm" in line]
+
+
 def train(given: str, taken: str) -> None:
     """Train by the file `given`; write what was seen of each step to `taken`."""
     with open(given, encoding="utf-8") as file:
         spec = json.load(file)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(spec, folder)
-        losses: list[float] = []
-        compute = trainer.compute_loss
-
-        def noted(*args: Any, **more: Any) -> Any:
-            found = compute(*args, **more)
-            losses.append(float(found.detach()))
-            return found
-
-        trainer.compute_loss = noted
-        trainer.train()
-        history = [line for line in trainer.state.log_history if "grad_norm" in line]
+        losses, history = trained(trainer_of(spec, folder))
     size = spec["accumulation"]
     means = [sum(losses[at : at + size]) / size for at in range(0, len(losses), size)]
     steps = [{**line, "loss": loss} for line, loss in zip(history, means, strict=True)]

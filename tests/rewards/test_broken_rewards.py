@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.grpo.rollout_rows import prompts, write
+from tests.helpers.command import until
 
 BROKEN = '''
 import os
@@ -162,8 +163,11 @@ def test_what_a_reward_prints_and_starts_neither_stops_nor_outlives_the_run(
     assert done.returncode == 0, done.stderr[-2000:]
     assert "loud loud" in done.stderr
     assert "loud loud" not in done.stdout
-    time.sleep(1)
-    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or ())]
+
+    def left() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or ())]
+
+    assert until(lambda: not left(), 5), left()
 
 
 def steps_of(folder: Path) -> list[tuple[int, float, float, float]]:
