@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from aift_ray.commandline import guarded
 
 if TYPE_CHECKING:
-    from aift_ray.config import RunConfig
     from aift_ray.runs.supervise import Attempt
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
@@ -33,26 +32,22 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.runs import run_dir_check, supervise, worker_env
 
     config, started = command.config, supervise.process_start()
+
+    def train(attempt: Attempt | None = None) -> int:
+        from aift_ray.launch import training_run
+
+        training_run.run(config, command.dry_run, started, attempt)
+        return 0
+
     if command.dry_run or not supervise.possible(config):
-        return _train(config, command.dry_run, started)
+        return train()
     # named by the time; later attempts go on in it
     folder = run_dir_check.output_folder(config)
     config.output_dir = str(folder)
     worker_env.set_here(config)
     return supervise.run(
-        config, folder, started, lambda attempt: _in_child(config, started, attempt)
+        config, folder, started, lambda attempt: guarded(lambda _: train(attempt), ())
     )
-
-
-def _in_child(config: RunConfig, started: float, attempt: Attempt) -> int:
-    return guarded(lambda _: _train(config, False, started, attempt), ())
-
-
-def _train(config: RunConfig, dry_run: bool, started: float, attempt: Attempt | None = None) -> int:
-    from aift_ray.launch import training_run
-
-    training_run.run(config, dry_run, started, attempt)
-    return 0
 
 
 def main() -> None:
