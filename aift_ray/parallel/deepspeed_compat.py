@@ -80,7 +80,7 @@ def partitions(zero: object, stage: int) -> list[torch.Tensor]:
 
 
 @contextmanager
-def in_memory(zero: Any, stage: int, number: int) -> Iterator[None]:
+def in_memory(zero: ZeROOptimizer, stage: int, number: int) -> Iterator[None]:
     """A time in which a partition that lies in a file is in memory; it is written after that."""
     swapped = stage == 3 and zero._swappable_optimizer_subgroup(number)
     if swapped:

@@ -14,7 +14,7 @@ _IN_HOST = 6
 
 
 @dataclass(frozen=True)
-class Numbers:
+class PartitionedModel:
     """Of a model.
 
     Attributes:
@@ -33,7 +33,7 @@ class Numbers:
     trained: int
 
 
-def partitioned(need: Memory, work: Workload, model: Numbers) -> Memory:
+def partitioned(need: Memory, work: Workload, model: PartitionedModel) -> Memory:
     """The need of one of several workers.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from aift_ray.planning.deepspeed_memory import Numbers, partitioned
+from aift_ray.planning.deepspeed_memory import PartitionedModel, partitioned
 from aift_ray.planning.memory_parts import (
     FLOAT32,
     GIB,
@@ -169,7 +169,9 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
     scales = round((linear + experts) * SCALE_BITS / 8) if work.base_bits == 4 else 0
     outside = loose * (FLOAT32 if work.full else width)
     if work.by_deepspeed:
-        numbers = Numbers(shape.layers, shape.hidden, blocks, loose * width, scales, trained)
+        numbers = PartitionedModel(
+            shape.layers, shape.hidden, blocks, loose * width, scales, trained
+        )
         return partitioned(need, work, numbers)
     return _shared_out(need, work, shape.layers, blocks, loose * width, scales, outside)
 
