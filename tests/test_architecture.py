@@ -77,3 +77,17 @@ def test_hardly_a_parameter_is_of_any_type() -> None:
     assert kinds[False] > 5000
     # what is left passes arguments on
     assert kinds[True] / kinds.total() < 0.006
+
+
+def test_files_and_functions_stay_short() -> None:
+    long_files, long_functions = [], []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        if text.count("\n") > 300:
+            long_files.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                long_functions += [f"{path.name}: {node.name}"] if lines > 60 else []
+    assert long_files == []
+    assert long_functions == []

@@ -67,11 +67,10 @@ def needs(
         whole: weights trained as a whole beside the adapters.
         answers: what an evaluation generates; None: of rows as long as the settings allow.
     """
-    held = None if _on_gpus(config, gpu) else host
+    training, planned = config.training, _on_gpus(config, gpu)
+    held = None if planned else host
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
     process += _RAY if held and workers > 1 else 0
-
-    training, planned = config.training, _on_gpus(config, gpu)
     answers = answers or answers_of(config, workers)
     divided = config.parallel.context_parallel_size
     targets = held.targets if held else None
