@@ -19,9 +19,9 @@ from aift_ray.engine.step_batches import micro_batch
 from aift_ray.errors import ConfigError, DataError, ModelError
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.preference_rows import labelled, pairs, write
 from tests.helpers.runs import started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 Configure = Callable[..., Any]
 BEGINS = {"dpo": math.log(2), "ipo": 25.0, "hinge": 1.0, "kto": 0.5}

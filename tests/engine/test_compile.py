@@ -16,9 +16,8 @@ from aift_ray.runs import prepare as preparing
 from aift_ray.utils.compilers import compiler
 from tests import parity
 from tests.conftest import write_rows
-from tests.engine.test_worker import losses, run
 from tests.helpers.runs import curve, started, stepped
-from tests.parallel.test_strategies import run_on
+from tests.helpers.whole_runs import losses, run, run_on
 
 Configure = Callable[..., Any]
 # the compiler looks at it, and pytest makes an error of the warning

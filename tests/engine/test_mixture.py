@@ -15,8 +15,8 @@ from aift_ray.errors import ConfigError
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_mixture, write_rows
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import curve, started, stepped
+from tests.helpers.whole_runs import resumed_exactly, run
 from tests.parallel.test_model_parallel import placed
 
 Configure = Callable[..., Any]
@@ -71,14 +71,7 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
     method: str, mixture: Configure, tmp_path: Path
 ) -> None:
     config = mixture(method=method, training__batch_size=4, training__save_steps=3)
-    whole = run(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed", kill_at=3)
-    resumed = run(config, tmp_path / "killed")
-    assert resumed.resumed_from == 3
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
-    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
-        assert torch.equal(a, b)
+    resumed_exactly(config, tmp_path)
 
 
 def test_routers_are_frozen_under_lora_and_trained_in_full(

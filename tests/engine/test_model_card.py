@@ -12,7 +12,7 @@ from aift_ray.config import RunConfig
 from aift_ray.engine.card_licence import licence
 from aift_ray.models import fingerprint
 from tests.conftest import SHIPPED
-from tests.engine.test_worker import run
+from tests.helpers.whole_runs import run
 
 Configure = Callable[..., RunConfig]
 

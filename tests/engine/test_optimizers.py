@@ -15,9 +15,8 @@ from aift_ray.errors import ConfigError
 from aift_ray.planning.candidates import Candidate, candidates, remedy
 from aift_ray.planning.memory_estimate import moments
 from aift_ray.runs.prepare import prepare
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import curve, started, stepped
-from tests.parallel.test_strategies import run_on
+from tests.helpers.whole_runs import Killed, losses, run, run_on
 
 Configure = Callable[..., Any]
 EIGHT = {"training__optimizer": "adamw_8bit"}

@@ -18,8 +18,8 @@ from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import curve, started
+from tests.helpers.whole_runs import losses, resumed_exactly, run
 
 Configure = Callable[..., Any]
 BITS = {"nf4": {"method": "qlora"}, "int8": {"method": "qlora", "lora__qlora_4bit": False}}
@@ -67,15 +67,8 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
 ) -> None:
     values = {"training__batch_size": 4, "training__save_steps": 3, "lora__lora_dropout": 0.3}
     config = configure(**BITS[held], **values)
-    whole = run(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed", kill_at=3)
-    resumed = run(config, tmp_path / "killed")
-    assert resumed.resumed_from == 3
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
+    resumed_exactly(config, tmp_path)
     assert run_dir.summary(tmp_path / "whole")["method"] == "qlora"
-    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_an_evaluation_between_steps_changes_no_step(configure: Configure, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from aift_ray.errors import ConfigError, DataError
 from aift_ray.runs import terminal
 from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import spawn, started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 Configure = Callable[..., Any]
 

@@ -11,8 +11,8 @@ import pytest
 
 from aift_ray.runs import run_dir
 from tests.conftest import write_rows
-from tests.engine.test_worker import run
 from tests.helpers.runs import spawn
+from tests.helpers.whole_runs import run
 
 SPREAD: dict[str, dict[str, Any]] = {
     "ddp": {"parallel__strategy": "ddp"},

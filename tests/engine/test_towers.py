@@ -18,9 +18,9 @@ from aift_ray.models.families.towers import towers
 from aift_ray.models.load import load_model
 from aift_ray.models.lora.attach import add_adapters
 from aift_ray.quantization import merge_adapter, quantizer
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import spawn
 from tests.helpers.tiny_families import make, save, with_towers
+from tests.helpers.whole_runs import Killed, losses, run
 
 STEADY = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
 

@@ -15,8 +15,7 @@ from aift_ray.engine import trackers
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
-from tests.engine.test_worker import run
-from tests.parallel.test_strategies import run_on
+from tests.helpers.whole_runs import run, run_on
 from tests.runs.test_resume_check import last_of
 
 Configure = Callable[..., RunConfig]

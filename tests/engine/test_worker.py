@@ -19,47 +19,15 @@ from aift_ray.engine import checkpoint, loop, metrics
 from aift_ray.engine.checkpoint.mirror import newest
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
-from aift_ray.engine.worker import work
-from aift_ray.engine.worker_run import Run
 from aift_ray.errors import ConfigError, TrainingError
-from aift_ray.parallel.group import Group
 from aift_ray.planning.measured_rates import Rates, keep
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
 from tests.helpers.runs import started, stepped
+from tests.helpers.whole_runs import losses, resumed_exactly, run
 
 Configure = Callable[..., Any]
-ALONE = Group(0, 1, torch.device("cpu"))
-
-
-class Killed(BaseException):
-    """Stands for a process that dies right after a checkpoint."""
-
-
-def run(config: Any, folder: Path, kill_at: int | None = None) -> Run:
-    """A whole run in this process, or one that dies at a checkpoint."""
-
-    def report(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == kill_at:
-            raise Killed
-
-    prepared = prepare(config, folder, 1, False, None)
-    if not folder.exists():
-        run_dir.start(prepared.job.config, folder)
-    return work(prepared.job, ALONE, report)
-
-
-def losses(folder: Path) -> list[tuple[int, float, float, float]]:
-    lines = [
-        json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    ]
-    return [
-        (line["step"], line["loss"], line["learning_rate"], line["grad_norm"])
-        for line in lines
-        if "loss" in line
-    ]
-
 
 CASES = {
     "full, concat": {"method": "full"},
@@ -84,14 +52,7 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
 ) -> None:
     values = {"training__batch_size": 4, "training__num_epochs": 2, "training__save_steps": 3}
     config = configure(**(values | CASES[name]))
-    whole = run(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed", kill_at=3)
-    resumed = run(config, tmp_path / "killed")
-    assert resumed.resumed_from == 3
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
-    for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
-        assert torch.equal(a, b)
+    resumed_exactly(config, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.worker import work
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
-from tests.engine.test_worker import ALONE, Killed, losses
 from tests.grpo.test_runs_of_rollouts import log_probabilities, rollout_of
 from tests.helpers.runs import CPU, stepped
+from tests.helpers.whole_runs import ALONE, Killed, losses
 
 Generating = Callable[..., Any]
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.errors import ConfigError, RewardError
 from tests.conftest import SHIPPED
-from tests.engine.test_worker import Killed, losses, run
 from tests.grpo.rollout_rows import write
 from tests.grpo.test_runs_of_rollouts import rollout_of
 from tests.helpers.runs import started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 OWN = """
 class Echo:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.engine.test_worker import Killed, losses, run
 from tests.grpo.rollout_rows import prompts, write, write_rewards
 from tests.helpers.runs import started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 Generating = Callable[..., Any]
 

@@ -28,9 +28,9 @@ from aift_ray.serving import startup
 from aift_ray.serving.engines.vllm import vllm_options
 from aift_ray.training.lora_finetuning import LoRAFinetuningTrainer
 from tests.conftest import make_tiny_model
-from tests.engine.test_worker import run
 from tests.helpers.runs import started
 from tests.helpers.tiny_families import make, save, with_towers
+from tests.helpers.whole_runs import run
 from tests.serving.conftest import Site
 
 Configure = Callable[..., Any]

@@ -29,10 +29,10 @@ from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_mixture, write_rows
 from tests.data.test_collate import Rows
-from tests.engine.test_worker import losses, run
 from tests.families import configuration
 from tests.helpers.runs import spawn
 from tests.helpers.tiny_families import make_hybrid
+from tests.helpers.whole_runs import losses, run
 
 Configure = Callable[..., Any]
 LAYOUTS = [[40], [2, 7, 1, 30, 3], [1], [9, 9], [0, 0, 0, 25]]

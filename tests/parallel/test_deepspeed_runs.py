@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from aift_ray.engine import checkpoint
 from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
-from tests.engine.test_worker import losses
 from tests.faults.kills import strike
 from tests.helpers.command import Cluster, Command, curve_of, flags, summary_of
 from tests.helpers.runs import spawn
+from tests.helpers.whole_runs import losses
 from tests.parallel.test_strategies import STEADY, _close
 from tests.ray_backend.test_elastic import check_elastic
 

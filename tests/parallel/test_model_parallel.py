@@ -25,8 +25,8 @@ from aift_ray.parallel import model_parallel
 from aift_ray.planning.partition import HOST
 from aift_ray.runs.prepare import prepare
 from tests import parity
-from tests.engine.test_worker import ALONE
 from tests.helpers.runs import CPU, started, stepped
+from tests.helpers.whole_runs import ALONE
 
 Configure = Callable[..., Any]
 STEADY = {"lora__lora_dropout": 0.0, "training__batch_size": 4}

@@ -18,9 +18,8 @@ from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
-from tests.engine.test_worker import losses, run
 from tests.helpers.runs import spawn
-from tests.parallel.test_strategies import run_on
+from tests.helpers.whole_runs import losses, run, run_on
 
 Configure = Callable[..., Any]
 CASES = [

@@ -18,8 +18,8 @@ from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import write_rows
-from tests.engine.test_worker import losses, run
 from tests.helpers.runs import spawn
+from tests.helpers.whole_runs import losses, run, run_on
 
 Configure = Callable[..., Any]
 CASES = [
@@ -126,16 +126,6 @@ def test_a_run_saved_under_one_strategy_goes_on_under_another(
         assert two["best_step"] == alone["best_step"]
         assert two["exact_match"] == alone["exact_match"]
         assert two["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-4)
-
-
-def run_on(config: Any, folder: Path) -> None:
-    """Go on in one process from the checkpoint that `config` names."""
-    from aift_ray.engine.worker import work
-    from tests.engine.test_worker import ALONE
-
-    prepared = prepare(config, folder, 1, False, Path(config.resume))
-    run_dir.start(prepared.job.config, folder)
-    work(prepared.job, ALONE)
 
 
 def _step_3(folder: Path) -> str:

@@ -20,8 +20,7 @@ from aift_ray.errors import ConfigError
 from aift_ray.runs import resume_check, run_dir
 from aift_ray.runs.prepare import prepare
 from tests.conftest import make_tiny_model
-from tests.engine.test_worker import losses, run
-from tests.parallel.test_strategies import run_on
+from tests.helpers.whole_runs import losses, run, run_on
 
 Configure = Callable[..., RunConfig]
 LORA = {"method": "lora", "lora__r": 4, "lora__lora_dropout": 0.0, "training__save_steps": 1}

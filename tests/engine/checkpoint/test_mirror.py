@@ -19,8 +19,8 @@ from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 Configure = Callable[..., Any]
 

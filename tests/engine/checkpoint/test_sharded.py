@@ -21,9 +21,9 @@ from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.checkpoint import tensor_files
 from aift_ray.parallel.group import Group
-from tests.engine.test_worker import losses, run
 from tests.helpers.runs import CPU, free_port, spawn, whole_run
-from tests.parallel.test_strategies import STEADY, _close, run_on
+from tests.helpers.whole_runs import losses, run, run_on
+from tests.parallel.test_strategies import STEADY, _close
 
 Configure = Callable[..., Any]
 

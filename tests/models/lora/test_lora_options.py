@@ -21,8 +21,8 @@ from aift_ray.errors import ConfigError
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
-from tests.engine.test_worker import Killed, losses, run
 from tests.helpers.runs import curve, started, stepped
+from tests.helpers.whole_runs import Killed, losses, run
 
 Configure = Callable[..., Any]
 OPTIONS: dict[str, dict[str, Any]] = {
