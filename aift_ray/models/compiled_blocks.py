@@ -32,6 +32,7 @@ def compile_blocks(model: torch.nn.Module) -> None:
 
 def _compile(block: torch.nn.Module) -> None:
     # beneath transformers' recomputation of activations, which can't be compiled with what is in it
+    # not by the module's `compile`: hooks would be in the graph, and evaluation compiled as well
     inner = inspect.unwrap(type(block).forward)
     fast = torch.compile(MethodType(inner, block), dynamic=True, backend=BACKEND)
     plain = block.forward

@@ -48,6 +48,7 @@ def importance(values: list[Any], scores: Floats) -> float:
     Numbers of more than three kinds are cut into three groups of like size. With few trials it
     is above 0 for a setting without effect too.
     """
+    # Optuna's fANOVA needs scikit-learn, and its PED-ANOVA more trials than most sweeps have
     ranks = np.argsort(np.argsort(scores)).astype(float)
     groups = _groups(values)
     total = float(((ranks - ranks.mean()) ** 2).sum())

@@ -39,6 +39,7 @@ class Search:
         """How trial `number` ended: None is a failure; `stopped_at` the step of an early stop."""
 
     def _next(self, number: int) -> Choices:
+        # not by Ray Tune, whose generator draws all trials from one stream
         random = np.random.default_rng([self.config.seed, number])
         for _ in range(_ATTEMPTS):
             choices: Choices = {}
