@@ -1,7 +1,7 @@
 """Completions a second and steps an hour of GRPO with LoRA: this project against TRL's GRPOTrainer.
 
 The same token ids of prompts, adapters of the same shape, the same reward function and sampling,
-bf16, one thread. A step generates, scores and trains; the first step of each contestant is not
+bf16 or fp32, one thread. A step generates, scores and trains; the first step of each contestant is not
 timed. By default both recompute activations; `aift kept` and `trl kept` keep them. `trl continuous`
 generates by transformers' continuous batching. `aift apart prompts` computes the prompt of a group
 once for each completion in training. Contestants take turns, each in a fresh process. On a machine
@@ -95,6 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=2, help="prompts a step")
     parser.add_argument("--completions", type=int, default=8, help="completions a prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens a completion at most")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after one that is not")
     parser.add_argument("--trl-python", default=trl_python(), help="a Python with TRL")
     parser.add_argument("--only", nargs="*", default=[*OWN, *PEERS])
@@ -112,7 +113,7 @@ def _contestants(
     texts = [{"prompt": f"{row['instruction']}\n{row['input']}\n"} for row in asked]
     rows.write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts), "utf-8")
     reward.write_text(REWARD, "utf-8")
-    names = ("model", "prompts", "completions", "tokens", "steps")
+    names = ("model", "prompts", "completions", "tokens", "steps", "precision")
     common = {name: getattr(options, name) for name in names}
     common |= {"rows": str(rows), "reward": str(reward)}
 
@@ -215,7 +216,7 @@ def _settings(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             "learning_rate": 1e-5,
             "lr_scheduler": "constant",
             "warmup_steps": 0,
-            "precision": "bf16",
+            "precision": spec["precision"],
             "gradient_checkpointing": spec["arguments"]["gradient_checkpointing"],
         },
     }
@@ -232,7 +233,9 @@ def peer(spec: dict[str, Any]) -> Result:
     torch.set_num_threads(1)
     scope: dict[str, Any] = {}
     exec(Path(spec["reward"]).read_text("utf-8"), scope)
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.bfloat16)
+    narrow = spec["precision"] == "bf16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype)
     texts = Path(spec["rows"]).read_text("utf-8").splitlines()
     clock = _Clock()
 
@@ -258,7 +261,7 @@ def peer(spec: dict[str, Any]) -> Result:
                 max_steps=spec["steps"] + 1,
                 learning_rate=1e-5,
                 lr_scheduler_type="constant",
-                bf16=True,
+                bf16=narrow,
                 use_cpu=not torch.cuda.is_available(),
                 logging_steps=1,
                 save_strategy="no",
