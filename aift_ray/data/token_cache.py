@@ -44,7 +44,7 @@ from aift_ray.data.tokenize import (
 )
 from aift_ray.errors import ConfigError, DataError, Problem
 
-VERSION = 5
+VERSION = 4
 # while a cache is made
 _DIGESTS = "digests"
 _GROUPS = "groups.npy"

@@ -86,7 +86,9 @@ def test_the_words_for_a_job_work_after_runs_here_with_and_without_a_token(
     environment |= {"PYTHONPATH": str(ROOT)}
     token = home / ".ray" / "auth_token"
     for there in (False, True):
-        argv = flags(tiny_model, rows_file, tmp_path / f"here-{there}", **SHORT)
+        # as the demo: one worker alone would start no Ray
+        alone = SHORT | {"num-workers": 2}
+        argv = flags(tiny_model, rows_file, tmp_path / f"here-{there}", **alone)
         status, output = Command(argv, environment).done()
         assert status == 0, output
         assert token.exists() == there, "a run here leaves no token"
