@@ -1,7 +1,7 @@
 """Completions a second and steps an hour of GRPO with LoRA: this project against TRL's GRPOTrainer.
 
 The same token ids of prompts, adapters of the same shape, the same reward function and sampling,
-bf16 or fp32, one thread. A step generates, scores and trains; the first step of each contestant is not
+bf16 or fp32, one thread. A step generates, scores and trains; the first of each contestant is not
 timed. By default both recompute activations; `aift kept` and `trl kept` keep them. `trl continuous`
 generates by transformers' continuous batching. `aift apart prompts` computes the prompt of a group
 once for each completion in training. Contestants take turns, each in a fresh process. On a machine
