@@ -22,7 +22,6 @@ from aift_ray.data.readers.text_encoding import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from _typeshed import WriteableBuffer
 
 __all__ = ["PACKED", "WrongEncoding", "WrongFile", "open_bytes", "read_lines", "read_pieces"]
 
@@ -69,7 +68,7 @@ class _Zstd(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
         try:
             data = self._stream.read(len(view))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.metrics.stats import SchedulerStats
+
+__all__ = ["SchedulerStats", "stat_logger_base"]
 
 
 def stat_logger_base() -> Any:

@@ -26,7 +26,8 @@ from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, toke
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine
     from vllm.outputs import RequestOutput
-    from vllm.v1.metrics.stats import SchedulerStats
+
+    from aift_ray.serving.engines.vllm.vllm_compat import SchedulerStats
 
 log = logging.getLogger(__name__)
 
