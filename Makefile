@@ -58,7 +58,7 @@ test-harness: $(VENV)/stamp
 # fused kernels in Triton's interpreter, in AIFT_LIGER_ENV, else build/liger-env
 test-liger: $(VENV)/stamp
 	python=$$($(BIN)/python tests/models/liger_environment.py) && \
-	  $$python -m pytest tests/models/test_fused_kernels.py
+	  TRITON_INTERPRET=1 $$python -m pytest tests/models/test_fused_kernels.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

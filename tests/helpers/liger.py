@@ -13,12 +13,13 @@ from typing import Any
 
 MISSING = "needs liger-kernel and triton: make test-liger"
 INSTALLED = bool(find_spec("liger_kernel") and find_spec("triton"))
+# Triton looks at it when it is first imported, which other libraries do
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
 def interpret() -> None:
-    """Have this process interpret every kernel; before the first is imported."""
-    os.environ["TRITON_INTERPRET"] = "1"
+    """Give the interpreter what the kernels need of a compiler."""
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter
