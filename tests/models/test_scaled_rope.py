@@ -160,7 +160,8 @@ def test_an_adapter_is_opened_and_merged_as_it_was_trained(
     theirs = AutoModelForCausalLM.from_pretrained(
         written(folder, "yarn:4", tmp_path / "theirs"), dtype=torch.float32
     )
-    expected = logits(PeftModel.from_pretrained(theirs, adapter))
+    adapted = PeftModel.from_pretrained(theirs, adapter)
+    expected = logits(adapted)
     assert scaling_of(find_place(str(adapter)).base) == "yarn:4"
     opened, _ = LoRAFinetuningTrainer.load_lora_model(
         str(folder), str(adapter), torch.device("cpu")
@@ -183,7 +184,7 @@ def test_an_adapter_is_opened_and_merged_as_it_was_trained(
     asked = {"prompt": IDS[0].tolist(), "max_tokens": 8, "temperature": 0}
     answer = site.send("POST", "/v1/completions", json={"model": "own"} | asked).json()
     site.close()
-    made = PeftModel.from_pretrained(theirs, adapter).generate(
+    made = adapted.generate(
         input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False
     )
     tokenizer = hub.load_tokenizer(str(folder))
