@@ -30,6 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"method": "qlora"},
     "qlora 8-bit": {"method": "qlora", "lora": {"qlora_4bit": False}},
 }
+# bitsandbytes dequantizes 4 bits by another kernel where a CPU has AVX512
+KERNELS = {"qlora": "" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ", AVX2"}
 LAYOUTS = {"packed": "concat", "filled": "fill", "padded": "false"}
 RUNS = [(method, layout) for method in METHODS for layout in LAYOUTS]
 
@@ -82,6 +84,11 @@ def losses(folder: Path, model: Path, method: str, layout: str) -> dict[str, lis
     }
 
 
+def stored_name(method: str, layout: str) -> str:
+    """Under which the numbers of a run on a CPU like this one are stored."""
+    return f"{method}, {layout}{KERNELS.get(method, '')}"
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("golden") / "model")
@@ -89,7 +96,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("method", "layout"), RUNS)
 def test_losses_are_the_stored_ones(method: str, layout: str, model: Path, tmp_path: Path) -> None:
-    stored = json.loads(STORED.read_text("utf-8"))[f"{method}, {layout}"]
+    stored = json.loads(STORED.read_text("utf-8"))[stored_name(method, layout)]
     found = losses(tmp_path / "run", model, method, layout)
     assert found.keys() == stored.keys()
     for name, values in stored.items():
@@ -98,15 +105,16 @@ def test_losses_are_the_stored_ones(method: str, layout: str, model: Path, tmp_p
 
 
 def main() -> None:
-    """Store the losses anew."""
+    """Store the losses anew; those of the other kernel stay as they are."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_model(folder / "model")
         found = {
-            f"{method}, {layout}": losses(folder / method / layout, model, method, layout)
+            stored_name(method, layout): losses(folder / method / layout, model, method, layout)
             for method, layout in RUNS
         }
+    found = json.loads(STORED.read_text("utf-8")) | found
     STORED.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
