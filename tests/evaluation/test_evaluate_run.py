@@ -195,7 +195,7 @@ def test_an_expression_that_fails_on_a_row_names_the_row(
     task = choices.parent / "task.yaml"
     text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\nanswers: label + question\n'
     task.write_text(text, "utf-8")
-    assert "colours.jsonl:1: task t: answers: TypeError('unsupp" in refused("--task", task)
+    assert "colours.jsonl:1: task t: answers: TypeError(" in refused("--task", task)
 
 
 def test_a_field_that_rows_lack_is_told_once(refused: Callable[..., str], choices: Path) -> None:
