@@ -74,6 +74,14 @@ class Judge(Section):
     highest: int = setting(10, "judge_grade: grade of the best answer", ge=1)
 
 
+class HubDataset(Section):
+    """Rows that `datasets` reads: `load_dataset(path, name, split=split)`."""
+
+    path: str = setting(..., "of the dataset on the Hugging Face Hub, or a folder")
+    name: str | None = setting(None, "of its configuration")
+    split: str = setting(..., "of its rows")
+
+
 class Task(Section):
     """One task of a YAML file.
 
@@ -90,6 +98,9 @@ class Task(Section):
         [], "names of the columns of .csv and .tsv files whose first line is a row"
     )
     source: str = setting("", "where the files come from, with their licence")
+    hub: dict[str, HubDataset] = setting(
+        {}, "datasets on the Hugging Face Hub that hold the rows of files which are not there"
+    )
     description: str = setting("", "text before everything else")
     prompt: str = setting("", "template of what comes before the answer")
     choices: str | list[str] = setting([], "choice: expression of the choices, or the choices")

@@ -18,6 +18,7 @@ from aift_ray.errors import ConfigError, DataError, Problem
 from aift_ray.tasks import harness_tasks as harness
 from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
 from aift_ray.tasks.harness_tasks import HarnessTask
+from aift_ray.tasks.hub_rows import HubError, read_hub_rows
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
 
@@ -185,11 +186,19 @@ def _rows_of(
     for name in names:
         path = (base or Path()) / Path(name).expanduser()
         there = find_file(path) if base or path.is_absolute() else None
-        if there is None:
+        if there is not None:
+            found += [(there.name, row) for row in read_rows(there, problems, task.columns)]
+        elif name not in task.hub:
             problems.append(_missing(task, name, base))
         else:
-            rows = read_rows(there, problems, task.columns)
-            found += [(there.name, row) for row in rows]
+            try:
+                found += [(name, row) for row in read_hub_rows(task.hub[name])]
+            except HubError as error:
+                missing = _missing(task, name, base)
+                what = f"{missing.what}, and {error}"
+                problems.append(
+                    Problem(missing.where, what, f"{error.remedy}; or {missing.remedy}")
+                )
     return found
 
 
