@@ -177,7 +177,9 @@ class ServeConfig(Settings):
         "inference engine; auto: vllm if there are GPUs and vllm is installed, else transformers",
     )
     served_model_name: str | None = setting(
-        None, "name of the base model for clients; default: its catalog or folder name"
+        None,
+        "name of the base model for clients; default: its catalog or folder name",
+        min_length=1,
     )
     serving: ServingConfig = setting(ServingConfig(), "address, API keys, limits")
     vllm: VllmConfig = setting(VllmConfig(), "settings of the vllm engine")
@@ -198,9 +200,16 @@ class ServeConfig(Settings):
         for given, name in zip(self.adapters, names, strict=True):
             if not name or not given.partition("=")[2]:
                 found.append(Problem(f"adapter {given}", "is not NAME=FOLDER"))
-            elif "/" in name or names.count(name) > 1 or name == self.name():
-                remedy = "choose another NAME, or another --served-model-name"
-                what = "needs a name of its own, without '/'"
+                continue
+            remedy = "choose another NAME, or another --served-model-name"
+            if "/" in name:
+                what = f"its name {name} holds a '/'"
+                found.append(Problem(f"adapter {given}", what, "choose another NAME"))
+            elif name == self.name():
+                what = f"the model is called {name}, too"
+                found.append(Problem(f"adapter {given}", what, remedy))
+            elif names.count(name) > 1:
+                what = f"two adapters are called {name}"
                 found.append(Problem(f"adapter {given}", what, remedy))
         return found
 

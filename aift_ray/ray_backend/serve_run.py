@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -189,6 +190,9 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             what = f"{host}:{port} can't be listened on: {error.strerror}"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                remedy = "give an address of this machine: --host 127.0.0.1, or 0.0.0.0 for all"
+                raise ConfigError([Problem("serving.host", what, remedy)]) from None
             raise ConfigError([Problem("serving.port", what, "give another --port")]) from None
 
 

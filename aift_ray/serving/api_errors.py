@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import Response
@@ -53,6 +54,20 @@ class ApiError(Exception):
         told = self.anthropics() if path.startswith(ANTHROPIC) else self.body()
         content = json.dumps(told).encode("ascii")
         return Response(content, self.status, self.headers, "application/json")
+
+
+@contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Have an ApiError name the fields of another route.
+
+    Args:
+        names: by the names that a chat has for them.
+    """
+    try:
+        yield
+    except ApiError as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
 
 
 _INVALID = "invalid_request_error"

@@ -7,7 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, representable
+from aift_ray.serving.request_body import (
+    FIRST_WRONG,
+    JsonObject,
+    OpenAIBody,
+    Text,
+    representable,
+)
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -36,6 +42,9 @@ class ContentPart(OpenAIBody):
     def said(self) -> str:
         """Its text."""
         return str(getattr(self, self.type))
+
+
+Parts = Annotated[list[ContentPart], FIRST_WRONG]
 
 
 class CalledFunction(OpenAIBody):
@@ -107,15 +116,13 @@ class ChatMessage(OpenAIBody):
     reasoning_details: object = None
     thinking_blocks: object = None
     cache_control: object = None
-    content: Text | list[ContentPart] | None = Field(default=None, validate_default=True)
+    content: Text | Parts | None = Field(default=None, validate_default=True)
 
     @field_validator("content")
     @classmethod
     def _there(cls, value: object, info: ValidationInfo) -> Any:
         # what was wrong itself is not among the data, and is told already
-        names = ("tool_calls", "refusal", "reasoning_content", "reasoning")
-        others = [info.data.get(name, "wrong") for name in names]
-        if value is None and not any(others):
+        if value is None and info.data.get("role", "assistant") != "assistant":
             raise ValueError("is needed")
         return value
 
@@ -127,7 +134,7 @@ class ChatMessage(OpenAIBody):
         return value
 
     def text(self) -> str:
-        """The content as one text; of a turn without any, why the assistant refused."""
+        """The content as one text; of a turn without any, why the assistant refused, or ""."""
         if isinstance(self.content, str):
             return self.content
         if self.content is None:

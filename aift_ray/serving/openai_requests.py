@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from aift_ray.serving.conversation import ChatMessage, NamedTool, Tool
-from aift_ray.serving.request_body import Body, JsonObject, OpenAIBody, Text, Tokens
+from aift_ray.serving.request_body import (
+    FIRST_WRONG,
+    Body,
+    JsonObject,
+    OpenAIBody,
+    Text,
+    Tokens,
+)
 
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=4)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 TokenNumber = Annotated[int, Field(ge=0, lt=2**31)]
-Prompts = Annotated[list[Text] | list[list[TokenNumber]], Field(max_length=64)]
+TokenNumbers = Annotated[list[TokenNumber], FIRST_WRONG]
+Texts = Annotated[list[Text], Field(max_length=64), FIRST_WRONG]
+Ids = Annotated[list[TokenNumbers], Field(max_length=64), FIRST_WRONG]
+
+
+def _kind(prompt: object) -> str:
+    """Which kind of prompt is meant, by the first item of a list."""
+    if not isinstance(prompt, list):
+        return "str"
+    first = prompt[0] if prompt else ""
+    if isinstance(first, list):
+        return "list[list]"
+    return "list[str]" if isinstance(first, str) else "list[int]"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("str")]
+    | Annotated[TokenNumbers, Tag("list[int]")]
+    | Annotated[Texts, Tag("list[str]")]
+    | Annotated[Ids, Tag("list[list]")],
+    Discriminator(_kind),
+]
 
 
 class StreamOptions(OpenAIBody):
@@ -86,7 +114,7 @@ class _Sampled(OpenAIBody):
 class ChatRequest(_Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), FIRST_WRONG]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -113,7 +141,7 @@ class CompletionRequest(_Sampled):
     An empty one is the start of a document.
     """
 
-    prompt: Text | list[TokenNumber] | Prompts | None
+    prompt: Prompt | None
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -147,14 +175,15 @@ class TokenizeRequest(Body):
     """`POST /tokenize`: a text, or a conversation as chat completions would feed it."""
 
     text: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1), FIRST_WRONG] | None = None
     model: Text | None = None
 
 
 class LoadAdapterRequest(Body):
-    """`POST /v1/load_lora_adapter`; there is no `lora_path`: no path comes from a request."""
+    """`POST /v1/load_lora_adapter`; no path comes from a request: `lora_path` is null."""
 
     lora_name: Annotated[Text, Field(min_length=1, max_length=255)]
+    lora_path: None = None
 
 
 class UnloadAdapterRequest(Body):

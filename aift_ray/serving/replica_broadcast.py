@@ -44,13 +44,17 @@ async def load(
     name = same_name(body.lora_name)
     found = _find(folder, name)
     if name == service.name or name in await fleet.recorded():
-        raise ApiError(400, f"{name} is loaded already", "lora_name")
+        message = f"{name} is loaded already; to load it anew, unload it first"
+        raise ApiError(400, message, "lora_name")
     problems = await asyncio.to_thread(service.check_adapter, name, found)
     if not problems:
         problems = await _load(fleet, name, found)
     if problems:
-        message = "; ".join(f"{each.where} {each.what}" for each in problems)
-        raise ApiError(400, message, "lora_name")
+        told = [
+            f"{each.where}: {each.what}" + (f" ({each.remedy})" if each.remedy else "")
+            for each in problems
+        ]
+        raise ApiError(400, "; ".join(told), "lora_name")
     return {"id": name, "object": "model", "created": service.created, "owned_by": "aift-ray"}
 
 

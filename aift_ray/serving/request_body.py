@@ -41,6 +41,8 @@ Text = Annotated[str, AfterValidator(_encodable)]
 # an object that a template, a tokenizer and a grammar can be given
 JsonObject = Annotated[dict[str, Any], AfterValidator(representable)]
 Tokens = Annotated[int, Field(ge=1, le=2**31)]
+# of a long list the first wrong item is told: a body has room for millions
+FIRST_WRONG = Field(fail_fast=True)
 
 
 class Body(BaseModel):

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from aift_ray.serving.template_kwargs import TemplateOptions
 from aift_ray.serving.token_bytes import TokenBytes
 
 log = logging.getLogger(__name__)
+
+# characters that are tokenized whatever the context is
+_CHECKED = 65_536
 
 
 class Service:
@@ -156,6 +160,7 @@ class Service:
                 raise ApiError(400, message, "tools")
             if any(each.role == "tool" or each.tool_calls for each in messages):
                 raise ApiError(400, message, "messages")
+        self._bound(sum(len(turn.content) for turn in turns), "messages")
         try:
             return self.encoder.chat_ids(turns, tools, options)
         except RowError as error:
@@ -180,6 +185,7 @@ class Service:
 
     def text_prompt(self, text: str) -> list[int]:
         """Ids of a plain text to go on from."""
+        self._bound(len(text), "prompt")
         try:
             return self.encoder.prompt_ids(Example("prompt", "", 0, instruction=text))
         except RowError as error:
@@ -187,11 +193,33 @@ class Service:
 
     def instruction_prompt(self, instruction: str, further: str | None) -> list[int]:
         """Ids of an instruction in the form that it has in training."""
+        self._bound(len(instruction) + len(further or ""), "instruction")
         row = Example("instruction", "", 0, instruction=instruction, input=further or "")
         try:
             return self.encoder.prompt_ids(row)
         except RowError as error:
             raise ApiError(400, str(error), "instruction") from None
+
+    def _bound(self, characters: int, param: str) -> None:
+        """Refuse a text that can't fit the context before it is tokenized, for seconds.
+
+        Raises:
+            ApiError: 400.
+        """
+        if characters <= _CHECKED:
+            return
+        # normalizing makes one character of a few, as of a letter and its marks
+        most = 4 * self.engine.context * self._longest_token
+        if characters > most:
+            message = (
+                f"the prompt has {characters:,} characters; the context of {self.engine.context} "
+                f"tokens holds {most:,} at most"
+            )
+            raise ApiError(400, message, param, "context_length_exceeded")
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.encoder.tokenizer.get_vocab()))
 
     def room(self, prompt: list[int], asked: int | None, param: str, default: int | None) -> int:
         """Tokens that the answer may have; ApiError 400 where they don't fit the context."""

@@ -84,5 +84,5 @@ class TemplateOptions:
         if effort == "medium" or (effort == "none" and not thinks):
             # what is done anyway
             return told
-        message = f"this model's chat template knows no reasoning_effort {effort!r}"
+        message = f"this model's chat template knows no effort {effort!r}"
         raise ApiError(400, message, "reasoning_effort")

@@ -251,7 +251,7 @@ def test_an_adapter_as_the_model_has_the_served_name(
     assert shown["adapters"].strip() == "x"
     clash = ["--model", str(sound), "--adapter", f"model={sound}", "--dry-run"]
     assert guarded(run, clash) == 2
-    assert "needs a name of its own" in capsys.readouterr().err
+    assert "the model is called model, too" in capsys.readouterr().err
 
 
 def test_an_adapter_without_its_base_says_which_is_missing(

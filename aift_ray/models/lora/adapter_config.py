@@ -25,6 +25,16 @@ _BEYOND = {
     "arrow_config": "it chooses among other adapters for each token",
     "lora_bias": "its matrices have biases",
 }
+# of settings that PEFT computes with
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "r": ((int,), "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "lora_dropout": ((int, float), "a number"),
+    "target_modules": ((str, list, type(None)), "a list of names, or a pattern"),
+    "modules_to_save": ((list, type(None)), "a list of names"),
+    "rank_pattern": ((dict, type(None)), "an object"),
+    "alpha_pattern": ((dict, type(None)), "an object"),
+}
 # variants whose layers compute something else than the product of two matrices
 _VARIANTS = ("kasa_config", "monteclora_config", "use_bdlora")
 
@@ -47,6 +57,13 @@ def adapter_config(folder: Path, where: str) -> dict[str, Any]:
     if base is not None and not (isinstance(base, str) and base.isprintable()):
         what = f"{file} has base_model_name_or_path = {base!r}, expected a name"
         raise ModelError([Problem(where, what, "write the name or the folder of its base")])
+    wrong = [
+        Problem(where, f"{file} has {name} = {found[name]!r}, expected {expected}", "copy it again")
+        for name, (kinds, expected) in _KINDS.items()
+        if name in found and (isinstance(found[name], bool) or not isinstance(found[name], kinds))
+    ]
+    if wrong:
+        raise ModelError(wrong)
     if found.get("peft_type") != "LORA":
         raise ModelError([_other_kind(found.get("peft_type"), folder, base, where)])
     if found.get("task_type") in _SCORING:

@@ -200,6 +200,9 @@ def _misfits(
             found.append(f"{layer}, which {base} does not have or {CONFIG} does not name")
         elif fits != shape:
             found.append(f"{layer} in another size")
+    if found and _is_recorded(folder):
+        what = f"{folder / WEIGHTS} or {CONFIG} was changed: it adapts {first_of(found)}"
+        return [Problem(where, what, "copy it again")]
     if found:
         what = f"it was made for another base ({wanted or 'not named'}): "
         what += f"{folder / WEIGHTS} adapts {first_of(found)}"
@@ -209,6 +212,14 @@ def _misfits(
         what = f"{folder / WEIGHTS} lacks weights that {CONFIG} asks for: {first_of(missing)}"
         return [Problem(where, what, "copy it again")]
     return []
+
+
+def _is_recorded(folder: Path) -> bool:
+    """Whether training has recorded the weights of the base, which were compared."""
+    try:
+        return bool((provenance.remembered(folder).get("base") or {}).get("weights"))
+    except ValueError:
+        return False
 
 
 def check_prompts(folder: Path, where: str, model_config: PreTrainedConfig) -> list[Problem]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from aift_ray.serving.api_errors import ApiError
+from aift_ray.serving.api_errors import ApiError, fields_named
 from aift_ray.serving.chat import Begun, begin, prompt_of
 from aift_ray.serving.http import content_blocks, sse
 from aift_ray.serving.http.anthropic_requests import (
@@ -30,6 +30,14 @@ from aift_ray.serving.tools import Call
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _SWITCHES = ("enable_thinking", "thinking")
+# of fields of a chat
+_NAMES = {
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "thinking_token_budget": "thinking.budget_tokens",
+    "max_completion_tokens": "max_tokens",
+}
 
 
 async def message(service: Service, body: MessagesRequest) -> Response:
@@ -42,7 +50,8 @@ async def message(service: Service, body: MessagesRequest) -> Response:
         "top_p": body.top_p,
         "top_k": body.top_k,
     }
-    begun = begin(service, chat_request(service, body, asked))
+    with fields_named(_NAMES):
+        begun = begin(service, chat_request(service, body, asked))
     answer = MessageWriter(body, begun)
     if body.stream:
         return await sse.begun(answer.events())
@@ -53,7 +62,9 @@ async def message(service: Service, body: MessagesRequest) -> Response:
 def count(service: Service, body: CountRequest) -> dict[str, int]:
     """`POST /v1/messages/count_tokens`."""
     service.adapter(body.model)
-    return {"input_tokens": len(prompt_of(service, chat_request(service, body, {})))}
+    with fields_named(_NAMES):
+        prompt = prompt_of(service, chat_request(service, body, {}))
+    return {"input_tokens": len(prompt)}
 
 
 def chat_request(service: Service, body: CountRequest, asked: dict[str, Any]) -> ChatRequest:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aift_ray.serving.conversation import FunctionName
 from aift_ray.serving.openai_requests import Stop
-from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, Tokens
+from aift_ray.serving.request_body import FIRST_WRONG, JsonObject, OpenAIBody, Text, Tokens
 
 
 class _Block(OpenAIBody):
@@ -46,12 +46,15 @@ class ToolUseBlock(_Block):
     caller: object = None
 
 
+TextBlocks = Annotated[list[TextBlock], FIRST_WRONG]
+
+
 class ToolResultBlock(_Block):
     """What a call came to."""
 
     type: Literal["tool_result"]
     tool_use_id: Text
-    content: Text | list[TextBlock] | None = None
+    content: Text | TextBlocks | None = None
     is_error: bool | None = None
     toolset_name: object = None
 
@@ -65,7 +68,7 @@ class AnthropicTurn(OpenAIBody):
     """One turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: Text | list[Block]
+    content: Text | Annotated[list[Block], FIRST_WRONG]
 
 
 class AnthropicTool(_Block):
@@ -119,8 +122,8 @@ class CountRequest(OpenAIBody):
     """`POST /v1/messages/count_tokens`."""
 
     model: Text
-    messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
-    system: Text | list[TextBlock] | None = None
+    messages: Annotated[list[AnthropicTurn], Field(min_length=1), FIRST_WRONG]
+    system: Text | TextBlocks | None = None
     tools: Annotated[list[AnthropicTool], Field(max_length=128)] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: ThinkingOptions | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -163,15 +163,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = [(detail["type"], *_problem(detail)) for detail in error.errors()]
+    outer = {each for _, where, _ in details for each in _outer(where)}
     # of a union the kind that fits best is told, not that it is none of the others
     problems = [
         (where, what)
         for kind, where, what in details
-        if not (kind.endswith("_type") and any(o.startswith(f"{where}.") for _, o, _ in details))
+        if not (kind.endswith("_type") and where in outer)
     ]
     message = "; ".join(f"{where}: {what}" if where else what for where, what in problems[:20])
     failure = ApiError(400, message, problems[0][0] or None, "invalid_value")
     return failure.response(request.url.path)
+
+
+def _outer(where: str) -> Iterator[str]:
+    """The fields that a field is in."""
+    end = where.rfind(".")
+    while end >= 0:
+        yield where[:end]
+        end = where.rfind(".", 0, end)
 
 
 def _problem(detail: dict[str, Any]) -> tuple[str, str]:

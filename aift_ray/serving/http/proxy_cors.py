@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aift_ray.config import ServingConfig
+from aift_ray.serving.api_errors import ApiError
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,21 @@ class Outside:
             # keys are sent in a header, never as a cookie: no credentials
             options: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
             options |= {"expose_headers": ["Retry-After"], "max_age": 600}
-            app.add_middleware(CORSMiddleware, allow_origins=list(self.origins), **options)
+            app.add_middleware(Cors, allow_origins=list(self.origins), **options)
         if self.root_path:
             app.add_middleware(UnderPath, root_path=self.root_path)
+
+
+class Cors(CORSMiddleware):
+    """What a browser may ask; a refusal has the shape of every error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer whether a page of an origin may ask."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        reason = bytes(response.body).decode()
+        return ApiError(response.status_code, reason, headers={"Vary": "Origin"}).response()
 
 
 class UnderPath:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
-from aift_ray.serving.api_errors import ApiError
+from aift_ray.serving.api_errors import ApiError, fields_named
 from aift_ray.serving.chat import Begun, begin
 from aift_ray.serving.http import content_blocks, sse
 from aift_ray.serving.http.content_blocks import Parts
@@ -30,10 +30,20 @@ from aift_ray.serving.openai_requests import ChatRequest
 from aift_ray.serving.service import Service
 from aift_ray.serving.tools import Call
 
+# of fields of a chat
+_NAMES = {
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+    "max_completion_tokens": "max_output_tokens",
+}
+
 
 async def respond(service: Service, body: ResponsesRequest) -> Response:
     """`POST /v1/responses`."""
-    begun = begin(service, chat_request(body))
+    with fields_named(_NAMES):
+        begun = begin(service, chat_request(body))
     answer = ResponseWriter(body, begun)
     if body.stream:
         return await sse.begun(answer.events())

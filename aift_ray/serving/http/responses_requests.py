@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from aift_ray.serving.conversation import FunctionName
-from aift_ray.serving.request_body import JsonObject, OpenAIBody, Text, Tokens
+from aift_ray.serving.request_body import FIRST_WRONG, JsonObject, OpenAIBody, Text, Tokens
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
@@ -30,6 +30,9 @@ class TextPart(OpenAIBody):
         return self.text or self.refusal or ""
 
 
+TextParts = Annotated[list[TextPart], FIRST_WRONG]
+
+
 class InputMessage(OpenAIBody):
     """A turn; an answer's may be sent back as it came."""
 
@@ -37,7 +40,7 @@ class InputMessage(OpenAIBody):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: Text | list[TextPart]
+    content: Text | TextParts
     id: object = None
     status: object = None
     phase: object = None
@@ -73,7 +76,7 @@ class InputResult(OpenAIBody):
 
     type: Literal["function_call_output"]
     call_id: Text
-    output: Text | list[TextPart]
+    output: Text | TextParts
     id: object = None
     name: object = None
     namespace: None = None
@@ -93,7 +96,7 @@ class InputThought(OpenAIBody):
     type: Literal["reasoning"]
     id: object = None
     summary: object = None
-    content: list[TextPart] | None = None
+    content: TextParts | None = None
     status: object = None
     encrypted_content: None = None
 
@@ -182,7 +185,7 @@ class ResponsesRequest(OpenAIBody):
     """`POST /v1/responses`."""
 
     model: Text
-    input: Text | list[TaggedItem]
+    input: Text | Annotated[list[TaggedItem], FIRST_WRONG]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

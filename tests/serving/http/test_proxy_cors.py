@@ -51,6 +51,16 @@ def test_every_route_is_there_with_the_proxys_path_and_without(behind: Site, roo
     assert schema["servers"] == [{"url": "/llm"}]
 
 
+def test_a_refused_page_of_another_origin_gets_an_error_in_the_usual_shape(behind: Site) -> None:
+    asks = {"Origin": "https://other.example", "Access-Control-Request-Method": "POST"}
+    response = behind.send("OPTIONS", "/v1/models", key=None, headers=asks)
+    assert response.status_code == 400
+    # what is not JSON would be taken for the words of Serve, and answered with 503
+    assert response.headers["content-type"] == "application/json"
+    assert "origin" in response.json()["error"]["message"]
+    assert "access-control-allow-origin" not in response.headers
+
+
 def test_the_page_of_a_path_is_found_without_its_last_slash(behind: Site) -> None:
     response = behind.send("GET", "/llm", key=None)
     assert (response.status_code, response.headers["location"]) == (307, "/llm/")
