@@ -42,6 +42,32 @@ def partition(parts: Iterable[nn.Module], config: dict[str, Any]) -> None:
             first = weights[0]
 
 
+def release_after_forward(module: nn.Module, model: nn.Module, zero: ZeROOptimizer) -> None:
+    """Release after a forward pass alone what stage 3 has fetched for a backward pass.
+
+    Such weights can't be gathered: a checkpoint after an evaluation would fail.
+
+    Args:
+        module: what computes a loss.
+        model: the part of it that generates answers.
+    """
+    inside = False
+
+    def begin(*_: object) -> None:
+        nonlocal inside
+        inside = True
+
+    def end(ended: nn.Module, *_: object) -> None:
+        nonlocal inside
+        inside = inside and ended is not module
+        if not inside and not torch.is_grad_enabled():
+            zero.empty_partition_cache()
+
+    module.register_forward_pre_hook(begin)
+    module.register_forward_hook(end)
+    model.register_forward_hook(end)
+
+
 def gradient_norm(zero: ZeROOptimizer, stage: int) -> torch.Tensor:
     """The norm of all gradients before clipping, ()."""
     if stage < 3:

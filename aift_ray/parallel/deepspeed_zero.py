@@ -102,6 +102,8 @@ class ZeroModel:
             # the loss reads the output layer itself, and adapters may be beside the blocks
             for weight in _outside_blocks(self.module):
                 deepspeed.zero.register_external_parameter(self.module, weight)
+            inner = causal_model(self.module.model)
+            deepspeed_compat.release_after_forward(self.module, inner, self._engine.optimizer)
 
     def backward(self, step: MicroBatches) -> torch.Tensor:
         """Accumulate the gradients of a step; the summed loss, ()."""
