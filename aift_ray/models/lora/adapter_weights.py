@@ -59,12 +59,13 @@ def wrong_ranks(config: dict[str, Any], stored: Shapes, folder: Path, where: str
     ranks = {shape[0] for key, shape in stored.items() if ".lora_A." in key and shape}
     ranks |= {shape[0] for key, shape in stored.items() if key.endswith("lora_embedding_A")}
     if not ranks:
-        return [Problem(where, f"{folder / WEIGHTS} holds no LoRA weights")]
+        return [Problem(where, f"{folder / WEIGHTS} holds no LoRA weights", "copy it again")]
     # with a pattern each layer may have a rank of its own
     if config.get("rank_pattern") or config.get("target_parameters") or ranks == {rank}:
         return []
     has = ", ".join(map(str, sorted(ranks)))
-    return [Problem(where, f"{folder / CONFIG} has rank r = {rank}, its weights have {has}")]
+    what = f"{folder / CONFIG} has rank r = {rank}, its weights have {has}"
+    return [Problem(where, what, "copy it again")]
 
 
 def first_of(names: list[str]) -> str:
