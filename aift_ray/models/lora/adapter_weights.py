@@ -24,7 +24,7 @@ def stored_shapes(folder: Path, where: str) -> Shapes:
         pickled = " (adapter_model.bin is a pickle, which can run code when opened)"
         what = f"{folder} holds no {WEIGHTS}"
         what += pickled if (folder / "adapter_model.bin").is_file() else ""
-        raise ModelError([Problem(where, what)])
+        raise ModelError([Problem(where, what, "copy the whole folder again")])
     found, infinite, others = {}, [], []
     try:
         with safe_open(file, "pt") as opened:
