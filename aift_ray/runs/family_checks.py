@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from aift_ray.config import RunConfig, context_rules
 from aift_ray.errors import ModelError
-from aift_ray.models import load
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
 from aift_ray.models.families.refusals import is_llama_like, refusal
@@ -35,6 +34,7 @@ def check_fused(config: RunConfig, location: str, model_config: PreTrainedConfig
     if config.training.kernels == "torch":
         return
     # needs the modelling code
+    from aift_ray.models import load
     from aift_ray.models.fused_kernels import fusable
 
     if not fusable(load.skeleton(location)):

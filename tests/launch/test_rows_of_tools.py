@@ -104,10 +104,25 @@ def test_tools_and_thoughts_are_planned_shown_and_trained(
 
 
 def test_what_can_not_be_trained_is_refused_all_at_once(tmp_path: Path, capsys: Told) -> None:
+    rows = written(tmp_path / "rows.jsonl", {"messages": ROUND}, {"messages": TALK})
+    status, told = planned(capsys, "--train-file", rows)
+    assert status == 2
+    assert "Traceback" not in told
+    reasons = (
+        'does not write the call of "weather" of message 2',
+        "no place for the thought of message 2",
+    )
+    for number, reason in enumerate(reasons, 1):
+        assert re.search(rf"rows\.jsonl:{number}: .*{re.escape(reason)}", told), told
+    assert "--data.train_thoughts none" in told
+
+
+def test_what_no_template_is_asked_for_is_refused_before_it_is_read(
+    tmp_path: Path, capsys: Told
+) -> None:
     rows = written(
         tmp_path / "rows.jsonl",
         {"messages": ROUND},
-        {"messages": TALK},
         {"instruction": "a", "output": "b", "images": ["a.png"]},
         {"instruction": "a", "output": "b", "weight": 0.5},
     )
@@ -115,16 +130,10 @@ def test_what_can_not_be_trained_is_refused_all_at_once(tmp_path: Path, capsys: 
         file.write('{"instruction": "a", "output": "b", "output": "c"}\n')
     status, told = planned(capsys, "--train-file", rows)
     assert status == 2
-    assert "Traceback" not in told
-    for number, reason in enumerate(
-        (
-            'does not write the call of "weather" of message 2',
-            "no place for the thought of message 2",
-            "images is not supported",
-            "weight 0.5 of a row is not supported",
-            'the key "output" is repeated',
-        ),
-        1,
-    ):
+    reasons = (
+        "images is not supported",
+        "weight 0.5 of a row is not supported",
+        'the key "output" is repeated',
+    )
+    for number, reason in enumerate(reasons, 2):
         assert re.search(rf"rows\.jsonl:{number}: .*{re.escape(reason)}", told), told
-    assert "--data.train_thoughts none" in told
