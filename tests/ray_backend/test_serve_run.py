@@ -224,7 +224,7 @@ def test_a_stopped_server_ends_its_answers_first(served: Served) -> None:
         (["--api-key-file", "absent"], "can't be read"),
         (["--api-key-file", "empty"], "holds no key"),
         (["--adapter", "x"], "is not NAME=FOLDER"),
-        (["--adapter", "a/b=folder"], "without '/'"),
+        (["--adapter", "a/b=folder"], "holds a '/'"),
         (["--adapter", "x=folder"], "no such folder: folder"),
         (["--num-replicas", "4:1"], "MIN not above MAX"),
         (["--model", "nothing"], "no such folder"),
