@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import deepspeed_offload
+from aift_ray.config.lr_schedules import ADAPTER_RATE
 from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
     from aift_ray.config.parallel_config import ParallelConfig
     from aift_ray.config.run_config import RunConfig
-    from aift_ray.config.training_config import TrainingConfig
 
 FIELD = "parallel.deepspeed_config"
 AUTO = deepspeed_offload.AUTO
@@ -127,15 +127,14 @@ def _compared(content: dict[str, Any], config: RunConfig) -> list[tuple[str, Any
         enabled = content.get(kind, {}).get("enabled", AUTO)
         if enabled not in (AUTO, training.precision == kind):
             found.append((f"{kind}.enabled", enabled, "training.precision", training.precision))
-    return found + _optimizer(content.get("optimizer", {}), training)
+    return found + _optimizer(content.get("optimizer", {}), config)
 
 
-def _optimizer(
-    optimizer: dict[str, Any], training: TrainingConfig
-) -> list[tuple[str, Any, str, Any]]:
-    given = optimizer.get("params", {})
+def _optimizer(optimizer: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, str, Any]]:
+    training, given = config.training, optimizer.get("params", {})
+    is_default = "learning_rate" not in training.model_fields_set and config.method != "full"
     own = {
-        "lr": ("training.learning_rate", training.learning_rate),
+        "lr": ("training.learning_rate", ADAPTER_RATE if is_default else training.learning_rate),
         "eps": ("training.adam_epsilon", training.adam_epsilon),
         "weight_decay": ("training.weight_decay", training.weight_decay),
     }

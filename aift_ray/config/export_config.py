@@ -132,6 +132,9 @@ class ExportConfig(Settings):
             found.append(Problem("format", what, "give --adapter or --dtype, or copy the folder"))
         if not self.merge_adapter and self.adapter is None:
             found.append(Problem("merge_adapter", "false needs an adapter", "give --adapter"))
+        if not self.merge_adapter and self.outtype not in ("auto", "f32"):
+            what = f"{self.outtype}: an adapter alone is written in f32"
+            found.append(Problem("outtype", what, "leave it out"))
         return found
 
     def _unfitted(self, formats: list[str]) -> list[Problem]:

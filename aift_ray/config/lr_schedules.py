@@ -22,6 +22,8 @@ Scheduler = Literal[
     "wsd",
     "warmup_stable_decay",
 ]
+# of adapters, where none is given: ten times that of all weights, as TRL's documentation has it
+ADAPTER_RATE = 2e-4
 WSD = ("wsd", "warmup_stable_decay")
 _FALLS_TO_THE_END = ("linear", "cosine", "cosine_with_min_lr", *WSD)
 

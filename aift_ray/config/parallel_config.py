@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
@@ -70,6 +71,12 @@ class ParallelConfig(Section):
         "zero_optimization count, offload to cpu and nvme too; what contradicts other settings is "
         "refused",
     )
+
+    @field_validator("deepspeed_config")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        # workers run in folders of their own
+        return str(Path(value).expanduser().absolute()) if value else value
 
     @field_validator("gpu_memory")
     @classmethod

@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 
 from aift_ray.config import TrainingConfig
-from aift_ray.config.lr_schedules import WSD
+from aift_ray.config.lr_schedules import ADAPTER_RATE, WSD
 
-# of adapters, where none is given: ten times that of all weights, as TRL's documentation has it
-ADAPTER_RATE = 2e-4
 # of wsd, where none is given
 DECAY_RATIO = 0.1
 # of inverse_sqrt without a warm-up, as in transformers

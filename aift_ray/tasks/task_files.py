@@ -24,6 +24,8 @@ from aift_ray.tasks.task import DEFAULTS, Task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
+# in place of flags of training
+_OTHER_ROWS = "write rows as for training, rows of question, choices and label, or a task file"
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ def _shots(
     if not number:
         return []
     if not task.few_shot.files:
-        if len(rows) <= number:
+        # without rows the reason is told already
+        if rows and len(rows) <= number:
             what = f"few_shot.number: {number} of {len(rows)} rows leave none to score"
             problems.append(Problem(f"task {task.name}", what))
             return []
@@ -260,7 +263,8 @@ def _answered_rows(file: str, rows: Sequence[Row], problems: list[Problem]) -> l
     for index, (line, row) in enumerate(rows):
         example = make_example(row, file, line)
         if isinstance(example, Fault):
-            wrong.append(Problem(f"{file}:{line}", example.reason, example.remedy))
+            remedy = _OTHER_ROWS if "--data." in example.remedy else example.remedy
+            wrong.append(Problem(f"{file}:{line}", example.reason, remedy))
         elif example.kind == "text":
             wrong.append(Problem(f"{file}:{line}", "a text among rows with answers"))
         else:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import export
 from aift_ray.commandline import guarded
+from aift_ray.config import ExportConfig
 from aift_ray.conversion import gguf_vocab, modelfile, pre_tokenizers
 from aift_ray.conversion.gguf_families import FAMILIES
 from aift_ray.conversion.gguf_tensors import paired
@@ -237,3 +238,11 @@ def test_a_modelfile_has_a_template_only_where_it_says_the_same(family: str) -> 
     without = {"gemma2", "llama2", "llm-jp", "harmony"}
     assert ("TEMPLATE" in made) == (family not in without)
     assert json.dumps(end, ensure_ascii=False) in made
+
+
+def test_an_adapter_alone_has_no_other_type() -> None:
+    config = ExportConfig(
+        model="hina-4m", adapter="run", output="o.gguf", merge_adapter=False, outtype="q4_k_m"
+    )
+    [problem] = config.contradictions()
+    assert str(problem).startswith("outtype: q4_k_m: an adapter alone is written in f32")

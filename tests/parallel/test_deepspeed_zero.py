@@ -81,12 +81,16 @@ FILE = {
 
 
 def test_a_file_counts_where_it_agrees_and_auto_is_filled_in(
-    configure: Configure, tmp_path: Path
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ds_config.json"
     path.write_text(json.dumps(FILE), "utf-8")
     given = {"parallel__strategy": "zero3", "parallel__backend": "deepspeed"}
     config = configure(**given, parallel__deepspeed_config=str(path))
+    # workers run in folders of their own
+    monkeypatch.chdir(path.parent)
+    relative = configure(**given, parallel__deepspeed_config=path.name)
+    assert relative.parallel.deepspeed_config == config.parallel.deepspeed_config
     assert deepspeed_config.problems(config) == []
     assert deepspeed_config.engine_options(config.parallel) == {
         "zero_optimization": {
