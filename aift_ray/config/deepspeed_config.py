@@ -40,7 +40,19 @@ _NO_EFFECT = (
 _SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "aio")
 # how files are read and written with device nvme
 _AIO = ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events")
+_SWITCHES = (
+    "overlap_comm",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "allgather_partitions",
+    "round_robin_gradients",
+    "single_submit",
+    "overlap_events",
+)
+# of which 0 turns something off
+_FROM_ZERO = ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 _MOMENTS = ("adam_beta1", "adam_beta2")
+_PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam")
 
 
 def read(path: str) -> dict[str, Any]:
@@ -86,8 +98,12 @@ def problems(config: RunConfig) -> list[Problem]:
         return []
     try:
         content = read(path)
-    except (OSError, ValueError) as error:
-        return [Problem(FIELD, f"{path} can't be read: {error}")]
+    except OSError as error:
+        what = f"{path} can't be read: {error.strerror}"
+        return [Problem(FIELD, what, "give the name of a JSON file, or leave it out")]
+    except ValueError as error:
+        what = f"{path} is no configuration of DeepSpeed: {error}"
+        return [Problem(FIELD, what, "correct it, or leave it out")]
     remedy = "give both alike, or write auto in the file"
     found = [
         Problem(FIELD, f"{key} is {given} there, and {setting} is {own}", remedy)
@@ -97,7 +113,7 @@ def problems(config: RunConfig) -> list[Problem]:
     parallel, zero = config.parallel, content.get("zero_optimization", {})
     stage, quantized = int(parallel.strategy[-1]), config.base_bits is not None
     wrong = deepspeed_offload.wrong(zero, parallel.offload, stage, quantized)
-    found += [Problem(FIELD, what, instead) for what, instead in wrong]
+    found += [Problem(FIELD, what, instead) for what, instead in wrong + _wrong_values(content)]
     return found + [
         Problem(FIELD, f"{key} is not done by aift-ray", instead)
         for key, instead in _not_done(content)
@@ -149,6 +165,26 @@ def _optimizer(optimizer: dict[str, Any], config: RunConfig) -> list[tuple[str, 
     return found
 
 
+def _wrong_values(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, remedy) of options that the engine could not be made with."""
+    found = []
+    for section, known in (("zero_optimization", _ZERO), ("aio", _AIO)):
+        for key, value in content.get(section, {}).items():
+            if key not in known or value == AUTO or (key == "overlap_comm" and value is None):
+                continue
+            least = 0 if key in _FROM_ZERO else 1
+            if key in _SWITCHES:
+                fits, wanted = isinstance(value, bool), "true or false"
+            else:
+                # 5e8 is a usual way to write a size
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                fits = is_number and value >= least and float(value).is_integer()
+                wanted = f"a whole number of {least} or more"
+            if not fits:
+                found.append((f"{section}.{key} is {value!r}", f"write {wanted}"))
+    return found
+
+
 def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
     """(key, remedy) of what the run does not do."""
     zero = content.get("zero_optimization", {})
@@ -174,4 +210,6 @@ def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
         and value not in off
     ]
     unknown += [f"aio.{key}" for key in content.get("aio", {}) if key not in _AIO]
+    params = content.get("optimizer", {}).get("params", {})
+    unknown += [f"optimizer.params.{key}" for key in params if key not in _PARAMS]
     return [(key, remedies.get(key.rpartition(".")[2], "leave it out")) for key in unknown]

@@ -241,5 +241,6 @@ def _logit_difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> 
 
 
 def line_of_error(error: Exception) -> str:
+    """The kind and the text of an error in one line, cut where it is long."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"

@@ -119,15 +119,19 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "bf16": {"enabled": True},
         "train_batch_size": 7,
         "gradient_clipping": 0.25,
-        "optimizer": {"type": "Lamb", "params": {"lr": 3.0}},
+        "optimizer": {"type": "Lamb", "params": {"lr": 3.0, "foo": 1}},
         "scheduler": {"type": "WarmupLR"},
         "zero_optimization": {
             "stage": 3,
             "offload_param": {"device": "nvme", "pin_memory": 1, "ratio": 0.5},
             "offload_optimizer": {"device": "tape"},
             "zoo": 1,
+            "reduce_bucket_size": "big",
+            "allgather_bucket_size": 5e8,
+            "sub_group_size": 0,
+            "overlap_comm": "yes",
         },
-        "aio": {"use_gds": True},
+        "aio": {"use_gds": True, "block_size": -1},
     }
     path.write_text(json.dumps(wrong), "utf-8")
     text = "\n".join(map(str, deepspeed_config.problems(config)))
@@ -146,8 +150,14 @@ def test_what_a_file_contradicts_or_asks_for_in_vain_is_named_at_once(
         "zero_optimization.offload_optimizer.device is tape",
         "aio.use_gds is not done by aift-ray",
         "zero_optimization.zoo is not done by aift-ray",
+        "zero_optimization.reduce_bucket_size is 'big'",
+        "zero_optimization.sub_group_size is 0",
+        "zero_optimization.overlap_comm is 'yes'",
+        "aio.block_size is -1",
+        "optimizer.params.foo is not done by aift-ray",
     ):
         assert part in text, (part, text)
+    assert "allgather_bucket_size" not in text
     with pytest.raises(ConfigError, match="applies to backend deepspeed only"):
         configure(parallel__deepspeed_config=str(path))
 
