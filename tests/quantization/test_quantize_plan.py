@@ -163,7 +163,7 @@ def test_a_base_that_is_gone_and_left_no_fingerprint_is_asked_for(
 def test_a_rank_that_is_none_is_refused(
     refused: Refused, broken: Callable[..., Path], rank: object
 ) -> None:
-    assert f"rank r = {rank!r}" in refused("--adapter", str(broken(r=rank)))
+    assert f"r = {rank!r}, expected" in refused("--adapter", str(broken(r=rank)))
 
 
 def test_a_rank_that_the_weights_contradict_is_refused(
