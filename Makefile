@@ -113,6 +113,12 @@ lock:
 	(echo "# what the extra deepspeed adds to requirements.lock; install it with --no-deps after that"; \
 	  build/lock/bin/python -m pip freeze --all --exclude aift-ray --exclude pip | sed -E 's/\+cpu$$//' \
 	  | grep -v ' @ ' | grep -vxFf requirements.lock) > requirements-deepspeed.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0
+	build/lock/bin/python -m pip install --quiet ".[vllm,liger]"
+	(echo "# the set of packages with the extras vllm and liger, some in older versions: pip install -c this file"; \
+	  build/lock/bin/python -m pip freeze --all --exclude aift-ray --exclude pip --exclude torch \
+	  | grep -vE ' @ |^(triton|cuda-|nvidia-(cuda|nvvm))') > requirements-vllm.lock
 	rm -rf build/lock
 
 clean:

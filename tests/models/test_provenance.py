@@ -45,7 +45,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half of its layers": (lambda f: halve(f), "lacks weights that adapter_config.json asks for"),
     "not finite": (lambda f: spoil(f), "infinite or NaN"),
     "wrong rank": (lambda f: configure(f, r=8), "rank r = 8, its weights have 4"),
-    "a rank that is none": (lambda f: configure(f, r="four"), "r = 'four', expected a whole number"),
+    "a rank that is none": (
+        lambda f: configure(f, r="four"),
+        "r = 'four', expected a whole number",
+    ),
     "a list": (
         lambda f: (f / "adapter_config.json").write_text("[]"),
         "adapter_config.json holds list",

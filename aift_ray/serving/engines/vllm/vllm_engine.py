@@ -20,14 +20,13 @@ from aift_ray.serving.engines.interface import (
     SamplingParams,
     Token,
 )
-from aift_ray.serving.engines.vllm.vllm_compat import stat_logger_base
+from aift_ray.serving.engines.vllm.turns import Turns
 from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, tokens
+from aift_ray.serving.engines.vllm.vllm_statistics import Statistics
 
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine
     from vllm.outputs import RequestOutput
-
-    from aift_ray.serving.engines.vllm.vllm_compat import SchedulerStats
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ async def start(location: str, slots: int, max_queue: int, given: dict[str, Any]
         os.environ.setdefault(name, value)
     from vllm import AsyncEngineArgs, AsyncLLMEngine
 
-    statistics = _Statistics()
+    statistics = Statistics()
     try:
         options = AsyncEngineArgs(
             model=location, tokenizer=location, max_num_seqs=slots, **arguments(**given)
@@ -96,38 +95,14 @@ async def _warm_up(engine: VllmEngine) -> None:
             pass
 
 
-class _Statistics:
-    """The latest figures of vLLM's scheduler."""
-
-    def __init__(self) -> None:
-        self.usage = 0.0
-        self.reused = 0
-
-    def logger(self) -> Any:
-        """What makes a StatLogger that writes here."""
-        statistics, base = self, stat_logger_base()
-
-        class Logger(base):  # type: ignore[misc, valid-type]
-            def __init__(self, vllm_config: object, engine_index: int = 0) -> None: ...
-
-            def record(
-                self, scheduler_stats: SchedulerStats | None, *_: object, **__: object
-            ) -> None:
-                if scheduler_stats:
-                    statistics.usage = scheduler_stats.kv_cache_usage
-                    statistics.reused += scheduler_stats.prefix_cache_stats.hits
-
-            def log_engine_initialized(self) -> None: ...
-
-        return Logger
-
-
 @dataclass(eq=False)
 class _Stream:
     """The tokens of one request.
 
     Attributes:
+        alone: it must be alone until the probabilities of its prompt are there.
         begun: gives the queue in which vLLM puts what it has made.
+        entered: it has its turn, and must give it back.
         over: nothing more is told.
         answered: vLLM has ended it by itself.
         left: vLLM was told to end it.
@@ -135,7 +110,9 @@ class _Stream:
 
     engine: VllmEngine
     request: Request
+    alone: bool
     begun: asyncio.Task[Any] = field(init=False)
+    entered: bool = False
     over: bool = False
     answered: bool = False
     left: bool = False
@@ -163,6 +140,9 @@ class _Stream:
         if self.request.scores and output.prompt_logprobs and found:
             before = scored(self.request, output.prompt_logprobs)
             found[0] = replace(found[0], prompt=before)
+        if self.alone and found:
+            self.alone = False
+            self.engine._turns.share()
         return found
 
     def cancel(self) -> None:
@@ -190,7 +170,7 @@ class VllmEngine:
         location: str,
         slots: int,
         max_queue: int,
-        statistics: _Statistics,
+        statistics: Statistics,
     ) -> None:
         config = llm.vllm_config
         self.vocabulary: int = config.model_config.get_vocab_size()
@@ -202,6 +182,8 @@ class VllmEngine:
             config.cache_config.block_size
         )
         self._adapters = KeptAdapters(location)
+        self._has_adapters = config.lora_config is not None
+        self._turns = Turns()
         self._streams: set[_Stream] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._keys = itertools.count()
@@ -215,8 +197,8 @@ class VllmEngine:
         """
         if len(self._streams) >= self._slots + self._max_queue:
             raise QueueFull(f"{self._max_queue} requests wait already")
-        stream = _Stream(self, request)
-        stream.begun = asyncio.get_running_loop().create_task(self._begin(request))
+        stream = _Stream(self, request, alone=request.scores and self._has_adapters)
+        stream.begun = asyncio.get_running_loop().create_task(self._begin(stream))
         self._streams.add(stream)
         return stream
 
@@ -258,7 +240,10 @@ class VllmEngine:
             self._llm.shutdown(timeout=_GRACE_S)
             self._adapters.close()
 
-    async def _begin(self, request: Request) -> Any:
+    async def _begin(self, stream: _Stream) -> Any:
+        await self._turns.enter(stream.alone)
+        stream.entered = True
+        request = stream.request
         if self._closed:
             raise RuntimeError("it is stopped")
         from vllm.inputs import tokens_input
@@ -274,7 +259,7 @@ class VllmEngine:
     def _leave(self, stream: _Stream) -> None:
         """Forget a request; what vLLM still does for it ends at its next step."""
         if stream.answered:
-            self._streams.discard(stream)
+            self._forget(stream)
         if stream.left or stream.answered:
             return
         stream.left = True
@@ -290,7 +275,13 @@ class VllmEngine:
         except Exception as error:
             log.debug("a request could not be aborted: %s", error)
         finally:
-            self._streams.discard(stream)
+            self._forget(stream)
+
+    def _forget(self, stream: _Stream) -> None:
+        self._streams.discard(stream)
+        if stream.entered:
+            stream.entered = False
+            self._turns.leave()
 
 
 def _asked(adapter: Kept) -> Any:
