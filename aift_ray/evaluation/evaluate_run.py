@@ -61,7 +61,7 @@ def run(
     except UserError as error:
         problems += error.problems
     if problems:
-        raise ConfigError(by_place(problems))
+        raise UserError(by_place(problems))
     _show_plan(config, candidates, tasks, output)
     if dry_run:
         return {}

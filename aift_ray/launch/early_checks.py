@@ -20,7 +20,7 @@ from aift_ray.config import (
 from aift_ray.config.preference_config import answers_of
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
-from aift_ray.errors import ConfigError, DataError, ModelError, Problem
+from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
 from aift_ray.launch.early_rows import wrong_rows
 from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
@@ -183,7 +183,7 @@ def check_evaluation(config: EvaluateConfig, problems: list[Problem]) -> None:
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
     if models or adapters:
-        raise ConfigError(by_place([*problems, *models, *adapters]))
+        raise UserError(by_place([*problems, *models, *adapters]))
 
 
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:

@@ -14,7 +14,7 @@ from aift_ray.serving.adapter_record import AdapterRecord, record
 def on_base(config: ServeConfig) -> ServeConfig:
     """The same where `model` is the folder of an adapter: its base, with that adapter on it.
 
-    One that trains embeddings or other layers as a whole is merged when it is loaded, as it can't be mixed with
+    One that trains embeddings or whole layers is merged while it is loaded: it can't be mixed with
     others in a batch.
 
     Raises:
