@@ -41,7 +41,8 @@ class JudgeServer:
                     outer.asked.append(body)
                     outer.keys.append(self.headers["Authorization"])
                 if outer.refuses is None:
-                    said = outer.judged(body["messages"][-1]["content"])
+                    turns = body.get("messages", [{"content": ""}])
+                    said = outer.judged(turns[-1]["content"])
                     self.answer(200, {"choices": [{"message": {"role": "assistant"}}]}, said)
                 else:
                     self.answer(outer.refuses[0], {"error": {"message": outer.refuses[1]}})
