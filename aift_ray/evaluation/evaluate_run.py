@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -171,7 +172,7 @@ def _computed(
         options = EvaluatorOptions(
             config.dtype, config.tokens_per_batch, config.max_concurrent, cpus
         )
-        make = functools.partial(Evaluator, candidate, options, on_gpu)
+        make = partial(Evaluator, candidate, options, on_gpu)
         yield from actors.stream(make, _shares(works, number), cpus, int(on_gpu), notes)
 
 
@@ -240,14 +241,31 @@ def _show_plan(
     terminal.table("plan", rows)
 
 
+def _show_scores(heads: list[str], rows: list[list[str]]) -> None:
+    """A table, or a list where the terminal is too narrow for one."""
+    widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) <= terminal.console.width:
+        grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
+        for head in heads:
+            grid.add_column(head)
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        terminal.console.print(grid)
+        return
+    print_line = partial(terminal.console.print, markup=False)
+    print_line(f"scores: {', '.join(heads[2:])}")
+    for task, score, model, value, *verdict in rows:
+        if task:
+            print_line(f" task {task}")
+        if score:
+            print_line(f"  {score}")
+        print_line(f"    {model}: {value}")
+        for each in filter(None, verdict):
+            print_line(f"      {each}")
+
+
 def _show_results(found: dict[str, Any], output: Path) -> None:
-    heads, rows = evaluation_results.table(found)
-    grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
-    for head in heads:
-        grid.add_column(head, overflow="fold", no_wrap=head.startswith(("score", "value")))
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    terminal.console.print(grid)
+    _show_scores(*evaluation_results.table(found))
     for task, overlap in found["contamination"].items():
         text = f"{overlap['seen']} of {overlap['compared']} rows that can be compared"
         terminal.console.print(f"task {task}: {text} stand in the training data", markup=False)
