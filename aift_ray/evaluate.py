@@ -33,7 +33,8 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.tasks.task_files import read_tasks
 
     tasks, of_tasks = read_tasks(config, config.judged_scores())
-    problems += of_tasks + evaluation_checks.check(config, tasks, whole=not of_tasks)
+    names = {problem.where for problem in wrong}
+    problems += of_tasks + evaluation_checks.check(config, names, tasks, whole=not of_tasks)
     early_checks.check_evaluation(config, problems)
     from aift_ray.evaluation import evaluate_run as evaluation
     from aift_ray.utils.quiet import quiet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import Problem
@@ -13,16 +13,19 @@ from aift_ray.tasks.task_files import LoadedTask
 WIN_RATE, GRADE = "judge_win_rate", "judge_grade"
 
 
-def check(config: EvaluateConfig, tasks: Sequence[LoadedTask], whole: bool) -> list[Problem]:
+def check(
+    config: EvaluateConfig, wrong: Collection[str], tasks: Sequence[LoadedTask], whole: bool
+) -> list[Problem]:
     """Mistakes in the settings together with the tasks; APIs are asked whether they answer.
 
     Args:
+        wrong: names of settings that are at their defaults, as what was given is wrong.
         whole: the tasks are all that were named; False: others are wrong, and told already.
     """
     problems = output_files.check(output_files.output_file(config), config.overwrite)
     problems += _judged(config, tasks, whole)
     named = config.sandbox if whole or any(each.task.coded for each in tasks) else None
-    problems += sandbox.refused(named, tasks)
+    problems += sandbox.refused(named, tasks) if "sandbox" not in wrong else []
     problems += score_libraries.missing(tasks)
     if config.base_url:
         problems += [problem for each in tasks for problem in _by_api(each)]

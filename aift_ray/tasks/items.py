@@ -120,7 +120,7 @@ def _item(
     told = Instructions.of_row(row) if task.instructed else None
     program = render(task, "program", row | {ANSWER_NAME: ANSWER})
     if task.program and ANSWER not in program:
-        raise WrongField("program: what is written does not come into it as it is")
+        raise WrongField("program: expected {{ answer }} in it, without a filter or condition")
     return Item(index, place, prompt, choices, label, answers, told, program, fields)
 
 
