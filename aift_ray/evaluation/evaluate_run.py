@@ -135,9 +135,9 @@ def _samples(
         )
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {again}", 130) from None
-    except UserError:
-        raise
     except AiftError as error:
+        if error.exit_status != 1:
+            raise
         raise AiftError(f"{error}\n      {again}") from error
     finally:
         kept.close()
