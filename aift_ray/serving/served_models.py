@@ -26,10 +26,10 @@ def on_base(config: ServeConfig) -> ServeConfig:
     name = config.served_model_name or adapter.name
     settings = adapter_config(adapter, f"adapter {name}")
     if settings.get("trainable_token_indices") or settings.get("modules_to_save"):
-        problems = _refused_with_merged(config)
+        base = base_of_adapter(config.model, adapter)[1]
+        problems = _refused_with_merged(config, base)
         if problems:
             raise ConfigError(problems)
-        base = base_of_adapter(config.model, adapter)[1]
         return config.with_merged(base, str(adapter), name)
     changes = {
         "model": base_of_adapter(config.model, adapter)[1],
@@ -43,9 +43,11 @@ def on_base(config: ServeConfig) -> ServeConfig:
     return changed
 
 
-def _refused_with_merged(config: ServeConfig) -> list[Problem]:
+def _refused_with_merged(config: ServeConfig, base: str) -> list[Problem]:
     """What does not go with an adapter that is merged when it is loaded."""
-    remedy = f"aift-ray export --adapter {config.model} --format hf --model BASE --output FOLDER, "
+    remedy = (
+        f"aift-ray export --model {base} --adapter {config.model} --format hf --output FOLDER, "
+    )
     remedy += "and serve FOLDER"
     what = f"does not go with {config.model}: it trains embeddings or whole layers, and is merged "
     what += "while it is loaded"
