@@ -117,7 +117,8 @@ def _samples(
     kept = sample_log.Record(output, digests)
     if kept.resumed:
         terminal.console.print(f"resumed: {kept.resumed} answers are there already")
-    notes: list[str] = []
+    what = "a single row: its intervals and tests say nothing of other rows"
+    notes = [f"task {each.task.name}: {what}" for each in tasks if len(each.items) == 1]
     again = f"the same command with --output {output} goes on; what was answered is kept"
     try:
         for candidate in candidates:

@@ -266,3 +266,11 @@ def test_results_are_not_overwritten(tmp_path: Path, choices: Path) -> None:
     argv = ["--task", str(choices), "--output", str(tmp_path / "results.json"), "--dry-run"]
     assert guarded(evaluate.run, argv) == 2
     assert guarded(evaluate.run, [*argv, "--overwrite"]) == 0
+
+
+def test_a_single_row_is_said_to_tell_little(
+    choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--task", str(choices), "--limit", "1", "--output", str(tmp_path / "results.json")]
+    assert guarded(evaluate.run, argv) == 0
+    assert "task colours: a single row" in " ".join(capsys.readouterr().out.split())
