@@ -228,19 +228,23 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
     """The settings of `values`; ConfigError with `problems` and every mistake in them."""
-    try:
-        config = settings(**values)
-    except ConfigError as error:
-        more = _conflicts(settings, values, error.problems)
-        raise ConfigError([*problems, *error.problems, *more]) from None
-    problems = problems + config.contradictions()
-    if problems:
-        raise ConfigError(problems)
+    config, wrong = salvaged(settings, values)
+    if config is None or problems or wrong:
+        raise ConfigError([*problems, *wrong])
     return config
 
 
-def _conflicts(settings: type[S], values: dict[str, Any], wrong: list[Problem]) -> list[Problem]:
-    """Conflicts among the settings that are right; none that names a wrong one."""
+def salvaged(settings: type[S], values: dict[str, Any]) -> tuple[S | None, list[Problem]]:
+    """The settings of `values`, wrong ones at their defaults, and every mistake.
+
+    None in place of the settings where not even those that are right make a whole.
+    """
+    try:
+        config = settings(**values)
+    except ConfigError as error:
+        wrong = error.problems
+    else:
+        return config, config.contradictions()
     kept, names = deepcopy(values), set()
     for problem in wrong:
         *sections, name = problem.where.split(".")
@@ -251,7 +255,9 @@ def _conflicts(settings: type[S], values: dict[str, Any], wrong: list[Problem]) 
         if isinstance(within, dict):
             within.pop(name, None)
     try:
-        found = settings(**kept).contradictions()
+        config = settings(**kept)
     except ConfigError:
-        return []
-    return [each for each in found if names.isdisjoint(re.findall(r"\w+", str(each)))]
+        return None, wrong
+    # no conflict that names a wrong setting
+    more = [p for p in config.contradictions() if names.isdisjoint(re.findall(r"\w+", str(p)))]
+    return config, [*wrong, *more]

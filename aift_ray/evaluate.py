@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from aift_ray.commandline import guarded
-from aift_ray.errors import Problem
-
-if TYPE_CHECKING:
-    from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.errors import ConfigError
 
 DESCRIPTION = """Score models and adapters on tasks, with intervals and tests of their differences.
 
@@ -23,27 +19,28 @@ command with the same --output goes on where it was."""
 
 def run(argv: Sequence[str]) -> int:
     """Parse, evaluate; the exit status."""
-    from aift_ray.commandline import parse
+    from aift_ray.commandline import given, salvaged
     from aift_ray.config import SHIPPED_MODEL, EvaluateConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
-    command = parse(argv, EvaluateConfig, "evaluate", description, EPILOG)
-    from aift_ray.errors import DataError
+    command = given(argv, EvaluateConfig, "evaluate", description, EPILOG)
+    config, wrong = salvaged(EvaluateConfig, command.values)
+    problems = [*command.problems, *wrong]
+    if config is None:
+        raise ConfigError(problems)
+    from aift_ray.evaluation import evaluation_checks
     from aift_ray.launch import early_checks
-    from aift_ray.tasks.task_files import load_tasks
+    from aift_ray.tasks.task_files import read_tasks
 
-    wrong: list[Problem] = []
-    tasks: list[LoadedTask] = []
-    try:
-        tasks = load_tasks(command.config, command.config.judged_scores())
-    except DataError as error:
-        wrong = error.problems
-    early_checks.check_evaluation(command.config, wrong)
+    tasks, of_tasks = read_tasks(config, config.judged_scores())
+    names = {problem.where for problem in wrong}
+    problems += of_tasks + evaluation_checks.check(config, names, tasks, whole=not of_tasks)
+    early_checks.check_evaluation(config, problems)
     from aift_ray.evaluation import evaluate_run as evaluation
     from aift_ray.utils.quiet import quiet
 
     quiet()
-    evaluation.run(command.config, tasks, command.dry_run)
+    evaluation.run(config, tasks, problems, command.dry_run)
     return 0
 
 

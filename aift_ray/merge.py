@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from aift_ray.commandline import guarded
+from aift_ray.errors import ConfigError
 
 DESCRIPTION = """Make one model of several with the same architecture and tokenizer.
 
@@ -18,18 +19,22 @@ EPILOG = "exit status: 0 done; 1 failed; 2 the input is wrong; 130 stopped by Ct
 
 def run(argv: Sequence[str]) -> int:
     """Parse, merge; the exit status."""
-    from aift_ray.commandline import parse
+    from aift_ray.commandline import given, salvaged
     from aift_ray.config import MergeConfig
 
-    command = parse(argv, MergeConfig, "merge", DESCRIPTION, EPILOG)
+    command = given(argv, MergeConfig, "merge", DESCRIPTION, EPILOG)
+    config, wrong = salvaged(MergeConfig, command.values)
+    problems = [*command.problems, *wrong]
+    if config is None:
+        raise ConfigError(problems)
     from aift_ray.launch import early_checks
 
-    early_checks.check_merge(command.config)
+    usable = early_checks.check_merge(config, problems)
     # transformers warns of its own deprecated names
     warnings.simplefilter("ignore", FutureWarning)
     from aift_ray.conversion import merge_run
 
-    merge_run.run(command.config, command.dry_run)
+    merge_run.run(config, command.dry_run, problems, usable)
     return 0
 
 

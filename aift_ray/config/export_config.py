@@ -135,6 +135,9 @@ class ExportConfig(Settings):
         if not self.merge_adapter and self.outtype not in ("auto", "f32"):
             what = f"{self.outtype}: an adapter alone is written in f32"
             found.append(Problem("outtype", what, "leave it out"))
+        if not self.merge_adapter and "tokenizer" in self.model_fields_set:
+            what = "the file of an adapter alone has none: llama.cpp takes that of the base's file"
+            found.append(Problem("tokenizer", what, "leave it out"))
         return found
 
     def _unfitted(self, formats: list[str]) -> list[Problem]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from aift_ray.errors import Problem
 
 # of names that are taken for each other; what a name in another section has less
 _ALIKE, _LAST_PART = 0.55, 0.05
+_NONE_SUCH = "there is no such {}"
 _OWN_FLAGS = ("config", "dry-run", "help", "help-all")
 # settings of TRL, transformers and LLaMA-Factory whose names here are not alike: by which setting
 # and value
@@ -66,14 +68,52 @@ def _annotations(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
 
 def wrong(section: type[BaseModel], detail: dict[str, Any]) -> Problem:
     """What pydantic says of one field, in plain words."""
-    name = ".".join(str(part) for part in detail["loc"] if isinstance(part, str))
+    loc = [part for part in detail["loc"] if isinstance(part, str)]
+    name = ".".join(loc)
     if detail["type"] == "extra_forbidden":
-        return unknown(section, name, "setting")
+        return _unknown_key(section, loc, name)
+    if detail["type"] == "missing":
+        return Problem(name, "is missing")
     given = detail["input"]
     shown = "a section" if isinstance(given, dict) else repr(given)
     expected = detail["msg"].removeprefix("Value error, ")
     what = f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}"
+    if detail["type"] == "model_type":
+        what = f"{shown} is not allowed: expected {_keys(_section_at(section, loc))}"
     return Problem(name, what, _nearest(given, choices(flags_of(section).get(name))))
+
+
+def _unknown_key(section: type[BaseModel], loc: Sequence[str], name: str) -> Problem:
+    """A key that does not exist, with the nearest one of its own level, else of another one."""
+    inner, last = _section_at(section, loc[:-1]), loc[-1]
+    of_command = hasattr(section, "short_flags")
+    if of_command and (len(loc) == 1 or last in _ELSEWHERE):
+        return unknown(section, name, "setting")
+    near = max(inner.model_fields, key=lambda each: _likeness(last, each))
+    if _likeness(last, near) >= _ALIKE:
+        before = name.removesuffix(last)
+        return Problem(name, _NONE_SUCH.format("setting"), f"did you mean '{before}{near}'?")
+    if of_command:
+        return replace(unknown(section, last, "setting"), where=name)
+    return Problem(name, _NONE_SUCH.format("setting"), f"expected {_keys(inner)}")
+
+
+def _keys(section: type[BaseModel]) -> str:
+    return f"{{{', '.join(section.model_fields)}}}"
+
+
+def _section_at(section: type[BaseModel], loc: Sequence[str]) -> type[BaseModel]:
+    """The section whose keys stand at a place; names of a mapping's own entries are passed."""
+    for part in loc:
+        field = section.model_fields.get(part)
+        section = (_section_in(field.annotation) if field else None) or section
+    return section
+
+
+def _section_in(kind: object) -> type[BaseModel] | None:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next((found for part in get_args(kind) if (found := _section_in(part))), None)
 
 
 def choices(kind: object) -> list[str]:
@@ -91,9 +131,9 @@ def _nearest(given: object, allowed: list[str]) -> str:
 
 def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
     """A setting or flag that does not exist, with the one of its meaning or the nearest name."""
-    # of a file the names of sections too
-    sections = section.model_fields if what == "setting" else ()
-    known = [*flags_of(section), *_OWN_FLAGS, *sections]
+    # of a file the names of sections, of a command line those of its own flags
+    others = section.model_fields if what == "setting" else _OWN_FLAGS
+    known = [*flags_of(section), *others]
     near = max(known, key=lambda each: _likeness(name, each))
     dashes = "--" if what == "flag" else ""
     found = _likeness(name, near) >= _ALIKE
@@ -101,9 +141,9 @@ def unknown(section: type[BaseModel], name: str, what: str) -> Problem:
     # another command may lack it
     if elsewhere in known:
         hint = f"write {dashes}{elsewhere} {value}".strip()
-        return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
+        return Problem(f"{dashes}{name}", _NONE_SUCH.format(what), hint)
     hint = f"did you mean '{dashes}{near}'?" if found else "see --help for all of them"
-    return Problem(f"{dashes}{name}", f"there is no such {what}", hint)
+    return Problem(f"{dashes}{name}", _NONE_SUCH.format(what), hint)
 
 
 def _likeness(given: str, known: str) -> float:

@@ -7,7 +7,7 @@ import unicodedata
 from ipaddress import ip_network
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from aift_ray.config.section import (
     SHIPPED_MODEL,
@@ -183,6 +183,20 @@ class ServeConfig(Settings):
     )
     serving: ServingConfig = setting(ServingConfig(), "address, API keys, limits")
     vllm: VllmConfig = setting(VllmConfig(), "settings of the vllm engine")
+
+    _merged: str | None = PrivateAttr(default=None)
+
+    @property
+    def merged(self) -> str | None:
+        """Folder of an adapter that becomes part of the model when it is loaded."""
+        return self._merged
+
+    def with_merged(self, base: str, adapter: str, name: str) -> ServeConfig:
+        """The same with `adapter` made part of the model `base`, called `name`."""
+        changes = {"model": base, "served_model_name": name, "engine": "transformers"}
+        found = self.model_copy(update=changes)
+        found._merged = adapter
+        return found
 
     def contradictions(self) -> list[Problem]:
         """Conflicting settings."""

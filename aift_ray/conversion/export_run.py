@@ -156,7 +156,10 @@ def _show(plan: ExportPlan) -> None:
         words = plan.gguf.vocabulary
         kind = "f32" if plan.adapter and not config.merge_adapter else plan.gguf.outtype
         lines.append(("format", f"GGUF, {plan.gguf.family.name}, {kind}"))
-        lines.append(("tokenizer", f"{words.model}, {words.pre}, {len(words.tokens):,} tokens"))
+        told = "that of the base's file"
+        if words:
+            told = f"{words.model}, {words.pre}, {len(words.tokens):,} tokens"
+        lines.append(("tokenizer", told))
         lines += [("not the same", note) for note in plan.gguf.notes]
     elif plan.compressed:
         lines += _compressed(config, plan.compressed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,23 +38,28 @@ class GgufPlan:
     Attributes:
         config: of the language model.
         prompts: folder or Hub id of the tokenizer.
+        vocabulary: None: the file of an adapter alone, which has none.
         targets: the tensors: of the model before an adapter is merged, or of the adapter.
         outtype: of the matrices.
         needed: bytes of the tensors.
+        unheld: of an adapter alone, what its file has no place for and its answers need.
     """
 
     config: Any
     family: Family
     prompts: str
     tokenizer: Any
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     targets: list[Target]
     outtype: str
     needed: int
+    unheld: Sequence[str] = ()
 
     @property
     def notes(self) -> list[str]:
         """What is not the same in the file as in the model."""
+        if self.vocabulary is None:
+            return list(self.unheld)
         found = list(self.vocabulary.notes)
         if self.vocabulary.differing:
             number, most = self.vocabulary.differing, len(PROBES)
@@ -89,17 +95,28 @@ def prepare(
     # the template that an adapter was trained with lies beside it
     own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
     tokenizer = hub.load_tokenizer(str(own))
+    alone = adapter is not None and not config.merge_adapter
     words = None
     try:
-        words = vocabulary.read(tokenizer, text.vocab_size, hub.stop_ids(location))
-        problems += _differing(config, words)
+        if not alone:
+            words = vocabulary.read(tokenizer, text.vocab_size, hub.stop_ids(location))
+            problems += _differing(config, words)
     except UserError as error:
         problems += error.problems
-    if problems or words is None:
+    if problems:
         raise ModelError(problems)
     kinds = gguf_types.types(targets, outtype)
     needed = gguf_file.size(targets, kinds)
-    return GgufPlan(text, found, str(own), tokenizer, words, targets, outtype, needed)
+    unheld = _unheld(location, adapter, tokenizer) if adapter and alone else []
+    return GgufPlan(text, found, str(own), tokenizer, words, targets, outtype, needed, unheld)
+
+
+def _unheld(location: str, adapter: Path, tokenizer: Any) -> list[str]:
+    """Where the base's file makes other prompts than the adapter was trained with."""
+    if tokenizer.chat_template == hub.load_tokenizer(location).chat_template:
+        return []
+    how = f"llama-server --jinja --chat-template-file {adapter / 'chat_template.jinja'}"
+    return [f"the base's file has another chat template than the adapter: give {how}"]
 
 
 def _targets(
@@ -140,20 +157,17 @@ def write(plan: GgufPlan, file: Path, final: Path, model: str, weights: Path | N
         OSError: it could not be written.
         ModelError: a weight does not fit into the type.
     """
-    targets = plan.targets
+    targets, words = plan.targets, plan.vocabulary
+    assert words, "the file of an adapter alone is written by gguf_adapter"
     if weights:
         targets = gguf_tensors.targets(weights, plan.config, plan.family)
-    gguf_file.write_model(
-        file, model, plan.config, plan.family, plan.vocabulary, targets, plan.outtype
-    )
-    special = plan.vocabulary.special
+    gguf_file.write_model(file, model, plan.config, plan.family, words, targets, plan.outtype)
+    special = words.special
     ends = [special[name] for name in ("eos", "eot") if name in special]
-    stops = [plan.vocabulary.tokens[number] for number in ends]
+    stops = [words.tokens[number] for number in ends]
     path = Path(plan.prompts) / "generation_config.json"
     generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    text = modelfile.text(
-        final.name, plan.tokenizer, stops, generation, plan.vocabulary.adds["bos"]
-    )
+    text = modelfile.text(final.name, plan.tokenizer, stops, generation, words.adds["bos"])
     beside(final).write_text(text, encoding="utf-8")
 
 

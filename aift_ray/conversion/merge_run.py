@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,14 +63,19 @@ class MergePlan:
     notes: list[str]
 
 
-def run(config: MergeConfig, dry_run: bool = False) -> dict[str, Any]:
+def run(
+    config: MergeConfig, dry_run: bool, problems: Sequence[Problem], usable: Sequence[str]
+) -> dict[str, Any]:
     """Merge as `config` says; returns the report.
+
+    Args:
+        problems: what is wrong with the settings and with models that are not among `usable`.
 
     Raises:
         UserError: the input is wrong.
         AiftError: the disk is full; like after any error, nothing is left behind.
     """
-    plan = prepare(config)
+    plan = prepare(config, problems, usable)
     weights = config.weights or [1.0] * len(plan.models)
     lines: list[tuple[str, str]] = [("method", config.method)]
     lines += [("base", config.base)] if config.base else []
@@ -93,41 +99,56 @@ def run(config: MergeConfig, dry_run: bool = False) -> dict[str, Any]:
     return report
 
 
-def prepare(config: MergeConfig) -> MergePlan:
-    """Check everything before a weight is read.
+def prepare(config: MergeConfig, problems: Sequence[Problem], usable: Sequence[str]) -> MergePlan:
+    """Check everything before a weight is read; for the arguments see `run`.
 
     Raises:
         UserError: with every mistake that was found.
     """
     path = _output(config)
-    problems = output.check(path, config.overwrite, REPORT)
+    problems = [*problems, *output.check(path, config.overwrite, REPORT)]
     found: dict[str, Path] = {}
-    wanted = [*config.models, config.base, config.prompts_from]
-    for name in dict.fromkeys(name for name in wanted if name):
+    for name in usable:
         try:
             found[name] = _folder(name)
         except UserError as error:
             problems += error.problems
+    names = [name for name in (config.base, *config.models) if name in found]
+    weights = {name: Weights.of(name, found[name]) for name in dict.fromkeys(names) if name}
+    problems += _differing(config, found, weights)
+    if weights:
+        first = next(iter(weights.values()))
+        size = sum(file.stat().st_size for file in set(first.files.values()))
+        problems += check_space(path, size, "the weights")
     if problems:
-        raise ConfigError(problems)
-    names = [config.base or config.models[0], *config.models]
-    weights = {name: Weights.of(name, found[name]) for name in dict.fromkeys(names)}
-    first = weights[names[0]]
-    problems += [p for each in weights.values() for p in merge_folder.unreadable(each)]
+        raise ConfigError(list(dict.fromkeys(problems)))
     others = [each for each in weights.values() if each is not first]
-    problems += [p for each in others for p in merge_folder.differences(first, each)]
-    problems += [p for each in others for p in _vocabularies(found, first.name, each.name)]
     notes = [n for each in others for n in _settings(found, first.name, each.name)]
-    prompts = config.prompts_from or next(filter(partial(_talks, found), config.models), names[0])
-    if config.prompts_from:
-        problems += _vocabularies(found, first.name, config.prompts_from)
-    size = sum(file.stat().st_size for file in set(first.files.values()))
-    problems += check_space(path, size, "the weights")
-    if problems:
-        raise ModelError(problems)
+    talking = filter(partial(_talks, found), config.models)
+    prompts = config.prompts_from or next(talking, first.name)
     models = [weights[name] for name in config.models]
     base = weights[config.base] if config.base else None
-    return MergePlan(config, path, models, base, found[names[0]], found[prompts], notes)
+    return MergePlan(config, path, models, base, found[first.name], found[prompts], notes)
+
+
+def _differing(
+    config: MergeConfig, found: dict[str, Path], weights: dict[str, Weights]
+) -> list[Problem]:
+    """What keeps models from being merged with the first of them, and with its tokenizer."""
+    problems = [p for each in weights.values() for p in merge_folder.unreadable(each)]
+    if not weights:
+        return problems
+    first, *others = weights.values()
+    problems += [p for each in others for p in merge_folder.differences(first, each)]
+    tokenizers = [each.name for each in others]
+    if config.prompts_from in found and config.prompts_from not in weights:
+        tokenizers.append(config.prompts_from)
+    for name in tokenizers:
+        try:
+            problems += _vocabularies(found, first.name, name)
+        except UserError as error:
+            problems += error.problems
+    return problems
 
 
 def _output(config: MergeConfig) -> Path:

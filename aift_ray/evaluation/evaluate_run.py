@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from aift_ray.config import EvaluateConfig
-from aift_ray.errors import ConfigError, Interrupted, Problem, UserError
+from aift_ray.errors import AiftError, ConfigError, Interrupted, Problem, UserError
 from aift_ray.evaluation import evaluation_results, html_report, judging, sample_log
 from aift_ray.evaluation.evaluated_models import EvaluatedModel, find_candidates
 from aift_ray.evaluation.evaluator import Evaluator, EvaluatorOptions, Sample, TaskItems
+from aift_ray.evaluation.output_files import REPORT, SAMPLES, output_file
 from aift_ray.evaluation.remote_model import RemoteEvaluator
 from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.runs import terminal
-from aift_ray.tasks import sandbox, score_libraries
 from aift_ray.tasks.contamination import Overlap, overlaps
 from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.tasks.task_yaml import by_place
 from aift_ray.utils.drivers import usable_gpus
 from aift_ray.utils.quiet import quiet
 
@@ -33,16 +34,22 @@ _PROGRESS_S = 5.0
 
 
 def run(
-    config: EvaluateConfig, tasks: Sequence[LoadedTask], dry_run: bool = False
+    config: EvaluateConfig,
+    tasks: Sequence[LoadedTask],
+    problems: Sequence[Problem] = (),
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Evaluate as `config` says; returns what results.json holds.
+
+    Args:
+        problems: what is wrong with the settings and tasks; the models are looked at all the same.
 
     Raises:
         UserError: the input is wrong; nothing was started.
         Interrupted: by Ctrl-C; the same command goes on where it was.
     """
-    output = _output(config)
-    problems = sample_log.check(output, config.overwrite)
+    output = output_file(config)
+    problems = list(problems)
     candidates: list[EvaluatedModel] = []
     try:
         candidates = find_candidates(config, any(map(_answers_in_batches, tasks)))
@@ -54,15 +61,8 @@ def run(
             trained = TrainingData(config.training_data, next(iter(candidates), None))
     except UserError as error:
         problems += error.problems
-    problems += judging.refused(config, tasks, len(candidates))
-    problems += sandbox.refused(config.sandbox, [each.task for each in tasks])
-    problems += score_libraries.missing([each.task for each in tasks])
-    if config.base_url:
-        problems += [_harness_api(t) for t in tasks if t.harness]
-        problems += [_chat_choice(t) for t in tasks if t.task.kind == "choice" and t.task.chat]
-        problems += [_first_token(t) for t in tasks if _scores_first_token(t)]
     if problems:
-        raise ConfigError(problems)
+        raise UserError(by_place(problems))
     _show_plan(config, candidates, tasks, output)
     if dry_run:
         return {}
@@ -73,7 +73,7 @@ def run(
     found = evaluation_results.results(config, names, asked, samples.samples, notes, overlap)
     samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
     text = json.dumps(found, ensure_ascii=False, indent=1)
-    _write(output.parent / sample_log.REPORT, html_report.html(found, samples.samples))
+    _write(output.parent / REPORT, html_report.html(found, samples.samples))
     _write(output, text + "\n")
     _show_results(found, output)
     return found
@@ -83,13 +83,6 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def _output(config: EvaluateConfig) -> Path:
-    if config.output:
-        return Path(config.output).expanduser().absolute()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("outputs", f"{stamp}-evaluation", "results.json").absolute()
 
 
 def _overlaps(
@@ -103,28 +96,8 @@ def _overlaps(
     return {loaded.task.name: each for loaded, each in zip(looked, found, strict=True)}
 
 
-def _harness_api(loaded: LoadedTask) -> Problem:
-    what = "tasks of lm-evaluation-harness run on models that are loaded here"
-    return Problem(f"task {loaded.task.name}", what, "give model folders in place of --base-url")
-
-
 def _answers_in_batches(loaded: LoadedTask) -> bool:
     return bool(loaded.harness) or loaded.task.kind == "generate"
-
-
-def _chat_choice(loaded: LoadedTask) -> Problem:
-    what = "choices behind a chat template can't be scored over an API"
-    return Problem(f"task {loaded.task.name}", what, "give --chat false, or a model folder")
-
-
-def _scores_first_token(loaded: LoadedTask) -> bool:
-    return loaded.task.kind == "text" or "accuracy_normalized" in loaded.task.computed
-
-
-def _first_token(loaded: LoadedTask) -> Problem:
-    what = "texts and accuracy_normalized need the probability of a first token, which no API gives"
-    remedy = "leave it out, or give a model folder"
-    return Problem(f"task {loaded.task.name}", what, remedy)
 
 
 def _samples(
@@ -144,7 +117,9 @@ def _samples(
     kept = sample_log.Record(output, digests)
     if kept.resumed:
         terminal.console.print(f"resumed: {kept.resumed} answers are there already")
-    notes: list[str] = []
+    what = "a single row: its intervals and tests say nothing of other rows"
+    notes = [f"task {each.task.name}: {what}" for each in tasks if len(each.items) == 1]
+    again = f"the same command with --output {output} goes on; what was answered is kept"
     try:
         for candidate in candidates:
             works = [kept.missing(candidate.name, loaded) for loaded in tasks]
@@ -160,8 +135,11 @@ def _samples(
             config, models, asked, kept.samples, kept.add, lambda *who: _Progress(*who).add
         )
     except KeyboardInterrupt:
-        command = f"--output {output}" if config.output else f"--output {output}, and the rest"
-        raise Interrupted(f"stopped; go on with the same command and {command}", 130) from None
+        raise Interrupted(f"stopped; {again}", 130) from None
+    except AiftError as error:
+        if error.exit_status != 1:
+            raise
+        raise AiftError(f"{error}\n      {again}") from error
     finally:
         kept.close()
     return kept, notes
@@ -195,7 +173,7 @@ def _computed(
         options = EvaluatorOptions(
             config.dtype, config.tokens_per_batch, config.max_concurrent, cpus
         )
-        make = functools.partial(Evaluator, candidate, options, on_gpu)
+        make = partial(Evaluator, candidate, options, on_gpu)
         yield from actors.stream(make, _shares(works, number), cpus, int(on_gpu), notes)
 
 
@@ -257,21 +235,38 @@ def _show_plan(
             how += f", {task.few_shot.number} examples" + ", chat template" * task.chat
         rows.append((f"task {task.name}", how))
     if config.base_url:
-        rows.append(("API", config.base_url))
+        rows.append(("API", f"{config.base_url}, which answers"))
     if config.judge_url:
-        rows.append(("judge", f"{config.judge_model} at {config.judge_url}"))
+        rows.append(("judge", f"{config.judge_model} at {config.judge_url}, which answers"))
     rows.append(("output", str(output)))
     terminal.table("plan", rows)
 
 
+def _show_scores(heads: list[str], rows: list[list[str]]) -> None:
+    """A table, or a list where the terminal is too narrow for one."""
+    widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) <= terminal.console.width:
+        grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
+        for head in heads:
+            grid.add_column(head)
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        terminal.console.print(grid)
+        return
+    print_line = partial(terminal.console.print, markup=False)
+    print_line(f"scores: {', '.join(heads[2:])}")
+    for task, score, model, value, *verdict in rows:
+        if task:
+            print_line(f" task {task}")
+        if score:
+            print_line(f"  {score}")
+        print_line(f"    {model}: {value}")
+        for each in filter(None, verdict):
+            print_line(f"      {each}")
+
+
 def _show_results(found: dict[str, Any], output: Path) -> None:
-    heads, rows = evaluation_results.table(found)
-    grid = Table(title="scores", title_justify="left", box=None, padding=(0, 1))
-    for head in heads:
-        grid.add_column(head, overflow="fold", no_wrap=head.startswith(("score", "value")))
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    terminal.console.print(grid)
+    _show_scores(*evaluation_results.table(found))
     for task, overlap in found["contamination"].items():
         text = f"{overlap['seen']} of {overlap['compared']} rows that can be compared"
         terminal.console.print(f"task {task}: {text} stand in the training data", markup=False)
@@ -281,7 +276,7 @@ def _show_results(found: dict[str, Any], output: Path) -> None:
         "written",
         [
             ("results", str(output)),
-            ("samples", str(output.parent / sample_log.SAMPLES)),
-            ("report", str(output.parent / sample_log.REPORT)),
+            ("samples", str(output.parent / SAMPLES)),
+            ("report", str(output.parent / REPORT)),
         ],
     )

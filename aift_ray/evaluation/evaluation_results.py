@@ -12,6 +12,7 @@ from aift_ray.config import EvaluateConfig
 from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
 from aift_ray.tasks.contamination import Overlap
+from aift_ray.tasks.scores import computed_by
 from aift_ray.tasks.statistics import Difference, difference, estimate, holm
 from aift_ray.tasks.task import Task
 
@@ -38,6 +39,7 @@ def results(
         }
         for task in tasks
     }
+    names = {name for task in tasks for name in task.computed}
     return {
         "version": __version__,
         "settings": config.model_dump(
@@ -46,6 +48,7 @@ def results(
         "models": list(models),
         "tasks": {task.name: task.model_dump(mode="json") for task in tasks},
         "scores": scores,
+        "computed_by": {name: by for name in sorted(names) if (by := computed_by(name))},
         "contamination": {
             task: each.described(config.overlap_characters) for task, each in overlap.items()
         },

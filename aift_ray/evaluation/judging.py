@@ -10,18 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from aift_ray.config import EvaluateConfig
-from aift_ray.errors import AiftError, Problem
+from aift_ray.errors import AiftError
+from aift_ray.evaluation.api_probe import judge_api
+from aift_ray.evaluation.concurrent_requests import ask_all
+from aift_ray.evaluation.evaluation_checks import WIN_RATE
 from aift_ray.evaluation.evaluator import Sample
 from aift_ray.tasks.judge_prompts import filled, grade_prompt, read_grade, shown_right
 from aift_ray.tasks.task import Task
-from aift_ray.tasks.task_files import LoadedTask
-from aift_ray.utils.api_client import Api, read_key
 
-WIN_RATE, GRADE = "judge_win_rate", "judge_grade"
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 _ASK_PAIR = """Compare the answers of two assistants to a question.
 
@@ -43,23 +42,6 @@ Say briefly what is good and bad in both. Then give your verdict in double squar
 if A is better, [[B]] if B is better, [[C]] if they are equally good."""
 
 Samples = Mapping[tuple[str, str], Mapping[int, Sample]]
-
-
-def refused(config: EvaluateConfig, tasks: Sequence[LoadedTask], models: int) -> list[Problem]:
-    """What keeps the tasks from being judged as they ask."""
-    found = []
-    for task in (loaded.task for loaded in tasks if loaded.task.judged):
-        where = f"task {task.name}"
-        if not config.judge_url:
-            remedy = "give --judge-url and --judge-model"
-            found.append(Problem(where, f"{task.judged[0]} needs a model that judges", remedy))
-        if WIN_RATE in task.judged and models == 1:
-            what = f"{WIN_RATE} compares with the first of several models, and one is given"
-            found.append(Problem(where, what, "give another --model or --adapter"))
-    if config.judge_url and not any(loaded.task.judged for loaded in tasks):
-        what = "no task has a score that is judged"
-        found.append(Problem("judge_url", what, f"name {GRADE} or {WIN_RATE} in a task's scores"))
-    return found
 
 
 @dataclass(frozen=True)
@@ -87,8 +69,7 @@ class Judging:
     """
 
     def __init__(self, config: EvaluateConfig, models: Sequence[str]) -> None:
-        key = read_key("judge_key_file", config.judge_key_file, ("JUDGE_API_KEY", "OPENAI_API_KEY"))
-        self._api = Api(str(config.judge_url), str(config.judge_model), key)
+        self._api = judge_api(config)
         self._place = [str(config.judge_url), str(config.judge_model)]
         self._threads, self._models = config.max_concurrent, list(models)
 
@@ -109,14 +90,8 @@ class Judging:
         Raises:
             AiftError: the API can't be reached, or refuses.
         """
-        with ThreadPoolExecutor(self._threads) as pool:
-            asked = {pool.submit(self._judge, question): question for question in questions}
-            try:
-                for done in as_completed(asked):
-                    yield _with(asked[done], *done.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for question, (value, said) in ask_all(self._judge, questions, self._threads):
+            yield _with(question, value, said)
 
     def _questions(
         self, task: Task, score: str, model: str, samples: Samples

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.data.examples import Example
 from aift_ray.errors import AiftError
+from aift_ray.evaluation.api_probe import model_api
+from aift_ray.evaluation.concurrent_requests import ask_all
 from aift_ray.evaluation.evaluator import Sample, TaskItems, answered
 from aift_ray.evaluation.generation import GeneratedAnswer
 from aift_ray.tasks.items import Item
 from aift_ray.tasks.scores import Score, best, choice_scores, text_scores
 from aift_ray.tasks.task import Task
-from aift_ray.utils.api_client import Api, read_key
 
 
 class RemoteEvaluator:
@@ -25,8 +26,7 @@ class RemoteEvaluator:
 
     def __init__(self, config: EvaluateConfig, model: str) -> None:
         self._model, self._threads = model, config.max_concurrent
-        key = read_key("api_key_file", config.api_key_file, ("OPENAI_API_KEY",))
-        self._api = Api(str(config.base_url), model, key)
+        self._api = model_api(config, model)
 
     def run(self, works: Sequence[TaskItems]) -> Iterator[list[Sample]]:
         """The samples of the items, in any order.
@@ -40,14 +40,9 @@ class RemoteEvaluator:
                 "generate": self._answer,
                 "text": self._text,
             }
-            with ThreadPoolExecutor(self._threads) as pool:
-                asked = [pool.submit(ask[work.task.kind], work.task, item) for item in work.items]
-                try:
-                    for done in as_completed(asked):
-                        yield [done.result()]
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            answer = partial(ask[work.task.kind], work.task)
+            for _, sample in ask_all(answer, work.items, self._threads):
+                yield [sample]
 
     def _choice(self, task: Task, item: Item) -> Sample:
         assert isinstance(item.prompt, str)

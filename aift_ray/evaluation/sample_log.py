@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,10 @@ from typing import Any
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.evaluation.evaluated_models import EvaluatedModel
 from aift_ray.evaluation.evaluator import Sample, TaskItems
+from aift_ray.evaluation.output_files import SAMPLES
 from aift_ray.tasks.task_files import LoadedTask
 
-SAMPLES, REPORT = "samples.jsonl", "report.html"
 _PARTIAL = ".samples.partial.jsonl"
-
-
-def check(output: Path, overwrite: bool) -> list[Problem]:
-    """What keeps the results from being written to `output`."""
-    if output.is_dir():
-        return [Problem("output", f"{output} is a folder", "name a file, such as results.json")]
-    there = [p for p in (output, output.parent / SAMPLES, output.parent / REPORT) if p.exists()]
-    if there and not overwrite:
-        what = f"{there[0]} exists already"
-        return [Problem("output", what, "name another --output, or give --overwrite")]
-    parent = next(each for each in (output.parent, *output.parent.parents) if each.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Problem("output", f"{parent} can't be written")]
-    return []
 
 
 def digest(candidate: EvaluatedModel, loaded: LoadedTask, settings: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from aift_ray.config import (
 from aift_ray.config.preference_config import answers_of
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
-from aift_ray.errors import ConfigError, DataError, ModelError, Problem
+from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserError
 from aift_ray.launch.early_rows import wrong_rows
 from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
@@ -145,10 +145,22 @@ def check_export(config: ExportConfig) -> None:
     _refuse([], _model(config.model) + adapters, [])
 
 
-def check_merge(config: MergeConfig) -> None:
-    """The same for the models."""
-    named = [*config.models, config.base, config.prompts_from]
-    _refuse([], [problem for name in named if name for problem in _model(name)], [])
+def check_merge(config: MergeConfig, problems: list[Problem]) -> list[str]:
+    """The same for the models; the names of those with which nothing is wrong.
+
+    Args:
+        problems: of the settings; those of the models are added.
+
+    Raises:
+        ConfigError: with all of them, where no two models are left to be held together.
+    """
+    named = [name for name in (*config.models, config.base, config.prompts_from) if name]
+    wrong = {name: _model(name) for name in named}
+    problems += [problem for several in wrong.values() for problem in several]
+    usable = [name for name, several in wrong.items() if not several]
+    if problems and len(usable) < 2:
+        raise ConfigError(problems)
+    return usable
 
 
 def check_server(config: ServeConfig) -> None:
@@ -158,17 +170,20 @@ def check_server(config: ServeConfig) -> None:
     _refuse([], _model_or_adapter(config.model) + adapters, [])
 
 
-def check_evaluation(config: EvaluateConfig, tasks: list[Problem]) -> None:
-    """The same for the models, their adapters and the tasks.
+def check_evaluation(config: EvaluateConfig, problems: list[Problem]) -> None:
+    """The same for the models and their adapters.
 
     Args:
-        tasks: what is wrong with the tasks.
+        problems: of the settings and tasks, told with those of the models.
     """
+    from aift_ray.tasks.task_yaml import by_place
+
     named = [] if config.base_url else config.candidates()
     models = [problem for name in named for problem in _model_or_adapter(name)]
     folders = config.adapter_folders().items()
     adapters = [each for name, folder in folders for each in _adapter(f"adapter {name}", folder)]
-    _refuse(tasks, models + adapters, [])
+    if models or adapters:
+        raise UserError(by_place([*problems, *models, *adapters]))
 
 
 def _refuse(data: list[Problem], model: list[Problem], settings: list[Problem]) -> None:

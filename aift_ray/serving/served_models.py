@@ -6,13 +6,16 @@ from pathlib import Path
 
 from aift_ray.config import ServeConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models.lora.adapter_config import CONFIG
+from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
 from aift_ray.models.model_location import base_of_adapter
 from aift_ray.serving.adapter_record import AdapterRecord, record
 
 
 def on_base(config: ServeConfig) -> ServeConfig:
     """The same where `model` is the folder of an adapter: its base, with that adapter on it.
+
+    One that trains embeddings or whole layers is merged while it is loaded: it can't be mixed with
+    others in a batch.
 
     Raises:
         UserError: the base is not there, or two models get the same name.
@@ -21,6 +24,13 @@ def on_base(config: ServeConfig) -> ServeConfig:
         return config
     adapter = Path(config.model).expanduser().resolve()
     name = config.served_model_name or adapter.name
+    settings = adapter_config(adapter, f"adapter {name}")
+    if settings.get("trainable_token_indices") or settings.get("modules_to_save"):
+        base = base_of_adapter(config.model, adapter)[1]
+        problems = _refused_with_merged(config, base)
+        if problems:
+            raise ConfigError(problems)
+        return config.with_merged(base, str(adapter), name)
     changes = {
         "model": base_of_adapter(config.model, adapter)[1],
         "adapters": [f"{name}={adapter}", *config.adapters],
@@ -31,6 +41,23 @@ def on_base(config: ServeConfig) -> ServeConfig:
     if problems:
         raise ConfigError(problems)
     return changed
+
+
+def _refused_with_merged(config: ServeConfig, base: str) -> list[Problem]:
+    """What does not go with an adapter that is merged when it is loaded."""
+    remedy = (
+        f"aift-ray export --model {base} --adapter {config.model} --format hf --output FOLDER, "
+    )
+    remedy += "and serve FOLDER"
+    what = f"does not go with {config.model}: it trains embeddings or whole layers, and is merged "
+    what += "while it is loaded"
+    given = {
+        "adapters": config.adapters,
+        "load_in": config.load_in,
+        "serving.adapter_folder": config.serving.adapter_folder,
+        "engine": config.engine == "vllm",
+    }
+    return [Problem(name, what, remedy) for name, value in given.items() if value]
 
 
 def check_dtype(config: ServeConfig, gpu: bool) -> None:

@@ -12,9 +12,11 @@ from aift_ray.config import ServeConfig
 from aift_ray.config.section import memory_bytes
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ModelError, Problem
-from aift_ray.models import hub, load, provenance
+from aift_ray.models import folder_check, hub, load, provenance
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.families import family_support
+from aift_ray.models.lora.adapter_folder import check_adapter
+from aift_ray.models.lora.attach import merged
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.serving import served_models
 from aift_ray.serving.adapter_record import AdapterRecord
@@ -72,13 +74,19 @@ def check_base(config: ServeConfig, gpu: bool) -> Checked:
     Raises:
         UserError: what keeps the base from being served.
     """
-    folders = [Path(each).expanduser() for each in config.adapter_folders().values()]
+    named = [*config.adapter_folders().values(), *([config.merged] if config.merged else [])]
+    folders = [Path(each).expanduser() for each in named]
     location = provenance.opened_as_trained(hub.resolve(config.model), *folders)
     problems = provenance.changed_prompts(f"model {config.model}", Path(location))
     if problems:
         raise ModelError(problems)
-    encoder = encoder_of(location)
-    check_vocabulary(config.model, encoder.tokenizer, hub.load_config(location))
+    if config.merged:
+        check_adapter(config.merged, config.model, location, lora_manager.skeleton(location))
+        own = folder_check.has_tokenizer(Path(config.merged))
+        encoder = encoder_of(config.merged if own else location)
+    else:
+        encoder = encoder_of(location)
+        check_vocabulary(config.model, encoder.tokenizer, hub.load_config(location))
     # the first of those that are reserved: a replica sees no others
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     name = config.dtype if config.dtype != "auto" else ("bf16" if gpu else "fp32")
@@ -127,6 +135,8 @@ def _transformers(checked: Checked) -> Engine:
     # else transformers puts quantized weights on the first GPU it sees, reserved or not
     place = {"": checked.device}
     model = load.load_model(checked.location, checked.dtype, attention, quantization, place)
+    if config.merged:
+        model = merged(model, config.merged)
     # before what is left of the memory is counted
     packed_weights.pack(model)
     memory, given = memory_bytes(serving.prefix_memory), serving.kv_cache_memory

@@ -5,7 +5,8 @@ from __future__ import annotations
 from aift_ray.errors import DataError, Problem
 from aift_ray.tasks import score_libraries
 from aift_ray.tasks.task import CODE
-from aift_ray.tasks.task_files import LoadedTask, TaskOptions, load_tasks
+from aift_ray.tasks.task_files import LoadedTask, TaskOptions, read_tasks
+from aift_ray.tasks.task_yaml import by_place
 
 
 def load(config: TaskOptions) -> list[LoadedTask]:
@@ -14,25 +15,17 @@ def load(config: TaskOptions) -> list[LoadedTask]:
     Raises:
         DataError: every mistake in them, and scores that training can't compute.
     """
-    loaded = load_tasks(config)
-    tasks = [each.task for each in loaded]
+    loaded, problems = read_tasks(config)
     remedy = "leave it out, and score the trained model with aift-ray evaluate"
-    problems = [
-        Problem(f"task {task.name}", f"{score} needs a model that judges", remedy)
-        for task in tasks
-        for score in task.judged
-    ]
-    problems += [
-        Problem(f"task {task.name}", f"{CODE} runs what a model writes", remedy)
-        for task in tasks
-        if task.coded
-    ]
-    problems += [
-        Problem(f"task {each.task.name}", "is run by the harness, on a trained model alone", remedy)
-        for each in loaded
-        if each.harness
-    ]
-    problems += score_libraries.missing(tasks)
+    for each in loaded:
+        for score in each.task.judged:
+            problems.append(Problem(each.where(), f"{score} needs a model that judges", remedy))
+        if each.task.coded:
+            problems.append(Problem(each.where(), f"{CODE} runs what a model writes", remedy))
+        if each.harness:
+            what = "is run by the harness, on a trained model alone"
+            problems.append(Problem(each.where(), what, remedy))
+    problems += score_libraries.missing(loaded)
     if problems:
-        raise DataError(problems)
+        raise DataError(by_place(problems))
     return loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aift_ray.data.examples import Example, Message
@@ -11,7 +12,7 @@ from aift_ray.data.readers.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing
-from aift_ray.tasks.task import Task, WrongField, evaluate, render
+from aift_ray.tasks.task import ANSWER_NAME, Task, WrongField, evaluate, render
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_items(
     """The items of the rows of a task; what is wrong with rows is added to `problems`.
 
     Args:
-        rows: each with the name of its file.
+        rows: each with its file.
         shots: the same, of the rows whose answers are shown before each prompt.
     """
     if task.instructed and (absent := missing([row for _, (_, row) in rows])):
@@ -76,7 +77,7 @@ def make_items(
     wrong: dict[str, list[str]] = {}
     examples: list[tuple[str, str]] = []
     for at, (file, (line, row)) in enumerate((*shots, *rows), -len(shots)):
-        place = f"{file}:{line}"
+        place = f"{Path(file).name}:{line}"
         try:
             if at < 0:
                 examples.append(_answered(task, row))
@@ -84,7 +85,7 @@ def make_items(
                 found.append(_item(task, at, place, row, examples))
         except ValueError as error:
             for what in dict.fromkeys((str(error), *_wrong_prompt(task, row))):
-                wrong.setdefault(what, []).append(place)
+                wrong.setdefault(what, []).append(f"{file}:{line}")
     for what, places in list(wrong.items())[:20]:
         also = f", and so in {len(places) - 1} more rows" if len(places) > 1 else ""
         problems.append(Problem(places[0], f"task {task.name}: {what}{also}"))
@@ -117,7 +118,9 @@ def _item(
         parts = [text + task.delimiter + answer for text, answer in examples]
         prompt = task.description + task.separator.join([*parts, question])
     told = Instructions.of_row(row) if task.instructed else None
-    program = render(task, "program", row | {"answer": ANSWER})
+    program = render(task, "program", row | {ANSWER_NAME: ANSWER})
+    if task.program and ANSWER not in program:
+        raise WrongField("program: expected {{ answer }} in it, without a filter or condition")
     return Item(index, place, prompt, choices, label, answers, told, program, fields)
 
 

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aift_ray.errors import Problem
-from aift_ray.tasks.task import CODE, Task
+from aift_ray.tasks.task import CODE
+from aift_ray.tasks.task_files import LoadedTask
 
 NAMES = ("bubblewrap",)
 _SECONDS, _MEMORY, _FILES = 10, 2**30, 2**26
@@ -40,20 +41,20 @@ run(**json.load(sys.stdin))
 """
 
 
-def refused(name: str | None, tasks: Sequence[Task]) -> list[Problem]:
+def refused(name: str | None, tasks: Sequence[LoadedTask]) -> list[Problem]:
     """What speaks against running the programs of tasks.
 
     Args:
         name: of the sandbox; None: none is named.
     """
-    coded = [task for task in tasks if task.coded]
+    coded = [each for each in tasks if each.task.coded]
     if not coded:
         what = f"acts with tasks of the score {CODE} only"
         return [Problem("sandbox", what, "leave it out")] if name else []
     if name is None:
         what = f"its score {CODE} runs what a model writes, and no sandbox is named"
         remedy = f"give --sandbox {NAMES[0]}"
-        return [Problem(f"task {task.name}", what, remedy) for task in coded]
+        return [Problem(each.where(), what, remedy) for each in coded]
     remedy = "install it (apt install bubblewrap), and allow user namespaces without privileges"
     if shutil.which("bwrap") is None:
         return [Problem("sandbox", f"{name} is not installed (no bwrap in PATH)", remedy)]

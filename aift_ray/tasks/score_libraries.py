@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from aift_ray.errors import Problem
-from aift_ray.tasks.task import Task
+from aift_ray.tasks.task_files import LoadedTask
 
 _NEEDS = {
     "character_f1": "rapidfuzz",
@@ -16,12 +16,12 @@ _NEEDS = {
 }
 
 
-def missing(tasks: Sequence[Task]) -> list[Problem]:
+def missing(tasks: Sequence[LoadedTask]) -> list[Problem]:
     """Scores of tasks whose libraries are not installed."""
     remedy = 'pip install "aift-ray[evaluate]"'
     return [
-        Problem(f"task {task.name}", f"{score} needs {_NEEDS[score]}, not installed", remedy)
-        for task in tasks
-        for score in task.computed
+        Problem(each.where(), f"{score} needs {_NEEDS[score]}, not installed", remedy)
+        for each in tasks
+        for score in each.task.computed
         if score in _NEEDS and not find_spec(_NEEDS[score])
     ]

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from aift_ray.config.tasks_config import LOWER_IS_BETTER
@@ -216,6 +217,19 @@ def _metric(name: str) -> Any:
     from sacrebleu.metrics import BLEU, CHRF
 
     return CHRF() if name == "chrf" else BLEU(tokenize="ja-mecab", effective_order=True)
+
+
+def computed_by(name: str) -> str:
+    """The library and the tokenization of a score, with their versions; "": it has none."""
+    if name in ("chrf", "bleu"):
+        # its signature counts the references of the last sentence
+        _metric(name).sentence_score("a", ["a"])
+        return f"sacrebleu {_metric(name).get_signature()}"
+    if name == "rouge_l":
+        return f"longest common subsequence of words, {_tokenizer().signature()}"
+    if name == "character_f1":
+        return f"rapidfuzz {version('rapidfuzz')}, token_sort_ratio / 100"
+    return ""
 
 
 _ANSWER: dict[str, Callable[[str, str], float]] = {

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import jinja2
+import jinja2.meta
 import jinja2.sandbox
 
 from aift_ray.config.section import NotNegative, Positive, Section, setting
@@ -14,6 +15,8 @@ from aift_ray.errors import Problem
 
 # what a model writes is run
 CODE = "pass_at_1"
+# in the template of a program, what a model has written
+ANSWER_NAME = "answer"
 # of each kind, the first is the one that models are compared by
 SCORES: dict[str, tuple[str, ...]] = {
     "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character", "accuracy_normalized"),
@@ -39,6 +42,7 @@ SCORES: dict[str, tuple[str, ...]] = {
 # of these a model behind an API says what they are
 JUDGED = ("judge_win_rate", "judge_grade")
 _INSTRUCTED = tuple(score for score in SCORES["generate"] if score.startswith("ifeval"))
+_NOT_OF_TEXT = ("description", "prompt", "shot", "delimiter", "separator", "few_shot", "chat")
 DEFAULTS = {
     "choice": ["accuracy", "accuracy_per_character"],
     "generate": ["exact_match", "character_f1"],
@@ -146,9 +150,9 @@ class Task(Section):
         """Whether rows hold instructions that answers have to follow."""
         return any(score in _INSTRUCTED for score in self.computed)
 
-    def problems(self) -> list[Problem]:
-        """What is wrong with the settings together."""
-        found = []
+    def contradictions(self) -> list[Problem]:
+        """Conflicting fields, and templates that can't be read."""
+        found = self._of_other_kinds()
         allowed = SCORES[self.kind]
         for score in self.scores:
             if score not in allowed:
@@ -169,8 +173,6 @@ class Task(Section):
         if self.kind == "choice" and not self.choices:
             remedy = "name the field that holds them, or list them"
             found.append(Problem("choices", "is empty", remedy))
-        if self.kind == "text" and (self.few_shot.number or self.chat):
-            found.append(Problem("kind", "text takes neither few_shot nor chat"))
         if self.coded != bool(self.program):
             what = f"and the score {CODE} go together: the program is what is run"
             found.append(Problem("program", what, "give both or none of them"))
@@ -179,6 +181,8 @@ class Task(Section):
                 _compiled(getattr(self, name))
             except jinja2.TemplateSyntaxError as error:
                 found.append(Problem(name, f"is no template: {error.message}"))
+            else:
+                found += self._unused_answer() if name == "program" else []
         for name in ("choices", "label", "answers", "text"):
             value = getattr(self, name)
             try:
@@ -191,6 +195,29 @@ class Task(Section):
         except re.error as error:
             found.append(Problem("extract.pattern", f"is no regular expression: {error}"))
         return found
+
+    def _of_other_kinds(self) -> list[Problem]:
+        """Fields that are given, and act with other kinds only."""
+        named = {
+            name: (field.description or "").split(":")[0]
+            for name, field in type(self).model_fields.items()
+            if name != "kind"
+        }
+        shared = dict.fromkeys(_NOT_OF_TEXT, "choice and generate") if self.kind == "text" else {}
+        others = {name: kind for name, kind in named.items() if kind in SCORES} | shared
+        return [
+            Problem(name, f"acts with kind {kind} only, and this is {self.kind}", "leave it out")
+            for name, kind in others.items()
+            if name in self.model_fields_set and kind != self.kind
+        ]
+
+    def _unused_answer(self) -> list[Problem]:
+        """A program without what is written gives every answer the same score."""
+        tree = _ENVIRONMENT.parse(self.program)
+        if not self.program or ANSWER_NAME in jinja2.meta.find_undeclared_variables(tree):
+            return []
+        remedy = r'for example program: "{{ prompt }}{{ answer }}\n{{ test }}"'
+        return [Problem("program", "does not use `answer`, which is what is written", remedy)]
 
 
 class WrongField(ValueError):

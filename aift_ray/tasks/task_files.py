@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.row_kinds import strings
 from aift_ray.data.readers.row_schema import make_example
-from aift_ray.errors import ConfigError, DataError, Problem
+from aift_ray.errors import DataError, Problem
 from aift_ray.tasks import harness_tasks as harness
 from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
 from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.hub_rows import HubError, read_hub_rows
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
+from aift_ray.tasks.task_yaml import TaskFile, TaskSource, by_place, read_task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
@@ -34,11 +33,17 @@ class LoadedTask:
 
     Attributes:
         harness: how lm-evaluation-harness runs it; None: it is run here.
+        source: where it was written; None: in no file of its own.
     """
 
     task: Task
     items: list[Item]
     harness: HarnessTask | None = None
+    source: TaskSource | None = None
+
+    def where(self, field: str = "scores") -> str:
+        """A field's place, for messages."""
+        return self.source.where(field) if self.source else f"task {self.task.name}"
 
 
 class TaskOptions(Protocol):
@@ -57,13 +62,24 @@ def built_in() -> list[str]:
 
 
 def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTask]:
-    """The tasks of the settings.
+    """The tasks of the settings; see `read_tasks`.
+
+    Raises:
+        DataError: every mistake in names, task files and rows.
+    """
+    found, problems = read_tasks(config, judged)
+    if problems:
+        raise DataError(by_place(problems))
+    return found
+
+
+def read_tasks(
+    config: TaskOptions, judged: Sequence[str] = ()
+) -> tuple[list[LoadedTask], list[Problem]]:
+    """The tasks of the settings, and every mistake in names, task files and rows.
 
     Args:
         judged: scores of a judge that answers to rows without a task file get too.
-
-    Raises:
-        UserError: every mistake in names, task files and rows.
     """
     problems: list[Problem] = []
     found: list[LoadedTask] = []
@@ -77,12 +93,9 @@ def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTa
             if any(each.task.name == loaded.task.name for each in found):
                 what = f"two tasks are called {loaded.task.name}"
                 remedy = "name each once, or give one another `name`"
-                problems.append(Problem("tasks", what, remedy))
-            else:
-                found.append(loaded)
-    if problems:
-        raise DataError(list(dict.fromkeys(problems)))
-    return found
+                problems.append(Problem(loaded.where("name"), what, remedy))
+            found.append(loaded)
+    return found, problems
 
 
 def _load(
@@ -91,14 +104,15 @@ def _load(
     path = Path(name).expanduser()
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
-        return _from_yaml(BUILT_IN / f"{name}.yaml", folder, config, problems)
+        read = read_task(BUILT_IN / f"{name}.yaml", f"task {name}")
+        return _with_rows(read, Path(folder).expanduser() if folder else None, config, problems)
     if not path.is_file():
         near = difflib.get_close_matches(name, built_in(), 1)
         remedy = f"did you mean {near[0]}?" if near else f"built in: {', '.join(built_in())}"
         problems.append(Problem(f"task {name}", "there is no such file or built-in task", remedy))
         return None
     if path.suffix in (".yaml", ".yml"):
-        return _from_yaml(path, None, config, problems)
+        return _with_rows(read_task(path), path.parent, config, problems)
     if is_data_file(path):
         return _from_rows(path, config, judged, problems)
     what = f"unknown suffix {path.suffix!r}, expected a .yaml task or a data file"
@@ -106,12 +120,17 @@ def _load(
     return None
 
 
-def _from_yaml(
-    path: Path, folder: str | None, config: TaskOptions, problems: list[Problem]
+def _with_rows(
+    read: TaskFile, base: Path | None, config: TaskOptions, problems: list[Problem]
 ) -> LoadedTask | None:
-    task, wrong = read_task(path)
+    """A task with its rows, also where other mistakes of its file are known already.
+
+    Args:
+        base: folder of its data files; None: none is named.
+    """
+    problems += read.wrong
+    task, source = read.task, read.source
     if task is None:
-        problems += wrong
         return None
     changes: dict[str, Any] = {}
     if config.num_few_shot is not None and task.kind != "text":
@@ -119,93 +138,45 @@ def _from_yaml(
     if config.chat is not None and task.kind != "text":
         changes["chat"] = config.chat
     task = task.model_copy(update=changes)
-    base = path.parent if path.parent != BUILT_IN else Path(folder).expanduser() if folder else None
-    rows = _rows_of(task, task.files, base, problems)
-    shots = _shots(task, rows, base, problems)
+    if not task.files:
+        problems.append(Problem(source.where("files"), "no data file is named"))
+    rows = _rows_of(task, task.files, base, source, "files", problems)
+    shots = _shots(task, rows, base, source, problems)
     if not task.few_shot.files and shots:
         rows = rows[: len(rows) - len(shots)]
     rows = rows[: config.limit or None]
-    return LoadedTask(task, make_items(task, rows, shots, problems))
-
-
-def read_task(path: Path) -> tuple[Task | None, list[Problem]]:
-    """The task of a YAML file, or all that is wrong with it, by line and field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        return None, [Problem(str(path), f"can't be read: {error.strerror}")]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [Problem(str(path), f"is not YAML in UTF-8: {error}")]
-    if not isinstance(content, dict):
-        return None, [Problem(str(path), "holds no task, expected 'name: value'")]
-    lines = _lines(text)
-    try:
-        task = Task(**{str(name): value for name, value in content.items()})
-        wrong = task.problems()
-    except ConfigError as error:
-        task, wrong = None, error.problems + _also_wrong(content, error.problems)
-    return (None if wrong else task), [
-        Problem(_where(path, lines, problem.where), problem.what, problem.remedy)
-        for problem in wrong
-    ]
-
-
-def _also_wrong(content: Mapping[str, Any], wrong: Sequence[Problem]) -> list[Problem]:
-    """What else is wrong with a task's other fields, where its kind can be told."""
-    named = {problem.where.split(".")[0] for problem in wrong}
-    rest = {str(name): value for name, value in content.items() if str(name) not in named}
-    if "kind" in named:
-        return []
-    found = Task(**{"name": "task"} | rest).problems()
-    return [problem for problem in found if problem.where.split(".")[0] not in named]
-
-
-def _where(path: Path, lines: Mapping[str, int], field: str) -> str:
-    line = lines.get(field) or lines.get(field.split(".")[0])
-    return f"{path}:{line}: {field}" if line else f"{path}: {field}"
-
-
-def _lines(text: str) -> dict[str, int]:
-    """The line of each field of a YAML mapping, and of fields one level below."""
-    found: dict[str, int] = {}
-    node = yaml.compose(text)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            found[key.value] = key.start_mark.line + 1
-            if isinstance(value, yaml.MappingNode):
-                for inner, _ in value.value:
-                    found[f"{key.value}.{inner.value}"] = inner.start_mark.line + 1
-    return found
+    return LoadedTask(task, make_items(task, rows, shots, problems), source=source)
 
 
 def _rows_of(
-    task: Task, names: Sequence[str], base: Path | None, problems: list[Problem]
+    task: Task,
+    names: Sequence[str],
+    base: Path | None,
+    source: TaskSource,
+    field: str,
+    problems: list[Problem],
 ) -> list[tuple[str, Row]]:
+    """The rows of the data files of a field, each with its file."""
     found: list[tuple[str, Row]] = []
-    if not names:
-        problems.append(Problem(f"task {task.name}", "files: no data file is named"))
     for name in names:
         path = (base or Path()) / Path(name).expanduser()
         there = find_file(path) if base or path.is_absolute() else None
+        missing = Problem(source.where(field), *_missing(task, name, base))
         if there is not None:
-            found += [(there.name, row) for row in read_rows(there, problems, task.columns)]
+            found += [(str(there), row) for row in read_rows(there, problems, task.columns)]
         elif name not in task.hub:
-            problems.append(_missing(task, name, base))
+            problems.append(missing)
         else:
             try:
                 found += [(name, row) for row in read_hub_rows(task.hub[name])]
             except HubError as error:
-                missing = _missing(task, name, base)
-                what = f"{missing.what}, and {error}"
-                problems.append(
-                    Problem(missing.where, what, f"{error.remedy}; or {missing.remedy}")
-                )
+                remedy = f"{error.remedy}; or {missing.remedy}"
+                problems.append(Problem(missing.where, f"{missing.what}, and {error}", remedy))
     return found
 
 
-def _missing(task: Task, name: str, base: Path | None) -> Problem:
-    where = f"task {task.name}"
+def _missing(task: Task, name: str, base: Path | None) -> tuple[str, str]:
+    """What is said of a data file that is not there, and the remedy."""
     origin = f"it comes from {task.source}" if task.source else ""
     if base is None:
         what = f"needs its data file {name}"
@@ -213,26 +184,31 @@ def _missing(task: Task, name: str, base: Path | None) -> Problem:
     else:
         what = f"its data file {base / name} is missing"
         remedy = "put it there"
-    return Problem(where, what, f"{remedy}; {origin}" if origin else remedy)
+    return what, f"{remedy}; {origin}" if origin else remedy
 
 
 def _shots(
-    task: Task, rows: list[tuple[str, Row]], base: Path | None, problems: list[Problem]
+    task: Task,
+    rows: list[tuple[str, Row]],
+    base: Path | None,
+    source: TaskSource,
+    problems: list[Problem],
 ) -> list[tuple[str, Row]]:
-    number = task.few_shot.number
+    """The rows whose answers are shown before each prompt."""
+    number, where = task.few_shot.number, source.where("few_shot.number")
     if not number:
         return []
     if not task.few_shot.files:
         # without rows the reason is told already
         if rows and len(rows) <= number:
             what = f"few_shot.number: {number} of {len(rows)} rows leave none to score"
-            problems.append(Problem(f"task {task.name}", what))
+            problems.append(Problem(where, what))
             return []
         return rows[-number:]
-    there = _rows_of(task, task.few_shot.files, base, problems)
+    there = _rows_of(task, task.few_shot.files, base, source, "few_shot.files", problems)
     if there and len(there) < number:
-        what = f"few_shot.number: {number} examples are asked for, the files hold {len(there)}"
-        problems.append(Problem(f"task {task.name}", what))
+        what = f"{number} examples are asked for, the files hold {len(there)}"
+        problems.append(Problem(where, what))
     return there[:number]
 
 
@@ -244,35 +220,38 @@ def _from_rows(
     if not rows:
         return None
     name, first = path.name.split(".")[0], rows[0][1]
+    named = [(str(path), row) for row in rows]
     if "choices" in first and "question" in first:
         task = Task(name=name, kind="choice", prompt="{{ question }}", choices="choices")
         task = task.model_copy(update={"delimiter": "\n", "chat": bool(config.chat)})
-        return LoadedTask(task, make_items(task, [(path.name, row) for row in rows], [], problems))
+        return LoadedTask(task, make_items(task, named, [], problems))
     if set(first) == {"text"}:
         task = Task(name=name, kind="text")
-        return LoadedTask(task, make_items(task, [(path.name, row) for row in rows], [], problems))
+        return LoadedTask(task, make_items(task, named, [], problems))
     scores = [*judged, *DEFAULTS["generate"]]
     task = Task(name=name, prompt="{{ instruction }}", chat=True, scores=scores)
-    return LoadedTask(task, _answered_rows(path.name, rows, problems))
+    return LoadedTask(task, _answered_rows(path, rows, problems))
 
 
-def _answered_rows(file: str, rows: Sequence[Row], problems: list[Problem]) -> list[Item]:
+def _answered_rows(path: Path, rows: Sequence[Row], problems: list[Problem]) -> list[Item]:
     """Rows as `train` takes them: asked in the very prompts of training."""
     found: list[Item] = []
     wrong: list[Problem] = []
     for index, (line, row) in enumerate(rows):
-        example = make_example(row, file, line)
+        example = make_example(row, path.name, line)
         if isinstance(example, Fault):
             remedy = _OTHER_ROWS if "--data." in example.remedy else example.remedy
-            wrong.append(Problem(f"{file}:{line}", example.reason, remedy))
+            wrong.append(Problem(f"{path}:{line}", example.reason, remedy))
         elif example.kind == "text":
-            wrong.append(Problem(f"{file}:{line}", "a text among rows with answers"))
+            wrong.append(Problem(f"{path}:{line}", "a text among rows with answers"))
         else:
             answers, fields = (_answer(example),), tuple(strings(row))
-            found.append(Item(index, f"{file}:{line}", example, answers=answers, fields=fields))
+            found.append(
+                Item(index, f"{path.name}:{line}", example, answers=answers, fields=fields)
+            )
     problems += wrong[:20]
     if len(wrong) > 20:
-        problems.append(Problem(file, f"{len(wrong) - 20} more rows are wrong"))
+        problems.append(Problem(str(path), f"{len(wrong) - 20} more rows are wrong"))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -246,3 +247,22 @@ def test_an_adapter_alone_has_no_other_type() -> None:
     )
     [problem] = config.contradictions()
     assert str(problem).startswith("outtype: q4_k_m: an adapter alone is written in f32")
+
+
+def test_an_adapter_alone_needs_no_tokenizer_that_llama_cpp_has(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    flags = ["--model", str(tiny_model), "--adapter", str(adapter), "--output"]
+    flags += [str(tmp_path / "o.gguf"), "--merge-adapter"]
+    assert guarded(export.run, [*flags, "true", "--dry-run"]) == 2
+    assert "give --tokenizer nearest" in capsys.readouterr().err
+    assert guarded(export.run, [*flags, "false", "--dry-run"]) == 0
+    assert "that of the base's file" in capsys.readouterr().out
+    for file in tiny_model.glob("*token*"):
+        shutil.copy(file, adapter)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", "utf-8")
+    assert guarded(export.run, [*flags, "false"]) == 0
+    assert "--chat-template-file" in " ".join(capsys.readouterr().out.split())
+    assert guarded(export.run, [*flags, "false", "--tokenizer", "nearest"]) == 2
+    assert "tokenizer: the file of an adapter alone has none" in capsys.readouterr().err

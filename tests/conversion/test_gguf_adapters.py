@@ -59,7 +59,7 @@ def test_what_an_adapter_file_can_not_hold_is_named(
 ) -> None:
     adapter = make_adapter(tiny_model, tmp_path / "adapter", use_dora=True)
     flags = ["--model", str(tiny_model), "--adapter", str(adapter), "--merge-adapter", "false"]
-    flags += ["--output", str(tmp_path / "out.gguf"), "--tokenizer", "nearest"]
+    flags += ["--output", str(tmp_path / "out.gguf")]
     assert guarded(export.run, flags) == 2
     assert "use_dora has no place in a GGUF file" in capsys.readouterr().err
     assert not (tmp_path / "out.gguf").exists()

@@ -90,7 +90,8 @@ def _param(case: str) -> Any:
 
 def exported(model: Path, file: Path, *flags: str) -> Path:
     """A model as GGUF."""
-    named = ["--model", str(model), "--output", str(file), "--tokenizer", "nearest", *flags]
+    named = ["--model", str(model), "--output", str(file), *flags]
+    named += [] if "--merge-adapter" in flags else ["--tokenizer", "nearest"]
     assert guarded(export.run, named) == 0
     return file
 

@@ -154,6 +154,23 @@ def test_settings_that_can_not_stand_together_are_named(refused: Refused) -> Non
     assert "2 are given for 1 models" in message
 
 
+def test_mistakes_of_settings_names_folder_and_weights_come_at_once(
+    three: list[Path], refused: Refused, tmp_path: Path
+) -> None:
+    _, one, _ = three
+    flags = ("--model", one, "--model", SHIPPED, "--model", "hina-4", "--density", 0.5)
+    message = refused(*flags, "--weights", 1, "--foo", 3, "--prompts-from", tmp_path)
+    for part in (
+        "--foo: there is no such flag",
+        "density: does not act with linear",
+        "1 are given for 3 models",
+        "did you mean hina-4m",
+        f"model {tmp_path}: the folder has no config.json",
+        f"model {SHIPPED}: lacks model.layers",
+    ):
+        assert part in message
+
+
 def test_other_tokenizers_and_sizes_are_refused(
     three: list[Path], refused: Refused, tmp_path: Path
 ) -> None:

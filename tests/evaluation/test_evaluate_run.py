@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_a_base_and_its_adapter_in_one_table(
     argv = ["--model", tiny_model, "--adapter", f"tuned={adapter}", "--output", output]
     done = subprocess.run(
         command(*argv, "--task", choices, "--task", task),
-        env=environment(),
+        env=environment() | {"COLUMNS": "40"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -90,7 +91,9 @@ def test_a_base_and_its_adapter_in_one_table(
         for m in found["models"]
     )
     assert first != second
-    assert "tuned" in done.stdout
+    # a narrow terminal cuts nothing off
+    assert len(re.findall(r"^    tuned: [\d.]+ \[.+\]$", done.stdout, re.MULTILINE)) == 4
+    assert len(re.findall(r"^      [+-][\d.]+, p \S+: .+$", done.stdout, re.MULTILINE)) == 2
     assert (output.parent / "report.html").is_file()
 
 
@@ -263,3 +266,11 @@ def test_results_are_not_overwritten(tmp_path: Path, choices: Path) -> None:
     argv = ["--task", str(choices), "--output", str(tmp_path / "results.json"), "--dry-run"]
     assert guarded(evaluate.run, argv) == 2
     assert guarded(evaluate.run, [*argv, "--overwrite"]) == 0
+
+
+def test_a_single_row_is_said_to_tell_little(
+    choices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--task", str(choices), "--limit", "1", "--output", str(tmp_path / "results.json")]
+    assert guarded(evaluate.run, argv) == 0
+    assert "task colours: a single row" in " ".join(capsys.readouterr().out.split())

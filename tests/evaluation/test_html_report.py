@@ -80,3 +80,11 @@ def test_both_languages(page: Any) -> None:
     assert page.title() == "Evaluation report"
     assert "no clear difference" in page.inner_text("main")
     page.locator("#language").click()
+
+
+def test_nothing_is_wider_than_a_phone(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 800})
+    for _ in ("ja", "en"):
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        page.locator("#language").click()
+    page.set_viewport_size({"width": 1280, "height": 800})

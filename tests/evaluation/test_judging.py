@@ -99,6 +99,52 @@ def test_without_verdicts_there_is_no_score_and_answers_are_kept(
     assert {each["model"] for each in judge.asked} == {"k"}
 
 
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        ((401, "no such key"), ("judge_key_file: http", "no such key", "--judge-key-file FILE")),
+        ((404, "no model x"), ("judge_model: http", "has no x", "it serves j, k", "--judge-model")),
+        ((500, "broken"), ("judge_url: http", "500: broken", "--judge-url")),
+        (None, ("judge_url: http", "can't be reached", "start the server", "--judge-url")),
+    ],
+)
+def test_a_judge_that_does_not_answer_is_told_before_the_start(
+    refusal: tuple[int, str] | None,
+    told: tuple[str, ...],
+    argv: list[str],
+    judge: JudgeServer,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    judge.refuses = refusal
+    if refusal is None:
+        argv[argv.index(judge.url)] = "http://127.0.0.1:9/v1"
+    if refusal and refusal[0] == 404:
+        argv[argv.index("j")] = "x"
+    for dry in ([], ["--dry-run"]):
+        assert guarded(evaluate.run, [*argv, *dry]) == 2
+        message = capsys.readouterr().err
+        assert all(part in message for part in told), message
+    assert not (tmp_path / "out").exists()
+    if refusal:
+        assert judge.probes == 2
+
+
+def test_after_a_judge_died_the_same_command_goes_on(
+    argv: list[str], judge: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge.left = 5
+    assert guarded(evaluate.run, [*argv, "--max-concurrent", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "500: out of memory" in message
+    assert f"the same command with --output {argv[-1]} goes on" in message
+    judge.left = judge.refuses = None
+    assert guarded(evaluate.run, argv) == 0
+    assert "resumed: 12 answers" in capsys.readouterr().out
+    # nothing is asked of it twice but the first half of a pair
+    assert len(judge.asked) == 12 + 12 + 1
+
+
 def test_settings_of_a_judge(capsys: pytest.CaptureFixture[str], rows_file: Path) -> None:
     flags = ["--task", str(rows_file), "--dry-run"]
     assert guarded(evaluate.run, [*flags, "--judge-url", "127.0.0.1"]) == 2

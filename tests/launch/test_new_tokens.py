@@ -70,12 +70,14 @@ def test_a_trained_adapter_is_resumed_merged_exported_and_answered(tmp_path: Pat
     theirs = server.next_logprobs(ids, 20)
     assert theirs
     assert all(abs(ours[token] - value) < 2e-3 for token, value in theirs.items())
-    refused = command("serve", "--model", adapter, "--dry-run", status=2)
+    mixed = ["serve", "--model", str(base), "--adapter", f"a={adapter}", "--dry-run"]
+    refused = command(*mixed, status=2)
     assert "--format hf --output FOLDER, and serve FOLDER" in " ".join(refused.split())
-    served = Served(tmp_path, "--model", str(merged), "--dtype", "fp32", "--engine", "transformers")
+    # the folder of the adapter itself, merged while it is loaded
+    served = Served(tmp_path, "--model", adapter, "--dtype", "fp32", "--engine", "transformers")
     try:
         counted = served.http.post("/tokenize", json={"text": TEXT}).json()
-        asked = {"model": "merged", "prompt": TEXT, "temperature": 0, "max_tokens": 1}
+        asked = {"model": "model", "prompt": TEXT, "temperature": 0, "max_tokens": 1}
         asked["logprobs"] = 1
         answer = served.http.post("/v1/completions", json=asked).json()
     finally:

@@ -10,7 +10,8 @@ import pytest
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import DataError
-from aift_ray.tasks.task_files import BUILT_IN, built_in, load_tasks, read_task
+from aift_ray.tasks.task_files import BUILT_IN, built_in, load_tasks
+from aift_ray.tasks.task_yaml import read_task
 
 HAS_DATASETS = find_spec("datasets") is not None
 ROWS = [{"q": f"{n}足す{n}は？", "a": [str(2 * n)]} for n in range(4)]
@@ -61,6 +62,7 @@ def test_without_datasets_the_command_that_installs_it_is_told(tmp_path: Path) -
 
 def test_built_in_tasks_name_datasets_of_their_own_files() -> None:
     for name in built_in():
-        task, wrong = read_task(BUILT_IN / f"{name}.yaml")
-        assert task is not None, wrong
-        assert set(task.hub) <= {*task.files, *task.few_shot.files}
+        read = read_task(BUILT_IN / f"{name}.yaml")
+        assert not read.wrong
+        assert read.task is not None
+        assert set(read.task.hub) <= {*read.task.files, *read.task.few_shot.files}

@@ -11,9 +11,10 @@ import pytest
 from aift_ray.tasks import sandbox
 from aift_ray.tasks.items import make_items
 from aift_ray.tasks.scores import answer_scores
-from aift_ray.tasks.task_files import BUILT_IN, read_task
+from aift_ray.tasks.task_files import BUILT_IN, LoadedTask
+from aift_ray.tasks.task_yaml import read_task
 
-TASK, _ = read_task(BUILT_IN / "jhumaneval.yaml")
+TASK = read_task(BUILT_IN / "jhumaneval.yaml").task
 ROW = {
     "prompt": 'def add(a, b):\n    """和を返す。"""\n',
     "entry_point": "add",
@@ -24,7 +25,7 @@ ROW = {
 @pytest.fixture(autouse=True)
 def usable() -> None:
     assert TASK is not None
-    if sandbox.refused("bubblewrap", [TASK]):
+    if sandbox.refused("bubblewrap", [LoadedTask(TASK, [])]):
         pytest.skip("bubblewrap can't be used here")
 
 
@@ -76,9 +77,9 @@ def test_memory_and_time_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_sandbox_the_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TASK is not None
-    (problem,) = sandbox.refused(None, [TASK])
+    (problem,) = sandbox.refused(None, [LoadedTask(TASK, [])])
     assert (problem.where, problem.remedy) == ("task jhumaneval", "give --sandbox bubblewrap")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    (problem,) = sandbox.refused("bubblewrap", [TASK])
+    (problem,) = sandbox.refused("bubblewrap", [LoadedTask(TASK, [])])
     assert "no bwrap in PATH" in problem.what
     assert "apt install bubblewrap" in problem.remedy

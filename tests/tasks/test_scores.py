@@ -15,6 +15,7 @@ from aift_ray.tasks.scores import (
     aggregate,
     answer_scores,
     choice_scores,
+    computed_by,
     extract,
     number,
     text_scores,
@@ -122,3 +123,12 @@ def _added(one: dict[str, Score], two: dict[str, Score], name: str) -> Score:
 def test_repetition_is_the_share_of_pieces_seen_before() -> None:
     assert repetition("あいうえおかきくけこ") == 0.0
     assert repetition("あ" * 100) == pytest.approx(1 - 1 / 93)
+
+
+def test_scores_name_their_library_and_its_tokenization() -> None:
+    pytest.importorskip("sacrebleu")
+    assert "tok:ja-mecab-" in computed_by("bleu")
+    assert "ja-mecab-" in computed_by("rouge_l")
+    assert "|version:" in computed_by("chrf")
+    assert computed_by("character_f1").startswith("rapidfuzz ")
+    assert computed_by("exact_match") == ""

@@ -142,6 +142,16 @@ def reload_adapters(model: PreTrainedModel, folder: str, trainable: bool = True)
     return trained_in_fp32(adapted)
 
 
+def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """`model` with saved adapters made part of its weights."""
+    with _without_warnings():
+        found: Any = reload_adapters(model, folder, trainable=False).merge_and_unload(
+            safe_merge=True
+        )
+    whole: PreTrainedModel = found
+    return whole
+
+
 def trained_in_fp32(model: PeftModel) -> PeftModel:
     """Hold what is trained in fp32, and freeze what belongs to no language model."""
     # with `bias: all` PEFT trains those of other towers too
