@@ -226,21 +226,41 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+@dataclass(frozen=True)
+class Draft(Generic[S]):
+    """Settings that may be wrong.
+
+    Attributes:
+        config: those that are right, with defaults for the wrong ones; None: there is none.
+        problems: every mistake.
+        wrong: names of wrong settings.
+    """
+
+    config: S | None
+    problems: list[Problem]
+    wrong: frozenset[str] = frozenset()
+
+    def unnamed(self, problems: list[Problem]) -> list[Problem]:
+        """Of further problems those that name no wrong setting, of which the value is not known."""
+        return [each for each in problems if self.wrong.isdisjoint(re.findall(r"\w+", str(each)))]
+
+
 def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
     """The settings of `values`; ConfigError with `problems` and every mistake in them."""
+    draft = drafted(settings, values)
+    problems = [*problems, *draft.problems]
+    if problems or draft.config is None:
+        raise ConfigError(problems)
+    return draft.config
+
+
+def drafted(settings: type[S], values: dict[str, Any]) -> Draft[S]:
+    """The settings of `values`, as far as they are right, and what is wrong."""
     try:
         config = settings(**values)
+        return Draft(config, config.contradictions())
     except ConfigError as error:
-        more = _conflicts(settings, values, error.problems)
-        raise ConfigError([*problems, *error.problems, *more]) from None
-    problems = problems + config.contradictions()
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def _conflicts(settings: type[S], values: dict[str, Any], wrong: list[Problem]) -> list[Problem]:
-    """Conflicts among the settings that are right; none that names a wrong one."""
+        wrong = error.problems
     kept, names = deepcopy(values), set()
     for problem in wrong:
         *sections, name = problem.where.split(".")
@@ -251,7 +271,8 @@ def _conflicts(settings: type[S], values: dict[str, Any], wrong: list[Problem]) 
         if isinstance(within, dict):
             within.pop(name, None)
     try:
-        found = settings(**kept).contradictions()
+        config = settings(**kept)
     except ConfigError:
-        return []
-    return [each for each in found if names.isdisjoint(re.findall(r"\w+", str(each)))]
+        return Draft(None, wrong)
+    draft = Draft(config, wrong, frozenset(names))
+    return Draft(config, wrong + draft.unnamed(config.contradictions()), draft.wrong)
