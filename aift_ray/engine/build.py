@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.config import deepspeed_config
 from aift_ray.config.resume_rules import flat, kept
 from aift_ray.data import token_cache
 from aift_ray.data.batch_plan import BatchPlan
@@ -54,7 +53,6 @@ def build(
     """
     config = job.config
     parallel = config.parallel
-    deepspeed_config.check_machine(parallel)
     sizes = parallel.model_parallel_size, parallel.context_parallel_size
     group = Group(group.rank, group.world_size, group.device, *sizes)
     precision = Precision.resolve(config, group.device)

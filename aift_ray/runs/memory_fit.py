@@ -73,13 +73,10 @@ def needs(
     process += _RAY if held and workers > 1 else 0
     answers = answers or answers_of(config, workers)
     divided, devices = config.parallel.context_parallel_size, _devices(config)
-    targets = held.targets if held else None
-    if config.objective == "reward":
-        # a model with a score makes no logits
-        targets = 0
+    # a model with a score makes no logits
+    targets = 0 if config.objective == "reward" else held and held.targets
 
     def need(way: Candidate) -> Memory:
-        partitions = config.parallel.by_deepspeed and way.strategy.startswith("zero")
         bits = (config.base_bits or 4) if way.method == "qlora" else None
         work = Workload(
             "full" if way.method == "full" else "lora",
@@ -92,7 +89,7 @@ def needs(
             workers,
             whole,
             way.stages or config.parallel.model_parallel_size,
-            way.offload or (partitions and bool(devices)),
+            way.offload or bool(way.strategy.startswith("zero") and devices),
             training.optimizer,
             dropout=config.lora.lora_dropout > 0,
             gpu=planned,
@@ -105,8 +102,8 @@ def needs(
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,
             reference=config.grpo.beta > 0 and way.method == "full",
-            by_deepspeed=partitions,
-            devices=devices if partitions else None,
+            by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
+            devices=devices,
         )
         return memory(shape, work)
 
