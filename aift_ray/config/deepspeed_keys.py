@@ -49,7 +49,7 @@ def _is_off(value: object) -> bool:
 
 _SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 _OPEN_SWITCH = Kind("true, false or null", lambda value: value is None or isinstance(value, bool))
-_TEXT = Kind("a text", lambda value: isinstance(value, str) and "\0" not in value)
+_TEXT = Kind("a text", lambda value: isinstance(value, str) and value.isprintable())
 _NAME = Kind("a name", _TEXT.fits, auto=False)
 _WORD = Kind("none, cpu or nvme", lambda value: value in ("none", "cpu", "nvme"))
 _SIZE, _ANY_SIZE = _whole(1), _whole(0)

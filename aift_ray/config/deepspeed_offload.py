@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aift_ray.config.deepspeed_file import Wrong
+from aift_ray.config.deepspeed_file import Wrong, shown
 from aift_ray.config.deepspeed_keys import OPTIMIZER, PARAM
 
 SECTIONS = (OPTIMIZER, PARAM)
@@ -25,6 +25,9 @@ def chosen(zero: dict[str, Any], offload: bool, stage: int) -> dict[str, dict[st
         options = {key: value for key, value in zero.get(name, {}).items() if value is not None}
         if offload and (name == OPTIMIZER or stage == 3):
             options = {"device": "cpu"} | options
+        if "nvme_path" in options:
+            # DeepSpeed does not know ~
+            options["nvme_path"] = os.path.expanduser(options["nvme_path"])
         if options.get("device", "none") != "none":
             found[name] = options
     return found
@@ -57,8 +60,12 @@ def _unfit(name: str, options: dict[str, Any], stage: int) -> list[Wrong]:
     if stage < 3 and (name == PARAM or on_disk):
         what = f"needs stage 3, not {stage}" + (" (device nvme)" if on_disk else "")
         found.append((what, "leave it out, or use --strategy zero3"))
-    if on_disk and not options.get("nvme_path"):
+    path = options.get("nvme_path")
+    if on_disk and not path:
         found.append(("has no nvme_path, a folder", f'write "nvme_path": "FOLDER" in {name}'))
+    elif on_disk and not os.path.isabs(os.path.expanduser(path)):
+        what = f"has the nvme_path {shown(path)}, and workers run in folders of their own"
+        found.append((what, f'write "nvme_path": {shown(str(Path(path).absolute()))}'))
     return found
 
 
@@ -67,7 +74,7 @@ def unwritable(path: str) -> str:
 
     A file is written there as DeepSpeed does, past the page cache, and removed.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(path).absolute()
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     direct = getattr(os, "O_DIRECT", 0)
     try:

@@ -78,7 +78,7 @@ def partitioned(need: Memory, work: Workload, model: PartitionedModel) -> Memory
         # of stages 1 and 2 the copy that is stepped
         weights -= own if stage < 3 else 0
         gradients = optimizer = 0
-    if second != "none":
+    if second != "none" and stage == 3:
         moved = weights - model.scales
         host += moved if second == "cpu" else FLOAT32 * _PARAM_BUFFERS * _PARAM_BUFFER
         weights = model.scales

@@ -17,7 +17,10 @@ from aift_ray.config import deepspeed_config, deepspeed_offload
 from aift_ray.config.deepspeed_file import read
 from aift_ray.config.run_config import RunConfig
 from aift_ray.errors import ConfigError
-from aift_ray.runs import deepspeed_check
+from aift_ray.models.catalog import CATALOG
+from aift_ray.planning.memory_parts import Memory
+from aift_ray.planning.model_shape import Shape
+from aift_ray.runs import deepspeed_check, memory_fit
 from tests.conftest import KEITAI
 from tests.helpers.deepspeed_files import PUBLISHED, WARMUP_DECAY_LR, WARMUP_LR
 
@@ -236,6 +239,8 @@ def test_what_contradicts_a_setting_is_told_with_both_values_and_the_flag(told: 
     ):
         problem = next((each for each in text.split("\n  - ") if what in each), "")
         assert remedy in problem, (what, text)
+    file = {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "here"}}}
+    assert 'has the nvme_path "here", and workers run in folders of their own' in told(file)
     text = told({"bf16": {"enabled": False}})
     assert "bf16.enabled is false there, and training.precision is auto" in text
     assert "--training.precision fp32" in text
@@ -307,6 +312,29 @@ def test_one_worker_trains_with_offload_alone(
     assert "offload by --parallel.offload or the DeepSpeed file" in problem.remedy
     file = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     assert given(file, parallel__strategy="zero2").parallel.misfits(1, 1) == []
+
+
+def test_the_plan_of_a_run_counts_what_its_file_offloads(
+    given: Callable[..., RunConfig], configure: Configure
+) -> None:
+    shape = Shape.of(CATALOG["cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B"].config)
+
+    def need(config: RunConfig) -> Memory:
+        found = memory_fit.needs(config, shape, 2048, 2, True, 0)
+        return memory_fit.own(config, found)
+
+    how = {"parallel__backend": "deepspeed"}
+    cpu, nvme = {"device": "cpu"}, {"device": "nvme", "nvme_path": "/nvme"}
+    for stage, names in {"zero2": ("optimizer",), "zero3": ("optimizer", "param")}.items():
+        file = {"zero_optimization": {f"offload_{name}": cpu for name in names}}
+        wanted = configure(**how, parallel__strategy=stage, parallel__offload=True)
+        assert need(given(file, parallel__strategy=stage)) == need(wanted)
+    whole = need(configure(**how, parallel__strategy="zero3"))
+    moments = need(given({"zero_optimization": {"offload_optimizer": cpu}}))
+    on_disk = need(given({"zero_optimization": {"offload_optimizer": nvme}}))
+    assert moments.optimizer == moments.gradients == 0 < moments.weights == whole.weights
+    # what a checkpoint takes stays in host memory
+    assert whole.host < on_disk.host < moments.host
 
 
 def test_a_folder_is_judged_by_a_file_that_is_written_there(
