@@ -44,8 +44,9 @@ def test_auto_is_filled_in_as_by_transformers(
     file = PUBLISHED[name]
     path = tmp_path / "ds_config.json"
     path.write_text(json.dumps(file), "utf-8")
-    how = {"parallel__strategy": name[:5], "parallel__backend": "deepspeed"}
-    config = configure(**how, parallel__deepspeed_config=str(path), training__warmup_steps=5)
+    how: dict[str, Any] = {"parallel__strategy": name[:5], "parallel__backend": "deepspeed"}
+    how |= {"training__warmup_steps": 5, "training__precision": "fp32"}
+    config = configure(**how, parallel__deepspeed_config=str(path))
     deepspeed_config.fill(config)
     training, steps, hidden = config.training, 20, 64
     args = SimpleNamespace(
