@@ -226,25 +226,41 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+@dataclass(frozen=True)
+class Draft(Generic[S]):
+    """Settings that may be wrong.
+
+    Attributes:
+        config: those that are right, with defaults for the wrong ones; None: there is none.
+        problems: every mistake.
+        wrong: names of wrong settings.
+    """
+
+    config: S | None
+    problems: list[Problem]
+    wrong: frozenset[str] = frozenset()
+
+    def unnamed(self, problems: list[Problem]) -> list[Problem]:
+        """Of further problems those that name no wrong setting, of which the value is not known."""
+        return [each for each in problems if self.wrong.isdisjoint(re.findall(r"\w+", str(each)))]
+
+
 def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
     """The settings of `values`; ConfigError with `problems` and every mistake in them."""
-    config, wrong = salvaged(settings, values)
-    if config is None or problems or wrong:
-        raise ConfigError([*problems, *wrong])
-    return config
+    draft = drafted(settings, values)
+    problems = [*problems, *draft.problems]
+    if problems or draft.config is None:
+        raise ConfigError(problems)
+    return draft.config
 
 
-def salvaged(settings: type[S], values: dict[str, Any]) -> tuple[S | None, list[Problem]]:
-    """The settings of `values`, wrong ones at their defaults, and every mistake.
-
-    None in place of the settings where not even those that are right make a whole.
-    """
+def drafted(settings: type[S], values: dict[str, Any]) -> Draft[S]:
+    """The settings of `values`, as far as they are right, and what is wrong."""
     try:
         config = settings(**values)
+        return Draft(config, config.contradictions())
     except ConfigError as error:
         wrong = error.problems
-    else:
-        return config, config.contradictions()
     kept, names = deepcopy(values), set()
     for problem in wrong:
         *sections, name = problem.where.split(".")
@@ -257,7 +273,6 @@ def salvaged(settings: type[S], values: dict[str, Any]) -> tuple[S | None, list[
     try:
         config = settings(**kept)
     except ConfigError:
-        return None, wrong
-    # no conflict that names a wrong setting
-    more = [p for p in config.contradictions() if names.isdisjoint(re.findall(r"\w+", str(p)))]
-    return config, [*wrong, *more]
+        return Draft(None, wrong)
+    draft = Draft(config, wrong, frozenset(names))
+    return Draft(config, wrong + draft.unnamed(config.contradictions()), draft.wrong)

@@ -19,13 +19,13 @@ command with the same --output goes on where it was."""
 
 def run(argv: Sequence[str]) -> int:
     """Parse, evaluate; the exit status."""
-    from aift_ray.commandline import given, salvaged
+    from aift_ray.commandline import drafted, given
     from aift_ray.config import SHIPPED_MODEL, EvaluateConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
     command = given(argv, EvaluateConfig, "evaluate", description, EPILOG)
-    config, wrong = salvaged(EvaluateConfig, command.values)
-    problems = [*command.problems, *wrong]
+    draft = drafted(EvaluateConfig, command.values)
+    config, problems = draft.config, [*command.problems, *draft.problems]
     if config is None:
         raise ConfigError(problems)
     from aift_ray.evaluation import evaluation_checks
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.tasks.task_files import read_tasks
 
     tasks, of_tasks = read_tasks(config, config.judged_scores())
-    names = {problem.where for problem in wrong}
+    names = {problem.where for problem in draft.problems}
     problems += of_tasks + evaluation_checks.check(config, names, tasks, whole=not of_tasks)
     early_checks.check_evaluation(config, problems)
     from aift_ray.evaluation import evaluate_run as evaluation

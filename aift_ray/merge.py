@@ -19,12 +19,12 @@ EPILOG = "exit status: 0 done; 1 failed; 2 the input is wrong; 130 stopped by Ct
 
 def run(argv: Sequence[str]) -> int:
     """Parse, merge; the exit status."""
-    from aift_ray.commandline import given, salvaged
+    from aift_ray.commandline import drafted, given
     from aift_ray.config import MergeConfig
 
     command = given(argv, MergeConfig, "merge", DESCRIPTION, EPILOG)
-    config, wrong = salvaged(MergeConfig, command.values)
-    problems = [*command.problems, *wrong]
+    draft = drafted(MergeConfig, command.values)
+    config, problems = draft.config, [*command.problems, *draft.problems]
     if config is None:
         raise ConfigError(problems)
     from aift_ray.launch import early_checks

@@ -20,18 +20,18 @@ checkpoint; 130 stopped by Ctrl-C with a checkpoint."""
 
 def run(argv: Sequence[str]) -> int:
     """Parse, train; the exit status."""
-    from aift_ray.commandline import parse
+    from aift_ray.commandline import drafted, given
     from aift_ray.config import SHIPPED_MODEL, RunConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
-    command = parse(argv, RunConfig, "train", description, EPILOG)
+    command = given(argv, RunConfig, "train", description, EPILOG)
     from aift_ray.launch import early_checks
 
     # torch and Ray take many seconds to load: what is wrong without them is told first
-    early_checks.check_run(command.config)
+    config = early_checks.check_drafted(drafted(RunConfig, command.values), command.problems)
     from aift_ray.runs import run_dir_check, supervise, worker_env
 
-    config, started = command.config, supervise.process_start()
+    started = supervise.process_start()
 
     def train(attempt: Attempt | None = None) -> int:
         from aift_ray.launch import training_run

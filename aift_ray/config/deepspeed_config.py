@@ -2,214 +2,169 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import platform
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from aift_ray.config import deepspeed_offload
-from aift_ray.config.lr_schedules import ADAPTER_RATE
-from aift_ray.errors import Problem
+from aift_ray.config import deepspeed_file, deepspeed_offload, deepspeed_schedule
+from aift_ray.config.deepspeed_file import Wrong, shown
+from aift_ray.config.deepspeed_keys import AIO_OPTIONS, OPTIMIZER, PARAM, ZERO_OPTIONS, checked
+from aift_ray.config.deepspeed_schedule import differing
+from aift_ray.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from aift_ray.config.parallel_config import ParallelConfig
     from aift_ray.config.run_config import RunConfig
 
 FIELD = "parallel.deepspeed_config"
-AUTO = deepspeed_offload.AUTO
-# keys of zero_optimization that the engine gets as they are
-_ZERO = (
-    "overlap_comm",
-    "contiguous_gradients",
-    "reduce_scatter",
-    "reduce_bucket_size",
-    "allgather_partitions",
-    "allgather_bucket_size",
-    "round_robin_gradients",
-    "sub_group_size",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-)
-# keys without an effect here: model folders are always whole, the optimizer is always torch's
-_NO_EFFECT = (
-    "stage3_gather_16bit_weights_on_model_save",
-    "zero_allow_untested_optimizer",
-    "steps_per_print",
-)
-_SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "aio")
-# how files are read and written with device nvme
-_AIO = ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events")
-_SWITCHES = (
-    "overlap_comm",
-    "contiguous_gradients",
-    "reduce_scatter",
-    "allgather_partitions",
-    "round_robin_gradients",
-    "single_submit",
-    "overlap_events",
-)
-# of which 0 turns something off
-_FROM_ZERO = ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
-_MOMENTS = ("adam_beta1", "adam_beta2")
-_PARAMS = ("lr", "betas", "eps", "weight_decay", "torch_adam")
-
-
-def read(path: str) -> dict[str, Any]:
-    """The content of a file.
-
-    Raises:
-        OSError, ValueError: it can't be read, or is no JSON object.
-    """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
-    for key in _SECTIONS:
-        if not isinstance(content.get(key, {}), dict):
-            raise ValueError(f"{key} is not an object")
-    if not isinstance(content.get("optimizer", {}).get("params", {}), dict):
-        raise ValueError("optimizer.params is not an object")
-    return content
+__all__ = ["FIELD", "OPTIMIZER", "PARAM"]
 
 
 def engine_options(parallel: ParallelConfig) -> dict[str, Any]:
     """What the engine is configured with, of the settings and their file, which was checked."""
-    content = read(parallel.deepspeed_config) if parallel.deepspeed_config else {}
+    content = _usable(parallel)
     zero, aio = content.get("zero_optimization", {}), content.get("aio", {})
     stage = int(parallel.strategy[-1])
-    options = {key: zero[key] for key in _ZERO if zero.get(key, AUTO) != AUTO}
+    options = {key: zero[key] for key in ZERO_OPTIONS if zero.get(key) is not None}
     options |= deepspeed_offload.chosen(zero, parallel.offload, stage)
     found: dict[str, Any] = {"zero_optimization": options | {"stage": stage}}
-    aio = {key: value for key, value in aio.items() if value != AUTO}
+    aio = {key: aio[key] for key in AIO_OPTIONS if aio.get(key) is not None}
     return found | ({"aio": aio} if aio else {})
 
 
 def offloaded(parallel: ParallelConfig) -> dict[str, dict[str, Any]]:
-    """{section: its options} of what DeepSpeed keeps outside the GPU, of checked settings."""
-    content = read(parallel.deepspeed_config) if parallel.deepspeed_config else {}
-    zero = content.get("zero_optimization", {})
+    """{section: its options} of what DeepSpeed keeps outside the GPU; none of other backends."""
+    if not parallel.by_deepspeed or parallel.strategy not in ("zero1", "zero2", "zero3"):
+        return {}
+    zero = _usable(parallel).get("zero_optimization", {})
     return deepspeed_offload.chosen(zero, parallel.offload, int(parallel.strategy[-1]))
 
 
-def problems(config: RunConfig) -> list[Problem]:
-    """What contradicts the run, and what is not done; each key by its name."""
+def unwritable(parallel: ParallelConfig) -> list[Problem]:
+    """Folders of device nvme in which this machine can't keep files."""
+    found = []
+    for name, options in offloaded(parallel).items():
+        if options["device"] == "nvme" and options.get("nvme_path"):
+            reason = deepspeed_offload.unwritable(options["nvme_path"])
+            if reason:
+                what = f"zero_optimization.{name}.nvme_path is {shown(options['nvme_path'])}, and "
+                what += f"no file can be written there ({reason})"
+                remedy = "name a folder on a local disk in which you may write"
+                found.append(Problem(FIELD, what, remedy))
+    return found
+
+
+def fill(config: RunConfig) -> None:
+    """Give a run the learning-rate schedule of its file, which contradicts nothing."""
+    if config.parallel.deepspeed_config:
+        deepspeed_schedule.fill(config.training, _usable(config.parallel).get("scheduler", {}))
+
+
+def problems(config: RunConfig, workers: int | None = None) -> list[Problem]:
+    """What is wrong with the file, contradicts the run, or is not done; each key by its name.
+
+    Args:
+        workers: the largest number of them; None: what `ray.num_workers` says.
+    """
     path = config.parallel.deepspeed_config
     if path is None:
         return []
     try:
-        content = read(path)
+        content, wrong = deepspeed_file.read(path)
     except OSError as error:
         what = f"{path} can't be read: {error.strerror}"
         return [Problem(FIELD, what, "give the name of a JSON file, or leave it out")]
     except ValueError as error:
         what = f"{path} is no configuration of DeepSpeed: {error}"
         return [Problem(FIELD, what, "correct it, or leave it out")]
-    remedy = "give both alike, or write auto in the file"
-    found = [
-        Problem(FIELD, f"{key} is {given} there, and {setting} is {own}", remedy)
-        for key, given, setting, own in _compared(content, config)
-        if given not in (AUTO, own)
-    ]
-    parallel, zero = config.parallel, content.get("zero_optimization", {})
-    stage, quantized = int(parallel.strategy[-1]), config.base_bits is not None
-    wrong = deepspeed_offload.wrong(zero, parallel.offload, stage, quantized)
-    found += [Problem(FIELD, what, instead) for what, instead in wrong + _wrong_values(content)]
-    return found + [
-        Problem(FIELD, f"{key} is not done by aift-ray", instead)
-        for key, instead in _not_done(content)
-    ]
+    usable, misfits = checked(content)
+    wrong += [*misfits, *_compared(usable, config, workers)]
+    parallel, zero = config.parallel, usable.get("zero_optimization", {})
+    if parallel.strategy in ("zero1", "zero2", "zero3"):
+        stage, quantized = int(parallel.strategy[-1]), config.base_bits is not None
+        wrong += deepspeed_offload.wrong(zero, parallel.offload, stage, quantized)
+    found = [Problem(FIELD, what, remedy) for what, remedy in wrong]
+    return found + deepspeed_schedule.beside(usable.get("scheduler"), config.training)
 
 
-def _compared(content: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, str, Any]]:
-    """(key, its value, setting, its value) of what both name."""
-    training, zero = config.training, content.get("zero_optimization", {})
-    pairs: list[tuple[str, Any, str, Any]] = [
-        ("train_micro_batch_size_per_gpu", content, "training.batch_size", training.batch_size),
+def check_machine(parallel: ParallelConfig) -> None:
+    """Check what a worker's machine needs of the file, which was checked on another.
+
+    Raises:
+        ConfigError: it can't read the file, or can't write to a folder of it; by its name.
+    """
+    path, machine = parallel.deepspeed_config, platform.node()
+    if path is None:
+        return
+    try:
+        deepspeed_file.read(path)
+    except (OSError, ValueError) as error:
+        what = f"on {machine}: {path} can't be read: {error}"
+        raise ConfigError([Problem(FIELD, what, "put it where all machines see it")]) from None
+    found = unwritable(parallel)
+    if found:
+        named = [Problem(FIELD, f"on {machine}: {each.what}", each.remedy) for each in found]
+        raise ConfigError(named)
+
+
+def _usable(parallel: ParallelConfig) -> dict[str, Any]:
+    """What of the file has the right types; {} where there is none that can be read."""
+    if parallel.deepspeed_config is None:
+        return {}
+    try:
+        content, _ = deepspeed_file.read(parallel.deepspeed_config)
+    except (OSError, ValueError):
+        return {}
+    return checked(content)[0]
+
+
+def _compared(content: dict[str, Any], config: RunConfig, workers: int | None) -> Iterator[Wrong]:
+    """What both the file and the settings name, where they differ."""
+    training = config.training
+    for key, name, own in (
+        ("train_micro_batch_size_per_gpu", "batch_size", training.batch_size),
         (
             "gradient_accumulation_steps",
-            content,
-            "training.gradient_accumulation_steps",
+            "gradient_accumulation_steps",
             training.gradient_accumulation_steps,
         ),
-        ("gradient_clipping", content, "training.max_grad_norm", training.max_grad_norm),
-        ("stage", zero, "parallel.strategy's stage", int(config.parallel.strategy[-1])),
-    ]
-    if isinstance(config.ray.num_workers, int):
-        units = training.batch_size * training.gradient_accumulation_steps
-        whole = units * config.ray.num_workers
-        pairs.append(("train_batch_size", content, "the global batch", whole))
-    found = [(key, where[key], name, own) for key, where, name, own in pairs if key in where]
+        ("gradient_clipping", "max_grad_norm", training.max_grad_norm),
+    ):
+        if content.get(key) not in (None, own):
+            yield differing(key, content[key], f"training.{name}", own)
+    stage, strategy = content.get("zero_optimization", {}).get("stage"), config.parallel.strategy
+    if stage is not None and strategy != f"zero{stage:.0f}":
+        flag = f"--strategy zero{stage:.0f}" if stage else "--strategy ddp without this file"
+        yield differing("zero_optimization.stage", stage, "parallel.strategy", strategy, flag)
+    yield from _global_batch(content.get("train_batch_size"), config, workers)
+    yield from _precision(content, training.precision, training.fp16)
+    yield from deepspeed_schedule.optimizer(content.get("optimizer"), config)
+    yield from deepspeed_schedule.scheduler(content.get("scheduler"), config)
+
+
+def _global_batch(given: float | None, config: RunConfig, workers: int | None) -> Iterator[Wrong]:
+    if workers is None and config.ray.num_workers is not None:
+        workers = config.worker_range(0)[1]
+    if given is None or workers is None:
+        return
+    training = config.training
+    own = training.batch_size * training.gradient_accumulation_steps * workers
+    if given != own:
+        flags = "other --training.batch_size, --training.gradient_accumulation_steps or "
+        yield differing("train_batch_size", given, "the global batch", own, f"{flags}--num-workers")
+
+
+def _precision(content: dict[str, Any], precision: str, mixed: bool) -> Iterator[Wrong]:
+    """What a file's bf16 and fp16 say, where the run computes otherwise."""
     for kind in ("bf16", "fp16"):
-        enabled = content.get(kind, {}).get("enabled", AUTO)
-        if enabled not in (AUTO, training.precision == kind):
-            found.append((f"{kind}.enabled", enabled, "training.precision", training.precision))
-    return found + _optimizer(content.get("optimizer", {}), config)
-
-
-def _optimizer(optimizer: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, str, Any]]:
-    training, given = config.training, optimizer.get("params", {})
-    is_default = "learning_rate" not in training.model_fields_set and config.method != "full"
-    own = {
-        "lr": ("training.learning_rate", ADAPTER_RATE if is_default else training.learning_rate),
-        "eps": ("training.adam_epsilon", training.adam_epsilon),
-        "weight_decay": ("training.weight_decay", training.weight_decay),
-    }
-    found: list[tuple[str, Any, str, Any]] = [
-        (f"optimizer.{key}", given[key], *named) for key, named in own.items() if key in given
-    ]
-    if "betas" in given:
-        betas = [getattr(training, name) for name in _MOMENTS]
-        found.append(("optimizer.betas", given["betas"], "training's", betas))
-    if optimizer:
-        found.append(("optimizer.type", optimizer.get("type"), "training.optimizer", "AdamW"))
-    return found
-
-
-def _wrong_values(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, remedy) of options that the engine could not be made with."""
-    found = []
-    for section, known in (("zero_optimization", _ZERO), ("aio", _AIO)):
-        for key, value in content.get(section, {}).items():
-            if key not in known or value == AUTO or (key == "overlap_comm" and value is None):
-                continue
-            least = 0 if key in _FROM_ZERO else 1
-            if key in _SWITCHES:
-                fits, wanted = isinstance(value, bool), "true or false"
-            else:
-                # 5e8 is a usual way to write a size
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                fits = is_number and value >= least and float(value).is_integer()
-                wanted = f"a whole number of {least} or more"
-            if not fits:
-                found.append((f"{section}.{key} is {value!r}", f"write {wanted}"))
-    return found
-
-
-def _not_done(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """(key, remedy) of what the run does not do."""
-    zero = content.get("zero_optimization", {})
-    known = {
-        "zero_optimization",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "bf16",
-        "fp16",
-        "optimizer",
-        "aio",
-        *_NO_EFFECT,
-    }
-    remedies = {"scheduler": "leave it out: training.lr_scheduler counts"}
-    off = (False, None, {"device": "none"})
-    unknown = [key for key, value in content.items() if key not in known and value not in off]
-    unknown += [
-        f"zero_optimization.{key}"
-        for key, value in zero.items()
-        if key not in ("stage", *_ZERO, *deepspeed_offload.SECTIONS, *_NO_EFFECT)
-        and value not in off
-    ]
-    unknown += [f"aio.{key}" for key in content.get("aio", {}) if key not in _AIO]
-    params = content.get("optimizer", {}).get("params", {})
-    unknown += [f"optimizer.params.{key}" for key in params if key not in _PARAMS]
-    return [(key, remedies.get(key.rpartition(".")[2], "leave it out")) for key in unknown]
+        enabled = content.get(kind, {}).get("enabled")
+        # auto is bf16 on GPUs
+        can_be = precision == kind or (kind == "bf16" and precision == "auto" and mixed)
+        if enabled and precision != kind:
+            flag = f"--training.precision {kind}"
+            if kind == "fp16":
+                flag = "--training.precision fp16 --parallel.backend fsdp2 without this file"
+            yield differing(f"{kind}.enabled", True, "training.precision", precision, flag)
+        elif enabled is False and can_be:
+            flag = "--training.precision fp32"
+            yield differing(f"{kind}.enabled", False, "training.precision", precision, flag)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-AUTO = "auto"
-OPTIMIZER, PARAM = "offload_optimizer", "offload_param"
+from aift_ray.config.deepspeed_file import Wrong, shown
+from aift_ray.config.deepspeed_keys import OPTIMIZER, PARAM
+
 SECTIONS = (OPTIMIZER, PARAM)
-_DEVICES = ("none", "cpu", "nvme")
-# options of both, then those of each, beside device and nvme_path
-_TYPES: dict[str, dict[str, type]] = {
-    OPTIMIZER: {
-        "buffer_count": int,
-        "pin_memory": bool,
-        "pipeline_read": bool,
-        "pipeline_write": bool,
-    },
-    PARAM: {"buffer_count": int, "pin_memory": bool, "buffer_size": int, "max_in_cpu": int},
-}
-_NAMES = {int: "a whole number", bool: "true or false"}
 
 
 def chosen(zero: dict[str, Any], offload: bool, stage: int) -> dict[str, dict[str, Any]]:
@@ -30,35 +22,30 @@ def chosen(zero: dict[str, Any], offload: bool, stage: int) -> dict[str, dict[st
     """
     found = {}
     for name in SECTIONS:
-        options = {key: value for key, value in (zero.get(name) or {}).items() if value != AUTO}
+        options = {key: value for key, value in zero.get(name, {}).items() if value is not None}
         if offload and (name == OPTIMIZER or stage == 3):
             options = {"device": "cpu"} | options
+        if "nvme_path" in options:
+            # DeepSpeed does not know ~
+            options["nvme_path"] = os.path.expanduser(options["nvme_path"])
         if options.get("device", "none") != "none":
             found[name] = options
     return found
 
 
-def wrong(
-    zero: dict[str, Any], offload: bool, stage: int, quantized: bool
-) -> list[tuple[str, str]]:
+def wrong(zero: dict[str, Any], offload: bool, stage: int, quantized: bool) -> list[Wrong]:
     """(what is wrong, remedy) with both sections of a file.
 
     Args:
         quantized: whether the base model is.
     """
-    found: list[tuple[str, str]] = []
+    found: list[Wrong] = []
     for name in SECTIONS:
-        options, key = zero.get(name) or {}, f"zero_optimization.{name}"
-        if not isinstance(options, dict):
-            found.append((f"{key} is not an object", 'write {"device": "cpu"}'))
-            continue
-        device = options.get("device", "none")
-        if device not in (*_DEVICES, AUTO):
-            found.append((f"{key}.device is {device}", f"write {', '.join(_DEVICES)} or auto"))
-        if offload and device == "none" and "device" in options:
+        options, key = zero.get(name, {}), f"zero_optimization.{name}"
+        device = options.get("device")
+        if offload and device == "none":
             what = f"{key}.device is none there, and parallel.offload is true"
-            found.append((what, "write auto there, or leave parallel.offload off"))
-        found += _options(name, options)
+            found.append((what, 'write "auto" there, or leave --parallel.offload out'))
         if device in ("cpu", "nvme"):
             found += [(f"{key} {what}", remedy) for what, remedy in _unfit(name, options, stage)]
         if device in ("cpu", "nvme") and name == PARAM and quantized:
@@ -67,26 +54,32 @@ def wrong(
     return found
 
 
-def _options(name: str, options: dict[str, Any]) -> list[tuple[str, str]]:
-    found, types = [], _TYPES[name]
-    for option, value in options.items():
-        key = f"zero_optimization.{name}.{option}"
-        if option in ("device", "nvme_path") or value == AUTO:
-            continue
-        if option not in types:
-            found.append((f"{key} is not done by aift-ray", "leave it out"))
-        elif type(value) is not types[option]:
-            found.append((f"{key} is {value!r}", f"write {_NAMES[types[option]]}"))
-    return found
-
-
-def _unfit(name: str, options: dict[str, Any], stage: int) -> list[tuple[str, str]]:
+def _unfit(name: str, options: dict[str, Any], stage: int) -> list[Wrong]:
     """What a stage of ZeRO can't do of a section, and what the section needs."""
     found, on_disk = [], options["device"] == "nvme"
     if stage < 3 and (name == PARAM or on_disk):
         what = f"needs stage 3, not {stage}" + (" (device nvme)" if on_disk else "")
         found.append((what, "leave it out, or use --strategy zero3"))
-    path = options.get("nvme_path")
-    if on_disk and not (isinstance(path, str) and path and path != AUTO):
+    path = str(options.get("nvme_path") or "")
+    if on_disk and not path:
         found.append(("has no nvme_path, a folder", f'write "nvme_path": "FOLDER" in {name}'))
+    elif on_disk and not os.path.isabs(os.path.expanduser(path)):
+        what = f"has the nvme_path {shown(path)}, and workers run in folders of their own"
+        found.append((what, f'write "nvme_path": {shown(str(Path(path).absolute()))}'))
     return found
+
+
+def unwritable(path: str) -> str:
+    """Why DeepSpeed can't keep files in a folder, which it makes; "": it can.
+
+    A file is written there as DeepSpeed does, past the page cache, and removed.
+    """
+    folder = Path(path).absolute()
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    direct = getattr(os, "O_DIRECT", 0)
+    try:
+        with TemporaryDirectory(dir=there, prefix=".aift-") as made:
+            os.close(os.open(f"{made}/file", os.O_WRONLY | os.O_CREAT | direct))
+    except OSError as error:
+        return f"{there}: {error.strerror}"
+    return ""

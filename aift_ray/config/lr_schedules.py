@@ -21,10 +21,13 @@ Scheduler = Literal[
     "inverse_sqrt",
     "wsd",
     "warmup_stable_decay",
+    "WarmupLR",
+    "WarmupDecayLR",
 ]
 # of adapters, where none is given: ten times that of all weights, as TRL's documentation has it
 ADAPTER_RATE = 2e-4
 WSD = ("wsd", "warmup_stable_decay")
+OF_DEEPSPEED = ("WarmupLR", "WarmupDecayLR")
 _FALLS_TO_THE_END = ("linear", "cosine", "cosine_with_min_lr", *WSD)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from aift_ray.config import deepspeed_config
 from aift_ray.config.section import Positive, Section, memory_bytes, memory_size, setting
 from aift_ray.errors import Problem
 
@@ -51,7 +52,7 @@ class ParallelConfig(Section):
     offload: bool = setting(
         False,
         "fsdp and zero3 on GPUs: keep weights, gradients and optimizer state in host memory; "
-        "backend deepspeed: with zero1 and zero2 the optimizer state",
+        "backend deepspeed: with zero1 and zero2 gradients and optimizer state",
     )
     gpu_memory: str | None = setting(
         None,
@@ -68,8 +69,8 @@ class ParallelConfig(Section):
     deepspeed_config: str | None = setting(
         None,
         "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: its options of "
-        "zero_optimization count, offload to cpu and nvme too; what contradicts other settings is "
-        "refused",
+        "zero_optimization count, offload to cpu and nvme too, and its scheduler; what contradicts "
+        "other settings is refused",
     )
 
     @field_validator("deepspeed_config")
@@ -125,6 +126,11 @@ class ParallelConfig(Section):
         return self.backend == "deepspeed"
 
     @property
+    def keeps_outside(self) -> bool:
+        """Whether something of the model is kept outside the GPU, so that one worker suffices."""
+        return self.offload or bool(deepspeed_config.offloaded(self))
+
+    @property
     def model_parallel_size(self) -> int:
         """Workers that hold one model together, each a part of it."""
         sizes = {"pipeline": self.pipeline_parallel_size, "tensor": self.tensor_parallel_size}
@@ -139,9 +145,11 @@ class ParallelConfig(Section):
         """What the strategy can't do with `least` to `most` workers."""
         strategy, size, found = self.strategy, self.workers_per_replica, []
         divides = self.context_parallel_size > 1
-        if self.shards_weights and not self.offload and most < 2:
+        if self.shards_weights and not self.keeps_outside and most < 2:
             what = f"{strategy} shares the model out over workers, and there is one"
             remedy = "give --num-workers 2 or more, or use --strategy ddp"
+            if self.by_deepspeed:
+                remedy += ", or offload by --parallel.offload or the DeepSpeed file"
             found.append(Problem("parallel.strategy", what, remedy))
         if strategy == "pipeline" and most < 2:
             what = "a stage of pipeline is a worker, and there is one"

@@ -59,8 +59,10 @@ class PlanConfig(Settings):
     gradient_accumulation_steps: Positive = setting(
         4, "micro-batches per worker and optimizer step"
     )
-    backend: Literal["fsdp2", "deepspeed"] = setting(
-        "fsdp2", "deepspeed: the plan of zero1, zero2 and zero3 with parallel.backend deepspeed"
+    backend: Literal["auto", "fsdp2", "deepspeed"] = setting(
+        "auto",
+        "deepspeed: the plan of zero1, zero2 and zero3 with parallel.backend deepspeed; auto: "
+        "fsdp2",
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw", "dtype and placement of the moments of AdamW"

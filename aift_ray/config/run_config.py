@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from aift_ray.config import context_rules, lr_schedules
+from aift_ray.config import context_rules, deepspeed_config, lr_schedules
 from aift_ray.config.data_config import DataConfig
 from aift_ray.config.grpo_config import GRPOConfig
 from aift_ray.config.lora_config import LoRAConfig
@@ -126,6 +126,7 @@ class RunConfig(Settings):
                 )
                 found.append(Problem("training.compile", what, "leave one of them off"))
         found += self.parallel.beside(self.objective, training.compile, training.precision)
+        found += deepspeed_config.problems(self)
         found += context_rules.contradictions(self)
         found += self._beside_kernels()
         found += self.preference.contradictions(self.objective, self.parallel.strategy)

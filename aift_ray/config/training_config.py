@@ -46,7 +46,8 @@ class TrainingConfig(Section):
     lr_scheduler: Scheduler = setting(
         "cosine",
         "learning-rate schedule after the warm-up, with transformers' names (constant is "
-        "constant_with_warmup, wsd is warmup_stable_decay)",
+        "constant_with_warmup, wsd is warmup_stable_decay); WarmupLR and WarmupDecayLR: "
+        "DeepSpeed's, with its logarithmic warm-up",
     )
     warmup_ratio: Share | None = setting(
         None, "warm-up as a share of all steps, rounded up; overrides warmup_steps"

@@ -2,7 +2,8 @@
 
 Schedules have the names and the curves of transformers. Only the warm-up differs: transformers
 takes its first step with a rate of 0, which trains nothing; here the first step has the rate that
-transformers gives to the second one, and step `warmup_steps` has the full rate.
+transformers gives to the second one, and step `warmup_steps` has the full rate. Those of DeepSpeed
+are as its engine steps them, at a rate of 0 twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 
 from aift_ray.config import TrainingConfig
-from aift_ray.config.lr_schedules import ADAPTER_RATE, WSD
+from aift_ray.config.lr_schedules import ADAPTER_RATE, OF_DEEPSPEED, WSD
 
 # of wsd, where none is given
 DECAY_RATIO = 0.1
@@ -62,6 +63,8 @@ def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
 def _factor(config: TrainingConfig, step: int, total: int) -> float:
     """The rate over its peak."""
     name, warmup, least = config.lr_scheduler, config.warmup_steps, config.min_lr_ratio
+    if name in OF_DEEPSPEED:
+        return _factor_of_deepspeed(name, max(2, warmup), step, total)
     if step < warmup:
         rise = (step + 1) / warmup
         # as in transformers, wsd alone begins at the lowest rate
@@ -77,3 +80,17 @@ def _factor(config: TrainingConfig, step: int, total: int) -> float:
     progress = min(1.0, max(0, step - start) / max(1, total - start))
     fall = 1 - progress if name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return least + (1 - least) * fall
+
+
+def _factor_of_deepspeed(name: str, warmup: int, step: int, total: int) -> float:
+    """The same as its engine has it (deepspeed 0.19.8), which steps the schedule after the weights.
+
+    Args:
+        warmup: steps of the warm-up, of which it makes two at least.
+    """
+    done = max(0, step - 1)
+    if done < warmup:
+        return math.log(done + 1) / math.log(warmup)
+    if name == "WarmupLR":
+        return 1.0
+    return max(0.0, (total - done) / max(1, total - warmup))

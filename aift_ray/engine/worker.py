@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from aift_ray.config import deepspeed_config
 from aift_ray.engine import loop, phases, run_errors
 from aift_ray.engine.build import build
 from aift_ray.engine.checkpoint import step_of
@@ -54,6 +55,7 @@ def work(
     store = CheckpointMirror(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
+        deepspeed_config.check_machine(job.config.parallel)
         phases.tell(job.output, group, phases.LOADING)
         run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
         if run.rollouts:

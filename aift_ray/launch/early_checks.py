@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from aift_ray.commandline import ParsedSettings
+from aift_ray.commandline import Draft, ParsedSettings
 from aift_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -15,7 +15,6 @@ from aift_ray.config import (
     QuantizeConfig,
     RunConfig,
     ServeConfig,
-    deepspeed_config,
 )
 from aift_ray.config.preference_config import answers_of
 from aift_ray.data.readers.row_schema import check_columns
@@ -26,6 +25,29 @@ from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
 from aift_ray.runs import deepspeed_check, run_dir_check
 from aift_ray.sweep.space import separate
+
+
+def check_drafted(draft: Draft[RunConfig], problems: list[Problem]) -> RunConfig:
+    """The settings of a run, with its files, its model's name and its output folder looked at.
+
+    Args:
+        problems: what is wrong with the command line.
+
+    Raises:
+        UserError: with everything that is wrong, with the settings too.
+    """
+    known = [*problems, *draft.problems]
+    if draft.config is None:
+        raise ConfigError(known)
+    try:
+        check_run(draft.config)
+    except UserError as error:
+        if not known:
+            raise
+        raise ConfigError(dict.fromkeys([*known, *draft.unnamed(error.problems)])) from None
+    if known:
+        raise ConfigError(known)
+    return draft.config
 
 
 def check_run(config: RunConfig) -> None:
@@ -57,19 +79,17 @@ def check_run(config: RunConfig) -> None:
 
 
 def _libraries(config: RunConfig) -> list[Problem]:
-    """Libraries of an extra that are not installed, and what their own files say."""
+    """Libraries of an extra that are not installed, and what they need of the machine."""
+    found = deepspeed_check.check(config)
     if config.objective == "grpo" and config.grpo.engine == "vllm" and not find_spec("vllm"):
-        return [Problem("grpo.engine", "vllm is not installed", "pip install 'aift-ray[vllm]'")]
-    if config.parallel.by_deepspeed and not find_spec("deepspeed"):
-        remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
-        return [Problem("parallel.backend", "deepspeed is not installed", remedy)]
+        remedy = "pip install 'aift-ray[vllm]'"
+        found.append(Problem("grpo.engine", "vllm is not installed", remedy))
     if config.training.kernels == "liger" and not (
         find_spec("liger_kernel") and find_spec("triton")
     ):
         remedy = "pip install 'aift-ray[liger]', or leave it out"
-        return [Problem("training.kernels", "liger-kernel is not installed", remedy)]
-    found = deepspeed_config.problems(config)
-    return found if found or not config.parallel.by_deepspeed else deepspeed_check.check(config)
+        found.append(Problem("training.kernels", "liger-kernel is not installed", remedy))
+    return found
 
 
 def _data(data: DataConfig) -> list[Problem]:

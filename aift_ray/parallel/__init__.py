@@ -49,7 +49,7 @@ def wrap(
     """
     if group.context_parallel_size > 1:
         module.context = ContextGroup(group)
-    if trained and config.by_deepspeed and (group.world_size > 1 or config.offload):
+    if trained and config.by_deepspeed and (group.world_size > 1 or config.keeps_outside):
         options = deepspeed_config.engine_options(config)
         return deepspeed_zero.wrap(module, group, compute, options)
     if config.offload:

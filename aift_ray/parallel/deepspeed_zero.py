@@ -91,7 +91,7 @@ class ZeroModel:
         self._optimizer, self._scaler = optimizer, scaler
         _compute_in(self.module, self._group.device, self._compute)
         hidden = causal_model(self.module.model).config.get_text_config().hidden_size
-        config = _config(self._group.world_size, hidden, self._options)
+        config = engine_config(self._group.world_size, hidden, self._options)
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         if self._stage == 3:
             deepspeed_compat.partition(_ready(self.module, self._group), config)
@@ -221,7 +221,7 @@ def _imported(device: torch.device) -> Any:
     return deepspeed
 
 
-def _config(world: int, hidden: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def engine_config(world: int, hidden: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the engine is configured with; sizes of batches are the run's own business.
 
     Args:

@@ -8,9 +8,13 @@ from aift_ray.planning.memory_parts import FLOAT32, Memory, Workload
 
 # weights that stage 3 keeps gathered at most (stage3_max_live_parameters)
 _LIVE = 1_000_000_000
-# copies in fp32 of what a worker trains, in host memory: the partition, the one that is stepped,
-# its gradient, the gradient that is accumulated, and two moments
-_IN_HOST = 6
+# copies in fp32 of what a worker trains, of its optimizer: the partition that is stepped, its
+# gradient, the gradient that is accumulated, and two moments; with stages 1 and 2 one more
+_IN_HOST = 5
+# of files: the gradient that is accumulated, and buffers of so many groups of weights
+_WITH_FILES, _BUFFERS, _GROUP = 1, 4, 1_000_000_000
+# buffers for weights in files, and weights that each takes
+_PARAM_BUFFERS, _PARAM_BUFFER = 5, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,18 @@ def partitioned(need: Memory, work: Workload, model: PartitionedModel) -> Memory
     need = replace(need, gathered=gathered, buffers=buffers, copied=0, host=saved)
     if not work.offload:
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
-    # of stage 3 what is frozen moves to the host too
-    on_card = model.scales if stage == 3 else weights - own
-    host = saved + own * _IN_HOST + weights - own - on_card
-    return replace(need, weights=on_card, gradients=0, optimizer=0, host=host)
+    first, second = work.devices or ("cpu", "cpu" if stage == 3 else "none")
+    host = saved
+    if first == "cpu":
+        host += own * (_IN_HOST + (stage < 3))
+    elif first == "nvme":
+        host += own * _WITH_FILES + _BUFFERS * min(own, FLOAT32 * _GROUP)
+    if first != "none":
+        # of stages 1 and 2 the copy that is stepped
+        weights -= own if stage < 3 else 0
+        gradients = optimizer = 0
+    if second != "none" and stage == 3:
+        moved = weights - model.scales
+        host += moved if second == "cpu" else FLOAT32 * _PARAM_BUFFERS * _PARAM_BUFFER
+        weights = model.scales
+    return replace(need, weights=weights, gradients=gradients, optimizer=optimizer, host=host)

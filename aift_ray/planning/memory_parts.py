@@ -119,6 +119,8 @@ class Workload:
             are those of one; 0: rows are whole.
         reference: the model as it was is held beside the one that is trained, spread alike.
         by_deepspeed: whether DeepSpeed shares the model out, and not FSDP.
+        devices: where its file keeps the optimizer state and the weights: none, cpu or nvme; None:
+            where `offload` does.
     """
 
     method: str
@@ -146,6 +148,7 @@ class Workload:
     row_tokens: int = 0
     reference: bool = False
     by_deepspeed: bool = False
+    devices: tuple[str, str] | None = None
 
     @property
     def full(self) -> bool:

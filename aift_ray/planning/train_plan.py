@@ -111,8 +111,9 @@ def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
 
 def _strategies(config: PlanConfig, packed: bool) -> list[str]:
     if config.backend == "deepspeed":
-        stages = ["zero1", "zero2", "zero3"] if config.gpus > 1 else []
-        return stages if config.method == "qlora" else [*stages, "zero3, offload"]
+        stages = ["zero1", "zero2", "zero3"]
+        offload = [] if config.method == "qlora" else ["zero2, offload", "zero3, offload"]
+        return [*stages, *offload]
     offload = [] if config.method == "qlora" else ["fsdp, offload"]
     if config.gpus == 1:
         return ["ddp", *offload]
@@ -156,7 +157,9 @@ def _way(
 
 def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str) -> str:
     """Why a strategy can't train the model; "": it can."""
-    name = strategy.partition(", ")[0]
+    name, _, how = strategy.partition(", ")
+    if config.gpus == 1 and name.startswith("zero") and how != "offload":
+        return "ZeRO shares a model out over GPUs, and there is one: give --gpus 2 or more"
     if config.optimizer != "adamw" and name not in ("ddp", "pipeline", "model_parallel"):
         return f"{config.optimizer} needs unsharded weights"
     if config.objective == "grpo" and strategy not in GENERATING:

@@ -1,4 +1,4 @@
-"""What a machine needs for offload by DeepSpeed to a disk, told without torch."""
+"""What a machine needs for backend deepspeed, told without torch."""
 
 from __future__ import annotations
 
@@ -18,35 +18,28 @@ _READS = f"{deepspeed_config.FIELD}: device nvme"
 def check(config: RunConfig) -> list[Problem]:
     """What is missing on this machine, whose workers write to the folders of the file.
 
-    Those of a cluster elsewhere are not known from here.
+    What those of a cluster elsewhere can write is checked by each of its workers, before it loads
+    the model (`deepspeed_config.check_machine`).
     """
-    if "RAY_ADDRESS" in os.environ:
+    if not config.parallel.by_deepspeed:
         return []
-    offloaded = deepspeed_config.offloaded(config.parallel).items()
-    paths = {name: value["nvme_path"] for name, value in offloaded if value["device"] == "nvme"}
-    found = [
-        Problem(
-            deepspeed_config.FIELD,
-            f"zero_optimization.{name}.nvme_path {path} can't be written",
-            "name a folder on a local disk in which you may write",
-        )
-        for name, path in paths.items()
-        if not _is_writable(Path(path).expanduser())
-    ]
-    return found + (_async_io() if paths else [])
-
-
-def _is_writable(folder: Path) -> bool:
-    first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return first.is_dir() and os.access(first, os.W_OK | os.X_OK)
+    found = []
+    if not find_spec("deepspeed"):
+        remedy = "pip install 'aift-ray[deepspeed]', or use --parallel.backend fsdp2"
+        found.append(Problem("parallel.backend", "deepspeed is not installed", remedy))
+    if "RAY_ADDRESS" in os.environ:
+        return found
+    found += deepspeed_config.unwritable(config.parallel)
+    offloaded = deepspeed_config.offloaded(config.parallel).values()
+    on_disk = any(options["device"] == "nvme" for options in offloaded)
+    return found + (_async_io() if on_disk else [])
 
 
 def _async_io() -> list[Problem]:
     """What is missing to read and write files as DeepSpeed does, which it compiles at first use."""
     spec = find_spec("deepspeed")
-    if spec is None or spec.origin is None:
-        return []
-    if any((Path(spec.origin).parent / "ops" / "aio").glob("async_io_op*.so")):
+    library = Path(spec.origin).parent if spec and spec.origin else None
+    if library and any((library / "ops" / "aio").glob("async_io_op*.so")):
         return []
     found, build = [], compiler(gpu=False)
     if build is None:

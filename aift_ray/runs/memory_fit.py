@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import psutil
 
-from aift_ray.config import RunConfig
+from aift_ray.config import RunConfig, deepspeed_config
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.model_stats import Measured
 from aift_ray.planning.candidates import Candidate, Need, Room, candidates, choose, fitting, remedy
@@ -72,11 +72,9 @@ def needs(
     process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
     process += _RAY if held and workers > 1 else 0
     answers = answers or answers_of(config, workers)
-    divided = config.parallel.context_parallel_size
-    targets = held.targets if held else None
-    if config.objective == "reward":
-        # a model with a score makes no logits
-        targets = 0
+    divided, devices = config.parallel.context_parallel_size, _devices(config)
+    # a model with a score makes no logits
+    targets = 0 if config.objective == "reward" else held.targets if held else None
 
     def need(way: Candidate) -> Memory:
         bits = (config.base_bits or 4) if way.method == "qlora" else None
@@ -91,7 +89,7 @@ def needs(
             workers,
             whole,
             way.stages or config.parallel.model_parallel_size,
-            way.offload,
+            way.offload or bool(way.strategy.startswith("zero") and devices),
             training.optimizer,
             dropout=config.lora.lora_dropout > 0,
             gpu=planned,
@@ -104,11 +102,20 @@ def needs(
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,
             reference=config.grpo.beta > 0 and way.method == "full",
-            by_deepspeed=config.parallel.by_deepspeed,
+            by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
+            devices=devices,
         )
         return memory(shape, work)
 
     return need
+
+
+def _devices(config: RunConfig) -> tuple[str, str] | None:
+    """Where DeepSpeed keeps the optimizer state and the weights; None: where it computes."""
+    kept = deepspeed_config.offloaded(config.parallel)
+    names = (deepspeed_config.OPTIMIZER, deepspeed_config.PARAM)
+    optimizer, weights = (str(kept.get(name, {}).get("device", "none")) for name in names)
+    return (optimizer, weights) if kept else None
 
 
 def answers_of(

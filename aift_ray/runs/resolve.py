@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aift_ray.config import RunConfig
+from aift_ray.config import RunConfig, deepspeed_config
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
@@ -30,7 +30,14 @@ from aift_ray.models.hub import tokenizer_bytes
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.planning.memory_estimate import Memory
-from aift_ray.runs import family_checks, memory_fit, new_tokens, objective_inputs, resume_check
+from aift_ray.runs import (
+    deepspeed_check,
+    family_checks,
+    memory_fit,
+    new_tokens,
+    objective_inputs,
+    resume_check,
+)
 from aift_ray.runs.row_layout import StepLayout
 from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask
@@ -93,7 +100,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     Raises:
         ModelError, ConfigError: what is wrong.
     """
-    _given(draft)
+    _given(draft, workers)
     tasks = in_training.load(draft.evaluation)
     location = scaled_rope.scaled(hub.resolve(draft.model), draft.rope_scaling)
     model_config = hub.load_config(location, draft.objective == "reward")
@@ -133,7 +140,7 @@ def by_rows(
     return Resolved(draft.frozen(), memory_fit.own(draft, need), why, layout)
 
 
-def _given(config: RunConfig) -> None:
+def _given(config: RunConfig, workers: int) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
@@ -142,8 +149,10 @@ def _given(config: RunConfig) -> None:
         # the model that generates has none
         lora.lora_dropout = 0.0
     problems = trackers.missing(list(config.training.report_to))
+    problems += deepspeed_config.problems(config, workers) + deepspeed_check.check(config)
     if problems:
         raise ConfigError(problems)
+    deepspeed_config.fill(config)
 
 
 def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu: bool) -> None:

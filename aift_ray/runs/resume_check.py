@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from aift_ray.config import RunConfig
+from aift_ray.config import RunConfig, deepspeed_config
 from aift_ray.config.resume_rules import CHANGES, Change, flat, kept
 from aift_ray.engine.checkpoint import State, read_state
 from aift_ray.engine.lr_scheduler import learning_rate
@@ -180,6 +180,7 @@ def done(config: RunConfig, folder: Path) -> bool:
     if _more(config, saved, run_dir.summary(folder)):
         return False
     config = config.model_copy(deep=True)
+    deepspeed_config.fill(config)
     keep_derived(config, saved)
     if "sequence_length" not in config.data.model_fields_set:
         # the model has settled it

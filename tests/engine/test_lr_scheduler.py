@@ -67,6 +67,27 @@ def test_a_schedule_is_that_of_transformers(name: str, warmup: int) -> None:
     assert max(found) == pytest.approx(PEAK)
 
 
+# of each step of transformers' Trainer (5.23) with the DeepSpeed (0.19.8) schedule of a file that
+# leaves all to "auto", with these names and warm-up steps; 20 steps, peak 3e-4
+OF_DEEPSPEED = {
+    ("WarmupLR", 0): [0, 0, 3e-4, 3e-4, 3e-4, 3e-4],
+    ("WarmupLR", 5): [0, 0, 1.29203e-4, 2.04782e-4, 2.58406e-4, 3e-4, 3e-4],
+    ("WarmupDecayLR", 0): [0, 0, 3e-4, 3e-4, 2.83333e-4, 2.66667e-4],
+    ("WarmupDecayLR", 5): [0, 0, 1.29203e-4, 2.04782e-4, 2.58406e-4, 3e-4, 3e-4, 2.8e-4, 2.6e-4],
+}
+AT_THE_END = {"WarmupLR": 3e-4, ("WarmupDecayLR", 0): 3.33333e-5, ("WarmupDecayLR", 5): 4e-5}
+
+
+@pytest.mark.parametrize(("name", "warmup"), list(OF_DEEPSPEED))
+def test_a_schedule_of_deepspeed_is_that_of_its_engine(name: str, warmup: int) -> None:
+    training = TrainingConfig(learning_rate=PEAK, lr_scheduler=name, warmup_steps=warmup)
+    settle(training, 20, adapters=False)
+    found = [learning_rate(training, step, 20) for step in range(20)]
+    wanted = OF_DEEPSPEED[name, warmup]
+    assert found[: len(wanted)] == pytest.approx(wanted, rel=1e-5)
+    assert found[-1] == pytest.approx(AT_THE_END.get(name, AT_THE_END.get((name, warmup))), 1e-5)
+
+
 def test_names_and_settings_of_their_own_say_the_same() -> None:
     wsd = {"decay_ratio": 0.3, "min_lr_ratio": 0.2, "warmup_steps": 4}
     assert ours(lr_scheduler="wsd", **wsd) == ours(lr_scheduler="warmup_stable_decay", **wsd)

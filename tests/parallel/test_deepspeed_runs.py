@@ -20,6 +20,7 @@ from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
 from tests.faults.kills import strike
 from tests.helpers.command import Cluster, Command, curve_of, flags, summary_of
+from tests.helpers.deepspeed_files import PUBLISHED
 from tests.helpers.runs import spawn
 from tests.helpers.whole_runs import losses
 from tests.parallel.test_strategies import STEADY, _close
@@ -33,13 +34,13 @@ STAGES = ("zero1", "zero2", "zero3")
 STEP = Path("checkpoints") / "step-3"
 
 
-def several(configs: dict[str, Any], folder: Path) -> None:
-    """Whole runs on two workers, a folder each."""
+def several(configs: dict[str, Any], folder: Path, workers: int = 2) -> None:
+    """Whole runs, a folder each."""
     for name, config in configs.items():
         config.output_dir = str(folder / name)
     path = folder / "runs.json"
     path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, 2)
+    spawn(path, workers)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -132,6 +133,26 @@ def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
         assert losses(tmp_path / f"again {name}") == losses(tmp_path / name)[3:], "to the bit"
     for name in ("cpu to nvme", "nvme to cpu"):
         _close(losses(tmp_path / name), wanted[3:])
+
+
+def test_one_worker_with_a_published_file_trains_what_a_process_without_it_trains(
+    configure: Configure, tmp_path: Path
+) -> None:
+    def of(stage: str, schedule: str) -> Any:
+        how = STEADY | {"training__lr_scheduler": schedule, "training__warmup_steps": 2}
+        if stage == "alone":
+            return configure(**how)
+        path = tmp_path / f"{stage}.json"
+        path.write_text(json.dumps(PUBLISHED[f"{stage} offload"]), "utf-8")
+        given = {"parallel__strategy": stage, "parallel__backend": "deepspeed"}
+        return configure(**how, **given, parallel__deepspeed_config=str(path))
+
+    schedules = {"zero2": "WarmupDecayLR", "zero3": "WarmupLR"}
+    several({stage: of(stage, name) for stage, name in schedules.items()}, tmp_path, 1)
+    for stage, name in schedules.items():
+        several({f"alone {stage}": of("alone", name)}, tmp_path, 1)
+        _close(losses(tmp_path / stage), losses(tmp_path / f"alone {stage}"))
+        assert (tmp_path / stage / "model").is_dir()
 
 
 @pytest.mark.slow
