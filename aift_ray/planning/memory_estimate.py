@@ -12,15 +12,14 @@ from aift_ray.planning.memory_parts import (
     Memory,
     Workload,
     held_bytes,
+    logit_bytes,
     moments,
 )
 from aift_ray.planning.model_shape import Shape
 from aift_ray.planning.overheads import with_overheads
 
-# positions whose logits are in memory at once, in fp32: the logits and their gradient
-_LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
-# bytes of a position's logits by token of the vocabulary
-LOGIT_BYTES = FLOAT32 * _LOGIT_COPIES
+# positions whose logits are in memory at once
+_LOGIT_POSITIONS = 256
 # of the numbers of a block's width that it keeps of a token: those in the width of the stream
 _STREAMED = 4
 # bytes of a token of the vocabulary while one is sampled: logits and log-probabilities in fp32,
@@ -33,7 +32,6 @@ _DROPPED = 3
 
 __all__ = [
     "GIB",
-    "LOGIT_BYTES",
     "Memory",
     "Workload",
     "held_bytes",
@@ -251,7 +249,7 @@ def _logits(shape: Shape, work: Workload, width: int) -> int:
         width: bytes of a weight in the computation, where the output layer is trained; else 0.
     """
     tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
-    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
+    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * logit_bytes(work.frozen_bytes)
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
     trained = _copied(width) + width + FLOAT32 if width else 0
     return logits + shape.vocabulary * shape.hidden * trained

@@ -25,9 +25,7 @@ def test_one_of_the_first_rows_brings_all_wrong_rows(tmp_path: Path) -> None:
     config = DataConfig(train_files=named[:1], eval_files=[named[1], str(tmp_path / "none.jsonl")])
     found = [each.where.rsplit("/", 1)[1] for each in wrong_rows(config, "one", HINA)]
     assert found == ["first.jsonl:1", "first.jsonl:202", "late.jsonl:301"]
-    assert wrong_rows(DataConfig(train_files=named[1:]), "one", HINA) == [], (
-        "found with the tokens"
-    )
+    assert wrong_rows(DataConfig(train_files=named[1:]), "one", HINA) == [], "found with the tokens"
 
 
 def test_what_is_skipped_is_no_problem_and_a_wrong_file_is(tmp_path: Path) -> None:

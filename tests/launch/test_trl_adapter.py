@@ -22,11 +22,16 @@ from tests.conftest import ROOT, SHIPPED
 from tests.engine.test_against_trl import trl_python
 
 pytestmark = [pytest.mark.slow]
+ASKED = (
+    ("首都は？", "東京です。"),
+    ("二足す三は？", "五です。"),
+    ("空は？", "青です。"),
+    ("犬は？", "ワンです。"),
+)
 ROWS = [
     {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-    for q, a in (("首都は？", "東京です。"), ("二足す三は？", "五です。"), ("空の色は？", "青です。"),
-                 ("犬は何と鳴く？", "ワンです。"))
-]  # fmt: skip
+    for q, a in ASKED
+]
 
 
 def peft_loss(adapter: Path) -> float:
