@@ -16,7 +16,7 @@ from aift_ray.planning.memory_parts import (
     moments,
 )
 from aift_ray.planning.model_shape import Shape
-from aift_ray.planning.overheads import with_overheads
+from aift_ray.planning.overheads import heap_slack, with_overheads
 
 # positions whose logits are in memory at once
 _LOGIT_POSITIONS = 256
@@ -97,6 +97,8 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     evaluate = replace(
         step,
         gradients=0,
+        # what the steps have freed is given back before
+        slack=0,
         activations=_block(shape, asked) + (shape.largest * width if work.base_bits else 0),
         logits=max(logits, chosen),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
@@ -110,7 +112,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         copied = shape.linear_parameters + shape.vocabulary * shape.hidden
         evaluate = replace(evaluate, activations=evaluate.activations + copied * width)
     if not (work.gathers or work.split > 1):
-        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
+        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0, slack=0)
         if work.base_bits:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
@@ -123,7 +125,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     block = max(shape.largest if work.base_bits else inside, tables) * kept
     matrices = shape.linear_parameters + shape.expert_parameters
     waiting = held_bytes(matrices, width, work.base_bits) if work.base_bits else 0
-    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
+    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0, "slack": 0}
     load = replace(step, **empty, optimizer=0)
     # what not all workers see is gathered tensor by tensor
     save = replace(step, **empty)
@@ -159,6 +161,7 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
         activations=activations,
         logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
         process=work.process,
+        slack=heap_slack(part.blocks * _block(shape, work)) if work.process else 0,
         host=in_host,
         copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
     )

@@ -55,7 +55,7 @@ class Memory:
         cache: keys and values of answers, in an evaluation.
         context: of CUDA and its libraries.
         communication: NCCL's buffers.
-        slack: what the caching allocator holds and can't use.
+        slack: what the caching allocator, or a CPU's C library, holds and can't use.
         process: libraries and tokenizer, where the device is the host itself.
         host: held in host memory instead of the device.
         copied: in host memory, the copy of a checkpoint that is written while training goes on.
