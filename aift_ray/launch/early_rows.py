@@ -18,7 +18,7 @@ from aift_ray.launch.early_template import Ask, ask_template, is_asked
 _ROWS, _FILES = 100, 10
 _NOT_ASKED = Problem(
     "chat template",
-    "was not asked about the other rows yet: its tokenizer takes long to load",
+    "was not asked about the other rows yet: the model's tokenizer can't be read at once",
     "mend these rows first; the same command then tells what it refuses",
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aift_ray.config import DataConfig
 from aift_ray.data.examples import Example, Fault
+from aift_ray.errors import UserError
 from aift_ray.models.catalog import CATALOG
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def is_asked(example: Example) -> bool:
 
 
 def ask_template(name: str, data: DataConfig) -> Ask | None:
-    """What tells why the template of a model refuses a row; None where that would take long.
+    """What tells why the template of a model refuses a row; None where it is not to be had at once.
 
     Args:
         name: of the model.
@@ -40,7 +41,13 @@ def ask_template(name: str, data: DataConfig) -> Ask | None:
     file = folder / "tokenizer.json"
     if not file.is_file() or file.stat().st_size > _LARGEST:
         return None
-    encoder = _encoder(folder, entry.template if entry else "", data)
+    try:
+        encoder = _encoder(folder, entry.template if entry else "", data)
+    except UserError:
+        raise
+    except Exception:
+        # a damaged tokenizer is told of when the model is read
+        return None
 
     def ask(example: Example) -> Fault | None:
         from aift_ray.data.prompts.prompt_encoder import RowError
