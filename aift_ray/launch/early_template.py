@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from aift_ray.config import DataConfig
 from aift_ray.data.examples import Example, Fault
 from aift_ray.errors import UserError
 from aift_ray.models.catalog import CATALOG
+from aift_ray.models.model_location import stop_ids
 
 if TYPE_CHECKING:
     from aift_ray.data.prompts.prompt_encoder import PromptEncoder
@@ -54,8 +54,11 @@ def ask_template(name: str, data: DataConfig) -> Ask | None:
 
         try:
             for each in filter(None, (example, example.rejected)):
-                # rendered, and not tokenized
-                encoder.prompt_ids(each) if each.row else next(encoder.steps(each))
+                if each.row:
+                    encoder.prompt_ids(each)
+                else:
+                    # rendered, and not tokenized
+                    next(encoder.steps(each))
         except RowError as error:
             remedy = getattr(error, "remedy", "")
             return Fault(example.file, example.line, str(error), remedy)
@@ -77,11 +80,9 @@ def _encoder(folder: Path, template: str, data: DataConfig) -> PromptEncoder:
         tokenizer.chat_template = read_template(data.chat_template)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = KNOWN.get(template)
-    ends, file = [], folder / "generation_config.json"
-    if file.is_file():
-        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") or []
-    stops = ends if isinstance(ends, list) else [ends]
-    supervision = Supervision.of(data)
     return PromptEncoder(
-        tokenizer, data.system_prompt, extra_stop_ids=stops, supervision=supervision
+        tokenizer,
+        data.system_prompt,
+        extra_stop_ids=stop_ids(str(folder)),
+        supervision=Supervision.of(data),
     )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from aift_ray.data.readers.openpyxl_compat import sheet_xml
 
 _AREA = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?\bref=[\"']([A-Z]+\d+:[A-Z]+\d+)[\"']")
 # bytes that are read at once, and those of an element that two readings may share
 _PIECE, _ELEMENT = 1 << 20, 1 << 8
+
+
+class _Area(NamedTuple):
+    """An area; rows and columns from 1."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    name: str
 
 
 class MergedCells:
@@ -25,9 +35,8 @@ class MergedCells:
 
         with sheet_xml(sheet) as stream:
             names = dict.fromkeys(_areas(stream))
-        areas = [(*range_boundaries(name), name) for name in names]
-        self._areas = sorted(areas, key=lambda area: area[1])
-        self._open: list[tuple[int, int, int, int, str]] = []
+        areas = [_Area(*range_boundaries(name), name) for name in names]
+        self._areas, self._open = sorted(areas, key=lambda area: area.top), list[_Area]()
 
     def covered(self, row: int, columns: Collection[int]) -> str:
         """What to say of the first cell of a row that lies in an area it does not begin; or "".
@@ -36,14 +45,14 @@ class MergedCells:
             row: from 1, never before that of an earlier call.
             columns: those that are looked at, from 0.
         """
-        while self._areas and self._areas[0][1] <= row:
+        while self._areas and self._areas[0].top <= row:
             self._open.append(self._areas.pop(0))
-        self._open = [area for area in self._open if area[3] >= row]
-        for left, top, right, _, name in self._open:
-            inside = [at for at in columns if left - 1 <= at < right]
-            if [at for at in inside if (at, row) != (left - 1, top)]:
-                first = name.partition(":")[0]
-                return f"the cells {name} are merged: their text stands in {first} alone"
+        self._open = [area for area in self._open if area.bottom >= row]
+        for area in self._open:
+            inside = (at for at in columns if area.left - 1 <= at < area.right)
+            if any((at, row) != (area.left - 1, area.top) for at in inside):
+                first = area.name.partition(":")[0]
+                return f"the cells {area.name} are merged: their text stands in {first} alone"
         return ""
 
 
