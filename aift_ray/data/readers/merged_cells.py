@@ -16,11 +16,11 @@ _PIECE, _ELEMENT = 1 << 20, 1 << 8
 class _Area(NamedTuple):
     """An area; rows and columns from 1."""
 
+    name: str
     left: int
     top: int
     right: int
     bottom: int
-    name: str
 
 
 class MergedCells:
@@ -35,7 +35,7 @@ class MergedCells:
 
         with sheet_xml(sheet) as stream:
             names = dict.fromkeys(_areas(stream))
-        areas = [_Area(*range_boundaries(name), name) for name in names]
+        areas = [_Area(name, *range_boundaries(name)) for name in names]
         self._areas, self._open = sorted(areas, key=lambda area: area.top), list[_Area]()
 
     def covered(self, row: int, columns: Collection[int]) -> str:
