@@ -23,7 +23,7 @@ COMMUNICATORS = {"tensor": 2, "pipeline": 5, "model_parallel": 0}
 SLACK_HELD, SLACK_MOVING = 0.02, 0.10
 # on a CPU: of the activations of all blocks, kept or not, what glibc's heap holds after they are
 # freed, and the most of it; glibc 2.36 with tensors of 1 to 10 MB (docs/benchmarks.md)
-HEAP_SHARE, HEAP_MOST = 0.4, round(0.4 * GIB)
+HEAP_SHARE, HEAP_MOST = 0.3, round(0.4 * GIB)
 
 
 def heap_slack(activations: int) -> int:
