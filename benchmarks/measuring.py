@@ -144,7 +144,9 @@ def alternate(
             began = time.monotonic()
             found[name].append(call(number))
             seconds = time.monotonic() - began
-            print(f"round {number + 1}/{rounds} {name}: {seconds:.0f} s", file=sys.stderr)
+            # a run that is cut off leaves what it has measured
+            numbers = {k: round(v, 2) for k, v in found[name][-1].items() if isinstance(v, float)}
+            print(f"round {number + 1}/{rounds} {name}: {seconds:.0f} s {numbers}", file=sys.stderr)
     return found
 
 

@@ -282,6 +282,12 @@ def deepspeed_zero() -> None:
     _has(stage_1_and_2.DeepSpeedZeroOptimizer, *ours)
 
 
+def openpyxl_sheets() -> None:
+    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
+
+    _has(ReadOnlyWorksheet, "_get_source")
+
+
 def lm_eval_filters() -> None:
     _installed("lm_eval")
     from lm_eval.api.task import ConfigurableTask
@@ -337,6 +343,7 @@ CHECKS = [
     peft_layers,
     bitsandbytes_packing,
     deepspeed_zero,
+    openpyxl_sheets,
     lm_eval_filters,
     llama_cpp_quantizers,
     vllm_statistics,

@@ -26,8 +26,8 @@ from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.data.truncation import fit, split_text
 
 _SHOWN_NOTES = 20
-# keys without effect that are counted
-_IGNORED = 100
+# different keys of each kind that are counted
+_COUNTED_KEYS = 100
 # rows that one thread encodes before others do, and rows that a thread gets at once
 FIRST, _BATCH = 128, 64
 
@@ -39,7 +39,7 @@ class Counts:
     Attributes:
         split_rows: conversations that became one row an answer.
         not_shown: for each key that changes what is trained, how many rows hold it without
-            effect.
+            effect, or has a call that its tools do not offer.
         ignored: for each other key that nothing reads, how many rows hold it.
     """
 
@@ -153,12 +153,11 @@ class Encoding:
                 yield piece, item.without_score() if item.rejected and number else item
 
     def _note_keys(self, ignored: Sequence[str], not_shown: Sequence[str]) -> None:
-        for key in not_shown:
-            self.counts.not_shown[key] = self.counts.not_shown.get(key, 0) + 1
-        for key in ignored:
-            # keys may be made up row by row
-            if key in self.counts.ignored or len(self.counts.ignored) < _IGNORED:
-                self.counts.ignored[key] = self.counts.ignored.get(key, 0) + 1
+        for found, counted in ((not_shown, self.counts.not_shown), (ignored, self.counts.ignored)):
+            for key in found:
+                # keys, and names of functions, may be made up row by row
+                if key in counted or len(counted) < _COUNTED_KEYS:
+                    counted[key] = counted.get(key, 0) + 1
 
     def _answers(self, pieces: list[Encoded], example: Example) -> list[Encoded]:
         """The answers to one prompt, of which none is cut."""

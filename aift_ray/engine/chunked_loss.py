@@ -101,6 +101,20 @@ def _computed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
     return weight.detach().to(torch.get_autocast_dtype(device.type))
 
 
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross-entropy of each target, and the gradient of their sum by the logits.
+
+    Beside the logits (n, vocabulary) one tensor of their size is held; autograd holds three.
+    """
+    gradient = torch.log_softmax(logits.detach(), -1)
+    places = targets.unsqueeze(-1)
+    losses = -gradient.gather(-1, places).squeeze(-1)
+    gradient.exp_().scatter_add_(-1, places, gradient.new_full(places.shape, -1.0))
+    return losses, gradient
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Takes the gradient of each piece in the forward pass and keeps only that."""
 
@@ -124,14 +138,14 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 states = hidden[piece].detach().requires_grad_()
                 logits = head(states, narrow)
-                loss = cross_entropy(logits, targets[piece], reduction="sum")
-            grad_states, *grad_weights = torch.autograd.grad(
-                loss, [states, *narrow.values()], materialize_grads=True
-            )
-            total += loss.detach()
+            losses, grad_logits = _losses_and_gradient(logits, targets[piece])
+            total += losses.sum()
             if note is not None:
-                note(piece, logits, targets)
-            del logits, loss
+                note(piece, logits.detach(), targets)
+            grad_states, *grad_weights = torch.autograd.grad(
+                logits, [states, *narrow.values()], grad_logits, materialize_grads=True
+            )
+            del logits, grad_logits
             grad_hidden[piece] = grad_states
             for grad, part in zip(grads, grad_weights, strict=True):
                 grad += part
@@ -168,13 +182,12 @@ class _FrozenLogProbabilities(torch.autograd.Function):
             with torch.enable_grad():
                 states = hidden[piece].detach().requires_grad_()
                 logits = head(states)
-                found = -cross_entropy(logits, targets[piece], reduction="none")
+            losses, grad_logits = _losses_and_gradient(logits, targets[piece])
+            each[piece] = -losses
             if note is not None:
                 note(piece, logits.detach(), targets)
-            del logits
-            (grad_hidden[piece],) = torch.autograd.grad(found, states, torch.ones_like(found))
-            each[piece] = found.detach()
-            del found
+            (grad_hidden[piece],) = torch.autograd.grad(logits, states, grad_logits.neg_())
+            del logits, grad_logits
         ctx.save_for_backward(grad_hidden)
         return each
 

@@ -21,6 +21,7 @@ from aift_ray.engine.summary import summarized
 from aift_ray.engine.task_scores import TaskScores, by_name
 from aift_ray.engine.validate import Validator
 from aift_ray.engine.worker_run import Run
+from aift_ray.utils.malloc_trim import trim
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -104,6 +105,7 @@ class RunSession:
         """Evaluate; whether training should stop because it no longer gets better."""
         run, state, training = self.run, self.run.state, self.run.config.training
         assert run.evaluator is not None
+        self._make_room()
         self.eval_loss = self._evaluation_loss(state.step)
         self.eval_accuracy = run.evaluator.measures.get(ACCURACY)
         match = self._exact_match() if training.exact_match_during else None
@@ -126,6 +128,7 @@ class RunSession:
         Raises:
             TrainingError: it, or the one before, could not be written.
         """
+        self._make_room()
         at_once = asked is not StopRequest.NOTHING or not self.run.config.training.async_save
         self.writing.save(at_once)
         if self.run.group.is_main_process:
@@ -164,6 +167,11 @@ class RunSession:
         trackers.close(summary)
         summary["not_reported"] = [f"{k}: {why}" for k, why in trackers.failed.items()]
         write_json(run.job.output / "summary.json", summary | self._saving())
+
+    def _make_room(self) -> None:
+        """Give back what the steps have freed before more is held than in a step."""
+        if self.run.group.device.type == "cpu":
+            trim()
 
     def _evaluation_loss(self, step: int) -> float | None:
         evaluator = self.run.evaluator

@@ -68,7 +68,7 @@ def check_run(config: RunConfig) -> None:
         + _files(data.eval_files)
         + _files(data.contamination_files)
     )
-    files += _tasks(config) + wrong_rows(data, answers_of(config.objective))
+    files += _tasks(config) + wrong_rows(data, answers_of(config.objective), config.model)
     problems += run_dir_check.resume(config.resume)
     adapter = config.lora.init_from
     scorer = config.objective == "reward"

@@ -8,19 +8,25 @@ from pathlib import Path
 
 from aift_ray.config import DataConfig
 from aift_ray.config.preference_config import Answers
-from aift_ray.data.examples import Fault
+from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.reader_options import reading_of
 from aift_ray.data.readers.sources import expand_files, is_text, read_examples
-from aift_ray.errors import DataError, Problem
+from aift_ray.errors import DataError, Problem, UserError
+from aift_ray.launch.early_template import Ask, ask_template, is_asked
 
 # rows of a file, and files, that are looked at
 _ROWS, _FILES = 100, 10
+_NOT_ASKED = Problem(
+    "chat template",
+    "was not asked about the other rows yet: the model's tokenizer can't be read at once",
+    "mend these rows first; the same command then tells what it refuses",
+)
 
 
-def wrong_rows(data: DataConfig, answers: Answers) -> list[Problem]:
+def wrong_rows(data: DataConfig, answers: Answers, model: str) -> list[Problem]:
     """All wrong rows of all files, where one of the first rows is wrong; else nothing.
 
-    What only the model's chat template refuses is not among them.
+    Among them are those that only the chat template of `model` refuses, where it can be asked.
     """
     files = _existing(data)
     reading, skips = reading_of(data, answers), data.on_bad_row == "skip"
@@ -30,8 +36,32 @@ def wrong_rows(data: DataConfig, answers: Answers) -> list[Problem]:
     first = first[:_FILES]
     if not any(_faults(islice(read_examples([path], reading), _ROWS), skips) for path in first):
         return []
-    found = _faults(read_examples(files, reading), skips)
-    return [Problem(f"{f.file}:{f.line}" if f.line else f.file, f.reason, f.remedy) for f in found]
+    items = read_examples(files, reading)
+    return _told(_faults(items, skips)) if skips else _with_refused(items, data, model)
+
+
+def _with_refused(items: Iterable[Example | Fault], data: DataConfig, model: str) -> list[Problem]:
+    """Faults, and the rows that the chat template refuses, in their order."""
+    asks, further, found = False, list[Problem](), list[Fault]()
+    ask: Ask | None = None
+    for item in items:
+        if isinstance(item, Example) and is_asked(item):
+            if not asks:
+                asks = True
+                try:
+                    ask = ask_template(model, data)
+                    further = [] if ask else [_NOT_ASKED]
+                except UserError as error:
+                    further = error.problems
+            refused = ask(item) if ask else None
+            found += [refused] if refused else []
+        elif isinstance(item, Fault):
+            found.append(item)
+    return _told(found) + further
+
+
+def _told(faults: Iterable[Fault]) -> list[Problem]:
+    return [Problem(f"{f.file}:{f.line}" if f.line else f.file, f.reason, f.remedy) for f in faults]
 
 
 def _existing(data: DataConfig) -> list[Path]:

@@ -12,7 +12,7 @@ from aift_ray.models.families.experts import expert_parameters
 from aift_ray.models.linear_layers import features
 from aift_ray.models.lora.target_modules import adapted_layers
 from aift_ray.models.split import Pieces
-from aift_ray.planning.memory_estimate import LOGIT_BYTES, held_bytes, moments
+from aift_ray.planning.memory_parts import held_bytes, logit_bytes, moments
 from aift_ray.planning.partition import ModelPart
 
 # a trained weight in fp32, and its gradient
@@ -48,7 +48,7 @@ def weighed(
             held = 0 if pieces.tied else held
             work = vocabulary * size * share * (2 + full)
             shared = pieces.embeddings if pieces.tied else None
-            logits = min(tokens, 256) * vocabulary * LOGIT_BYTES
+            logits = min(tokens, 256) * vocabulary * logit_bytes(width)
             found.append(ModelPart(name, held + logits, work, shared))
         else:
             found.append(ModelPart(name, held, 0.0))

@@ -5,7 +5,6 @@ Nothing here loads weights, so the command that starts a run needs none of the m
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from aift_ray.models.catalog import find, nearest, suggestion
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.folder_check import TOKENIZERS, other_task
 from aift_ray.models.model_location import resolve as resolve
+from aift_ray.models.model_location import stop_ids as stop_ids
 from aift_ray.models.scaled_rope import scale, scaling_of
 
 # networks that once were code beside their weights, and have a class in transformers by now:
@@ -111,15 +111,6 @@ def batched_context(config: PreTrainedConfig) -> int | None:
         if kind == "longrope" and original and limit:
             limit = min(limit, int(original))
     return limit
-
-
-def stop_ids(location: str) -> list[int]:
-    """End-of-turn ids that generation_config.json names; empty for a Hub id not on disk."""
-    file = Path(location) / "generation_config.json"
-    if not file.is_file():
-        return []
-    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return [found] if isinstance(found, int) else list(found or [])
 
 
 class explained:

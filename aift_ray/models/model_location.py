@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from aift_ray.errors import ModelError, Problem
@@ -30,6 +31,15 @@ def resolve(name: str) -> str:
     if not is_hub_id(location):
         raise ModelError([unknown(name)])
     return location
+
+
+def stop_ids(location: str) -> list[int]:
+    """End-of-turn ids that generation_config.json names; empty for a Hub id not on disk."""
+    file = Path(location) / "generation_config.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return [found] if isinstance(found, int) else list(found or [])
 
 
 def base_of_adapter(name: str, folder: Path) -> tuple[str, str]:

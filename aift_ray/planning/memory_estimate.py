@@ -12,15 +12,14 @@ from aift_ray.planning.memory_parts import (
     Memory,
     Workload,
     held_bytes,
+    logit_bytes,
     moments,
 )
 from aift_ray.planning.model_shape import Shape
-from aift_ray.planning.overheads import with_overheads
+from aift_ray.planning.overheads import heap_slack, with_overheads
 
-# positions whose logits are in memory at once, in fp32: the logits and their gradient
-_LOGIT_POSITIONS, _LOGIT_COPIES = 256, 3
-# bytes of a position's logits by token of the vocabulary
-LOGIT_BYTES = FLOAT32 * _LOGIT_COPIES
+# positions whose logits are in memory at once
+_LOGIT_POSITIONS = 256
 # of the numbers of a block's width that it keeps of a token: those in the width of the stream
 _STREAMED = 4
 # bytes of a token of the vocabulary while one is sampled: logits and log-probabilities in fp32,
@@ -33,7 +32,6 @@ _DROPPED = 3
 
 __all__ = [
     "GIB",
-    "LOGIT_BYTES",
     "Memory",
     "Workload",
     "held_bytes",
@@ -99,6 +97,8 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     evaluate = replace(
         step,
         gradients=0,
+        # what the steps have freed is given back before
+        slack=0,
         activations=_block(shape, asked) + (shape.largest * width if work.base_bits else 0),
         logits=max(logits, chosen),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
@@ -112,7 +112,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         copied = shape.linear_parameters + shape.vocabulary * shape.hidden
         evaluate = replace(evaluate, activations=evaluate.activations + copied * width)
     if not (work.gathers or work.split > 1):
-        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0)
+        load = replace(step, gradients=0, optimizer=0, activations=0, logits=0, slack=0)
         if work.base_bits:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
@@ -125,7 +125,7 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
     block = max(shape.largest if work.base_bits else inside, tables) * kept
     matrices = shape.linear_parameters + shape.expert_parameters
     waiting = held_bytes(matrices, width, work.base_bits) if work.base_bits else 0
-    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0}
+    empty = {"gradients": 0, "activations": 0, "logits": 0, "gathered": 0, "buffers": 0, "slack": 0}
     load = replace(step, **empty, optimizer=0)
     # what not all workers see is gathered tensor by tensor
     save = replace(step, **empty)
@@ -161,6 +161,7 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
         activations=activations,
         logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
         process=work.process,
+        slack=heap_slack(part.blocks * _block(shape, work)) if work.process else 0,
         host=in_host,
         copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
     )
@@ -251,7 +252,7 @@ def _logits(shape: Shape, work: Workload, width: int) -> int:
         width: bytes of a weight in the computation, where the output layer is trained; else 0.
     """
     tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
-    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * LOGIT_BYTES
+    logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * logit_bytes(work.frozen_bytes)
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
     trained = _copied(width) + width + FLOAT32 if width else 0
     return logits + shape.vocabulary * shape.hidden * trained

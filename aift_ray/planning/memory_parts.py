@@ -32,6 +32,12 @@ def moments(trained: int, optimizer: str, full: bool = True) -> tuple[int, int]:
     return (0, size) if optimizer.startswith("paged") and full else (size, 0)
 
 
+def logit_bytes(width: int) -> int:
+    """Bytes of a position's logits by token of the vocabulary: they and their gradient in fp32,
+    and both in a narrower `width` of the computation."""
+    return 2 * (FLOAT32 + (width if width < FLOAT32 else 0))
+
+
 def held_bytes(weights: int, width: int, bits: int | None) -> int:
     """Bytes of weights that are not trained, `width` each, or quantized to `bits` bits."""
     return round(weights * _HELD_BITS[bits] / 8) if bits else weights * width
@@ -49,7 +55,7 @@ class Memory:
         cache: keys and values of answers, in an evaluation.
         context: of CUDA and its libraries.
         communication: NCCL's buffers.
-        slack: what the caching allocator holds and can't use.
+        slack: what the caching allocator, or a CPU's C library, holds and can't use.
         process: libraries and tokenizer, where the device is the host itself.
         host: held in host memory instead of the device.
         copied: in host memory, the copy of a checkpoint that is written while training goes on.

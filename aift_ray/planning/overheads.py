@@ -1,4 +1,5 @@
-"""What a GPU's memory holds beside a worker's tensors. Figures of experience, not measured here.
+"""What memory holds beside a worker's tensors. Figures of experience; those of GPUs are not
+measured here.
 
 A run says at its end what was allocated, what the allocator reserved and what the device's memory
 held: that is to be held against these.
@@ -20,6 +21,18 @@ COMMUNICATORS = {"tensor": 2, "pipeline": 5, "model_parallel": 0}
 # of what stays for the whole run, and of activations that come and go in all sizes: what is lost to
 # rounding and to holes, with expandable segments
 SLACK_HELD, SLACK_MOVING = 0.02, 0.10
+# on a CPU: of the activations of all blocks, kept or not, what glibc's heap holds after they are
+# freed, and the most of it; glibc 2.36 with tensors of 1 to 10 MB (docs/benchmarks.md)
+HEAP_SHARE, HEAP_MOST = 0.3, round(0.4 * GIB)
+
+
+def heap_slack(activations: int) -> int:
+    """Bytes that the C library holds between pieces of memory that live long.
+
+    Args:
+        activations: bytes of those of all blocks.
+    """
+    return min(round(HEAP_SHARE * activations), HEAP_MOST)
 
 
 def with_overheads(need: Memory, work: Workload) -> Memory:

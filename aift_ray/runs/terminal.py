@@ -80,7 +80,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
     for name in ("train", "eval"):
         counts: Counts = getattr(run.prepared, name)
         where = "" if name == "train" else "evaluation: "
-        rows += [("not trained", where + told(*each)) for each in counts.not_shown.items()]
+        rows += [(label, where + line) for label, line in told(counts.not_shown)]
         rows += [("not read", where + ignored_keys(counts.ignored))] if counts.ignored else []
     remarks = dict.fromkeys(run.prepared.train.remarks + run.prepared.eval.remarks)
     rows += [("files", remark) for remark in remarks]

@@ -137,3 +137,19 @@ def test_what_no_template_is_asked_for_is_refused_before_it_is_read(
     )
     for number, reason in enumerate(reasons, 2):
         assert re.search(rf"rows\.jsonl:{number}: .*{re.escape(reason)}", told), told
+
+
+def test_calls_that_do_not_match_the_tools_are_counted_in_the_plan(
+    reasoning: Path, tmp_path: Path, capsys: Told
+) -> None:
+    other = {"type": "function", "function": {"name": "wether", "parameters": {"type": "object"}}}
+    good = {"messages": ROUND, "tools": [WEATHER]}
+    rows = [good, {"messages": ROUND, "tools": [other]}, {"messages": ROUND, "tools": [other]}]
+    file = written(tmp_path / "rows.jsonl", *rows)
+    status, told = planned(capsys, "--model", str(reasoning), "--train-file", file)
+    assert status == 0, told
+    assert re.search(r"tool calls +functions are called .*row's tools: weather \(2 rows\)", told)
+    file = written(tmp_path / "good.jsonl", good)
+    status, told = planned(capsys, "--model", str(reasoning), "--train-file", file)
+    assert status == 0, told
+    assert "tool calls" not in told

@@ -13,6 +13,7 @@ from aift_ray.config import SHIPPED_MODEL
 from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.planning.memory_estimate import Workload, memory
 from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.overheads import heap_slack
 from tests.helpers.runs import started
 
 # parameters as published; numbers of the architectures from their config.json
@@ -122,5 +123,6 @@ def test_a_worker_on_a_cpu_holds_libraries_and_what_dropout_keeps() -> None:
     assert need.activations / 2**20 == pytest.approx(574, rel=0.1)
     assert need.logits == plain.logits * 54 // 256
     difference = need.activations + need.logits - plain.activations - plain.logits
-    assert need.total == plain.total + 700 * 2**20 + difference
+    assert need.slack == heap_slack(need.activations)
+    assert need.total == plain.total + 700 * 2**20 + difference + need.slack
     assert "process 0.68 GiB" in need.parts

@@ -10,6 +10,7 @@ from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts.char_alignment import ThoughtTags
 from aift_ray.data.prompts.chat_template import ChatTemplate
 from aift_ray.data.prompts.final_answer import RefusedRow
+from aift_ray.data.prompts.odd_calls import ODD_CALLS, odd_calls
 from aift_ray.data.prompts.safe_tokenizer import RowError
 from aift_ray.data.readers.turns import GIVEN_ID
 
@@ -48,7 +49,7 @@ def not_shown(
     left_out: bool,
     lost: bool,
 ) -> tuple[str, ...]:
-    """Keys of a row of which nothing stands in its rendering.
+    """Keys of a row of which nothing stands in its rendering, and what is odd about its calls.
 
     Args:
         text: the rendering.
@@ -71,11 +72,20 @@ def not_shown(
         found += [f"chat_template_kwargs.{name}" for name in names]
     found += [_LEFT_OUT] * left_out + [_NOT_SHOWN] * lost
     found += [key for key in _LINKS if _given(messages, key) and _same(template, messages, key)]
-    return tuple(found)
+    return (*found, *odd_calls(messages, template.tools))
 
 
-def told(key: str, rows: int) -> str:
-    """One of the things that `not_shown` returns, and the number of rows, in words."""
+def told(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The keys that `not_shown` returns and their numbers of rows: a label and words for each."""
+    lines = []
+    for kind, words in ODD_CALLS.items():
+        odd = {key.removeprefix(kind): n for key, n in counts.items() if key.startswith(kind)}
+        lines += [("tool calls", f"{words}: {ignored_keys(odd)}")] if odd else []
+    plain = {key: n for key, n in counts.items() if not key.startswith(tuple(ODD_CALLS))}
+    return [("not trained", _told(*each)) for each in plain.items()] + lines
+
+
+def _told(key: str, rows: int) -> str:
     number = f"{rows:,} row{'s' if rows != 1 else ''}"
     if key in _TOLD:
         return _TOLD[key].format(number)
@@ -86,11 +96,11 @@ def told(key: str, rows: int) -> str:
 
 
 def ignored_keys(counts: Mapping[str, int]) -> str:
-    """The keys that nothing reads, those of most rows first, in words."""
+    """Names with the numbers of rows that hold them, those of most rows first, in words."""
     ranked = sorted(counts.items(), key=lambda each: -each[1])
     words = [f"{key} ({rows:,} row{'s' if rows != 1 else ''})" for key, rows in ranked[:_SHOWN]]
     further = len(ranked) - _SHOWN
-    return ", ".join(words) + (f" and {further} more keys" if further > 0 else "")
+    return ", ".join(words) + (f" and {further} more" if further > 0 else "")
 
 
 def _given(messages: Sequence[Message], key: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.data.examples import Fault
+from aift_ray.data.readers.merged_cells import MergedCells
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.tabular import table_form
 from aift_ray.data.readers.text_lines import WrongFile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from openpyxl.cell import Cell
     from openpyxl.worksheet.worksheet import Worksheet
 
+_UNMERGE = "unmerge them (ホーム > セル結合の解除), write the text into each row, and save"
 # a workbook with a password, and those of Excel before 2007
 _OLD = b"\xd0\xcf\x11\xe0"
 # how a workbook writes a carriage return and other control characters
@@ -62,10 +64,15 @@ def _workbook(path: Path, values: bool) -> Any:
         reason = "the workbook has a password, or is one of Excel before 2007"
         raise WrongFile(reason, "save it as .xlsx without a password")
     try:
-        return load_workbook(path, read_only=True, data_only=values, keep_links=False)
+        book = load_workbook(path, read_only=True, data_only=values, keep_links=False)
     except (zipfile.BadZipFile, KeyError, ValueError, SyntaxError, EOFError) as error:
         reason = f"not an Excel workbook, or a damaged one: {error}"
         raise WrongFile(reason, "save it again as .xlsx") from None
+    for sheet in book.worksheets:
+        if sheet.max_row == sheet.max_column == 1:
+            # some programs write this size whatever there is
+            sheet.reset_dimensions()
+    return book
 
 
 def _sheet(book: Workbook, reading: Reading) -> Worksheet:
@@ -95,6 +102,7 @@ def _rows(
 ) -> Iterator[RawRow | Fault]:
     names: list[str] = []
     keys: dict[int, str] = {}
+    merged = MergedCells(sheet)
     pairs = zip(sheet.iter_rows(), formulas.iter_rows(), strict=True)
     for number, (cells, written) in enumerate(pairs, sheet.min_row or 1):
         if all(_is_blank(cell) for cell in written):
@@ -103,6 +111,10 @@ def _rows(
             where = f"sheet {sheet.title}, row {number}: "
             names, taken = _header([_name(cell) for cell in cells], path, reading, where)
             keys = {names.index(key): key for key in taken}
+            continue
+        apart = merged.covered(number, keys)
+        if apart:
+            yield Fault(str(path), number, apart, _UNMERGE)
             continue
         try:
             row = {}

@@ -87,7 +87,8 @@ def parsed(value: object, name: str) -> object:
     try:
         return strict_json(string(value, name))
     except (ValueError, RecursionError) as error:
-        raise WrongRow(f"{name} is text that is not JSON: {error}") from None
+        what = f"{name} is text that is not JSON: {error}"
+        raise WrongRow(what, "write names and texts in double quotes, as JSON has them") from None
 
 
 def strict_json(text: str) -> object:
@@ -141,7 +142,7 @@ def tools(row: Mapping[str, object]) -> str:
     names = [tool["function"]["name"] for tool in made]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise WrongRow(f"two tools have the name {shown(double)}")
+        raise WrongRow(f"two tools have the name {shown(double)}", "keep one of them")
     return as_json(made, "tools")
 
 

@@ -97,8 +97,7 @@ def read_turns(key: str, turns: object, before: tuple[Message, ...] = ()) -> tup
 
 def unread(key: str, row: Mapping[str, Any]) -> list[str]:
     """Keys of the turns that hold something, and that nothing reads."""
-    form = _FORMS[key]
-    known = {form.speaker, form.content, *_READ}
+    known = {_FORMS[key].speaker, _FORMS[key].content, *_READ}
     further = (turn for turn in row[key] if len(turn) > 2)
     return list(
         dict.fromkeys(
@@ -246,6 +245,9 @@ def _linked(messages: list[Message]) -> tuple[Message, ...]:
             for call in further["tool_calls"]:
                 number += 1
                 call.setdefault("id", _GIVEN_ID.format(number))
+                if call["id"] in open_ids:
+                    what = f"message {place}: two calls have the id {shown(call['id'])}"
+                    raise WrongRow(what, "give each an id of its own, or leave the ids out")
                 open_ids.append(call["id"])
             # the id first, as a server is sent it
             further["tool_calls"] = [{"id": call["id"]} | call for call in further["tool_calls"]]

@@ -355,9 +355,9 @@ def test_variables_of_the_template_are_those_of_the_row(
 def test_keys_that_the_template_does_not_show_are_counted(
     made: Callable[..., PromptEncoder],
 ) -> None:
-    turns = [{**ASKED, "name": "太郎"}, CALLED, RESULT, SAID]
-    assert made("qwen3").rows(example(turns)).not_shown == ("name", "tool_call_id")
-    assert made("mistral").rows(example(turns)).not_shown == ("name",)
+    turns, odd = [{**ASKED, "name": "太郎"}, CALLED, RESULT, SAID], "call:untold:weather"
+    assert made("qwen3").rows(example(turns)).not_shown == ("name", "tool_call_id", odd)
+    assert made("mistral").rows(example(turns)).not_shown == ("name", odd)
     raw = make_example({"prompt": "問", "completion": "答", "system": "短く。"}, "f", 1)
     assert isinstance(raw, Example)
     assert made("qwen3").rows(raw).not_shown == ("raw:system",)

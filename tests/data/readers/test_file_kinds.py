@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +273,29 @@ class TestXlsx:
         assert "remove the rows above" in fault.remedy
         dated = (*self.HEADER, datetime.date(2024, 4, 1))
         assert outputs(sheet(tmp_path / "b.xlsx", dated, ("a", "b", "c"))) == ["b"]
+
+    def test_what_merged_cells_leave_empty_is_a_wrong_row(self, tmp_path: Path) -> None:
+        rows = [(None, "b"), ("c", "d"), (None, None), ("e", None), ("f", "g")]
+        path = sheet(tmp_path / "a.xlsx", (*self.HEADER, "備考"), ("a", "b", "x"), *rows)
+        book = openpyxl.load_workbook(path)
+        # a question over two rows; a row of two lines; a cell over two columns; what is not read
+        for area in ("A2:A3", "A4:A5", "B4:B5", "A6:B6", "C2:C7"):
+            book.active.merge_cells(area)
+        book.save(path)
+        good, faults = read(path)
+        assert [(row.line, row.output) for row in good] == [(2, "b"), (4, "d"), (7, "g")]
+        assert [fault.line for fault in faults] == [3, 6]
+        assert "the cells A2:A3 are merged: their text stands in A2 alone" in faults[0].reason
+        assert "the cells A6:B6 are merged" in faults[1].reason
+        assert "セル結合の解除" in faults[0].remedy
+
+    def test_a_sheet_that_names_too_small_a_size_is_read_whole(self, tmp_path: Path) -> None:
+        path, mended = sheet(tmp_path / "a.xlsx", self.HEADER, ("a", "b")), tmp_path / "b.xlsx"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(mended, "w") as new:
+            for name in old.namelist():
+                text = old.read(name)
+                new.writestr(name, re.sub(rb'<dimension ref="[^"]*"', b'<dimension ref="A1"', text))
+        assert outputs(mended) == ["b"]
 
     def test_several_sheets_are_asked_for(self, tmp_path: Path) -> None:
         path = sheet(tmp_path / "a.xlsx", self.HEADER, ("a", "b"), name="本", 予備=[("x", "y")])
