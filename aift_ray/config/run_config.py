@@ -134,7 +134,15 @@ class RunConfig(Settings):
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
         found += self._beside_objective()
         found += self._wrong_numbers()
-        found += self.parallel.refused_optimizer(training.optimizer)
+        rounded = training.bf16_stochastic_round
+        found += self.parallel.refused_optimizer(training.optimizer, rounded)
+        if rounded and self.method != "full":
+            what = f"is for method full: {self.trained_as} trains few weights, in fp32"
+            found.append(Problem("training.bf16_stochastic_round", what, "leave it out"))
+        if rounded and (training.precision in ("fp16", "fp32") or not training.fp16):
+            what = "keeps weights in bf16, and training.precision is another"
+            remedy = "give --training.precision bf16, or leave it out"
+            found.append(Problem("training.bf16_stochastic_round", what, remedy))
         if self.data.eval_files and self.data.validation_fraction:
             what = "conflicts with evaluation files"
             found.append(Problem("data.validation_fraction", what, "give one of them"))

@@ -92,8 +92,13 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw",
-        "moments in fp32 or in 8 bits; paged: in host memory when the GPU is full; all but "
-        "adamw need unsharded weights: ddp, pipeline, model_parallel",
+        "moments in fp32 or in 8 bits; paged: in host memory when the GPU is full; "
+        "strategy tensor, parallel.offload and backend deepspeed take adamw alone",
+    )
+    bf16_stochastic_round: bool = setting(
+        False,
+        "method full: keep weights and gradients in bf16, half the memory; updates are computed in "
+        "fp32 and rounded stochastically. ddp, fsdp, zero1 to zero3, with precision bf16",
     )
     report_to: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](["tensorboard"]),

@@ -32,7 +32,8 @@ def built_model(
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    dtype = None if full and config.parallel.shards_weights else precision.frozen
+    as_read = full and config.parallel.shards_weights and precision.trained is torch.float32
+    dtype = None if as_read else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -70,7 +71,7 @@ def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
     """The model of a job as it begins, all of it on this worker, whose weights are not trained."""
     model = built_model(job, group, precision, None).requires_grad_(False)
     # what is trained in fp32 is loaded as the folder has it where workers share it out
-    return model.float() if job.config.method == "full" else model
+    return model.to(precision.trained) if job.config.method == "full" else model
 
 
 def _shards(config: RunConfig, group: Group) -> Loading | None:
