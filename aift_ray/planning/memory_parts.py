@@ -121,6 +121,7 @@ class Workload:
         by_deepspeed: whether DeepSpeed shares the model out, and not FSDP.
         devices: where its file keeps the optimizer state and the weights: none, cpu or nvme; None:
             where `offload` does.
+        rounded: trained weights and gradients are in bf16, rounded stochastically.
     """
 
     method: str
@@ -149,6 +150,17 @@ class Workload:
     reference: bool = False
     by_deepspeed: bool = False
     devices: tuple[str, str] | None = None
+    rounded: bool = False
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of a weight that is trained, and of its gradient."""
+        return 2 if self.rounded else FLOAT32
+
+    @property
+    def narrowed_bytes(self) -> int:
+        """Bytes of the copy of a trained weight in the width of the computation."""
+        return self.frozen_bytes if self.frozen_bytes < self.trained_bytes else 0
 
     @property
     def full(self) -> bool:
@@ -178,7 +190,8 @@ class Workload:
         them so; FSDP gathers them in the width of the computation.
         """
         narrow = self.gathers and not self.by_deepspeed
-        return FLOAT32 if self.full and not narrow else self.frozen_bytes
+        wide = self.full and not narrow and not self.rounded
+        return FLOAT32 if wide else self.frozen_bytes
 
     @property
     def held(self) -> float:

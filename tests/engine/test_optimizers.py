@@ -122,9 +122,6 @@ def test_paged_moments_are_counted_in_the_host() -> None:
 def test_what_they_can_t_train_is_refused_before_anything_starts(
     configure: Configure, tmp_path: Path
 ) -> None:
-    for strategy in ("fsdp", "zero1", "zero2", "zero3", "tensor"):
-        with pytest.raises(ConfigError, match=r"training\.optimizer.*adamw_8bit.*shards them"):
-            configure(parallel__strategy=strategy, **EIGHT)
     for name in ("paged_adamw", "paged_adamw_8bit"):
         with pytest.raises(ConfigError, match=rf"{name} pages a GPU's memory"):
             prepare(configure(training__optimizer=name), tmp_path, 1, False, None)
@@ -142,8 +139,12 @@ def test_what_they_can_t_train_is_refused_before_anything_starts(
 def test_auto_chooses_among_the_ways_that_they_can_train(
     configure: Configure, tmp_path: Path
 ) -> None:
-    assert candidates("full", 2, None, offloads=True, whole=True) == [Candidate("full", "ddp")]
+    ways = [Candidate("full", name) for name in ("ddp", "zero2", "fsdp")]
+    assert candidates("full", 2, None, offloads=False) == ways
     run = prepare(configure(parallel__strategy="auto", **EIGHT), tmp_path, 2, False, None)
     assert run.job.config.parallel.strategy == "ddp"
     tight = configure(training__batch_size=1, training__gradient_checkpointing=True)
     assert remedy(tight) == "--training.optimizer adamw_8bit"
+    smaller = tight.training.model_copy(update={"optimizer": "adamw_8bit"})
+    narrower = tight.model_copy(update={"training": smaller})
+    assert remedy(narrower) == "--training.bf16_stochastic_round true"
