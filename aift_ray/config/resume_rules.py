@@ -34,6 +34,7 @@ _NAMES = {
     Change.NOTHING: "output_dir overwrite resume resume_allow "
     "training.logging_steps training.output_dir training.save_steps training.keep_checkpoints "
     "training.async_save training.max_hours training.gradient_checkpointing "
+    "training.activation_checkpointing training.activation_offloading "
     "training.local_rank training.report_to training.trial_batch training.exact_match_batch_size "
     "evaluation.batch_size grpo.reward_timeout grpo.reward_memory grpo.reward_processes "
     "grpo.placement grpo.rollout_workers "

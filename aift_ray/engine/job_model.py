@@ -11,13 +11,13 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.models import load
 from aift_ray.models.added_tokens import begin
-from aift_ray.models.attention.packed_documents import recompute_activations
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.families import family_support
 from aift_ray.models.families.sequence_classifier import RewardHead
 from aift_ray.models.lora.attach import add_adapters, continue_adapters
 from aift_ray.models.lora.init_from import start_from
+from aift_ray.models.recomputation import recompute_activations
 from aift_ray.models.split import outlined
 from aift_ray.parallel import pipeline_parallel
 from aift_ray.parallel.group import Group
@@ -53,7 +53,7 @@ def built_model(
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
-        recompute_activations(base)
+        recompute_activations(base, config.training.activation_checkpointing == "selective")
     if full:
         return base
     adapted: torch.nn.Module

@@ -161,8 +161,8 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
         activations=activations,
         logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
         process=work.process,
-        host=in_host,
-        copied=work.copies * _copied_of(trained * each + on_device + in_host, work),
+        host=in_host // work.shares + work.inputs_in_host(shape.hidden, part.blocks),
+        copied=work.copied_of(trained * each + on_device + in_host),
     )
     if not work.gathers:
         return need
@@ -226,9 +226,13 @@ def _activations(shape: Shape, part: _Term, work: Workload) -> int:
     gathered = work.row_tokens * shape.cache_bytes(work.frozen_bytes) // shape.layers
     if not work.checkpointing:
         return part.in_flight * part.blocks * (block + gathered) + gathered
-    kept = work.tokens * work.stream_bytes * shape.hidden // work.split
+    # of a GPU, two inputs of blocks at most are there at once where all are in host memory
+    inputs = min(part.blocks, 2) if work.activations_in_host else part.blocks
+    inputs *= work.tokens * work.stream_bytes * shape.hidden // work.split
+    kept = work.tokens * shape.kept_outputs(not work.full) * work.frozen_bytes * part.blocks
+    kept = kept if work.selective else 0
     # those of one block, a copy in the order of the row, and a gradient
-    return part.in_flight * part.blocks * kept + block + 3 * gathered
+    return part.in_flight * (inputs + round(kept)) + block + 3 * gathered
 
 
 def _block(shape: Shape, work: Workload) -> int:
@@ -255,11 +259,6 @@ def _logits(shape: Shape, work: Workload, width: int) -> int:
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
     trained = work.narrowed_bytes + width + FLOAT32 if width else 0
     return logits + shape.vocabulary * shape.hidden * trained
-
-
-def _copied_of(size: int, work: Workload) -> int:
-    """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
-    return size // (work.workers // max(work.model_parallel_size, 1) or 1)
 
 
 def _shared_out(
@@ -289,9 +288,8 @@ def _shared_out(
     need = replace(need, gathered=round(used * blocks) + loose)
     need = replace(need, buffers=buffers if work.shares > 1 else 0)
     if not work.offload:
-        need = replace(need, host=need.host // work.shares)
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
     # a block's gradient, and that of all else, before they are reduced and moved
     moving = round(blocks / layers + loose) if work.full else gradients
-    host = weights + gradients + optimizer
+    host = need.host + weights + gradients + optimizer
     return replace(need, weights=0, gradients=moving, optimizer=0, host=host)

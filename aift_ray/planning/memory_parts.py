@@ -122,6 +122,8 @@ class Workload:
         devices: where its file keeps the optimizer state and the weights: none, cpu or nvme; None:
             where `offload` does.
         rounded: trained weights and gradients are in bf16, rounded stochastically.
+        selective: of what is recomputed, outputs of attention and of every other product are kept.
+        activations_in_host: what is recomputed from is kept in host memory.
     """
 
     method: str
@@ -151,6 +153,8 @@ class Workload:
     by_deepspeed: bool = False
     devices: tuple[str, str] | None = None
     rounded: bool = False
+    selective: bool = False
+    activations_in_host: bool = False
 
     @property
     def trained_bytes(self) -> int:
@@ -161,6 +165,17 @@ class Workload:
     def narrowed_bytes(self) -> int:
         """Bytes of the copy of a trained weight in the width of the computation."""
         return self.frozen_bytes if self.frozen_bytes < self.trained_bytes else 0
+
+    def inputs_in_host(self, hidden: int, blocks: int) -> int:
+        """Bytes of the inputs of blocks, (tokens, hidden), that are kept in host memory."""
+        if not (self.activations_in_host and self.checkpointing):
+            return 0
+        return blocks * self.tokens * self.stream_bytes * hidden
+
+    def copied_of(self, size: int) -> int:
+        """Bytes of the copy of a checkpoint of `size`: worker 0's, for those that hold the same."""
+        holders = self.workers // max(self.model_parallel_size, 1) or 1
+        return self.copies * (size // holders)
 
     @property
     def full(self) -> bool:

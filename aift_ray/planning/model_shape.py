@@ -102,6 +102,18 @@ class Shape:
             return sum(a for a, _ in self.counted.adapted) / self.layers
         return sum(a for a, _ in self.linear_shapes)
 
+    def kept_outputs(self, adapts: bool) -> float:
+        """Numbers that selective recomputation keeps of a token in a block.
+
+        They are the outputs of attention, and half of those of all matrix products.
+
+        Args:
+            adapts: each linear layer has an adapter, whose second product has as many outputs.
+        """
+        shapes = self.counted.linear if self.counted else self.linear_shapes
+        outputs = sum(out for _, out in shapes) / (self.layers if self.counted else 1)
+        return self.heads * self.head_size + outputs / 2 * (1 + adapts)
+
     def cache_bytes(self, width: int) -> int:
         """Bytes of a token's keys and values in all layers; of a counted model at most.
 

@@ -105,6 +105,8 @@ def needs(
             by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
             devices=devices,
             rounded=training.bf16_stochastic_round and way.method == "full",
+            selective=training.activation_checkpointing == "selective",
+            activations_in_host=training.activation_offloading,
         )
         return memory(shape, work)
 

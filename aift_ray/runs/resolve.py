@@ -167,6 +167,9 @@ def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu
     if parallel.offload and not gpu:
         what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
         problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if config.training.activation_offloading and not gpu:
+        what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
+        problems.append(Problem("training.activation_offloading", what, "leave it out"))
     if config.training.optimizer.startswith("paged") and not gpu:
         what = f"{config.training.optimizer} pages a GPU's memory, and the workers compute on CPUs"
         problems.append(Problem("training.optimizer", what, "use adamw or adamw_8bit, or GPUs"))
