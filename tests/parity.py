@@ -138,9 +138,8 @@ def cases() -> list[tuple[str, str, str, str]]:
     # tensor refuses both
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
-    for name, layout in product(SMALLER, ("concat", "recomputed")):
-        precision = "bf16" if "rounded" in name else "fp32"
-        laid += [(way, name, precision, layout) for way in ("ddp", "fsdp", "zero1", "zero2")]
+    for way, name in product(("ddp", "fsdp", "zero1", "zero2"), SMALLER):
+        laid.append((way, name, "bf16" if "rounded" in name else "fp32", "concat"))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
     laid += [case for case in compared if _trains(*case)]
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]] and _divides(case)]

@@ -74,12 +74,9 @@ def test_half_of_the_products_and_no_attention_are_computed_again(
             loop.train_step(run)
         found[kind] = counted.products, counted.attended
     again = [found[kind][0] - found["kept"][0] for kind in ("full", "some")]
-    layers, products = 2, 7
-    micro_steps = found["kept"][1] and again[0] // (layers * products)
-    assert again[0] == micro_steps * layers * products > 0
-    # of seven, the first, third, fifth and last are kept
-    assert again[1] == micro_steps * layers * 3
-    assert found["full"][1] == 2 * found["kept"][1]
+    # in each of two blocks: the last of seven is not needed, and every other one is kept
+    assert again == [2 * 6, 2 * 3]
+    assert found["full"][1] == 2 * found["kept"][1] > 0
     assert found["some"][1] == found["kept"][1]
 
 
@@ -102,8 +99,8 @@ def test_the_plan_counts_what_is_kept(
     line, _ = loop.train_step(run)
     shape = measured(run.job.location, run.config).shape
     computed = line["tokens"] * shape.kept_outputs(method == "lora") * 4 * shape.layers
-    # attention keeps its sums too, and the inner products of adapters are a few numbers
-    assert kept[0] == pytest.approx(computed, rel=0.15)
+    # attention keeps its sums too; of adapters three inner products of 16 numbers
+    assert kept[0] == pytest.approx(computed, rel=0.12)
 
 
 def test_hidden_states_in_host_memory_change_nothing(
@@ -145,8 +142,9 @@ def test_the_plan_of_long_rows() -> None:
     inputs = 32768 * 4096 * 2
     assert plain.activations - moved.activations == 30 * inputs
     assert moved.host == 32 * inputs
-    # attention's outputs, and as much again as all linear layers put out
-    assert kept.activations - plain.activations == 32 * 32768 * 2 * (4096 + 43008)
+    # of attention, and of queries, values, gates and the last product with their adapters
+    numbers = 4096 + 2 * (4096 + 1024 + 14336 + 4096)
+    assert kept.activations - plain.activations == 32 * 32768 * 2 * numbers
 
 
 @pytest.mark.parametrize("name", ["checkpointing", "offloading"])
@@ -164,8 +162,8 @@ def test_where_it_can_t_be_had_is_told_by_name(
     with pytest.raises(ConfigError, match=r"gradient_checkpointing.* off"):
         configure(**(asked | {"training__gradient_checkpointing": False}))
     if name == "checkpointing":
-        with pytest.raises(ConfigError, match="operations that training.compile fuses"):
+        with pytest.raises(ConfigError, match=r"operations that training\.compile fuses"):
             configure(**asked, training__compile=True)
         return
-    with pytest.raises(ConfigError, match="activation_offloading.*compute on CPUs"):
+    with pytest.raises(ConfigError, match=r"activation_offloading.*compute on CPUs"):
         prepare(configure(**asked), tmp_path, 1, False, None)
