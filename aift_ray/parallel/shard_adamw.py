@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import bitsandbytes.optim
+from bitsandbytes.optim import AdamW
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
@@ -23,7 +23,7 @@ _CHUNK = 2**22
 Group = dict[str, Any]
 
 
-class ShardAdamW(bitsandbytes.optim.AdamW):  # type: ignore[misc]
+class ShardAdamW(AdamW):  # type: ignore[misc]
     """AdamW with moments in 8 or 32 bits, paged or not.
 
     bitsandbytes makes the state, pages it and takes the steps; what it sees are ordinary tensors.
@@ -73,7 +73,8 @@ class ShardAdamW(bitsandbytes.optim.AdamW):  # type: ignore[misc]
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This worker's shard of a tensor that is sharded; others as they are."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    own: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.detach()
 
 
 def _begin(weight: torch.Tensor) -> int:
