@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bitsandbytes.optim import AdamW
 import torch
+from bitsandbytes.optim.adamw import AdamW
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
@@ -23,7 +23,7 @@ _CHUNK = 2**22
 Group = dict[str, Any]
 
 
-class ShardAdamW(AdamW):  # type: ignore[misc]
+class ShardAdamW(AdamW):
     """AdamW with moments in 8 or 32 bits, paged or not.
 
     bitsandbytes makes the state, pages it and takes the steps; what it sees are ordinary tensors.
@@ -35,7 +35,8 @@ class ShardAdamW(AdamW):  # type: ignore[misc]
     def __init__(
         self, groups: list[Group], optim_bits: int, is_paged: bool, seed: int, **how: Any
     ) -> None:
-        super().__init__(groups, optim_bits=optim_bits, is_paged=is_paged, **how)
+        start: Any = super().__init__
+        start(groups, optim_bits=optim_bits, is_paged=is_paged, **how)
         self._bits, self._seed = optim_bits, seed
 
     def init_state(self, group: Group, p: torch.Tensor, gindex: int, pindex: int) -> None:
@@ -43,8 +44,9 @@ class ShardAdamW(AdamW):  # type: ignore[misc]
         weight, shape = local(p), scales_shape(p) if self._bits == 8 else None
         state, kind = self.state[p], torch.float32 if shape is None else torch.uint8
         state["step"] = 0
+        buffer: Any = self.get_state_buffer
         for number, code in ((1, "dynamic"), (2, "udynamic")):
-            state[f"state{number}"] = self.get_state_buffer(weight, dtype=kind)
+            state[f"state{number}"] = buffer(weight, dtype=kind)
             if shape is not None:
                 self.name2qmap[code] = self.name2qmap[code].to(weight.device)
                 state[f"qmap{number}"] = self.name2qmap[code]
