@@ -68,6 +68,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "qlora nf4": {"method": "qlora"},
     "qlora int8": {"method": "qlora", "qlora_4bit": False},
+    # smaller states: moments of 8 bits, and weights in bf16 that are rounded stochastically
+    "8bit full": {"method": "full", "optimizer": "adamw_8bit"},
+    "8bit lora": {"method": "lora", "optimizer": "adamw_8bit", "r": 64},
+    "rounded full": {"method": "full", "bf16_stochastic_round": True},
+    "rounded 8bit full": {
+        "method": "full",
+        "optimizer": "adamw_8bit",
+        "bf16_stochastic_round": True,
+    },
     # a mixture of experts, which are adapted too
     "mixture full": {"method": "full"},
     "mixture lora": {"method": "lora", "experts": True},
@@ -95,10 +104,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo qlora nf4": {"method": "qlora"},
 }
 OBJECTIVES = ("dpo", "orpo", "kto", "reward", "grpo")
+SMALL = ("8bit", "rounded")
 OTHERS = ("mixture", "hybrid")
-DENSE = [name for name in METHODS if not name.startswith((*OTHERS, *OBJECTIVES))]
+DENSE = [name for name in METHODS if not name.startswith((*OTHERS, *OBJECTIVES, *SMALL))]
 COMPARED = [name for name in METHODS if name.startswith(OBJECTIVES)]
 FURTHER = [name for name in METHODS if name.startswith(OTHERS)]
+SMALLER = [name for name in METHODS if name.startswith(SMALL)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "concat": {"packing": "concat"},
     "fill": {"packing": "fill"},
@@ -108,11 +119,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
 _NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
+_STATES = ("optimizer", "bf16_stochastic_round")
 _DIVIDED = ("context", "context fsdp")
 # of a pipeline's other schedules
 MORE = [("full", "fp32", "concat"), ("lora", "fp32", "fill"), ("qlora nf4", "fp32", "recomputed")]
 # largest difference of the loss, relative ones of gradient norm and of the final weights
-BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "bf16": 2e-2}
+BOUNDS = {"fp32": 1e-5, "qlora": 1e-4, "8bit": 1e-4, "bf16": 2e-2}
 WORKERS, STEPS = 2, 8
 # of objectives other than sft: more than an epoch of 22 answers
 COMPARED_STEPS = 4
@@ -126,6 +138,8 @@ def cases() -> list[tuple[str, str, str, str]]:
     # tensor refuses both
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
+    for way, name in product(("ddp", "fsdp", "zero1", "zero2"), SMALLER):
+        laid.append((way, name, "bf16" if "rounded" in name else "fp32", "concat"))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
     laid += [case for case in compared if _trains(*case)]
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]] and _divides(case)]
@@ -191,14 +205,16 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
         data["train_files"] = [str(_rows_of(objective, rows.parent))]
     if "pipeline_microbatches" in parallel:
         parallel["pipeline_microbatches"] = min(4, 2 * units // replicas)
-    lora = {"lora_dropout": 0.0} | {k: v for k, v in METHODS[method].items() if k != "method"}
+    beside = dict(METHODS[method])
+    beside.pop("method")
+    states = {name: beside.pop(name) for name in _STATES if name in beside}
     return validated(
         {
             "model": str(model),
             "method": METHODS[method]["method"],
             "objective": objective if objective in OBJECTIVES else "sft",
             "grpo": _generation(rows.parent) if objective == "grpo" else {},
-            "lora": lora,
+            "lora": {"lora_dropout": 0.0} | beside,
             "parallel": parallel,
             "data": data,
             "training": {
@@ -210,6 +226,7 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
                 "max_grad_norm": 0.5,
                 "precision": precision,
                 "gradient_checkpointing": recompute,
+                **states,
             },
         }
     )
@@ -305,7 +322,8 @@ def compare(
 def bound(case: tuple[str, str, str, str]) -> float:
     """What the differences of a case may be."""
     _, method, precision, _ = case
-    return BOUNDS["bf16" if precision == "bf16" else "qlora" if "qlora" in method else "fp32"]
+    kinds = [kind for kind in ("qlora", "8bit") if kind in method]
+    return BOUNDS["bf16" if precision == "bf16" else kinds[0] if kinds else "fp32"]
 
 
 def table(found: dict[Any, tuple[float, float, float]]) -> str:

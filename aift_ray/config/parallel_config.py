@@ -236,14 +236,20 @@ class ParallelConfig(Section):
             found.append(Problem("training.precision", what, f"use bf16, or {remedy}"))
         return found
 
-    def refused_optimizer(self, optimizer: str) -> list[Problem]:
-        """Where AdamW of bitsandbytes can't keep a weight's moments."""
-        if optimizer == "adamw":
-            return []
-        if self.shards_weights:
-            what = f"{optimizer} needs unsharded weights, and {self.strategy} shards them"
-            return [Problem("training.optimizer", what, "use adamw, or --strategy ddp")]
-        if self.spill_to_cpu and optimizer.startswith("paged"):
+    def refused_optimizer(self, optimizer: str, rounded: bool) -> list[Problem]:
+        """Where moments, or weights that are `rounded` stochastically to bf16, can't be kept."""
+        found, strategy = [], self.strategy
+        beside = "parallel.offload" if self.offload else f"strategy {strategy}"
+        beside = "parallel.backend deepspeed" if self.by_deepspeed else beside
+        elsewhere = self.offload or self.by_deepspeed
+        if optimizer != "adamw" and (elsewhere or strategy == "tensor"):
+            what = f"{optimizer} is not possible with {beside}"
+            found.append(Problem("training.optimizer", what, "use adamw, or --strategy fsdp"))
+        elif self.spill_to_cpu and optimizer.startswith("paged"):
             what = f"{optimizer} pages a GPU's memory, and parallel.spill_to_cpu trains in the host"
-            return [Problem("training.optimizer", what, "use adamw_8bit, or leave one off")]
-        return []
+            found.append(Problem("training.optimizer", what, "use adamw_8bit, or leave one off"))
+        if rounded and (elsewhere or strategy in ("tensor", "pipeline", "model_parallel")):
+            what = f"is not possible with {beside}"
+            remedy = "use --strategy fsdp, or leave it out"
+            found.append(Problem("training.bf16_stochastic_round", what, remedy))
+        return found

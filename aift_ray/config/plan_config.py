@@ -27,6 +27,7 @@ class PlanConfig(Settings):
         "batch_size": "batch-size",
         "gradient_accumulation_steps": "gradient-accumulation-steps",
         "gradient_checkpointing": "gradient-checkpointing",
+        "bf16_stochastic_round": "bf16-stochastic-round",
         "lora_dropout": "lora-dropout",
         "max_completion_length": "max-completion-length",
         "rollout_batch_size": "rollout-batch-size",
@@ -67,6 +68,9 @@ class PlanConfig(Settings):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw", "dtype and placement of the moments of AdamW"
     )
+    bf16_stochastic_round: bool = setting(
+        False, "method full: weights and gradients in bf16, rounded stochastically"
+    )
     gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
     r: Positive = setting(16, "rank of the adapters")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
@@ -91,7 +95,13 @@ class PlanConfig(Settings):
     def contradictions(self) -> list[Problem]:
         """Settings that do nothing with the objective, and completions longer than rows."""
         found = []
+        rounded = "bf16_stochastic_round"
+        if self.bf16_stochastic_round and self.method != "full":
+            found.append(Problem(rounded, f"is for method full, not {self.method}", "leave it out"))
         if self.backend == "deepspeed":
+            if self.bf16_stochastic_round:
+                what = "is not done with backend deepspeed"
+                found.append(Problem(rounded, what, "leave it out, or use --backend fsdp2"))
             if self.objective == "grpo":
                 what = "grpo is not done with backend deepspeed"
                 found.append(Problem("objective", what, "use --backend fsdp2"))

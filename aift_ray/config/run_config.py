@@ -129,12 +129,21 @@ class RunConfig(Settings):
         found += deepspeed_config.problems(self)
         found += context_rules.contradictions(self)
         found += self._beside_kernels()
+        found += self._beside_recomputation()
         found += self.preference.contradictions(self.objective, self.parallel.strategy)
         grpo = self.objective == "grpo"
         found += self.grpo.contradictions(self) if grpo else self.grpo.unused()
         found += self._beside_objective()
         found += self._wrong_numbers()
-        found += self.parallel.refused_optimizer(training.optimizer)
+        rounded = training.bf16_stochastic_round
+        found += self.parallel.refused_optimizer(training.optimizer, rounded)
+        if rounded and self.method != "full":
+            what = f"is for method full: {self.trained_as} trains few weights, in fp32"
+            found.append(Problem("training.bf16_stochastic_round", what, "leave it out"))
+        if rounded and (training.precision in ("fp16", "fp32") or not training.fp16):
+            what = "keeps weights in bf16, and training.precision is another"
+            remedy = "give --training.precision bf16, or leave it out"
+            found.append(Problem("training.bf16_stochastic_round", what, remedy))
         if self.data.eval_files and self.data.validation_fraction:
             what = "conflicts with evaluation files"
             found.append(Problem("data.validation_fraction", what, "give one of them"))
@@ -175,6 +184,29 @@ class RunConfig(Settings):
         if parallel.spill_to_cpu:
             what = "liger computes on GPUs, and parallel.spill_to_cpu in the host"
             found.append(Problem("training.kernels", what, "leave one of them off"))
+        return found
+
+    def _beside_recomputation(self) -> list[Problem]:
+        """Where less is recomputed, or activations are kept in host memory, and can't be."""
+        training, parallel, found = self.training, self.parallel, []
+        selective = training.activation_checkpointing == "selective"
+        settings = {"checkpointing": selective, "offloading": training.activation_offloading}
+        for name in (f"training.activation_{kind}" for kind, asked in settings.items() if asked):
+            if not training.gradient_checkpointing:
+                what = "acts on what training.gradient_checkpointing recomputes, and that is off"
+                found.append(Problem(name, what, "leave one of them out"))
+            if parallel.by_deepspeed or parallel.strategy in (
+                "tensor",
+                "pipeline",
+                "model_parallel",
+            ):
+                of = "backend deepspeed" if parallel.by_deepspeed else parallel.strategy
+                what = f"is not possible with {of}"
+                found.append(Problem(name, what, "use --strategy fsdp, or leave it out"))
+        if selective and training.compile:
+            what = "chooses among operations that training.compile fuses"
+            remedy = "leave one of them off"
+            found.append(Problem("training.activation_checkpointing", what, remedy))
         return found
 
     def _beside_objective(self) -> list[Problem]:

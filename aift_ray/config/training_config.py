@@ -35,6 +35,16 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = setting(
         True, "recompute activations in the backward pass: less memory, about 20% slower"
     )
+    activation_checkpointing: Literal["full", "selective"] = setting(
+        "full",
+        "what gradient_checkpointing recomputes; selective: keeps the outputs of attention and of "
+        "every other matrix product. ddp, fsdp, zero1 to zero3",
+    )
+    activation_offloading: bool = setting(
+        False,
+        "on GPUs, keep the activations that gradient_checkpointing recomputes from in host memory; "
+        "ddp, fsdp, zero1 to zero3",
+    )
     ddp: bool = setting(False, "train with world_size workers (same as --num-workers)")
     local_rank: int = setting(-1, "rank of this process in a torchrun group; -1: it is in none")
     world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
@@ -92,8 +102,13 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = setting(
         "adamw",
-        "moments in fp32 or in 8 bits; paged: in host memory when the GPU is full; all but "
-        "adamw need unsharded weights: ddp, pipeline, model_parallel",
+        "moments in fp32 or in 8 bits; paged: in host memory when the GPU is full; "
+        "strategy tensor, parallel.offload and backend deepspeed take adamw alone",
+    )
+    bf16_stochastic_round: bool = setting(
+        False,
+        "method full: keep weights and gradients in bf16, half the memory; updates are computed in "
+        "fp32 and rounded stochastically. ddp, fsdp, zero1 to zero3, with precision bf16",
     )
     report_to: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](["tensorboard"]),

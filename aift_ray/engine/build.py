@@ -116,7 +116,8 @@ def _trainable(
         from aift_ray.models.fused_kernels import fuse
 
         fuse(model)
-    parallel_model = wrap(config.parallel, module, group, precision.compute, job.layout)
+    how = (group, precision.compute, job.layout)
+    parallel_model = wrap(config.parallel, module, *how, kept=precision.trained)
     if training.compile:
         compile_blocks(model)
     adamw = optimizer.build(module, training, config.lora.lora_plus_ratio)
@@ -140,7 +141,8 @@ def _add_rollouts(
 
     def reference() -> LossModel:
         module = LossModule(built_model(job, group, precision, None), policy=policy_of(job.config))
-        return hold(job.config.parallel, module.eval(), group, precision.compute)
+        how = (group, precision.compute, precision.trained)
+        return hold(job.config.parallel, module.eval(), *how)
 
     run.rollouts = rollouts_of(
         job, maker, plan, run.rows, tensors or {}, reference, run.total_steps
@@ -167,7 +169,8 @@ def _ask_reference(job: Job, group: Group, precision: Precision, compared: Refer
     config = reference_logprobs.as_reference(job.config)
     asked = replace(job, config=config, location=job.reference or job.location)
     module = LossModule(built_model(asked, group, precision, None))
-    reference = wrap(config.parallel, module, group, precision.compute, job.layout, trained=False)
+    how = (group, precision.compute, job.layout, False, precision.trained)
+    reference = wrap(config.parallel, module, *how)
     compared.complete(reference.module)
     del module, reference
     gc.collect()
@@ -233,7 +236,5 @@ def rebuild(run: Run, folder: Path) -> None:
     model = built_model(run.job, run.group, run.precision, str(folder))
     policy = policy_of(run.config)
     module = LossModule(model, objective=Objective.of(run.config), policy=policy)
-    compute, layout = run.precision.compute, run.job.layout
-    run.parallel_model = wrap(
-        run.config.parallel, module, run.group, compute, layout, trained=False
-    )
+    how = (run.precision.compute, run.job.layout, False, run.precision.trained)
+    run.parallel_model = wrap(run.config.parallel, module, run.group, *how)

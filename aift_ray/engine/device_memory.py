@@ -64,6 +64,9 @@ def work_of(run: Run, model: Measured, tokens: int) -> Workload:
         gpu=run.group.device.type == "cuda",
         row_tokens=tokens if divided > 1 else 0,
         reference=config.grpo.beta > 0 and config.method == "full",
+        rounded=config.training.bf16_stochastic_round,
+        selective=config.training.activation_checkpointing == "selective",
+        activations_in_host=config.training.activation_offloading,
     )
 
 

@@ -11,13 +11,13 @@ from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
 from aift_ray.models import load
 from aift_ray.models.added_tokens import begin
-from aift_ray.models.attention.packed_documents import recompute_activations
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.bnb.shards_4bit import Loading
 from aift_ray.models.families import family_support
 from aift_ray.models.families.sequence_classifier import RewardHead
 from aift_ray.models.lora.attach import add_adapters, continue_adapters
 from aift_ray.models.lora.init_from import start_from
+from aift_ray.models.recomputation import recompute_activations
 from aift_ray.models.split import outlined
 from aift_ray.parallel import pipeline_parallel
 from aift_ray.parallel.group import Group
@@ -32,7 +32,8 @@ def built_model(
     held = Quantization(config.base_bits, precision.compute) if config.base_bits else None
     only = pipeline_parallel.held(layout, group) if config.parallel.strategy == "pipeline" else None
     # where each worker keeps a share, only that is read and brought to the precision of the run
-    dtype = None if full and config.parallel.shards_weights else precision.frozen
+    as_read = full and config.parallel.shards_weights and precision.trained is torch.float32
+    dtype = None if as_read else precision.frozen
     attention, shards = job.support.attention, _shards(config, group)
     base = load.load_model(
         job.location,
@@ -52,7 +53,7 @@ def built_model(
     # the same new weights on every worker, and after every restart
     torch.manual_seed(config.training.seed)
     if config.training.gradient_checkpointing and base.supports_gradient_checkpointing:
-        recompute_activations(base)
+        recompute_activations(base, config.training.activation_checkpointing == "selective")
     if full:
         return base
     adapted: torch.nn.Module
@@ -70,7 +71,7 @@ def untrained(job: Job, group: Group, precision: Precision) -> torch.nn.Module:
     """The model of a job as it begins, all of it on this worker, whose weights are not trained."""
     model = built_model(job, group, precision, None).requires_grad_(False)
     # what is trained in fp32 is loaded as the folder has it where workers share it out
-    return model.float() if job.config.method == "full" else model
+    return model.to(precision.trained) if job.config.method == "full" else model
 
 
 def _shards(config: RunConfig, group: Group) -> Loading | None:

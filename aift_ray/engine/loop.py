@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from aift_ray.engine.set_losses import by_set
 from aift_ray.engine.step_batches import make_next, micro_batch, step_batches
 from aift_ray.engine.worker_run import Run
 from aift_ray.errors import RewardError, TrainingError
+from aift_ray.models.decoder import causal_model
+from aift_ray.models.recomputation import offloaded_activations
 from aift_ray.parallel.protocol import MicroBatches
 
 
@@ -163,9 +166,19 @@ def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.T
 
 def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
     """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it."""
-    autocast = partial(run.precision.autocast, run.group.device)
-    step = MicroBatches(batches, max(targets, 1), partial(seed_step, run), autocast)
+    context = partial(_forward_context, run)
+    step = MicroBatches(batches, max(targets, 1), partial(seed_step, run), context)
     return run.parallel_model.backward(step)
+
+
+def _forward_context(run: Run) -> AbstractContextManager[object]:
+    """The precision of a forward pass, and where its activations are kept."""
+    contexts = ExitStack()
+    contexts.enter_context(run.precision.autocast(run.group.device))
+    if run.config.training.activation_offloading:
+        numbers = causal_model(run.module.model).config.get_text_config()
+        contexts.enter_context(offloaded_activations(numbers.hidden_size))
+    return contexts
 
 
 def trial(run: Run) -> None:

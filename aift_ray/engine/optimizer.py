@@ -34,8 +34,8 @@ def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
     }
-    if config.optimizer != "adamw":
-        return bnb_adamw.build(config.optimizer, groups, **how)
+    if config.optimizer != "adamw" or config.bf16_stochastic_round:
+        return bnb_adamw.build(config.optimizer, groups, config.seed, **how)
     return torch.optim.AdamW(groups, **how, fused=True)
 
 

@@ -21,19 +21,22 @@ class Precision:
     Attributes:
         name: bf16, fp16 or fp32.
         compute: dtype of matrix products.
-        frozen: dtype of weights that are not trained; trained ones are always fp32.
+        frozen: dtype of weights that are not trained.
+        trained: of weights that are; fp32, unless updates are rounded stochastically.
     """
 
     name: str
     compute: torch.dtype
     frozen: torch.dtype
+    trained: torch.dtype = torch.float32
 
     @classmethod
     def resolve(cls, config: RunConfig, device: torch.device) -> Precision:
         """The dtypes that `config` asks for on `device`.
 
         Raises:
-            ConfigError: fp16 on a CPU, which has no loss scaling worth its name.
+            ConfigError: fp16 on a CPU, which has no loss scaling worth its name; weights in bf16,
+                and another precision on this device.
         """
         name: str = config.training.precision
         if name == "auto":
@@ -45,8 +48,13 @@ class Precision:
             what = "is fp16 on this GPU, and parallel.backend deepspeed does not scale the loss"
             remedy = "use --training.precision fp32, or --parallel.backend fsdp2"
             raise ConfigError([Problem("training.precision", what, remedy)])
-        dtype = DTYPES[name]
-        return cls(name, dtype, torch.float32 if config.method == "full" else dtype)
+        rounded = config.training.bf16_stochastic_round
+        if rounded and name != "bf16":
+            what = f"keeps weights in bf16, and the precision on this device is {name}"
+            remedy = "give --training.precision bf16, or leave it out"
+            raise ConfigError([Problem("training.bf16_stochastic_round", what, remedy)])
+        dtype, trained = DTYPES[name], torch.bfloat16 if rounded else torch.float32
+        return cls(name, dtype, trained if config.method == "full" else dtype, trained)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Computes in `compute`, on `device` and where blocks lie in the host; nothing in fp32.

@@ -16,12 +16,12 @@ from aift_ray.config import LoRAConfig
 from aift_ray.data.collate import collate
 from aift_ray.engine.loss import LossModule
 from aift_ray.models import load
-from aift_ray.models.attention.packed_documents import recompute_activations
 from aift_ray.models.bnb.bnb_layers import Quantization
 from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.models.families.family_support import Attention, without_noise
 from aift_ray.models.families.tiny_model import VOCABULARY, random_model
 from aift_ray.models.lora.attach import add_adapters
+from aift_ray.models.recomputation import recompute_activations
 
 Method = Literal["full", "lora", "qlora"]
 

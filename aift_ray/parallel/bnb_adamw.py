@@ -1,21 +1,21 @@
 """AdamW of bitsandbytes: moments in 8 bits, or in pages that a full GPU leaves in host memory.
 
-Its moments are saved under the names that torch's AdamW gives them, so that a run goes on with
-either.
+Its moments are saved under the names that torch's AdamW gives them, whole or as shards, so that a
+run goes on with either, under any strategy.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
-_CLASSES = {
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw": "PagedAdamW",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-}
+from aift_ray.parallel.dtensor_utils import shared_as
+from aift_ray.parallel.torch_compat import as_shard
+
 # bitsandbytes' name: torch's; of moments in 8 bits, the largest absolute value of each block too
 _SAVED_AS = {
     "state1": "exp_avg",
@@ -24,16 +24,42 @@ _SAVED_AS = {
     "absmax2": "exp_avg_sq_absmax",
 }
 # weights that share a scale
-_BLOCK = 256
+BLOCK = 256
+# matrices under this keep moments in 32 bits
+_LEAST_IN_8_BITS = 4096
 
 
-def build(name: str, groups: list[dict[str, Any]], **how: object) -> torch.optim.Optimizer:
-    """The optimizer `name` of the configuration over groups of named weights."""
+def build(
+    name: str, groups: list[dict[str, Any]], seed: int, **how: object
+) -> torch.optim.Optimizer:
+    """The optimizer `name` of the configuration over groups of named weights.
+
+    Args:
+        seed: of the stochastic rounding of weights in bf16.
+    """
     # takes time to import, and is not needed by others
-    import bitsandbytes.optim
+    from aift_ray.parallel.shard_adamw import ShardAdamW
 
-    made: torch.optim.Optimizer = getattr(bitsandbytes.optim, _CLASSES[name])(groups, **how)
+    bits = 8 if name.endswith("8bit") else 32
+    made: torch.optim.Optimizer = ShardAdamW(groups, bits, name.startswith("paged"), seed, **how)
     return made
+
+
+def scales_shape(weight: torch.Tensor) -> tuple[int, ...] | None:
+    """Shape of the scales of a weight's blocks; None: its moments are kept in 32 bits.
+
+    Blocks are those of the whole weight, and none may lie in two shards. The scales are sharded
+    along their first dimension as the weight is.
+    """
+    if weight.numel() < _LEAST_IN_8_BITS:
+        return None
+    if not isinstance(weight, DTensor):
+        return (-(-weight.numel() // BLOCK),)
+    row, workers = math.prod(weight.shape[1:]), weight.device_mesh.size()
+    if row % BLOCK == 0:
+        return len(weight), row // BLOCK
+    even = len(weight) % workers == 0 and weight.numel() // workers % BLOCK == 0
+    return (weight.numel() // BLOCK,) if even else None
 
 
 def allocate(optimizer: Any) -> None:
@@ -43,10 +69,25 @@ def allocate(optimizer: Any) -> None:
             optimizer.init_state(group, weight, number, place)
 
 
-def saved(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def saved(state: Mapping[str, Any], weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """A weight's state in torch's names; what codes of 8 bits mean is the same for all weights."""
-    moments = {name: state[own] for own, name in _SAVED_AS.items() if own in state}
+    moments = {
+        name: _as_part(state[own], weight, own) for own, name in _SAVED_AS.items() if own in state
+    }
     return {"step": torch.tensor(float(state["step"])), **moments}
+
+
+def _as_part(moment: torch.Tensor, weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """A shard of a moment, or of its scales, as part of the whole; others as they are."""
+    if not isinstance(weight, DTensor):
+        return moment
+    shape = _whole_shape(weight, kind)
+    return as_shard(moment.view(-1, *shape[1:]) if moment.numel() else moment, weight, shape)
+
+
+def _whole_shape(weight: torch.Tensor, kind: str) -> tuple[int, ...]:
+    shape = scales_shape(weight) if kind.startswith("absmax") else None
+    return shape or tuple(weight.shape)
 
 
 def restore(optimizer: Any, state: Mapping[str, dict[str, torch.Tensor]]) -> None:
@@ -67,7 +108,8 @@ def restore(optimizer: Any, state: Mapping[str, dict[str, torch.Tensor]]) -> Non
             own["step"] = int(given["step"])
             for kind, saved_as in _SAVED_AS.items():
                 if kind in own:
-                    own[kind].copy_(given[saved_as])
+                    whole = given[saved_as].reshape(_whole_shape(weight, kind))
+                    own[kind].copy_(shared_as(whole, weight).view_as(own[kind]))
 
 
 def in_32_bits(moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -78,7 +120,7 @@ def in_32_bits(moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for kind, code in _codes().items():
         codes, scales = moments[kind], moments[f"{kind}_absmax"]
         found[kind] = torch.ops.bitsandbytes.dequantize_blockwise(
-            codes, scales, code, _BLOCK, torch.float32
+            codes, scales.flatten(), code, BLOCK, torch.float32
         )
     return found
 
@@ -89,7 +131,7 @@ def _in_8_bits(moments: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found = {"step": moments["step"]}
     for kind, code in _codes().items():
         found[kind], found[f"{kind}_absmax"] = torch.ops.bitsandbytes.quantize_blockwise(
-            moments[kind], code, _BLOCK
+            moments[kind], code, BLOCK
         )
     return found
 

@@ -48,11 +48,11 @@ def without_partitioning(module: torch.nn.Module) -> torch.nn.Module:
     return bare_copy(module, lambda _, part: part and without_partitioning(part))
 
 
-def widened(module: torch.nn.Module) -> torch.nn.Module:
-    """`module` with its trained weights in fp32, in place; those shared out already are so."""
+def widened(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """`module` with its trained weights in `dtype`, in place; those shared out already are so."""
     for weight in module.parameters():
         if weight.requires_grad and not isinstance(weight, DTensor):
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(dtype)
     return module
 
 
@@ -81,6 +81,17 @@ def shared_like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         tensor.to(mesh.device_type), mesh, pattern.placements, src_data_rank=None
     )
     return share.to(pattern.device)
+
+
+def shared_as(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+    """This worker's part, an ordinary tensor, of one that is shared out as `pattern` is."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    mesh = pattern.device_mesh
+    share = distribute_tensor(
+        tensor.to(mesh.device_type), mesh, pattern.placements, src_data_rank=None
+    )
+    return share.to_local()
 
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -36,6 +36,7 @@ def wrap(
     keep_weights: bool = False,
     keep_gradients: bool = False,
     offload: bool = False,
+    kept: torch.dtype = torch.float32,
 ) -> ParallelModel:
     """`module`, its weights sharded over the group in place; as it is on a worker that is alone,
     which may move them to host memory.
@@ -50,9 +51,10 @@ def wrap(
             gathered until then (ZeRO 1).
         offload: shares of weights, gradients and optimizer state lie in host memory, and the
             optimizer's step is taken there; blocks are sent to the GPU when they are gathered.
+        kept: dtype of the trained weights, and of their gradients between micro-steps.
     """
     if group.world_size == 1 and not offload:
-        widened(module).to(group.device)
+        widened(module, kept).to(group.device)
         return TorchModel(module, group, OneByOne(module, group))
     begin_alone(group)
     mesh = init_device_mesh(group.device.type, (group.world_size,))
@@ -65,8 +67,8 @@ def wrap(
         share = partial(share, offload_policy=CPUOffloadPolicy())
     for block in decoder_blocks(module.model):
         with whole_on_paper(block, mesh, group.device):
-            share(widened(block), reshard_after_forward=not keep_weights)
-    share(widened(module))
+            share(widened(block, kept), reshard_after_forward=not keep_weights)
+    share(widened(module, kept))
     for name in ("generate", "decode"):
         register_fsdp_forward_method(module, name)
     assert isinstance(module, FSDPModule)
@@ -80,8 +82,8 @@ def wrap(
             buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
         return TorchModel(module, group, OneByOne(module, group, averaged=group.world_size))
-    kept = partial(_kept, module)
-    return TorchModel(module, group, OneByOne(module, group, kept, group.world_size))
+    whole = partial(_kept, module)
+    return TorchModel(module, group, OneByOne(module, group, whole, group.world_size))
 
 
 def drop_after_forward(module: LossModel) -> None:

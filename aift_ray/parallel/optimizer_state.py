@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +18,17 @@ def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What a run needs to go on: {name of a weight: its moments}, and the groups' factors."""
     state = optimizer.state
     is_torch = isinstance(optimizer, torch.optim.AdamW)
-    own: Callable[[Any], dict[str, Any]] = dict if is_torch else bnb_adamw.saved
     named = [
         (name, weight)
         for group in optimizer.param_groups
         for name, weight in zip(group["param_names"], group["params"], strict=True)
     ]
     return {
-        "state": {name: own(state[weight]) for name, weight in named if weight in state},
+        "state": {
+            name: dict(state[weight]) if is_torch else bnb_adamw.saved(state[weight], weight)
+            for name, weight in named
+            if weight in state
+        },
         "factors": [group[FACTOR] for group in optimizer.param_groups],
     }
 

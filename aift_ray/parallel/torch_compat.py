@@ -10,6 +10,7 @@ import torch
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 Children = dict[str, torch.nn.Module | None]
@@ -32,6 +33,19 @@ def shard_offsets(tensor: DTensor) -> tuple[int, ...]:
     mesh, placements = tensor.device_mesh, tensor.placements
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     return tuple(offsets)
+
+
+def as_shard(local: torch.Tensor, pattern: DTensor, shape: tuple[int, ...]) -> DTensor:
+    """`local` as this worker's shard of a tensor of `shape`, sharded as `pattern` is.
+
+    Missing: `DTensor.from_local` moves what is in host memory, pages too, to the mesh's device.
+    """
+    stride = torch.empty(shape, device="meta").stride()
+    meta = TensorMeta(torch.Size(shape), stride, local.dtype)
+    spec = DTensorSpec(pattern.device_mesh, pattern.placements, tensor_meta=meta)
+    made: Any = DTensor
+    shard: DTensor = made(local, spec, requires_grad=False)
+    return shard
 
 
 def bare_copy(

@@ -50,16 +50,13 @@ class Room:
         return fits and (self.host is None or need.host <= self.host)
 
 
-def candidates(
-    method: str, workers: int, bits: int | None, offloads: bool, whole: bool = False
-) -> list[Candidate]:
+def candidates(method: str, workers: int, bits: int | None, offloads: bool) -> list[Candidate]:
     """The ways to train by `method`, those first that send the least.
 
     Args:
         offloads: weights may be in host memory.
-        whole: the optimizer needs whole weights.
     """
-    if bits == 8 or whole:
+    if bits == 8:
         return [Candidate(method, "ddp")]
     shared = ("zero2", "fsdp") if workers > 1 else ()
     offloaded = [Candidate(method, "fsdp", offload=True)] if offloads and not bits else []
@@ -80,23 +77,32 @@ def choose(among: list[Candidate], need: Need, room: Room) -> tuple[Candidate, l
 
 
 def fitting(
-    method: str, workers: int, need: Need, room: Room, whole: bool = False, generates: bool = False
+    method: str,
+    workers: int,
+    need: Need,
+    room: Room,
+    offloads: bool = True,
+    generates: bool = False,
+    rounded: bool = False,
 ) -> list[str]:
     """What fits into a worker's `room`, the method's own ways first, in words.
 
     Args:
-        whole: as of `candidates`.
+        offloads: as of `candidates`.
         generates: each worker has all weights on its device, to generate with them.
+        rounded: weights are in bf16, which method full alone can have, and no pipeline.
     """
     found = []
     # never chosen: it changes what a step holds, and wants micro-batches
     for other in METHODS[METHODS.index(method) :]:
         bits = 4 if other == "qlora" else None
-        among = candidates(other, workers, bits, not generates, whole)
-        if workers > 1 and not generates:
+        among = candidates(other, workers, bits, offloads and not generates)
+        wide = rounded and other != "full"
+        if workers > 1 and not generates and (wide or not rounded):
             among.append(Candidate(other, "pipeline", stages=workers))
         fits = [way for way in among if room.holds(need(way))]
-        found += [f"{way.flags} ({_size(need(way))})" for way in fits[:1]]
+        more = " --training.bf16_stochastic_round false" if wide else ""
+        found += [f"{way.flags}{more} ({_size(need(way))})" for way in fits[:1]]
     return found
 
 
@@ -113,17 +119,29 @@ def remedy(config: RunConfig) -> str:
         )
         steps = training.gradient_accumulation_steps * training.batch_size // size
         return f"--training.batch_size {size} --training.gradient_accumulation_steps {steps}"
-    if (
-        config.method == "full"
-        and training.optimizer == "adamw"
-        and not config.parallel.shards_weights
-    ):
-        return "--training.optimizer adamw_8bit"
+    smaller = _smaller_states(config) if config.method == "full" else ""
+    if smaller:
+        return smaller
     if config.method == "full":
         return "--method lora"
     if config.trained_as == "lora":
         return "--method qlora"
     return f"--data.sequence_length {config.data.sequence_length // 2}"
+
+
+def _smaller_states(config: RunConfig) -> str:
+    """Moments in 8 bits, or weights in bf16, where the strategy can have them; "": it can't."""
+    training, parallel = config.training, config.parallel
+    if training.optimizer == "adamw":
+        return (
+            ""
+            if parallel.refused_optimizer("adamw_8bit", False)
+            else "--training.optimizer adamw_8bit"
+        )
+    narrow = training.precision in ("auto", "bf16") and training.fp16
+    if training.bf16_stochastic_round or not narrow or parallel.refused_optimizer("adamw", True):
+        return ""
+    return "--training.bf16_stochastic_round true"
 
 
 def _name(way: Candidate) -> str:

@@ -29,7 +29,6 @@ _SAMPLED = 24
 _GREEDY = 12
 # bytes of a number that dropout has left: itself in 16 bits, and whether it was left
 _DROPPED = 3
-
 __all__ = [
     "GIB",
     "Memory",
@@ -117,10 +116,10 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
             # each matrix is brought to the device before it is quantized
             load = replace(load, activations=shape.largest * width)
         return {"load": load, "step": step, answering: evaluate}
-    # shared out block by block: FSDP moves one to the device whole, and what is outside of blocks;
-    # 4 bits are quantized there matrix by matrix, and what is not shared out yet is in the host
+    # FSDP moves a block, or what is outside of blocks, to the device whole; 4 bits are quantized
+    # there matrix by matrix, and what is not shared out yet is in the host
     tables = part.tables * shape.vocabulary * shape.hidden * work.gathers
-    kept = FLOAT32 if work.full else width
+    kept = work.trained_bytes if work.full else width
     inside = shape.linear_parameters // shape.layers * work.gathers
     block = max(shape.largest if work.base_bits else inside, tables) * kept
     matrices = shape.linear_parameters + shape.expert_parameters
@@ -149,21 +148,22 @@ def _step(shape: Shape, part: _Term, work: Workload) -> Memory:
     activations = _activations(shape, part, work) + _widened_experts(shape, part, work)
     if work.full and not work.checkpointing and work.shares == 1:
         # copies that the backward pass needs; those of shared weights are counted as gathered
-        activations += part.in_flight * linear * _copied(width)
+        activations += part.in_flight * linear * work.narrowed_bytes
     if work.base_bits:
         # one layer at a time is brought back to the width of the computation
         activations += shape.largest * width
     on_device, in_host = moments(trained, work.optimizer, work.full)
+    each = work.trained_bytes
     need = Memory(
-        weights=(frozen + shape.beside * width + trained * FLOAT32) * (1 + work.reference),
-        gradients=trained * FLOAT32,
+        weights=(frozen + shape.beside * width + trained * each) * (1 + work.reference),
+        gradients=trained * each,
         optimizer=on_device,
         activations=activations,
         logits=_logits(shape, work, width if work.full else 0) if part.last else 0,
         process=work.process,
         slack=heap_slack(part.blocks * _block(shape, work)) if work.process else 0,
-        host=in_host,
-        copied=work.copies * _copied_of(trained * FLOAT32 + on_device + in_host, work),
+        host=in_host // work.shares + work.inputs_in_host(shape.hidden, part.blocks),
+        copied=work.copied_of(trained * each + on_device + in_host),
     )
     if not work.gathers:
         return need
@@ -227,9 +227,13 @@ def _activations(shape: Shape, part: _Term, work: Workload) -> int:
     gathered = work.row_tokens * shape.cache_bytes(work.frozen_bytes) // shape.layers
     if not work.checkpointing:
         return part.in_flight * part.blocks * (block + gathered) + gathered
-    kept = work.tokens * work.stream_bytes * shape.hidden // work.split
+    # of a GPU, two inputs of blocks at most are there at once where all are in host memory
+    inputs = min(part.blocks, 2) if work.activations_in_host else part.blocks
+    inputs *= work.tokens * work.stream_bytes * shape.hidden // work.split
+    kept = work.tokens * shape.kept_outputs(not work.full) * work.frozen_bytes * part.blocks
+    kept = kept if work.selective else 0
     # those of one block, a copy in the order of the row, and a gradient
-    return part.in_flight * part.blocks * kept + block + 3 * gathered
+    return part.in_flight * (inputs + round(kept)) + block + 3 * gathered
 
 
 def _block(shape: Shape, work: Workload) -> int:
@@ -254,18 +258,8 @@ def _logits(shape: Shape, work: Workload, width: int) -> int:
     tokens = work.tokens if work.targets is None else min(work.tokens, work.targets)
     logits = min(tokens, _LOGIT_POSITIONS) * shape.vocabulary * logit_bytes(work.frozen_bytes)
     # a copy in the width of the computation, a piece's gradient, and the sum of all in fp32
-    trained = _copied(width) + width + FLOAT32 if width else 0
+    trained = work.narrowed_bytes + width + FLOAT32 if width else 0
     return logits + shape.vocabulary * shape.hidden * trained
-
-
-def _copied_of(size: int, work: Workload) -> int:
-    """A worker's part of the copy of a checkpoint: worker 0 copies for those that hold the same."""
-    return size // (work.workers // max(work.model_parallel_size, 1) or 1)
-
-
-def _copied(width: int) -> int:
-    """Bytes of the copy of a trained weight in the `width` of the computation."""
-    return width if width < FLOAT32 else 0
 
 
 def _shared_out(
@@ -282,7 +276,9 @@ def _shared_out(
     # gathered besides: all blocks, or two of them, the one in use and the next
     used = 1.0 if work.strategy in ("zero1", "zero2") else min(1, 2 / layers)
     shared = need.gradients // work.shares
-    gradients = need.gradients if work.strategy == "zero1" else shared
+    # whole gradients are added up in fp32
+    whole = need.gradients * FLOAT32 // work.trained_bytes
+    gradients = whole if work.strategy == "zero1" else shared
     weights = (need.weights - scales) // work.shares + scales
     optimizer = need.optimizer // work.shares
     # FSDP gathers what is outside the blocks in one piece, as large as any, in a stream of its
@@ -296,5 +292,5 @@ def _shared_out(
         return replace(need, weights=weights, gradients=gradients, optimizer=optimizer)
     # a block's gradient, and that of all else, before they are reduced and moved
     moving = round(blocks / layers + loose) if work.full else gradients
-    host = weights + gradients + optimizer
+    host = need.host + weights + gradients + optimizer
     return replace(need, weights=0, gradients=moving, optimizer=0, host=host)

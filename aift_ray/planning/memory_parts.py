@@ -127,6 +127,9 @@ class Workload:
         by_deepspeed: whether DeepSpeed shares the model out, and not FSDP.
         devices: where its file keeps the optimizer state and the weights: none, cpu or nvme; None:
             where `offload` does.
+        rounded: trained weights and gradients are in bf16, rounded stochastically.
+        selective: of what is recomputed, outputs of attention and of every other product are kept.
+        activations_in_host: what is recomputed from is kept in host memory.
     """
 
     method: str
@@ -155,6 +158,30 @@ class Workload:
     reference: bool = False
     by_deepspeed: bool = False
     devices: tuple[str, str] | None = None
+    rounded: bool = False
+    selective: bool = False
+    activations_in_host: bool = False
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of a weight that is trained, and of its gradient."""
+        return 2 if self.rounded else FLOAT32
+
+    @property
+    def narrowed_bytes(self) -> int:
+        """Bytes of the copy of a trained weight in the width of the computation."""
+        return self.frozen_bytes if self.frozen_bytes < self.trained_bytes else 0
+
+    def inputs_in_host(self, hidden: int, blocks: int) -> int:
+        """Bytes of the inputs of blocks, (tokens, hidden), that are kept in host memory."""
+        if not (self.activations_in_host and self.checkpointing):
+            return 0
+        return blocks * self.tokens * self.stream_bytes * hidden
+
+    def copied_of(self, size: int) -> int:
+        """Bytes of the copy of a checkpoint of `size`: worker 0's, for those that hold the same."""
+        holders = self.workers // max(self.model_parallel_size, 1) or 1
+        return self.copies * (size // holders)
 
     @property
     def full(self) -> bool:
@@ -184,7 +211,8 @@ class Workload:
         them so; FSDP gathers them in the width of the computation.
         """
         narrow = self.gathers and not self.by_deepspeed
-        return FLOAT32 if self.full and not narrow else self.frozen_bytes
+        wide = self.full and not narrow and not self.rounded
+        return FLOAT32 if wide else self.frozen_bytes
 
     @property
     def held(self) -> float:

@@ -102,6 +102,21 @@ class Shape:
             return sum(a for a, _ in self.counted.adapted) / self.layers
         return sum(a for a, _ in self.linear_shapes)
 
+    def kept_outputs(self, adapts: bool) -> float:
+        """Numbers that selective recomputation keeps of a token in a block.
+
+        They are the outputs of attention, and of every other matrix product: those for queries,
+        values and gates, and the last one. Of a counted model the half of all.
+
+        Args:
+            adapts: each linear layer has an adapter, whose second product has as many outputs.
+        """
+        attended = self.heads * self.head_size
+        outputs = float(attended + self.kv_heads * self.head_size + self.feed_forward + self.hidden)
+        if self.counted:
+            outputs = sum(out for _, out in self.counted.linear) / self.layers / 2
+        return attended + outputs * (1 + adapts)
+
     def cache_bytes(self, width: int) -> int:
         """Bytes of a token's keys and values in all layers; of a counted model at most.
 

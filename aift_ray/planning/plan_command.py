@@ -10,6 +10,7 @@ _FLAGS = {
     "batch_size": "training.batch_size",
     "gradient_accumulation_steps": "training.gradient_accumulation_steps",
     "optimizer": "training.optimizer",
+    "bf16_stochastic_round": "training.bf16_stochastic_round",
     "sequence_length": "data.sequence_length",
     "r": "lora.r",
     "lora_dropout": "lora.lora_dropout",

@@ -30,12 +30,20 @@ def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
             "gradient_accumulation_steps": steps * size // fewer,
         }
         yield changes
-    if config.method == "full" and config.optimizer == "adamw":
-        yield changes | {"optimizer": "adamw_8bit"}
+    states = list(_smaller_states(config))
+    yield from (changes | smaller for smaller in states)
     length = config.sequence_length // 2
     least = config.max_completion_length + 2 if config.objective == "grpo" else 0
     while length >= max(_SHORTEST, least):
         yield changes | {"sequence_length": length}
-        if config.method == "full" and config.optimizer == "adamw":
-            yield changes | {"optimizer": "adamw_8bit", "sequence_length": length}
+        yield from (changes | smaller | {"sequence_length": length} for smaller in states)
         length //= 2
+
+
+def _smaller_states(config: PlanConfig) -> Iterator[dict[str, Any]]:
+    """Moments in 8 bits, then weights in bf16 as well, then moments in pages of the host."""
+    if config.method != "full" or config.optimizer != "adamw":
+        return
+    yield {"optimizer": "adamw_8bit"}
+    yield {"optimizer": "adamw_8bit", "bf16_stochastic_round": True}
+    yield {"optimizer": "paged_adamw_8bit", "bf16_stochastic_round": True}

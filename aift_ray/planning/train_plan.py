@@ -160,8 +160,13 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
     name, _, how = strategy.partition(", ")
     if config.gpus == 1 and name.startswith("zero") and how != "offload":
         return "ZeRO shares a model out over GPUs, and there is one: give --gpus 2 or more"
-    if config.optimizer != "adamw" and name not in ("ddp", "pipeline", "model_parallel"):
-        return f"{config.optimizer} needs unsharded weights"
+    split, offloads = name == "tensor", how == "offload"
+    if config.optimizer != "adamw" and (split or offloads):
+        return f"{config.optimizer} is not possible with it"
+    if config.bf16_stochastic_round and (
+        split or offloads or name in ("pipeline", "model_parallel")
+    ):
+        return "bf16_stochastic_round is not possible with it"
     if config.objective == "grpo" and strategy not in GENERATING:
         return "objective grpo generates with a whole model on each card"
     divided = divided_scorer(config.objective, strategy)
@@ -203,6 +208,7 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         completions=completions,
         reference=config.beta > 0 and config.method == "full",
         by_deepspeed=config.backend == "deepspeed",
+        rounded=config.bf16_stochastic_round,
         row_tokens=tokens if divided else 0,
     )
 

@@ -104,6 +104,9 @@ def needs(
             reference=config.grpo.beta > 0 and way.method == "full",
             by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
             devices=devices,
+            rounded=training.bf16_stochastic_round and way.method == "full",
+            selective=training.activation_checkpointing == "selective",
+            activations_in_host=training.activation_offloading,
         )
         return memory(shape, work)
 
@@ -178,9 +181,8 @@ def settle(config: RunConfig, need: Need, workers: int, gpu: bool) -> list[str]:
         return why
     room = _room(config, workers, gpu)
     if parallel.strategy == "auto":
-        whole = config.training.optimizer != "adamw"
-        offloads = gpu and config.objective != "grpo"
-        among = candidates(method, workers, config.base_bits, offloads, whole)
+        offloads = gpu and config.objective != "grpo" and _offloads(config)
+        among = candidates(method, workers, config.base_bits, offloads)
         way, why = choose(among, need, room)
         # validated as any other assignment
         parallel.strategy, parallel.offload = cast(Any, way.strategy), way.offload
@@ -236,10 +238,16 @@ def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: R
         f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
         f"and there are {' and '.join(there)}"
     )
-    whole = config.training.optimizer != "adamw"
-    generates = config.objective == "grpo"
-    fits = fitting(config.trained_as, workers, need, room, whole, generates)
+    rounded = config.training.bf16_stochastic_round
+    how = (_offloads(config), config.objective == "grpo", rounded)
+    fits = fitting(config.trained_as, workers, need, room, *how)
     return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
+
+
+def _offloads(config: RunConfig) -> bool:
+    """Whether the optimizer's step can be taken in host memory."""
+    training = config.training
+    return training.optimizer == "adamw" and not training.bf16_stochastic_round
 
 
 def _room(config: RunConfig, workers: int, gpu: bool) -> Room:
@@ -271,5 +279,7 @@ def sizes(config: RunConfig, model: Measured, adapter: int | None) -> tuple[int,
     trained = trained if adapter is None else adapter
     if config.method == "full":
         trained = shape.parameters - shape.beside
-    # trained weights in fp32, and their moments
-    return shape.parameters, trained, trained * 4 + sum(moments(trained, config.training.optimizer))
+    training = config.training
+    # trained weights, in fp32 unless told otherwise, and their moments
+    saved = trained * (2 if training.bf16_stochastic_round else 4)
+    return shape.parameters, trained, saved + sum(moments(trained, training.optimizer))

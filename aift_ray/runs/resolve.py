@@ -167,9 +167,16 @@ def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu
     if parallel.offload and not gpu:
         what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
         problems.append(Problem("parallel.offload", what, "leave it off, or use GPUs"))
+    if config.training.activation_offloading and not gpu:
+        what = "moves what a GPU can't hold to host memory, and the workers compute on CPUs"
+        problems.append(Problem("training.activation_offloading", what, "leave it out"))
     if config.training.optimizer.startswith("paged") and not gpu:
         what = f"{config.training.optimizer} pages a GPU's memory, and the workers compute on CPUs"
         problems.append(Problem("training.optimizer", what, "use adamw or adamw_8bit, or GPUs"))
+    if config.training.bf16_stochastic_round and config.training.precision == "auto" and not gpu:
+        what = "keeps weights in bf16, and precision auto on a CPU is fp32"
+        remedy = "give --training.precision bf16, or leave it out"
+        problems.append(Problem("training.bf16_stochastic_round", what, remedy))
     if config.training.compile and not compiler(gpu):
         what = f"torch.compile needs a {'C' if gpu else 'C++'} compiler, and there is none"
         problems.append(Problem("training.compile", what, "install gcc and g++, or leave it off"))

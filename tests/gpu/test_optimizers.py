@@ -150,3 +150,42 @@ def test_moments_of_8_bits_take_a_quarter(configure: Configure, tmp_path: Path) 
         assert torch.cuda.memory_allocated() - built >= 0.9 * held[name], (before, built)
         del run, state
     assert held["adamw_8bit"] < 0.27 * held["adamw"]
+
+
+@pytest.mark.parametrize("name", ["adamw", *SMALL])
+def test_bf16_weights_train_nearly_what_those_of_fp32_do(
+    name: str, configure: Configure, tmp_path: Path
+) -> None:
+    more = STEADY | {"training__precision": "bf16", "training__optimizer": name}
+    rounded = more | {"training__bf16_stochastic_round": True}
+    wide, small, again = (
+        torch.tensor([line["loss"] for line in stepped(on_gpu(configure(**how), tmp_path))])
+        for how in (more, rounded, rounded)
+    )
+    assert small[-1] < small[0] - 0.1, "it learns"
+    torch.testing.assert_close(small, wide, rtol=2e-2, atol=3e-2)
+    torch.testing.assert_close(again, small, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_weights_and_gradients_take_half(configure: Configure, tmp_path: Path) -> None:
+    from tests.conftest import SHIPPED
+
+    held = {}
+    for rounded in (False, True):
+        more = {"training__bf16_stochastic_round": rounded, "training__precision": "bf16"}
+        run = on_gpu(configure(**STEADY, model=str(SHIPPED), **more), tmp_path)
+        held[rounded] = sum(p.nbytes for p in run.module.parameters())
+        stepped(run, 1)
+        assert {p.dtype for p in run.module.parameters()} == {
+            torch.bfloat16 if rounded else torch.float32
+        }
+        del run
+    assert held[True] * 2 == held[False]
+
+
+def test_rounding_on_a_gpu_draws_the_bits_of_a_cpu() -> None:
+    from aift_ray.parallel.stochastic_rounding import rounded
+
+    numbers = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    there = rounded(numbers.cuda(), -123_456_789, 5).cpu()
+    assert torch.equal(there, rounded(numbers, -123_456_789, 5))

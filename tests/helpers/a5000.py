@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ MODELS = {
     "13B": Shape.of(CATALOG["tokyotech-llm/Swallow-13b-instruct-hf"].config),
     "32B": Shape.of(CATALOG["cyberagent/calm3-DeepSeek-R1-Distill-Qwen-32B"].config),
 }
+# those whose weights two cards can train without offload, and larger ones
+WHOLLY_TRAINED = {
+    "4B (Qwen3-4B)": Shape.of(CATALOG["Qwen/Qwen3-4B"].config),
+    "7B (ELYZA-japanese-Llama-2-7b)": Shape.of(
+        CATALOG["elyza/ELYZA-japanese-Llama-2-7b-instruct"].config
+    ),
+    **{name: MODELS[name] for name in ("8B", "13B")},
+}
 METHODS = ("lora", "qlora", "full")
 STRATEGIES = (
     "ddp",
@@ -30,10 +39,25 @@ STRATEGIES = (
 )
 
 
-def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -> list[Memory]:
+# optimizer, and whether weights are in bf16
+STATES = (
+    ("adamw", False),
+    ("adamw_8bit", False),
+    ("paged_adamw_8bit", False),
+    ("adamw_8bit", True),
+    ("paged_adamw_8bit", True),
+)
+
+
+def two_cards(
+    shape: Shape, method: str, strategy: str, offload: bool = False, **states: Any
+) -> list[Memory]:
     """Each card's memory, or all cards' where they are alike.
 
     Rows of 2,048 tokens in bf16, recomputed activations, r = 16 for LoRA and 8 for QLoRA.
+
+    Args:
+        states: `optimizer` and `rounded` of the workload.
     """
     backend, _, strategy = strategy.rpartition(" ")
     bits = 4 if method == "qlora" else None
@@ -41,7 +65,7 @@ def two_cards(shape: Shape, method: str, strategy: str, offload: bool = False) -
     apart = 2 if strategy in ("model_parallel", "pipeline", "tensor") else 1
     workers = 1 if strategy == "model_parallel" else 2
     how: dict[str, Any] = {"model_parallel_size": apart, "offload": offload}
-    how |= {"dropout": True, "gpu": True, "by_deepspeed": bool(backend)}
+    how |= {"dropout": True, "gpu": True, "by_deepspeed": bool(backend)} | states
     rank = 8 if method == "qlora" else 16
     return memories(shape, Workload(kind, rank, 2048, 2, True, bits, strategy, workers, **how))
 
@@ -87,18 +111,35 @@ def fuller(model: str, method: str, strategy: str) -> Memory:
     return max(cards, key=lambda need: need.total)
 
 
+def states() -> str:
+    """In Markdown: full training under fsdp, a row a model, a column an optimizer and a dtype."""
+    header = [f"`{name}`{', bf16 weights' if rounded else ''}" for name, rounded in STATES]
+    lines = [f"| model | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
+    for model, shape in WHOLLY_TRAINED.items():
+        held = [
+            _told(two_cards(shape, "full", "fsdp", optimizer=name, rounded=rounded)[0])
+            for name, rounded in STATES
+        ]
+        lines.append(f"| {' | '.join([model, *held])} |")
+    return "\n".join(lines)
+
+
 def _cell(shape: Shape, method: str, strategy: str, offload: str = "") -> str:
     if method == "qlora" and offload:
         return "–"
     fuller = max(two_cards(shape, method, strategy, bool(offload)), key=lambda need: need.total)
-    text = f"{fuller.total / GIB:.1f}"
-    text = text if fuller.total <= CARD else f"**{text}**"
-    return f"{text} / {2 * fuller.host / GIB:.0f}" if fuller.host and offload else text
+    return _told(fuller if offload else replace(fuller, host=0))
+
+
+def _told(need: Memory) -> str:
+    text = f"{need.total / GIB:.1f}"
+    text = text if need.total <= CARD else f"**{text}**"
+    return f"{text} / {2 * need.host / GIB:.0f}" if need.host else text
 
 
 def written(document: str) -> str:
     """The document with its tables in their places."""
-    for name, made in (("a5000", table()), ("terms", terms())):
+    for name, made in (("a5000", table()), ("terms", terms()), ("states", states())):
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         document = marked.sub(rf"\g<1>{made}\n\g<2>", document)
     return document

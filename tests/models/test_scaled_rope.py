@@ -29,6 +29,7 @@ from aift_ray.serving.engines.vllm import vllm_options
 from aift_ray.training.lora_finetuning import LoRAFinetuningTrainer
 from tests.conftest import make_tiny_model
 from tests.helpers.runs import started
+from tests.helpers.served import Served
 from tests.helpers.tiny_families import make, save, with_towers
 from tests.helpers.whole_runs import run
 from tests.serving.conftest import Site
@@ -184,16 +185,43 @@ def test_an_adapter_is_opened_and_merged_as_it_was_trained(
     asked = {"prompt": IDS[0].tolist(), "max_tokens": 8, "temperature": 0}
     answer = site.send("POST", "/v1/completions", json={"model": "own"} | asked).json()
     site.close()
-    made = adapted.generate(
-        input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False
-    )
-    tokenizer = hub.load_tokenizer(str(folder))
-    told = tokenizer.decode(made[0, IDS.shape[1] :], skip_special_tokens=True)
-    assert answer["choices"][0]["text"] == told
+    assert answer["choices"][0]["text"] == generated(adapted, folder)
     # the card's lines open the base as it was trained
     card = (adapter / "README.md").read_text("utf-8")
     assert "config.rope_parameters = {" in card
     assert f"config.max_position_embeddings = {4 * CONTEXT}" in card
+
+
+def generated(model: Any, folder: Path) -> str:
+    """What transformers makes of the prompt, with the tokenizer in `folder`."""
+    made = model.generate(
+        input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False
+    )
+    tokenizer = hub.load_tokenizer(str(folder))
+    return str(tokenizer.decode(made[0, IDS.shape[1] :], skip_special_tokens=True))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_serves_an_adapter_with_its_scaling(
+    configure: Configure, tmp_path: Path
+) -> None:
+    folder = short(tmp_path / "model")
+    how = {"method": "lora", "rope_scaling": "yarn:4", "training__max_steps": 2}
+    run(configure(model=str(folder), training__learning_rate=1e-2, **how), tmp_path / "run")
+    adapter = tmp_path / "run" / "model"
+    theirs = AutoModelForCausalLM.from_pretrained(
+        written(folder, "yarn:4", tmp_path / "theirs"), dtype=torch.float32
+    )
+    wanted = generated(PeftModel.from_pretrained(theirs, adapter), folder)
+    flags = ("--adapter", f"own={adapter}", "--no-auth")
+    served = Served(tmp_path, "--model", str(folder), *flags)
+    try:
+        asked = {"prompt": IDS[0].tolist(), "max_tokens": 8, "temperature": 0}
+        answer = served.http.post("/v1/completions", json={"model": "own"} | asked)
+    finally:
+        served.stop()
+    assert answer.json()["choices"][0]["text"] == wanted
 
 
 def test_a_run_from_an_adapter_needs_its_scaling(configure: Configure, tmp_path: Path) -> None:

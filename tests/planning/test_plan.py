@@ -313,7 +313,7 @@ def test_what_can_not_be_is_said(planned: Planned, tmp_path: Path) -> None:
 
     assert "tensor knows how to split" in limit("tensor", "--model", OSS, *GPUS)
     eight = ("--method", "full", "--optimizer", "adamw_8bit", *GPUS)
-    assert limit("fsdp", *eight) == "adamw_8bit needs unsharded weights"
+    assert limit("tensor", *eight) == "adamw_8bit is not possible with it"
     assert "5 parts can't be made of 4 blocks" in limit("pipeline", "--gpus", "5")
 
 

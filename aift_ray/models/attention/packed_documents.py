@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import masking_utils
@@ -14,9 +14,6 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from aift_ray.errors import ModelError
 from aift_ray.models.families.refusals import PADDED, refusal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -90,15 +87,6 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
     """`context_fn` of `torch.utils.checkpoint`: recomputation sees the documents of its forward."""
     documents = _PACKED.get()
     return packed(documents), packed(documents)
-
-
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Compute the activations of a model's blocks again in the backward pass."""
-    # the transformers that vLLM needs has the older name alone
-    newer = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)(
-        {"use_reentrant": False, "context_fn": recomputing}
-    )
 
 
 def leave_documents_alone() -> None:
