@@ -137,7 +137,8 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
             problems.append(Problem("grpo.environment", what, remedy))
         try:
             environment = parse_environment(how.environment)
-            Environments(environment, timeout=timeout, memory=memory, processes=1).close()
+            with Environments(environment, timeout=timeout, memory=memory, processes=1) as held:
+                problems += held.check(rows.source(0))
         except ConfigError as error:
             problems += error.problems
     if problems:
