@@ -49,17 +49,17 @@ def _split(parent: int, status_of: Callable[[int], int]) -> int:
     _end_with(parent, signal.SIGTERM)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     own, child = os.getpid(), os.fork()
-    if child == 0:
-        # a group of its own, which is killed in one call: no fork gets away from that
-        os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
-        _end_with(own, signal.SIGKILL)
-        return own
-    # the other side of the socket is to see that the child has ended
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    status = status_of(child)
-    _end_all(child)
-    _end_as(status)
+    if child:
+        # the other side of the socket is to see that the child has ended
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        status = status_of(child)
+        _end_all(child)
+        _end_as(status)
+    # a group of its own, which is killed in one call: no fork gets away from that
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
+    _end_with(own, signal.SIGKILL)
+    return own
 
 
 def _wait(child: int) -> int:
