@@ -121,9 +121,10 @@ def _beside(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
         what = f"{strategy} divides the model, and objective grpo generates with a whole one"
         remedy = "use --strategy ddp, or fsdp, zero1, zero2 or zero3, which gather the weights"
         yield Problem("parallel.strategy", what, remedy)
-    if how.placement == "apart" and training.local_rank >= 0:
-        what = "apart needs Ray, and torchrun starts the workers here"
-        yield Problem("grpo.placement", what, "use --grpo.placement colocated")
+    if config.generates_beside and training.local_rank >= 0:
+        name = "placement" if config.rollout_actors else "engine"
+        what = f"{getattr(how, name)} needs Ray, and torchrun starts the workers here"
+        yield Problem(f"grpo.{name}", what, "leave it out, or start the run without torchrun")
     if config.parallel.offload:
         what = "moves weights to host memory, and objective grpo generates with them"
         yield Problem("parallel.offload", what, "leave it off")
