@@ -24,7 +24,7 @@ from aift_ray.utils.quiet import quiet
 _ATTEMPTS = 5
 
 
-class Place(NamedTuple):
+class SharedPlace(NamedTuple):
     """Where a worker computes, and an actor in turn with it.
 
     Attributes:
@@ -36,21 +36,21 @@ class Place(NamedTuple):
     gpu: str | None
 
 
-def place_of(device: torch.device) -> Place:
+def place_of(device: torch.device) -> SharedPlace:
     """That of this worker."""
     gpu = None
     if device.type == "cuda":
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
         number = device.index or 0
         gpu = known.split(",")[number] if known else str(number)
-    return Place(ray.get_runtime_context().get_node_id(), gpu)
+    return SharedPlace(ray.get_runtime_context().get_node_id(), gpu)
 
 
 class _RolloutActor:
     """A process of its own with a `RolloutEngine`."""
 
     def __init__(
-        self, job: Job, place: Place | None, gpu: bool, threads: int, secrets: Secrets
+        self, job: Job, place: SharedPlace | None, gpu: bool, threads: int, secrets: Secrets
     ) -> None:
         os.environ.update(secrets.values)
         if place and place.gpu is not None:
@@ -100,7 +100,7 @@ class RolloutActors:
     def __init__(
         self,
         job: Job,
-        places: Sequence[Place | None],
+        places: Sequence[SharedPlace | None],
         gpu: bool,
         threads: int,
         secrets: Secrets,
@@ -161,7 +161,7 @@ class RolloutActors:
             ray.kill(actor)
 
 
-def _actor(job: Job, place: Place | None, gpu: bool, threads: int, secrets: Secrets) -> Any:
+def _actor(job: Job, place: SharedPlace | None, gpu: bool, threads: int, secrets: Secrets) -> Any:
     made: Any = ray.remote(_RolloutActor)
     # not within the group of the workers that train, whose places are taken
     where: Any = {"num_cpus": threads, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}

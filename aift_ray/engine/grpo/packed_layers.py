@@ -67,7 +67,7 @@ def _faster(module: nn.Module, narrow: torch.dtype | None) -> Iterator[tuple[Any
             yield from _faster(child, narrow)
 
 
-class _Layer(NamedTuple):
+class _Weights(NamedTuple):
     """The weights of a linear layer.
 
     Attributes:
@@ -82,15 +82,15 @@ class _Layer(NamedTuple):
     second: torch.Tensor | None = None
 
 
-def _layer(module: Any, narrow: torch.dtype | None) -> _Layer | None:
+def _layer(module: Any, narrow: torch.dtype | None) -> _Weights | None:
     """A plain linear layer, or one with an ordinary adapter; None: another one."""
     if type(module) is nn.Linear and "forward" not in vars(module):
         weight = module.weight.detach().to(narrow or module.weight.dtype)
-        return _Layer(weight, _as(module.bias, weight))
+        return _Weights(weight, _as(module.bias, weight))
     return _adapted(module, narrow) if hasattr(module, "lora_A") else None
 
 
-def _adapted(module: LoraLayer, narrow: torch.dtype | None) -> _Layer | None:
+def _adapted(module: LoraLayer, narrow: torch.dtype | None) -> _Weights | None:
     from peft.tuners.lora import Linear
 
     if type(module) is not Linear or type(module.base_layer) is not nn.Linear:
@@ -106,13 +106,13 @@ def _adapted(module: LoraLayer, narrow: torch.dtype | None) -> _Layer | None:
         return None
     weight = base.weight.detach().to(narrow or base.weight.dtype)
     more = (second.weight.detach() * module.scaling[name]).to(weight.dtype).t()
-    return _Layer(weight, _as(base.bias, weight), first.weight.detach().to(weight.dtype), more)
+    return _Weights(weight, _as(base.bias, weight), first.weight.detach().to(weight.dtype), more)
 
 
 class _Product:
     """What layers with one input compute, by one product, and one more for their adapters."""
 
-    def __init__(self, layers: Sequence[_Layer]) -> None:
+    def __init__(self, layers: Sequence[_Weights]) -> None:
         firsts = [layer.first for layer in layers if layer.first is not None]
         weight = torch.cat([*(layer.weight for layer in layers), *firsts])
         self._sizes = [len(layer.weight) for layer in layers]
@@ -156,13 +156,14 @@ class _Product:
         return made.view(*states.shape[:-1], self._size)
 
 
-def _beside_each_other(layers: Sequence[_Layer]) -> torch.Tensor:
+def _beside_each_other(layers: Sequence[_Weights]) -> torch.Tensor:
     """The second weights of adapters, (ranks, features out of all layers)."""
     blocks = [
         layer.weight.new_zeros(0, len(layer.weight)) if layer.second is None else layer.second
         for layer in layers
     ]
-    return torch.block_diag(*blocks)
+    found: torch.Tensor = torch.block_diag(*blocks)
+    return found
 
 
 def _as(bias: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor | None:
