@@ -311,6 +311,15 @@ def vllm_statistics() -> None:
     _has(stat_logger_base(), "record", "log_engine_initialized")
 
 
+def vllm_weights() -> None:
+    _installed("vllm")
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.v1.worker.gpu_worker import Worker
+
+    _has(Worker, "reload_weights", "get_model")
+    assert issubclass(ParallelLMHead, nn.Module)
+
+
 def llama_cpp_quantizers() -> None:
     _installed("xllamacpp")
     import numpy as np
@@ -347,6 +356,7 @@ CHECKS = [
     lm_eval_filters,
     llama_cpp_quantizers,
     vllm_statistics,
+    vllm_weights,
 ]
 
 

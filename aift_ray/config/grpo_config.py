@@ -126,7 +126,8 @@ class GRPOConfig(Section):
     )
     placement: Literal["colocated", "apart"] = setting(
         "colocated",
-        "colocated: the workers that train generate; apart: other Ray actors generate",
+        "colocated: the workers that train generate, or with engine vllm Ray actors on their CPUs "
+        "or GPUs, in turn with them; apart: other Ray actors generate",
     )
     rollout_workers: Positive = setting(
         1, "apart: Ray actors that generate, each with a GPU where the workers have one"

@@ -70,17 +70,14 @@ def _engine(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
     if how.engine != "vllm":
         return
     lora, other = config.lora, "use --grpo.engine transformers"
-    if how.placement == "colocated":
-        what = "vllm generates in processes of its own"
-        yield Problem("grpo.engine", what, f"add --grpo.placement apart, or {other}")
-    if config.method != "lora":
-        what = "vllm takes the trained weights as an adapter on an unquantized base, and method "
-        what += f"{config.method} has none"
-        yield Problem("grpo.engine", what, f"use --method lora, or {other}")
-    elif lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.experts:
+    if config.base_bits == 8:
+        what = "vllm can't quantize to 8 bits while it loads"
+        yield Problem("grpo.engine", what, f"use --lora.qlora_4bit true, or {other}")
+    adapted = config.method != "full"
+    if adapted and (lora.use_dora or lora.modules_to_save or lora.bias != "none" or lora.experts):
         what = "vllm takes matrices of LoRA alone, without DoRA, biases, experts and whole layers"
         yield Problem("grpo.engine", what, f"leave these settings out, or {other}")
-    elif lora.init_lora_weights != "default":
+    elif adapted and lora.init_lora_weights != "default":
         what = f"vllm has the base as published, and {lora.init_lora_weights} changes it"
         yield Problem("grpo.engine", what, f"leave lora.init_lora_weights out, or {other}")
     if how.temperature != 1 and (how.top_p < 1 or how.top_k or how.min_p):
@@ -124,9 +121,10 @@ def _beside(how: GRPOConfig, config: RunConfig) -> Iterator[Problem]:
         what = f"{strategy} divides the model, and objective grpo generates with a whole one"
         remedy = "use --strategy ddp, or fsdp, zero1, zero2 or zero3, which gather the weights"
         yield Problem("parallel.strategy", what, remedy)
-    if how.placement == "apart" and training.local_rank >= 0:
-        what = "apart needs Ray, and torchrun starts the workers here"
-        yield Problem("grpo.placement", what, "use --grpo.placement colocated")
+    if config.generates_beside and training.local_rank >= 0:
+        name = "placement" if config.rollout_actors else "engine"
+        what = f"{getattr(how, name)} needs Ray, and torchrun starts the workers here"
+        yield Problem(f"grpo.{name}", what, "leave it out, or start the run without torchrun")
     if config.parallel.offload:
         what = "moves weights to host memory, and objective grpo generates with them"
         yield Problem("parallel.offload", what, "leave it off")

@@ -252,9 +252,20 @@ class RunConfig(Settings):
 
     @property
     def rollout_actors(self) -> int:
-        """Ray actors that generate completions beside the workers."""
-        apart = self.objective == "grpo" and self.grpo.placement == "apart"
+        """Ray actors that generate completions on CPUs or GPUs of their own."""
+        apart = self.generates_beside and self.grpo.placement == "apart"
         return self.grpo.rollout_workers if apart else 0
+
+    @property
+    def generates_beside(self) -> bool:
+        """Whether Ray actors generate completions, and not the workers that train."""
+        how = self.grpo
+        return self.objective == "grpo" and (how.placement == "apart" or how.engine == "vllm")
+
+    @property
+    def generates_in_turn(self) -> bool:
+        """Whether such an actor is on the CPUs or the GPU of each worker."""
+        return self.generates_beside and self.grpo.placement == "colocated"
 
     def worker_range(self, devices: int) -> tuple[int, int]:
         """Least and most workers, where `devices` is the number of GPUs in reach (0: none)."""

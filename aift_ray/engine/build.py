@@ -43,7 +43,7 @@ def build(
     group: Group,
     resume: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    pool: Callable[[], RolloutPool] | None = None,
+    pool: Callable[[], RolloutPool | None] | None = None,
 ) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given.
 
@@ -133,7 +133,7 @@ def _add_rollouts(
     plan: RolloutPlan,
     tested: tuple[TokenRows, np.ndarray],
     tensors: dict[str, Any] | None,
-    pool: Callable[[], RolloutPool] | None,
+    pool: Callable[[], RolloutPool | None] | None,
 ) -> None:
     """What generates completions for training and evaluation."""
     job, group, precision = run.job, run.group, run.precision

@@ -35,7 +35,7 @@ def work(
     report: Report = nothing,
     on_metrics: Report = nothing,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    pool: Callable[[], RolloutPool] | None = None,
+    pool: Callable[[], RolloutPool | None] | None = None,
 ) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
 

@@ -70,7 +70,7 @@ def run(
         _show_dry_run(config, folder, resume)
         return {}
     single = config.worker_range(local_gpus(config)) == (1, 1)
-    if attempt and single and not config.rollout_actors:
+    if attempt and single and not config.generates_beside:
         return _run_alone(config, folder, resume, started, attempt)
     return _run_on_ray(config, folder, resume, started, listener)
 
@@ -135,10 +135,11 @@ def run_here(
     Raises:
         UserError, Interrupted, TrainingError: as `run`.
     """
-    if config.rollout_actors:
-        what = "apart needs Ray, and this process trains alone"
-        remedy = "use colocated, or TrainingConfig(ddp=True)"
-        raise ConfigError([Problem("grpo.placement", what, remedy)])
+    if config.generates_beside:
+        name = "placement" if config.rollout_actors else "engine"
+        what = f"{getattr(config.grpo, name)} needs Ray, and this process trains alone"
+        remedy = "leave it out, or give TrainingConfig(ddp=True)"
+        raise ConfigError([Problem(f"grpo.{name}", what, remedy)])
     folder, trained = run_dir_check.output_folder(config), []
     listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)

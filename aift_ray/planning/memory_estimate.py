@@ -101,8 +101,9 @@ def _phases(shape: Shape, part: _Term, work: Workload) -> dict[str, Memory]:
         activations=_block(shape, asked) + (shape.largest * width if work.base_bits else 0),
         logits=max(logits, chosen),
         cache=work.answer_tokens * shape.cache_bytes(width) * part.blocks // shape.layers,
+        engine=work.engine,
     )
-    if work.gathers and work.completions:
+    if work.gathers and work.completions and not work.engine:
         # all weights, for the time of a generation
         whole = _step(shape, part, replace(work, strategy="zero2")).gathered
         evaluate = replace(evaluate, gathered=whole)

@@ -53,6 +53,7 @@ class Memory:
         buffers: what FSDP gathers weights into, and reduces gradients from, before they are copied
             to and from where they belong.
         cache: keys and values of answers, in an evaluation.
+        engine: weights of an engine that generates beside the model that is trained.
         context: of CUDA and its libraries.
         communication: NCCL's buffers.
         slack: what the caching allocator, or a CPU's C library, holds and can't use.
@@ -69,6 +70,7 @@ class Memory:
     gathered: int = 0
     buffers: int = 0
     cache: int = 0
+    engine: int = 0
     context: int = 0
     communication: int = 0
     slack: int = 0
@@ -118,6 +120,7 @@ class Workload:
         asked_tokens: of the prompts among them, which are read in one pass.
         answers: number of these answers, where they are greedy.
         completions: generated at once and sampled, where generated completions are trained.
+        engine: bytes of weights of an engine that does so beside the model; 0: the model does.
         process: bytes that a worker on a CPU holds before it has a model; 0 on a GPU.
         targets: supervised tokens of a micro-batch at most, where that is known.
         forwards: forward passes over each row beside those of its step; they take time alone.
@@ -151,6 +154,7 @@ class Workload:
     asked_tokens: int = 0
     answers: int = 0
     completions: int = 0
+    engine: int = 0
     process: int = 0
     targets: int | None = None
     forwards: int = 0

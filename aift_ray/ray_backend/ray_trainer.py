@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -26,6 +26,9 @@ from aift_ray.runs.execution import in_words, out_of_memory
 from aift_ray.runs.restart_causes import FAILURES
 from aift_ray.runs.worker_resources import asked
 from aift_ray.utils.quiet import quiet
+
+if TYPE_CHECKING:
+    from aift_ray.parallel.group import Group
 
 _USED_MEMORY = re.compile(r"[\d.]+GB used / [\d.]+GB")
 
@@ -113,20 +116,29 @@ def _work(settings: dict[str, Any]) -> AiftError | None:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     job: Job = settings["job"]
     try:
-        pool = partial(_rollout_actors, settings)
+        pool = partial(_rollout_actors, settings, group)
         work(job, group, ray.train.report, Telemetry(job.output.name, group), pool=pool)
     except AiftError as error:
         return failure_policy.returned(error, group)
     return None
 
 
-def _rollout_actors(settings: dict[str, Any]) -> Any:
-    """Actors that generate completions beside the workers."""
-    from aift_ray.ray_backend.rollout_actors import RolloutActors
+def _rollout_actors(settings: dict[str, Any], group: Group) -> Any:
+    """Actors that generate completions beside the workers; every worker must call this.
+
+    Returns:
+        them on worker 0; None on the others.
+    """
+    from aift_ray.engine.grpo.completion_source import gathered
+    from aift_ray.ray_backend.rollout_actors import RolloutActors, place_of
 
     job: Job = settings["job"]
-    number, threads = job.config.grpo.rollout_workers, settings["threads"]
-    return RolloutActors(job, number, settings["gpu"], threads, settings["secrets"])
+    places: list[Any] = [None] * job.config.rollout_actors
+    if job.config.generates_in_turn:
+        places = gathered(group, place_of(group.device))
+    if not group.is_main_process:
+        return None
+    return RolloutActors(job, places, settings["gpu"], settings["threads"], settings["secrets"])
 
 
 def _explained(error: BaseException, job: Job) -> AiftError:

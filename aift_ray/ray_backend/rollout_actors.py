@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
+import torch
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aift_ray.engine.grpo.completion_generation import Completion
 from aift_ray.engine.grpo.rollout_engine import Asked, CompletionEngine, Weights, engine_of
@@ -22,13 +24,37 @@ from aift_ray.utils.quiet import quiet
 _ATTEMPTS = 5
 
 
+class SharedPlace(NamedTuple):
+    """Where a worker computes, and an actor in turn with it.
+
+    Attributes:
+        node: Ray's id of the machine.
+        gpu: as CUDA_VISIBLE_DEVICES names it; None: a CPU.
+    """
+
+    node: str
+    gpu: str | None
+
+
+def place_of(device: torch.device) -> SharedPlace:
+    """That of this worker."""
+    gpu = None
+    if device.type == "cuda":
+        known = os.environ.get("CUDA_VISIBLE_DEVICES")
+        number = device.index or 0
+        gpu = known.split(",")[number] if known else str(number)
+    return SharedPlace(ray.get_runtime_context().get_node_id(), gpu)
+
+
 class _RolloutActor:
     """A process of its own with a `RolloutEngine`."""
 
-    def __init__(self, job: Job, gpu: bool, threads: int, secrets: Secrets) -> None:
-        import torch
-
+    def __init__(
+        self, job: Job, place: SharedPlace | None, gpu: bool, threads: int, secrets: Secrets
+    ) -> None:
         os.environ.update(secrets.values)
+        if place and place.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
         torch.set_num_threads(threads)
         quiet()
         device = torch.device("cuda", 0) if gpu else torch.device("cpu")
@@ -36,6 +62,7 @@ class _RolloutActor:
         self._engine: CompletionEngine | None = None
         try:
             self._engine = engine_of(job, device)
+            self.rest()
         except AiftError as error:
             # an actor whose start fails would be started again
             self._problem = error
@@ -43,6 +70,11 @@ class _RolloutActor:
     def pid(self) -> int:
         """The number of the process."""
         return os.getpid()
+
+    def rest(self) -> None:
+        """Give memory that a worker needs meanwhile back until completions are wanted."""
+        if self._engine:
+            self._engine.rest()
 
     def generate(
         self, version: int, weights: Weights, asked: Asked
@@ -61,14 +93,26 @@ class RolloutActors:
     """Generates by several actors; one that is lost is replaced, and its part generated again.
 
     Args:
-        number: of the actors.
+        places: of each actor that computes in turn with a worker; None: it has its own CPUs or GPU.
         gpu: each has a GPU.
     """
 
-    def __init__(self, job: Job, number: int, gpu: bool, threads: int, secrets: Secrets) -> None:
-        self._make: Callable[[], Any] = partial(_actor, job, gpu, threads, secrets)
-        self._actors: list[Any] = [self._make() for _ in range(number)]
+    def __init__(
+        self,
+        job: Job,
+        places: Sequence[SharedPlace | None],
+        gpu: bool,
+        threads: int,
+        secrets: Secrets,
+    ) -> None:
+        make = partial(_actor, job, gpu=gpu, threads=threads, secrets=secrets)
+        self._make: list[Callable[[], Any]] = [partial(make, place) for place in places]
+        self._actors: list[Any] = [each() for each in self._make]
+        self._in_turn = job.config.generates_in_turn
         self._version, self._closed = 0, False
+        if self._in_turn:
+            # before the workers need the memory
+            ray.wait([actor.pid.remote() for actor in self._actors], num_returns=len(self._actors))
 
     def generate(
         self, weights: Weights, asked: Sequence[Asked]
@@ -102,10 +146,13 @@ class RolloutActors:
                 if self._closed or attempts[part] == _ATTEMPTS:
                     what = f"the actors that generate completions were lost {_ATTEMPTS} times"
                     raise TrainingError(f"{what}: {error}") from error
-                self._actors[at] = self._make()
+                self._actors[at] = self._make[at]()
                 waiting.append(part)
                 continue
             yield part, completions, seconds
+        if self._in_turn:
+            resting = [actor.rest.remote() for actor in self._actors]
+            ray.wait(resting, num_returns=len(resting))
 
     def close(self) -> None:
         """End the actors."""
@@ -114,8 +161,12 @@ class RolloutActors:
             ray.kill(actor)
 
 
-def _actor(job: Job, gpu: bool, threads: int, secrets: Secrets) -> Any:
+def _actor(job: Job, place: SharedPlace | None, gpu: bool, threads: int, secrets: Secrets) -> Any:
     made: Any = ray.remote(_RolloutActor)
     # not within the group of the workers that train, whose places are taken
-    how = {"num_cpus": threads, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
-    return made.options(**how).remote(job, gpu, threads, secrets)
+    where: Any = {"num_cpus": threads, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
+    if place:
+        # in turn with a worker, on what that has
+        node = NodeAffinitySchedulingStrategy(place.node, soft=False)
+        where = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": node}
+    return made.options(**where).remote(job, place, gpu, threads, secrets)

@@ -20,6 +20,7 @@ from aift_ray.rewards.spec import RewardSpec
 
 # a text is shown as a message of the user; None ends the episode
 Reply = str | Sequence[Mapping[str, Any]] | None
+METHODS = "def reset(self, row): ... and def step(self, answer): ..."
 
 
 class Environment(Protocol):

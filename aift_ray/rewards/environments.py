@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from aift_ray.errors import RewardError
+from aift_ray.errors import Problem, RewardError
+from aift_ray.rewards.environment import METHODS
 from aift_ray.rewards.processes import WorkerEnded, WorkerTimeout
 from aift_ray.rewards.slot import Slot, SlotPool
 from aift_ray.rewards.spec import RewardSpec
@@ -85,6 +86,19 @@ class Environments:
         for row, answer in answers.items():
             self._answers[row].append(answer)
         return {row: _messages(reply) for row, reply in self._all(list(answers)).items()}
+
+    def check(self, row: Mapping[str, Any]) -> list[Problem]:
+        """What keeps the model from an episode of a row: begun, and given an empty answer."""
+        where = "grpo.environment"
+        try:
+            begun = self.reset([row])[0]
+            self.step({0: ""})
+        except RewardError as error:
+            return [Problem(where, str(error), f"write it as {METHODS}")]
+        if not begun:
+            return []
+        what = f"{self._name}: reset returned a text, and completions follow the prompt of a row"
+        return [Problem(where, what, "return None, and write the text into the rows")]
 
     def _all(self, rows: list[int]) -> dict[int, Any]:
         pool = self._pool

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aift_ray.rewards import user_function
-from aift_ray.rewards.environment import BUILTIN, Environment, Reply
+from aift_ray.rewards.environment import BUILTIN, METHODS, Environment, Reply
 from aift_ray.rewards.spec import RewardSpec
 from aift_ray.rewards.user_function import Refused
-
-_METHODS = "write def reset(self, row): ... and def step(self, answer): ..."
 
 
 class Episodes:
@@ -33,9 +31,7 @@ class Episodes:
                 what = (
                     f"{spec.target}: {spec.function} has no method {name}, expected reset and step"
                 )
-                raise Refused(
-                    what, remedy="def reset(self, row): ... and def step(self, answer): ..."
-                )
+                raise Refused(what, remedy=METHODS)
         self._batch = 0
         self._open: dict[int, tuple[Environment, list[str], Reply]] = {}
 

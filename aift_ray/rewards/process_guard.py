@@ -1,7 +1,8 @@
-"""The process between a worker and what started it: it ends all that a reward has started.
+"""Two processes between a worker and what started it: they end all that a reward has started.
 
-It is what the kernel hands orphans to (a child subreaper), so that no process of a reward gets away
-from it, whatever session or group it moves to.
+They are what the kernel hands orphans to (child subreapers), so that no process of a reward gets
+away from them, whatever session or group it moves to. Where one of them is killed, the other ends
+what is left.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,26 +30,45 @@ _WAITED = {signal.SIGTERM, signal.SIGCHLD}
 
 
 def split(parent: int, memory: int | None) -> None:
-    """Split in two: the child returns, and this process guards it until `parent` ends.
+    """Split in three: the last child returns, and the others guard it until `parent` ends.
 
     Args:
         memory: bytes that the child and what it starts may hold together; None: any number.
+    """
+    outer = _split(parent, _wait)
+    _split(outer, partial(_watch, memory=memory))
+
+
+def _split(parent: int, status_of: Callable[[int], int]) -> int:
+    """Split in two: the child returns, with the number of the process that guards it.
+
+    Args:
+        status_of: waits for a child's end, or a reason to end it; the status to end with.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     _end_with(parent, signal.SIGTERM)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     own, child = os.getpid(), os.fork()
-    if child == 0:
-        # a group of its own, which is killed in one call: no fork gets away from that
-        os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
-        _end_with(own, signal.SIGKILL)
-        return
-    # the other side of the socket is to see that the child has ended
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    status = _watch(child, memory)
-    _end_all(child)
-    _end_as(status)
+    if child:
+        # the other side of the socket is to see that the child has ended
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        status = status_of(child)
+        _end_all(child)
+        _end_as(status)
+    # a group of its own, which is killed in one call: no fork gets away from that
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
+    _end_with(own, signal.SIGKILL)
+    return own
+
+
+def _wait(child: int) -> int:
+    """The status that the child ended with; 0 where this process is asked to end."""
+    while signal.sigwait(_WAITED) != signal.SIGTERM:
+        status = _reap().get(child)
+        if status is not None:
+            return status
+    return 0
 
 
 def _watch(child: int, memory: int | None) -> int:

@@ -98,6 +98,7 @@ def needs(
             asked_tokens=answers.asked,
             answers=answers.rows,
             completions=_completions(config),
+            engine=config.generates_in_turn * shape.weight_bytes(width(config, gpu), bits),
             process=process,
             targets=targets,
             row_tokens=tokens if divided > 1 else 0,

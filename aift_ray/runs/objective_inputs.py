@@ -67,9 +67,14 @@ def prompt_room(config: RunConfig, model_config: PreTrainedConfig, workers: int)
         remedy = "use a model whose layers keep keys and values by token"
         raise ModelError([Problem("objective", what, remedy)]) from None
     how, length = config.grpo, config.data.sequence_length
-    if how.engine == "vllm" and (refused := vllm_families.refused(model_config, adapted=True)):
-        what = f"vllm does not generate with this model: {refused[0].what}"
-        raise ModelError([Problem("grpo.engine", what, "use --grpo.engine transformers")])
+    if how.engine == "vllm":
+        adapted = config.method != "full"
+        refused = [each.what for each in vllm_families.refused(model_config, adapted)]
+        if not refused and not adapted:
+            refused = _other_names(hub.resolve(config.model))
+        if refused:
+            what = f"vllm does not generate with this model: {refused[0]}"
+            raise ModelError([Problem("grpo.engine", what, "use --grpo.engine transformers")])
     room, completions = length - how.max_completion_length, global_batch(config, workers)
     problems = []
     if room < 2:
@@ -82,6 +87,24 @@ def prompt_room(config: RunConfig, model_config: PreTrainedConfig, workers: int)
     if problems:
         raise ConfigError(problems)
     return room
+
+
+def _other_names(location: str) -> list[str]:
+    """Why the trained weights can't replace those of a model's files; nothing where they can."""
+    # needs the modelling code
+    from aift_ray.models import fingerprint, load
+
+    folder = fingerprint.on_disk(location)
+    if folder is None:
+        return ["its weights are not on this machine"]
+    stored = {n for file in fingerprint.weight_files(folder) for n in fingerprint.header(file)[1]}
+    model = load.skeleton(location)
+    # those that are tied to others too
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if stored <= trained and {name for name, _ in model.named_parameters()} <= stored:
+        return []
+    other = next(iter(stored ^ trained))
+    return [f"full fine-tuning gives it weights by other names than its files have, as {other}"]
 
 
 def check_rewards(config: RunConfig, rows: TokenRows) -> None:
@@ -114,7 +137,8 @@ def check_rewards(config: RunConfig, rows: TokenRows) -> None:
             problems.append(Problem("grpo.environment", what, remedy))
         try:
             environment = parse_environment(how.environment)
-            Environments(environment, timeout=timeout, memory=memory, processes=1).close()
+            with Environments(environment, timeout=timeout, memory=memory, processes=1) as held:
+                problems += held.check(rows.source(0))
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -35,6 +35,9 @@ def _generation(config: RunConfig) -> list[tuple[str, str]]:
     ahead = ", each generation during the training of the one before" * how.asynchronous
     engine = " with vLLM" * (how.engine == "vllm")
     by = f"; by {actors} Ray actors{engine} beside the workers{ahead}" if actors else ""
+    if config.generates_in_turn:
+        by = "; with vLLM, in turn with the training on the same CPUs or GPUs (on a GPU it sleeps "
+        by += "while the workers train, on a CPU it keeps its memory)"
     of = {"group": "a prompt's", "batch": "all"}.get(how.scaling)
     scaled = f", divided by the deviation of {of} rewards" if of else ""
     return [

@@ -183,6 +183,9 @@ def _spread(config: RunConfig, model_config: PreTrainedConfig, workers: int, gpu
     if config.training.kernels == "liger" and not (gpu and compiler(gpu)):
         what = "liger needs GPUs" + (", and gcc for Triton, which is not there" if gpu else "")
         problems.append(Problem("training.kernels", what, "leave it out"))
+    if config.generates_beside and config.grpo.engine == "vllm" and config.base_bits and not gpu:
+        what = "vllm has 4 bits on GPUs only, and the workers compute on CPUs"
+        problems.append(Problem("grpo.engine", what, "use --grpo.engine transformers, or GPUs"))
     if parallel.strategy == "tensor" and not problems:
         from aift_ray.parallel.tensor_parallel import unfit
 

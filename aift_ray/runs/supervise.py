@@ -60,7 +60,7 @@ def possible(config: RunConfig) -> bool:
         return False
     elsewhere = "RAY_ADDRESS" in os.environ or config.training.local_rank >= 0
     asks_ray = config.data.prepare == "ray" or bool(config.ray.resources_per_worker)
-    asks_ray |= config.rollout_actors > 0
+    asks_ray |= config.generates_beside
     return not (elsewhere or asks_ray) and config.worker_range(0) == (1, 1)
 
 

@@ -29,6 +29,11 @@ class Echo:
 
 class Adds(Echo):
     def reset(self, row):
+        return None if "0番目" in str(row) else "more"
+
+
+class Always(Echo):
+    def reset(self, row):
         return "more"
 
 
@@ -137,12 +142,18 @@ def test_a_text_of_reset_is_refused(talking: Callable[..., Any], tmp_path: Path)
     ("values", "what"),
     [
         ({"grpo__environment": "calculater"}, "did you mean 'calculator'?"),
+        ({"grpo__environment": "own.py:Always"}, "grpo.environment: Always: reset returned a text"),
         ({"grpo__environment": None}, "acts with grpo.environment only"),
     ],
 )
 def test_what_can_not_be_had_with_an_environment(
-    talking: Callable[..., Any], tmp_path: Path, values: dict[str, Any], what: str
+    talking: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    what: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         started(talking(**values), tmp_path)
     assert what in str(caught.value)

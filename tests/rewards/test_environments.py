@@ -93,8 +93,8 @@ def test_an_episode_goes_on_after_its_process_is_lost(counting: str) -> None:
     with Environments(parse_environment(counting), timeout=20.0, memory=None, processes=1) as held:
         held.reset([{"turns": 5}])
         held.step({0: "a"})
-        # what computes ends with its guard, soon after
-        computing = psutil.Process(held.pids[0]).children()
+        # what computes ends with its guards, soon after
+        computing = psutil.Process(held.pids[0]).children(recursive=True)
         os.kill(held.pids[0], signal.SIGKILL)
         psutil.wait_procs(computing, 10)
         assert held.step({0: "b"}) == {0: [{"role": "user", "content": "a b"}]}
@@ -137,6 +137,31 @@ def test_what_is_no_environment_is_refused(
     with pytest.raises(ConfigError) as caught:
         Environments(parse_environment(text), timeout=20.0, memory=None, processes=1)
     assert what in str(caught.value)
+
+
+STEP = "    def step(self, answer):\n        return None\n"
+
+
+@pytest.mark.parametrize(
+    ("methods", "what"),
+    [
+        ("    def reset(self): ...\n" + STEP, "turn 0: TypeError: A.reset() takes 1 positional"),
+        ("    def reset(self, row): return '問'\n" + STEP, "write the text into the rows"),
+        ("    def reset(self, row): ...\n    def step(self): ...\n", "turn 1: TypeError: A.step()"),
+        (
+            "    def reset(self, row): ...\n    def step(self, a): return 1\n",
+            "step returned something",
+        ),
+    ],
+)
+def test_an_episode_is_tried_before_the_start(methods: str, what: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f"class A:\n{methods}", "utf-8")
+    spec = parse_environment(f"{file}:A")
+    with Environments(spec, timeout=20.0, memory=None, processes=1) as held:
+        said = [str(problem) for problem in held.check({"prompt": "問い"})]
+    assert len(said) == 1
+    assert what in said[0]
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,9 @@ def rewards(folder: Path, source: str, **options: Any) -> Rewards:
 @pytest.mark.parametrize(
     "how",
     [
-        "killed",
+        "its process is killed",
+        "its guard is killed",
+        "the guard of that is killed",
         *(pytest.param(each, marks=pytest.mark.slow) for each in ("returns", "hangs", "ends")),
     ],
 )
@@ -106,9 +108,12 @@ def test_no_process_of_a_reward_outlives_it(how: str, tmp_path: Path, marked: st
         else:
             assert scored.score(["一"], [how], {}) == [[1.0]]
             wait_for_helpers(marked)
-        if how == "killed":
-            # the one that computes, below the one that guards it
-            psutil.Process(scored.pids[0]).children()[0].send_signal(signal.SIGKILL)
+        if how.endswith("killed"):
+            outer = psutil.Process(scored.pids[0])
+            (inner,) = outer.children()
+            own = inner.children()[0]
+            victim = {"its guard": inner, "its process": own}.get(how[:-10], outer)
+            victim.send_signal(signal.SIGKILL)
             assert scored.score(["一"], [how], {}) == [[1.0]]
             wait_for_helpers(marked)
     assert not alive(marked)

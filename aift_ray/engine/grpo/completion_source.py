@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from aift_ray.config import GRPOConfig
@@ -96,10 +97,11 @@ class Leader:
 
     Args:
         pool: on worker 0; None on the others.
+        in_turn: it computes on the devices of the workers.
     """
 
-    def __init__(self, group: Group, pool: RolloutPool | None) -> None:
-        self._group, self._pool = group, pool
+    def __init__(self, group: Group, pool: RolloutPool | None, in_turn: bool = False) -> None:
+        self._group, self._pool, self._in_turn = group, pool, in_turn
         self._thread = ThreadPoolExecutor(1, "rollouts") if pool else None
 
     def begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
@@ -115,6 +117,10 @@ class Leader:
         future: Future[T] | None = None
         leads = self._pool is not None
         weights = policy if isinstance(policy, dict) else trained_weights(policy.model, leads)
+        if self._in_turn and self._group.device.type == "cuda":
+            # the pool needs what this process holds and does not use
+            torch.cuda.empty_cache()
+            self._group.barrier()
         if self._thread and self._pool:
             alone = Group(0, 1, self._group.device)
             source = _Apart(self._pool, weights, alone)

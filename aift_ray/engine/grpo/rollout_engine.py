@@ -41,6 +41,9 @@ class CompletionEngine(Protocol):
     def generate(self, asked: Asked) -> list[list[Completion]]:
         """Completions of each prompt."""
 
+    def rest(self) -> None:
+        """Give a device that it shares with a worker back, until weights are loaded again."""
+
 
 class RolloutPool(Protocol):
     """Processes that generate."""
@@ -89,6 +92,9 @@ class RolloutEngine:
         """Completions of each prompt."""
         with self._precision.autocast(self._device):
             return completed(self._generator.generate, self._episodes, asked)
+
+    def rest(self) -> None:
+        """It shares none."""
 
 
 def engine_of(job: Job, device: torch.device) -> CompletionEngine:

@@ -48,12 +48,13 @@ def maker_of(
     group: Group,
     precision: Precision,
     tokenizer: PreTrainedTokenizerBase,
-    pool: Callable[[], RolloutPool] | None,
+    pool: Callable[[], RolloutPool | None] | None,
 ) -> RolloutMaker:
     """Generates and scores completions, with the processes that compute rewards.
 
     Args:
-        pool: starts the processes that generate, where others than the workers do.
+        pool: starts the processes that generate, where others than the workers do; every worker
+            calls it, and worker 0 gets them.
     """
     how, specs = job.config.grpo, specs_of(job.config.grpo)
     rewards = Rewards(
@@ -67,8 +68,8 @@ def maker_of(
     names = distinct_names(specs)
     alone = (job.stop_ids, precision, group, job.config.training.seed)
     leader, episodes = None, None
-    if how.placement == "apart":
-        leader = Leader(group, pool() if pool and group.is_main_process else None)
+    if job.config.generates_beside:
+        leader = Leader(group, pool() if pool else None, job.config.generates_in_turn)
     else:
         episodes = episodes_of(how, tokenizer, job.stop_ids)
     return RolloutMaker(how, rewards, names, weights, tokenizer, *alone, leader, episodes)

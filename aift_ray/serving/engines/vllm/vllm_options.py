@@ -89,7 +89,12 @@ def _rank(folder: Path) -> int:
 
 
 def cpu_cache(location: str, dtype: torch.dtype, slots: int, length: int | None) -> int:
-    """Bytes for every slot's keys and values at full length, at most 4 GiB.
+    """Bytes of `cache_bytes`, at most 4 GiB."""
+    return min(cache_bytes(location, dtype, slots, length), _CPU_CACHE)
+
+
+def cache_bytes(location: str, dtype: torch.dtype, slots: int, length: int | None) -> int:
+    """Bytes for every slot's keys and values at full length.
 
     Args:
         length: of a prompt and its answer; None: as long as the model takes.
@@ -100,4 +105,4 @@ def cpu_cache(location: str, dtype: torch.dtype, slots: int, length: int | None)
     token = 2 * model.num_hidden_layers * heads * size * dtype.itemsize
     longest: Any = getattr(model, "max_position_embeddings", 2048)
     blocks = slots * -(-int(length or longest) // _CPU_BLOCK) + 2
-    return int(min(blocks * _CPU_BLOCK * token, _CPU_CACHE))
+    return int(blocks * _CPU_BLOCK * token)
