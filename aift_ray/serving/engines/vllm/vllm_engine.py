@@ -20,7 +20,7 @@ from aift_ray.serving.engines.interface import (
     SamplingParams,
     Token,
 )
-from aift_ray.serving.engines.vllm.turns import Turns
+from aift_ray.serving.engines.vllm.scoring_turns import Turns
 from aift_ray.serving.engines.vllm.vllm_requests import parameters, scored, tokens
 from aift_ray.serving.engines.vllm.vllm_statistics import Statistics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aift_ray.serving.engines.vllm.turns import Turns
+from aift_ray.serving.engines.vllm.scoring_turns import Turns
 
 
 async def entered(*tasks: asyncio.Task[None]) -> list[bool]:
