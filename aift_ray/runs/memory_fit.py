@@ -67,13 +67,10 @@ def needs(
         whole: weights trained as a whole beside the adapters.
         answers: what an evaluation generates; None: of rows as long as the settings allow.
     """
-    training, planned = config.training, _on_gpus(config, gpu)
+    training, planned, wide = config.training, _on_gpus(config, gpu), width(config, gpu)
     held = None if planned else host
-    process = _LIBRARIES + _OF_TOKENIZER * held.tokenizer if held else 0
-    process += _RAY if held and workers > 1 else 0
     answers = answers or answers_of(config, workers)
     divided, devices = config.parallel.context_parallel_size, _devices(config)
-    # a model with a score makes no logits
     targets = 0 if config.objective == "reward" else held.targets if held else None
 
     def need(way: Candidate) -> Memory:
@@ -82,7 +79,7 @@ def needs(
             "full" if way.method == "full" else "lora",
             config.lora.r,
             -(-tokens // divided),
-            width(config, gpu),
+            wide,
             training.gradient_checkpointing,
             bits,
             way.strategy,
@@ -98,9 +95,9 @@ def needs(
             asked_tokens=answers.asked,
             answers=answers.rows,
             completions=_completions(config),
-            engine=config.generates_in_turn * shape.weight_bytes(width(config, gpu), bits),
-            process=process,
-            targets=targets,
+            engine=config.generates_in_turn * shape.weight_bytes(wide, bits),
+            process=_process(held, workers) if held else 0,
+            targets=targets,  # 0: a model with a score makes no logits
             row_tokens=tokens if divided > 1 else 0,
             reference=config.grpo.beta > 0 and way.method == "full",
             by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
@@ -112,6 +109,11 @@ def needs(
         return memory(shape, work)
 
     return need
+
+
+def _process(host: Host, workers: int) -> int:
+    """Bytes that a worker's process needs beside the model."""
+    return _LIBRARIES + _OF_TOKENIZER * host.tokenizer + (_RAY if workers > 1 else 0)
 
 
 def _devices(config: RunConfig) -> tuple[str, str] | None:
