@@ -35,16 +35,6 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = setting(
         True, "recompute activations in the backward pass: less memory, about 20% slower"
     )
-    activation_checkpointing: Literal["full", "selective"] = setting(
-        "full",
-        "what gradient_checkpointing recomputes; selective: keeps the outputs of attention and of "
-        "every other matrix product. ddp, fsdp, zero1 to zero3",
-    )
-    activation_offloading: bool = setting(
-        False,
-        "on GPUs, keep the activations that gradient_checkpointing recomputes from in host memory; "
-        "ddp, fsdp, zero1 to zero3",
-    )
     ddp: bool = setting(False, "train with world_size workers (same as --num-workers)")
     local_rank: int = setting(-1, "rank of this process in a torchrun group; -1: it is in none")
     world_size: Positive = setting(1, "number of workers, with ddp or local_rank")
@@ -109,6 +99,16 @@ class TrainingConfig(Section):
         False,
         "method full: keep weights and gradients in bf16, half the memory; updates are computed in "
         "fp32 and rounded stochastically. ddp, fsdp, zero1 to zero3, with precision bf16",
+    )
+    activation_checkpointing: Literal["full", "selective"] = setting(
+        "full",
+        "what gradient_checkpointing recomputes; selective: keeps the outputs of attention and of "
+        "every other matrix product. ddp, fsdp, zero1 to zero3",
+    )
+    activation_offloading: bool = setting(
+        False,
+        "on GPUs, keep the activations that gradient_checkpointing recomputes from in host memory; "
+        "ddp, fsdp, zero1 to zero3",
     )
     report_to: list[Tracker] = Field(
         default_factory=lambda: list[Tracker](["tensorboard"]),

@@ -102,9 +102,7 @@ def needs(
             reference=config.grpo.beta > 0 and way.method == "full",
             by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
             devices=devices,
-            rounded=training.bf16_stochastic_round and way.method == "full",
-            selective=training.activation_checkpointing == "selective",
-            activations_in_host=training.activation_offloading,
+            **_kept(config, way.method),
         )
         return memory(shape, work)
 
@@ -122,6 +120,16 @@ def _devices(config: RunConfig) -> tuple[str, str] | None:
     names = (deepspeed_config.OPTIMIZER, deepspeed_config.PARAM)
     optimizer, weights = (str(kept.get(name, {}).get("device", "none")) for name in names)
     return (optimizer, weights) if kept else None
+
+
+def _kept(config: RunConfig, method: str) -> dict[str, bool]:
+    """How weights and activations are kept, as a `Workload` has it."""
+    training = config.training
+    return {
+        "rounded": training.bf16_stochastic_round and method == "full",
+        "selective": training.activation_checkpointing == "selective",
+        "activations_in_host": training.activation_offloading,
+    }
 
 
 def answers_of(
