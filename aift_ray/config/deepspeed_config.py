@@ -25,11 +25,17 @@ def engine_options(parallel: ParallelConfig) -> dict[str, Any]:
     content = _usable(parallel)
     zero, aio = content.get("zero_optimization", {}), content.get("aio", {})
     stage = int(parallel.strategy[-1])
-    options = {key: zero[key] for key in ZERO_OPTIONS if zero.get(key) is not None}
+    options = zero_options(parallel)
     options |= deepspeed_offload.chosen(zero, parallel.offload, stage)
     found: dict[str, Any] = {"zero_optimization": options | {"stage": stage}}
     aio = {key: aio[key] for key in AIO_OPTIONS if aio.get(key) is not None}
     return found | ({"aio": aio} if aio else {})
+
+
+def zero_options(parallel: ParallelConfig) -> dict[str, Any]:
+    """What the file says of ZeRO's communication and buffers, without "auto"."""
+    zero = _usable(parallel).get("zero_optimization", {})
+    return {key: zero[key] for key in ZERO_OPTIONS if zero.get(key) is not None}
 
 
 def offloaded(parallel: ParallelConfig) -> dict[str, dict[str, Any]]:

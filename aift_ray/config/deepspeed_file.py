@@ -12,6 +12,7 @@ from typing import Any
 AUTO = "auto"
 # (what is wrong, remedy)
 Wrong = tuple[str, str]
+_MOST_DIGITS = 300
 _COMMENTS = ("//", "#", "/*")
 
 
@@ -38,7 +39,7 @@ def read(path: str) -> tuple[dict[str, Any], list[Wrong]]:
     if not text.strip():
         raise ValueError("it is empty")
     try:
-        content = json.loads(text, object_pairs_hook=_Object)
+        content = json.loads(text, object_pairs_hook=_Object, parse_int=_whole)
         found = list(_wrong(content))
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1][error.colno - 1 :].lstrip()
@@ -54,6 +55,13 @@ def read(path: str) -> tuple[dict[str, Any], list[Wrong]]:
 def shown(value: object) -> str:
     """A value as it is written in the file."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _whole(digits: str) -> int:
+    """The number; ValueError where it has more digits than any size."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _wrong(value: object, name: str = "") -> Iterator[Wrong]:

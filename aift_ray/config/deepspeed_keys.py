@@ -26,14 +26,18 @@ class Kind:
     auto: bool = True
 
 
-def _number(value: object, least: float = -1e300, most: float = 1e300) -> bool:
+# sizes are numbers of 64 bits
+_MOST = 2.0**63
+
+
+def _number(value: object, least: float, most: float = _MOST) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and least <= value <= most  # type: ignore[operator]
 
 
-def _whole(least: int, most: float = 1e300) -> Kind:
+def _whole(least: int, most: float = _MOST) -> Kind:
     # 5e8 is a usual way to write a size
-    words = f"a whole number of {least} or more" if most == 1e300 else f"{least} to {most:g}"
+    words = f"a whole number of {least} or more" if most == _MOST else f"{least} to {most:g}"
     return Kind(words, lambda value: _number(value, least, most) and float(value).is_integer())
 
 
@@ -50,7 +54,8 @@ def _is_off(value: object) -> bool:
 _SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 _OPEN_SWITCH = Kind("true, false or null", lambda value: value is None or isinstance(value, bool))
 _TEXT = Kind("a text", lambda value: isinstance(value, str) and value.isprintable())
-_NAME = Kind("a name", _TEXT.fits, auto=False)
+_NAME = Kind("a name", lambda value: _TEXT.fits(value) and value != AUTO, auto=False)
+_FOLDER = Kind("a folder", lambda value: value is None or _NAME.fits(value), auto=False)
 _WORD = Kind("none, cpu or nvme", lambda value: value in ("none", "cpu", "nvme"))
 _SIZE, _ANY_SIZE = _whole(1), _whole(0)
 _NOT_NEGATIVE = _from(0, "a number of 0 or more")
@@ -61,10 +66,15 @@ _BETAS = Kind(
     ),
 )
 _OFF = Kind("", _is_off, done=False, auto=False)
+# its numbers count where one of its switches is on
+_ALL_OFF = Kind(
+    "", lambda v: v is None or (isinstance(v, dict) and True not in v.values()), False, False
+)
+_ON = Kind("", lambda value: value is True, done=False, auto=False)
 _ONE = Kind("1", lambda value: _number(value, 1, 1), done=False)
 
 Keys = Mapping[str, "Kind | Keys"]
-_OFFLOAD = {"device": _WORD, "nvme_path": _TEXT, "buffer_count": _SIZE, "pin_memory": _SWITCH}
+_OFFLOAD = {"device": _WORD, "nvme_path": _FOLDER, "buffer_count": _SIZE, "pin_memory": _SWITCH}
 OPTIMIZER, PARAM = "offload_optimizer", "offload_param"
 # what the engine gets as it is
 ZERO_OPTIONS: dict[str, Kind] = {
@@ -73,13 +83,16 @@ ZERO_OPTIONS: dict[str, Kind] = {
     "reduce_scatter": _SWITCH,
     "reduce_bucket_size": _SIZE,
     "allgather_partitions": _SWITCH,
-    "allgather_bucket_size": _SIZE,
+    "allgather_bucket_size": _ANY_SIZE,
     "round_robin_gradients": _SWITCH,
-    "sub_group_size": _SIZE,
+    "sub_group_size": _ANY_SIZE,
     "stage3_prefetch_bucket_size": _ANY_SIZE,
     "stage3_param_persistence_threshold": _ANY_SIZE,
-    "stage3_max_live_parameters": _SIZE,
-    "stage3_max_reuse_distance": _SIZE,
+    "stage3_model_persistence_threshold": _ANY_SIZE,
+    "stage3_max_live_parameters": _ANY_SIZE,
+    "stage3_max_reuse_distance": _ANY_SIZE,
+    "memory_efficient_linear": _SWITCH,
+    "log_trace_cache_warnings": _SWITCH,
 }
 AIO_OPTIONS: dict[str, Kind] = {
     "block_size": _SIZE,
@@ -90,7 +103,7 @@ AIO_OPTIONS: dict[str, Kind] = {
 }
 # sections and switches of DeepSpeed that are taken where they are off
 _NOT_DONE = (
-    "activation_checkpointing amp autotuning comms_logger compile compression_training csv_monitor "
+    "amp autotuning comms_logger compile compression_training csv_monitor "
     "curriculum_learning data_efficiency disable_allgather dump_state eigenvalue elasticity "
     "flops_profiler hybrid_engine memory_breakdown prescale_gradients progressive_layer_drop "
     "sparse_gradients tensorboard torch_autocast wall_clock_breakdown wandb "
@@ -98,6 +111,7 @@ _NOT_DONE = (
 )
 KEYS: Keys = {
     **dict.fromkeys(_NOT_DONE.split(), _OFF),
+    "activation_checkpointing": _ALL_OFF,
     "train_batch_size": _SIZE,
     "train_micro_batch_size_per_gpu": _SIZE,
     "gradient_accumulation_steps": _SIZE,
@@ -147,12 +161,16 @@ KEYS: Keys = {
         },
     },
     "zero_optimization": {
-        **ZERO_OPTIONS,
         "stage": _whole(0, 3),
+        **ZERO_OPTIONS,
         "stage3_gather_16bit_weights_on_model_save": _SWITCH,
         "stage3_gather_fp16_weights_on_model_save": _SWITCH,
         "load_from_fp32_weights": _SWITCH,
         "elastic_checkpoint": _SWITCH,
+        "ignore_unused_parameters": _ON,
+        "legacy_stage1": _OFF,
+        "stage3_allgather_sequential": _OFF,
+        "stage3_use_all_reduce_for_fetch_params": _OFF,
         "cpu_offload": _OFF,
         "cpu_offload_param": _OFF,
         "zero_quantized_weights": _OFF,
@@ -171,7 +189,10 @@ KEYS: Keys = {
     # DeepSpeed does not read thread_count any more
     "aio": {**AIO_OPTIONS, "use_gds": _OFF, "thread_count": _ONE},
 }
+# keys of zero_optimization that DeepSpeed takes without stage3_ too
+_STAGE_3 = "stage3_"
 _REMEDIES = {
+    "bfloat16": "write bf16",
     "cpu_offload": f'write "{OPTIMIZER}": {{"device": "cpu"}}',
     "cpu_offload_param": f'write "{PARAM}": {{"device": "cpu"}}',
     "thread_count": "write intra_op_parallelism",
@@ -190,10 +211,15 @@ def checked(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Wrong]]:
 
 def _section(content: Mapping[str, Any], keys: Keys, name: str, found: list[Wrong]) -> Any:
     usable = {}
-    for key, value in content.items():
-        path, kind = f"{name}.{key}" if name else key, keys.get(key)
+    for given, value in content.items():
+        path, key = f"{name}.{given}" if name else given, given
+        if key not in keys and _STAGE_3 + key in keys:
+            key = _STAGE_3 + key
+        kind = keys.get(key)
         if kind is None:
             found.append((f"{path} is not done by aift-ray", _near(key, keys)))
+        elif key in usable:
+            found.append((f"{path} is there as {key} too", "keep one of them"))
         elif isinstance(kind, Kind):
             wrong = [] if value == AUTO and kind.auto else list(_misfit(path, value, kind))
             found += wrong
@@ -218,5 +244,9 @@ def _misfit(path: str, value: object, kind: Kind) -> Iterator[Wrong]:
 
 
 def _near(key: str, keys: Keys) -> str:
+    if key in _REMEDIES:
+        return _REMEDIES[key]
+    if keys is not KEYS and key in KEYS:
+        return "move it to the top level of the file"
     near = difflib.get_close_matches(key, keys, 1, 0.75)
     return f"did you mean {near[0]}? else leave it out" if near else "leave it out"

@@ -79,7 +79,10 @@ def unwritable(path: str) -> str:
     direct = getattr(os, "O_DIRECT", 0)
     try:
         with TemporaryDirectory(dir=there, prefix=".aift-") as made:
-            os.close(os.open(f"{made}/file", os.O_WRONLY | os.O_CREAT | direct))
+            # names that are too long too
+            inside = Path(made, folder.relative_to(there))
+            inside.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(inside / "file", os.O_WRONLY | os.O_CREAT | direct))
     except OSError as error:
         return f"{there}: {error.strerror}"
     return ""

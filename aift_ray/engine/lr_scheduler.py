@@ -42,6 +42,8 @@ def settle(training: TrainingConfig, total: int, adapters: bool) -> str:
     name, warmup = training.lr_scheduler, training.warmup_steps
     plural = "s" if warmup > 1 else ""
     rise = f"after {warmup:,} warm-up step{plural}" if warmup else "without warm-up"
+    if name in OF_DEEPSPEED and warmup <= 2:
+        rise = "with a rate of 0 in the first 2 steps"
     text = f"{training.learning_rate:g}{usual}, {name} {rise}{tenth}"
     if name in WSD:
         text += f", falling in the last {decay_steps(training, total):,} steps"

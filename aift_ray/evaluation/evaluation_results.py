@@ -11,7 +11,7 @@ from aift_ray import __version__
 from aift_ray.config import EvaluateConfig
 from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.evaluation.evaluator import Sample
-from aift_ray.tasks.contamination import Overlap
+from aift_ray.tasks.contamination import SEEN, Overlap
 from aift_ray.tasks.scores import computed_by
 from aift_ray.tasks.statistics import Difference, difference, estimate, holm
 from aift_ray.tasks.task import Task
@@ -61,15 +61,17 @@ def _scores(
     config: EvaluateConfig, task: Task, rows: Mapping[int, Sample], overlap: Overlap | None
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    seen = set(overlap.seen if overlap else ())
-    for at, share in enumerate(overlap.shares if overlap else ()):
+    shares = overlap.shares if overlap else ()
+    for at, share in enumerate(shares):
         rows[at]["overlap"] = share
+    # rows that are too short to be found may have been seen
+    new = [at for at, share in enumerate(shares) if share is not None and share < SEEN]
     how = (config.confidence, config.resamples, config.seed)
     for name in task.computed:
         table = {at: rows[at]["scores"][name] for at in sorted(rows)}
         found[name] = asdict(estimate(name, list(table.values()), *how))
-        if seen and len(seen) < len(table):
-            unseen = [score for at, score in table.items() if at not in seen]
+        if overlap and overlap.seen and new:
+            unseen = [table[at] for at in new]
             found[name]["unseen"] = asdict(estimate(name, unseen, *how))
     answers = list(rows.values())
     # the harness tells nothing of how an answer ended

@@ -82,6 +82,7 @@ class Judging:
             for model in self._models
             for question in self._questions(task, score, model, samples)
             if question.sample.get("judged", {}).get(score, {}).get("key") != question.key
+            or not question.sample["scores"][score][1]
         ]
 
     def run(self, questions: Sequence[_Question]) -> Iterator[Sample]:
@@ -169,7 +170,7 @@ def notes(tasks: Iterable[Task], models: Sequence[str], samples: Samples) -> lis
                 rows = samples[model, task.name].values()
                 silent = [row for row in rows if not row["scores"][score][1]]
                 if len(silent) == len(rows):
-                    said = silent[0]["judged"][score]["said"][0][-200:]
+                    said = silent[0]["judged"][score]["said"][0][-200:] or "(it said nothing)"
                     what = (
                         f"task {task.name}: the judge gave no {score} of {model}; it ends: {said}"
                     )

@@ -77,7 +77,7 @@ class RemoteEvaluator:
             text = choice["message"]["content"] or ""
         else:
             choice = self._api.choice("/completions", body | {"prompt": item.prompt})
-            text = choice["text"]
+            text = choice["text"] or ""
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
         return answered(self._model, task, item, GeneratedAnswer(text, 0, finish))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,15 @@ class Record:
     Args:
         output: the file of the results, beside which the samples are kept.
         digests: of each (model, task); samples of others are not taken.
+
+    Raises:
+        ConfigError: another evaluation is writing there.
     """
 
     def __init__(self, output: Path, digests: dict[tuple[str, str], str]) -> None:
         self._path = output.parent / _PARTIAL
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(output.parent)
         self._digests = digests
         self.samples: dict[tuple[str, str], dict[int, Sample]] = {key: {} for key in digests}
         for digest_, sample in self._read():
@@ -55,7 +62,6 @@ class Record:
             if digests.get(key) == digest_:
                 self.samples[key][sample["row"]] = sample
         self.resumed = sum(map(len, self.samples.values()))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         whole = [sample for rows in self.samples.values() for sample in rows.values()]
         partial = self._path.with_suffix(".tmp")
         partial.write_text("".join(map(self._line, whole)), encoding="utf-8")
@@ -93,6 +99,7 @@ class Record:
     def close(self) -> None:
         """Leave what there is for another run."""
         self._file.close()
+        os.close(self._lock)
 
     def _line(self, sample: Sample) -> str:
         digest_ = self._digests[sample["model"], sample["task"]]
@@ -112,3 +119,19 @@ class Record:
                 # the last line of a run that was killed
                 continue
             yield digest_, sample
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that keeps other evaluations out of a folder until it is closed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        what = f"another evaluation is writing to {folder}"
+        remedy = "wait until it has ended, or name an --output in another folder"
+        raise ConfigError([Problem("output", what, remedy)]) from None
+    except OSError:
+        # some network file systems have no locks
+        pass
+    return descriptor

@@ -1,4 +1,6 @@
-"""ZeRO by DeepSpeed: stages 1 to 3 as an engine of theirs. The only file that imports it.
+"""ZeRO by DeepSpeed: stages 1 to 3 as an engine of theirs.
+
+This file and `deepspeed_compat` alone import it.
 
 The engine takes the backward pass and the optimizer's step; batches, loss, learning rate and
 checkpoints are the run's own. Trained weights are held in fp32 and computed in the run's precision

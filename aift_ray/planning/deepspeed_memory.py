@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 from aift_ray.planning.memory_parts import FLOAT32, Memory, Workload
 
-# weights that stage 3 keeps gathered at most (stage3_max_live_parameters)
-_LIVE = 1_000_000_000
 # copies in fp32 of what a worker trains, of its optimizer: the partition that is stepped, its
 # gradient, the gradient that is accumulated, and two moments; with stages 1 and 2 one more
 _IN_HOST = 5
@@ -47,13 +45,14 @@ def partitioned(need: Memory, work: Workload, model: PartitionedModel) -> Memory
     # trained weights are gathered as they are held, in fp32
     wide = FLOAT32 / work.frozen_bytes if work.full else 1
     own = FLOAT32 * model.trained // workers
-    bucket = FLOAT32 * model.hidden**2
+    # as the engine is configured, where the file says nothing
+    bucket = round(FLOAT32 * (model.hidden**2 if work.bucket is None else work.bucket))
     if stage == 3:
         inside, outside = model.inside * wide, model.outside * wide
         each = FLOAT32 if work.full else work.held
         frozen = need.weights - model.scales - FLOAT32 * model.trained
         weights = frozen // workers + model.scales + own
-        gathered = round(min(inside, _LIVE * each) + outside)
+        gathered = round(min(inside, work.live * each) + outside)
         # a block's gradients, until they are reduced
         reducing = round(inside / model.layers + outside) if work.full else 0
         gradients, buffers = own, reducing + 2 * bucket

@@ -130,6 +130,8 @@ class Workload:
         by_deepspeed: whether DeepSpeed shares the model out, and not FSDP.
         devices: where its file keeps the optimizer state and the weights: none, cpu or nvme; None:
             where `offload` does.
+        bucket: gradients that it reduces at once (reduce_bucket_size); None: hidden size squared.
+        live: weights that its stage 3 keeps gathered at most (stage3_max_live_parameters).
         rounded: trained weights and gradients are in bf16, rounded stochastically.
         selective: of what is recomputed, outputs of attention and of every other product are kept.
         activations_in_host: what is recomputed from is kept in host memory.
@@ -162,6 +164,8 @@ class Workload:
     reference: bool = False
     by_deepspeed: bool = False
     devices: tuple[str, str] | None = None
+    bucket: float | None = None
+    live: int = 1_000_000_000
     rounded: bool = False
     selective: bool = False
     activations_in_host: bool = False

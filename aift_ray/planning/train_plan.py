@@ -112,7 +112,7 @@ def best(ways: list[StrategyPlan]) -> StrategyPlan | None:
 def _strategies(config: PlanConfig, packed: bool) -> list[str]:
     if config.backend == "deepspeed":
         stages = ["zero1", "zero2", "zero3"]
-        offload = [] if config.method == "qlora" else ["zero2, offload", "zero3, offload"]
+        offload = [] if config.method == "qlora" else [f"{stage}, offload" for stage in stages]
         return [*stages, *offload]
     offload = [] if config.method == "qlora" else ["fsdp, offload"]
     if config.gpus == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import psutil
@@ -104,7 +104,7 @@ def needs(
             devices=devices,
             **_kept(config, way.method),
         )
-        return memory(shape, work)
+        return memory(shape, _with_sizes(work, config))
 
     return need
 
@@ -117,19 +117,25 @@ def _process(host: Host, workers: int) -> int:
 def _devices(config: RunConfig) -> tuple[str, str] | None:
     """Where DeepSpeed keeps the optimizer state and the weights; None: where it computes."""
     kept = deepspeed_config.offloaded(config.parallel)
-    names = (deepspeed_config.OPTIMIZER, deepspeed_config.PARAM)
-    optimizer, weights = (str(kept.get(name, {}).get("device", "none")) for name in names)
+    names = deepspeed_config.OPTIMIZER, deepspeed_config.PARAM
+    optimizer, weights = (str(kept.get(n, {}).get("device", "none")) for n in names)
     return (optimizer, weights) if kept else None
+
+
+def _with_sizes(work: Workload, config: RunConfig) -> Workload:
+    """With the sizes that a DeepSpeed file gives."""
+    given = deepspeed_config.zero_options(config.parallel)
+    live = int(given.get("stage3_max_live_parameters", work.live))
+    return replace(work, live=live, bucket=given.get("reduce_bucket_size"))
 
 
 def _kept(config: RunConfig, method: str) -> dict[str, bool]:
     """How weights and activations are kept, as a `Workload` has it."""
     training = config.training
-    return {
-        "rounded": training.bf16_stochastic_round and method == "full",
-        "selective": training.activation_checkpointing == "selective",
-        "activations_in_host": training.activation_offloading,
-    }
+    rounded = training.bf16_stochastic_round and method == "full"
+    selective = training.activation_checkpointing == "selective"
+    in_host = training.activation_offloading
+    return {"rounded": rounded, "selective": selective, "activations_in_host": in_host}
 
 
 def answers_of(
@@ -225,14 +231,13 @@ def _settle_saving(config: RunConfig, wanted: Memory, room: Room) -> list[str]:
 def settle_cpus(config: RunConfig, workers: int) -> None:
     """Choose the CPUs of a worker where they are not given.
 
-    With offload the norm of the gradients and the optimizer's step are computed in host memory.
+    With offload the norm of the gradients and the optimizer's step are computed in host memory;
+    of a cluster elsewhere the machines are not known here.
     """
     if config.ray.cpus_per_worker is not None:
         return
-    # what a cluster elsewhere has on each of its machines is not known from here
     share = config.parallel.offload and "RAY_ADDRESS" not in os.environ
-    cpus = host_cpus() // workers if share else 1
-    config.ray.cpus_per_worker = max(1.0, float(cpus))
+    config.ray.cpus_per_worker = float(max(1, host_cpus() // workers)) if share else 1.0
 
 
 def own(config: RunConfig, need: Need) -> Memory:
@@ -249,8 +254,7 @@ def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: R
         f"{wanted.total / GIB:.1f} GiB a worker (computed: {wanted.parts}), "
         f"and there are {' and '.join(there)}"
     )
-    rounded = config.training.bf16_stochastic_round
-    how = (_offloads(config), config.objective == "grpo", rounded)
+    how = _offloads(config), config.objective == "grpo", config.training.bf16_stochastic_round
     fits = fitting(config.trained_as, workers, need, room, *how)
     return Problem("parallel.strategy", what, f"what fits: {'; '.join(fits) or remedy(config)}")
 

@@ -70,7 +70,7 @@ def show_plan(run: Preparation, workers: tuple[int, int], gpu: bool) -> None:
         ),
         *_new_tokens(run),
         *objective_lines(config),
-        ("workers", f"{number} ({kind}, {config.parallel.strategy}{_divided(config)})"),
+        ("workers", f"{number} ({kind}, {_spread(config)}{_divided(config)})"),
         ("training rows", _counts(run.prepared.train)),
     ]
     if run.prepared.eval.rows:
@@ -120,6 +120,13 @@ def _new_tokens(run: Preparation) -> list[tuple[str, str]]:
     how = "their rows trained" if added.alone else "all rows of the embeddings trained"
     ids = f"{len(added.ids):,}, ids {min(added.ids)} to {max(added.ids)}"
     return [("new tokens", f"{ids}, from the mean of their pieces; {how}")]
+
+
+def _spread(config: RunConfig) -> str:
+    """The strategy, with the library that does it where it is not torch."""
+    strategy = config.parallel.strategy
+    by_deepspeed = config.parallel.by_deepspeed and strategy.startswith("zero")
+    return f"{strategy} by DeepSpeed" if by_deepspeed else strategy
 
 
 def _divided(config: RunConfig) -> str:

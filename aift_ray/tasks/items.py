@@ -12,7 +12,8 @@ from aift_ray.data.readers.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing
-from aift_ray.tasks.task import ANSWER_NAME, Task, WrongField, evaluate, render
+from aift_ray.tasks.row_templates import WrongField, evaluate, render
+from aift_ray.tasks.task import ANSWER_NAME, Task
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import jinja2
 import jinja2.meta
-import jinja2.sandbox
 
 from aift_ray.config.section import NotNegative, Positive, Section, setting
 from aift_ray.errors import Problem
+from aift_ray.tasks.row_templates import ENVIRONMENT, compiled, expression
 
 # what a model writes is run
 CODE = "pass_at_1"
@@ -158,6 +157,10 @@ class Task(Section):
             if score not in allowed:
                 what = f"{score!r} is not allowed for kind {self.kind}: one of {', '.join(allowed)}"
                 found.append(Problem("scores", what))
+        found += self._repeated()
+        if "" in self.stop:
+            what = "holds an empty string, which ends every answer before it begins"
+            found.append(Problem("stop", what, "leave it out"))
         if self.kind != "text" and not self.prompt.strip():
             found.append(
                 Problem("prompt", "is empty", 'for example prompt: "質問：{{ question }}"')
@@ -178,7 +181,7 @@ class Task(Section):
             found.append(Problem("program", what, "give both or none of them"))
         for name in ("prompt", "shot", "program"):
             try:
-                _compiled(getattr(self, name))
+                compiled(getattr(self, name))
             except jinja2.TemplateSyntaxError as error:
                 found.append(Problem(name, f"is no template: {error.message}"))
             else:
@@ -187,7 +190,7 @@ class Task(Section):
             value = getattr(self, name)
             try:
                 if isinstance(value, str) and value:
-                    _expression(value)
+                    expression(value)
             except jinja2.TemplateSyntaxError as error:
                 found.append(Problem(name, f"{value!r} is no expression: {error.message}"))
         try:
@@ -195,6 +198,18 @@ class Task(Section):
         except re.error as error:
             found.append(Problem("extract.pattern", f"is no regular expression: {error}"))
         return found
+
+    def _repeated(self) -> list[Problem]:
+        """What is listed more than once."""
+        lists = {"scores": self.scores}
+        if isinstance(self.choices, list):
+            lists["choices"] = self.choices
+        return [
+            Problem(name, f"{value!r} is listed {values.count(value)} times", "list it once")
+            for name, values in lists.items()
+            for value in dict.fromkeys(values)
+            if values.count(value) > 1
+        ]
 
     def _of_other_kinds(self) -> list[Problem]:
         """Fields that are given, and act with other kinds only."""
@@ -213,62 +228,8 @@ class Task(Section):
 
     def _unused_answer(self) -> list[Problem]:
         """A program without what is written gives every answer the same score."""
-        tree = _ENVIRONMENT.parse(self.program)
+        tree = ENVIRONMENT.parse(self.program)
         if not self.program or ANSWER_NAME in jinja2.meta.find_undeclared_variables(tree):
             return []
         remedy = r'for example program: "{{ prompt }}{{ answer }}\n{{ test }}"'
         return [Problem("program", "does not use `answer`, which is what is written", remedy)]
-
-
-class WrongField(ValueError):
-    """A field of a row is missing or not what the task takes it for."""
-
-
-# what a template raises of a row that it was not written for
-_WRONG = (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-)
-
-
-@lru_cache(maxsize=64)
-def _compiled(template: str) -> jinja2.Template:
-    return _ENVIRONMENT.from_string(template)
-
-
-def render(task: Task, field: str, row: dict[str, Any]) -> str:
-    """The text of a task's template for the fields of a row.
-
-    Raises:
-        WrongField: the row lacks a field, or has it in another form.
-    """
-    try:
-        return _compiled(getattr(task, field)).render(row)
-    except _WRONG as error:
-        raise _failed(field, error, row) from None
-
-
-@lru_cache(maxsize=64)
-def _expression(source: str) -> Any:
-    return _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
-
-
-def evaluate(task: Task, field: str, row: dict[str, Any]) -> Any:
-    """The value of a task's expression for the fields of a row.
-
-    Raises:
-        WrongField: the row lacks a field, or has it in another form.
-    """
-    source = getattr(task, field)
-    try:
-        value = _expression(source)(**row)
-        if isinstance(value, jinja2.Undefined):
-            raise jinja2.UndefinedError(f"{source!r} is undefined")
-    except _WRONG as error:
-        raise _failed(field, error, row) from None
-    return value
-
-
-def _failed(field: str, error: Exception, row: dict[str, Any]) -> WrongField:
-    what = str(error) if isinstance(error, jinja2.TemplateError) else repr(error)
-    return WrongField(f"{field}: {what}; the row has {', '.join(map(repr, row))}")

@@ -24,6 +24,7 @@ from aift_ray.tasks.task_yaml import TaskFile, TaskSource, by_place, read_task
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
 # in place of flags of training
+_TEXTS = "put texts into a file of their own, and name both with --task"
 _OTHER_ROWS = "write rows as for training, rows of question, choices and label, or a task file"
 
 
@@ -243,7 +244,7 @@ def _answered_rows(path: Path, rows: Sequence[Row], problems: list[Problem]) -> 
             remedy = _OTHER_ROWS if "--data." in example.remedy else example.remedy
             wrong.append(Problem(f"{path}:{line}", example.reason, remedy))
         elif example.kind == "text":
-            wrong.append(Problem(f"{path}:{line}", "a text among rows with answers"))
+            wrong.append(Problem(f"{path}:{line}", "a text among rows with answers", _TEXTS))
         else:
             answers, fields = (_answer(example),), tuple(strings(row))
             found.append(

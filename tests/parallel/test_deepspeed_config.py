@@ -56,7 +56,10 @@ def told(
         ),
         ({"training__compile": True}, r"training\.compile: .*DeepSpeed"),
         ({"training__precision": "fp16"}, r"training\.precision: fp16 scales the loss"),
-        ({"training__optimizer": "adamw_8bit"}, r"training\.optimizer: .*needs unsharded weights"),
+        (
+            {"training__optimizer": "adamw_8bit"},
+            r"training\.optimizer: .*is not possible with parallel\.backend deepspeed",
+        ),
     ],
 )
 def test_what_it_can_not_have_is_refused_by_name(
@@ -105,7 +108,7 @@ def test_a_file_may_begin_with_a_mark_and_be_named_from_where_the_run_is_started
 WRONG = """{"zero_optimization": {"stage": 3, "offload_optimizer": [1], "sub_group_size": NaN,
   "offload_param": {"device": "tape", "device": "tape", "pin_memory": 1, "ratio": 0.5},
   "reduce_bucket_size": 1e999, "zoo": 1, "overlap_comm": "yes", "allgather_bucket_size": 5e8,
-  "stage3_max_live_parameters": 0, "cpu_offload": true},
+  "stage3_max_live_parameters": -1, "cpu_offload": true},
  "bf16": {"enabled": "yes", "enable": true}, "fp16": 1, "train_batch_size": "8",
  "train_micro_batch_size_per_gpu": 2.5, "gradient_accumulation_steps": true,
  "gradient_clipping": 0.5, "gradient_clipping": null, "zoom": false, "wall_clock_breakdown": true,
@@ -123,7 +126,7 @@ ANSWERS = (
     "offload_param.ratio is not done by aift-ray",
     "zero_optimization.zoo is not done by aift-ray",
     'zero_optimization.overlap_comm is "yes", and true, false or null is expected',
-    "stage3_max_live_parameters is 0, and a whole number of 1 or more is expected",
+    "stage3_max_live_parameters is -1, and a whole number of 0 or more is expected",
     'write "offload_optimizer": {"device": "cpu"}',
     'bf16.enabled is "yes", and true or false is expected',
     "bf16.enable is not done by aift-ray\n      did you mean enabled?",
@@ -261,3 +264,46 @@ def test_a_folder_and_a_missing_file_are_told(told: Told, tmp_path: Path) -> Non
     assert "can't be read: No such file or directory" in told(None)
     (tmp_path / "ds_config.json").mkdir()
     assert "can't be read: Is a directory" in told(None)
+
+
+def test_keys_without_stage3_and_features_that_are_off_are_taken(
+    given: Callable[..., RunConfig],
+) -> None:
+    zero = {"max_live_parameters": 0, "sub_group_size": 0, "legacy_stage1": False}
+    zero |= {"ignore_unused_parameters": True, "memory_efficient_linear": False}
+    off = {"partition_activations": False, "number_checkpoints": 4}
+    config = given({"zero_optimization": zero, "activation_checkpointing": off})
+    assert deepspeed_config.problems(config, 2) == []
+    assert deepspeed_config.zero_options(config.parallel)["stage3_max_live_parameters"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"scheduler": {"type": "auto"}}, ('scheduler.type is "auto"', "a name")),
+        ({"optimizer": {"type": "auto"}}, ('optimizer.type is "auto"', "a name")),
+        ({"zero_optimization": {"reduce_bucket_size": 1e200}}, ("reduce_bucket_size is 1e+200",)),
+        ({"zero_optimization": {"aio": {}}}, ("move it to the top level",)),
+        ({"zero_optimization": True}, ('write {"stage": ...}',)),
+        ({"bfloat16": {"enabled": True}}, ("write bf16",)),
+        (
+            {"zero_optimization": {"max_live_parameters": 1, "stage3_max_live_parameters": 1}},
+            ("zero_optimization.stage3_max_live_parameters is there",),
+        ),
+        (b'{"train_batch_size": ' + b"9" * 5000 + b"}", ("a number of 5,000 digits",)),
+        (
+            {
+                "zero_optimization": {
+                    "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp/" + "a" * 300}
+                }
+            },
+            ("no file can be written there", "name too long"),
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_before_the_start(
+    content: object, expected: tuple[str, ...], told: Told
+) -> None:
+    message = told(content)
+    for each in expected:
+        assert each.lower() in message.lower(), message

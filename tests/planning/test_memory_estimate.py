@@ -126,3 +126,13 @@ def test_a_worker_on_a_cpu_holds_libraries_and_what_dropout_keeps() -> None:
     assert need.slack == heap_slack(need.activations)
     assert need.total == plain.total + 700 * 2**20 + difference + need.slack
     assert "process 0.68 GiB" in need.parts
+
+
+def test_deepspeed_holds_the_buckets_of_its_file() -> None:
+    shape = Shape(*PUBLISHED["llama3-8b"][1])
+    work = Workload("lora", 16, 2048, 2, True, None, "zero2", 2, gpu=True, by_deepspeed=True)
+    one, two = (memory(shape, replace(work, bucket=size)).buffers for size in (5e8, 1e9))
+    # two in fp32
+    assert two - one == 2 * 4 * 500_000_000
+    stage3 = replace(work, strategy="zero3")
+    assert memory(shape, replace(stage3, live=0)).gathered < memory(shape, stage3).gathered
