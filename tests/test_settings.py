@@ -267,7 +267,8 @@ def base(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> d
         "sequence_length": 128,
         "on_bad_row": "skip",
     }
-    lora = {"lora_dropout": 0.0}
+    # matrices of 4,096 numbers and more, whose moments adamw_8bit keeps in 8 bits
+    lora = {"lora_dropout": 0.0, "r": 128}
     colours = "".join(f'{{"question": "{n}番の花は？", "label": {n % 2}}}\n' for n in range(4))
     (tmp_path / "colours.jsonl").write_text(colours, "utf-8")
     task = 'name: c\nkind: choice\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\n'

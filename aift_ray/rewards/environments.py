@@ -91,14 +91,14 @@ class Environments:
         """What keeps the model from an episode of a row: begun, and given an empty answer."""
         where = "grpo.environment"
         try:
-            begun = self.reset([row])[0]
+            if self.reset([row])[0]:
+                what = f"{self._name}: reset returned a text, and completions follow the prompt"
+                remedy = "return None, and write the text into the rows"
+                return [Problem(where, f"{what} of a row", remedy)]
             self.step({0: ""})
         except RewardError as error:
             return [Problem(where, str(error), f"write it as {METHODS}")]
-        if not begun:
-            return []
-        what = f"{self._name}: reset returned a text, and completions follow the prompt of a row"
-        return [Problem(where, what, "return None, and write the text into the rows")]
+        return []
 
     def _all(self, rows: list[int]) -> dict[int, Any]:
         pool = self._pool

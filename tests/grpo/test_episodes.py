@@ -29,6 +29,7 @@ class Echo:
 
 class Adds(Echo):
     def reset(self, row):
+        super().reset(row)
         return None if "0番目" in str(row) else "more"
 
 
