@@ -12,14 +12,14 @@ from typing import Any, Protocol
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.readers.row_kinds import strings
 from aift_ray.data.readers.row_schema import make_example
-from aift_ray.errors import DataError, Problem
+from aift_ray.errors import Problem
 from aift_ray.tasks import harness_tasks as harness
 from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
 from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.hub_rows import HubError, read_hub_rows
 from aift_ray.tasks.items import Item, make_items
 from aift_ray.tasks.task import DEFAULTS, Task
-from aift_ray.tasks.task_yaml import TaskFile, TaskSource, by_place, read_task
+from aift_ray.tasks.task_yaml import TaskFile, TaskSource, read_task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
@@ -60,18 +60,6 @@ class TaskOptions(Protocol):
 def built_in() -> list[str]:
     """Names of the tasks that ship with the package."""
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
-
-
-def load_tasks(config: TaskOptions, judged: Sequence[str] = ()) -> list[LoadedTask]:
-    """The tasks of the settings; see `read_tasks`.
-
-    Raises:
-        DataError: every mistake in names, task files and rows.
-    """
-    found, problems = read_tasks(config, judged)
-    if problems:
-        raise DataError(by_place(problems))
-    return found
 
 
 def read_tasks(

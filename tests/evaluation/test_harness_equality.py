@@ -19,8 +19,8 @@ from aift_ray import evaluate
 from aift_ray.commandline import guarded
 from aift_ray.config import EvaluateConfig
 from aift_ray.tasks.items import Item
-from aift_ray.tasks.task_files import load_tasks
 from tests.conftest import SHARED, SHIPPED
+from tests.helpers.tasks import load_tasks
 
 DATA = SHARED / "data" / "eval"
 ROWS = int(os.environ.get("AIFT_HARNESS_ROWS", "12"))

@@ -10,8 +10,9 @@ import pytest
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import DataError
-from aift_ray.tasks.task_files import BUILT_IN, built_in, load_tasks
+from aift_ray.tasks.task_files import BUILT_IN, built_in
 from aift_ray.tasks.task_yaml import read_task
+from tests.helpers.tasks import load_tasks
 
 HAS_DATASETS = find_spec("datasets") is not None
 ROWS = [{"q": f"{n}足す{n}は？", "a": [str(2 * n)]} for n in range(4)]

@@ -157,7 +157,7 @@ def test_what_is_absent_is_refused_with_the_installing_command(tmp_path: Path) -
 
     from aift_ray.config import EvaluateConfig
     from aift_ray.errors import DataError
-    from aift_ray.tasks.task_files import load_tasks
+    from tests.helpers.tasks import load_tasks
 
     if find_spec("janome"):
         pytest.skip("janome is installed")

@@ -14,8 +14,9 @@ import pytest
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import DataError
 from aift_ray.tasks.items import Item
-from aift_ray.tasks.task_files import built_in, load_tasks
+from aift_ray.tasks.task_files import built_in
 from tests.conftest import SHARED
+from tests.helpers.tasks import load_tasks
 
 _QUIZ = {"q_id": 8939, "question": "基板は？", "label": 2}
 _QUIZ |= {f"choice{n}": f"選択肢{n}" for n in range(5)}

@@ -12,9 +12,9 @@ import pytest
 
 from aift_ray.config import EvaluateConfig
 from aift_ray.errors import DataError
-from aift_ray.tasks.task_files import load_tasks
 from aift_ray.tasks.task_yaml import read_task
 from tests.conftest import ROOT
+from tests.helpers.tasks import load_tasks
 
 ONE = """name: one
 files: [rows.jsonl, none.jsonl]
