@@ -114,6 +114,8 @@ def test_no_process_of_a_reward_outlives_it(how: str, tmp_path: Path, marked: st
             own = inner.children()[0]
             victim = {"its guard": inner, "its process": own}.get(how[:-10], outer)
             victim.send_signal(signal.SIGKILL)
+            # until then it may still answer
+            psutil.wait_procs([own], timeout=10)
             assert scored.score(["一"], [how], {}) == [[1.0]]
             wait_for_helpers(marked)
     assert not alive(marked)
