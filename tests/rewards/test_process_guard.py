@@ -44,13 +44,15 @@ import os, time
 
 def reward(prompts, completions, **kwargs):
     held = bytearray(os.urandom(1)) * (150 << 20)
+    copies = completions == ["copies"]
     for _ in range(4):
         if os.fork() == 0:
-            if completions == ["copies"]:
+            if copies:
                 held[::4096] = bytes(len(held[::4096]))
-            time.sleep(2)
+            time.sleep(15)
             os._exit(0)
-    time.sleep(1)
+    # a busy machine needs seconds to copy
+    time.sleep(15 if copies else 1)
     return [1.0] * len(completions)
 """
 
