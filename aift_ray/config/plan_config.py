@@ -27,6 +27,8 @@ class PlanConfig(Settings):
         "batch_size": "batch-size",
         "gradient_accumulation_steps": "gradient-accumulation-steps",
         "gradient_checkpointing": "gradient-checkpointing",
+        "activation_checkpointing": "activation-checkpointing",
+        "activation_offloading": "activation-offloading",
         "bf16_stochastic_round": "bf16-stochastic-round",
         "lora_dropout": "lora-dropout",
         "max_completion_length": "max-completion-length",
@@ -72,6 +74,14 @@ class PlanConfig(Settings):
         False, "method full: weights and gradients in bf16, rounded stochastically"
     )
     gradient_checkpointing: bool = setting(True, "recompute activations in the backward pass")
+    activation_checkpointing: Literal["full", "selective"] = setting(
+        "full",
+        "what gradient_checkpointing recomputes; selective: keeps the outputs of attention and of "
+        "every other matrix product",
+    )
+    activation_offloading: bool = setting(
+        False, "the activations that gradient_checkpointing keeps are kept in host memory"
+    )
     r: Positive = setting(16, "rank of the adapters")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.05, "dropout on the input of the adapters"
@@ -95,6 +105,7 @@ class PlanConfig(Settings):
     def contradictions(self) -> list[Problem]:
         """Settings that do nothing with the objective, and completions longer than rows."""
         found = []
+        found += self._beside_recomputation()
         rounded = "bf16_stochastic_round"
         if self.bf16_stochastic_round and self.method != "full":
             found.append(Problem(rounded, f"is for method full, not {self.method}", "leave it out"))
@@ -121,6 +132,19 @@ class PlanConfig(Settings):
         for name in ("max_completion_length", "rollout_batch_size", "beta"):
             if name in self.model_fields_set:
                 found.append(Problem(name, "acts with --objective grpo only", "leave it out"))
+        return found
+
+    def _beside_recomputation(self) -> list[Problem]:
+        """Where less is recomputed, or activations are kept in host memory, and can't be."""
+        selective, found = self.activation_checkpointing == "selective", []
+        settings = {"checkpointing": selective, "offloading": self.activation_offloading}
+        for name in (f"activation_{kind}" for kind, asked in settings.items() if asked):
+            if not self.gradient_checkpointing:
+                what = "acts on what gradient_checkpointing recomputes, and that is off"
+                found.append(Problem(name, what, "leave one of them out"))
+            if self.backend == "deepspeed":
+                what = "is not possible with backend deepspeed"
+                found.append(Problem(name, what, "leave it out, or use --backend fsdp2"))
         return found
 
     @field_validator("gpu_memory", "host_memory")

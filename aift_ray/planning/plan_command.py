@@ -7,6 +7,8 @@ from aift_ray.config.plan_config import PlanConfig
 # the same settings of `train`, by the names that they have here
 _FLAGS = {
     "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing": "training.activation_checkpointing",
+    "activation_offloading": "training.activation_offloading",
     "batch_size": "training.batch_size",
     "gradient_accumulation_steps": "training.gradient_accumulation_steps",
     "optimizer": "training.optimizer",

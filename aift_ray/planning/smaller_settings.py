@@ -18,6 +18,9 @@ def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes = {"gradient_checkpointing": True}
         yield changes
+    if config.activation_checkpointing == "selective":
+        changes = {"activation_checkpointing": "full"}
+        yield changes
     together = config.rollout_batch_size // 2 if config.objective == "grpo" else 0
     while together >= _LEAST_TOGETHER:
         changes = changes | {"rollout_batch_size": together}
@@ -30,14 +33,24 @@ def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
             "gradient_accumulation_steps": steps * size // fewer,
         }
         yield changes
-    states = list(_smaller_states(config))
-    yield from (changes | smaller for smaller in states)
+    savings = list(_savings(config))
+    yield from (changes | saving for saving in savings)
     length = config.sequence_length // 2
     least = config.max_completion_length + 2 if config.objective == "grpo" else 0
     while length >= max(_SHORTEST, least):
         yield changes | {"sequence_length": length}
-        yield from (changes | smaller | {"sequence_length": length} for smaller in states)
+        yield from (changes | saving | {"sequence_length": length} for saving in savings)
         length //= 2
+
+
+def _savings(config: PlanConfig) -> Iterator[dict[str, Any]]:
+    """Smaller states of the optimizer, then activations in host memory, then both."""
+    states = list(_smaller_states(config))
+    yield from states
+    if config.backend != "deepspeed" and not config.activation_offloading:
+        hosted = {"activation_offloading": True}
+        yield hosted
+        yield from (state | hosted for state in states)
 
 
 def _smaller_states(config: PlanConfig) -> Iterator[dict[str, Any]]:

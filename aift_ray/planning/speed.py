@@ -64,8 +64,10 @@ def matrix_parameters(shape: Shape) -> int:
 
 def token_operations(shape: Shape, work: Workload, length: int) -> float:
     """Floating-point operations of training for a token of rows of `length` tokens."""
-    again = work.checkpointing + work.forwards
-    passes = (6 if work.full else 4) + 2 * again
+    # of what is recomputed, selective recomputation keeps attention and every other product
+    products = work.forwards + work.checkpointing * (0.5 if work.selective else 1)
+    again = work.forwards + (work.checkpointing and not work.selective)
+    passes = (6 if work.full else 4) + 2 * products
     attention = 2 * length * shape.heads * shape.head_size * shape.layers
     return passes * matrix_parameters(shape) + (3.5 + again) * attention
 
@@ -97,6 +99,9 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     terms |= _links(shape, work, card, micro_steps, busy)
     if work.row_tokens:
         terms |= _row_links(shape, work, card, micro_steps)
+    if moved := work.inputs_in_host(shape.hidden, shape.layers):
+        # there and back, on the stream that computes
+        terms["activations in host memory"] = 2 * moved * micro_steps / _link(card, card.pcie)
     terms |= _optimizer(shape, work, card)
     replicas = (
         work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1

@@ -167,6 +167,11 @@ def _refused(config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strat
         split or offloads or name in ("pipeline", "model_parallel")
     ):
         return "bf16_stochastic_round is not possible with it"
+    if split or name in ("pipeline", "model_parallel"):
+        if config.activation_checkpointing == "selective":
+            return "activation_checkpointing selective is not possible with it"
+        if config.activation_offloading:
+            return "activation_offloading is not possible with it"
     if config.objective == "grpo" and strategy not in GENERATING:
         return "objective grpo generates with a whole model on each card"
     divided = divided_scorer(config.objective, strategy)
@@ -209,6 +214,8 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         reference=config.beta > 0 and config.method == "full",
         by_deepspeed=config.backend == "deepspeed",
         rounded=config.bf16_stochastic_round,
+        selective=config.activation_checkpointing == "selective",
+        activations_in_host=config.activation_offloading,
         row_tokens=tokens if divided else 0,
     )
 

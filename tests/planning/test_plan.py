@@ -71,12 +71,20 @@ def test_it_takes_less_than_a_second_and_loads_no_torch() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
-@pytest.mark.parametrize("backend", ["fsdp2", "deepspeed"])
+@pytest.mark.parametrize(
+    "further",
+    [
+        "--backend fsdp2",
+        "--backend deepspeed",
+        "--activation-checkpointing selective",
+        "--activation-offloading true",
+    ],
+)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_its_memory_is_that_of_the_run_it_names(
-    method: str, backend: str, planned: Planned
+    method: str, further: str, planned: Planned
 ) -> None:
-    given = ("--method", method, "--gpus", "2", "--batch-size", "1", "--backend", backend)
+    given = ("--method", method, "--gpus", "2", "--batch-size", "1", *further.split())
     found = planned("--model", B13, *given)
     assert any(row["fits"] for row in found["strategies"])
     shape = Shape.of(CATALOG[B13].config)
@@ -306,6 +314,27 @@ def test_host_memory_limits_what_is_kept_there(planned: Planned) -> None:
     assert copied == pytest.approx(28 / 16, rel=1e-3)
 
 
+def test_less_recomputation_is_faster_and_larger_and_host_memory_the_reverse(
+    planned: Planned,
+) -> None:
+    given = ("--model", ELYZA, "--gpus", "2", "--batch-size", "1")
+    kinds = {
+        "all": (),
+        "selective": ("--activation-checkpointing", "selective"),
+        "none": ("--gradient-checkpointing", "false"),
+        "host": ("--activation-offloading", "true"),
+    }
+    rows = {name: planned(*given, *flags)["strategies"] for name, flags in kinds.items()}
+    (fsdp,) = (at for at, row in enumerate(rows["all"]) if row["strategy"] == "fsdp")
+    found = {name: each[fsdp] for name, each in rows.items()}
+    memory = [found[name]["memory"]["total"] for name in ("host", "all", "selective", "none")]
+    assert memory == sorted(memory)
+    assert len(set(memory)) == 4
+    rates = [found[name]["tokens_per_second"] for name in ("host", "all", "selective", "none")]
+    assert rates == sorted(rates)
+    assert len(set(rates)) == 4
+
+
 def test_what_can_not_be_is_said(planned: Planned, tmp_path: Path) -> None:
     def limit(strategy: str, *argv: str) -> str:
         rows = planned(*argv)["strategies"]
@@ -460,6 +489,12 @@ BAD = {
     ("--gpu-memory", "24"): "for example 22GB",
     ("--gpu-memory", "0GB"): "give more than 0",
     ("--gpu", "a500"): "gpu: 'a500' is not allowed",
+    ("--activation-offloading", "true", "--backend", "deepspeed"): (
+        "activation_offloading: is not possible with backend deepspeed"
+    ),
+    ("--activation-checkpointing", "selective", "--gradient-checkpointing", "false"): (
+        "activation_checkpointing: acts on what gradient_checkpointing recomputes"
+    ),
     ("--batchsize", "1"): "did you mean '--batch-size'?",
     ("--model", "hina-4n"): "did you mean hina-4m",
     ("--model", "lab/none"): "hf download lab/none config.json",
@@ -475,7 +510,7 @@ BAD = {
 
 @pytest.mark.parametrize("flags", BAD, ids=" ".join)
 def test_bad_input_is_one_message(
-    flags: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     files = {
         "EMPTY": {},
