@@ -77,6 +77,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw_8bit",
         "bf16_stochastic_round": True,
     },
+    "mixture 8bit full": {"method": "full", "optimizer": "adamw_8bit"},
+    "mixture rounded full": {"method": "full", "bf16_stochastic_round": True},
+    "dpo 8bit full": {"method": "full", "optimizer": "adamw_8bit"},
+    "dpo rounded full": {"method": "full", "bf16_stochastic_round": True},
+    "grpo 8bit full": {"method": "full", "optimizer": "adamw_8bit"},
     # a mixture of experts, which are adapted too
     "mixture full": {"method": "full"},
     "mixture lora": {"method": "lora", "experts": True},
@@ -106,15 +111,22 @@ METHODS: dict[str, dict[str, Any]] = {
 OBJECTIVES = ("dpo", "orpo", "kto", "reward", "grpo")
 SMALL = ("8bit", "rounded")
 OTHERS = ("mixture", "hybrid")
-DENSE = [name for name in METHODS if not name.startswith((*OTHERS, *OBJECTIVES, *SMALL))]
-COMPARED = [name for name in METHODS if name.startswith(OBJECTIVES)]
-FURTHER = [name for name in METHODS if name.startswith(OTHERS)]
-SMALLER = [name for name in METHODS if name.startswith(SMALL)]
+SMALLER = [name for name in METHODS if any(kind in name for kind in SMALL)]
+_USUAL = [name for name in METHODS if name not in SMALLER]
+DENSE = [name for name in _USUAL if not name.startswith((*OTHERS, *OBJECTIVES))]
+COMPARED = [name for name in _USUAL if name.startswith(OBJECTIVES)]
+FURTHER = [name for name in _USUAL if name.startswith(OTHERS)]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "concat": {"packing": "concat"},
     "fill": {"packing": "fill"},
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
+}
+# of what is recomputed a part is kept, in host memory
+SELECTIVE = {
+    **LAYOUTS["recomputed"],
+    "activation_checkpointing": "selective",
+    "activation_offloading": True,
 }
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
@@ -138,8 +150,11 @@ def cases() -> list[tuple[str, str, str, str]]:
     # tensor refuses both
     names = [name for name in STRATEGIES if name != "tensor" and " " not in name]
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
-    for way, name in product(("ddp", "fsdp", "zero1", "zero2"), SMALLER):
+    sharing = ("ddp", "fsdp", "zero1", "zero2")
+    for way, name in product((*sharing, "context"), SMALLER):
         laid.append((way, name, "bf16" if "rounded" in name else "fp32", "concat"))
+    kept = ("full", "lora", "qlora nf4", "mixture full", "mixture lora", "dpo lora", "grpo lora")
+    laid += product((*sharing, "context"), kept, ("fp32",), ("selective",))
     compared = product(STRATEGIES, COMPARED, ("fp32",), list(LAYOUTS))
     laid += [case for case in compared if _trains(*case)]
     cases = [case for case in whole + laid if case[1] not in _NEVER[case[0]] and _divides(case)]
@@ -195,8 +210,8 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
         parallel["deepspeed_config"] = str(file)
     sizes = ("pipeline_parallel_size", "tensor_parallel_size", "context_parallel_size")
     replicas = workers // max(parallel.get(size, 1) for size in sizes)
-    how = dict(LAYOUTS[layout])
-    recompute = how.pop("gradient_checkpointing", False)
+    how = dict(LAYOUTS.get(layout, SELECTIVE))
+    recomputes = {name: how.pop(name) for name in SELECTIVE if name != "packing" and name in how}
     units = 2 if layout == "fill" else 4
     objective, data = method.split()[0], {"train_files": [str(rows)], "sequence_length": 128, **how}
     if objective in OBJECTIVES:
@@ -225,7 +240,8 @@ def settings(case: tuple[str, str, str, str], workers: int, model: Path, rows: P
                 "warmup_steps": 2,
                 "max_grad_norm": 0.5,
                 "precision": precision,
-                "gradient_checkpointing": recompute,
+                "gradient_checkpointing": False,
+                **recomputes,
                 **states,
             },
         }
@@ -372,7 +388,8 @@ def main() -> int:
         others = {"mixture": mixture, "hybrid": make_hybrid(folder / "hybrid")}
         others |= dict.fromkeys(OBJECTIVES, make_tiny_model(folder / "two"))
         begins = tuple(sys.argv[1:]) or ("",)
-        chosen = [case for case in cases() if any(name.startswith(begins) for name in case[:2])]
+        named = {case: (*case[:2], case[3]) for case in cases()}
+        chosen = [case for case in named if any(name.startswith(begins) for name in named[case])]
         chosen = deepspeed_cases() if by_deepspeed else chosen
         found = compare(chosen, folder, tiny, rows, others)
     text = table(found)

@@ -6,10 +6,11 @@ Imports bitsandbytes, which takes time: `bnb_adamw.build` imports this where it 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.optim.adamw import AdamW
+from bitsandbytes.utils import sync_gpu
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
@@ -26,7 +27,7 @@ Group = dict[str, Any]
 class ShardAdamW(AdamW):
     """AdamW with moments in 8 or 32 bits, paged or not.
 
-    bitsandbytes makes the state, pages it and takes the steps; what it sees are ordinary tensors.
+    bitsandbytes pages the state and computes the steps; what it sees are ordinary tensors.
 
     Args:
         seed: of the stochastic rounding of weights in bf16.
@@ -38,6 +39,27 @@ class ShardAdamW(AdamW):
         start: Any = super().__init__
         start(groups, optim_bits=optim_bits, is_paged=is_paged, **how)
         self._bits, self._seed = optim_bits, seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step every weight that has a gradient.
+
+        bitsandbytes waits for the GPU at each weight. A stream keeps the order of what it is
+        given, and only pages are waited for, once.
+        """
+        assert closure is None
+        stepped, prefetch = None, cast(Any, self.prefetch_state)
+        for gindex, group in enumerate(self.param_groups):
+            for pindex, weight in enumerate(group["params"]):
+                if weight.grad is None:
+                    continue
+                if not self.state[weight]:
+                    self.init_state(group, weight, gindex, pindex)
+                prefetch(weight)
+                self.update_step(group, weight, gindex, pindex)
+                stepped = weight
+        if self.is_paged and stepped is not None:
+            sync_gpu(stepped)
 
     def init_state(self, group: Group, p: torch.Tensor, gindex: int, pindex: int) -> None:
         """Make the moments of a weight, all of them zero."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aift_ray.engine import loop, step_batches
-from aift_ray.parallel import dtensor_utils
+from aift_ray.parallel import dtensor_utils, shard_adamw
 from tests.conftest import make_tiny_mixture
 from tests.helpers.runs import started
 
@@ -75,6 +76,29 @@ def test_a_step_waits_once_however_many_micro_batches_it_has(
     )
     found = waits_of(started(config, tmp_path), monkeypatch)
     assert found == ["loop.py, train_step"]
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"training__optimizer": "adamw_8bit"},
+        {"training__bf16_stochastic_round": True, "training__precision": "bf16"},
+    ],
+)
+def test_smaller_states_wait_no_more(
+    further: dict[str, Any], configure: Configure, tmp_path: Path, monkeypatch: Any
+) -> None:
+    run = started(configure(method="full", **further), tmp_path)
+    waited: list[torch.device] = []
+
+    def sync_gpu(tensor: torch.Tensor) -> None:
+        waited.append(tensor.device)
+
+    # a CPU has nothing to wait for: counted is where bitsandbytes would wait for a GPU
+    monkeypatch.setattr(optimizer, "sync_gpu", sync_gpu)
+    monkeypatch.setattr(shard_adamw, "sync_gpu", sync_gpu)
+    assert waits_of(run, monkeypatch) == ["loop.py, train_step"]
+    assert not waited
 
 
 def test_padded_rows_and_routers_wait_a_known_number_of_times(

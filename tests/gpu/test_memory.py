@@ -63,12 +63,20 @@ def test_the_trial_holds_what_steps_hold_and_the_plan_is_near_it(
     assert peak_memory_gb(DEVICE) <= reserved <= held
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "further"),
+    [
+        ("full", {}),
+        ("lora", {}),
+        ("full", {"training__optimizer": "adamw_8bit"}),
+        ("full", {"training__bf16_stochastic_round": True, "training__precision": "bf16"}),
+    ],
+)
 def test_a_step_waits_for_the_device_once(
-    method: str, wide: str, configure: Configure, tmp_path: Path
+    method: str, further: dict[str, Any], wide: str, configure: Configure, tmp_path: Path
 ) -> None:
     steps = {"training__batch_size": 2, "training__gradient_accumulation_steps": 3}
-    config = configure(model=wide, method=method, **steps)
+    config = configure(model=wide, method=method, **steps, **further)
     run = build(prepare(config, tmp_path, 1, True, None).job, Group(0, 1, DEVICE))
     stepped(run, 1)
     torch.cuda.set_sync_debug_mode("warn")
