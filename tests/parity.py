@@ -122,12 +122,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": "false"},
     "recomputed": {"packing": "concat", "gradient_checkpointing": True},
 }
-# of what is recomputed a part is kept, in host memory
-SELECTIVE = {
-    **LAYOUTS["recomputed"],
-    "activation_checkpointing": "selective",
-    "activation_offloading": True,
-}
+SELECTIVE = {**LAYOUTS["recomputed"], "activation_checkpointing": "selective"}
 # what is refused
 _NEVER: dict[str, tuple[str, ...]] = dict.fromkeys(STRATEGIES, ("qlora int8",))
 _NEVER |= {"ddp": (), "pipeline": (), "tensor": tuple(name for name in METHODS if "qlora" in name)}
