@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from aift_ray.commandline import guarded
-
-if TYPE_CHECKING:
-    from aift_ray.runs.supervise import Attempt
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
 
@@ -31,23 +27,18 @@ def run(argv: Sequence[str]) -> int:
     config = early_checks.check_drafted(drafted(RunConfig, command.values), command.problems)
     from aift_ray.runs import run_dir_check, supervise, worker_env
 
-    started = supervise.process_start()
+    started, attempt = supervise.process_start(), None
+    if not command.dry_run and supervise.possible(config):
+        # named by the time; later attempts go on in it
+        folder = run_dir_check.output_folder(config)
+        config.output_dir = str(folder)
+        worker_env.set_here(config)
+        # what follows is done in a child; the command ends with the child's exit status
+        attempt = supervise.fork(config, folder, started)
+    from aift_ray.launch import training_run
 
-    def train(attempt: Attempt | None = None) -> int:
-        from aift_ray.launch import training_run
-
-        training_run.run(config, command.dry_run, started, attempt)
-        return 0
-
-    if command.dry_run or not supervise.possible(config):
-        return train()
-    # named by the time; later attempts go on in it
-    folder = run_dir_check.output_folder(config)
-    config.output_dir = str(folder)
-    worker_env.set_here(config)
-    return supervise.run(
-        config, folder, started, lambda attempt: guarded(lambda _: train(attempt), ())
-    )
+    training_run.run(config, command.dry_run, started, attempt)
+    return 0
 
 
 def main() -> None:

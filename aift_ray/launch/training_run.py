@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from aift_ray.runs import (
     worker_resources,
 )
 from aift_ray.runs.callback_events import Listener
-from aift_ray.runs.execution import execute, exit_status, stop_signals
+from aift_ray.runs.execution import execution, exit_status, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.progress import Follower, doing
 from aift_ray.runs.supervise import Attempt
@@ -79,6 +78,11 @@ def _run_alone(
     config: RunConfig, folder: Path, resume: Path | None, started: float | None, attempt: Attempt
 ) -> dict[str, Any]:
     """As a child of the command, by itself."""
+    import torch
+
+    from aift_ray.engine.worker import work
+    from aift_ray.parallel.group import Group
+
     quiet()
     there, again = local_gpus(config), attempt.number > 0
     gpus = gpus_used(config, there)
@@ -89,9 +93,15 @@ def _run_alone(
     # the encoder's copies of a large vocabulary
     del prepared
     local_run.make_room()
-    go = partial(local_run.attempt_it, job, gpus > 0, tokenizer, attempt)
+    group = Group(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     # the command has no callbacks
-    return _train(job, go, Listener(folder, ()), again=again)
+    with (
+        _running(job, Listener(folder, ()), again=again) as show,
+        local_run.supervised(job, attempt),
+        local_run.polling(show),
+    ):
+        work(job, group, tokenizer=tokenizer)
+    return run_dir.summary(folder)
 
 
 def _run_on_ray(
@@ -120,8 +130,10 @@ def _run_on_ray(
         each = resolved.parallel.gpus_a_worker if gpus else 0
         found = joined if early else starting()
         worker_resources.check_resources(resolved, group[0], each, found)
-        go = partial(ray_trainer.train, _job(prepared, listener), group, gpus > 0)
-        return _train(prepared.job, go, listener)
+        job = _job(prepared, listener)
+        with _running(job, listener) as show:
+            ray_trainer.train(job, group, gpus > 0, show)
+        return run_dir.summary(folder)
 
 
 def run_here(
@@ -140,18 +152,16 @@ def run_here(
         what = f"{getattr(config.grpo, name)} needs Ray, and this process trains alone"
         remedy = "leave it out, or give TrainingConfig(ddp=True)"
         raise ConfigError([Problem(f"grpo.{name}", what, remedy)])
-    folder, trained = run_dir_check.output_folder(config), []
+    from aift_ray.engine.worker import work
+    from aift_ray.parallel.group import Group
+
+    folder = run_dir_check.output_folder(config)
     listener = Listener(folder, callbacks)
     resume = _resume_point(config, folder)
-    prepared = _prepared(config, folder, (1, 1), device.type == "cuda", resume)
-
-    def go(show: Callable[[], None]) -> None:
-        job = _job(prepared, listener)
-        trained.append(local_run.work_here(job, device, show, on_metrics=lambda _: listener.poll()))
-
-    _train(prepared.job, go, listener, here=True)
-    model: torch.nn.Module = trained[0].module.model
-    return model
+    job = _job(_prepared(config, folder, (1, 1), device.type == "cuda", resume), listener)
+    with _running(job, listener, here=True) as show, local_run.polling(show):
+        trained = work(job, Group(0, 1, device), on_metrics=lambda _: listener.poll())
+    return trained.module.model
 
 
 def _job(prepared: Preparation, listener: Listener) -> Job:
@@ -242,14 +252,11 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
     terminal.console.print(text, markup=False)
 
 
-def _train(
-    job: Job,
-    go: Callable[[Callable[[], None]], None],
-    listener: Listener,
-    here: bool = False,
-    again: bool = False,
-) -> dict[str, Any]:
-    """Do the run by `go`, which calls what shows its progress again and again.
+@contextmanager
+def _running(
+    job: Job, listener: Listener, here: bool = False, again: bool = False
+) -> Iterator[Callable[[], None]]:
+    """The time in which workers do `job`; gives what shows its progress, to be called repeatedly.
 
     Args:
         here: callbacks are called by the training itself.
@@ -274,9 +281,10 @@ def _train(
             if not here:
                 listener.poll()
 
-        summary = execute(job, partial(go, show), listener.poll)
+        with execution(job, listener.poll):
+            yield show
     listener.close()
-    return _ended(summary, folder, exit_status(asked))
+    _ended(run_dir.summary(folder), folder, exit_status(asked))
 
 
 def _how_to_go_on(folder: Path) -> str:

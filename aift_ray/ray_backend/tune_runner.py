@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from aift_ray.ray_backend import ray_trainer as workers
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.ray_backend.tune_scheduler import ASKED, scheduler
 from aift_ray.runs import run_dir
-from aift_ray.runs.execution import execute
+from aift_ray.runs.execution import execution
 from aift_ray.runs.prepare import prepare
 from aift_ray.sweep.search import Search
 from aift_ray.sweep.space import trial_config
@@ -199,7 +198,8 @@ def _run(settings: dict[str, Any]) -> None:
                 ray.tune.report({"step": told, metric: line[metric]})
 
     try:
-        execute(job, partial(workers.train, job, settings["workers"], settings["gpu"], follow))
+        with execution(job):
+            workers.train(job, settings["workers"], settings["gpu"], follow)
         follow()
     except AiftError as error:
         ray.tune.report({"problem": str(error), "crashed": isinstance(error, WorkersLost)})

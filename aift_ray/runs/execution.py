@@ -21,10 +21,9 @@ from aift_ray.runs import run_dir
 from aift_ray.runs.restart_causes import FAILURES, read_failures
 
 
-def execute(
-    job: Job, go: Callable[[], None], ended: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """Have `go` do `job`, by whatever workers; returns the summary.
+@contextmanager
+def execution(job: Job, ended: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The time in which workers do `job`, whichever they are; its summary is whole afterwards.
 
     Args:
         ended: called when the workers are done, while all that they wrote down is there.
@@ -34,7 +33,7 @@ def execute(
     """
     folder, status = job.output, "failed"
     try:
-        go()
+        yield
         ended()
         run_dir.bring(job.config, folder)
         status = run_dir.summary(folder).get("status", "failed")
@@ -56,7 +55,6 @@ def execute(
         with suppress(OSError):
             run_dir.finish(folder, **values)
             run_dir.copy(job.config, folder)
-    return run_dir.summary(folder)
 
 
 def _left(folder: Path) -> str:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from aift_ray.engine.job import Job
 from aift_ray.engine.run_errors import short
@@ -17,12 +16,6 @@ from aift_ray.runs import supervise
 from aift_ray.runs.execution import in_words
 from aift_ray.utils.malloc_trim import trim
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from aift_ray.engine.worker_run import Run
-
 
 def make_room() -> None:
     """Give back what nobody needs any more, before the weights are loaded."""
@@ -30,29 +23,9 @@ def make_room() -> None:
     trim()
 
 
-def work_here(
-    job: Job,
-    device: torch.device,
-    show: Callable[[], None],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    on_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> Run:
-    """Do `job`; a thread calls `show` again and again, and each step calls `on_metrics`."""
-    from aift_ray.engine.worker import work
-    from aift_ray.parallel.group import Group
-
-    with _again_and_again(show):
-        return work(job, Group(0, 1, device), on_metrics=on_metrics, tokenizer=tokenizer)
-
-
-def attempt_it(
-    job: Job,
-    gpu: bool,
-    tokenizer: PreTrainedTokenizerBase,
-    attempt: supervise.Attempt,
-    show: Callable[[], None],
-) -> None:
-    """Do `job` as a child of the command, which starts another one where this one is lost.
+@contextmanager
+def supervised(job: Job, attempt: supervise.Attempt) -> Iterator[None]:
+    """The time in which this child of the command does `job`; where it is lost, another one does.
 
     Raises:
         AiftError: what another attempt would not mend.
@@ -64,7 +37,7 @@ def attempt_it(
     # what reads the tokenizer from here on reads little at a time, and may fork
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        work_here(job, torch.device("cuda", 0) if gpu else torch.device("cpu"), show, tokenizer)
+        yield
     except AiftError:
         raise
     except Exception as error:
@@ -74,7 +47,7 @@ def attempt_it(
 
 
 @contextmanager
-def _again_and_again(act: Callable[[], None]) -> Iterator[None]:
+def polling(act: Callable[[], None]) -> Iterator[None]:
     """Call `act` twice a second in a thread of its own."""
     over = threading.Event()
 

@@ -14,10 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from aift_ray.config import RunConfig
 from aift_ray.runs.restart_causes import FAILURES, add_failure
@@ -51,9 +49,6 @@ class Attempt:
         os.write(self._facts, (json.dumps(facts) + "\n").encode())
 
 
-Work = Callable[[Attempt], int]
-
-
 def possible(config: RunConfig) -> bool:
     """Whether this process is small enough to fork, and the run may be one of a single worker."""
     if os.name != "posix" or threading.active_count() > 1 or any(n in sys.modules for n in _HEAVY):
@@ -64,23 +59,32 @@ def possible(config: RunConfig) -> bool:
     return not (elsewhere or asks_ray) and config.worker_range(0) == (1, 1)
 
 
-def run(config: RunConfig, folder: Path, started: float, work: Work) -> int:
-    """Have children `work` until one comes to an end of its own; its exit status.
+def fork(config: RunConfig, folder: Path, started: float) -> Attempt:
+    """Return in a child, as `os.fork` does; the command watches children until one ends by itself.
 
     Args:
         folder: of the run.
         started: when the run was asked for, as time.time() counts.
-        work: does the run in a child.
 
     Raises:
-        WorkersLost: children were lost more often than `ray.max_failures` allows.
+        SystemExit: in the command, with the child's exit status.
+        WorkersLost: in the command; children were lost more often than `ray.max_failures` allows.
     """
     lost: list[str] = []
     while True:
-        child = _Child(len(lost), work)
+        facts, alive = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(facts[0])
+            os.close(alive[1])
+            _be_child(alive[0])
+            return Attempt(len(lost), facts[1])
+        child = _Child(pid, facts, alive)
         status = child.wait()
         if status != LOST and status >= 0:
-            return status
+            sys.exit(status)
         if "memory" not in child.facts:
             # it has not begun to train, or has workers on Ray, which end with it
             os.kill(os.getpid(), -status)
@@ -97,30 +101,26 @@ def run(config: RunConfig, folder: Path, started: float, work: Work) -> int:
 class _Child:
     """One child, from the parent's side.
 
+    Args:
+        facts: the pipe by which it tells what it knows.
+        alive: the pipe that it watches, open as long as the command is there.
+
     Attributes:
         asked: signals that were passed on.
         facts: what it has told.
         full: what memory was in use when it was ended for that; empty: it was not.
     """
 
-    def __init__(self, number: int, work: Work) -> None:
+    def __init__(self, pid: int, facts: tuple[int, int], alive: tuple[int, int]) -> None:
         self.asked: list[int] = []
         self.facts: dict[str, str] = {}
         self.full = ""
-        self._told, tell = os.pipe()
-        watched, self._alive = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._told)
-            os.close(self._alive)
-            _be_child(Attempt(number, tell), watched, work)
+        self.pid, self._told, self._alive = pid, facts[0], alive[1]
         with suppress(OSError):
             # as the child does: whoever comes first
-            os.setpgid(self.pid, self.pid)
-        os.close(tell)
-        os.close(watched)
+            os.setpgid(pid, pid)
+        os.close(facts[1])
+        os.close(alive[0])
         os.set_blocking(self._told, False)
 
     def wait(self) -> int:
@@ -178,7 +178,7 @@ class _Child:
         return f"worker 0: killed by {signal.Signals(-status).name}"
 
 
-def _be_child(attempt: Attempt, watched: int, work: Work) -> NoReturn:
+def _be_child(watched: int) -> None:
     # Ctrl-C on a terminal reaches the command, which passes it on once
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -186,7 +186,6 @@ def _be_child(attempt: Attempt, watched: int, work: Work) -> NoReturn:
         # where memory runs out all the same, the system is to end this one, not the command
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     threading.Thread(target=_end_with_command, args=(watched,), daemon=True).start()
-    raise SystemExit(work(attempt))
 
 
 def _end_with_command(watched: int) -> None:
