@@ -244,9 +244,9 @@ def _written_bytes() -> int:
 def _sharded_tensors(run: Any) -> dict[str, torch.Tensor]:
     """Weights and moments of a run by name, as torch.distributed.checkpoint takes them."""
     from aift_ray.engine.checkpoint import split_moments
-    from aift_ray.engine.checkpoint.snapshot import named_weights
+    from aift_ray.engine.model_writer import named_weights
 
-    moments = split_moments({"optimizer": run.parallel_model.optimizer_state()})[1]
+    moments = split_moments(run.parallel_model.optimizer_state())[1]
     # each once: safetensors refuses tied weights
     weights = {f"model.{n}": w.detach() for n, w in named_weights(run.module.model).items()}
     return weights | {f"optimizer.{name}": moment for name, moment in moments.items()}

@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models import fingerprint
+from aift_ray.models.safetensors_layout import DTYPES, content
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SHOWN = 3
 
 Merge = Callable[[str, Sequence[torch.Tensor], torch.Tensor | None], torch.Tensor]
@@ -110,5 +110,4 @@ def write(
                     what = f"{name} becomes infinite or NaN in {entry['dtype']}"
                     raise ModelError([Problem("merge", what, "give smaller --weights")])
                 written.seek(begin + entry["data_offsets"][0])
-                content: Any = found.contiguous().flatten().view(torch.uint8).numpy()
-                written.write(memoryview(content))
+                written.write(content(found))

@@ -26,6 +26,7 @@ from aift_ray.engine.loss import LossModule
 from aift_ray.engine.objectives import Objective
 from aift_ray.engine.precision import Precision
 from aift_ray.engine.reference_logprobs import References
+from aift_ray.engine.run_state import RunState
 from aift_ray.engine.step_plan import plan_batches, split, total_steps
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.engine.validate import Validator
@@ -150,10 +151,10 @@ def _add_rollouts(
     run.evaluator = evaluator_of(job, maker, run.state.step, *tested)
 
 
-def _state(job: Job, resume: Path | None) -> tuple[checkpoint.State, dict[str, Any] | None]:
+def _state(job: Job, resume: Path | None) -> tuple[RunState, dict[str, Any] | None]:
     """Where the run is, of this job from now on; and the checkpoint's tensors beside the model."""
     config = job.config
-    state, tensors = checkpoint.load(resume) if resume else (checkpoint.State(), None)
+    state, tensors = checkpoint.load(resume) if resume else (RunState(), None)
     state.global_batch = state.global_batch or job.global_batch
     state.data, state.trained_as = job.cache.name, config.trained_with
     state.settings = kept(flat(config))

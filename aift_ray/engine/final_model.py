@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from aift_ray.engine.checkpoint import WEIGHTS
-from aift_ray.engine.checkpoint.snapshot import final_weights, gathered_weights
+from aift_ray.engine.checkpoint.snapshot import whole_weights
 from aift_ray.engine.checkpoint.tensor_files import GatheredTensors
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.model_card import FILE as CARD
-from aift_ray.engine.model_writer import write_model, write_whole
+from aift_ray.engine.model_writer import can_stream, named_weights, write_model, write_whole
 from aift_ray.engine.worker_run import Run
 from aift_ray.models.hub import load_config
 from aift_ray.models.wrappers import is_wrapper
+from aift_ray.parallel.dtensor_utils import is_shared_out
 
 
 def write(run: Run, writing: CheckpointWriter, card: str) -> None:
@@ -25,11 +26,13 @@ def write(run: Run, writing: CheckpointWriter, card: str) -> None:
     Args:
         card: its README.md.
     """
-    folder, parts = run.job.output / "model", gathered_weights(run)
-    if parts:
-        writing.gathered(parts, lambda: _write(run, folder, card, None, parts))
+    folder, model = run.job.output / "model", run.module.model
+    if can_stream(model):
+        parts = GatheredTensors({WEIGHTS: named_weights(model)})
+        writing.together(lambda: _write(run, folder, card, None, parts), parts)
         return
-    weights = final_weights(run)
+    spread = is_shared_out(run.module) or run.group.model_parallel_size > 1
+    weights = whole_weights(run) if spread else None
     if run.group.is_main_process:
         _write(run, folder, card, weights)
 
@@ -47,8 +50,8 @@ def _write(
     full, place = run.config.method == "full", run.job.location
     told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
     if full and is_wrapper(load_config(place, scorer=True)):
-        give = partial(parts.give, WEIGHTS) if parts else None
-        write_whole(*told, place, weights, give)
+        own = parts.whole(WEIGHTS) if parts else (weights or run.written.state_dict()).items()
+        write_whole(*told, place, own)
     else:
         dtype = run.precision.compute if full else None
         streamed = partial(parts.write, WEIGHTS, dtype=dtype) if parts else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,29 @@ from aift_ray.models.families.sequence_classifier import HEAD
 from aift_ray.models.folder_check import has_tokenizer
 from aift_ray.models.full_model_folder import WholeFolder
 from aift_ray.models.lora.init_weights import as_plain_lora
+from aift_ray.models.transformers_compat import conversions, ignored_on_save
+from aift_ray.parallel.dtensor_utils import is_partitioned, is_shared_out
+
+
+def can_stream(model: torch.nn.Module) -> bool:
+    """Whether a model is sharded, and its weights have the names of their file."""
+    if isinstance(model, PeftModel) or not is_shared_out(model):
+        return False
+    if any(is_partitioned(weight) for weight in model.parameters()):
+        # by DeepSpeed, in pieces that have no place in the file
+        return False
+    return not conversions(model)
+
+
+def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model, each once, by the name that it has in a file."""
+    ignored = ignored_on_save(causal_model(model))
+    found: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, weight in state.items():
+        if name not in ignored:
+            found.setdefault(id(weight), name)
+    return {name: state[name] for name in found.values()}
 
 
 def write_model(
@@ -74,28 +97,19 @@ def write_whole(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: list[int],
     location: str,
-    state: dict[str, torch.Tensor] | None = None,
-    streamed: Callable[[Callable[[str, torch.Tensor], None]], None] | None = None,
+    weights: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
     """Save a trained language model in the whole that it belongs to, with its towers.
 
     Args:
         location: of the whole.
-        state: the weights, where they are not those that the model holds now.
-        streamed: hands over the weights one by one, where none holds them all.
+        weights: of the language model, by name.
 
     Raises:
         OSError: it could not be written.
         ModelError: the source does not hold the weights by now.
     """
-    whole = WholeFolder(location)
-    whole.begin(Path(folder))
-    if streamed:
-        streamed(whole.put)
-    else:
-        for name, tensor in (state or model.state_dict()).items():
-            whole.put(name, tensor)
-    whole.end()
+    WholeFolder(location).write(Path(folder), weights)
     _write_generation(folder, causal_model(model), stop_ids)
     if not holds_prompts(Path(folder), tokenizer):
         tokenizer.save_pretrained(folder)

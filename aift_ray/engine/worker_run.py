@@ -12,13 +12,13 @@ from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.collate import MicroBatch
 from aift_ray.data.token_rows import TokenRows
-from aift_ray.engine import checkpoint
 from aift_ray.engine.comparison import Comparison
 from aift_ray.engine.grpo.rollout_evaluation import RolloutEvaluator
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.grpo.rollouts import Rollouts
 from aift_ray.engine.job import Job
 from aift_ray.engine.precision import Precision
+from aift_ray.engine.run_state import RunState
 from aift_ray.engine.task_scores import TaskEvaluator
 from aift_ray.engine.validate import Validator
 from aift_ray.parallel.group import Group
@@ -52,7 +52,7 @@ class Run:
     plan: BatchPlan | RolloutPlan
     evaluator: Validator | RolloutEvaluator | None
     tasks: TaskEvaluator | None
-    state: checkpoint.State
+    state: RunState
     total_steps: int
     resumed_from: int | None = None
     outline: torch.nn.Module | None = None

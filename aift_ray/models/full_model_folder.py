@@ -33,9 +33,9 @@ from aift_ray.models import fingerprint
 from aift_ray.models.families.refusals import refusal
 from aift_ray.models.hub import load_config
 from aift_ray.models.load import skeleton
+from aift_ray.models.safetensors_layout import DTYPES, content
 from aift_ray.models.transformers_compat import set_conversions
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
 # what speaks of other weights, or is written anew
 _NOT_COPIED = ("adapter_config.json", "aift_ray.json", "params.json", "quantization.json")
@@ -113,7 +113,7 @@ class WholeFolder:
                 if name not in self._stored:
                     raise self._refused(f"its files have no place for {own}")
                 entry = self._stored[name][2]
-                if entry["dtype"] not in _DTYPES:
+                if entry["dtype"] not in DTYPES:
                     raise self._refused(f"its files hold {name} as {entry['dtype']}")
                 if list(tensors[own].shape) != entry["shape"]:
                     raise self._refused(f"its files hold {name} in another size")
@@ -126,12 +126,8 @@ class WholeFolder:
         """Whether a weight has a place of its own."""
         return name in self._direct or any(name in names for names in self._converted.values())
 
-    def begin(self, folder: Path) -> None:
-        """Copy into `folder` all but the weights of the language model.
-
-        Raises:
-            OSError: it could not be written.
-        """
+    def _begin(self, folder: Path) -> None:
+        """Copy into `folder` all but the weights of the language model."""
         names = [n for stored in self._direct.values() for n in stored]
         for block in self._converted.values():
             state = self._model.state_dict()
@@ -166,12 +162,8 @@ class WholeFolder:
                 first, last = entry["data_offsets"]
                 _copy_span(read, written, begin + first, last - first)
 
-    def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Write a weight of the language model, under the name that it has there.
-
-        Raises:
-            OSError: it could not be written.
-        """
+    def _put(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a weight of the language model, under the name that it has there."""
         if name in self._direct:
             for stored in self._direct[name]:
                 self._write(stored, tensor)
@@ -190,32 +182,23 @@ class WholeFolder:
     def _write(self, name: str, tensor: torch.Tensor) -> None:
         assert self._folder is not None
         file, begin, entry = self._stored[name]
-        flat = tensor.detach().to("cpu", _DTYPES[entry["dtype"]]).contiguous().flatten()
-        content: Any = flat.view(torch.uint8).numpy()
         with (self._folder / file.name).open("r+b") as written:
             written.seek(begin + entry["data_offsets"][0])
-            written.write(memoryview(content))
+            written.write(content(tensor, DTYPES[entry["dtype"]]))
         self._left.discard(name)
 
-    def end(self) -> None:
-        """Make sure that nothing is missing.
-
-        Raises:
-            ModelError: a weight of the language model was not written.
-        """
-        if self._left:
-            raise self._refused(f"{min(self._left)} was not trained here")
-
-    def write(self, folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-        """All of it, from the state of a language model.
+    def write(self, folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """All of it, from the weights of a language model by name.
 
         Raises:
             OSError: it could not be written.
+            ModelError: a weight of the language model was not among them.
         """
-        self.begin(folder)
-        for name, tensor in state.items():
-            self.put(name, tensor)
-        self.end()
+        self._begin(folder)
+        for name, tensor in weights:
+            self._put(name, tensor)
+        if self._left:
+            raise self._refused(f"{min(self._left)} was not trained here")
 
 
 def _tied(model: PreTrainedModel) -> dict[str, set[str]]:

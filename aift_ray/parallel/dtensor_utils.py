@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.utils import clip_grads_with_norm_
 
-from aift_ray.parallel.torch_compat import bare_copy
+from aift_ray.parallel.torch_compat import bare_copy, shard_offsets
 
 Layout = tuple[DeviceMesh, tuple[Placement, ...]]
 Alike = dict[tuple[Layout | None, torch.device], list[torch.Tensor]]
@@ -92,6 +92,46 @@ def shared_as(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
         tensor.to(mesh.device_type), mesh, pattern.placements, src_data_rank=None
     )
     return share.to_local()
+
+
+def own_shard(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]] | None:
+    """This worker's part of a tensor, and where in it that begins; None: another has it too."""
+    if not isinstance(tensor, DTensor):
+        return (tensor.detach(), (0,) * tensor.ndim) if dist.get_rank() == 0 else None
+    coordinate = tensor.device_mesh.get_coordinate() or ()
+    kinds = zip(coordinate, tensor.placements, strict=True)
+    if any(at and kind.is_replicate() for at, kind in kinds):
+        return None
+    return tensor.to_local().detach(), shard_offsets(tensor)
+
+
+class HostCopy:
+    """Copies tensors to host memory; what shared memory before shares it after.
+
+    Those that are sharded are gathered one by one; a worker that does not `keep` them takes part
+    and has None.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._seen: dict[Any, torch.Tensor | None] = {}
+
+    def __call__(self, value: object) -> Any:
+        if isinstance(value, dict):
+            return {name: self(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [self(part) for part in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        if isinstance(value, DTensor) or is_partitioned(value):
+            # the same on every worker, which an address in memory need not be
+            key: Any = id(value)
+        else:
+            key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() == 0 or key not in self._seen:
+            full = whole(value)
+            self._seen[key] = full.to("cpu", copy=True) if self._keep else None
+        return self._seen[key]
 
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -144,6 +146,18 @@ class Group:
         except dist.DistError:
             return False
         return True
+
+    def all_see(self, folder: Path) -> bool:
+        """Whether all workers see the same `folder`, which is made where it is not there."""
+        marker = folder / f".seen-{self.agree(time.time_ns())}"
+        if self.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        self.barrier()
+        (blind,) = self.sum(float(not marker.exists()))
+        if self.is_main_process:
+            marker.unlink()
+        return not blind
 
     def barrier(self) -> None:
         """Wait for all workers."""

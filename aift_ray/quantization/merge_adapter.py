@@ -87,7 +87,7 @@ def _write(location: str, model: PreTrainedModel, folder: Path) -> None:
         layout = "serve it as an adapter, or train one without embed_tokens and lm_head"
         raise ModelError([refusal(whole.family, what, layout, is_llama_like, "adapter")])
     folder.mkdir(exist_ok=True)
-    whole.write(folder, state)
+    whole.write(folder, state.items())
 
 
 def _ends(model: PreTrainedModel) -> list[str]:

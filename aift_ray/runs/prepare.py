@@ -14,9 +14,9 @@ from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.data.cache_index import note_user
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.tokenize import Encode, encode_in_threads
-from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.job import Job
+from aift_ray.engine.run_state import RunState
 from aift_ray.errors import DataError, UserError
 from aift_ray.models import vocab_check
 from aift_ray.models.families import family_support
@@ -160,7 +160,7 @@ def _rows(
     return prepared
 
 
-def _of_resumed(config: RunConfig, state: State, run: Preparation) -> list[str]:
+def _of_resumed(config: RunConfig, state: RunState, run: Preparation) -> list[str]:
     """What to tell of a run that goes on: what has changed since."""
     curve = resume_check.schedule(config, state, run.plan.steps_per_epoch, run.steps)
     return run.job.changed + curve

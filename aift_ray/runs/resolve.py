@@ -18,8 +18,8 @@ from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.prompts.supervision import Supervision
 from aift_ray.data.prompts.template_file import read_template
 from aift_ray.engine import trackers
-from aift_ray.engine.checkpoint import State
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.run_state import RunState
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
@@ -68,7 +68,7 @@ class ResolvedModel:
     encoder: PromptEncoder
     beside: dict[str, Any]
     adapter_weights: int | None
-    state: State | None
+    state: RunState | None
     changed: list[str]
     measured: Measured
 
@@ -265,7 +265,7 @@ def _adopted(config: RunConfig, location: str) -> int | None:
 
 
 def _measured(
-    config: RunConfig, location: str, state: State | None, added: AddedTokens | None
+    config: RunConfig, location: str, state: RunState | None, added: AddedTokens | None
 ) -> Measured:
     """The model's numbers; a ConfigError where its experts are not those of the checkpoint."""
     model = measured(location, config, added)

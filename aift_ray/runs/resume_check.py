@@ -11,8 +11,9 @@ import yaml
 
 from aift_ray.config import RunConfig, deepspeed_config
 from aift_ray.config.resume_rules import CHANGES, Change, flat, kept
-from aift_ray.engine.checkpoint import State, read_state
+from aift_ray.engine.checkpoint import read_state
 from aift_ray.engine.lr_scheduler import learning_rate
+from aift_ray.engine.run_state import RunState
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub, provenance
 from aift_ray.runs import run_dir
@@ -22,7 +23,7 @@ _FILES = "data.train_files"
 _DERIVED = ("learning_rate", "warmup_steps")
 
 
-def resumed(config: RunConfig, folder: Path, workers: int) -> tuple[State, list[str]]:
+def resumed(config: RunConfig, folder: Path, workers: int) -> tuple[RunState, list[str]]:
     """Where the run of checkpoint `folder` is, and what of its settings has changed.
 
     Args:
@@ -49,7 +50,7 @@ def resumed(config: RunConfig, folder: Path, workers: int) -> tuple[State, list[
     return state, told
 
 
-def _renamed(config: RunConfig, state: State) -> list[str]:
+def _renamed(config: RunConfig, state: RunState) -> list[str]:
     """What to tell of a base with another name, whose weights are the same or can't be compared."""
     before = state.settings["model"]
     same = before == config.model
@@ -67,7 +68,7 @@ def keep_derived(config: RunConfig, saved: dict[str, Any]) -> None:
             setattr(training, name, saved.get(f"training.{name}", getattr(training, name)))
 
 
-def _keep_batch(config: RunConfig, state: State, workers: int) -> list[str]:
+def _keep_batch(config: RunConfig, state: RunState, workers: int) -> list[str]:
     """Take as many micro-steps as give the run's global batch, if that can be; what to tell."""
     training = config.training
     asked, was = training.gradient_accumulation_steps, state.settings
@@ -120,7 +121,7 @@ def _alike(one: object, other: object) -> bool:
     return bool(one == other)
 
 
-def check_rows(config: RunConfig, state: State, data: str) -> list[str]:
+def check_rows(config: RunConfig, state: RunState, data: str) -> list[str]:
     """What to tell where the rows are not those of the run; `data` names their token cache.
 
     Raises:
@@ -140,7 +141,7 @@ def check_rows(config: RunConfig, state: State, data: str) -> list[str]:
     raise ConfigError([Problem(_FILES, what, remedy)])
 
 
-def schedule(config: RunConfig, state: State, epoch: int, steps: int) -> list[str]:
+def schedule(config: RunConfig, state: RunState, epoch: int, steps: int) -> list[str]:
     """What other numbers of steps do to the learning rate.
 
     Args:
@@ -206,7 +207,7 @@ def _more(config: RunConfig, saved: dict[str, Any], summary: dict[str, Any]) -> 
     return training.max_steps is None or training.max_steps > summary.get("steps", 0)
 
 
-def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
+def _judged(config: RunConfig, folder: Path, state: RunState) -> list[Problem]:
     """What is compared by what it stands for: the method, and the weights of the base."""
     field, remedy = f"resume {folder}", "give the --method it was made with"
     adapter = (folder / "adapter_config.json").is_file()
@@ -229,7 +230,7 @@ def _judged(config: RunConfig, folder: Path, state: State) -> list[Problem]:
     return problems
 
 
-def check_experts(config: RunConfig, state: State, experts: int) -> None:
+def check_experts(config: RunConfig, state: RunState, experts: int) -> None:
     """Refuse adapters that were trained on experts in 16 bits, where they are in 4 now.
 
     Before settings were kept with checkpoints, QLoRA left the experts of a mixture as they are.
@@ -247,7 +248,7 @@ def check_experts(config: RunConfig, state: State, experts: int) -> None:
         raise ConfigError([Problem(f"resume {config.resume}", what, remedy)])
 
 
-def _other_base(config: RunConfig, folder: Path, state: State, adapter: bool) -> str | None:
+def _other_base(config: RunConfig, folder: Path, state: RunState, adapter: bool) -> str | None:
     """The model of the run, where the one that is named now is another."""
     recorded = provenance.other_base(folder, hub.resolve(config.model))
     if recorded or adapter:

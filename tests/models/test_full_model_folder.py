@@ -56,7 +56,7 @@ def test_all_but_the_language_model_is_the_source_byte_for_byte(
     save(with_towers(family), source, **KINDS[family])
     (source / "preprocessor_config.json").write_text('{"size": 16}', "utf-8")
     model = moved(str(source))
-    WholeFolder(str(source)).write(result, model.state_dict())
+    WholeFolder(str(source)).write(result, model.state_dict().items())
     before, after = stored(source), stored(result)
     assert before.keys() == after.keys()
     whole, opened = (AutoModelForMultimodalLM.from_pretrained(f).eval() for f in (source, result))
@@ -86,7 +86,7 @@ def test_weights_take_the_dtype_that_they_have_in_the_source(tmp_path: Path) -> 
     narrow = {name: weight.bfloat16() for name, weight in stored(source).items()}
     save_file(narrow, source / "model.safetensors", {"format": "pt"})
     model = moved(str(source)).float()
-    WholeFolder(str(source)).write(result, model.state_dict())
+    WholeFolder(str(source)).write(result, model.state_dict().items())
     assert {weight.dtype for weight in stored(result).values()} == {torch.bfloat16}
     opened = load_model(str(result), None, None)
     assert torch.equal(opened.lm_head.weight, model.lm_head.weight.bfloat16())
@@ -98,7 +98,7 @@ def test_a_shared_weight_is_written_once(tmp_path: Path) -> None:
     save(with_towers("qwen3_vl", tie_word_embeddings=True), source)
     model = moved(str(source))
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    WholeFolder(str(source)).write(result, model.state_dict())
+    WholeFolder(str(source)).write(result, model.state_dict().items())
     opened = AutoModelForMultimodalLM.from_pretrained(result)
     assert torch.equal(opened.lm_head.weight, model.lm_head.weight)
 
@@ -116,7 +116,7 @@ def test_a_source_that_has_no_place_for_a_weight_is_refused_by_name(tmp_path: Pa
     whole, model = WholeFolder(str(tmp_path / "b")), moved(str(tmp_path / "b"))
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("norm.weight")}
     with pytest.raises(AiftError, match="was not trained here"):
-        whole.write(tmp_path / "a", state)
+        whole.write(tmp_path / "a", state.items())
 
 
 def test_the_source_may_hold_more_files_than_its_weights(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_source_may_hold_more_files_than_its_weights(tmp_path: Path) -> None
     save(with_towers("mistral3"), source, max_shard_size="2MB")
     save_file({"other": torch.zeros(3)}, source / "consolidated.safetensors")
     (source / "params.json").write_text(json.dumps({"dim": 64}), "utf-8")
-    WholeFolder(str(source)).write(result, moved(str(source)).state_dict())
+    WholeFolder(str(source)).write(result, moved(str(source)).state_dict().items())
     assert not (result / "consolidated.safetensors").exists()
     assert not (result / "params.json").exists()
     AutoModelForMultimodalLM.from_pretrained(result)

@@ -14,8 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from aift_ray.config import RunConfig
-from aift_ray.engine.checkpoint import State, read_state
+from aift_ray.engine.checkpoint import read_state
 from aift_ray.engine.lr_scheduler import learning_rate
+from aift_ray.engine.run_state import RunState
 from aift_ray.errors import ConfigError
 from aift_ray.runs import resume_check, run_dir
 from aift_ray.runs.prepare import prepare
@@ -260,7 +261,7 @@ def test_a_run_on_other_weights_is_not_gone_on_with(
 def test_adapters_that_were_trained_beside_exact_experts_are_refused_on_4_bits(
     configure: Configure, tmp_path: Path
 ) -> None:
-    before = State(step=1, trained_as="qlora in 4 bits")
+    before = RunState(step=1, trained_as="qlora in 4 bits")
     config = configure(method="qlora", resume="latest")
     with pytest.raises(ConfigError, match="experts in 16 bits, which are held in 4 now"):
         resume_check.check_experts(config, before, experts=8)

@@ -9,51 +9,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from aift_ray.engine.run_state import RunState
+
 MANIFEST, MOMENTS, REST = "manifest.json", "optimizer.moments", "trainer_state.pt"
 WEIGHTS = "model.safetensors"
 _NAME = re.compile(r"step-(\d+)")
-
-
-@dataclass
-class State:
-    """Where a run is. The data position and the random numbers are functions of `step`.
-
-    Attributes:
-        step: optimizer steps done.
-        global_batch: units a step, kept whatever number of workers comes back.
-        best_loss, best_step: of the best evaluation so far.
-        bad_evaluations: evaluations since then.
-        skipped: batches left out because their loss or gradient was not finite.
-        first_loss, eval_loss_before, eval_accuracy_before, exact_match_before, tasks_before: for
-            the summary.
-        data: name of the token cache that the run trains on.
-        trained_as: method, with the bits of a quantized base; empty in older checkpoints.
-        settings: of the run, by their dotted names; empty in older checkpoints.
-        changes: of the settings when the run was resumed, a line each, with the step.
-    """
-
-    step: int = 0
-    global_batch: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    bad_evaluations: int = 0
-    skipped: int = 0
-    first_loss: float | None = None
-    eval_loss_before: float | None = None
-    eval_accuracy_before: float | None = None
-    exact_match_before: float | None = None
-    tasks_before: dict[str, Any] | None = None
-    data: str = ""
-    trained_as: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    changes: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -94,13 +61,13 @@ def begin(folder: Path, step: int) -> Path:
     return scratch
 
 
-def write_state(folder: Path, state: State, rest: dict[str, Any]) -> None:
-    """Write all that is neither weights nor moments: `rest` as `split_moments` gives it."""
+def write_state(folder: Path, state: RunState, rest: dict[str, Any]) -> None:
+    """Write all that is neither weights nor moments."""
     torch.save(rest, folder / REST)
     (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
-def load(folder: Path) -> tuple[State, dict[str, Any]]:
+def load(folder: Path) -> tuple[RunState, dict[str, Any]]:
     """State and tensors of a checkpoint."""
     tensors = torch.load(folder / REST, map_location="cpu", weights_only=True)
     # none of it is read from the disk before it is used
@@ -110,20 +77,23 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
     return read_state(folder), tensors
 
 
-def split_moments(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Optimizer and scaler state without the large tensors, and those by name."""
-    optimizer, rest = tensors["optimizer"], {}
+def split_moments(optimizer: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """An optimizer's state without its large tensors, and those by name."""
+    rest: dict[str, dict[str, Any]] = {weight: {} for weight in optimizer["state"]}
     moments: dict[str, torch.Tensor] = {}
     for weight, values in optimizer["state"].items():
-        large = {kind: value for kind, value in values.items() if value.ndim}
-        moments |= {f"{weight}.{kind}": value for kind, value in large.items()}
-        rest[weight] = {kind: value for kind, value in values.items() if kind not in large}
-    return tensors | {"optimizer": optimizer | {"state": rest}}, moments
+        for kind, value in values.items():
+            # a worker that takes part in gathering, and keeps nothing, has None
+            if value is not None and value.ndim:
+                moments[f"{weight}.{kind}"] = value
+            else:
+                rest[weight][kind] = value
+    return optimizer | {"state": rest}, moments
 
 
-def read_state(folder: Path) -> State:
+def read_state(folder: Path) -> RunState:
     """The state in a checkpoint, without its tensors."""
-    return State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    return RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def steps(folder: Path) -> list[int]:

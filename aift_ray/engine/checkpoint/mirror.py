@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
 from aift_ray.engine import checkpoint
 from aift_ray.errors import Problem
-from aift_ray.utils.filesystems import filesystem
-
-# seconds to wait before each further try of a copy that failed
-PAUSES = (1.0, 5.0, 20.0)
+from aift_ray.utils.filesystems import download, filesystem, upload
 
 
 class CheckpointMirror:
@@ -58,14 +52,14 @@ class CheckpointMirror:
         entries = self._files.get_file_info(manifests) if manifests else []
         return [s for s, e in zip(found, entries, strict=True) if e.type == fs.FileType.File]
 
-    def put_checkpoint(self, folder: Path, kept: list[int]) -> None:
-        """Copy a checkpoint, then remove those that are not in `kept`.
+    def put_checkpoint(self, folder: Path) -> None:
+        """Copy a checkpoint, then remove those that are no longer beside it.
 
         Raises:
             OSError: again and again.
         """
-        target = f"{self._root}/checkpoints/{folder.name}"
-        patiently(lambda: self._put(folder, target, last=checkpoint.MANIFEST))
+        self._put(folder, f"{self._root}/checkpoints/{folder.name}")
+        kept = checkpoint.steps(folder.parent)
         for step in self.steps():
             if step not in kept:
                 self._files.delete_dir(self._step(step))
@@ -79,13 +73,13 @@ class CheckpointMirror:
         for path in sorted(output.iterdir()):
             hidden = path.name.startswith(".") or path.name == "checkpoints"
             if not hidden and (not names or path.name in names):
-                patiently(partial(self._put, path, f"{self._root}/{path.name}"))
+                self._put(path, f"{self._root}/{path.name}")
 
     def fetch(self, step: int, checkpoints: Path) -> Path:
         """Bring a checkpoint into folder `checkpoints`; it appears there whole or not at all."""
         final = checkpoints / f"step-{step}"
         scratch = checkpoints / f".step-{step}.fetched.{os.getpid()}"
-        self._get(self._step(step), scratch)
+        download(self._files, self._step(step), scratch)
         try:
             scratch.rename(final)
         except OSError:
@@ -97,40 +91,17 @@ class CheckpointMirror:
         """Bring what lies beside the checkpoints into `output`, where it is not there yet."""
         for entry in self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True)):
             if entry.base_name != "checkpoints" and not (output / entry.base_name).exists():
-                self._get(entry.path, output / entry.base_name)
+                download(self._files, entry.path, output / entry.base_name)
 
     def _step(self, step: int) -> str:
         return f"{self._root}/checkpoints/step-{step}"
 
-    def _put(self, source: Path, target: str, last: str = "") -> None:
-        files = [p for p in source.rglob("*") if p.is_file()] if source.is_dir() else [source]
-        for path in sorted(files, key=lambda p: (p.name == last, p)):
-            part = "" if path == source else f"/{path.relative_to(source).as_posix()}"
-            self._files.create_dir(os.path.dirname(target + part), recursive=True)
-            self._copy(path, target + part)
-
-    def _copy(self, path: Path, target: str) -> None:
-        fs.copy_files(str(path), target, fs.LocalFileSystem(), self._files)
-
-    def _get(self, source: str, target: Path) -> None:
-        shutil.rmtree(target, ignore_errors=True)
-        is_folder = self._files.get_file_info(source).type == fs.FileType.Directory
-        (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
-        fs.copy_files(source, str(target), self._files, fs.LocalFileSystem())
-
-
-def patiently(copy: Callable[[], Any]) -> None:
-    """Copy, and try again when it fails; the last failure is raised."""
-    for pause in PAUSES:
-        try:
-            copy()
-            return
-        except FileNotFoundError:
-            # what should be copied is no longer wanted
-            raise
-        except OSError:
-            time.sleep(pause)
-    copy()
+    def _put(self, source: Path, target: str) -> None:
+        if source.is_file():
+            upload(source, self._files, target)
+        files = [path for path in source.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda p: (p.name == checkpoint.MANIFEST, p)):
+            upload(path, self._files, f"{target}/{path.relative_to(source).as_posix()}")
 
 
 def newest(checkpoints: Path, store: CheckpointMirror | None) -> tuple[Path | None, list[str]]:

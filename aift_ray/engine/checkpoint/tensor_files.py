@@ -6,81 +6,41 @@ worker knows it. The file is the same, whatever the number of workers and whoeve
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
-from aift_ray.errors import ModelError
-from aift_ray.parallel.dtensor_utils import whole
-from aift_ray.parallel.torch_compat import shard_offsets
+from aift_ray.models.safetensors_layout import content, header
+from aift_ray.parallel.dtensor_utils import own_shard, whole
 
 Tensors = Mapping[str, torch.Tensor]
 
-# names of dtypes in the header of a safetensors file
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 # seconds between looks for the shards of others
 _PAUSE = 0.05
 
 
-def write(path: Path, tensors: Tensors) -> None:
-    """Write a file of whole tensors: floating point ones, or codes of 8 bits.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    GatheredTensors({"": tensors}).write("", path)
-
-
-def gather(tensors: Tensors, put: Callable[[str, torch.Tensor], None] | None) -> None:
-    """Gather each tensor, one after the other; every worker must call this alike.
-
-    Args:
-        put: takes a tensor under its name; None: this worker takes part, and keeps nothing.
-
-    Raises:
-        OSError, ModelError: what `put` raised; only after all took part.
-    """
-    problem: Exception | None = None
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        try:
-            if put and problem is None:
-                put(name, full)
-        except (OSError, ModelError) as error:
-            problem = error
-    if problem:
-        raise problem
-
-
 class GatheredTensors:
-    """Sets of tensors that worker 0 writes while the others take part, in one order, to the end.
+    """Sets of tensors that worker 0 writes while the others take part, in one order, to the end."""
 
-    A set whose gathering has not begun when an error ends the writing is gathered by `ending`.
-    """
+    def __init__(self, sets: Mapping[str, Tensors]) -> None:
+        self._sets = sets
+        self._whole = {name: _gathered(tensors) for name, tensors in sets.items()}
 
-    def __init__(self, sets: dict[str, Tensors]) -> None:
-        self._left = dict(sets)
+    def whole(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a set by name, each gathered when it is taken, once.
 
-    def give(self, name: str, put: Callable[[str, torch.Tensor], None]) -> None:
-        """Hand a set over, tensor by tensor; worker 0 alone calls this, as `write`.
-
-        Raises:
-            OSError, ModelError: of `put`.
+        Worker 0 alone calls this and `write`, in the order that the sets were given in.
         """
-        gather(self._left.pop(name), put)
+        return self._whole[name]
 
     def write(self, name: str, path: Path, dtype: torch.dtype | None = None) -> None:
-        """Write a set; worker 0 alone calls this, in the order that they were given in.
+        """Write a set.
 
         Args:
             dtype: of the file; None: as the tensors are.
@@ -88,19 +48,21 @@ class GatheredTensors:
         Raises:
             OSError: it could not be written.
         """
-        header, offsets = _header(self._left[name], dtype)
-        with _opened(path) as file:
-            _write_at(file, 0, header)
-            self.give(name, lambda n, t: _write_at(file, offsets[n], _content(t, dtype)))
+        with path.open("wb") as file:
+            file.write(header(self._sets[name], dtype)[0])
+            for _, tensor in self.whole(name):
+                file.write(content(tensor, dtype))
 
-    @contextmanager
-    def ending(self) -> Iterator[None]:
-        """Whatever happens within, all sets are gathered in the end, as the others do."""
-        try:
-            yield
-        finally:
-            while self._left:
-                gather(self._left.pop(next(iter(self._left))), None)
+    def finish(self) -> None:
+        """Take part in the gathering of all that is left; every worker must call this."""
+        for left in self._whole.values():
+            for _ in left:
+                pass
+
+
+def _gathered(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors.items():
+        yield name, whole(tensor.detach())
 
 
 class _Shard(NamedTuple):
@@ -125,15 +87,16 @@ class ShardedTensors:
         writes: whether this worker's replica of the model is the one that is written.
     """
 
-    def __init__(self, sets: dict[str, Tensors], copy: bool, writes: bool = True) -> None:
+    def __init__(self, sets: Mapping[str, Tensors], copy: bool, writes: bool = True) -> None:
         self._sets: dict[str, tuple[bytes, list[_Shard]]] = {}
         for name, tensors in sets.items():
-            header, offsets = _header(tensors, None)
-            shards = [_shard(t, offsets[n]) for n, t in tensors.items()] if writes else []
-            held = [shard for shard in shards if shard]
-            if copy:
-                held = [one._replace(local=one.local.to("cpu", copy=True)) for one in held]
-            self._sets[name] = header, held
+            start, offsets = header(tensors)
+            self._sets[name] = start, []
+            for key, tensor in tensors.items():
+                own = own_shard(tensor) if writes else None
+                if own:
+                    local = own[0].to("cpu", copy=True) if copy else own[0]
+                    self._sets[name][1].append(_Shard(local, tensor.shape, own[1], offsets[key]))
 
     def write(self, name: str, path: Path) -> None:
         """Write this worker's shards of a set; worker 0 writes the header.
@@ -141,14 +104,17 @@ class ShardedTensors:
         Raises:
             OSError: they could not be written.
         """
-        header, shards = self._sets[name]
-        with _opened(path) as file:
+        start, shards = self._sets[name]
+        # all workers write into one file: none truncates it
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
             if dist.get_rank() == 0:
-                _write_at(file, 0, header)
+                file.write(start)
             for local, shape, offsets, begin in shards:
                 for at, piece in _runs(local.to("cpu").contiguous(), shape, offsets):
-                    _write_at(file, begin + at * local.element_size(), _content(piece))
-            os.fsync(file)
+                    file.seek(begin + at * local.element_size())
+                    file.write(content(piece))
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_all(self, folder: Path) -> None:
         """Write each set into the file of its name, and leave a marker in the folder at the end."""
@@ -172,52 +138,8 @@ def await_others(folder: Path, given_up: Sequence[str]) -> None:
         marker.unlink()
 
 
-def all_see(folder: Path) -> bool:
-    """Whether all workers see the same `folder`; every worker must call this."""
-    box = [str(time.time_ns())]
-    dist.broadcast_object_list(box, 0)
-    marker = folder / f".seen-{box[0]}"
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    dist.barrier()
-    found: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(found, marker.exists())
-    if dist.get_rank() == 0:
-        marker.unlink()
-    return all(found)
-
-
 def _marker(folder: Path, rank: int) -> Path:
     return folder / f".written-{rank}"
-
-
-def _header(tensors: Tensors, dtype: torch.dtype | None) -> tuple[bytes, dict[str, int]]:
-    """The beginning of a safetensors file, and where in the file each tensor begins."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begins, end = {}, 0
-    for name, tensor in tensors.items():
-        kept = dtype or tensor.dtype
-        begins[name], end = end, end + tensor.numel() * kept.itemsize
-        place = {"shape": list(tensor.shape), "data_offsets": [begins[name], end]}
-        entries[name] = {"dtype": _NAMES[kept], **place}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    header = struct.pack("<Q", len(text)) + text
-    return header, {name: len(header) + begin for name, begin in begins.items()}
-
-
-def _shard(tensor: torch.Tensor, begin: int) -> _Shard | None:
-    """What this worker writes of a tensor; None: nothing."""
-    if not isinstance(tensor, DTensor):
-        whole_tensor = _Shard(tensor.detach(), tensor.shape, (0,) * tensor.ndim, begin)
-        return whole_tensor if dist.get_rank() == 0 else None
-    mesh, placements = tensor.device_mesh, tensor.placements
-    coordinate = mesh.get_coordinate() or ()
-    if any(at and kind.is_replicate() for at, kind in zip(coordinate, placements, strict=True)):
-        return None
-    local = tensor.to_local().detach()
-    return _Shard(local, tensor.shape, shard_offsets(tensor), begin) if local.numel() else None
 
 
 def _runs(
@@ -231,26 +153,3 @@ def _runs(
         return
     for number, part in enumerate(local):
         yield from _runs(part, shape[1:], offsets[1:], at + number * row)
-
-
-def _content(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> memoryview:
-    flat = tensor.to("cpu", dtype or tensor.dtype).contiguous().flatten()
-    content: Any = flat.view(torch.uint8).numpy()
-    return memoryview(content)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def _write_at(file: int, at: int, content: bytes | memoryview) -> None:
-    left = memoryview(content)
-    # a system writes some 2 GiB at once at most
-    while left.nbytes:
-        written = os.pwrite(file, left, at)
-        left, at = left[written:], at + written

@@ -11,27 +11,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 
 from aift_ray.engine import checkpoint
 from aift_ray.engine.checkpoint import MOMENTS, WEIGHTS
 from aift_ray.engine.checkpoint.mirror import CheckpointMirror
-from aift_ray.engine.checkpoint.snapshot import (
-    Snapshot,
-    can_stream,
-    gathered_snapshot,
-    sharded_snapshot,
-    snapshot,
-)
-from aift_ray.engine.checkpoint.tensor_files import (
-    GatheredTensors,
-    ShardedTensors,
-    all_see,
-    await_others,
-    write,
-)
+from aift_ray.engine.checkpoint.snapshot import Snapshot, snapshot, streamed_snapshot
+from aift_ray.engine.checkpoint.tensor_files import GatheredTensors, ShardedTensors, await_others
 from aift_ray.engine.metrics import tell
-from aift_ray.engine.model_writer import write_model
+from aift_ray.engine.model_writer import can_stream, write_model
 from aift_ray.engine.worker_run import Run
 from aift_ray.errors import TrainingError
 
@@ -53,7 +40,7 @@ class CheckpointWriter:
         self._run, self._store = run, store
         self._is_main = run.group.is_main_process
         self._streams = can_stream(run.module.model)
-        self._sharded = self._streams and all_see(run.job.checkpoints)
+        self._sharded = self._streams and run.group.all_see(run.job.checkpoints)
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self._copier = ThreadPoolExecutor(1, "checkpoint-copier")
         self._writing: Future[None] | None = None
@@ -73,13 +60,14 @@ class CheckpointWriter:
         began = time.perf_counter()
         if self._streams and not self._sharded and not run.config.training.async_save:
             # without a copy of it: training waits for the disk
-            taken, parts = gathered_snapshot(run)
-            self.gathered(parts, partial(self._write, taken))
+            taken = streamed_snapshot(run, sharded=False)
+            assert isinstance(taken.parts, GatheredTensors)
+            self.together(partial(self._write, taken), taken.parts)
             self.seconds += time.perf_counter() - began
             return
         if self._sharded:
             self.together(lambda: checkpoint.begin(run.job.checkpoints, run.state.step))
-        taken = sharded_snapshot(run) if self._sharded else snapshot(run)
+        taken = streamed_snapshot(run, sharded=True) if self._sharded else snapshot(run)
         self.seconds += time.perf_counter() - began
         if self._is_main:
             self._writing = self._thread.submit(self._write, taken)
@@ -95,34 +83,31 @@ class CheckpointWriter:
         Raises:
             TrainingError: a worker could not write its part of it.
         """
-        began = time.perf_counter()
+        began, writing = time.perf_counter(), self._writing
         if self._sharded:
             # worker 0 would wait for the shards of a worker that can't write them
-            problem = self._run.group.first(None if self._is_main else self._outcome())
+            failed = writing.exception() if writing and not self._is_main else None
+            problem = self._run.group.first(str(failed) if failed else None)
             self._given_up += [problem] if problem else []
-        self.together(self._wait)
+        self._writing = None
+        self.together(lambda: writing and writing.result())
         self.seconds += time.perf_counter() - began
 
-    def gathered(self, parts: GatheredTensors, act: Callable[[], None]) -> None:
-        """What worker 0 writes of the tensors of all; the others give their shards."""
+    def together(self, act: Callable[[], object], parts: GatheredTensors | None = None) -> None:
+        """What worker 0 does for all; it fails on every worker, so that none waits for it.
 
-        def write_all() -> None:
-            with parts.ending():
-                act()
-
-        if not self._is_main:
-            with parts.ending():
-                pass
-        self.together(write_all)
-
-    def together(self, act: Callable[[], object]) -> None:
-        """What worker 0 does for all; it fails on every worker, so that none waits for it."""
+        Args:
+            parts: tensors of all that it takes meanwhile, to which the others give their shards.
+        """
         problem = None
-        if self._is_main:
-            try:
+        try:
+            if self._is_main:
                 act()
-            except (TrainingError, OSError) as error:
-                problem = str(error)
+        except (TrainingError, OSError) as error:
+            problem = str(error)
+        finally:
+            if parts:
+                parts.finish()
         problem = self._run.group.agree(problem)
         if problem:
             raise TrainingError(problem)
@@ -130,7 +115,7 @@ class CheckpointWriter:
     def copy_results(self) -> None:
         """Copy what is beside the checkpoints to the store, after all that is on its way."""
         if self._store:
-            self._copier.submit(self._copy_results, self._store).result()
+            self._copy("results", partial(self._store.put_results, self._run.job.output)).result()
 
     def close(self) -> None:
         """Wait for what is on its way: it is worth as much as any other checkpoint."""
@@ -140,34 +125,17 @@ class CheckpointWriter:
         self._thread.shutdown()
         self._copier.shutdown()
 
-    def _wait(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
-
-    def _outcome(self) -> str | None:
-        """Why this worker could not write its shards."""
-        try:
-            self._wait()
-        except OSError as error:
-            return str(error)
-        return None
-
     def _write(self, taken: Snapshot) -> None:
         run, job, parts, step = self._run, self._run.job, taken.parts, taken.state.step
-        rest, moments = checkpoint.split_moments(taken.tensors)
-        streamed = partial(parts.write, WEIGHTS) if parts else None
+        streamed = partial(parts.write, WEIGHTS) if taken.model is None else None
         given = (run.written, run.tokenizer, job.stop_ids, None, taken.model, streamed)
         try:
             with checkpoint.complete(job.checkpoints, step, begun=self._sharded) as folder:
                 write_model(str(folder), *given, base=job.location)
-                if parts:
-                    parts.write(MOMENTS, folder / MOMENTS)
-                else:
-                    write(folder / MOMENTS, moments)
+                parts.write(MOMENTS, folder / MOMENTS)
                 if isinstance(parts, ShardedTensors):
                     await_others(folder, self._given_up)
-                checkpoint.write_state(folder, taken.state, rest)
+                checkpoint.write_state(folder, taken.state, taken.rest)
         except OSError as error:
             text = f"the checkpoint of step {step} could not be written: {error}"
             raise TrainingError(text) from error
@@ -178,21 +146,17 @@ class CheckpointWriter:
         best = taken.state.best_step if training.load_best else None
         checkpoint.prune(job.checkpoints, training.keep_checkpoints, best)
         if self._store:
-            self._copier.submit(self._copy, self._store, folder)
+            self._copy(folder.name, partial(self._store.put_checkpoint, folder))
+            self._copy("results", partial(self._store.put_results, job.output))
 
-    def _copy(self, store: CheckpointMirror, folder: Path) -> None:
-        kept = checkpoint.steps(folder.parent)
-        self._copied(folder.name, lambda: store.put_checkpoint(folder, kept))
-        self._copy_results(store)
+    def _copy(self, name: str, put: Callable[[], None]) -> Future[None]:
+        def copied() -> None:
+            try:
+                put()
+            except FileNotFoundError:
+                # a newer checkpoint has taken its place meanwhile
+                return
+            except OSError as error:
+                self.not_copied[name] = str(error)
 
-    def _copy_results(self, store: CheckpointMirror) -> None:
-        self._copied("results", lambda: store.put_results(self._run.job.output))
-
-    def _copied(self, name: str, copy: Callable[[], None]) -> None:
-        try:
-            copy()
-        except FileNotFoundError:
-            # a newer checkpoint has taken its place meanwhile
-            return
-        except OSError as error:
-            self.not_copied[name] = str(error)
+        return self._copier.submit(copied)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from aift_ray.engine import checkpoint
-from aift_ray.engine.checkpoint import mirror
 from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir
+from aift_ray.utils import filesystems
 from tests.helpers.runs import started, stepped
 from tests.helpers.whole_runs import Killed, losses, run
 
@@ -28,7 +28,7 @@ Configure = Callable[..., Any]
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed copies are tried again at once."""
-    monkeypatch.setattr(mirror, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(filesystems, "PAUSES", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
@@ -71,15 +71,15 @@ def test_a_copy_that_was_cut_off_is_not_taken(configure: Configure, tmp_path: Pa
 def test_a_copy_that_fails_is_tried_again_and_costs_nothing_else(
     failures: int, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = CheckpointMirror._copy, [0]
+    real, failed = filesystems.fs.copy_files, [0]
 
-    def unsteady(self: CheckpointMirror, path: Path, target: str) -> None:
+    def unsteady(*given: Any) -> None:
         if failed[0] < failures:
             failed[0] += 1
             raise OSError("the network is down")
-        real(self, path, target)
+        real(*given)
 
-    monkeypatch.setattr(CheckpointMirror, "_copy", unsteady)
+    monkeypatch.setattr(filesystems.fs, "copy_files", unsteady)
     place = tmp_path / "copies"
     run(configure(training__save_steps=1, ray__storage_path=str(place)), tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
