@@ -16,9 +16,8 @@ from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
 
-from aift_ray.config import RunConfig, Section, Settings
+from aift_ray.config import RunConfig, Settings
 from aift_ray.config.problems import choices, flags_of, loose, unknown
 from aift_ray.errors import AiftError, ConfigError, Problem, UserError
 
@@ -214,16 +213,6 @@ def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             merge(into[name], value)
         else:
             into[name] = value
-
-
-def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting as (dotted name, value)."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 @dataclass(frozen=True)

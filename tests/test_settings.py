@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.commandline import leaves, validated
+from aift_ray.commandline import validated
 from aift_ray.config import RunConfig, resume_rules
+from aift_ray.config.section import leaves
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.engine import loop, run_session, worker
 from aift_ray.engine.build import build

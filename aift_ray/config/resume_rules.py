@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
 
-from aift_ray.config.section import Section
+from aift_ray.config.section import leaves
 from aift_ray.errors import Problem
 
 
@@ -88,7 +87,7 @@ CHANGES = {name: change for change, names in _NAMES.items() for name in names.sp
 def flat(section: BaseModel) -> dict[str, Any]:
     """Every setting by its dotted name, as JSON has it."""
     # a section within a list is a value too
-    text = json.dumps(dict(_leaves(section)), default=lambda held: held.model_dump(mode="json"))
+    text = json.dumps(dict(leaves(section)), default=lambda held: held.model_dump(mode="json"))
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -96,15 +95,6 @@ def flat(section: BaseModel) -> dict[str, Any]:
 def kept(settings: dict[str, Any]) -> dict[str, Any]:
     """Those that a checkpoint keeps; a storage path, which may hold a key, is not among them."""
     return {n: value for n, value in settings.items() if CHANGES[n] is not Change.NOTHING}
-
-
-def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def refused_allowances(names: list[str], resumes: bool) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import reduce
 from operator import or_
@@ -140,6 +141,16 @@ def _plain(annotation: object) -> Any:
     if get_origin(annotation) in (UnionType, Union):
         return reduce(or_, map(_plain, get_args(annotation)))
     return annotation
+
+
+def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted name, value)."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 class Settings(Section):

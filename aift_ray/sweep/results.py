@@ -16,8 +16,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.commandline import leaves, validated
+from aift_ray.commandline import validated
 from aift_ray.config import RunConfig, TuneConfig
+from aift_ray.config.section import leaves
 from aift_ray.engine.metrics import replace
 from aift_ray.runs import run_dir
 from aift_ray.runs.terminal import console

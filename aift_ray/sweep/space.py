@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.commandline import leaves, merge, settled, validated
+from aift_ray.commandline import merge, settled, validated
 from aift_ray.config import RunConfig, SweepConfig
+from aift_ray.config.section import leaves
 from aift_ray.errors import ConfigError, Problem
 
 NUMBERS, LISTS = ("uniform", "loguniform", "randint"), ("choice", "grid")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from aift_ray.commandline import leaves, validated
+from aift_ray.commandline import validated
 from aift_ray.config import ServeConfig
+from aift_ray.config.section import leaves
 from aift_ray.errors import UserError
 from aift_ray.ray_backend import serve_app, serve_ingress, serve_options
 from aift_ray.serving import served_models, startup

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from aift_ray.commandline import given, leaves
+from aift_ray.commandline import given
 from aift_ray.config import SweepConfig, TuneConfig
+from aift_ray.config.section import leaves
 from aift_ray.errors import ConfigError
 from aift_ray.sweep.metric import check_comparable
 from aift_ray.sweep.search import search
