@@ -14,7 +14,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.uint8: "U8"}
 
 
-def header(
+def new_header(
     tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
 ) -> tuple[bytes, dict[str, int]]:
     """The beginning of a file of `tensors`, in their order, and where in it each tensor begins.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from aift_ray.models.safetensors_layout import content, header
+from aift_ray.models.safetensors_layout import content, new_header
 from aift_ray.parallel.dtensor_utils import own_shard, whole
 
 Tensors = Mapping[str, torch.Tensor]
@@ -49,7 +49,7 @@ class GatheredTensors:
             OSError: it could not be written.
         """
         with path.open("wb") as file:
-            file.write(header(self._sets[name], dtype)[0])
+            file.write(new_header(self._sets[name], dtype)[0])
             for _, tensor in self.whole(name):
                 file.write(content(tensor, dtype))
 
@@ -90,7 +90,7 @@ class ShardedTensors:
     def __init__(self, sets: Mapping[str, Tensors], copy: bool, writes: bool = True) -> None:
         self._sets: dict[str, tuple[bytes, list[_Shard]]] = {}
         for name, tensors in sets.items():
-            start, offsets = header(tensors)
+            start, offsets = new_header(tensors)
             self._sets[name] = start, []
             for key, tensor in tensors.items():
                 own = own_shard(tensor) if writes else None
