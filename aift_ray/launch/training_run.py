@@ -24,7 +24,7 @@ from aift_ray.runs import (
     worker_resources,
 )
 from aift_ray.runs.callback_events import Listener
-from aift_ray.runs.execution import execution, exit_status, stop_signals
+from aift_ray.runs.execution import execution, exit_status, show_end, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.progress import Follower, doing
 from aift_ray.runs.supervise import Attempt
@@ -232,7 +232,7 @@ def _run_joined(
         return {}
     listener.close()
     seconds = time.time() - prepared.job.started
-    return _ended(run_dir.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
+    return show_end(run_dir.finish(folder, causes=[], restarts=0, wall_s=seconds), folder, 75)
 
 
 def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
@@ -268,9 +268,9 @@ def _running(
 
     def stop(number: int) -> None:
         if not (folder / PROGRESS).exists():
-            # nothing has been trained yet that a checkpoint could hold
-            text = f"stopped before the first step; {_how_to_go_on(folder)}"
-            raise Interrupted(text, exit_status([number]))
+            # nothing has been trained yet that a checkpoint could hold; what loads a model would
+            # take an Exception for one of its own
+            raise KeyboardInterrupt
         (folder / STOP).touch()
         terminal.console.print("stopping at the end of this step, with a checkpoint")
 
@@ -282,25 +282,10 @@ def _running(
                 listener.poll()
 
         with execution(job, listener.poll):
-            yield show
+            try:
+                yield show
+            except KeyboardInterrupt:
+                text = f"stopped before the first step; {run_dir.how_to_go_on(folder)}"
+                raise Interrupted(text, exit_status(asked)) from None
     listener.close()
-    _ended(run_dir.summary(folder), folder, exit_status(asked))
-
-
-def _how_to_go_on(folder: Path) -> str:
-    return f"go on with --config {folder / run_dir.CONFIG} --output-dir {folder} --resume latest"
-
-
-def _ended(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
-    """Show the summary; Interrupted, with exit status `code`, where the run was stopped."""
-    terminal.show_summary(summary, folder)
-    for problem in summary.get("not_copied", ()):
-        terminal.console.print(f"not copied to the storage path: {problem}", markup=False)
-    for problem in summary.get("not_reported", ()):
-        terminal.console.print(f"not reported to {problem}", markup=False)
-    if summary["status"] == "interrupted":
-        raise Interrupted(
-            f"stopped after step {summary['steps']} with a checkpoint; {_how_to_go_on(folder)}",
-            code,
-        )
-    return summary
+    show_end(run_dir.summary(folder), folder, exit_status(asked))

@@ -17,7 +17,7 @@ from aift_ray.engine.job import Job
 from aift_ray.errors import Interrupted, TrainingError, WorkersLost
 from aift_ray.planning.candidates import remedy
 from aift_ray.planning.memory_estimate import Memory
-from aift_ray.runs import run_dir
+from aift_ray.runs import run_dir, terminal
 from aift_ray.runs.restart_causes import FAILURES, read_failures
 
 
@@ -55,6 +55,19 @@ def execution(job: Job, ended: Callable[[], None] = lambda: None) -> Iterator[No
         with suppress(OSError):
             run_dir.finish(folder, **values)
             run_dir.copy(job.config, folder)
+
+
+def show_end(summary: dict[str, Any], folder: Path, code: int) -> dict[str, Any]:
+    """Show the summary; Interrupted, with exit status `code`, where the run was stopped."""
+    terminal.show_summary(summary, folder)
+    for problem in summary.get("not_copied", ()):
+        terminal.console.print(f"not copied to the storage path: {problem}", markup=False)
+    for problem in summary.get("not_reported", ()):
+        terminal.console.print(f"not reported to {problem}", markup=False)
+    if summary["status"] == "interrupted":
+        text = f"stopped after step {summary['steps']} with a checkpoint; "
+        raise Interrupted(text + run_dir.how_to_go_on(folder), code)
+    return summary
 
 
 def _left(folder: Path) -> str:

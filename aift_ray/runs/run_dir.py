@@ -95,6 +95,11 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
     return None, [*notes, "no checkpoint to resume from: starting from the beginning"]
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to type to go on with a run that was stopped."""
+    return f"go on with --config {folder / CONFIG} --output-dir {folder} --resume latest"
+
+
 def store(config: RunConfig, folder: Path) -> CheckpointMirror | None:
     """The second place for the run's checkpoints and results, if there is one."""
     path = config.ray.storage_path
