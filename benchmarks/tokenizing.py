@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--train-file", type=Path, default=ROWS, help="rows as JSON Lines")
     parser.add_argument("--rows-file", help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -176,7 +177,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.jsonl")
-        lines = ROWS.read_text("utf-8").splitlines(keepends=True)
+        lines = given.train_file.read_text("utf-8").splitlines(keepends=True)
         # more rows than there are repeat
         number = given.rows
         rows.write_text("".join(lines[n % len(lines)] for n in range(number)), "utf-8")

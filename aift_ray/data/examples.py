@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
+from typing import Any, Literal
 
 Kind = Literal["instruction", "messages", "prompt", "text"]
 
@@ -83,6 +84,13 @@ class Example:
     def without_score(self) -> Example:
         """The same row, of which nothing is said."""
         return replace(self, score=None)
+
+    def __reduce__(self) -> tuple[type[Example], tuple[Any, ...]]:
+        # rows travel to other processes: a third of the time that dataclasses take
+        return Example, _values(self)
+
+
+_values = attrgetter(*(each.name for each in fields(Example)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,8 +16,8 @@ class Encoded:
             answer of each assistant turn with its end-of-turn token, or all of a plain text.
     """
 
-    ids: list[int]
-    supervised: list[bool]
+    ids: Sequence[int]
+    supervised: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -30,8 +31,10 @@ class EncodedRow:
         pieces: one, or several where each answer of a conversation needs its own.
         split: the row was cut into one piece an answer.
         not_shown: keys of the row of which nothing stands in the pieces.
+        digests: those of `duplicates`, where the process that encoded the row has taken them.
     """
 
     pieces: list[Encoded]
     split: bool = False
     not_shown: tuple[str, ...] = ()
+    digests: tuple[bytes, bytes] | None = None

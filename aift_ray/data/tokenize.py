@@ -137,7 +137,7 @@ class Encoding:
                 self._fault(Fault(item.file, item.line, str(encoded), remedy))
                 continue
             assert encoded is not None
-            marks = digests(item)
+            marks = encoded.digests or digests(item)
             self.note(item, marks)
             self.counts.split_rows += encoded.split
             self._note_keys(item.ignored, encoded.not_shown)

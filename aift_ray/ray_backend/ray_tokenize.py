@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain, cycle, islice
 from typing import Any
 
-import numpy as np
-
 from aift_ray.config import DataConfig
+from aift_ray.data.duplicates import digests
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.token_types import Encoded, EncodedRow
@@ -31,23 +31,22 @@ class _Tokenizer:
         self.encoder = encoder
 
     def encode(self, items: list[Example | Fault]) -> list[Any]:
-        return [_packed(found) for _, found in encode_here(self.encoder, items)]
+        return [_packed(item, found) for item, found in encode_here(self.encoder, items)]
 
 
-def _packed(found: object) -> Any:
+def _packed(item: Example | Fault, found: object) -> Any:
     """What travels in place of an encoding; lists of numbers would cost more than encoding."""
-    if not isinstance(found, EncodedRow):
+    if not isinstance(found, EncodedRow) or not isinstance(item, Example):
         return found
-    pieces = [(np.array(p.ids, np.int32), np.array(p.supervised, bool)) for p in found.pieces]
-    return pieces, found.split, found.not_shown
+    pieces = [(array("i", piece.ids), array("b", piece.supervised)) for piece in found.pieces]
+    return pieces, found.split, found.not_shown, digests(item)
 
 
 def _unpacked(found: object) -> Any:
     if not isinstance(found, tuple):
         return found
-    pieces, split, not_shown = found
-    whole = [Encoded(ids.tolist(), supervised.tolist()) for ids, supervised in pieces]
-    return EncodedRow(whole, split, not_shown)
+    pieces, split, not_shown, marks = found
+    return EncodedRow([Encoded(*piece) for piece in pieces], split, not_shown, marks)
 
 
 def encode_on_cluster(encoder: PromptEncoder, items: Iterator[Example | Fault]) -> Encodings:

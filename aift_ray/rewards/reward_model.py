@@ -101,13 +101,13 @@ class RewardModel:
         if not any(encoded.supervised):
             raise Refused("the completion has no token", row)
         if len(encoded) <= (self._limit or len(encoded)):
-            return encoded.ids
+            return list(encoded.ids)
         # as in training, the middle of a long prompt is left out
         fitted = fit_answers([encoded], self._limit or 0)
         if fitted is None:
             what = f"the completion has more tokens than the model takes, {self._limit}"
             raise Refused(what, row)
-        return fitted[0].ids
+        return list(fitted[0].ids)
 
 
 def _example(prompt: Completion, completion: Completion, tools: object) -> Example:

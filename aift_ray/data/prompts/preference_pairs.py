@@ -62,7 +62,8 @@ def fit_answers(pieces: list[Encoded], length: int) -> list[Encoded] | None:
     head, tail = kept // 2, first - (kept - kept // 2)
     return [
         Encoded(
-            piece.ids[:head] + piece.ids[tail:], piece.supervised[:head] + piece.supervised[tail:]
+            [*piece.ids[:head], *piece.ids[tail:]],
+            [*piece.supervised[:head], *piece.supervised[tail:]],
         )
         for piece in cut
     ]
@@ -88,8 +89,8 @@ def with_mismatched(rows: Rows, length: int) -> Rows:
 def _with_answer(prompt: Encoded, answer: Encoded, length: int) -> Encoded:
     """The prompt of one row with the answer of another, at most `length` tokens."""
     first, start = prompt.supervised.index(True), answer.supervised.index(True)
-    ids = prompt.ids[:first] + answer.ids[start:]
-    flags = prompt.supervised[:first] + answer.supervised[start:]
+    ids = [*prompt.ids[:first], *answer.ids[start:]]
+    flags = [*prompt.supervised[:first], *answer.supervised[start:]]
     whole = Encoded(ids, flags)
     if len(whole) <= length:
         return whole
