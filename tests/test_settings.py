@@ -195,6 +195,7 @@ CHANGED: dict[str, Any] = {
     "data.columns": {"output": "回答"},
     # an error without an .xlsx file
     "data.sheet": "Sheet1",
+    "data.hidden_rows": "skip",
     "data.chat_template": "other.jinja",
     "data.train_turns": "last",
     "data.train_thoughts": "none",

@@ -75,6 +75,9 @@ class DataConfig(Section):
         "recognized without it",
     )
     sheet: str | None = setting(None, "sheet of .xlsx files; default: the only one with rows")
+    hidden_rows: Literal["train", "skip"] = setting(
+        "train", "rows of .xlsx files that are hidden or filtered out: trained, or left out"
+    )
     system_prompt: str | None = setting(None, "system message for rows that have none")
     chat_template: str | None = setting(
         None, "file with a Jinja chat template that replaces the model's own; saved with the model"

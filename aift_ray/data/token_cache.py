@@ -118,9 +118,17 @@ def prepare(
 
 
 def _check_sheet(config: DataConfig, files: Sequence[Path]) -> None:
-    if config.sheet is not None and not any(p.suffix.lower() == ".xlsx" for p in files):
-        what = f"{config.sheet} is named, and no file is an .xlsx one"
-        raise ConfigError([Problem("data.sheet", what, "leave it out")])
+    if any(path.suffix.lower() == ".xlsx" for path in files):
+        return
+    settings = (("sheet", config.sheet, None), ("hidden_rows", config.hidden_rows, "train"))
+    what = "{} is named, and no file is an .xlsx one"
+    problems = [
+        Problem(f"data.{name}", what.format(value), "leave it out")
+        for name, value, default in settings
+        if value != default
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_used(config: DataConfig, used: set[str]) -> None:
@@ -148,6 +156,7 @@ def _key(
     parts: list[Any] = [VERSION, encoder.digest(), sequence_length, answers]
     parts += [config.on_bad_row, config.on_long_row, config.text_unit]
     parts += [config.encoding, sorted(config.columns.items()), config.sheet]
+    parts += [config.hidden_rows] if config.hidden_rows != "train" else []
     parts += [config.near_duplicates, config.near_duplicate_threshold]
     # without a split no row is held against the others of its set
     parts.append(bool(config.validation_fraction))

@@ -70,7 +70,7 @@ def read_arrow(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]
 def _not_empty(path: Path) -> None:
     with path.open("rb") as stream:
         if not stream.read(1):
-            raise WrongFile("the file is empty (0 bytes)")
+            raise WrongFile("the file is empty (0 bytes)", "copy or save it again")
 
 
 def _damaged(what: str, error: Exception) -> WrongFile:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aift_ray.data.examples import Fault
-from aift_ray.data.readers.merged_cells import MergedCells
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
+from aift_ray.data.readers.sheet_layout import SheetLayout
 from aift_ray.data.readers.tabular import table_form
 from aift_ray.data.readers.text_lines import WrongFile
 
@@ -45,7 +45,7 @@ def read_xlsx(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
         OSError: the file can't be opened.
     """
     with closing(_workbook(path, values=True)) as book:
-        sheet = _sheet(book, reading)
+        sheet = _sheet(book, path, reading)
         with closing(_workbook(path, values=False)) as formulas:
             yield from _rows(path, reading, sheet, formulas[sheet.title])
 
@@ -59,7 +59,7 @@ def _workbook(path: Path, values: bool) -> Any:
     with path.open("rb") as stream:
         head = stream.read(4)
     if not head:
-        raise WrongFile("the file is empty (0 bytes)")
+        raise WrongFile("the file is empty (0 bytes)", "copy or save it again")
     if head == _OLD:
         reason = "the workbook has a password, or is one of Excel before 2007"
         raise WrongFile(reason, "save it as .xlsx without a password")
@@ -75,7 +75,7 @@ def _workbook(path: Path, values: bool) -> Any:
     return book
 
 
-def _sheet(book: Workbook, reading: Reading) -> Worksheet:
+def _sheet(book: Workbook, path: Path, reading: Reading) -> Worksheet:
     """The sheet that is meant."""
     names = [sheet.title for sheet in book.worksheets]
     if reading.sheet is not None:
@@ -85,11 +85,19 @@ def _sheet(book: Workbook, reading: Reading) -> Worksheet:
         raise WrongFile(reason, f"give --data.sheet {names[0] if names else 'NAME'}")
     filled = [sheet for sheet in book.worksheets if _filled(sheet)]
     if len(filled) > 1:
-        names = [sheet.title for sheet in filled]
+        filled.sort(key=lambda sheet: sheet.sheet_state != "visible")
+        names = [
+            f"{sheet.title}{'' if sheet.sheet_state == 'visible' else ' (hidden)'}"
+            for sheet in filled
+        ]
         reason = f"the sheets {', '.join(names)} hold rows, expected one"
-        raise WrongFile(reason, f"name the one that is meant: --data.sheet {names[0]}")
+        raise WrongFile(reason, f"name the one that is meant: --data.sheet {filled[0].title}")
+    if filled and filled[0].sheet_state != "visible":
+        reading.remark(f"{path}: the sheet {filled[0].title} is hidden, and is read")
     if not filled:
-        raise WrongFile("the file holds no row")
+        raise WrongFile(
+            "the file holds no row", "write a header in the first row, and a row below it"
+        )
     return filled[0]
 
 
@@ -102,7 +110,7 @@ def _rows(
 ) -> Iterator[RawRow | Fault]:
     names: list[str] = []
     keys: dict[int, str] = {}
-    merged = MergedCells(sheet)
+    layout, hidden, seen = SheetLayout(sheet), 0, 0
     pairs = zip(sheet.iter_rows(), formulas.iter_rows(), strict=True)
     for number, (cells, written) in enumerate(pairs, sheet.min_row or 1):
         if all(_is_blank(cell) for cell in written):
@@ -111,8 +119,14 @@ def _rows(
             where = f"sheet {sheet.title}, row {number}: "
             names, taken = _header([_name(cell) for cell in cells], path, reading, where)
             keys = {names.index(key): key for key in taken}
+            _tell_columns(path, reading, layout, keys)
             continue
-        apart = merged.covered(number, keys)
+        if number in layout.hidden_rows:
+            hidden += 1
+            if reading.hidden_rows == "skip":
+                continue
+        seen += 1
+        apart = layout.covered(number, keys)
         if apart:
             yield Fault(str(path), number, apart, _UNMERGE)
             continue
@@ -125,6 +139,35 @@ def _rows(
             yield Fault(str(path), number, str(wrong), "format the cell as text, and type it anew")
             continue
         yield RawRow(number, row)
+    _tell_rows(path, reading, hidden, seen)
+
+
+def _tell_columns(
+    path: Path, reading: Reading, layout: SheetLayout, keys: Mapping[int, str]
+) -> None:
+    for place, key in keys.items():
+        if place in layout.hidden_columns:
+            reading.remark(f"{path}: the column of {key} is hidden, and is read")
+
+
+def _tell_rows(path: Path, reading: Reading, hidden: int, seen: int) -> None:
+    """Say what became of hidden rows, as those that a filter leaves out.
+
+    Raises:
+        WrongFile: no row is left.
+    """
+    if not hidden:
+        return
+    rows = f"{hidden:,} hidden row{'s' if hidden > 1 else ''}"
+    one = hidden == 1
+    if reading.hidden_rows == "train":
+        flag = "--data.hidden_rows skip leaves them out"
+        reading.remark(f"{path}: {rows} {'is' if one else 'are'} read as the others; {flag}")
+        return
+    reading.remark(f"{path}: {rows} {'is' if one else 'are'} left out")
+    if not seen:
+        what = f"all of its {rows} are left out by --data.hidden_rows skip"
+        raise WrongFile(what, "show them in Excel, or give --data.hidden_rows train")
 
 
 def _header(

@@ -12,6 +12,7 @@ from aift_ray.data.readers.column_names import renamed_row
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.row_schema import COMPARING_KEYS, FORM_OF_KEY, WrongRow, shown
 from aift_ray.data.readers.text_lines import WrongFile, open_bytes, read_lines, read_pieces
+from aift_ray.data.readers.wrong_row import LEAVE_OUT
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -64,11 +65,11 @@ class _Decoder:
         try:
             return self._decoder.raw_decode(text, start)
         except RecursionError:
-            raise WrongRow("lists or objects are nested too deeply") from None
+            raise WrongRow("lists or objects are nested too deeply", LEAVE_OUT) from None
         except json.JSONDecodeError:
             raise
         except ValueError:
-            raise WrongRow("a number has too many digits") from None
+            raise WrongRow("a number has too many digits", "write it in quotes") from None
 
     def row(self, value: object, file: str, line: int, where: str = "") -> RawRow | Fault:
         """What the value decoded last is as a row."""
@@ -109,7 +110,7 @@ def _only_value(decoder: _Decoder, text: str) -> object:
         value, end = decoder.decode(text, len(text) - len(text.lstrip(_LINE_END)))
     except json.JSONDecodeError as error:
         listed = text.strip() in ("[", "]") or text.rstrip().endswith("},")
-        remedy = "a list of rows belongs in a file named .json" if listed else ""
+        remedy = "a list of rows belongs in a file named .json" if listed else LEAVE_OUT
         reason = f"not JSON: {_plain(error)} (column {error.pos + 1})"
         raise WrongRow(reason, remedy) from None
     rest = text[end:].lstrip(_LINE_END)

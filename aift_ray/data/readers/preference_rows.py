@@ -32,6 +32,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"')
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _NUMBERS = {"margin", *chain.from_iterable(SCORES)}
+_TURNS_AS = 'write a text, or messages as [{"role": "user", "content": "TEXT"}]'
 _SAME = "chosen and rejected are the same answer", "remove the row, or one of two equal answers"
 EXPECTED_PAIR = "chosen and rejected, with prompt, messages, conversations or instruction"
 EXPECTED_LABEL = "a row of one answer, and label: true or false"
@@ -115,12 +116,16 @@ def make_labelled(row: dict[str, Any], file: str, line: int) -> Example | Fault:
     if isinstance(found, Fault):
         return found
     if found.kind == "text":
-        raise WrongRow("a text has no prompt, and a label judges an answer to one")
+        what = "a text has no prompt, and a label judges an answer to one"
+        raise WrongRow(what, "write prompt and completion beside the label")
     given = row[key]
     label = _LABELS.get(str(given).strip().lower())
     if label is None:
         what = shown(given) if isinstance(given, str) else kind_of(given)
-        raise WrongRow(f"{key} is {what}, expected true or false")
+        raise WrongRow(
+            f"{key} is {what}, expected true or false",
+            f'write "{key}": true for a good answer, false for a bad one',
+        )
     # only the last answer is judged
     before = len(found.messages) - (found.kind == "messages")
     ignored = tuple(name for name in found.ignored if name != key)
@@ -215,15 +220,17 @@ def parsed_turns(value: object, name: str) -> Any:
         return value
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
-        raise WrongRow(f"{name} is {kind_of(value)}, expected a string or a list of messages")
+        what = f"{name} is {kind_of(value)}, expected a string or a list of messages"
+        raise WrongRow(what, _TURNS_AS)
     if not turns:
-        raise WrongRow(f"{name} has no message")
+        raise WrongRow(f"{name} has no message", _TURNS_AS)
     return [_turn(turn, f"{name}: message {number}") for number, turn in enumerate(turns, 1)]
 
 
 def _turn(turn: object, name: str) -> Any:
     if not isinstance(turn, Mapping):
-        raise WrongRow(f"{name} is {kind_of(turn)}, expected an object with role and content")
+        what = f"{name} is {kind_of(turn)}, expected an object with role and content"
+        raise WrongRow(what, _TURNS_AS)
     if "from" not in turn or "role" in turn:
         return turn
     role = _SPEAKERS.get(str(turn["from"]), turn["from"])
@@ -264,7 +271,8 @@ def _check_parting(row: dict[str, Any], chosen: Example, rejected: Example, shar
         raise WrongRow("chosen and rejected have no prompt in common", f"expected {EXPECTED_PAIR}")
     for name, side in zip(_ANSWERS, (chosen, rejected), strict=True):
         if shared >= len(side.messages):
-            raise WrongRow(f"{name} has no answer: all it says is in the other, too")
+            what = f"{name} has no answer: all it says is in the other, too"
+            raise WrongRow(what, "end both with a message from assistant that differs")
         if side.messages[shared].role != "assistant":
             what = f"{name} parts from the other in a message from {side.messages[shared].role}"
             raise WrongRow(what, "both must answer the same prompt")

@@ -40,6 +40,7 @@ class Reading:
         encoding: of text files: utf-8, cp932, euc-jp, or auto to find out.
         columns: {key of a row: the column or key of the file that holds it}.
         sheet: of an .xlsx file; None: the only one that holds rows.
+        hidden_rows: of an .xlsx file: train, or skip.
         any_row: rows of no known kind are taken too, as a text of their fields, NUL between them.
         answers: what a row holds: one answer, a better and a worse one, one with a label, or a
             prompt alone.
@@ -51,6 +52,7 @@ class Reading:
     encoding: str = "utf-8"
     columns: Mapping[str, str] = field(default_factory=dict)
     sheet: str | None = None
+    hidden_rows: Literal["train", "skip"] = "train"
     any_row: bool = False
     answers: Answers = "one"
     remark: Callable[[str], None] = _nobody
@@ -65,4 +67,4 @@ def reading_of(
 ) -> Reading:
     """How the files of `config` are read; `remark` is told what is found out about them."""
     how = (config.text_unit, config.encoding, config.columns, config.sheet)
-    return Reading(*how, answers=answers, remark=remark)
+    return Reading(*how, config.hidden_rows, answers=answers, remark=remark)

@@ -38,7 +38,17 @@ _TAKEN = {
     "max_length",
     "tokenizer_kwargs",
 }
+_CALL_AS = 'write each call as {"name": "NAME", "arguments": {"KEY": VALUE}}, several in [ ]'
+_ARGUMENTS_AS = (
+    'name each argument: "arguments": {"KEY": VALUE}, or the same as a JSON string; {} for none'
+)
+_NAME_AS = 'write "name": "NAME" beside its arguments or parameters'
+_FUNCTION_ALONE = 'write "type": "function", or leave the type out'
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def _tools_as(key: str) -> str:
+    return f'write a list: "{key}": [{{"name": "NAME", "parameters": {{...}}}}]'
 
 
 def refuse_media(row: Mapping[str, object], where: str = "") -> None:
@@ -120,7 +130,8 @@ def options(row: Mapping[str, object]) -> str:
     if not found:
         return ""
     if not isinstance(found, dict):
-        raise WrongRow(f"{key} is {kind_of(found)}, expected an object")
+        remedy = f'write an object: "{key}": {{"enable_thinking": false}}'
+        raise WrongRow(f"{key} is {kind_of(found)}, expected an object", remedy)
     taken = sorted(_TAKEN & found.keys())
     if taken:
         raise WrongRow(f"{key} can't set {', '.join(taken)}", "remove it")
@@ -137,7 +148,7 @@ def tools(row: Mapping[str, object]) -> str:
     if not found:
         return ""
     if not isinstance(found, list):
-        raise WrongRow(f"{key} is {kind_of(found)}, expected a list of functions")
+        raise WrongRow(f"{key} is {kind_of(found)}, expected a list of functions", _tools_as(key))
     made = [_tool(tool, f"tool {number}") for number, tool in enumerate(found, 1)]
     names = [tool["function"]["name"] for tool in made]
     double = next((name for name in names if names.count(name) > 1), None)
@@ -149,13 +160,15 @@ def tools(row: Mapping[str, object]) -> str:
 def _tool(tool: object, where: str) -> dict[str, Any]:
     tool = parsed(tool, where)
     if not isinstance(tool, dict):
-        raise WrongRow(f"{where} is {kind_of(tool)}, expected an object")
+        raise WrongRow(f"{where} is {kind_of(tool)}, expected an object", _tools_as("tools"))
     kind = tool.get("type", "function")
     if kind != "function":
-        raise WrongRow(f'{where}: type is {json.dumps(kind)[:40]}, expected "function"')
+        what = f'{where}: type is {json.dumps(kind)[:40]}, expected "function"'
+        raise WrongRow(what, _FUNCTION_ALONE)
     function = tool.get("function", tool)
     if not isinstance(function, dict):
-        raise WrongRow(f"{where}: function is {kind_of(function)}, expected an object")
+        what = f"{where}: function is {kind_of(function)}, expected an object"
+        raise WrongRow(what, _tools_as("tools"))
     name = _name(function, where)
     given = {key: value for key, value in function.items() if value is not None}
     parameters = parsed(given.get("parameters"), f"{where}: parameters")
@@ -165,7 +178,9 @@ def _tool(tool: object, where: str) -> dict[str, Any]:
         ordered["description"] = string(given["description"], f"{where}: description")
     ordered["parameters"] = _NO_PARAMETERS if parameters is None else parameters
     if not isinstance(ordered["parameters"], dict):
-        raise WrongRow(f"{where}: parameters is {kind_of(parameters)}, expected an object")
+        what = f"{where}: parameters is {kind_of(parameters)}, expected an object"
+        remedy = 'write a JSON schema: "parameters": {"type": "object", "properties": {...}}'
+        raise WrongRow(what, remedy)
     known = {*ordered, "strict", "type"}
     ordered |= {key: value for key, value in given.items() if key not in known}
     return {"type": "function", "function": ordered}
@@ -181,7 +196,7 @@ def calls(value: object, where: str) -> list[dict[str, Any]]:
     each = [found] if isinstance(found, dict) else found
     if not isinstance(each, list) or not each:
         expected = "expected a call or a list of calls of functions"
-        raise WrongRow(f"{where} is {kind_of(found)}, {expected}")
+        raise WrongRow(f"{where} is {kind_of(found)}, {expected}", _CALL_AS)
     return [
         _call(call, where if len(each) == 1 else f"{where}: call {n}")
         for n, call in enumerate(each, 1)
@@ -190,19 +205,21 @@ def calls(value: object, where: str) -> list[dict[str, Any]]:
 
 def _call(call: object, where: str) -> dict[str, Any]:
     if not isinstance(call, dict):
-        raise WrongRow(f"{where} is {kind_of(call)}, expected an object")
+        raise WrongRow(f"{where} is {kind_of(call)}, expected an object", _CALL_AS)
     kind = call.get("type")
     if kind not in (None, "function"):
-        raise WrongRow(f'{where}: type is {json.dumps(kind)[:40]}, expected "function"')
+        what = f'{where}: type is {json.dumps(kind)[:40]}, expected "function"'
+        raise WrongRow(what, _FUNCTION_ALONE)
     function = call.get("function") or call
     if not isinstance(function, dict):
-        raise WrongRow(f"{where}: function is {kind_of(function)}, expected an object")
+        raise WrongRow(f"{where}: function is {kind_of(function)}, expected an object", _CALL_AS)
     name = _name(function, where)
     given = function.get("arguments", function.get("parameters"))
     arguments = parsed(given, f"{where}: arguments")
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
-        raise WrongRow(f"{where}: arguments is {kind_of(arguments)}, expected an object")
+        what = f"{where}: arguments is {kind_of(arguments)}, expected an object"
+        raise WrongRow(what, _ARGUMENTS_AS)
     made: dict[str, Any] = {}
     if call.get("id") is not None:
         made["id"] = string(call["id"], f"{where}: id")
@@ -211,10 +228,10 @@ def _call(call: object, where: str) -> dict[str, Any]:
 
 def _name(function: Mapping[str, object], where: str) -> str:
     if function.get("name") is None:
-        raise WrongRow(f"{where}: the name of the function is missing")
+        raise WrongRow(f"{where}: the name of the function is missing", _NAME_AS)
     name = string(function["name"], f"{where}: name")
     if not name.strip():
-        raise WrongRow(f"{where}: the name of the function is empty")
+        raise WrongRow(f"{where}: the name of the function is empty", _NAME_AS)
     return name
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.readers.preference_rows import label_form, make_labelled, make_pair, pair_form
-from aift_ray.data.readers.prompt_rows import make_asked, prompt_form
+from aift_ray.data.readers.preference_rows import (
+    EXPECTED_LABEL,
+    EXPECTED_PAIR,
+    label_form,
+    make_labelled,
+    make_pair,
+    pair_form,
+)
+from aift_ray.data.readers.prompt_rows import EXPECTED_PROMPT, make_asked, prompt_form
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of
@@ -29,7 +36,9 @@ def _made(row: object, file: str, line: int, reading: Reading) -> Example | Faul
         return make_example(row, file, line)
     try:
         if not isinstance(row, dict):
-            raise WrongRow(f"the row is {kind_of(row)}, expected an object")
+            expected = {"pair": EXPECTED_PAIR, "label": EXPECTED_LABEL, "prompt": EXPECTED_PROMPT}
+            remedy = f"expected {expected[reading.answers]}"
+            raise WrongRow(f"the row is {kind_of(row)}, expected an object", remedy)
         makers = {"pair": make_pair, "label": make_labelled, "prompt": make_asked}
         return makers[reading.answers](row, file, line)
     except WrongRow as wrong:

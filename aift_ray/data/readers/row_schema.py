@@ -88,7 +88,7 @@ def make_example(row: object, file: str, line: int) -> Example | Fault:
     """The example that a row is, or the fault that says why it is none."""
     try:
         if not isinstance(row, dict):
-            raise WrongRow(f"the row is {kind_of(row)}, expected an object")
+            raise WrongRow(f"the row is {kind_of(row)}, expected an object", f"expected {EXPECTED}")
         form = find_form(row)
         found = _example(form, row, file, line)
         ignored = _ignored(form, row)
@@ -148,6 +148,7 @@ def _flag(keys: Collection[str]) -> str:
 
 
 _KNOWN = frozenset(ROW_KEYS)
+_HISTORY_AS = 'write "history": [["QUESTION", "ANSWER"], ...]'
 
 
 def _example(form: RowFormat, row: dict[str, object], file: str, line: int) -> Example:
@@ -213,12 +214,12 @@ def _history(row: dict[str, object]) -> list[Message]:
     if not found:
         return []
     if not isinstance(found, list):
-        raise WrongRow(f"history is {kind_of(found)}, expected a list of pairs")
+        raise WrongRow(f"history is {kind_of(found)}, expected a list of pairs", _HISTORY_AS)
     turns = []
     for number, pair in enumerate(found, 1):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             what = f"history: pair {number} is {kind_of(pair)}"
-            raise WrongRow(f"{what}, expected a list of a question and its answer")
+            raise WrongRow(f"{what}, expected a list of a question and its answer", _HISTORY_AS)
         for role, value in zip(("user", "assistant"), pair, strict=True):
             name = f"history: pair {number}: {role}"
             text = not_blank(string(value, name), name)

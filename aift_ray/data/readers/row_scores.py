@@ -35,7 +35,9 @@ def _number(row: dict[str, Any], key: str) -> float | None:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise WrongRow(f"{key} is {kind_of(value)}, expected a number") from None
+        what = f"{key} is {kind_of(value)}, expected a number"
+        raise WrongRow(what, f'write "{key}": 1.5, without quotes, or remove it') from None
     if not abs(number) <= _LARGEST:
-        raise WrongRow(f"{key} is {number:g}, expected a number up to {_LARGEST:g}")
+        what = f"{key} is {number:g}, expected a number up to {_LARGEST:g}"
+        raise WrongRow(what, "write a smaller number, or remove it")
     return number

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import dropwhile, groupby
+from itertools import dropwhile, groupby, takewhile
 from pathlib import Path
 
 from aift_ray.data import memory_rows
@@ -95,7 +95,7 @@ def read_raw(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:
             rows += 1
             yield item
         if not rows:
-            raise WrongFile("the file holds no row")
+            raise WrongFile("the file holds no row", "write rows into it, or leave the file out")
     except WrongFile as wrong:
         yield Fault(str(path), None, wrong.reason, wrong.remedy)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -175,7 +175,8 @@ def _joined(lines: list[tuple[int, str]]) -> tuple[int, str]:
 def _matches(pattern: str) -> list[Path]:
     """Files that a pattern names, good or not; WrongFile where it names none."""
     if not pattern.strip():
-        raise WrongFile("the name is empty, expected a file, a folder or a glob")
+        what = "the name is empty, expected a file, a folder or a glob"
+        raise WrongFile(what, "give --train-file rows.jsonl")
     name = os.path.expanduser(pattern)
     if os.path.isdir(name):
         return _folder(Path(name))
@@ -184,15 +185,23 @@ def _matches(pattern: str) -> list[Path]:
     found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     found = [path for path in found if not path.is_dir()]
     if not found:
-        raise WrongFile("the pattern matches no file")
+        raise WrongFile("the pattern matches no file", f"see what is there: ls {_before(name)}")
     return found
+
+
+def _before(pattern: str) -> str:
+    """The folder of a pattern, up to the first part that is one."""
+    parts = Path(pattern).parts
+    plain = [*takewhile(lambda part: not glob.has_magic(part), parts)]
+    return str(Path(*plain))
 
 
 def _folder(folder: Path) -> list[Path]:
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:
-        raise WrongFile(f"the folder can't be read: {error.strerror}") from None
+        what = f"the folder can't be read: {error.strerror}"
+        raise WrongFile(what, f"chmod +rx {folder}") from None
     names = {path.name for path in inside}
     if _STATE in names:
         return _saved(folder)
@@ -224,7 +233,7 @@ def _saved(folder: Path) -> list[Path]:
         remedy = "save it again: dataset.flatten_indices().save_to_disk(...)"
         raise WrongFile("the folder holds a selection by indices, which is not read", remedy)
     if not files:
-        raise WrongFile("the data set that was saved there holds no row")
+        raise WrongFile("the data set that was saved there holds no row", "save one with rows")
     return files
 
 
@@ -238,7 +247,8 @@ def _problem(path: Path) -> Problem | None:
     if not os.path.exists(path):
         return Problem(where, "there is no such file", _near_name(path))
     if not os.path.isfile(path):
-        return Problem(where, "not a regular file, expected a file, a folder or a glob")
+        what = "not a regular file, expected a file, a folder or a glob"
+        return Problem(where, what, f"copy what it holds: cat {where} > rows.jsonl")
     if not _suffix(path):
         return Problem(where, *_unknown(path))
     if not os.access(path, os.R_OK):

@@ -65,7 +65,7 @@ def _no_header(line: int, error: csv.Error, path: Path) -> WrongFile:
     if "new-line character" in str(error):
         reason = f"line {line}: its lines end with CR alone, as on old Macintosh computers"
         return WrongFile(reason, f"convert it: tr '\\r' '\\n' < {path} > lf_{path.name}")
-    return WrongFile(f"line {line}: not a CSV header: {error}")
+    return WrongFile(f"line {line}: not a CSV header: {error}", 'write a quote within quotes as ""')
 
 
 def _with_columns(wrong: WrongEncoding, path: Path, sign: str) -> WrongFile:

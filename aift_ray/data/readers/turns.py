@@ -17,6 +17,7 @@ from aift_ray.data.readers.row_keys import (
     refuse_media,
     thought,
 )
+from aift_ray.data.readers.turn_order import MEND_CALLS, check_order
 from aift_ray.data.readers.wrong_row import (
     WrongRow,
     did_you_mean,
@@ -47,7 +48,6 @@ _SPEAKERS = {
 }
 # whether an answer is trained, as different tools have it in their data
 _TRAINED = ("weight", "train", "training", "loss")
-_MEND_CALLS = 'write calls as "tool_calls" (messages) or from "function_call" (conversations)'
 _READ = {*_TRAINED, *THOUGHTS, *MEDIA, "tool_calls", "function_call", "tool_call_id", "name"}
 # of a call without one: letters and digits, nine in all, as Mistral's templates want them
 _GIVEN_ID = "call{:05d}"
@@ -71,6 +71,13 @@ _FORMS = {
 }
 
 
+def _list_as(key: str) -> str:
+    form = _FORMS[key]
+    asked, answered = ("human", "gpt") if key == "conversations" else ("user", "assistant")
+    turn = f'{{{{"{form.speaker}": "{{}}", "{form.content}": "TEXT"}}}}'
+    return f'write "{key}": [{turn.format(asked)}, {turn.format(answered)}]'
+
+
 def read_turns(key: str, turns: object, before: tuple[Message, ...] = ()) -> tuple[Message, ...]:
     """The turns of a row, checked.
 
@@ -82,9 +89,10 @@ def read_turns(key: str, turns: object, before: tuple[Message, ...] = ()) -> tup
         WrongRow: the first thing that is wrong with them.
     """
     if not isinstance(turns, list):
-        raise WrongRow(f"{key} is {kind_of(turns)}, expected a list of messages")
+        raise WrongRow(f"{key} is {kind_of(turns)}, expected a list of messages", _list_as(key))
     if not turns:
-        raise WrongRow(f"{key} has no message, expected at least a user and an assistant message")
+        what = f"{key} has no message, expected at least a user and an assistant message"
+        raise WrongRow(what, _list_as(key))
     own = [_turn(key, number, turn) for number, turn in enumerate(turns, 1)]
     if before and before[0].role == "system" and own[0].role == "system":
         if before[0].content != own[0].content:
@@ -117,20 +125,21 @@ def holds(value: object) -> bool:
 def _turn(key: str, number: int, turn: object) -> Message:
     where, form = f"message {number}", _FORMS[key]
     if not isinstance(turn, dict):
-        raise WrongRow(f"{where} is {kind_of(turn)}, expected an object")
+        raise WrongRow(f"{where} is {kind_of(turn)}, expected an object", _list_as(key))
     calling = any(turn.get(name) for name in ("tool_calls", "function_call"))
     for name in (form.speaker, form.content):
         if name not in turn and not (name == form.content and calling):
             remedy = f"{' and '.join(form.other)} are the keys of {form.name_of_other}"
             raise WrongRow(
                 f"{where}: the key {name} is missing; found {listed(turn)}",
-                remedy if form.other[0] in turn else did_you_mean(turn, [name]),
+                remedy if form.other[0] in turn else did_you_mean(turn, [name]) or _list_as(key),
             )
     said_by = string(turn[form.speaker], f"{where}: {form.speaker}")
     if said_by not in form.roles:
         names = ", ".join(form.roles)
         reason = f"{where}: unknown {form.speaker} {shown(said_by)}, expected one of {names}"
-        raise WrongRow(reason, did_you_mean([said_by], list(form.roles)))
+        remedy = did_you_mean([said_by], list(form.roles))
+        raise WrongRow(reason, remedy or f'write "{form.speaker}": "{next(iter(form.roles))}"')
     role = form.roles[said_by]
     if len(turn) == 2 and not calling and role != "tool" and said_by != "function_call":
         # the usual case, at once
@@ -167,7 +176,8 @@ def _content(value: object, name: str) -> str:
     for number, part in enumerate(value, 1):
         if not isinstance(part, dict) or part.get("type") != "text" or "text" not in part:
             raise WrongRow(
-                f'{name}: part {number} is no text part, expected {{"type": "text", "text": ...}}'
+                f'{name}: part {number} is no text part, expected {{"type": "text", "text": ...}}',
+                "only text is trained: remove the part, or write it as text",
             )
         texts.append(string(part["text"], f"{name}: part {number}: text"))
     return "".join(texts)
@@ -177,7 +187,8 @@ def _refuse_assistants(turn: Mapping[str, object], where: str, role: str) -> Non
     """What only an assistant's turn can have."""
     for key in ("tool_calls", "function_call", *THOUGHTS):
         if turn.get(key):
-            raise WrongRow(f"{where}{key} in a message from {role}, expected from assistant only")
+            what = f"{where}{key} in a message from {role}, expected from assistant only"
+            raise WrongRow(what, f"move {key} to the message from assistant, or remove it")
 
 
 def _calls(
@@ -200,7 +211,8 @@ def _further(
             continue
         value = string(turn[key], f"{where}: {key}")
         if key == "tool_call_id" and role != "tool":
-            raise WrongRow(f"{where}: tool_call_id in a message from {role}, expected from tool")
+            what = f"{where}: tool_call_id in a message from {role}, expected from tool"
+            raise WrongRow(what, "write the role tool, or remove tool_call_id")
         further[key] = value
     return as_json(further, where) if further else ""
 
@@ -215,10 +227,13 @@ def _trained(turn: Mapping[str, object], where: str, role: str) -> bool:
         if value not in (0, 1) or (number and isinstance(value, bool)):
             expected = "0 or 1" if key == "weight" else "true or false"
             given = f"{value}" if isinstance(value, (int, float)) else kind_of(value)
-            raise WrongRow(f"{where}: {key} is {given}, expected {expected}")
+            least, most = ("0", "1") if key == "weight" else ("false", "true")
+            remedy = f'write "{key}": {most} to train the answer, {least} to leave it out'
+            raise WrongRow(f"{where}: {key} is {given}, expected {expected}", remedy)
         found[key] = bool(value)
     if len(set(found.values())) > 1:
-        raise WrongRow(f"{where}: {' and '.join(found)} contradict each other")
+        names = " and ".join(found)
+        raise WrongRow(f"{where}: {names} contradict each other", "keep one of them")
     trained = next(iter(found.values()), None)
     if role == "assistant":
         return trained is not False
@@ -257,44 +272,10 @@ def _linked(messages: list[Message]) -> tuple[Message, ...]:
                 what = "answers no call of the message before it"
                 if named is not None:
                     what = f"has the tool_call_id {shown(named)}, which is no open call before it"
-                raise WrongRow(f"message {place} from tool {what}", _MEND_CALLS)
+                raise WrongRow(f"message {place} from tool {what}", MEND_CALLS)
             further["tool_call_id"] = open_ids.pop(open_ids.index(named) if named else 0)
         else:
             open_ids = []
         text = json.dumps(further, ensure_ascii=False) if further else ""
         made.append(message if text == message.further else replace(message, further=text))
     return tuple(made)
-
-
-def check_order(messages: tuple[Message, ...]) -> None:
-    """Raise WrongRow unless user and assistant speak in turn, tools after their calls."""
-    roles = [message.role for message in messages]
-    if "assistant" not in roles:
-        raise WrongRow("no assistant message: nothing to train on")
-    expected = {"user"}
-    for index, message in enumerate(messages):
-        role = message.role
-        if role == "system" and index == 0:
-            continue
-        if role not in expected:
-            _refuse_place(roles, index, expected)
-        if role == "assistant":
-            expected = {"tool"} if "tool_calls" in message.further else {"user"}
-        else:
-            expected = {"assistant", "tool"} if role == "tool" else {"assistant"}
-    if roles[-1] != "assistant":
-        raise WrongRow(f"the last message is from {roles[-1]}, expected assistant")
-    if not any(each.trained for each in messages if each.role == "assistant"):
-        raise WrongRow("no answer is trained: each has the weight 0", "remove the row")
-
-
-def _refuse_place(roles: list[str], index: int, expected: set[str]) -> None:
-    if roles[index] == "system":
-        raise WrongRow(f"message {index + 1} is a system message, which may only stand first")
-    place = f"after the {roles[index - 1]} message before it" if index else "first"
-    wanted = " or ".join(sorted(expected))
-    remedy = "user and assistant speak in turn, user first"
-    if roles[index] == "tool" or "tool" in expected:
-        remedy = f"results of tools follow the calls that they answer; {_MEND_CALLS}"
-    reason = f"message {index + 1} is from {roles[index]}, expected {wanted} {place}"
-    raise WrongRow(reason, remedy)

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN_KEYS = 8
 _SHOWN_CHARACTERS = 40
+# for what no row can hold
+LEAVE_OUT = "mend the row, or leave out all wrong rows: --data.on_bad_row skip"
 
 
 class WrongRow(Exception):
@@ -17,10 +19,10 @@ class WrongRow(Exception):
 
     Args:
         reason: what was found and what was expected.
-        remedy: what to do about it; may be empty.
+        remedy: what to do about it, as it is typed.
     """
 
-    def __init__(self, reason: str, remedy: str = "") -> None:
+    def __init__(self, reason: str, remedy: str) -> None:
         self.reason, self.remedy = reason, remedy
         super().__init__(reason)
 
@@ -57,16 +59,29 @@ def did_you_mean(found: Collection[str], wanted: Sequence[str]) -> str:
 def string(value: object, name: str) -> str:
     """The value, which has to be a string of whole characters."""
     if not isinstance(value, str):
-        raise WrongRow(f"{name} is {kind_of(value)}, expected a string")
+        raise WrongRow(f"{name} is {kind_of(value)}, expected a string", _as_string(value, name))
     lone = _LONE_SURROGATE.search(value)
     if lone:
         code = f"U+{ord(lone.group()):04X}"
-        raise WrongRow(f"{name} holds half a character: the lone surrogate {code}")
+        reason = f"{name} holds half a character: the lone surrogate {code}"
+        raise WrongRow(reason, "write the whole character, or remove the half one")
     return value
+
+
+def _as_string(value: object, name: str) -> str:
+    """How a value of another kind is written so that it is read."""
+    if value is None:
+        return "write the text, or remove the row: --data.on_bad_row skip"
+    if isinstance(value, dict | list):
+        return "write it as text; JSON as a string, with its quotes escaped"
+    return (
+        f'write it in quotes: "{value}"' if isinstance(value, int | float) else "write it as text"
+    )
 
 
 def not_blank(text: str, name: str) -> str:
     """The text, which has to hold more than white space."""
     if not text.strip():
-        raise WrongRow(f"{name} is {'only white space' if text else 'empty'}, expected text")
+        reason = f"{name} is {'only white space' if text else 'empty'}, expected text"
+        raise WrongRow(reason, "write the text, or remove the row: --data.on_bad_row skip")
     return text

@@ -289,6 +289,47 @@ class TestXlsx:
         assert "the cells A6:B6 are merged" in faults[1].reason
         assert "セル結合の解除" in faults[0].remedy
 
+    def test_hidden_rows_and_columns_are_told_or_left_out(self, tmp_path: Path) -> None:
+        rows = [("a", "b"), ("c", "d"), ("e", "f")]
+        path = sheet(tmp_path / "a.xlsx", ("備考", *self.HEADER), *(("x", *row) for row in rows))
+        book = openpyxl.load_workbook(path)
+        book.active.auto_filter.ref = "A1:C4"
+        for row in (3, 4):
+            book.active.row_dimensions[row].hidden = True
+        book.active.column_dimensions["C"].hidden = True
+        book.active.column_dimensions["A"].hidden = True
+        book.save(path)
+        told: list[str] = []
+        good, _ = read(path, remark=told.append)
+        assert [row.output for row in good] == ["b", "d", "f"]
+        assert f"{path}: the column of output is hidden, and is read" in told
+        assert f"{path}: the column of instruction is hidden, and is read" not in told
+        [rows_told] = [each for each in told if "hidden rows" in each]
+        assert "2 hidden rows are read as the others; --data.hidden_rows skip" in rows_told
+        told.clear()
+        good, _ = read(path, remark=told.append, hidden_rows="skip")
+        assert [row.output for row in good] == ["b"]
+        assert f"{path}: 2 hidden rows are left out" in told
+        book.active.row_dimensions[2].hidden = True
+        book.save(path)
+        _, [fault] = read(path, hidden_rows="skip")
+        assert "--data.hidden_rows train" in fault.remedy
+
+    def test_a_hidden_sheet_is_told_and_named_last(self, tmp_path: Path) -> None:
+        path = sheet(tmp_path / "a.xlsx", self.HEADER, ("a", "b"), name="旧", 新=[])
+        book = openpyxl.load_workbook(path)
+        book["旧"].sheet_state = "hidden"
+        book.save(path)
+        told: list[str] = []
+        read(path, remark=told.append)
+        assert f"{path}: the sheet 旧 is hidden, and is read" in told
+        for row in (self.HEADER, ("c", "d")):
+            book["新"].append(row)
+        book.save(path)
+        fault = file_fault(path)
+        assert "the sheets 新, 旧 (hidden) hold rows" in fault.reason
+        assert "--data.sheet 新" in fault.remedy
+
     def test_a_sheet_that_names_too_small_a_size_is_read_whole(self, tmp_path: Path) -> None:
         path, mended = sheet(tmp_path / "a.xlsx", self.HEADER, ("a", "b")), tmp_path / "b.xlsx"
         with zipfile.ZipFile(path) as old, zipfile.ZipFile(mended, "w") as new:

@@ -57,6 +57,33 @@ def test_other_names_of_keys_are_read_too() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        (
+            chat(USER, {**CALLED, "tool_calls": [{"name": "f", "arguments": [1]}]}),
+            '"arguments": {"KEY": VALUE}',
+        ),
+        (chat(USER, {**CALLED, "tool_calls": "f(1)"}), "as JSON has them"),
+        (chat(USER, {**CALLED, "tool_calls": 3}), 'write each call as {"name": "NAME"'),
+        (chat(USER, ANSWER, tools={"f": TOOL}), '"tools": [{"name": "NAME"'),
+        (chat(USER, ANSWER, functions=3), '"functions": [{"name": "NAME"'),
+        (chat(USER, ANSWER, tools=[{"name": "f", "parameters": [1]}]), '"type": "object"'),
+        (chat(USER, ANSWER, history={"a": "b"}), '"history": [["QUESTION", "ANSWER"], ...]'),
+        ({"messages": "問"}, '"messages": [{"role": "user", "content": "TEXT"}, {"role": "assist'),
+        ({"conversations": [3]}, '"conversations": [{"from": "human", "value": "TEXT"}'),
+        (chat(USER, {"role": "bot9", "content": "x"}), '"role": "system"'),
+        (chat(USER, ANSWER, USER), "remove that message, or add the answer"),
+        (chat(USER, {**ANSWER, "weight": 2}), '"weight": 1 to train the answer, 0 to leave'),
+        ({"instruction": 3, "output": "x"}, 'write it in quotes: "3"'),
+    ],
+)
+def test_a_remedy_is_as_it_is_typed(row: dict[str, Any], remedy: str) -> None:
+    item = make_example(row, "a.jsonl", 7)
+    assert isinstance(item, Fault)
+    assert remedy in item.remedy, item
+
+
 @pytest.mark.parametrize("nothing", [None, [], "", "[]", "null"])
 def test_empty_values_ask_for_nothing(nothing: Any) -> None:
     plain = example(chat(USER, ANSWER))
@@ -190,6 +217,8 @@ def test_wrong_keys_are_named(row: dict[str, Any], reason: str) -> None:
     item = make_example(row, "a.jsonl", 7)
     assert isinstance(item, Fault)
     assert reason in item.reason
+    # what to do is said of each
+    assert item.remedy
 
 
 def test_a_value_that_is_not_a_call_is_wrong() -> None:
