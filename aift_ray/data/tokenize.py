@@ -26,11 +26,6 @@ from aift_ray.data.token_types import Encoded, EncodedRow
 from aift_ray.data.truncation import fit, split_text
 
 _SHOWN_NOTES = 20
-# for a row that the chat template or the tokenizer can't make
-_OTHER_TEMPLATE = (
-    "mend the row, give another template (--data.chat_template FILE), or leave out all wrong rows "
-    "(--data.on_bad_row skip)"
-)
 # different keys of each kind that are counted
 _COUNTED_KEYS = 100
 # rows that one thread encodes before others do, and rows that a thread gets at once
@@ -138,8 +133,7 @@ class Encoding:
                 self._fault(item)
                 continue
             if isinstance(encoded, RowError):
-                remedy = getattr(encoded, "remedy", "") or _OTHER_TEMPLATE
-                self._fault(Fault(item.file, item.line, str(encoded), remedy))
+                self._fault(Fault(item.file, item.line, str(encoded), encoded.remedy))
                 continue
             assert encoded is not None
             marks = encoded.digests or digests(item)

@@ -60,8 +60,7 @@ def ask_template(name: str, data: DataConfig) -> Ask | None:
                     # rendered, and not tokenized
                     next(encoder.steps(each))
         except RowError as error:
-            remedy = getattr(error, "remedy", "")
-            return Fault(example.file, example.line, str(error), remedy)
+            return Fault(example.file, example.line, str(error), error.remedy)
         return None
 
     return ask

@@ -85,5 +85,5 @@ def _size(number: float) -> str:
 def _age(cache: Cache) -> str:
     minutes = max(0.0, time.time() - cache.used) / 60
     if minutes < 120:
-        return f"{minutes:.0f} minutes ago"
+        return "a minute ago" if round(minutes) == 1 else f"{minutes:.0f} minutes ago"
     return f"{minutes / 1440:.0f} days ago" if minutes >= 2880 else f"{minutes / 60:.0f} hours ago"

@@ -20,11 +20,11 @@ def files(folder: Path, **texts: str) -> list[str]:
 
 
 def test_one_of_the_first_rows_brings_all_wrong_rows(tmp_path: Path) -> None:
-    late = GOOD * 300 + "{\n"
+    late = GOOD * 3000 + "{\n"
     named = files(tmp_path, first='{"instruction": "問"}\n' + GOOD * 200 + '"x"\n', late=late)
     config = DataConfig(train_files=named[:1], eval_files=[named[1], str(tmp_path / "none.jsonl")])
     found = [each.where.rsplit("/", 1)[1] for each in wrong_rows(config, "one", HINA)]
-    assert found == ["first.jsonl:1", "first.jsonl:202", "late.jsonl:301"]
+    assert found == ["first.jsonl:1", "first.jsonl:202", "late.jsonl:3001"]
     assert wrong_rows(DataConfig(train_files=named[1:]), "one", HINA) == [], "found with the tokens"
 
 

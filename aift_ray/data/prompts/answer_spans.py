@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from aift_ray.data.prompts.char_alignment import Content, TextSpan
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 
 
 @dataclass(frozen=True, slots=True)

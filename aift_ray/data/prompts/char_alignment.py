@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aift_ray.data.examples import Message
-from aift_ray.data.prompts.safe_tokenizer import MARK, RowError
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import MARK
 
 _PART = re.compile(f"{MARK}part-([0-9]+)\ufdd1")
 # what a reasoning model's template writes around thoughts

@@ -23,7 +23,8 @@ from aift_ray.data.prompts.char_alignment import (
     holds,
     marked_parts,
 )
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.data.prompts.template_errors import refusals
 from aift_ray.data.readers.row_keys import THOUGHTS
 from aift_ray.errors import ModelError, Problem
@@ -213,7 +214,8 @@ class ChatTemplate:
             if text and safe.has_control(safe.unmarked(text)):
                 raise RowError(
                     "a tool, a call of one or a variable of the template holds a control string "
-                    "of the model"
+                    "of the model",
+                    "write it otherwise, for example with a blank within it",
                 )
         full = self.render(messages, generation)
         try:

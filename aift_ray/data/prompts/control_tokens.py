@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.chat_template import ChatTemplate
-from aift_ray.data.prompts.safe_tokenizer import RowError
+from aift_ray.data.prompts.row_error import RowError
 
 _BLANK = " \t\r\n\u3000\u2581"
 # between texts of a template that do not follow each other

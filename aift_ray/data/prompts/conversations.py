@@ -16,13 +16,8 @@ from aift_ray.data.examples import Message
 from aift_ray.data.prompts.answer_spans import Joiner, Prompt, literal_parts
 from aift_ray.data.prompts.char_alignment import Content, Marking, TextSpan, holds
 from aift_ray.data.prompts.chat_template import ChatTemplate, Shape
-from aift_ray.data.prompts.final_answer import (
-    FinalAnswer,
-    RefusedRow,
-    hidden,
-    lost_thoughts,
-    text_of,
-)
+from aift_ray.data.prompts.final_answer import FinalAnswer, hidden, lost_thoughts, text_of
+from aift_ray.data.prompts.row_error import RowError
 from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.data.prompts.supervision import Supervision
 from aift_ray.data.prompts.template_errors import lost_text
@@ -77,7 +72,7 @@ class Renderer:
         several = len(trained) > 1
         if several and self._supervision.rewritten == "error":
             remedy = "--data.on_rewritten_turn split makes one row an answer of it"
-            raise RefusedRow(why, remedy)
+            raise RowError(why, remedy)
         if several and self._supervision.rewritten == "keep":
             prompt, lost = self._piece(template, messages, trained[-1])
             return Renderings([(prompt, frozenset(trained))], lost=lost)
@@ -95,7 +90,7 @@ class Renderer:
         trained = [turn for turn in chosen if messages[turn].trained]
         if not trained:
             what = "the last answer has the weight 0, and data.train_turns last trains no other"
-            raise RefusedRow(what if answers else "the conversation has no answer")
+            raise RowError(what if answers else "the conversation has no answer")
         return trained
 
     def _named(self, parts: Sequence[TextSpan]) -> list[TextSpan]:
@@ -176,11 +171,11 @@ class Renderer:
         return prompt, lost_thoughts(template, messages[:turn], before)
 
 
-def _loses(template: ChatTemplate, messages: Sequence[Message], content: Content) -> RefusedRow:
+def _loses(template: ChatTemplate, messages: Sequence[Message], content: Content) -> RowError:
     remedy = ""
     if content.kind == "call":
         remedy = "train a model whose chat template writes calls of tools"
-    return RefusedRow(lost_text(template.source, messages, content), remedy)
+    return RowError(lost_text(template.source, messages, content), remedy)
 
 
 def _missing(
@@ -233,7 +228,7 @@ def _check_arguments(text: str, messages: Sequence[Message]) -> None:
                 if not holds(text, leaf):
                     shown = json.dumps(leaf[:40], ensure_ascii=False)
                     what = f"the chat template does not write {shown}, of the call in message"
-                    raise RefusedRow(f"{what} {turn + 1}")
+                    raise RowError(f"{what} {turn + 1}")
 
 
 def _leaves(value: object) -> Iterator[str]:

@@ -8,20 +8,10 @@ from collections.abc import Sequence
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.char_alignment import TextSpan
 from aift_ray.data.prompts.chat_template import ChatTemplate
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 
 _THOUGHTS_AWAY = "--data.train_thoughts none leaves thoughts out"
-
-
-class RefusedRow(RowError):
-    """A row that can't be encoded, with what to do about it."""
-
-    def __init__(self, reason: str, remedy: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
-
-    def __reduce__(self) -> tuple[type[RefusedRow], tuple[str, str]]:
-        return RefusedRow, (self.reason, self.remedy)
 
 
 class FinalAnswer:
@@ -55,10 +45,10 @@ class FinalAnswer:
         header = header[: opened.start()] if opened else header
         if not text_of(rest).startswith(header) or not (opened or thinks):
             what = f"the chat template writes message {self._turn + 1} otherwise than behind"
-            raise RefusedRow(f"{what} the prompt that serving feeds", self._other_prompt())
+            raise RowError(f"{what} the prompt that serving feeds", self._other_prompt())
         if not opened and not self._tags.known:
             what = f"the chat template has no place for the thought of message {self._turn + 1}"
-            raise RefusedRow(what, f"{_THOUGHTS_AWAY}; or write it into the text of the answer")
+            raise RowError(what, f"{_THOUGHTS_AWAY}; or write it into the text of the answer")
         return self._with_thought(_cut(rest, len(header)), opened[1] if opened else None)
 
     def _with_thought(self, rest: list[TextSpan], blank: str | None) -> list[TextSpan]:

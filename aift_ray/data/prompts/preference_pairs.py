@@ -40,10 +40,12 @@ def _steps(encoder: PromptEncoder, example: Example) -> Steps:
             what = f"{name} has {len(row.pieces)} answers, which the chat template writes otherwise"
             raise RowError(f"{what} once they are history")
         if not any(row.pieces[0].supervised[1:]):
-            raise RowError(f"{name} has no token to train on")
+            raise RowError(
+                f"{name} has no token to train on", "write its answer, or remove the row"
+            )
     pieces = [row.pieces[0] for row in found]
     if len(pieces) > 1 and pieces[0] == pieces[1]:
-        raise RowError("chosen and rejected become the same tokens")
+        raise RowError("chosen and rejected become the same tokens", "remove the row")
     keys = dict.fromkeys(key for row in found for key in row.not_shown)
     return EncodedRow(pieces, not_shown=tuple(keys))
 

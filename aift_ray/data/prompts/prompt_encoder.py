@@ -21,20 +21,15 @@ from aift_ray.data.prompts.control_tokens import control_ids
 from aift_ray.data.prompts.conversations import Renderer
 from aift_ray.data.prompts.encoder_digest import digest
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
-from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
+from aift_ray.data.prompts.row_error import RowError
 from aift_ray.data.prompts.row_steps import Steps, finish
-from aift_ray.data.prompts.safe_tokenizer import (
-    Bordered,
-    Grown,
-    RowError,
-    SafeTokenizer,
-)
+from aift_ray.data.prompts.safe_tokenizer import Bordered, Grown, SafeTokenizer
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.prompts.template_probe import has_system_role, learn_calls, probe
 from aift_ray.data.token_types import Encoded, EncodedRow
 
-__all__ = ["PromptEncoder", "RefusedRow", "RowError"]
+__all__ = ["PromptEncoder", "RowError"]
 
 _COMPARED_ROWS = 100
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 from aift_ray.data.examples import Example, Message
 from aift_ray.data.prompts.char_alignment import ThoughtTags
 from aift_ray.data.prompts.chat_template import ChatTemplate
-from aift_ray.data.prompts.final_answer import RefusedRow
 from aift_ray.data.prompts.odd_calls import ODD_CALLS, odd_calls
-from aift_ray.data.prompts.safe_tokenizer import RowError
+from aift_ray.data.prompts.row_error import RowError
 from aift_ray.data.readers.turns import GIVEN_ID
 
 # before the name of a key that has no place in a row of raw text
@@ -65,7 +64,7 @@ def not_shown(
         if not template.shows_tools or not all(name in text for name in names):
             if any('"tool_calls"' in each.further for each in messages):
                 what = "the chat template does not show the model the tools that the row calls"
-                raise RefusedRow(what, "use a model whose template knows tools")
+                raise RowError(what, "use a model whose template knows tools")
             found.append("tools")
     if example.options:
         names = [name for name in json.loads(example.options) if not template.reads(name)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from itertools import islice
 
-from aift_ray.data.prompts.safe_tokenizer import Bordered, Grown, RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import Bordered, Grown, SafeTokenizer
 from aift_ray.data.token_types import EncodedRow
 
 # texts to be encoded, what became of them, and what the row becomes

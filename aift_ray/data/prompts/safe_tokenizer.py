@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
+from aift_ray.data.prompts.row_error import RowError
 from aift_ray.errors import ModelError, Problem
 
 # A noncharacter, so that no sane text holds the marker; a row that does is refused.
@@ -44,10 +45,6 @@ _AT_ONCE = 1 << 18
 Bordered = tuple[str, Sequence[int]]
 # place and id of each control token, and for each border how many are before it
 Controls = tuple[list[tuple[int, int]], list[int]]
-
-
-class RowError(ValueError):
-    """Why one row can't be encoded; the caller adds file and line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.char_alignment import Content
-from aift_ray.data.prompts.safe_tokenizer import RowError
+from aift_ray.data.prompts.row_error import RowError
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from aift_ray.data.examples import Message
 from aift_ray.data.prompts.answer_spans import Joiner, literal_parts
 from aift_ray.data.prompts.chat_template import CALL_ID, CALLED_WITH, ChatTemplate
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from aift_ray.errors import ModelError, Problem
 
 
@@ -35,7 +36,8 @@ def probe(template: ChatTemplate, safe: SafeTokenizer) -> tuple[Joiner, int, boo
         turns = template.parts([question, answer], False, safe)
         prompt = joiner.join(literal_parts(turns, safe))
     except RowError as error:
-        remedy = "mend the model folder's chat template, or remove it to use the Alpaca form"
+        remedy = "mend the model folder's chat template, or the file of --data.chat_template; "
+        remedy += "without one the Alpaca form is used"
         raise ModelError([Problem("chat_template", str(error), remedy)]) from None
     # the prompt may open a thought, which is then trained too
     opening = safe.literal(template.tags.opening)

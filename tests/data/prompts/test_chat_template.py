@@ -10,7 +10,8 @@ from aift_ray.data.prompts.alpaca import FALLBACK_TEMPLATE, is_fallback
 from aift_ray.data.prompts.answer_spans import Joiner
 from aift_ray.data.prompts.char_alignment import TextSpan
 from aift_ray.data.prompts.chat_template import ChatTemplate, pin_dates
-from aift_ray.data.prompts.safe_tokenizer import RowError, SafeTokenizer
+from aift_ray.data.prompts.row_error import RowError
+from aift_ray.data.prompts.safe_tokenizer import SafeTokenizer
 from tests.helpers import chat_templates as families
 from tests.helpers.chat_templates import FAMILIES, SPECIAL, wrap
 
