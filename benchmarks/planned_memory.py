@@ -1,7 +1,7 @@
 """What the plan of a CPU worker says that it holds, against what it held, by the launched command.
 
-python benchmarks/planned_memory.py FOLDER ... [--rows FILE] [--only NAME ...]: for each model, runs of
-several shapes with one worker, two steps each in fp32. Prints the peak of the worker's process
+python benchmarks/planned_memory.py FOLDER ... --rows FILE [--only NAME ...]: for each model, runs
+of several shapes with one worker, two steps each in fp32. Prints the peak of the worker's process
 (summary.json) beside the plan's figure. Memory does not depend on other work on the machine.
 """
 
