@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.tasks.task_files import read_tasks
 
     tasks, of_tasks = read_tasks(config, config.judged_scores())
+    tasks, notes = evaluation_checks.without_texts(config, tasks)
     names = {problem.where for problem in draft.problems}
     problems += of_tasks + evaluation_checks.check(config, names, tasks, whole=not of_tasks)
     early_checks.check_evaluation(config, problems)
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.utils.quiet import quiet
 
     quiet()
-    evaluation.run(config, tasks, problems, command.dry_run)
+    evaluation.run(config, tasks, problems, command.dry_run, notes)
     return 0
 
 

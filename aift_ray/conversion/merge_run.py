@@ -113,6 +113,7 @@ def prepare(config: MergeConfig, problems: Sequence[Problem], usable: Sequence[s
             found[name] = _folder(name)
         except UserError as error:
             problems += error.problems
+    problems += _repeated([name for name in dict.fromkeys(config.models) if name in found], found)
     names = [name for name in (config.base, *config.models) if name in found]
     weights = {name: Weights.of(name, found[name]) for name in dict.fromkeys(names) if name}
     problems += _differing(config, found, weights)
@@ -129,6 +130,19 @@ def prepare(config: MergeConfig, problems: Sequence[Problem], usable: Sequence[s
     models = [weights[name] for name in config.models]
     base = weights[config.base] if config.base else None
     return MergePlan(config, path, models, base, found[first.name], found[prompts], notes)
+
+
+def _repeated(names: Sequence[str], found: dict[str, Path]) -> list[Problem]:
+    """Models that are one under two names."""
+    first: dict[Path, str] = {}
+    for name in names:
+        first.setdefault(found[name].resolve(), name)
+    same = [(name, first[found[name].resolve()]) for name in names]
+    return [
+        Problem("models", f"{name} is {one}, which is given already", "give it once")
+        for name, one in same
+        if name != one
+    ]
 
 
 def _differing(

@@ -23,6 +23,7 @@ from aift_ray.evaluation.output_files import REPORT, SAMPLES, output_file
 from aift_ray.evaluation.remote_model import RemoteEvaluator
 from aift_ray.evaluation.training_data import TrainingData
 from aift_ray.runs import terminal
+from aift_ray.tasks import contamination
 from aift_ray.tasks.contamination import Overlap, overlaps
 from aift_ray.tasks.task_files import LoadedTask
 from aift_ray.tasks.task_yaml import by_place
@@ -38,11 +39,13 @@ def run(
     tasks: Sequence[LoadedTask],
     problems: Sequence[Problem] = (),
     dry_run: bool = False,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate as `config` says; returns what results.json holds.
 
     Args:
         problems: what is wrong with the settings and tasks; the models are looked at all the same.
+        notes: what a reader of the scores should know of the tasks.
 
     Raises:
         UserError: the input is wrong; nothing was started.
@@ -63,14 +66,17 @@ def run(
         problems += error.problems
     if problems:
         raise UserError(by_place(problems))
-    _show_plan(config, candidates, tasks, output)
+    _show_plan(config, candidates, tasks, output, notes)
     if dry_run:
         return {}
     overlap = _overlaps(config, tasks, trained) if trained else {}
-    samples, notes = _samples(config, candidates, tasks, output)
+    samples, further = _samples(config, candidates, tasks, output)
+    notes = [*notes, *further]
     names = [each.name for each in candidates]
     asked = [loaded.task for loaded in tasks]
-    found = evaluation_results.results(config, names, asked, samples.samples, notes, overlap)
+    found = evaluation_results.results(
+        config, names, asked, samples.samples, [*notes, *told], overlap
+    )
     samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
     text = json.dumps(found, ensure_ascii=False, indent=1)
     _write(output.parent / REPORT, html_report.html(found, samples.samples))
@@ -226,6 +232,7 @@ def _show_plan(
     candidates: Sequence[EvaluatedModel],
     tasks: Sequence[LoadedTask],
     output: Path,
+    notes: Sequence[str],
 ) -> None:
     rows = [("models", ", ".join(each.name for each in candidates))]
     for loaded in tasks:
@@ -238,6 +245,7 @@ def _show_plan(
         rows.append(("API", f"{config.base_url}, which answers"))
     if config.judge_url:
         rows.append(("judge", f"{config.judge_model} at {config.judge_url}, which answers"))
+    rows += [("note", note) for note in notes]
     rows.append(("output", str(output)))
     terminal.table("plan", rows)
 
@@ -268,8 +276,8 @@ def _show_scores(heads: list[str], rows: list[list[str]]) -> None:
 def _show_results(found: dict[str, Any], output: Path) -> None:
     _show_scores(*evaluation_results.table(found))
     for task, overlap in found["contamination"].items():
-        text = f"{overlap['seen']} of {overlap['compared']} rows that can be compared"
-        terminal.console.print(f"task {task}: {text} stand in the training data", markup=False)
+        told = contamination.told(overlap)
+        terminal.console.print(f"task {task}: {told}", markup=False)
     for note in found["notes"]:
         terminal.console.print(f"note: {note}", style="yellow", markup=False)
     terminal.table(

@@ -45,7 +45,8 @@ def find_candidates(config: EvaluateConfig, in_batches: bool = True) -> list[Eva
     Raises:
         ModelError: everything that is wrong with their folders, or with their families.
     """
-    models = config.candidates()
+    # one that is named twice is told with the settings
+    models = list(dict.fromkeys(config.candidates()))
     if config.base_url:
         return [EvaluatedModel(name, None) for name in models]
     found: list[EvaluatedModel] = []

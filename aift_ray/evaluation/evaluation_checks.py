@@ -35,6 +35,22 @@ def check(
     return problems
 
 
+def without_texts(
+    config: EvaluateConfig, tasks: Sequence[LoadedTask]
+) -> tuple[list[LoadedTask], list[str]]:
+    """The tasks that base_url can score, where a file has texts among other rows; what is left out.
+
+    A task of texts that was named as such stays, and is refused.
+    """
+    left = [each for each in tasks if config.base_url and each.mixed and each.task.kind == "text"]
+    notes = [
+        f"task {each.task.name} is left out ({len(each.items)} texts): no API gives the "
+        "probability of a first token"
+        for each in left
+    ]
+    return [each for each in tasks if each not in left], notes
+
+
 def _judged(config: EvaluateConfig, tasks: Sequence[LoadedTask], whole: bool) -> list[Problem]:
     """What keeps the tasks from being judged as they ask."""
     models = len(config.candidates()) + len(config.adapters)

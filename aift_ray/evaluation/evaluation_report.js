@@ -4,12 +4,12 @@ const words = {
     better: "明確に良い", worse: "明確に悪い", same: "明確な差はありません", against: (a, b) => `${a} と ${b} の比較`, rows: n => `${n} 行`,
     all: "すべての行", differ: "モデルで結果が異なる行", gained: "最初のモデルより良いモデルがある行", lost: "最初のモデルより悪いモデルがある行", wrong: "すべてのモデルが誤った行", find: "本文を検索",
     shown: (a, b) => `${b} 行中 ${a} 行を表示`, prompt: "プロンプト", expected: "正解", source: "出典", lower: "（小さいほど良い）", notes: "注意", p: "p値", judge: "判定者の評",
-    overlap: o => `学習データとの重複：比較できる ${o.compared} 行のうち ${o.seen} 行（連続する ${o.characters} 文字の一致で行の半分以上が覆われるもの）`, unseen: n => `学習データにない ${n} 行` },
+    overlap: o => `学習データとの重複：比較した ${o.compared} 行のうち ${o.seen} 行（連続する ${o.characters} 文字の一致で行の半分以上が覆われるもの）` + (o.too_short ? `。ほかの ${o.too_short} 行は ${o.characters} 文字に満たないため比較していません` : ""), unseen: n => `比較して学習データになかった ${n} 行` },
   en: { title: "Evaluation report", other: "日本語", lead: `Bars are scores, thin lines ${percent}% intervals from resampled rows. A difference is called clear by a paired test after Holm's correction.`,
     better: "clearly better", worse: "clearly worse", same: "no clear difference", against: (a, b) => `${a} against ${b}`, rows: n => `${n} rows`,
     all: "all rows", differ: "rows on which the models differ", gained: "rows on which a model is better than the first", lost: "rows on which a model is worse than the first", wrong: "rows that all models got wrong", find: "search the text",
     shown: (a, b) => `${a} of ${b} rows shown`, prompt: "prompt", expected: "expected", source: "source", lower: " (lower is better)", notes: "notes", p: "p", judge: "the judge",
-    overlap: o => `overlap with the training data: ${o.seen} of ${o.compared} rows that can be compared (half a row or more in equal runs of ${o.characters} characters)`, unseen: n => `the ${n} rows outside the training data` },
+    overlap: o => `overlap with the training data: ${o.seen} of ${o.compared} compared rows (half a row or more in equal runs of ${o.characters} characters)` + (o.too_short ? `; ${o.too_short} more rows are shorter than that and were not compared` : ""), unseen: n => `the ${n} compared rows outside the training data` },
 };
 const lower = new Set(data.lower);
 const number = (name, value) => lower.has(name) ? value.toFixed(3) : (100 * value).toFixed(1);

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import CATALOG, Entry, find
@@ -64,12 +61,3 @@ def _weight_bytes(entry: Entry, width: int, bits: int | None) -> int:
         return shape.weight_bytes(width, bits)
     # a network whose linear layers the arithmetic does not know: none counts as quantized
     return parameters * width
-
-
-def on_disk(name: str) -> bool:
-    """Whether a model can be had without the Hub."""
-    entry = find(name)
-    location = entry.location if entry else name
-    if Path(location).expanduser().is_dir():
-        return True
-    return isinstance(try_to_load_from_cache(location, "config.json"), str)

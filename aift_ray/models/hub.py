@@ -29,10 +29,12 @@ from aift_ray.data.prompts.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import find, nearest, suggestion
 from aift_ray.models.families.refusals import refusal
+from aift_ray.models.fingerprint import on_disk
 from aift_ray.models.folder_check import TOKENIZERS, other_task
 from aift_ray.models.model_location import resolve as resolve
 from aift_ray.models.model_location import stop_ids as stop_ids
 from aift_ray.models.scaled_rope import scale, scaling_of
+from aift_ray.utils.hub_reach import why_unreached
 
 # networks that once were code beside their weights, and have a class in transformers by now:
 # its name, and what its configuration calls the old numbers
@@ -47,6 +49,7 @@ def tokenizer_bytes(location: str) -> int:
 
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved location."""
+    check_reach(location)
     with explained(location):
         # a tokenizer with code beside it: what its tokenizer.json says is used, and no code is run
         coded = "auto_map" in get_tokenizer_config(location)
@@ -74,7 +77,17 @@ def load_config(location: str, scorer: bool = False) -> Any:
     return found
 
 
+def check_reach(location: str) -> None:
+    """ModelError for what is neither on this machine nor on a Hub that answers.
+
+    The Hub's own client tries again for half a minute before it says so.
+    """
+    if on_disk(location) is None and why_unreached():
+        raise ModelError([out_of_reach(location)])
+
+
 def _load_config(location: str, scorer: bool) -> Any:
+    check_reach(location)
     with explained(location):
         stored, _ = PreTrainedConfig.get_config_dict(location)
         if wrong := other_task(location, stored, scorer):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizer, PreTrainedTokeniz
 
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
-from aift_ray.errors import ArgumentError, ConfigError, DataError, ModelError, Problem, UserError
+from aift_ray.errors import ArgumentError, ConfigError, DataError, Problem, UserError
 from aift_ray.models import fallback, hub, load
 from aift_ray.models.answer_text import written
 from aift_ray.models.attention.flash_attention import has_flash
@@ -210,20 +210,15 @@ class JapaneseModel(BaseModel):
             ConfigError: the fallbacks are no list of names.
         """
         names = [self.model_name, *self._fallbacks(fallback_models)]
-        first, reachable = self.model_name, True
+        first = self.model_name
         self.failures = {}
         for name in dict.fromkeys(names):
             self.model_name = name
-            if not reachable and not fallback.on_disk(name):
-                self._failed(ModelError([hub.out_of_reach(name)]))
-                continue
             try:
                 self.load_tokenizer()
                 self.load_model()
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:
                 self._failed(error)
-                # asking takes half a minute where there is no network: once is enough
-                reachable = reachable and not hub.unreachable(error)
             else:
                 if name != first:
                     _LOG.warning("using %s in place of %s", name, first)

@@ -42,6 +42,9 @@ def run(config: ServeConfig, dry_run: bool) -> None:
         api_keys.Keys(Path(path))
     _check_port(config.serving.host, config.serving.port)
     config = served_models.on_base(config)
+    if not os.environ.get("RAY_ADDRESS"):
+        # machines of a cluster may have what this one lacks
+        served_models.check_reach(config)
     if config.dtype == "fp16":
         served_models.check_dtype(config, gpus_of(config, gpus_here()) > 0)
     if dry_run:

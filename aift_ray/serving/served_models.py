@@ -7,7 +7,7 @@ from pathlib import Path
 from aift_ray.config import ServeConfig
 from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models.lora.adapter_config import CONFIG, adapter_config
-from aift_ray.models.model_location import base_of_adapter
+from aift_ray.models.model_location import base_of_adapter, resolve
 from aift_ray.serving.adapter_record import AdapterRecord, record
 
 
@@ -58,6 +58,15 @@ def _refused_with_merged(config: ServeConfig, base: str) -> list[Problem]:
         "engine": config.engine == "vllm",
     }
     return [Problem(name, what, remedy) for name, value in given.items() if value]
+
+
+def check_reach(config: ServeConfig) -> None:
+    """ModelError for a model that is neither on this machine nor on a Hub that answers."""
+    location = resolve(config.model)
+    if not Path(location).is_dir():
+        from aift_ray.models import hub
+
+        hub.check_reach(location)
 
 
 def check_dtype(config: ServeConfig, gpu: bool) -> None:

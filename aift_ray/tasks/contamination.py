@@ -7,7 +7,7 @@ Llama 2's by tokens (Touvron et al. 2023, arXiv:2307.09288, appendix A.6).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,28 @@ class Overlap:
         """The rows that count as seen."""
         return [at for at, share in enumerate(self.shares) if share is not None and share >= SEEN]
 
+    @property
+    def too_short(self) -> int:
+        """Rows of which nothing is known, as no field is as long as a run."""
+        return len(self.shares) - self.compared
+
     def described(self, length: int) -> dict[str, int]:
         """What results.json holds."""
-        return {"characters": length, "compared": self.compared, "seen": len(self.seen)}
+        return {
+            "characters": length,
+            "compared": self.compared,
+            "seen": len(self.seen),
+            "too_short": self.too_short,
+        }
+
+
+def told(described: Mapping[str, int]) -> str:
+    """What is known of the rows of a task, in a sentence."""
+    text = f"{described['seen']} of {described['compared']} rows stand in the training data"
+    if short := described["too_short"]:
+        text += f"; {short} more, with no field of {described['characters']} characters, were not "
+        text += "compared: a smaller --overlap_characters compares them"
+    return text
 
 
 def overlaps(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from aift_ray.data.readers.row_kinds import strings
 from aift_ray.errors import Problem
 from aift_ray.tasks.data_files import Row
 from aift_ray.tasks.instructions import Instructions, missing
+from aift_ray.tasks.row_mistakes import RowMistakes
 from aift_ray.tasks.row_templates import WrongField, evaluate, render
 from aift_ray.tasks.task import ANSWER_NAME, Task
+from aift_ray.tasks.task_yaml import TaskSource
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ def make_items(
     rows: Sequence[tuple[str, Row]],
     shots: Sequence[tuple[str, Row]],
     problems: list[Problem],
+    source: TaskSource | None = None,
 ) -> list[Item]:
     """The items of the rows of a task; what is wrong with rows is added to `problems`.
 
     Args:
         rows: each with its file.
         shots: the same, of the rows whose answers are shown before each prompt.
+        source: where the task was written; None: in no file.
     """
     if task.instructed and (absent := missing([row for _, (_, row) in rows])):
         what = f"IFEval's instructions need {', '.join(absent)}, not installed"
@@ -75,7 +79,7 @@ def make_items(
         problems.append(Problem(f"task {task.name}", what, remedy))
         return []
     found: list[Item] = []
-    wrong: dict[str, list[str]] = {}
+    wrong = RowMistakes(task.name, source, len(shots) + len(rows), len(shots))
     examples: list[tuple[str, str]] = []
     for at, (file, (line, row)) in enumerate((*shots, *rows), -len(shots)):
         place = f"{Path(file).name}:{line}"
@@ -85,23 +89,39 @@ def make_items(
             else:
                 found.append(_item(task, at, place, row, examples))
         except ValueError as error:
-            for what in dict.fromkeys((str(error), *_wrong_prompt(task, row))):
-                wrong.setdefault(what, []).append(f"{file}:{line}")
-    for what, places in list(wrong.items())[:20]:
-        also = f", and so in {len(places) - 1} more rows" if len(places) > 1 else ""
-        problems.append(Problem(places[0], f"task {task.name}: {what}{also}"))
-    if len(wrong) > 20:
-        problems.append(Problem(f"task {task.name}", f"{len(wrong) - 20} more mistakes in rows"))
+            for each in (error, *_wrong_fields(task, row, shown=at < 0)):
+                wrong.add(each, f"{file}:{line}")
+    problems += wrong.problems()
     return found
 
 
-def _wrong_prompt(task: Task, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a row's prompt, whatever is wrong with its answer."""
-    try:
-        render(task, "prompt", row)
-    except ValueError as error:
-        return [str(error)]
-    return []
+def _wrong_fields(task: Task, row: dict[str, Any], shown: bool) -> list[ValueError]:
+    """What is wrong with each field of a task for a row, whatever is wrong with the others.
+
+    Args:
+        shown: the row is an example.
+    """
+    checks: dict[str, list[Callable[[], object]]] = {
+        "choice": [
+            lambda: render(task, "prompt", row),
+            lambda: _choices(task, row),
+            lambda: evaluate(task, "label", row),
+        ],
+        "generate": [
+            lambda: render(task, "prompt", row),
+            lambda: _answers(task, row),
+            lambda: render(task, "program", row | {ANSWER_NAME: ANSWER}),
+        ],
+        "text": [],
+    }
+    found: list[ValueError] = []
+    shot = [lambda: render(task, "shot", row)] if shown else []
+    for check in (*checks[task.kind], *shot):
+        try:
+            check()
+        except ValueError as error:
+            found.append(error)
+    return found
 
 
 def _item(
@@ -121,7 +141,7 @@ def _item(
     told = Instructions.of_row(row) if task.instructed else None
     program = render(task, "program", row | {ANSWER_NAME: ANSWER})
     if task.program and ANSWER not in program:
-        raise WrongField("program: expected {{ answer }} in it, without a filter or condition")
+        raise WrongField("program", "expected {{ answer }} in it, without a filter or condition")
     return Item(index, place, prompt, choices, label, answers, told, program, fields)
 
 
@@ -140,7 +160,7 @@ def _answered(task: Task, row: dict[str, Any]) -> tuple[str, str]:
     if task.shot:
         return render(task, "prompt", row), render(task, "shot", row)
     if not choices and not answers:
-        raise WrongField("shot: the answer of an example is not given, and answers is empty")
+        raise WrongField("shot", "the answer of an example is not given, and answers is empty")
     return render(task, "prompt", row), choices[label] if choices else answers[0]
 
 
@@ -148,14 +168,20 @@ def _right(task: Task, row: dict[str, Any]) -> tuple[tuple[str, ...], int, tuple
     """Choices, label and answers of a row, those that its kind has."""
     if task.kind == "generate":
         return (), 0, _answers(task, row)
+    choices = _choices(task, row)
+    return choices, _label(evaluate(task, "label", row), choices, task), ()
+
+
+def _choices(task: Task, row: dict[str, Any]) -> tuple[str, ...]:
     choices = task.choices
     if isinstance(choices, str):
         choices = evaluate(task, "choices", row)
         if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
-            raise WrongField(f"choices: {task.choices} is {choices!r}, expected a list of strings")
+            what = f"{task.choices} is {choices!r}, expected a list of strings"
+            raise WrongField("choices", what)
     if len(choices) < 2 or not all(choices):
-        raise WrongField(f"choices: {choices!r}, expected two or more, none empty")
-    return tuple(choices), _label(evaluate(task, "label", row), choices, task), ()
+        raise WrongField("choices", f"{choices!r}, expected two or more, none empty")
+    return tuple(choices)
 
 
 def _label(value: object, choices: Sequence[str], task: Task) -> int:
@@ -166,7 +192,7 @@ def _label(value: object, choices: Sequence[str], task: Task) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return value
     what = f"expected one of {list(choices)} or an index from 0 to {len(choices) - 1}"
-    raise WrongField(f"label: {task.label} is {value!r}, {what}")
+    raise WrongField("label", f"{task.label} is {value!r}, {what}")
 
 
 def _answers(task: Task, row: dict[str, Any]) -> tuple[str, ...]:
@@ -182,12 +208,12 @@ def _answers(task: Task, row: dict[str, Any]) -> tuple[str, ...]:
     ]
     if not values or not all(isinstance(each, str | int | float) for each in values):
         what = f"{task.answers} is {value!r}, expected a text or a list of texts"
-        raise WrongField(f"answers: {what}")
+        raise WrongField("answers", what)
     return tuple(str(each) for each in values)
 
 
 def _text(task: Task, row: dict[str, Any]) -> str:
     value = evaluate(task, "text", row)
     if not isinstance(value, str) or not value.strip():
-        raise WrongField(f"text: {task.text} is {value!r}, expected a text")
+        raise WrongField("text", f"{task.text} is {value!r}, expected a text")
     return value

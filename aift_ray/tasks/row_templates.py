@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 class WrongField(ValueError):
-    """A field of a row is missing or not what the task takes it for."""
+    """A field of a row is missing or not what the task takes it for.
+
+    Attributes:
+        field: of the task, that asks for it.
+    """
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(f"{field}: {what}")
+        self.field = field
 
 
 # what a template raises of a row that it was not written for
@@ -79,4 +87,4 @@ def evaluate(task: Task, field: str, row: dict[str, Any]) -> Any:
 
 def _failed(field: str, error: Exception, row: dict[str, Any]) -> WrongField:
     what = str(error) if isinstance(error, jinja2.TemplateError) else repr(error)
-    return WrongField(f"{field}: {what}; the row has {', '.join(map(repr, row))}")
+    return WrongField(field, f"{what}; the row has {', '.join(map(repr, row))}")

@@ -1,4 +1,9 @@
-"""Intervals of scores and tests of their differences, by resampling rows."""
+"""Intervals of scores and tests of their differences, by resampling rows.
+
+Rows that are all at one end of a score, such as five right answers of five, are alike in every
+resample. Their interval is Clopper and Pearson's (1934), which at the ends has a closed form and
+holds for every score between 0 and 1: n rows all score 1 with a probability of mean**n at most.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from aift_ray.config.tasks_config import LOWER_IS_BETTER
 from aift_ray.tasks.scores import Score, aggregate
 
 _CHUNK = 256
+BOOTSTRAP, EXACT = "bootstrap", "clopper-pearson"
 
 
 @dataclass(frozen=True)
@@ -19,14 +25,17 @@ class Estimate:
     """A score of a task.
 
     Attributes:
-        low, high: of the percentile bootstrap interval.
+        low, high: of the interval.
         rows: that it is computed from.
+        interval: how it is computed: `bootstrap` (percentiles), or `clopper-pearson` where every
+            row is at the same end of the score.
     """
 
     value: float
     low: float
     high: float
     rows: int
+    interval: str = BOOTSTRAP
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,11 @@ class Difference:
     """Between two models on the same rows, the second less the first.
 
     Attributes:
-        low, high: of the paired bootstrap interval.
+        low, high: of the paired interval.
         p: of the two-sided sign-flip (paired permutation) test that there is none.
         p_adjusted: after Holm's correction over all comparisons of an evaluation.
+        interval: `bootstrap`, or `clopper-pearson` where no row differs, or all do as far as rows
+            can.
     """
 
     value: float
@@ -44,6 +55,7 @@ class Difference:
     high: float
     p: float
     p_adjusted: float = float("nan")
+    interval: str = BOOTSTRAP
 
     def better(self, name: str, level: float) -> bool | None:
         """Whether the second model is better; None where the rows can't tell."""
@@ -58,10 +70,15 @@ def estimate(
     """The score of a task with its interval, over the rows that have one."""
     table = np.asarray(scores, dtype=np.float64)
     table = table[_has_score(name, table)]
+    value = aggregate(name, *table.sum(0))
+    if _all_at(name, table, 0.0):
+        return Estimate(value, 0.0, 1 - _least(len(table), confidence), len(table), EXACT)
+    if _all_at(name, table, 1.0):
+        return Estimate(value, _least(len(table), confidence), 1.0, len(table), EXACT)
     drawn = _resampled([table], resamples, seed)[0]
     values = [aggregate(name, *sums) for sums in drawn]
     low, high = _interval(values, confidence)
-    return Estimate(aggregate(name, *table.sum(0)), low, high, len(table))
+    return Estimate(value, low, high, len(table))
 
 
 def difference(
@@ -82,15 +99,18 @@ def difference(
     if not len(a):
         return Difference(0.0, 0.0, 0.0, 1.0)
     value = aggregate(name, *b.sum(0)) - aggregate(name, *a.sum(0))
+    # weights are those of the rows, so the same for both models unless their tokenizers differ
+    gaps = _contributions(name, b) - _contributions(name, a)
+    p = _sign_flips(gaps, resamples, seed)
+    if ends := _ends_of_difference(name, a, b, confidence):
+        return Difference(value, *ends, p, interval=EXACT)
     drawn_a, drawn_b = _resampled([a, b], resamples, seed)
     values = [
         aggregate(name, *after) - aggregate(name, *before)
         for before, after in zip(drawn_a, drawn_b, strict=True)
     ]
     low, high = _interval(values, confidence)
-    # weights are those of the rows, so the same for both models unless their tokenizers differ
-    gaps = _contributions(name, b) - _contributions(name, a)
-    return Difference(value, low, high, _sign_flips(gaps, resamples, seed))
+    return Difference(value, low, high, p)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -101,6 +121,40 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, values[at] * (len(values) - rank)))
         found[at] = highest
     return found
+
+
+def _all_at(name: str, table: npt.NDArray[np.float64], end: float) -> bool:
+    """Whether every row has the score 0, or 1."""
+    if name == "pearson" or name in LOWER_IS_BETTER or not len(table):
+        return False
+    return bool((table[:, 0] == end * table[:, 1]).all())
+
+
+def _least(rows: int, confidence: float) -> float:
+    """The lower end of the interval of a score of 1 in every row."""
+    return float(((1 - confidence) / 2) ** (1 / rows))
+
+
+def _ends_of_difference(
+    name: str, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], confidence: float
+) -> tuple[float, float] | None:
+    """The interval of a difference that is 0 in all rows, or 1, or -1; None: of another."""
+    if name == "pearson" or name in LOWER_IS_BETTER:
+        return None
+    scores = np.concatenate([part[:, 0] / part[:, 1] for part in (a, b)])
+    if scores.min() < 0 or scores.max() > 1:
+        # of the harness, whose metrics may be of any size
+        return None
+    least = _least(len(a), confidence)
+    gaps = scores[len(a) :] - scores[: len(a)]
+    if name == "judge_win_rate" and np.isin(scores[len(a) :], end := scores[-1]).all():
+        # of the first model it is 0.5 by definition
+        return {0.0: (-0.5, 0.5 - least), 1.0: (least - 0.5, 0.5)}.get(float(end))
+    if not gaps.any():
+        return least - 1, 1 - least
+    if (gaps == 1).all():
+        return 2 * least - 1, 1.0
+    return (-1.0, 1 - 2 * least) if (gaps == -1).all() else None
 
 
 def _contributions(name: str, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

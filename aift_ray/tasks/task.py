@@ -151,16 +151,16 @@ class Task(Section):
 
     def contradictions(self) -> list[Problem]:
         """Conflicting fields, and templates that can't be read."""
+        return self._of_kind() + self.of_any_kind()
+
+    def _of_kind(self) -> list[Problem]:
+        """Fields that are wrong for the kind of the task."""
         found = self._of_other_kinds()
         allowed = SCORES[self.kind]
         for score in self.scores:
             if score not in allowed:
                 what = f"{score!r} is not allowed for kind {self.kind}: one of {', '.join(allowed)}"
                 found.append(Problem("scores", what))
-        found += self._repeated()
-        if "" in self.stop:
-            what = "holds an empty string, which ends every answer before it begins"
-            found.append(Problem("stop", what, "leave it out"))
         if self.kind != "text" and not self.prompt.strip():
             found.append(
                 Problem("prompt", "is empty", 'for example prompt: "質問：{{ question }}"')
@@ -171,14 +171,22 @@ class Task(Section):
                 for score in self.computed
                 if score not in (*JUDGED, *_INSTRUCTED, "json_valid", CODE)
             ]
-        if self.judge.lowest >= self.judge.highest:
-            found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
         if self.kind == "choice" and not self.choices:
             remedy = "name the field that holds them, or list them"
             found.append(Problem("choices", "is empty", remedy))
         if self.coded != bool(self.program):
             what = f"and the score {CODE} go together: the program is what is run"
             found.append(Problem("program", what, "give both or none of them"))
+        return found
+
+    def of_any_kind(self) -> list[Problem]:
+        """Fields that are wrong whatever the kind of the task is."""
+        found = self._repeated()
+        if "" in self.stop:
+            what = "holds an empty string, which ends every answer before it begins"
+            found.append(Problem("stop", what, "leave it out"))
+        if self.judge.lowest >= self.judge.highest:
+            found.append(Problem("judge.highest", f"is not above lowest, {self.judge.lowest}"))
         for name in ("prompt", "shot", "program"):
             try:
                 compiled(getattr(self, name))

@@ -9,23 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aift_ray.data.examples import Example, Fault
-from aift_ray.data.readers.row_kinds import strings
-from aift_ray.data.readers.row_schema import make_example
 from aift_ray.errors import Problem
 from aift_ray.tasks import harness_tasks as harness
+from aift_ray.tasks import rows_alone
 from aift_ray.tasks.data_files import Row, find_file, is_data_file, read_rows
 from aift_ray.tasks.harness_tasks import HarnessTask
 from aift_ray.tasks.hub_rows import HubError, read_hub_rows
 from aift_ray.tasks.items import Item, make_items
-from aift_ray.tasks.task import DEFAULTS, Task
+from aift_ray.tasks.task import Task
 from aift_ray.tasks.task_yaml import TaskFile, TaskSource, read_task
 
 BUILT_IN = Path(__file__).parent / "builtin"
 FOLDER = "AIFT_TASKS"
-# in place of flags of training
-_TEXTS = "put texts into a file of their own, and name both with --task"
-_OTHER_ROWS = "write rows as for training, rows of question, choices and label, or a task file"
 
 
 @dataclass(frozen=True)
@@ -35,12 +30,14 @@ class LoadedTask:
     Attributes:
         harness: how lm-evaluation-harness runs it; None: it is run here.
         source: where it was written; None: in no file of its own.
+        mixed: a data file without a task file made it, and has rows of other kinds too.
     """
 
     task: Task
     items: list[Item]
     harness: HarnessTask | None = None
     source: TaskSource | None = None
+    mixed: bool = False
 
     def where(self, field: str = "scores") -> str:
         """A field's place, for messages."""
@@ -76,8 +73,7 @@ def read_tasks(
         if name.startswith(harness.PREFIX):
             several = [LoadedTask(*each) for each in harness.load(name, config, problems)]
         else:
-            one = _load(name, config, judged, problems)
-            several = [one] if one else []
+            several = _load(name, config, judged, problems)
         for loaded in several:
             if any(each.task.name == loaded.task.name for each in found):
                 what = f"two tasks are called {loaded.task.name}"
@@ -89,7 +85,7 @@ def read_tasks(
 
 def _load(
     name: str, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
-) -> LoadedTask | None:
+) -> list[LoadedTask]:
     path = Path(name).expanduser()
     if name in built_in():
         folder = config.data_dir or os.environ.get(FOLDER)
@@ -99,19 +95,20 @@ def _load(
         near = difflib.get_close_matches(name, built_in(), 1)
         remedy = f"did you mean {near[0]}?" if near else f"built in: {', '.join(built_in())}"
         problems.append(Problem(f"task {name}", "there is no such file or built-in task", remedy))
-        return None
+        return []
     if path.suffix in (".yaml", ".yml"):
         return _with_rows(read_task(path), path.parent, config, problems)
     if is_data_file(path):
-        return _from_rows(path, config, judged, problems)
+        several = rows_alone.load(path, config, judged, problems)
+        return [LoadedTask(each.task, each.items, mixed=each.mixed) for each in several]
     what = f"unknown suffix {path.suffix!r}, expected a .yaml task or a data file"
     problems.append(Problem(f"task {name}", what))
-    return None
+    return []
 
 
 def _with_rows(
     read: TaskFile, base: Path | None, config: TaskOptions, problems: list[Problem]
-) -> LoadedTask | None:
+) -> list[LoadedTask]:
     """A task with its rows, also where other mistakes of its file are known already.
 
     Args:
@@ -120,7 +117,7 @@ def _with_rows(
     problems += read.wrong
     task, source = read.task, read.source
     if task is None:
-        return None
+        return []
     changes: dict[str, Any] = {}
     if config.num_few_shot is not None and task.kind != "text":
         changes["few_shot"] = task.few_shot.model_copy(update={"number": config.num_few_shot})
@@ -130,11 +127,14 @@ def _with_rows(
     if not task.files:
         problems.append(Problem(source.where("files"), "no data file is named"))
     rows = _rows_of(task, task.files, base, source, "files", problems)
+    if not read.known_kind:
+        return []
     shots = _shots(task, rows, base, source, problems)
     if not task.few_shot.files and shots:
         rows = rows[: len(rows) - len(shots)]
     rows = rows[: config.limit or None]
-    return LoadedTask(task, make_items(task, rows, shots, problems), source=source)
+    items = make_items(task, rows, shots, problems, source)
+    return [LoadedTask(task, items, source=source)]
 
 
 def _rows_of(
@@ -199,50 +199,3 @@ def _shots(
         what = f"{number} examples are asked for, the files hold {len(there)}"
         problems.append(Problem(where, what))
     return there[:number]
-
-
-def _from_rows(
-    path: Path, config: TaskOptions, judged: Sequence[str], problems: list[Problem]
-) -> LoadedTask | None:
-    """The task that rows alone make: their keys tell its kind."""
-    rows = read_rows(path, problems)[: config.limit or None]
-    if not rows:
-        return None
-    name, first = path.name.split(".")[0], rows[0][1]
-    named = [(str(path), row) for row in rows]
-    if "choices" in first and "question" in first:
-        task = Task(name=name, kind="choice", prompt="{{ question }}", choices="choices")
-        task = task.model_copy(update={"delimiter": "\n", "chat": bool(config.chat)})
-        return LoadedTask(task, make_items(task, named, [], problems))
-    if set(first) == {"text"}:
-        task = Task(name=name, kind="text")
-        return LoadedTask(task, make_items(task, named, [], problems))
-    scores = [*judged, *DEFAULTS["generate"]]
-    task = Task(name=name, prompt="{{ instruction }}", chat=True, scores=scores)
-    return LoadedTask(task, _answered_rows(path, rows, problems))
-
-
-def _answered_rows(path: Path, rows: Sequence[Row], problems: list[Problem]) -> list[Item]:
-    """Rows as `train` takes them: asked in the very prompts of training."""
-    found: list[Item] = []
-    wrong: list[Problem] = []
-    for index, (line, row) in enumerate(rows):
-        example = make_example(row, path.name, line)
-        if isinstance(example, Fault):
-            remedy = _OTHER_ROWS if "--data." in example.remedy else example.remedy
-            wrong.append(Problem(f"{path}:{line}", example.reason, remedy))
-        elif example.kind == "text":
-            wrong.append(Problem(f"{path}:{line}", "a text among rows with answers", _TEXTS))
-        else:
-            answers, fields = (_answer(example),), tuple(strings(row))
-            found.append(
-                Item(index, f"{path.name}:{line}", example, answers=answers, fields=fields)
-            )
-    problems += wrong[:20]
-    if len(wrong) > 20:
-        problems.append(Problem(str(path), f"{len(wrong) - 20} more rows are wrong"))
-    return found
-
-
-def _answer(example: Example) -> str:
-    return example.messages[-1].content if example.kind == "messages" else example.output

@@ -25,6 +25,8 @@ _NEUTRAL: dict[str, Any] = {
     "text": "'-'",
     "shot": "-",
 }
+# fields that a mistake is held against too
+_DEPENDS = {"judge.highest": ("judge.lowest",), "program": ("scores",)}
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class TaskFile:
     """What a YAML file says of a task.
 
     Attributes:
-        task: its right fields, wrong ones at neutral values; None: its rows can't be read by it.
+        task: its right fields, wrong ones at neutral values; None: it holds no task.
         wrong: the mistakes.
+        known_kind: False: rows can't be held against the task, only looked for.
     """
 
     task: Task | None
     source: TaskSource
     wrong: list[Problem]
+    known_kind: bool = True
 
 
 def read_task(path: Path, name: str = "") -> TaskFile:
@@ -89,36 +93,60 @@ def read_task(path: Path, name: str = "") -> TaskFile:
     lines = dict(_lines(node, repeated))
     source = TaskSource(name) if name else TaskSource(str(path), lines)
     wrong = [Problem(f"{path}:{line}: {key}", "is given twice") for key, line in repeated]
-    task, found = _task({str(key): value for key, value in content.items()})
+    task, found, known = _task({str(key): value for key, value in content.items()})
     wrong += [Problem(source.where(each.where), each.what, each.remedy) for each in found]
-    return TaskFile(task, source, wrong)
+    return TaskFile(task, source, wrong, known)
 
 
-def _task(content: dict[str, Any]) -> tuple[Task | None, list[Problem]]:
-    """The task, wrong fields at neutral values, and what is wrong with them."""
+def _task(content: dict[str, Any]) -> tuple[Task, list[Problem], bool]:
+    """The task, wrong fields at neutral values; what is wrong; whether its kind is known."""
     wrong: list[Problem] = []
     try:
         task = Task(**content)
     except ConfigError as error:
         wrong = error.problems
-        if "kind" in _fields(wrong):
-            return None, wrong
-        task = _without(content, _fields(wrong))
-    more = [each for each in task.contradictions() if _fields([each]).isdisjoint(_fields(wrong))]
-    return (_without(content, _fields(wrong + more)) if more else task), wrong + more
+        task = Task(**_without(content, _fields(wrong)))
+    known = "kind" not in _fields(wrong)
+    found = task.contradictions() if known else task.of_any_kind()
+    more = [each for each in found if not _follows(each.where, _fields(wrong))]
+    if more:
+        task = Task(**_without(content, _fields(wrong + more)))
+    return task, wrong + more, known
 
 
 def _fields(problems: Sequence[Problem]) -> set[str]:
-    return {problem.where.split(".")[0] for problem in problems}
+    return {problem.where for problem in problems}
 
 
-def _without(content: dict[str, Any], wrong: set[str]) -> Task:
-    """The task with neutral values in place of wrong ones."""
+def _follows(name: str, wrong: set[str]) -> bool:
+    """Whether a mistake in a field may come of those that are known."""
+    return any(
+        f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+        for one in (name, *_DEPENDS.get(name, ()))
+        for other in wrong
+    )
+
+
+def _without(content: dict[str, Any], wrong: set[str]) -> dict[str, Any]:
+    """The fields of a task with neutral values in place of wrong ones."""
     if "choices" in wrong:
         # it may number them
         wrong = wrong | {"label"}
-    right = {key: value for key, value in content.items() if key not in wrong}
-    return Task(**{key: value for key, value in _NEUTRAL.items() if key in wrong} | right)
+    right = dict(content)
+    for name in wrong:
+        _leave_out(right, name)
+    return {key: value for key, value in _NEUTRAL.items() if key in wrong} | right
+
+
+def _leave_out(right: dict[str, Any], name: str) -> None:
+    """Remove a field, a nested one from a copy of what holds it; else what holds it."""
+    first, _, rest = name.partition(".")
+    held = right.get(first)
+    if rest and isinstance(held, dict) and rest.partition(".")[0] in held:
+        right[first] = dict(held)
+        _leave_out(right[first], rest)
+    else:
+        right.pop(first, None)
 
 
 def _no_yaml(path: Path, error: yaml.YAMLError) -> Problem:

@@ -8,9 +8,6 @@ import platform
 import shutil
 import socket
 import subprocess
-import threading
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +18,6 @@ from packaging.requirements import Requirement
 # what training and serving compute with; all nodes need the same
 PACKAGES = ("aift-ray", "torch", "ray", "transformers", "peft", "accelerate", "bitsandbytes")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
-# seconds that the Hub may take to answer
-_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -161,25 +156,9 @@ def _nccl() -> str | None:
 def _hub() -> str:
     from huggingface_hub import constants
 
+    from aift_ray.utils.hub_reach import why_unreached
+
     if constants.HF_HUB_OFFLINE:
         return "offline"
-    found: list[str] = []
-    # a name that is looked up in vain can take longer than any timeout of a connection
-    thread = threading.Thread(target=lambda: found.append(_call(constants.ENDPOINT)), daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    why = found[0] if found else f"no answer within {_PATIENCE:.0f} s"
+    why = why_unreached()
     return f"{constants.ENDPOINT} is not reached: {why}" if why else "reached"
-
-
-def _call(url: str) -> str:
-    """Why a server doesn't answer; nothing where it does."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        urllib.request.urlopen(request, timeout=_PATIENCE).close()
-    except urllib.error.HTTPError:
-        # it has answered
-        return ""
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""

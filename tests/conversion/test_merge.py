@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from aift_ray import merge
 from aift_ray.commandline import guarded
 from aift_ray.config import MergeConfig
+from aift_ray.config.merge_config import OF_BASE, Method
 from aift_ray.conversion import merge_methods
 from tests.conftest import SHIPPED, make_tiny_model
 
@@ -198,3 +200,16 @@ def test_a_model_of_other_weights_is_refused(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     assert "becomes infinite or NaN" in refused("--model", one, "--model", broken)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_model_that_is_given_twice_is_named(
+    method: str, three: list[Path], refused: Refused
+) -> None:
+    base = ["--base", str(three[0])] if method in OF_BASE else []
+    one = str(three[1])
+    for other in (one, f"{one}/../{three[1].name}"):
+        message = refused("--method", method, *base, "--model", one, "--model", other)
+        told = "is given twice" if other == one else f"is {one}, which is given already"
+        assert f"models: {other} {told}" in message
+        assert "1 problem" in message

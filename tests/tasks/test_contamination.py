@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from aift_ray.tasks.contamination import overlaps
+from aift_ray.tasks.contamination import overlaps, told
 
 
 def plain(fields: list[str], training: list[str], length: int) -> float | None:
@@ -43,5 +43,10 @@ def test_width_case_and_blanks_do_not_count() -> None:
 def test_of_nothing_long_enough_nothing_is_said() -> None:
     one, two = overlaps([[["短い"]], [["とても長い質問の文"]]], ["とても長い質問の文ですよ"], 8)
     assert one.shares == (None,)
-    assert one.described(8) == {"characters": 8, "compared": 0, "seen": 0}
+    assert one.described(8) == {"characters": 8, "compared": 0, "seen": 0, "too_short": 1}
+    assert told(one.described(8)) == (
+        "0 of 0 rows stand in the training data; 1 more, with no field of 8 characters, were not "
+        "compared: a smaller --overlap_characters compares them"
+    )
     assert two.seen == [0]
+    assert told(two.described(8)) == "1 of 1 rows stand in the training data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from itertools import product
+from math import comb
 
 import numpy as np
 import pytest
@@ -33,10 +34,66 @@ def test_p_is_that_of_all_sign_flips() -> None:
     assert found.p == pytest.approx(exact, abs=0.005)
 
 
-def test_equal_answers_are_no_difference() -> None:
+def test_equal_answers_are_no_difference_as_far_as_so_many_rows_can_tell() -> None:
     rows = [(float(at % 2), 1.0) for at in range(50)]
     found = difference("accuracy", rows, rows, 0.95, 500, 0)
-    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (found.value, found.p, found.interval) == (0.0, 1.0, "clopper-pearson")
+    assert -found.low == found.high == pytest.approx(clopper_pearson(0, 50)[1])
+    other = difference("perplexity", rows, rows, 0.95, 500, 0)
+    assert (other.low, other.high, other.interval) == (0.0, 0.0, "bootstrap")
+
+
+def clopper_pearson(right: int, rows: int) -> tuple[float, float]:
+    """By bisection of the binomial distribution's tails, at 95%."""
+
+    def tail(share: float, numbers: range) -> float:
+        return sum(comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in numbers)
+
+    def edge(numbers: range, rising: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if (tail(middle, numbers) < 0.025) == rising:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    least = edge(range(right, rows + 1), True) if right else 0.0
+    most = edge(range(right + 1), False) if right < rows else 1.0
+    return least, most
+
+
+@pytest.mark.parametrize(("right", "rows"), [(5, 5), (0, 5), (1, 1), (0, 1), (40, 40)])
+def test_rows_that_are_all_right_or_wrong_leave_room(right: int, rows: int) -> None:
+    for name in ("accuracy", "character_f1", "acc_norm"):
+        found = estimate(name, [(float(right > 0), 1.0)] * rows, 0.95, 500, 0)
+        assert (found.low, found.high) == pytest.approx(clopper_pearson(right, rows))
+        assert found.interval == "clopper-pearson"
+    assert estimate("accuracy", [(1.0, 1.0), (0.0, 1.0)], 0.95, 500, 0).interval == "bootstrap"
+
+
+def test_that_room_is_enough_for_scores_between_0_and_1() -> None:
+    rng, missed = np.random.default_rng(11), 0
+    for trial in range(400):
+        # 1 with a probability of 0.8, else 0.9: the mean is 0.98
+        rows = [(1.0 if x < 0.8 else 0.9, 1.0) for x in rng.random(4)]
+        found = estimate("character_f1", rows, 0.95, 100, trial)
+        missed += found.interval == "clopper-pearson" and not found.low <= 0.98 <= found.high
+    assert missed == 0
+
+
+def test_differences_of_all_rows_leave_room() -> None:
+    worse, better = [(0.0, 1.0)] * 5, [(1.0, 1.0)] * 5
+    least = clopper_pearson(5, 5)[0]
+    found = difference("accuracy", worse, better, 0.95, 500, 0)
+    assert (found.low, found.high) == pytest.approx((2 * least - 1, 1.0))
+    found = difference("accuracy", better, worse, 0.95, 500, 0)
+    assert (found.low, found.high) == pytest.approx((-1.0, 1 - 2 * least))
+    found = difference("judge_win_rate", [(0.5, 1.0)] * 5, better, 0.95, 500, 0)
+    assert (found.low, found.high) == pytest.approx((least - 0.5, 0.5))
+    found = difference("of_harness", [(30.0, 1.0)] * 5, [(30.0, 1.0)] * 5, 0.95, 500, 0)
+    assert found.interval == "bootstrap"
 
 
 def test_false_alarms_are_as_rare_as_the_level() -> None:

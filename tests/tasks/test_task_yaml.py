@@ -102,7 +102,7 @@ def test_a_section_that_is_none_names_its_keys(tmp_path: Path) -> None:
     ("program", "told"),
     [
         ("print(1)", "task.yaml:4: program: does not use `answer`"),
-        ("{{ answer | length }}", "rows.jsonl:1: task t: program: expected {{ answer }} in it"),
+        ("{{ answer | length }}", "task.yaml:4: program: expected {{ answer }} in it"),
     ],
 )
 def test_a_program_that_scores_no_answer_is_refused(
