@@ -65,8 +65,7 @@ class MergeConfig(Settings):
             found.append(Problem("models", what, "name each with --model"))
         repeated = {name for name in self.models if self.models.count(name) > 1}
         found += [
-            Problem("models", f"{name} is given twice", "give it once")
-            for name in sorted(repeated)
+            Problem("models", f"{name} is given twice", "give it once") for name in sorted(repeated)
         ]
         if self.weights and len(self.weights) != len(self.models):
             what = f"{len(self.weights)} are given for {len(self.models)} models"

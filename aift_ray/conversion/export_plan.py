@@ -12,6 +12,7 @@ import torch
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import gguf_plan
 from aift_ray.conversion import vllm_export as compressed
+from aift_ray.conversion.compressed_layers import FORMATS
 from aift_ray.conversion.gguf_plan import GgufPlan
 from aift_ray.conversion.vllm_export import CompressedPlan
 from aift_ray.engine.precision import DTYPES
@@ -75,7 +76,7 @@ def prepare(config: ExportConfig) -> ExportPlan:
         if config.format == "gguf":
             rows = needed_rows(adapter, skeleton) if adapter else 0
             gguf = gguf_plan.prepare(config, location, adapter, own, rows)
-        if config.format in compressed.FORMATS:
+        if config.format in FORMATS:
             packed = compressed.prepare(config, location, adapter)
     except UserError as error:
         problems += error.problems
@@ -132,4 +133,5 @@ def _changed_dtype(
     if config.format != "hf" or dtype == own or not is_wrapper(hub.load_config(location)):
         return []
     what = f"{config.dtype} is not that of the whole model that the adapter goes into"
-    return [Problem("dtype", what, "leave it at auto")]
+    remedy = "leave it at auto" if config.adapter else "copy the folder, or give an adapter"
+    return [Problem("dtype", what, remedy)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from gguf.quants import dequantize
 from aift_ray.config import ExportConfig
 from aift_ray.config.export_config import BITSANDBYTES, FITTED
 from aift_ray.conversion import (
+    compressed_layers,
+    format_support,
     gguf_families,
     gguf_file,
     gguf_tensors,
@@ -39,6 +41,7 @@ from aift_ray.runs.run_dir import check_space
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LEFT_OUT = "leave it out"
 _CPU = torch.device("cpu")
 # weights that are rounded at a time
 _PIECE = 2**24
@@ -54,7 +57,7 @@ class ComparisonPlan:
         output: the JSON file of the table.
         calibration, samples: rows that gptq and awq are fitted to, and that all formats are
             measured on.
-        group: of those, see `compressed.group_size`.
+        group: of those, see `compressed_layers.group_size`.
     """
 
     config: ExportConfig
@@ -87,7 +90,7 @@ def prepare(config: ExportConfig) -> ComparisonPlan:
             adapter = check_adapter(config.adapter, config.model, location, skeleton, merging=True)
         problems += _unavailable(config, location, skeleton)
         for name in fitted if not problems else ():
-            group = vllm_export.group_size(config.model_copy(update={"format": name}), location)
+            group = compressed_layers.group_size(name, location)
     except UserError as error:
         problems += error.problems
     problems += check_space(path, 2 * parameters * own.itemsize, "the weights") if own else []
@@ -158,9 +161,11 @@ def _unavailable(config: ExportConfig, location: str, skeleton: PreTrainedModel)
     found: list[Problem] = []
     for name in config.compare:
         where = f"compare {name}"
-        if name in vllm_export.FORMATS:
+        if name in compressed_layers.FORMATS:
             missing = vllm_export.missing(config.model_copy(update={"format": name}))
             found += [Problem(where, each.what, each.remedy) for each in missing]
+            if what := compressed_layers.unwritable(name, location):
+                found.append(Problem(where, what, _LEFT_OUT))
         elif name in BITSANDBYTES:
             try:
                 reopening.check_family(skeleton, BITSANDBYTES[name][0])
@@ -168,12 +173,10 @@ def _unavailable(config: ExportConfig, location: str, skeleton: PreTrainedModel)
                 found += [Problem(where, each.what, each.remedy) for each in error.problems]
         else:
             found += gguf_types.missing(name.partition(":")[2], where)
-            text = hub.load_config(location).get_text_config(decoder=True)
-            family = gguf_families.family(text)
-            if isinstance(family, Problem):
-                found.append(replace(family, where=where))
-            elif fingerprint.on_disk(location) is None:
+            if fingerprint.on_disk(location) is None:
                 found.append(out_of_reach(config.model))
+            elif what := format_support.unwritable("gguf", location):
+                found.append(Problem(where, what, _LEFT_OUT))
     return found
 
 
@@ -198,7 +201,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _builder(name: str) -> Callable[[ComparisonPlan, str, str, Path], Built]:
-    if name in vllm_export.FORMATS:
+    if name in compressed_layers.FORMATS:
         return _compressed
     return _bitsandbytes if name in BITSANDBYTES else _gguf
 

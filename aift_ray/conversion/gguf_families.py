@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, RopeScalingType
 
 from aift_ray.conversion import gguf_linear
-from aift_ray.errors import Problem
-from aift_ray.models.families.refusals import refusal
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -72,7 +70,7 @@ _WINDOW_BASE = 10000.0
 _SECTIONS = (11, 11, 10)
 
 
-def family(config: PreTrainedConfig) -> Family | Problem:
+def family(config: PreTrainedConfig) -> Family | str:
     """The family of a language model's configuration, or why there is none."""
     kind = config.model_type
     found = FAMILIES.get(kind)
@@ -81,8 +79,7 @@ def family(config: PreTrainedConfig) -> Family | Problem:
         return found
     known = ", ".join(sorted(FAMILIES))
     what = wrong and f"llama.cpp computes it otherwise: {wrong}"
-    what = what or f"it can't be written as GGUF: of {known} can"
-    return refusal(kind, what, "--format hf", FAMILIES.__contains__)
+    return what or f"it can't be written as GGUF: of {known} can"
 
 
 def _beyond(config: PreTrainedConfig, found: Family) -> str:

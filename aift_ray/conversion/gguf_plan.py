@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import (
+    format_support,
     gguf_adapter,
     gguf_families,
     gguf_file,
@@ -82,8 +83,8 @@ def prepare(
     text.vocab_size = max(text.vocab_size, rows)
     problems = gguf_types.missing(config.outtype, "outtype")
     found = gguf_families.family(text)
-    if isinstance(found, Problem):
-        raise ModelError([found])
+    if isinstance(found, str):
+        raise ModelError([format_support.refused(config, location, found)])
     outtype = config.outtype
     if outtype == "auto":
         outtype = "bf16" if str(dtype) == "torch.bfloat16" else "f16"
@@ -132,7 +133,10 @@ def _targets(
     folder = fingerprint.on_disk(location)
     if folder is None or not fingerprint.weight_files(folder):
         raise ModelError([out_of_reach(config.model)])
-    return gguf_tensors.targets(folder, text, found)
+    try:
+        return gguf_tensors.targets(folder, text, found)
+    except gguf_tensors.NoPlace as error:
+        raise ModelError([format_support.refused(config, location, str(error))]) from None
 
 
 def _differing(config: ExportConfig, words: Vocabulary) -> list[Problem]:

@@ -37,6 +37,10 @@ _NOT_WRITTEN = (".rotary_emb.inv_freq",)
 Make = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
+class NoPlace(Exception):
+    """A weight that a GGUF file has no name for."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A tensor of a safetensors file."""
@@ -83,7 +87,8 @@ def targets(folder: Path, config: PreTrainedConfig, family: Family) -> list[Targ
         config: of the language model.
 
     Raises:
-        ModelError: a weight has no name in GGUF, or one is missing.
+        NoPlace: a weight has no name in GGUF.
+        ModelError: one is missing.
     """
     sources = _sources(folder)
     if config.tie_word_embeddings:
@@ -100,7 +105,7 @@ def targets(folder: Path, config: PreTrainedConfig, family: Family) -> list[Targ
     if unknown:
         what = f"{unknown[0]} has no place in a GGUF file"
         what += f", nor have {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise ModelError([refusal(config.model_type, what, "--format hf")])
+        raise NoPlace(what)
     layers = {match[1] for name in sources if (match := _LAYER.match(name))}
     if len(layers) != config.num_hidden_layers:
         what = (

@@ -6,33 +6,25 @@ this package, with which it was seen to work.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from aift_ray.config import ExportConfig
-from aift_ray.config.export_config import FITTED
-from aift_ray.conversion import llmcompressor_compat
-from aift_ray.errors import ConfigError, ModelError, Problem
-from aift_ray.models import hub, load, provenance
-from aift_ray.models.families.refusals import refusal
-from aift_ray.models.wrappers import is_wrapper
+from aift_ray.conversion import compressed_layers, format_support, llmcompressor_compat
+from aift_ray.errors import ConfigError, Problem
+from aift_ray.models import provenance
 from aift_ray.quantization.measure import Sample
 from aift_ray.quantization.quantize_plan import read_samples
 from aift_ray.quantization.quantizer import copy_tokenizer
 
-FORMATS = (*FITTED, "fp8")
 INSTALL = (
     "pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 auto-round==0.15.1 "
     "loguru datasets dill multiprocess xxhash nvidia-ml-py"
 )
-# weights that share a scale, the largest that divides every row
-_GROUPS = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -56,13 +48,11 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None) -> Compre
         UserError: with everything that speaks against it.
     """
     problems = missing(config)
-    group = 0
-    try:
-        group = group_size(config, location)
-    except ModelError as error:
-        problems += error.problems
+    if what := compressed_layers.unwritable(config.format, location):
+        problems.append(format_support.refused(config, location, what))
     if problems:
         raise ConfigError(problems)
+    group = compressed_layers.group_size(config.format, location)
     # the template that an adapter was trained with lies beside it
     own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else location
     length = config.sequence_length
@@ -74,41 +64,10 @@ def prepare(config: ExportConfig, location: str, adapter: Path | None) -> Compre
 
 def missing(config: ExportConfig) -> list[Problem]:
     """What is not installed."""
-    if all(importlib.util.find_spec(name) for name in ("llmcompressor", "compressed_tensors")):
+    if compressed_layers.installed():
         return []
     what = f"{config.format} is computed by llm-compressor, which is not installed"
     return [Problem("format", what, INSTALL)]
-
-
-def group_size(config: ExportConfig, location: str) -> int:
-    """How many weights of a row share a scale; 0: each row has one.
-
-    Raises:
-        ModelError: the rows of some layer can't be parted, or there is more than a language model.
-    """
-    found = hub.load_config(location)
-    if is_wrapper(found):
-        what = "its language model alone would be written, and its towers be lost"
-        raise ModelError([refusal(found.model_type, what, "--format hf")])
-    if config.format == "fp8":
-        return 0
-    skeleton = load.skeleton(location)
-    head = skeleton.get_output_embeddings()
-    rows = {
-        name: module.in_features
-        for name, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    awq = config.format == "awq" and not missing(config)
-    if awq and not llmcompressor_compat.has_mappings(skeleton):
-        what = f"llm-compressor has no mappings of AWQ for {type(skeleton).__name__}"
-        raise ModelError([refusal(found.model_type, what, "--format gptq")])
-    for size in _GROUPS:
-        if not any(width % size for width in rows.values()):
-            return size
-    name = next(name for name, width in rows.items() if width % _GROUPS[-1])
-    what = f"rows of {name} have {rows[name]} weights, which groups of {_GROUPS[-1]} don't part"
-    raise ModelError([refusal(found.model_type, what, "--format fp8")])
 
 
 def write(config: ExportConfig, source: str, folder: Path, plan: CompressedPlan) -> PreTrainedModel:

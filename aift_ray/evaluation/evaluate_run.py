@@ -74,9 +74,7 @@ def run(
     notes = [*notes, *further]
     names = [each.name for each in candidates]
     asked = [loaded.task for loaded in tasks]
-    found = evaluation_results.results(
-        config, names, asked, samples.samples, [*notes, *told], overlap
-    )
+    found = evaluation_results.results(config, names, asked, samples.samples, notes, overlap)
     samples.finish([(name, loaded.task.name) for name in names for loaded in tasks])
     text = json.dumps(found, ensure_ascii=False, indent=1)
     _write(output.parent / REPORT, html_report.html(found, samples.samples))

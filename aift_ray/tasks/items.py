@@ -115,8 +115,10 @@ def _wrong_fields(task: Task, row: dict[str, Any], shown: bool) -> list[ValueErr
         "text": [],
     }
     found: list[ValueError] = []
-    shot = [lambda: render(task, "shot", row)] if shown else []
-    for check in (*checks[task.kind], *shot):
+    of_kind = checks[task.kind]
+    if shown:
+        of_kind.append(lambda: render(task, "shot", row))
+    for check in of_kind:
         try:
             check()
         except ValueError as error:

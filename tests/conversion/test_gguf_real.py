@@ -51,14 +51,14 @@ class Real:
 def folder_of(name: str, scratch: Path) -> Path:
     if name == "hina-4m":
         return SHIPPED
+    folder = Path(os.environ.get("AIFT_REAL_MODELS", scratch))
+    if (folder / name / "tokenizer.json").is_file():
+        return folder / name
     maker = SHARED / "models" / "make.py"
     if not maker.is_file():
         pytest.skip("the maker of real models is not beside the project")
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"the package {PACKAGES[name]} is not installed")
-    folder = Path(os.environ.get("AIFT_REAL_MODELS", scratch))
-    if (folder / name / "tokenizer.json").is_file():
-        return folder / name
     subprocess.run([sys.executable, str(maker), str(folder), "--only", name], check=True)
     return folder / name
 
