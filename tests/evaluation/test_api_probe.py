@@ -48,6 +48,25 @@ def test_each_model_that_does_not_answer_is_named_with_other_mistakes(
     assert "base_url: http://127.0.0.1:9/v1/ can't be reached" in capsys.readouterr().err
 
 
+def test_texts_among_other_rows_are_left_out_and_counted(
+    api: JudgeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    with rows.open("a", encoding="utf-8") as file:
+        file.write('{"text": "春はあけぼの。"}\n' * 3)
+    argv = ["--task", str(rows), "--base-url", api.url, "--model", "j"]
+    assert guarded(evaluate.run, [*argv, "--output", str(tmp_path / "results.json")]) == 0
+    note = "task rows_texts is left out (3 texts): no API gives the probability of a first token"
+    assert note in " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert list(found["scores"]) == ["rows"]
+    assert note in found["notes"]
+    # a file of texts alone is refused
+    (tmp_path / "texts.jsonl").write_text('{"text": "春はあけぼの。"}\n', "utf-8")
+    argv[1] = str(tmp_path / "texts.jsonl")
+    assert guarded(evaluate.run, [*argv, "--dry-run"]) == 2
+
+
 def test_choices_need_the_probabilities_of_a_prompt(
     api: JudgeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,7 +198,9 @@ def test_an_expression_that_fails_on_a_row_names_the_row(
     task = choices.parent / "task.yaml"
     text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ question }}"\nanswers: label + question\n'
     task.write_text(text, "utf-8")
-    assert "colours.jsonl:1: task t: answers: TypeError(" in refused("--task", task)
+    message = refused("--task", task)
+    assert f"{task}:4: answers: TypeError(" in message
+    assert "(colours.jsonl:1, and so in 23 more rows)" in message
 
 
 def test_a_field_that_rows_lack_is_told_once(refused: Callable[..., str], choices: Path) -> None:
@@ -206,10 +208,29 @@ def test_a_field_that_rows_lack_is_told_once(refused: Callable[..., str], choice
     text = 'name: t\nfiles: [colours.jsonl]\nprompt: "{{ qestion }}"\nanswers: lable\n'
     task.write_text(text, "utf-8")
     message = refused("--task", task)
-    assert "colours.jsonl:1: task t: prompt: 'qestion' is undefined; the row has 'que" in message
-    assert "colours.jsonl:1: task t: answers: 'lable' is undefined; the row has 'que" in message
-    assert ", and so in " in message
+    assert f"{task}:3: prompt: 'qestion' is undefined; the row has 'que" in message
+    assert f"{task}:4: answers: 'lable' is undefined; the row has 'que" in message
+    assert message.count("(colours.jsonl:1, and so in 23 more rows)") == 2
     assert "colours.jsonl:2" not in message
+
+
+def test_a_model_that_is_named_twice_is_one_mistake(
+    refused: Callable[..., str], choices: Path
+) -> None:
+    message = refused("--task", choices, "--model", "hina-4m", "--model", "hina-4m")
+    assert "models: hina-4m is given twice" in message
+    assert "1 problem" in message
+
+
+def test_the_rows_that_ship_are_scored_by_their_kinds(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    shipped = ROOT / "examples" / "rows.jsonl"
+    argv = command("--task", shipped, "--output", output, "--limit", 2)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, samples = read(output)
+    assert list(found["scores"]) == ["rows", "rows_texts"]
+    assert [s["place"] for s in samples] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:6"]
 
 
 def test_a_template_can_do_no_harm(refused: Callable[..., str], choices: Path) -> None:

@@ -89,6 +89,64 @@ def test_a_wrong_key_is_answered_with_one_of_its_own_level(
     assert problem.remedy == remedy
 
 
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("extract: {take: middle, pattern: '('}", [":4: extract.take", ":4: extract.pattern"]),
+        (
+            "kind: choise\nstop: ['']\nanswers: 'a +'\nextract: {pattern: '('}",
+            [":4: kind", ":5: stop", ":6: answers", ":7: extract.pattern"],
+        ),
+        ("judge: {lowest: x, highest: 1}", [":4: judge.lowest"]),
+        ("judge: {lowest: 5, highest: 3}\nscores: 3", [":4: judge.highest", ":5: scores"]),
+        ("few_shot: {number: -1, filse: [a]}", [":4: few_shot.number", ":4: few_shot.filse"]),
+        ("scores: 3\nprogram: '{{ answer }}'", [":4: scores"]),
+    ],
+)
+def test_a_wrong_field_hides_no_other(text: str, places: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(f'name: t\nfiles: [a]\nprompt: "-"\n{text}\n', "utf-8")
+    found = [problem.where.removeprefix(str(path)) for problem in read_task(path).wrong]
+    assert sorted(found) == sorted(places)
+
+
+def test_the_files_of_a_task_of_no_kind_are_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text('name: t\nkind: x\nfiles: [none.jsonl]\nprompt: "-"\n', "utf-8")
+    with pytest.raises(DataError, match=r"(?s)t\.yaml:2: kind: .*t\.yaml:3: files: its data file"):
+        load_tasks(EvaluateConfig(tasks=[str(path)]))
+
+
+TASK = """name: t
+kind: choice
+files: [rows.jsonl]
+few_shot: {number: 1}
+prompt: "{{ question }}"
+choices: options
+shot: "{{ shown }}"
+label: "labels[5]"
+"""
+
+
+def test_what_fails_on_every_row_is_told_at_its_line_and_else_at_the_row(tmp_path: Path) -> None:
+    path, rows = tmp_path / "task.yaml", tmp_path / "rows.jsonl"
+    path.write_text(TASK, "utf-8")
+    right = '{"question": "q", "choices": ["a", "b"], "labels": [0]}\n'
+    rows.write_text(f'{right}{{"choices": ["a", "b"], "labels": [0]}}\n{right}', "utf-8")
+    with pytest.raises(DataError) as caught:
+        load_tasks(EvaluateConfig(tasks=[str(path)]))
+    told = {each.where: each for each in caught.value.problems}
+    assert list(told) == [
+        f"{rows}:2",
+        *(f"{path}:6: choices", f"{path}:7: shot", f"{path}:8: label"),
+    ]
+    row = told[f"{rows}:2"]
+    assert row.what.startswith("task t: prompt: 'question' is undefined")
+    assert row.remedy == f"mend the row, or {path}:5: prompt"
+    assert told[f"{path}:6: choices"].what.endswith("(rows.jsonl:3, and so in 2 more rows)")
+    assert told[f"{path}:7: shot"].what.endswith("(rows.jsonl:3)")
+
+
 def test_a_section_that_is_none_names_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
     path.write_text('files: [a]\nprompt: "-"\nextract: 3\n', "utf-8")

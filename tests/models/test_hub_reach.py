@@ -1,0 +1,70 @@
+"""A name that only the Hub could have fails in seconds where the Hub does not answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from huggingface_hub import constants
+
+from aift_ray.errors import ModelError
+from aift_ray.models import hub
+from aift_ray.utils import hub_reach
+from tests.conftest import ROOT, SHIPPED
+from tests.helpers import hub_server
+
+
+@pytest.fixture(autouse=True)
+def asked_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub_reach.why_unreached.cache_clear()
+    yield
+    hub_reach.why_unreached.cache_clear()
+
+
+def test_a_hub_that_refuses_a_connection_is_not_asked_for_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    for load in (hub.load_config, hub.load_tokenizer):
+        with pytest.raises(ModelError, match="the Hub can't be reached"):
+            load("someone/nothing")
+    assert time.monotonic() - began < hub_reach.PATIENCE
+    # a folder needs none
+    assert hub.load_config(str(SHIPPED)).model_type == "llama"
+
+
+def test_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server.hub() as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert hub_reach.why_unreached() == ""
+
+
+def test_a_hub_that_must_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert hub_reach.why_unreached() == ""
+    with pytest.raises(ModelError, match="the Hub can't be reached"):
+        hub.load_config("someone/nothing")
+
+
+@pytest.mark.parametrize("verb", ["export", "serve"])
+def test_a_launched_command_does_not_try_again(verb: str) -> None:
+    command = [sys.executable, "-m", "aift_ray", verb, "--model", "someone/nothing"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "model someone/nothing: missing on this machine" in done.stderr
+    assert "Retry" not in done.stderr
+    assert "starting Ray" not in done.stdout
