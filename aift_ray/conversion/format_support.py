@@ -40,9 +40,10 @@ def refused(config: ExportConfig, location: str, what: str) -> Problem:
 def _instead(config: ExportConfig, location: str) -> str:
     for name in _INSTEAD[config.format]:
         if name == "hf":
-            if config.adapter and config.merge_adapter:
-                return "--format hf"
-        elif not unwritable(name, location):
+            taken = bool(config.adapter) and config.merge_adapter
+        else:
+            taken = not unwritable(name, location)
+        if taken:
             fitted = config.calibration_files and name not in FITTED
             return f"--format {name}" + ", without --calibration-file" * bool(fitted)
     return "transformers loads its folder as it is"

@@ -12,9 +12,9 @@ PATIENCE = 5.0
 
 @cache
 def why_unreached() -> str:
-    """Why the Hub does not answer; "" where it does, or must not be asked (HF_HUB_OFFLINE)."""
+    """Why the Hub does not answer, or must not be asked; "" where it does."""
     if constants.HF_HUB_OFFLINE:
-        return ""
+        return "HF_HUB_OFFLINE is set"
     found: list[str] = []
     # a name that is looked up in vain can take longer than any timeout of a connection
     thread = threading.Thread(target=lambda: found.append(_call()), daemon=True)

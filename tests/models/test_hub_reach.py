@@ -48,17 +48,18 @@ def test_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_must_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert hub_reach.why_unreached() == ""
+    assert hub_reach.why_unreached() == "HF_HUB_OFFLINE is set"
     with pytest.raises(ModelError, match="the Hub can't be reached"):
         hub.load_config("someone/nothing")
 
 
-@pytest.mark.parametrize("verb", ["export", "serve"])
-def test_a_launched_command_does_not_try_again(verb: str) -> None:
+@pytest.mark.parametrize(("verb", "offline"), [("export", "0"), ("serve", "0"), ("serve", "1")])
+def test_a_launched_command_does_not_try_again(verb: str, offline: str) -> None:
+    where = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
     command = [sys.executable, "-m", "aift_ray", verb, "--model", "someone/nothing"]
     done = subprocess.run(
         command,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | where,
         capture_output=True,
         text=True,
         timeout=120,
