@@ -12,7 +12,7 @@ const words = {
     overlap: o => `overlap with the training data: ${o.seen} of ${o.compared} compared rows (half a row or more in equal runs of ${o.characters} characters)` + (o.too_short ? `; ${o.too_short} more rows are shorter than that and were not compared` : ""), unseen: n => `the ${n} compared rows outside the training data` },
 };
 const lower = new Set(data.lower);
-const number = (name, value) => lower.has(name) ? value.toFixed(3) : (100 * value).toFixed(1);
+const number = (name, value) => lower.has(name) ? value.toFixed(value < 100 ? 3 : 1) : (100 * value).toFixed(1);
 // bars are as wide as the page, so that letters keep their size
 let before = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== before) { before = innerWidth; show(); } });
