@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,9 @@ def test_the_plan_takes_every_backend_and_says_that_zero_needs_two(
     table = capsys.readouterr().out
     assert table.count("and there is one: give --gpus 2 or more") == 3
     assert guarded(plan.run, ["--backend", "deepspeed", "--method", "full"]) == 0
-    assert (
-        "--strategy zero2 --num-workers 1 --parallel.backend deepspeed" in capsys.readouterr().out
-    )
+    table = capsys.readouterr().out
+    for stage in ("zero1", "zero2", "zero3"):
+        assert re.search(rf"^{stage}, offload +yes ", table, re.MULTILINE)
+    # of rows that are as fast, the one that sends least
+    typed = "--strategy zero1 --num-workers 1 --parallel.backend deepspeed --parallel.offload true"
+    assert typed in table
