@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.engine import checkpoint
+from aift_ray.utils import deepspeed_check
 from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
 from tests.faults.kills import strike
@@ -29,6 +30,11 @@ from tests.ray_backend.test_elastic import check_elastic
 Configure = Callable[..., Any]
 pytestmark = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed"
+)
+# what DeepSpeed compiles to keep tensors in files
+needs_files = pytest.mark.skipif(
+    find_spec("deepspeed") is not None and bool(deepspeed_check._async_io(gpu=False)),
+    reason="needs g++, ninja and libaio",
 )
 STAGES = ("zero1", "zero2", "zero3")
 STEP = Path("checkpoints") / "step-3"
@@ -99,6 +105,7 @@ def test_a_run_continues_under_any_strategy_and_back(
     assert summary["exact_match"] is not None
 
 
+@needs_files
 def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +160,34 @@ def test_one_worker_with_a_published_file_trains_what_a_process_without_it_train
         several({f"alone {stage}": of("alone", name)}, tmp_path, 1)
         _close(losses(tmp_path / stage), losses(tmp_path / f"alone {stage}"))
         assert (tmp_path / stage / "model").is_dir()
+
+
+@needs_files
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_published_file_of_zero_infinity_trains_what_one_process_trains(
+    tmp_path: Path,
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions")}
+    path, nvme = tmp_path / "ds_config.json", tmp_path / "nvme"
+    path.write_text(json.dumps(PUBLISHED["zero3 infinity"]).replace("NVME", str(nvme)), "utf-8")
+    file = {"parallel__backend": "deepspeed", "parallel__deepspeed_config": path}
+    for name, how in {
+        "alone": {
+            "num-workers": 1,
+            "training__batch_size": 8,
+            "training__lr_scheduler": "WarmupLR",
+        },
+        "infinity": {"strategy": "zero3", **file},
+    }.items():
+        more = {"method": "full", "training__max_steps": 6, "training__warmup_steps": 2, **how}
+        argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", tmp_path / name, **more)
+        status, output = Command(argv, environment).done()
+        assert status == 0, output
+    files = [each for each in nvme.rglob("*") if each.is_file()]
+    assert sum(each.stat().st_size for each in files) > 2**20
+    _close(losses(tmp_path / "infinity"), losses(tmp_path / "alone"))
 
 
 @pytest.mark.slow
