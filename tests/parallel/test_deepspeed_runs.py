@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -140,6 +141,21 @@ def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
         assert losses(tmp_path / f"again {name}") == losses(tmp_path / name)[3:], "to the bit"
     for name in ("cpu to nvme", "nvme to cpu"):
         _close(losses(tmp_path / name), wanted[3:])
+
+
+@needs_files
+def test_a_lock_that_a_killed_compiler_has_left_holds_nobody_up() -> None:
+    root = Path(sys.prefix) / "torch_extensions"
+    locks = [root / name / "lock" for name in ("pin_memory", "async_io")]
+    for lock in locks:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    code = """import torch; from aift_ray.parallel import deepspeed_compat as found
+found.library(torch.device("cpu")); found.compile_async_io()"""
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(root)}
+    # a first build takes minutes
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=500)
+    assert not any(lock.exists() for lock in locks)
 
 
 def test_one_worker_with_a_published_file_trains_what_a_process_without_it_trains(
