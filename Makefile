@@ -73,7 +73,8 @@ images:
 # ZeRO by DeepSpeed, in AIFT_DEEPSPEED_ENV, else build/deepspeed-env; its rows of the table too
 test-deepspeed: $(VENV)/stamp
 	python=$$($(BIN)/python tests/parallel/deepspeed_environment.py) && \
-	  $$python -m pytest tests/parallel/test_deepspeed_zero.py && $$python -m tests.parity deepspeed
+	  $$python -m pytest tests/parallel/test_deepspeed_zero.py tests/parallel/test_deepspeed_runs.py \
+	    tests/test_private_interfaces.py && $$python -m tests.parity deepspeed
 
 # a cluster of containers of the image aift-ray:cpu (or of AIFT_IMAGE)
 test-containers: $(VENV)/stamp

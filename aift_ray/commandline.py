@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,18 +250,24 @@ def drafted(settings: type[S], values: dict[str, Any]) -> Draft[S]:
         return Draft(config, config.contradictions())
     except ConfigError as error:
         wrong = error.problems
-    kept, names = deepcopy(values), set()
-    for problem in wrong:
-        *sections, name = problem.where.split(".")
-        names.add(name)
+    kept = without(values, [problem.where for problem in wrong])
+    names = frozenset(problem.where.rpartition(".")[2] for problem in wrong)
+    try:
+        config = settings(**kept)
+    except ConfigError:
+        return Draft(None, wrong)
+    draft = Draft(config, wrong, names)
+    return Draft(config, wrong + draft.unnamed(config.contradictions()), draft.wrong)
+
+
+def without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A copy of a tree of values that lacks settings of these dotted names."""
+    kept = deepcopy(values)
+    for each in names:
+        *sections, name = each.split(".")
         within: Any = kept
         for section in sections:
             within = within.get(section) if isinstance(within, dict) else None
         if isinstance(within, dict):
             within.pop(name, None)
-    try:
-        config = settings(**kept)
-    except ConfigError:
-        return Draft(None, wrong)
-    draft = Draft(config, wrong, frozenset(names))
-    return Draft(config, wrong + draft.unnamed(config.contradictions()), draft.wrong)
+    return kept

@@ -123,13 +123,12 @@ def alone(micro_batches: int) -> dict[str, Any]:
 
 def theirs(micro_batches: int) -> dict[str, Any]:
     """DeepSpeed's engine."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
-    import deepspeed
-    from deepspeed.pipe import PipelineModule
-
     from aift_ray.parallel import deepspeed_compat
 
-    deepspeed_compat.without_shared_memory()
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())
+    deepspeed = deepspeed_compat.library(torch.device("cpu"))
+    from deepspeed.pipe import PipelineModule
+
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, dist_init_required=False)
     base = _held()
     model = PipelineModule(

@@ -72,6 +72,17 @@ def test_the_inner_modules_of_vllm_are_in_its_compat_file_alone() -> None:
     assert not found
 
 
+def test_one_file_imports_deepspeed() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            if "deepspeed" in {name.partition(".")[0] for name in names}:
+                found.add(str(path.relative_to(PACKAGE)))
+    assert found == {"parallel/deepspeed_compat.py"}
+
+
 def _installed(library: str) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
@@ -269,8 +280,11 @@ def deepspeed_zero() -> None:
     import deepspeed.ops
     from deepspeed.runtime import utils
     from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
+    from torch.utils import cpp_extension
 
     _has(deepspeed.ops, "__compatible_ops__")
+    _has(cpp_extension, "_get_build_directory")
+    assert "os.path.join(build_directory, 'lock')" in inspect.getsource(cpp_extension)
     _has(utils, "combine_grad_norm_groups")
     swapping = ("_swappable_optimizer_subgroup", "_optimizer_states_and_gradient_swap_in")
     swapping += ("_optimizer_states_and_gradient_swap_out",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from aift_ray.config import deepspeed_file, deepspeed_offload, deepspeed_schedul
 from aift_ray.config.deepspeed_file import Wrong, shown
 from aift_ray.config.deepspeed_keys import AIO_OPTIONS, OPTIMIZER, PARAM, ZERO_OPTIONS, checked
 from aift_ray.config.deepspeed_schedule import differing
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import Problem
 
 if TYPE_CHECKING:
     from aift_ray.config.parallel_config import ParallelConfig
@@ -23,7 +22,8 @@ __all__ = ["FIELD", "OPTIMIZER", "PARAM"]
 def engine_options(parallel: ParallelConfig) -> dict[str, Any]:
     """What the engine is configured with, of the settings and their file, which was checked."""
     content = _usable(parallel)
-    zero, aio = content.get("zero_optimization", {}), content.get("aio", {})
+    zero = content.get("zero_optimization", {})
+    aio = content.get("aio", zero.get("aio", {}))
     stage = int(parallel.strategy[-1])
     options = zero_options(parallel)
     options |= deepspeed_offload.chosen(zero, parallel.offload, stage)
@@ -60,6 +60,22 @@ def unwritable(parallel: ParallelConfig) -> list[Problem]:
     return found
 
 
+def unreadable(parallel: ParallelConfig) -> Problem | None:
+    """Why the file can't be read, or is no configuration; None: it is one."""
+    path = parallel.deepspeed_config
+    if path is None:
+        return None
+    try:
+        deepspeed_file.read(path)
+    except OSError as error:
+        what = f"{path} can't be read: {error.strerror}"
+        return Problem(FIELD, what, "give the name of a JSON file, or leave it out")
+    except ValueError as error:
+        what = f"{path} is no configuration of DeepSpeed: {error}"
+        return Problem(FIELD, what, "correct it, or leave it out")
+    return None
+
+
 def fill(config: RunConfig) -> None:
     """Give a run the learning-rate schedule of its file, which contradicts nothing."""
     if config.parallel.deepspeed_config:
@@ -75,42 +91,20 @@ def problems(config: RunConfig, workers: int | None = None) -> list[Problem]:
     path = config.parallel.deepspeed_config
     if path is None:
         return []
-    try:
-        content, wrong = deepspeed_file.read(path)
-    except OSError as error:
-        what = f"{path} can't be read: {error.strerror}"
-        return [Problem(FIELD, what, "give the name of a JSON file, or leave it out")]
-    except ValueError as error:
-        what = f"{path} is no configuration of DeepSpeed: {error}"
-        return [Problem(FIELD, what, "correct it, or leave it out")]
+    unread = unreadable(config.parallel)
+    if unread:
+        return [unread]
+    content, wrong = deepspeed_file.read(path)
     usable, misfits = checked(content)
     wrong += [*misfits, *_compared(usable, config, workers)]
     parallel, zero = config.parallel, usable.get("zero_optimization", {})
+    if "aio" in usable and "aio" in zero:
+        wrong.append(("zero_optimization.aio is there as aio too", "keep one of them"))
     if parallel.strategy in ("zero1", "zero2", "zero3"):
         stage, quantized = int(parallel.strategy[-1]), config.base_bits is not None
         wrong += deepspeed_offload.wrong(zero, parallel.offload, stage, quantized)
     found = [Problem(FIELD, what, remedy) for what, remedy in wrong]
     return found + deepspeed_schedule.beside(usable.get("scheduler"), config.training)
-
-
-def check_machine(parallel: ParallelConfig) -> None:
-    """Check what a worker's machine needs of the file, which was checked on another.
-
-    Raises:
-        ConfigError: it can't read the file, or can't write to a folder of it; by its name.
-    """
-    path, machine = parallel.deepspeed_config, platform.node()
-    if path is None:
-        return
-    try:
-        deepspeed_file.read(path)
-    except (OSError, ValueError) as error:
-        what = f"on {machine}: {path} can't be read: {error}"
-        raise ConfigError([Problem(FIELD, what, "put it where all machines see it")]) from None
-    found = unwritable(parallel)
-    if found:
-        named = [Problem(FIELD, f"on {machine}: {each.what}", each.remedy) for each in found]
-        raise ConfigError(named)
 
 
 def _usable(parallel: ParallelConfig) -> dict[str, Any]:

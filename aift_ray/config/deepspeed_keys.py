@@ -72,6 +72,9 @@ _ALL_OFF = Kind(
 )
 _ON = Kind("", lambda value: value is True, done=False, auto=False)
 _ONE = Kind("1", lambda value: _number(value, 1, 1), done=False)
+_NONE = Kind("0", lambda value: _number(value, 0, 0), done=False)
+# what is trained is held and reduced so
+_FP32 = Kind("", lambda value: value in (None, "fp32"), done=False)
 
 Keys = Mapping[str, "Kind | Keys"]
 _OFFLOAD = {"device": _WORD, "nvme_path": _FOLDER, "buffer_count": _SIZE, "pin_memory": _SWITCH}
@@ -101,6 +104,8 @@ AIO_OPTIONS: dict[str, Kind] = {
     "single_submit": _SWITCH,
     "overlap_events": _SWITCH,
 }
+# DeepSpeed does not read thread_count any more
+_AIO: Keys = {**AIO_OPTIONS, "use_gds": _OFF, "thread_count": _ONE}
 # sections and switches of DeepSpeed that are taken where they are off
 _NOT_DONE = (
     "amp autotuning comms_logger compile compression_training csv_monitor "
@@ -119,6 +124,8 @@ KEYS: Keys = {
     # model folders are always whole, the optimizer is torch's, and lines of progress are our own
     "steps_per_print": _SIZE,
     "zero_allow_untested_optimizer": _SWITCH,
+    "communication_data_type": _FP32,
+    "data_types": {"grad_accum_dtype": _FP32},
     "bf16": {
         "enabled": _SWITCH,
         "immediate_grad_update": _SWITCH,
@@ -169,9 +176,19 @@ KEYS: Keys = {
         "elastic_checkpoint": _SWITCH,
         "ignore_unused_parameters": _ON,
         "legacy_stage1": _OFF,
+        "use_multi_rank_bucket_allreduce": _ON,
+        "compute_grad_norm": _ON,
+        "override_module_apply": _ON,
+        "enable_sanity_checks": _OFF,
+        "parameter_alignment": _OFF,
+        "pipeline_loading_checkpoint": _OFF,
+        "save_muon_momentum_buffer_in_memory": _OFF,
+        "zenflow": _OFF,
+        "stage3_module_granularity_threshold": _NONE,
         "stage3_allgather_sequential": _OFF,
         "stage3_use_all_reduce_for_fetch_params": _OFF,
         "cpu_offload": _OFF,
+        "cpu_offload_use_pin_memory": _OFF,
         "cpu_offload_param": _OFF,
         "zero_quantized_weights": _OFF,
         "zero_quantized_nontrainable_weights": _OFF,
@@ -183,11 +200,15 @@ KEYS: Keys = {
             "pipeline_write": _SWITCH,
             "fast_init": _OFF,
             "ratio": _ONE,
+            "super_offload": _OFF,
+            # of an Adam that is not used
+            "cpuadam_cores_perc": _NOT_NEGATIVE,
         },
         PARAM: {**_OFFLOAD, "buffer_size": _SIZE, "max_in_cpu": _ANY_SIZE},
+        # where the documentation of transformers has it, and DeepSpeed itself refuses it
+        "aio": _AIO,
     },
-    # DeepSpeed does not read thread_count any more
-    "aio": {**AIO_OPTIONS, "use_gds": _OFF, "thread_count": _ONE},
+    "aio": _AIO,
 }
 # keys of zero_optimization that DeepSpeed takes without stage3_ too
 _STAGE_3 = "stage3_"

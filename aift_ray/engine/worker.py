@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.config import deepspeed_config
 from aift_ray.engine import loop, phases, run_errors
 from aift_ray.engine.build import build
 from aift_ray.engine.checkpoint import step_of
@@ -23,6 +22,7 @@ from aift_ray.engine.trackers import Trackers
 from aift_ray.engine.worker_run import Run
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
+from aift_ray.utils import deepspeed_check
 
 
 def nothing(metrics: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def work(
     store = CheckpointMirror(place, job.output.name) if place else None
     # the others are told of an error before this worker waits for what it still writes
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
-        deepspeed_config.check_machine(job.config.parallel)
+        deepspeed_check.check_worker(job.config.parallel, group.device.type == "cuda")
         phases.tell(job.output, group, phases.LOADING)
         run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
         if run.rollouts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from aift_ray.commandline import Draft, ParsedSettings
+from aift_ray.commandline import Draft, ParsedSettings, without
 from aift_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -15,6 +17,7 @@ from aift_ray.config import (
     QuantizeConfig,
     RunConfig,
     ServeConfig,
+    SweepConfig,
 )
 from aift_ray.config.preference_config import answers_of
 from aift_ray.data.readers.row_schema import check_columns
@@ -23,8 +26,9 @@ from aift_ray.errors import ConfigError, DataError, ModelError, Problem, UserErr
 from aift_ray.launch.early_rows import wrong_rows
 from aift_ray.models import folder_check
 from aift_ray.models.catalog import CATALOG, is_hub_id, unknown
-from aift_ray.runs import deepspeed_check, run_dir_check
-from aift_ray.sweep.space import separate
+from aift_ray.runs import run_dir_check
+from aift_ray.sweep.space import drafted_trials, separate
+from aift_ray.utils import deepspeed_check
 
 
 def check_drafted(draft: Draft[RunConfig], problems: list[Problem]) -> RunConfig:
@@ -144,9 +148,43 @@ def _check_template(data: DataConfig) -> None:
 
 
 def check_sweep(given: ParsedSettings) -> None:
-    """The same for the first trial of a sweep; UserError with everything that is wrong."""
-    config, _ = separate(given.values, given.problems)
-    check_run(config)
+    """The same for the first trial of a sweep; and what any trial needs of this machine.
+
+    Raises:
+        UserError: with everything that is wrong, with settings and spaces too.
+    """
+    known = list[Problem]()
+    try:
+        separate(given.values, given.problems)
+    except ConfigError as error:
+        known = error.problems
+    drafts, further = list(_trials(given)), list[Problem]()
+    for draft in drafts:
+        known += draft.problems
+        further += draft.unnamed(_libraries(draft.config)) if draft.config else []
+    try:
+        if drafts and drafts[0].config:
+            check_run(drafts[0].config)
+    except UserError as error:
+        if not known and set(further) <= set(error.problems):
+            raise
+        further += drafts[0].unnamed(error.problems)
+    if known or further:
+        raise ConfigError(dict.fromkeys([*known, *further]))
+
+
+def _trials(given: ParsedSettings) -> Iterator[Draft[SweepConfig]]:
+    """Trials at the ends of a sweep's space, as far as they are right; none where none is."""
+    try:
+        yield from drafted_trials(given.values)[1]
+    except ConfigError as error:
+        # without the malformed spaces
+        names = [each.where for each in error.problems]
+        wrong = frozenset(name.rpartition(".")[2] for name in names)
+        with suppress(ConfigError):
+            for draft in drafted_trials(without(given.values, names))[1]:
+                problems = replace(draft, wrong=wrong).unnamed(draft.problems)
+                yield replace(draft, problems=problems, wrong=draft.wrong | wrong)
 
 
 def check_quantization(config: QuantizeConfig, occupied: list[Problem]) -> None:

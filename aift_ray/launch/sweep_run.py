@@ -15,7 +15,7 @@ from aift_ray.commandline import ParsedSettings
 from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.engine.metrics import replace
 from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, UserError
-from aift_ray.ray_backend import cluster
+from aift_ray.ray_backend import cluster, node_checks
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.ray_backend.tune_runner import Sweep, Trials, fit
 from aift_ray.runs import run_dir, run_dir_check, terminal
@@ -56,6 +56,8 @@ def run(given: ParsedSettings) -> None:
         sweep_metric.check_comparable(config, space)
         fixed = _decided(config, space, folder, devices)
         configs = [trial_config(space, corner, fixed) for corner in space.corners()]
+        if joined:
+            node_checks.check(configs, devices > 0)
         prepared = _prepared(config, configs, folder, devices)
         searching = search(space, config.tune)
         resources = joined or {"CPU": float(os.cpu_count() or 1), "GPU": float(there)}

@@ -112,7 +112,7 @@ def _run_on_ray(
     listener: Listener,
 ) -> dict[str, Any]:
     """On workers of a cluster, or of a Ray that is started here while the rows are tokenized."""
-    from aift_ray.ray_backend import cluster, ray_trainer
+    from aift_ray.ray_backend import cluster, node_checks, ray_trainer
 
     with ExitStack() as stack:
         # a cluster is joined first, for its GPUs, and one that is to tokenize is there for that
@@ -125,6 +125,8 @@ def _run_on_ray(
             starting = stack.enter_context(cluster.starting_cluster())
         gpus = gpus_used(config, there)
         group = config.worker_range(gpus)
+        if "RAY_ADDRESS" in os.environ:
+            node_checks.check([config], gpus > 0)
         prepared = _prepared(config, folder, group, gpus > 0, resume, started)
         resolved = prepared.job.config
         each = resolved.parallel.gpus_a_worker if gpus else 0

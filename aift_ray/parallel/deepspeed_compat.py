@@ -1,14 +1,21 @@
-"""Private interfaces of DeepSpeed's ZeRO optimizers, read from deepspeed 0.19.8.
+"""DeepSpeed, which this file alone imports, and private interfaces of its ZeRO optimizers.
 
-`zero` is the optimizer of an engine: of stage 1 and 2, or of stage 3. Missing: an engine clips,
-drops and restores in its own order alone, and tells neither the norm before clipping nor which
-tensors hold its partitions.
+Those were read from deepspeed 0.19.8. `zero` is the optimizer of an engine: of stage 1 and 2, or of
+stage 3. Missing: an engine clips, drops and restores in its own order alone, and tells neither the
+norm before clipping nor which tensors hold its partitions. Of torch 2.13: where an extension is
+compiled; the public root lacks the folder of a Python version.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +25,41 @@ if TYPE_CHECKING:
     from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 
-def without_shared_memory() -> None:
-    """Keep DeepSpeed from compiling its messages by shared memory, which takes a minute."""
+def library(device: torch.device) -> Any:
+    """DeepSpeed, set for this process's device; nothing is compiled."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # its launcher would set it
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    if shutil.which("ninja") is None:
+        # torch calls it by its name alone, and it may be beside this interpreter
+        folders = os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")
+        os.environ["PATH"] = os.pathsep.join(folders)
+    import deepspeed
     import deepspeed.ops
+    from deepspeed.utils import logger
 
+    logger.setLevel(logging.WARNING)
+    # its messages by shared memory take a minute to compile
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def compile_async_io() -> None:
+    """Compile what keeps tensors in files where that is still to be done, by one process at a time.
+
+    The lock of torch stays where a process was killed while it compiled, and all others would wait
+    for it without an end: one that exists while this process alone may compile is removed.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folders = [Path(_get_build_directory(name, False)) for name in ("pin_memory", "async_io")]
+    with (folders[-1] / "compiling").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for folder in folders:
+            (folder / "lock").unlink(missing_ok=True)
+        get_accelerator().create_op_builder("AsyncIOBuilder").load(verbose=False)
 
 
 def partition(parts: Iterable[nn.Module], config: dict[str, Any]) -> None:
@@ -40,6 +77,14 @@ def partition(parts: Iterable[nn.Module], config: dict[str, Any]) -> None:
         elif weights:
             deepspeed.zero.Init(module=part, config_dict_or_path=config)
             first = weights[0]
+
+
+def whole_partitioned(weight: torch.Tensor) -> torch.Tensor:
+    """A copy of all of a weight of stage 3; every worker must call this alike."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().clone()
 
 
 def release_after_forward(module: nn.Module, model: nn.Module, zero: ZeROOptimizer) -> None:

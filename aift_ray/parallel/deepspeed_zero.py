@@ -1,6 +1,6 @@
 """ZeRO by DeepSpeed: stages 1 to 3 as an engine of theirs.
 
-This file and `deepspeed_compat` alone import it.
+Only `deepspeed_compat` imports it.
 
 The engine takes the backward pass and the optimizer's step; batches, loss, learning rate and
 checkpoints are the run's own. Trained weights are held in fp32 and computed in the run's precision
@@ -9,8 +9,6 @@ under autocast, as with the other strategies, so a checkpoint holds the same ten
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -72,6 +70,7 @@ class ZeroModel:
         self._weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # DeepSpeed has no types
         self._engine: Any = None
+        self._deepspeed: Any = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler: torch.amp.GradScaler | None = None
 
@@ -89,11 +88,13 @@ class ZeroModel:
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Partition the model and the state of `optimizer` over the workers."""
-        deepspeed = _imported(self._group.device)
+        self._deepspeed = deepspeed = deepspeed_compat.library(self._group.device)
         self._optimizer, self._scaler = optimizer, scaler
         _compute_in(self.module, self._group.device, self._compute)
         hidden = causal_model(self.module.model).config.get_text_config().hidden_size
         config = engine_config(self._group.world_size, hidden, self._options)
+        if any(each.get("device") == "nvme" for each in _offloaded(config)):
+            deepspeed_compat.compile_async_io()
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
         if self._stage == 3:
             deepspeed_compat.partition(_ready(self.module, self._group), config)
@@ -135,16 +136,15 @@ class ZeroModel:
 
     def optimizer_state(self) -> dict[str, Any]:
         """The moments of each weight, whole, in host memory of worker 0; others have none."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         factors = [group[FACTOR] for group in self.optimizer.param_groups]
         found: dict[str, dict[str, torch.Tensor]] = {}
         steps = self._steps()
         if steps is None:
             return {"state": found, "factors": factors}
         deepspeed_compat.link_moments(self._engine.optimizer, self._stage)
+        utils = self._deepspeed.utils
         for name, weight in self._weights.items():
-            moments = {kind: safe_get_full_optimizer_state(weight, kind) for kind in _MOMENTS}
+            moments = {kind: utils.safe_get_full_optimizer_state(weight, kind) for kind in _MOMENTS}
             if self._group.is_main_process:
                 host = {kind: value.to("cpu", copy=True) for kind, value in moments.items()}
                 found[name] = {"step": steps.clone(), **host}
@@ -177,18 +177,17 @@ class ZeroModel:
 
     def _put(self, weight: nn.Parameter, value: torch.Tensor, kind: str) -> None:
         """Take this worker's partition of a moment."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
+        utils = self._deepspeed.utils
         value = value.to(self._group.device, torch.float32)
         if self._stage < 3:
-            safe_set_full_optimizer_state(weight, value, kind)
+            utils.safe_set_full_optimizer_state(weight, value, kind)
             return
         whole: Any = weight
         # all partitions have the same size: the last is padded
         size = whole.partition_numel()
         padded = value.new_zeros(size * self._group.world_size)
         padded[: value.numel()] = value.flatten()
-        safe_set_local_optimizer_state(weight, padded[size * self._group.rank :][:size], kind)
+        utils.safe_set_local_optimizer_state(weight, padded[size * self._group.rank :][:size], kind)
 
     def _partitions(self) -> list[torch.Tensor]:
         """This worker's partitions of all trained weights."""
@@ -199,28 +198,6 @@ class ZeroModel:
         state = self.optimizer.state
         known = [state[flat]["step"] for flat in self._partitions() if state.get(flat)]
         return known[0].detach().cpu() if known else None
-
-
-def whole_partitioned(weight: torch.Tensor) -> torch.Tensor:
-    """A copy of all of a weight of stage 3; every worker must call this alike."""
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([weight]):
-        return weight.detach().clone()
-
-
-def _imported(device: torch.device) -> Any:
-    """DeepSpeed, set for this process's device, without compiling anything."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # its launcher would set it
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    deepspeed_compat.without_shared_memory()
-    return deepspeed
 
 
 def engine_config(world: int, hidden: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +224,11 @@ def engine_config(world: int, hidden: int, options: Mapping[str, Any]) -> dict[s
         **options,
         "zero_optimization": {"overlap_comm": False, **sizes, **options["zero_optimization"]},
     }
+
+
+def _offloaded(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sections of `config` that keep something outside the GPU."""
+    return [each for each in config["zero_optimization"].values() if isinstance(each, dict)]
 
 
 def _ready(module: LossModel, group: Group) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.utils import clip_grads_with_norm_
 
+from aift_ray.parallel import deepspeed_compat
 from aift_ray.parallel.torch_compat import bare_copy, shard_offsets
 
 Layout = tuple[DeviceMesh, tuple[Placement, ...]]
@@ -59,9 +60,7 @@ def widened(module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torc
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; where it is shared out, every worker must call this alike."""
     if is_partitioned(tensor):
-        from aift_ray.parallel.deepspeed_zero import whole_partitioned
-
-        return whole_partitioned(tensor)
+        return deepspeed_compat.whole_partitioned(tensor)
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor

@@ -31,7 +31,6 @@ from aift_ray.models.model_stats import Measured, measured
 from aift_ray.models.vocab_check import check_vocabulary
 from aift_ray.planning.memory_estimate import Memory
 from aift_ray.runs import (
-    deepspeed_check,
     family_checks,
     memory_fit,
     new_tokens,
@@ -41,6 +40,7 @@ from aift_ray.runs import (
 from aift_ray.runs.row_layout import StepLayout
 from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask
+from aift_ray.utils import deepspeed_check
 from aift_ray.utils.compilers import compiler
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     Raises:
         ModelError, ConfigError: what is wrong.
     """
-    _given(draft, workers)
+    _given(draft, workers, gpu)
     tasks = in_training.load(draft.evaluation)
     location = scaled_rope.scaled(hub.resolve(draft.model), draft.rope_scaling)
     model_config = hub.load_config(location, draft.objective == "reward")
@@ -140,7 +140,7 @@ def by_rows(
     return Resolved(draft.frozen(), memory_fit.own(draft, need), why, layout)
 
 
-def _given(config: RunConfig, workers: int) -> None:
+def _given(config: RunConfig, workers: int, gpu: bool) -> None:
     if not config.data.train_files and not config.data.mixture:
         remedy = "name some with --train-file"
         raise ConfigError([Problem("data.train_files", "no training file is given", remedy)])
@@ -149,7 +149,7 @@ def _given(config: RunConfig, workers: int) -> None:
         # the model that generates has none
         lora.lora_dropout = 0.0
     problems = trackers.missing(list(config.training.report_to))
-    problems += deepspeed_config.problems(config, workers) + deepspeed_check.check(config)
+    problems += deepspeed_config.problems(config, workers) + deepspeed_check.check(config, gpu)
     if problems:
         raise ConfigError(problems)
     deepspeed_config.fill(config)

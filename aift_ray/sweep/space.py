@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aift_ray.commandline import merge, settled, validated
+from aift_ray.commandline import Draft, drafted, merge, settled, validated
 from aift_ray.config import RunConfig, SweepConfig
 from aift_ray.config.section import leaves
 from aift_ray.errors import ConfigError, Problem
@@ -139,23 +139,33 @@ def separate(values: dict[str, Any], problems: list[Problem]) -> tuple[SweepConf
     Raises:
         ConfigError: with every mistake, those at the ends of a space too.
     """
-    own = {name: value for name, value in values.items() if name in _OF_THE_SWEEP}
     try:
-        space = Space({name: value for name, value in values.items() if name not in own})
+        space, drafts = drafted_trials(values)
     except ConfigError as error:
         raise ConfigError(problems + error.problems) from None
-    found = {str(problem): problem for problem in problems}
-    for choices in space.corners():
-        try:
-            settled(SweepConfig, space.chosen(choices) | own, [])
-        except ConfigError as error:
-            found |= {str(problem): problem for problem in error.problems}
+    found = dict.fromkeys([*problems, *(each for draft in drafts for each in draft.problems)])
     if found:
-        raise ConfigError(found.values())
-    config = settled(SweepConfig, space.chosen({}) | own, [])
+        raise ConfigError(found)
+    config = settled(SweepConfig, space.chosen({}) | _own(values), [])
     if config.tune.search == "grid":
         _demand_lists(space)
     return config, space
+
+
+def drafted_trials(values: dict[str, Any]) -> tuple[Space, list[Draft[SweepConfig]]]:
+    """The space of a sweep, and the trials at the ends of it, as far as their settings are right.
+
+    Raises:
+        ConfigError: with every malformed space.
+    """
+    own = _own(values)
+    space = Space({name: value for name, value in values.items() if name not in own})
+    corners = [space.chosen(choices) | own for choices in space.corners()]
+    return space, [drafted(SweepConfig, corner) for corner in corners]
+
+
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in _OF_THE_SWEEP}
 
 
 def trial_config(space: Space, choices: Choices, fixed: dict[str, Any]) -> RunConfig:

@@ -19,3 +19,9 @@ def builds_launchers() -> bool:
     """Whether Triton can build what calls its kernels: that takes a compiler and Python.h."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     return compiler(gpu=True) is not None and header.is_file()
+
+
+def has_toolkit() -> bool:
+    """Whether torch finds the CUDA toolkit, with which it compiles programs for GPUs."""
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
+    return bool(given) or Path("/usr/local/cuda").exists()

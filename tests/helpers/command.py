@@ -73,8 +73,8 @@ class Cluster:
             assert self.head.poll() is None, self.log.read_text("utf-8")
             time.sleep(0.5)
 
-    def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """A further node on this machine."""
+    def add_node(self, cpus: int = 1, **variables: str) -> subprocess.Popen[bytes]:
+        """A further node on this machine, with variables of its environment."""
         flags = {"--address": self.environment["RAY_ADDRESS"], "--num-cpus": cpus}
         ports = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port")
         flags |= {name: free_port() for name in ports}
@@ -83,7 +83,10 @@ class Cluster:
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         log = self.log.with_name(f"node-{len(self.nodes)}.log")
         node = subprocess.Popen(
-            command, env=self.environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+            command,
+            env=self.environment | variables,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
         )
         self.nodes.append(node)
         return node

@@ -86,17 +86,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **_BATCHES,
     },
     "zero3 infinity": {
+        "fp16": _FP16,
+        "optimizer": _AUTO_ADAMW,
+        "scheduler": WARMUP_LR,
         "zero_optimization": {
             **_ZERO3,
             "offload_optimizer": {**_NVME, "buffer_count": 4, "fast_init": False},
             "offload_param": {**_NVME, "buffer_count": 5, "buffer_size": 1e8, "max_in_cpu": 1e9},
-        },
-        "aio": {
-            "block_size": 262144,
-            "queue_depth": 32,
-            "thread_count": 1,
-            "single_submit": False,
-            "overlap_events": True,
+            "aio": {
+                "block_size": 262144,
+                "queue_depth": 32,
+                "thread_count": 1,
+                "single_submit": False,
+                "overlap_events": True,
+            },
         },
         **_BATCHES,
     },

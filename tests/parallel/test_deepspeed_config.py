@@ -15,7 +15,7 @@ from aift_ray.config import deepspeed_config
 from aift_ray.config.deepspeed_file import read
 from aift_ray.config.run_config import RunConfig
 from aift_ray.errors import ConfigError
-from aift_ray.runs import deepspeed_check
+from aift_ray.utils import deepspeed_check
 from tests.conftest import KEITAI
 from tests.helpers.deepspeed_files import PUBLISHED, WARMUP_DECAY_LR, WARMUP_LR
 
@@ -84,6 +84,9 @@ def test_files_as_transformers_publishes_them_run(
     for key, value in content["zero_optimization"].items():
         if not isinstance(value, dict) and value != "auto" and "weights_on_model" not in key:
             assert options[key] == value
+    aio = content["zero_optimization"].get("aio", {})
+    engine = deepspeed_config.engine_options(config.parallel)
+    assert engine.get("aio", {}) == {k: v for k, v in aio.items() if k != "thread_count"}
     sections = [key for key in content["zero_optimization"] if key.startswith("offload")]
     assert list(deepspeed_config.offloaded(config.parallel)) == sections
 
@@ -283,7 +286,9 @@ def test_keys_without_stage3_and_features_that_are_off_are_taken(
         ({"scheduler": {"type": "auto"}}, ('scheduler.type is "auto"', "a name")),
         ({"optimizer": {"type": "auto"}}, ('optimizer.type is "auto"', "a name")),
         ({"zero_optimization": {"reduce_bucket_size": 1e200}}, ("reduce_bucket_size is 1e+200",)),
-        ({"zero_optimization": {"aio": {}}}, ("move it to the top level",)),
+        ({"zero_optimization": {"bf16": {}}}, ("move it to the top level",)),
+        ({"aio": {}, "zero_optimization": {"aio": {}}}, ("zero_optimization.aio is there as aio",)),
+        ({"communication_data_type": "bf16"}, ("communication_data_type is",)),
         ({"zero_optimization": True}, ('write {"stage": ...}',)),
         ({"bfloat16": {"enabled": True}}, ("write bf16",)),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray import plan
+from aift_ray import plan, tune
 from aift_ray.commandline import guarded
 from aift_ray.config import deepspeed_config, deepspeed_offload
 from aift_ray.config.run_config import RunConfig
@@ -18,7 +20,8 @@ from aift_ray.errors import ConfigError
 from aift_ray.models.catalog import CATALOG
 from aift_ray.planning.memory_parts import Memory
 from aift_ray.planning.model_shape import Shape
-from aift_ray.runs import deepspeed_check, memory_fit
+from aift_ray.runs import memory_fit
+from aift_ray.utils import deepspeed_check
 
 Configure = Callable[..., Any]
 
@@ -83,13 +86,13 @@ def test_a_folder_is_judged_by_a_file_that_is_written_there(
     given: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(deepspeed_check, "_async_io", list)
+    monkeypatch.setattr(deepspeed_check, "_async_io", lambda gpu: [])
     file = {"device": "nvme", "nvme_path": str(tmp_path / "new" / "nvme")}
     config = given({"zero_optimization": {"offload_optimizer": file, "offload_param": file}})
     monkeypatch.setattr(deepspeed_check, "find_spec", lambda name: SimpleNamespace(origin=None))
     assert deepspeed_check.check(config) == []
     assert not (tmp_path / "new").exists()
-    deepspeed_config.check_machine(config.parallel)
+    deepspeed_check.check_worker(config.parallel, False)
     (tmp_path / "new").write_text("", "utf-8")
     texts = "\n".join(map(str, deepspeed_check.check(config)))
     for name in ("offload_optimizer", "offload_param"):
@@ -98,13 +101,13 @@ def test_a_folder_is_judged_by_a_file_that_is_written_there(
     assert "Not a directory" in texts
     # a worker tells of which machine
     with pytest.raises(ConfigError, match=f"on {os.uname().nodename}: zero_optimization"):
-        deepspeed_config.check_machine(config.parallel)
+        deepspeed_check.check_worker(config.parallel, False)
     # permission to write is not enough: of a file system without direct access, or one to read
     assert os.access("/proc", os.R_OK)
     assert deepspeed_offload.unwritable("/proc/nvme")
     Path(str(config.parallel.deepspeed_config)).unlink()
     with pytest.raises(ConfigError, match=f"on {os.uname().nodename}: .*can't be read"):
-        deepspeed_config.check_machine(config.parallel)
+        deepspeed_check.check_worker(config.parallel, False)
 
 
 def test_what_device_nvme_needs_is_told_beside_the_rest(
@@ -121,6 +124,36 @@ def test_what_device_nvme_needs_is_told_beside_the_rest(
     assert "apt-get install libaio-dev" in texts
     monkeypatch.setattr(deepspeed_check, "compiler", lambda gpu: None)
     assert "apt-get install g++" in "\n".join(map(str, deepspeed_check.check(config)))
+    monkeypatch.setattr(deepspeed_check, "has_toolkit", lambda: False)
+    assert "CUDA" not in "\n".join(map(str, deepspeed_check.check(config, gpu=False)))
+    assert "set CUDA_HOME" in "\n".join(map(str, deepspeed_check.check(config, gpu=True)))
+
+
+def test_a_sweep_tells_what_any_trial_lacks_beside_wrong_settings_and_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(deepspeed_check, "find_spec", lambda name: None)
+    path = tmp_path / "space.yaml"
+
+    def told(rate: str, batch: object) -> str:
+        training = {"learning_rate": {"uniform": json.loads(rate)}, "batch_size": batch}
+        backend = {"choice": ["fsdp2", "deepspeed"]}
+        parallel = {"strategy": "zero3", "backend": backend}
+        rows = {"train_files": ["no.jsonl"], "eval_files": ["no.jsonl"]}
+        content = {"training": training, "parallel": parallel, "data": rows}
+        path.write_text(json.dumps(content), "utf-8")
+        flags = ["--config", str(path), "--ray.num_workers", "2", "--output-dir", str(tmp_path)]
+        assert guarded(tune.run, flags) == 2
+        return capsys.readouterr().err
+
+    missing = ("parallel.backend: deepspeed is not installed", "no.jsonl: there is no such file")
+    for found, wrong in (
+        (told("[1e-5, 1e-4]", 1), ()),
+        (told("[1e-5, 1e-4]", -1), ("training.batch_size: ",)),
+        (told("[1e-4]", -1), ("training.batch_size: ", "training.learning_rate: uniform needs")),
+    ):
+        assert [part for part in (*missing, *wrong) if part not in found] == []
 
 
 def test_the_plan_takes_every_backend_and_says_that_zero_needs_two(
@@ -135,6 +168,9 @@ def test_the_plan_takes_every_backend_and_says_that_zero_needs_two(
     table = capsys.readouterr().out
     assert table.count("and there is one: give --gpus 2 or more") == 3
     assert guarded(plan.run, ["--backend", "deepspeed", "--method", "full"]) == 0
-    assert (
-        "--strategy zero2 --num-workers 1 --parallel.backend deepspeed" in capsys.readouterr().out
-    )
+    table = capsys.readouterr().out
+    for stage in ("zero1", "zero2", "zero3"):
+        assert re.search(rf"^{stage}, offload +yes ", table, re.MULTILINE)
+    # of rows that are as fast, the one that sends least
+    typed = "--strategy zero1 --num-workers 1 --parallel.backend deepspeed --parallel.offload true"
+    assert typed in table

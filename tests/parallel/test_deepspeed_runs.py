@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.engine import checkpoint
+from aift_ray.utils import deepspeed_check
 from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
 from tests.faults.kills import strike
@@ -29,6 +31,11 @@ from tests.ray_backend.test_elastic import check_elastic
 Configure = Callable[..., Any]
 pytestmark = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="needs deepspeed: make test-deepspeed"
+)
+# what DeepSpeed compiles to keep tensors in files
+needs_files = pytest.mark.skipif(
+    find_spec("deepspeed") is not None and bool(deepspeed_check._async_io(gpu=False)),
+    reason="needs g++, ninja and libaio",
 )
 STAGES = ("zero1", "zero2", "zero3")
 STEP = Path("checkpoints") / "step-3"
@@ -99,6 +106,7 @@ def test_a_run_continues_under_any_strategy_and_back(
     assert summary["exact_match"] is not None
 
 
+@needs_files
 def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +143,21 @@ def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
         _close(losses(tmp_path / name), wanted[3:])
 
 
+@needs_files
+def test_a_lock_that_a_killed_compiler_has_left_holds_nobody_up() -> None:
+    root = Path(sys.prefix) / "torch_extensions"
+    locks = [root / name / "lock" for name in ("pin_memory", "async_io")]
+    for lock in locks:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    code = """import torch; from aift_ray.parallel import deepspeed_compat as found
+found.library(torch.device("cpu")); found.compile_async_io()"""
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(root)}
+    # a first build takes minutes
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=500)
+    assert not any(lock.exists() for lock in locks)
+
+
 def test_one_worker_with_a_published_file_trains_what_a_process_without_it_trains(
     configure: Configure, tmp_path: Path
 ) -> None:
@@ -153,6 +176,34 @@ def test_one_worker_with_a_published_file_trains_what_a_process_without_it_train
         several({f"alone {stage}": of("alone", name)}, tmp_path, 1)
         _close(losses(tmp_path / stage), losses(tmp_path / f"alone {stage}"))
         assert (tmp_path / stage / "model").is_dir()
+
+
+@needs_files
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_published_file_of_zero_infinity_trains_what_one_process_trains(
+    tmp_path: Path,
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions")}
+    path, nvme = tmp_path / "ds_config.json", tmp_path / "nvme"
+    path.write_text(json.dumps(PUBLISHED["zero3 infinity"]).replace("NVME", str(nvme)), "utf-8")
+    file = {"parallel__backend": "deepspeed", "parallel__deepspeed_config": path}
+    for name, how in {
+        "alone": {
+            "num-workers": 1,
+            "training__batch_size": 8,
+            "training__lr_scheduler": "WarmupLR",
+        },
+        "infinity": {"strategy": "zero3", **file},
+    }.items():
+        more = {"method": "full", "training__max_steps": 6, "training__warmup_steps": 2, **how}
+        argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", tmp_path / name, **more)
+        status, output = Command(argv, environment).done()
+        assert status == 0, output
+    files = [each for each in nvme.rglob("*") if each.is_file()]
+    assert sum(each.stat().st_size for each in files) > 2**20
+    _close(losses(tmp_path / "infinity"), losses(tmp_path / "alone"))
 
 
 @pytest.mark.slow
