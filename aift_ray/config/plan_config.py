@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -32,6 +33,7 @@ class PlanConfig(Settings):
         "bf16_stochastic_round": "bf16-stochastic-round",
         "lora_dropout": "lora-dropout",
         "max_completion_length": "max-completion-length",
+        "num_generations": "num-generations",
         "rollout_batch_size": "rollout-batch-size",
         "as_json": "json",
     }
@@ -89,6 +91,9 @@ class PlanConfig(Settings):
     max_completion_length: Positive = setting(
         256, "objective grpo: tokens of a completion, which sequence_length contains"
     )
+    num_generations: Annotated[int, Field(ge=2)] = setting(
+        8, "objective grpo: completions of each prompt"
+    )
     rollout_batch_size: Positive = setting(
         64, "objective grpo: completions that a worker generates together"
     )
@@ -120,18 +125,37 @@ class PlanConfig(Settings):
                 what = f"{self.optimizer} is not done with backend deepspeed"
                 found.append(Problem("optimizer", what, "use adamw, or --backend fsdp2"))
         if self.objective == "grpo":
-            if "lora_dropout" in self.model_fields_set and self.lora_dropout:
-                what = "the model that generates has no dropout"
-                found.append(Problem("lora_dropout", what, "leave it out"))
-            if self.max_completion_length >= self.sequence_length:
-                what = f"{self.max_completion_length} leaves no room for a prompt in the "
-                what += f"{self.sequence_length} tokens of sequence_length"
-                remedy = f"give less than {self.sequence_length}"
-                found.append(Problem("max_completion_length", what, remedy))
-            return found
-        for name in ("max_completion_length", "rollout_batch_size", "beta"):
+            return found + self._of_generation()
+        for name in ("max_completion_length", "num_generations", "rollout_batch_size", "beta"):
             if name in self.model_fields_set:
                 found.append(Problem(name, "acts with --objective grpo only", "leave it out"))
+        return found
+
+    def _of_generation(self) -> list[Problem]:
+        """What training refuses of objective grpo."""
+        found, generations = [], self.num_generations
+        if "lora_dropout" in self.model_fields_set and self.lora_dropout:
+            what = "the model that generates has no dropout"
+            found.append(Problem("lora_dropout", what, "leave it out"))
+        longest = self.sequence_length - 2
+        if self.max_completion_length > longest:
+            what = f"{self.max_completion_length} leaves no room for a prompt in the "
+            what += f"{self.sequence_length} tokens of sequence_length"
+            remedy = f"give --max-completion-length {longest} or less"
+            found.append(Problem("max_completion_length", what, remedy))
+        if self.rollout_batch_size < generations:
+            what = f"{self.rollout_batch_size} holds less than the {generations} completions of "
+            what += "one prompt"
+            remedy = f"give --rollout-batch-size {generations} or more"
+            found.append(Problem("rollout_batch_size", what, remedy))
+        completions = self.batch_size * self.gradient_accumulation_steps * self.gpus
+        if completions % generations:
+            what = f"{generations} does not divide the {completions} completions of a step "
+            what += "(batch_size x gradient_accumulation_steps x gpus)"
+            each = generations // math.gcd(self.batch_size * self.gpus, generations)
+            steps = -(-self.gradient_accumulation_steps // each) * each
+            remedy = f"give --gradient-accumulation-steps {steps}, for example"
+            found.append(Problem("num_generations", what, remedy))
         return found
 
     def _beside_recomputation(self) -> list[Problem]:

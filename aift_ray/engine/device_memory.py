@@ -21,20 +21,37 @@ def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
     """
     device = run.group.device
     what = f"{place} does" if place else "the longest micro-batch does"
-    lines = [f"{what} not fit into the memory of {device}"]
-    if device.type == "cuda":
-        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
-        lines[0] += f": {peak / 2**30:.1f} GiB were in use of {total / 2**30:.1f} GiB"
-        reserved, held = device_memory_gb(device)
-        lines[0] += f", {reserved:.1f} GiB reserved, and the device holds {held:.1f} GiB"
+    lines = [f"{what} not fit into the memory of {device}{_usage(device)}"]
     indices = run.plan.longest_micro_batch()
     tokens = int(run.rows.lengths[indices].sum())
     parts = _parts(run, tokens)
     batch = "the longest micro-batch, of" if place else "its"
     lines.append(f"computed for {batch} {len(indices)} rows of {tokens} tokens: {parts}")
     lines.append(f"try {remedy(run.config)}")
-    lines.append(f"({str(error).splitlines()[0] if str(error) else type(error).__name__})")
-    return "\n  ".join(lines)
+    return "\n  ".join([*lines, _said(error)])
+
+
+def out_of_memory_before_steps(device: torch.device, error: BaseException, place: str) -> str:
+    """The same of a model that is being built: what was computed fits, or it were refused."""
+    lines = [f"{place} does not fit into the memory of {device}{_usage(device)}"]
+    lines.append("another process may hold a part of it (nvidia-smi): end that one, or give what")
+    lines.append("is left, for example --parallel.gpu_memory 16GB, for a plan that fits into it")
+    return "\n  ".join([*lines, _said(error)])
+
+
+def _usage(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    reserved, held = device_memory_gb(device)
+    return (
+        f": {peak / 2**30:.1f} GiB were in use of {total / 2**30:.1f} GiB"
+        f", {reserved:.1f} GiB reserved, and the device holds {held:.1f} GiB"
+    )
+
+
+def _said(error: BaseException) -> str:
+    return f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
 def _parts(run: Run, tokens: int) -> str:
@@ -64,6 +81,7 @@ def work_of(run: Run, model: Measured, tokens: int) -> Workload:
         gpu=run.group.device.type == "cuda",
         row_tokens=tokens if divided > 1 else 0,
         reference=config.grpo.beta > 0 and config.method == "full",
+        by_deepspeed=config.parallel.by_deepspeed,
         rounded=config.training.bf16_stochastic_round,
         selective=config.training.activation_checkpointing == "selective",
         activations_in_host=config.training.activation_offloading,

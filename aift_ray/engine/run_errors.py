@@ -76,7 +76,7 @@ def told(job: Job, group: Group) -> Iterator[Reached]:
         if is_worker_loss(error):
             raise
         group.leave()
-        raise TrainingError(_reason(error, reached.run, job.output)) from error
+        raise TrainingError(_reason(error, reached.run, job.output, group)) from error
 
 
 def short(error: BaseException) -> str:
@@ -85,12 +85,14 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
-def _reason(error: Exception, run: Run | None, output: Path) -> str:
+def _reason(error: Exception, run: Run | None, output: Path, group: Group) -> str:
     place = f"step {run.state.step + 1}" if run else "building the model"
-    if run and type(error).__name__ == "OutOfMemoryError":
-        from aift_ray.engine.device_memory import out_of_memory
+    if type(error).__name__ == "OutOfMemoryError":
+        from aift_ray.engine import device_memory
 
-        return out_of_memory(run, error, place)
+        if run is None:
+            return device_memory.out_of_memory_before_steps(group.device, error, place)
+        return device_memory.out_of_memory(run, error, place)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{place}: {short(error)} ({Path(frame.filename).name}:{frame.lineno}, {frame.name})"
     log = output / LOG

@@ -17,6 +17,7 @@ _FLAGS = {
     "r": "lora.r",
     "lora_dropout": "lora.lora_dropout",
     "max_completion_length": "grpo.max_completion_length",
+    "num_generations": "grpo.num_generations",
     "rollout_batch_size": "grpo.rollout_batch_size",
     "beta": "grpo.beta",
 }
@@ -39,6 +40,8 @@ def command(config: PlanConfig, strategy: str, room: int) -> str:
     words += [f"--parallel.context_parallel_size {config.gpus}"] if how == "context" else []
     if config.gpu_memory and name != "model_parallel":
         words.append(f"--parallel.gpu_memory {config.gpu_memory}")
+    # without it the objective is dpo, and refused
+    words += ["--preference.label_smoothing 0.1"] if config.objective == "robust" else []
     words += ["--reward REWARD"] if config.objective == "grpo" else []
     adapters = config.method != "full"
     for setting, flag in _FLAGS.items():

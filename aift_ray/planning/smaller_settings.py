@@ -8,8 +8,6 @@ from typing import Any
 from aift_ray.config.plan_config import PlanConfig
 
 _SHORTEST = 256
-# of the completions generated together: those of one prompt by default
-_LEAST_TOGETHER = 8
 
 
 def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
@@ -22,7 +20,8 @@ def smaller(config: PlanConfig) -> Iterator[dict[str, Any]]:
         changes = {"activation_checkpointing": "full"}
         yield changes
     together = config.rollout_batch_size // 2 if config.objective == "grpo" else 0
-    while together >= _LEAST_TOGETHER:
+    # those of one prompt are generated together
+    while together >= config.num_generations:
         changes = changes | {"rollout_batch_size": together}
         yield changes
         together //= 2

@@ -25,6 +25,13 @@ from aift_ray.planning.tp_support import unfit
 
 # estimates closer than this say nothing; what sends less is named
 _AS_FAST = 0.97
+# what some strategies can't have, and what all can
+_USUAL = {
+    "optimizer": "adamw",
+    "bf16_stochastic_round": False,
+    "activation_checkpointing": "full",
+    "activation_offloading": False,
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,9 @@ def _way(
 ) -> StrategyPlan:
     refused = _refused(config, numbers, shape, strategy)
     if refused:
-        return StrategyPlan(strategy, None, "", 0, False, refused)
+        found = next(_without(config, numbers, shape, strategy), {})
+        typed = _typed(config, strategy, found)
+        return StrategyPlan(strategy, None, "", 0, False, refused, None, found, typed)
     machine, work = GpuMachine.of(config), _work(config, strategy)
     parts = max(phases(shape, work), key=lambda part: max(need.total for need in part.values()))
     phase = max(parts, key=lambda name: parts[name].total)
@@ -150,7 +159,7 @@ def _way(
             strategy, need, phase, host, True, fast.limit, fast, {}, typed, by_phase
         )
     found = next(_nearer(config, numbers, shape, strategy), {})
-    typed = command(config.model_copy(update=found), strategy, machine.room) if found else ""
+    typed = _typed(config, strategy, found)
     host = need.host * work.workers
     return StrategyPlan(strategy, need, phase, host, False, lack, fast, found, typed, by_phase)
 
@@ -256,6 +265,29 @@ def _nearer(
             yield changes
 
 
+def _without(
+    config: PlanConfig, numbers: Mapping[str, Any], shape: Shape, strategy: str
+) -> Iterator[dict[str, Any]]:
+    """Settings with which a strategy fits that can't be with those given, the fewest first."""
+    given = {name: value for name, value in _USUAL.items() if getattr(config, name) != value}
+    machine = GpuMachine.of(config)
+    for usual in [*({name: value} for name, value in given.items()), given]:
+        changed = config.model_copy(update=usual)
+        if not usual or _refused(changed, numbers, shape, strategy):
+            continue
+        work = _work(changed, strategy)
+        if not _lack(memory(shape, work), machine, work):
+            yield usual
+        yield from (usual | more for more in _nearer(changed, numbers, shape, strategy))
+
+
+def _typed(config: PlanConfig, strategy: str, changes: dict[str, Any]) -> str:
+    """The command with `changes`; "": there are none."""
+    room = GpuMachine.of(config).room
+    return command(config.model_copy(update=changes), strategy, room) if changes else ""
+
+
 def with_method(config: PlanConfig, method: str) -> PlanConfig:
-    """The same by another method."""
-    return config.model_copy(update={"method": method})
+    """The same by another method, which has no weights of its own in bf16 unless it is full."""
+    rounded = config.bf16_stochastic_round and method == "full"
+    return config.model_copy(update={"method": method, "bf16_stochastic_round": rounded})

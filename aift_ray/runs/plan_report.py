@@ -185,7 +185,7 @@ def _what_to_type(
     lines = ["no strategy fits as it is. What does:"]
     for way in ways:
         if way.nearest:
-            changes = ", ".join(f"{name} {value}" for name, value in way.nearest.items())
+            changes = ", ".join(f"{n} {str(value).lower()}" for n, value in way.nearest.items())
             lines += [f"  {way.strategy} with {changes}:", f"    {way.command}"]
     for method in METHODS[METHODS.index(config.method) + 1 :]:
         other = train_plan.with_method(config, method)

@@ -17,6 +17,7 @@ import pytest
 from aift_ray import plan
 from aift_ray.commandline import guarded, parse
 from aift_ray.config import PlanConfig, RunConfig, ServeConfig
+from aift_ray.config.preference_config import PREFERENCE_OBJECTIVES
 from aift_ray.models.catalog import CATALOG
 from aift_ray.models.config_stats import numbers_of, table
 from aift_ray.models.model_stats import measured
@@ -264,6 +265,17 @@ def test_completions_too_many_at_once_are_fewer_in_what_fits(planned: Planned) -
         (("--beta", "0.1"), "acts with --objective grpo only"),
         (("--objective", "grpo", "--max-completion-length", "2048"), "no room for a prompt"),
         (("--objective", "grpo", "--lora-dropout", "0.1"), "has no dropout"),
+        (("--num-generations", "4"), "acts with --objective grpo only"),
+        (
+            ("--objective", "grpo", "--max-completion-length", "2047"),
+            "give --max-completion-length 2046",
+        ),
+        (("--objective", "grpo", "--rollout-batch-size", "7"), "--rollout-batch-size 8 or more"),
+        (
+            ("--objective", "grpo", "--gpus", "3", "--gradient-accumulation-steps", "3"),
+            "8 does not divide the 36 completions of a step (batch_size x "
+            "gradient_accumulation_steps x gpus) give --gradient-accumulation-steps 4,",
+        ),
     ],
 )
 def test_settings_of_generation_that_do_nothing_are_refused(
@@ -271,6 +283,60 @@ def test_settings_of_generation_that_do_nothing_are_refused(
 ) -> None:
     assert guarded(plan.run, list(given)) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("steps", "generations", "size", "remedy"),
+    [(3, 8, 4, 4), (1, 8, 1, 8), (5, 6, 3, 6), (1, 7, 4, 7)],
+)
+def test_the_remedy_of_a_step_that_is_not_divided_is_right(
+    steps: int, generations: int, size: int, remedy: int, planned: Planned, capsys: Any
+) -> None:
+    given = ("--objective", "grpo", "--num-generations", str(generations))
+    given = (*given, "--batch-size", str(size), "--gradient-accumulation-steps")
+    assert guarded(plan.run, [*given, str(steps)]) == 2
+    assert f"give --gradient-accumulation-steps {remedy}," in capsys.readouterr().err
+    command = planned(*given, str(remedy))["strategies"][0]["command"]
+    config = parse(shlex.split(command)[2:], RunConfig, "train", "").config
+    assert config.grpo.num_generations == generations
+
+
+@pytest.mark.parametrize("objective", ["sft", *PREFERENCE_OBJECTIVES, "grpo"])
+def test_every_objective_s_commands_are_ones_that_train_takes(
+    objective: str, planned: Planned
+) -> None:
+    for method in ("full", "lora", "qlora"):
+        given = ("--objective", objective, "--method", method, "--gpu", "h200", *GPUS)
+        rows = planned("--model", B13, *given)
+        commands = [row["command"] for row in rows["strategies"] if row["command"]]
+        assert commands
+        for command in commands:
+            config = parse(shlex.split(command)[2:], RunConfig, "train", "").config
+            assert config.objective == objective
+
+
+def test_what_fits_without_a_setting_is_told_of_a_strategy_that_can_not_have_it(
+    planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/a5000.md: 8B in full fits two cards with offload alone."""
+    smaller = ("--optimizer", "paged_adamw_8bit", "--bf16-stochastic-round", "true")
+    given = ("--model", ELYZA, "--method", "full", "--batch-size", "1", *smaller, *GPUS)
+    rows = {row["strategy"]: row for row in planned(*given)["strategies"]}
+    assert not any(row["fits"] for row in rows.values())
+    offload = rows["fsdp, offload"]
+    assert offload["memory"] is None
+    assert offload["nearest"] == {"optimizer": "adamw", "bf16_stochastic_round": False}
+    plain = planned(*given[: -len(smaller + GPUS)], *GPUS)["strategies"]
+    fits = next(row for row in plain if row["strategy"] == "fsdp, offload")
+    assert fits["fits"]
+    assert offload["command"] == fits["command"]
+    assert guarded(plan.run, list(given)) == 0
+    said = capsys.readouterr().out
+    assert "fsdp, offload with optimizer adamw, bf16_stochastic_round false:" in said
+    # adapters have no weights of their own in bf16, and train refuses the setting
+    for line in said.splitlines():
+        if line.strip().startswith("aift-ray train"):
+            parse(shlex.split(line)[2:], RunConfig, "train", "")
 
 
 def test_every_command_is_one_that_the_verbs_take(planned: Planned) -> None:

@@ -140,6 +140,22 @@ def test_memory_that_runs_out_after_the_trial_says_what_would_fit(
         assert part in str(told.value)
 
 
+def test_memory_that_runs_out_while_the_model_is_built_names_who_may_hold_it(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("aift_ray.engine.build.built_model", full)
+    job = prepare(configure(), tmp_path / "run", 1, False, None).job
+    (tmp_path / "run").mkdir()
+    wanted = "building the model does not fit into the memory of cpu"
+    with pytest.raises(TrainingError, match=wanted) as told:
+        work(job, Group.alone())
+    for part in ("nvidia-smi", "--parallel.gpu_memory 16GB", "Tried to allocate 2.00 GiB"):
+        assert part in str(told.value)
+
+
 def test_what_a_worker_said_is_told_whole(configure: Configure, tmp_path: Path) -> None:
     job = prepare(configure(), tmp_path, 1, False, None).job
     closed = RuntimeError("Connection closed by peer")
