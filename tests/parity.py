@@ -147,6 +147,9 @@ def cases() -> list[tuple[str, str, str, str]]:
     laid += product(names, FURTHER, ("fp32",), ("concat", "padded", "recomputed"))
     sharing = ("ddp", "fsdp", "zero1", "zero2")
     for way, name in product((*sharing, "context"), SMALLER):
+        # the blocks of an embedding with an odd number of rows would lie in two shards: 32 bits
+        if name == "mixture 8bit full" and way in sharing[1:]:
+            continue
         laid.append((way, name, "bf16" if "rounded" in name else "fp32", "concat"))
     kept = ("full", "lora", "qlora nf4", "mixture full", "mixture lora", "dpo lora", "grpo lora")
     laid += product((*sharing, "context"), kept, ("fp32",), ("selective",))
