@@ -219,11 +219,11 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
         return Command(flags(Path("hina-4m"), rows, folder, **how, **more), environment)
 
     whole = started(tmp_path / "whole")
-    assert whole.done()[0] == 0, whole.output()
+    assert whole.done(1200)[0] == 0, whole.output()
     killed = started(tmp_path / "killed")
     killed.at_checkpoint(tmp_path / "killed", 20)
     strike(killed, tmp_path / "killed", "worker")
-    status, output = killed.done()
+    status, output = killed.done(1200)
     assert status == 0, output
     assert summary_of(tmp_path / "killed")["restarts"] == 1
     assert curve_of(tmp_path / "killed") == curve_of(tmp_path / "whole"), "to the bit"

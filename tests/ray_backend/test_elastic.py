@@ -47,7 +47,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def wait_for_workers(running: Command, folder: Path, number: int, steps: int) -> int:
     """Wait until some steps were taken by `number` workers in a row; the last one of them."""
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         assert running.alive(), running.output()
         lines = lines_of(folder)
