@@ -23,7 +23,7 @@ from tests.helpers.runs import started
 pytestmark = [pytest.mark.slow]
 STEPS, PROMPTS, GENERATIONS = 6, 4, 4
 # with a high rate Adam's first step makes other signs of gradients that are nearly zero
-RATES = {"lora": 1e-3, "full": 3e-5}
+RATES = {"lora": 1e-3, "full": 1e-4}
 RLOO = {"estimator": "rloo", "loss_type": "rloo"}
 # our settings, and TRL's where they have other names
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -86,6 +86,9 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     own, theirs = CASES[case]
     # few tokens are trained, and more gradients are nearly zero
     rate = RATES["full" if case.startswith("truncated") else method]
+    if case == "dr_grpo" and method == "full":
+        # its gradients are the smallest
+        rate = 3e-5
     settings = {"num_generations": GENERATIONS, "max_completion_length": 12, "num_iterations": 2}
     config = validated(
         {
