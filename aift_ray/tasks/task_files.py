@@ -80,6 +80,9 @@ def read_tasks(
                 remedy = "name each once, or give one another `name`"
                 problems.append(Problem(loaded.where("name"), what, remedy))
             found.append(loaded)
+    if config.num_few_shot and config.tasks and all(is_data_file(Path(n)) for n in config.tasks):
+        what = "rows without a task file are asked without answered examples"
+        problems.append(Problem("num_few_shot", what, "leave it out, or write a task file"))
     return found, problems
 
 

@@ -51,3 +51,11 @@ def test_a_row_of_no_kind_is_told_by_its_line(tmp_path: Path) -> None:
     assert [problem.where for problem in problems] == [f"{tmp_path / 'rows.jsonl'}:2"]
     _, problems = read(tmp_path, [CHOSEN, {"question": "q", "label": 0}])
     assert "choices" in problems[0].what
+
+
+def test_examples_before_rows_without_a_task_file_are_refused(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "一", "output": "二"}\n', "utf-8")
+    _, problems = read_tasks(EvaluateConfig(tasks=[str(rows)], num_few_shot=2))
+    assert [each.where for each in problems] == ["num_few_shot"]
+    assert not read_tasks(EvaluateConfig(tasks=[str(rows)], num_few_shot=0))[1]
