@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# where it is set, each of the hundreds of processes of the tests compiles torch and transformers anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed test-liger families parity test-faults test-containers images demo test lint format docs lock clean
 
