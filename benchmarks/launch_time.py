@@ -161,6 +161,8 @@ def _run_own(
         "training.warmup_steps": 0,
         "training.learning_rate": 2e-4,
         "training.gradient_checkpointing": "false",
+        # as PEFT's default, which the peers have
+        "lora.lora_dropout": 0,
         "output-dir": folder,
     }
     command = [sys.executable, "-m", "aift_ray.train"]
