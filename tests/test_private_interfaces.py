@@ -238,6 +238,24 @@ def transformers_initialization() -> None:
     assert flag not in vars(module)
 
 
+def transformers_vocabulary() -> None:
+    from transformers import GemmaTokenizer
+
+    from aift_ray.models import transformers_compat as compat
+
+    letters = {token: number for number, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
+    letters |= {token: number for number, token in enumerate(("今", "日", "今日"), 4)}
+    tokenizer = GemmaTokenizer(letters, [("今", "日")])
+    assert {"_vocab", "_merges"} <= {*vars(tokenizer)}
+    whole = tokenizer("今日日<unk>今")["input_ids"], tokenizer.get_vocab()
+    written = tokenizer.backend_tokenizer.to_str()
+    compat.forget_vocabulary(tokenizer)
+    assert not vars(tokenizer)["_vocab"] and not vars(tokenizer)["_merges"]
+    assert whole == (tokenizer("今日日<unk>今")["input_ids"], tokenizer.get_vocab())
+    assert 6 in whole[0]
+    assert written == tokenizer.backend_tokenizer.to_str()
+
+
 def transformers_conversions() -> None:
     from transformers import core_model_loading
 
@@ -362,6 +380,7 @@ CHECKS = [
     ray_tune,
     transformers_classes,
     transformers_initialization,
+    transformers_vocabulary,
     transformers_conversions,
     peft_layers,
     bitsandbytes_packing,

@@ -34,6 +34,7 @@ from aift_ray.models.folder_check import TOKENIZERS, other_task
 from aift_ray.models.model_location import resolve as resolve
 from aift_ray.models.model_location import stop_ids as stop_ids
 from aift_ray.models.scaled_rope import scale, scaling_of
+from aift_ray.models.transformers_compat import forget_vocabulary
 from aift_ray.utils.hub_reach import why_unreached
 
 # networks that once were code beside their weights, and have a class in transformers by now:
@@ -55,6 +56,7 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
         coded = "auto_map" in get_tokenizer_config(location)
         kind: Any = PreTrainedTokenizerFast if coded else AutoTokenizer
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(location, trust_remote_code=False)
+    forget_vocabulary(tokenizer)
     entry = find(location)
     if entry and not tokenizer.chat_template:
         tokenizer.chat_template = KNOWN.get(entry.template)

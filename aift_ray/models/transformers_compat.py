@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # missing: a class attribute of public name for weights in a file that a model does not hold
 IGNORED_ON_LOAD = "_keys_to_ignore_on_load_unexpected"
@@ -77,3 +77,13 @@ def set_conversions(model: nn.Module, used: Sequence[Any]) -> None:
     """Have `revert_weight_conversion` revert `used` on a model that was not loaded."""
     changed: Any = model
     changed._weight_conversions = list(used)
+
+
+def forget_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop the copy of vocabulary and merges that a tokenizer was built from.
+
+    Half a million merges are 150 MB as Python objects, and nothing reads them afterwards: ids,
+    texts and saved files come from the Rust tokenizer. Missing: a way not to keep them.
+    """
+    for name in {"_vocab", "_merges"} & {*vars(tokenizer)}:
+        setattr(tokenizer, name, type(getattr(tokenizer, name))())
