@@ -250,7 +250,8 @@ def transformers_vocabulary() -> None:
     whole = tokenizer("今日日<unk>今")["input_ids"], tokenizer.get_vocab()
     written = tokenizer.backend_tokenizer.to_str()
     compat.forget_vocabulary(tokenizer)
-    assert not vars(tokenizer)["_vocab"] and not vars(tokenizer)["_merges"]
+    assert not vars(tokenizer)["_vocab"]
+    assert not vars(tokenizer)["_merges"]
     assert whole == (tokenizer("今日日<unk>今")["input_ids"], tokenizer.get_vocab())
     assert 6 in whole[0]
     assert written == tokenizer.backend_tokenizer.to_str()
