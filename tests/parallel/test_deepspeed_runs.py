@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.engine import checkpoint
+from aift_ray.runs.prepare import prepare
 from aift_ray.utils import deepspeed_check
 from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
@@ -244,3 +245,33 @@ def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     check_elastic(cluster, tmp_path, {"strategy": "zero3", "parallel__backend": "deepspeed"})
+
+
+def test_a_full_device_is_told_the_parts_that_deepspeed_holds(
+    configure: Configure, tmp_path: Path
+) -> None:
+    configs = {
+        stage: configure(parallel__strategy=stage, parallel__backend="deepspeed")
+        for stage in STAGES
+    }
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    said: Any = spawn(path, 2, "tests.helpers.full_device")
+    run = prepare(configs["zero2"], tmp_path / "run", 2, False, None)
+    trained = run.parameters * 4
+    # a copy of the partition that is stepped, two gradients of it, and two moments
+    wanted = {
+        "zero1": f"weights {gib(trained * 1.5)}, gradients {gib(trained * 1.5)}, optimizer",
+        "zero2": f"weights {gib(trained * 1.5)}, gradients {gib(trained)}, optimizer",
+        "zero3": f"weights {gib(trained / 2)}, gradients {gib(trained / 2)}, optimizer",
+    }
+    for stage, parts in wanted.items():
+        assert "the longest micro-batch does not fit" in said[stage]
+        assert parts in said[stage], stage
+        assert f"optimizer {gib(trained)}" in said[stage]
+        assert ", buffers " in said[stage]
+
+
+def gib(size: float) -> str:
+    # full_device tells KiB
+    return f"{size / 2**10:.2f} GiB"
