@@ -1,4 +1,4 @@
-"""With offload micro-batches are filled, where the user sets no limit; the steps stay as they are."""
+"""With offload micro-batches are filled, where the user sets no limit; the steps stay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_offload_fills_micro_batches_and_keeps_the_steps(
     for step in range(filled.steps):
         assert filled.plan.global_units(step) == whole.plan.global_units(step)
     assert len(filled.plan.share(0, 0, 2)) == 1 < len(whole.plan.share(0, 0, 2)) == 8
-    assert filled.memory and whole.memory
+    assert filled.memory
+    assert whole.memory
     assert filled.memory.activations > whole.memory.activations, "the plan counts what is filled"
 
 
