@@ -102,6 +102,11 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     if moved := work.inputs_in_host(shape.hidden, shape.layers):
         # there and back, on the stream that computes
         terms["activations in host memory"] = 2 * moved * micro_steps / _link(card, card.pcie)
+    if work.offload and not work.by_deepspeed and micro_steps > 1:
+        # the first copy is made beside the work; later ones are waited for, and added by the host
+        own = _trained(shape, work) * FLOAT32 / work.workers
+        each = own / _link(card, card.pcie) + 3 * own * work.workers / HOST_BANDWIDTH
+        terms["gradients added in host memory"] = each * (micro_steps - 1)
     terms |= _optimizer(shape, work, card)
     replicas = (
         work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1
