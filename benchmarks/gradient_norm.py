@@ -1,8 +1,10 @@
-"""The norm and the clipping of gradients in host memory: torch's fp64 norm against this package's.
+"""Norm and clipping of gradients, and the step of AdamW, in host memory: before, and now.
 
-    python benchmarks/gradient_norm.py --threads 1 --rounds 3
+    python benchmarks/gradient_norm.py --threads 1 --cpus 2 --rounds 5
 
-Both are timed in one process, in turn; the JSON lies in benchmarks/results/gradient_norm.json.
+The norm was torch's in fp64. The step is torch's fused one both before and now: a worker had one
+thread for it, and has its share of the machine's CPUs. All are timed in one process, in turn; the
+JSON lies in benchmarks/results/gradient_norm.json.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def clipped_always(parameters: list[Any]) -> float:
 def main() -> None:
     """Time, and tell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of norm and clipping")
+    parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="of AdamW's step now")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=4)
     asked = parser.parse_args()
@@ -57,29 +60,40 @@ def main() -> None:
     parameters = [torch.zeros(shape) for shape in _SHAPES * asked.blocks]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
+    adamw = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def stepped(threads: int) -> float:
+        torch.set_num_threads(threads)
+        adamw.step()
+        torch.set_num_threads(asked.threads)
+        return float(parameters[0].flatten()[0])
+
     ways: dict[str, Callable[[], float]] = {
         "norm, before": lambda: in_double(parameters),
         "norm, now": lambda: float(gradient_norm(parameters)),
         "norm and clip, before": lambda: clipped_always(parameters),
         "norm and clip, now": lambda: clip_gradients(parameters, 1e9),
+        "AdamW, before": lambda: stepped(1),
+        "AdamW, now": lambda: stepped(asked.cpus),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
-    norms = {}
+    results = {}
     for number in range(asked.rounds + 1):
         for name, way in ways.items():
             began = time.perf_counter()
-            norms[name] = way()
+            results[name] = way()
             if number:
                 found[name].append(time.perf_counter() - began)
     numbers = sum(p.numel() for p in parameters)
     result = {
         "numbers": numbers,
         "threads": asked.threads,
+        "cpus": asked.cpus,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "seconds": found,
-        "norms": norms,
+        "norms": {name: value for name, value in results.items() if name.startswith("norm")},
     }
     path = ROOT / "benchmarks" / "results" / "gradient_norm.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

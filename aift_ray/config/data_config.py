@@ -52,7 +52,7 @@ class DataConfig(Section):
     tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = setting(
         None,
         "maximum number of tokens of a micro-batch, in place of training.batch_size; the global"
-        " batch does not change",
+        " batch does not change; default with parallel.offload: what the GPU holds",
     )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
         2048, "maximum number of tokens of a row; limited to the context of the model"

@@ -7,10 +7,12 @@ import sys
 
 import torch
 
+from aift_ray.engine.step_plan import longest_tokens
 from aift_ray.engine.worker_run import Run
 from aift_ray.models.model_stats import Measured, measured
-from aift_ray.planning.candidates import remedy
-from aift_ray.planning.memory_estimate import Workload, memory
+from aift_ray.planning.candidates import Candidate, fewer_answers, remedy
+from aift_ray.planning.memory_estimate import Memory, Workload, phases
+from aift_ray.planning.run_workload import answers_of, workload
 
 
 def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
@@ -23,11 +25,16 @@ def out_of_memory(run: Run, error: BaseException, place: str = "") -> str:
     what = f"{place} does" if place else "the longest micro-batch does"
     lines = [f"{what} not fit into the memory of {device}{_usage(device)}"]
     indices = run.plan.longest_micro_batch()
-    tokens = int(run.rows.lengths[indices].sum())
-    parts = _parts(run, tokens)
+    tokens = longest_tokens(run.config, run.rows, run.plan, run.job.padded)
+    needs = _phases(run, tokens)
     batch = "the longest micro-batch, of" if place else "its"
+    parts = needs.pop("step").parts
     lines.append(f"computed for {batch} {len(indices)} rows of {tokens} tokens: {parts}")
     lines.append(f"try {remedy(run.config)}")
+    for phase in ("evaluate", "generate"):
+        if phase in needs and (needs[phase].cache or needs[phase].engine):
+            lines.append(f"computed while it {phase}s: {needs[phase].parts}")
+            lines.append(f"try {fewer_answers(run.config)}")
     return "\n  ".join([*lines, _said(error)])
 
 
@@ -54,38 +61,22 @@ def _said(error: BaseException) -> str:
     return f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
-def _parts(run: Run, tokens: int) -> str:
+def _phases(run: Run, tokens: int) -> dict[str, Memory]:
+    """What each phase needs, of the stage that needs the most in it."""
     model = measured(run.job.location, run.config)
-    return memory(model.shape, work_of(run, model, tokens)).parts
+    stages = phases(model.shape, work_of(run, model, tokens))
+    return {name: max((s[name] for s in stages), key=lambda m: m.total) for name in stages[0]}
 
 
 def work_of(run: Run, model: Measured, tokens: int) -> Workload:
     """What this worker does in a micro-batch of `tokens` tokens."""
-    config, divided = run.config, run.group.context_parallel_size
-    return Workload(
-        config.method,
-        config.lora.r,
-        -(-tokens // divided),
-        torch.finfo(run.precision.compute).bits // 8,
-        config.training.gradient_checkpointing,
-        config.base_bits,
-        config.parallel.strategy,
-        run.group.model_parallel_size
-        if run.group.model_parallel_size > 1
-        else run.group.world_size,
-        model.whole,
-        run.group.model_parallel_size,
-        config.parallel.offload,
-        config.training.optimizer,
-        dropout=config.lora.lora_dropout > 0,
-        gpu=run.group.device.type == "cuda",
-        row_tokens=tokens if divided > 1 else 0,
-        reference=config.grpo.beta > 0 and config.method == "full",
-        by_deepspeed=config.parallel.by_deepspeed,
-        rounded=config.training.bf16_stochastic_round,
-        selective=config.training.activation_checkpointing == "selective",
-        activations_in_host=config.training.activation_offloading,
-    )
+    config, workers = run.config, run.group.world_size
+    way = Candidate(config.trained_as, config.parallel.strategy, config.parallel.offload)
+    answers = answers_of(config, workers, *run.job.answered, run.job.support.batched)
+    width = torch.finfo(run.precision.compute).bits // 8
+    gpu = run.group.device.type == "cuda"
+    sizes = (model.shape, tokens, workers, width, model.whole, answers, gpu)
+    return workload(config, way, *sizes)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -34,6 +34,7 @@ class Job:
         started: time.time() of the command's start.
         support: how the model's family is computed.
         memory: computed need of a worker; None for an architecture of another kind.
+        answered: rows that an evaluation answers, and tokens of the longest of them.
         resume: checkpoint folder to start from, if no newer one of this run is there.
         changed: settings that differ from the checkpoint's, a line each.
         why: lines that say why the strategy was chosen; none where the user chose.
@@ -56,6 +57,7 @@ class Job:
     started: float
     support: Support
     memory: Memory | None = None
+    answered: tuple[int, int] = (0, 0)
     resume: Path | None = None
     changed: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)

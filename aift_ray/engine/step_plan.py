@@ -74,6 +74,16 @@ def plan_batches(
     )
 
 
+def longest_tokens(
+    config: RunConfig, rows: TokenRows, plan: BatchPlan | RolloutPlan, padded: bool
+) -> int:
+    """Tokens of the longest micro-batch, with its completions, and its padding if `padded`."""
+    lengths = rows.lengths[plan.longest_micro_batch()]
+    if config.objective == "grpo":
+        lengths = lengths + config.grpo.max_completion_length
+    return int(len(lengths) * lengths.max() if padded else lengths.sum())
+
+
 def total_steps(config: RunConfig, plan: BatchPlan | RolloutPlan) -> int:
     """Steps of the whole run."""
     return config.training.max_steps or config.training.num_epochs * plan.steps_per_epoch

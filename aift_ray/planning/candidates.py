@@ -129,6 +129,18 @@ def remedy(config: RunConfig) -> str:
     return f"--data.sequence_length {config.data.sequence_length // 2}"
 
 
+def fewer_answers(config: RunConfig) -> str:
+    """The setting with which half as many answers are generated at once, or as few as can be."""
+    if config.objective == "grpo":
+        grpo = config.grpo
+        fewer = max(grpo.rollout_batch_size // 2, grpo.num_generations)
+        return f"--grpo.rollout_batch_size {fewer}"
+    training, evaluation = config.training, config.evaluation
+    if training.exact_match_rows:
+        return f"--training.exact_match_batch_size {max(training.exact_match_batch_size // 2, 1)}"
+    return f"--evaluation.batch_size {max(evaluation.batch_size // 2, 1)}"
+
+
 def _smaller_states(config: RunConfig) -> str:
     """Moments in 8 bits, or weights in bf16, where the strategy can have them; "": it can't."""
     training, parallel = config.training, config.parallel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aift_ray.config.plan_config import PlanConfig
+from aift_ray.config.preference_config import answers_a_comparison
 
 # the same settings of `train`, by the names that they have here
 _FLAGS = {
@@ -21,6 +22,12 @@ _FLAGS = {
     "rollout_batch_size": "grpo.rollout_batch_size",
     "beta": "grpo.beta",
 }
+
+
+def tokens_of(config: PlanConfig) -> int:
+    """Tokens of a worker's micro-step; a pair has two answers, each with its prompt."""
+    rows = config.batch_size * answers_a_comparison(config.objective)
+    return rows * config.sequence_length
 
 
 def command(config: PlanConfig, strategy: str, room: int) -> str:
@@ -53,4 +60,8 @@ def command(config: PlanConfig, strategy: str, room: int) -> str:
         always = setting in ("batch_size", "gradient_accumulation_steps", "sequence_length")
         if always or value != type(config).model_fields[setting].default:
             words.append(f"--{flag} {str(value).lower() if isinstance(value, bool) else value}")
+    # shorter rows fill a micro-step up; a pipeline has equal parts, and completions of a prompt are
+    # trained together
+    if name != "pipeline" and config.objective != "grpo":
+        words.append(f"--data.tokens_per_micro_batch {tokens_of(config)}")
     return " ".join([*words, "--train-file rows.jsonl"])

@@ -102,6 +102,11 @@ def training(shape: Shape, work: Workload, card: Card, length: int, micro_steps:
     if moved := work.inputs_in_host(shape.hidden, shape.layers):
         # there and back, on the stream that computes
         terms["activations in host memory"] = 2 * moved * micro_steps / _link(card, card.pcie)
+    if work.offload and not work.by_deepspeed and micro_steps > 1:
+        # the first copy is made beside the work; later ones are waited for, and added by the host
+        own = _trained(shape, work) * FLOAT32 / work.workers
+        each = own / _link(card, card.pcie) + 3 * own * work.workers / HOST_BANDWIDTH
+        terms["gradients added in host memory"] = each * (micro_steps - 1)
     terms |= _optimizer(shape, work, card)
     replicas = (
         work.workers // max(work.model_parallel_size, 1) if work.strategy != "model_parallel" else 1
@@ -159,9 +164,9 @@ def _links(
         # sent beside the last backward pass, which is more than half of a micro-step
         sent = 2 * reduced if number > 1 else 0.0
         return {name: max(0.0, sent / between - busy / micro_steps / 2)}
-    inside = shape.linear_parameters + shape.expert_parameters
-    width = work.frozen_bytes
-    weights = held_bytes(inside, width, work.base_bits) + shape.loose * width
+    if work.by_deepspeed:
+        return {name: _deepspeed_links(shape, work, card, micro_steps)}
+    width, weights = work.frozen_bytes, _weights(shape, work)
     times = {"zero1": 1, "zero2": micro_steps}.get(work.strategy, 2 * micro_steps)
     sent = others * weights * times + reduced * (1 if work.strategy == "zero1" else micro_steps)
     seconds = sent / between
@@ -170,6 +175,38 @@ def _links(
         up = weights / number * (FLOAT32 / width if work.full else 1) * times
         seconds += up / _link(card, card.pcie)
     return {name: max(_EXPOSED * seconds, seconds - busy)}
+
+
+def _weights(shape: Shape, work: Workload) -> int:
+    """Bytes of the weights in the width of the computation, or in 4 bits."""
+    inside = shape.linear_parameters + shape.expert_parameters
+    width = work.frozen_bytes
+    return held_bytes(inside, width, work.base_bits) + shape.loose * width
+
+
+def _deepspeed_links(shape: Shape, work: Workload, card: Card, micro_steps: int) -> float:
+    """Seconds of a step that cards wait for DeepSpeed (0.19.8), which sends nothing beside the
+    work as its engine is configured here (overlap_comm)."""
+    number, stage = work.workers, int(work.strategy[-1])
+    # a card's parts: of what is trained, in fp32, and of all weights, as they are gathered
+    own = _trained(shape, work) * FLOAT32 / number
+    wide = FLOAT32 / work.frozen_bytes if work.full else 1
+    held = _weights(shape, work) * wide / number
+    reduced = (number - 1) * own
+    # forward and backward, unless so few weights are kept in between
+    gathered = held * micro_steps * (1 if shape.parameters <= work.live else 2)
+    if stage == 3:
+        sent = (number - 1) * gathered + reduced * micro_steps
+    else:
+        # gradients are all-reduced, stage 1's once a step; then the weights stepped are gathered
+        sent = reduced * (2 * (micro_steps if stage == 2 else 1) + 1)
+    seconds = sent / _link(card, card.link)
+    if work.offload:
+        # gradients go down, and come back to be added to; weights go up once they are stepped,
+        # or each time that they are gathered
+        moved = own * (2 * micro_steps - 1) + (gathered if stage == 3 else own)
+        seconds += moved / _link(card, card.pcie)
+    return seconds
 
 
 def _row_links(shape: Shape, work: Workload, card: Card, micro_steps: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aift_ray.config.grpo_config import GENERATING
 from aift_ray.config.plan_config import PlanConfig
-from aift_ray.config.preference_config import answers_a_comparison, divided_scorer, further_forwards
+from aift_ray.config.preference_config import divided_scorer, further_forwards
 from aift_ray.config.section import memory_bytes
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.planning import speed
@@ -18,7 +18,7 @@ from aift_ray.planning.measured_rates import kept
 from aift_ray.planning.memory_estimate import memory, phases
 from aift_ray.planning.memory_parts import GIB, Memory, Workload
 from aift_ray.planning.model_shape import Shape
-from aift_ray.planning.plan_command import command
+from aift_ray.planning.plan_command import command, tokens_of
 from aift_ray.planning.smaller_settings import smaller
 from aift_ray.planning.speed import Speed
 from aift_ray.planning.tp_support import unfit
@@ -227,12 +227,6 @@ def _work(config: PlanConfig, strategy: str) -> Workload:
         activations_in_host=config.activation_offloading,
         row_tokens=tokens if divided else 0,
     )
-
-
-def tokens_of(config: PlanConfig) -> int:
-    """Tokens of a worker's micro-step; a pair has two answers, each with its prompt."""
-    rows = config.batch_size * answers_a_comparison(config.objective)
-    return rows * config.sequence_length
 
 
 def _copy(need: Memory, machine: GpuMachine, work: Workload) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aift_ray.config import RunConfig, context_rules
-from aift_ray.errors import ModelError
+from aift_ray.errors import ConfigError, ModelError, Problem
+from aift_ray.models import hub, scaled_rope
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
 from aift_ray.models.families.refusals import is_llama_like, refusal
@@ -41,6 +42,28 @@ def check_fused(config: RunConfig, location: str, model_config: PreTrainedConfig
         what = "none of its layers computes what Liger's kernels compute"
         kind = family_support.family_of(model_config)
         raise ModelError([refusal(kind, what, "leave it out", is_llama_like, "training.kernels")])
+
+
+def sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
+    """Tokens of a row at most: as given, or the context of the model where nothing is."""
+    length, limit = config.data.sequence_length, hub.context(model_config)
+    alike = hub.batched_context(model_config)
+    if alike != limit and alike and length > alike:
+        what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
+        what += "frequencies of all others in a batch of this model"
+        kind, field = family_support.family_of(model_config), "data.sequence_length"
+        layout = f"give --{field} {alike} or less"
+        raise ConfigError([refusal(kind, what, layout, is_llama_like, field)])
+    if limit is None or length <= limit:
+        return length
+    if "sequence_length" not in config.data.model_fields_set:
+        return limit
+    what = f"{length} is not allowed: the model takes at most {limit} tokens"
+    scaling = scaled_rope.needed(model_config, length)
+    remedy = f"give {limit} or less"
+    if scaling:
+        remedy += f", or scale its rotary position embeddings: --rope-scaling {scaling}"
+    raise ConfigError([Problem("data.sequence_length", what, remedy)])
 
 
 def _balances(model_config: PreTrainedConfig) -> bool:

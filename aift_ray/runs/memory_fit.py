@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import psutil
 
-from aift_ray.config import RunConfig, deepspeed_config
+from aift_ray.config import RunConfig
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.model_stats import Measured
 from aift_ray.planning.candidates import Candidate, Need, Room, candidates, choose, fitting, remedy
-from aift_ray.planning.memory_estimate import GIB, Memory, Workload, memory, moments
+from aift_ray.planning.memory_estimate import GIB, Memory, memory, moments
 from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.run_workload import Answers, answers_of, workload
 from aift_ray.utils.host_memory import host_cpus
 
 # what a worker on a CPU holds of libraries, and of each byte of its tokenizer's file; measured with
 # torch 2.13 and transformers 5.23: hina-4m 0.5 GiB, gemma3-270m 0.7 GiB before its weights. One of
 # several has Ray in its process besides
 _LIBRARIES, _OF_TOKENIZER, _RAY = round(0.51 * GIB), 8, round(0.1 * GIB)
+# the part of a card that what nobody asked for may fill: a plan is right to some percent
+_UNASKED = 0.9
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,6 @@ class Host:
 
     tokenizer: int
     targets: int
-
-
-class Answers(NamedTuple):
-    """Answers that are generated at once.
-
-    Attributes:
-        rows: answered greedily.
-        asked: tokens of their prompts.
-        tokens: of prompts and answers, whose keys and values are kept.
-    """
-
-    rows: int
-    asked: int
-    tokens: int
 
 
 def needs(
@@ -67,44 +56,14 @@ def needs(
         whole: weights trained as a whole beside the adapters.
         answers: what an evaluation generates; None: of rows as long as the settings allow.
     """
-    training, planned, wide = config.training, _on_gpus(config, gpu), width(config, gpu)
+    planned, wide = _on_gpus(config, gpu), width(config, gpu)
     held = None if planned else host
     answers = answers or answers_of(config, workers)
-    divided, devices = config.parallel.context_parallel_size, _devices(config)
-    targets = 0 if config.objective == "reward" else held.targets if held else None
+    process = _process(held, workers) if held else 0
+    sizes = (shape, tokens, workers, wide, whole, answers, planned, process)
 
     def need(way: Candidate) -> Memory:
-        bits = (config.base_bits or 4) if way.method == "qlora" else None
-        work = Workload(
-            "full" if way.method == "full" else "lora",
-            config.lora.r,
-            -(-tokens // divided),
-            wide,
-            training.gradient_checkpointing,
-            bits,
-            way.strategy,
-            workers,
-            whole,
-            way.stages or config.parallel.model_parallel_size,
-            way.offload or bool(way.strategy.startswith("zero") and devices),
-            training.optimizer,
-            dropout=config.lora.lora_dropout > 0,
-            gpu=planned,
-            copies=planned and training.async_save,
-            answer_tokens=answers.tokens,
-            asked_tokens=answers.asked,
-            answers=answers.rows,
-            completions=_completions(config),
-            engine=config.generates_in_turn * shape.weight_bytes(wide, bits),
-            process=_process(held, workers) if held else 0,
-            targets=targets,  # 0: a model with a score makes no logits
-            row_tokens=tokens if divided > 1 else 0,
-            reference=config.grpo.beta > 0 and way.method == "full",
-            by_deepspeed=config.parallel.by_deepspeed and way.strategy.startswith("zero"),
-            devices=devices,
-            **_kept(config, way.method),
-        )
-        return memory(shape, _with_sizes(work, config))
+        return memory(shape, workload(config, way, *sizes, held.targets if held else None))
 
     return need
 
@@ -112,65 +71,6 @@ def needs(
 def _process(host: Host, workers: int) -> int:
     """Bytes that a worker's process needs beside the model."""
     return _LIBRARIES + _OF_TOKENIZER * host.tokenizer + (_RAY if workers > 1 else 0)
-
-
-def _devices(config: RunConfig) -> tuple[str, str] | None:
-    """Where DeepSpeed keeps the optimizer state and the weights; None: where it computes."""
-    kept = deepspeed_config.offloaded(config.parallel)
-    names = deepspeed_config.OPTIMIZER, deepspeed_config.PARAM
-    optimizer, weights = (str(kept.get(n, {}).get("device", "none")) for n in names)
-    return (optimizer, weights) if kept else None
-
-
-def _with_sizes(work: Workload, config: RunConfig) -> Workload:
-    """With the sizes that a DeepSpeed file gives."""
-    given = deepspeed_config.zero_options(config.parallel)
-    live = int(given.get("stage3_max_live_parameters", work.live))
-    return replace(work, live=live, bucket=given.get("reduce_bucket_size"))
-
-
-def _kept(config: RunConfig, method: str) -> dict[str, bool]:
-    """How weights and activations are kept, as a `Workload` has it."""
-    training = config.training
-    rounded = training.bf16_stochastic_round and method == "full"
-    selective = training.activation_checkpointing == "selective"
-    in_host = training.activation_offloading
-    return {"rounded": rounded, "selective": selective, "activations_in_host": in_host}
-
-
-def answers_of(
-    config: RunConfig,
-    workers: int,
-    asked: int | None = None,
-    longest: int | None = None,
-    batched: bool = True,
-) -> Answers:
-    """What a worker generates at once in an evaluation.
-
-    Args:
-        asked: rows that are answered, and
-        longest: tokens of the longest of them, where they are known.
-        batched: whether several rows are answered together.
-    """
-    training, length = config.training, config.data.sequence_length
-    if config.objective == "grpo":
-        return Answers(0, 0, _completions(config) * length)
-    asked = training.exact_match_rows if asked is None else asked
-    replicas = max(1, workers // config.parallel.model_parallel_size)
-    rows = min(-(-asked // replicas), training.exact_match_batch_size if batched else 1)
-    prompts = rows * (length if longest is None else longest)
-    made = Answers(rows, prompts, prompts + rows * training.exact_match_max_tokens)
-    if not config.evaluation.tasks:
-        return made
-    # prompts of tasks are of no known length here; most are shorter than a training row
-    of_tasks = config.evaluation.batch_size * length
-    return Answers(made.rows, made.asked, max(made.tokens, of_tasks))
-
-
-def _completions(config: RunConfig) -> int:
-    """Completions that a worker which trains generates together."""
-    generates = config.objective == "grpo" and config.grpo.placement == "colocated"
-    return config.grpo.rollout_batch_size if generates else 0
 
 
 def _on_gpus(config: RunConfig, gpu: bool) -> bool:
@@ -244,6 +144,14 @@ def own(config: RunConfig, need: Need) -> Memory:
     """The memory of a worker as the run is configured."""
     parallel = config.parallel
     return need(Candidate(config.trained_as, parallel.strategy, parallel.offload))
+
+
+def holds_more(config: RunConfig, need: Need, workers: int, gpu: bool) -> bool:
+    """Whether a worker is known to have room for a need that the user has not asked for."""
+    room, wanted = _room(config, workers, gpu), own(config, need)
+    if room.device is None or wanted.total > _UNASKED * room.device:
+        return False
+    return room.host is None or wanted.host + wanted.copied <= room.host
 
 
 def _misfit(config: RunConfig, wanted: Memory, need: Need, workers: int, room: Room) -> Problem:

@@ -15,6 +15,7 @@ from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
 from aift_ray.planning import train_plan
 from aift_ray.planning.memory_parts import GIB
+from aift_ray.planning.plan_command import tokens_of
 from aift_ray.planning.serve_plan import Served, served
 from aift_ray.planning.train_plan import GpuMachine, StrategyPlan
 
@@ -70,7 +71,7 @@ def as_data(
         "gpus": machine.gpus,
         "gpu_memory": machine.room,
         "host_memory": machine.host,
-        "tokens_per_micro_step": train_plan.tokens_of(config),
+        "tokens_per_micro_step": tokens_of(config),
         "best": best.strategy if best else None,
         "strategies": [_way_data(config, way) for way in ways],
         "serving": [asdict(server) for server in servers],
@@ -123,7 +124,7 @@ def _lines(
 def _micro_step(config: PlanConfig) -> str:
     pairs = "pair" if config.batch_size == 1 else "pairs"
     units = f" {pairs} x 2 answers" if answers_of(config.objective) == "pair" else ""
-    tokens = f"{config.sequence_length} = {train_plan.tokens_of(config):,}"
+    tokens = f"{config.sequence_length} = {tokens_of(config):,}"
     return f"{config.batch_size}{units} x {tokens}"
 
 

@@ -93,7 +93,8 @@ def prepare(
     notes += _noted(draft, prepared, output)
     batch = state.global_batch if state else global_batch(draft, workers)
     laid = laid_out(draft, prepared, batch, model.support)
-    resolved = resolve.by_rows(draft, model, laid, workers, gpu)
+    resolved = resolve.by_rows(draft, model, laid, prepared.rows("train"), workers, gpu)
+    laid = resolved.laid
     sizes = memory_fit.sizes(resolved.config, model.measured, model.adapter_weights)
     job = Job(
         config=resolved.config,
@@ -106,6 +107,7 @@ def prepare(
         started=time.time() if started is None else started,
         support=model.support,
         memory=resolved.memory,
+        answered=laid.answered,
         resume=resume,
         changed=model.changed,
         why=resolved.why,

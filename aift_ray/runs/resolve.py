@@ -17,6 +17,7 @@ from aift_ray.data.cache_location import cache_folder
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.prompts.supervision import Supervision
 from aift_ray.data.prompts.template_file import read_template
+from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine import trackers
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
 from aift_ray.engine.run_state import RunState
@@ -25,13 +26,16 @@ from aift_ray.models import hub, scaled_rope
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Support
-from aift_ray.models.families.refusals import check_layers, is_llama_like, refusal
+from aift_ray.models.families.refusals import check_layers
 from aift_ray.models.hub import tokenizer_bytes
 from aift_ray.models.model_stats import Measured, measured
 from aift_ray.models.vocab_check import check_vocabulary
+from aift_ray.planning.candidates import Need
 from aift_ray.planning.memory_estimate import Memory
+from aift_ray.planning.run_workload import answers_of
 from aift_ray.runs import (
     family_checks,
+    filled_batches,
     memory_fit,
     new_tokens,
     objective_inputs,
@@ -80,10 +84,12 @@ class Resolved:
     Attributes:
         memory: computed need of a worker.
         why: lines that say why the strategy was chosen; none where the user chose.
+        laid: the steps.
         layout: {piece of the model: device or stage that holds it}; None: the strategy has none.
     """
 
     config: RunConfig
+    laid: StepLayout
     memory: Memory
     why: list[str]
     layout: dict[str, int] | None
@@ -111,7 +117,7 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
     encoder, added = _encoder(draft, location, model_config)
     beside = objective_inputs.settled(draft, model_config, encoder.tokenizer)
     beside["added"] = added
-    draft.data.sequence_length = _sequence_length(draft, model_config)
+    draft.data.sequence_length = family_checks.sequence_length(draft, model_config)
     adapter_weights = _adopted(draft, location)
     state, changed = resume_check.resumed(draft, resume, workers) if resume else (None, [])
     model = _measured(draft, location, state, added)
@@ -120,24 +126,43 @@ def by_model(draft: RunConfig, workers: int, gpu: bool, resume: Path | None) -> 
 
 
 def by_rows(
-    draft: RunConfig, model: ResolvedModel, laid: StepLayout, workers: int, gpu: bool
+    draft: RunConfig,
+    model: ResolvedModel,
+    laid: StepLayout,
+    rows: TokenRows,
+    workers: int,
+    gpu: bool,
 ) -> Resolved:
-    """Settle what follows from the longest rows: strategy, copies of checkpoints, CPUs, devices.
+    """Settle what follows from the longest rows: strategy, filled micro-batches, copies of
+    checkpoints, CPUs, devices.
 
     Args:
         draft: is changed.
+        rows: that are trained.
 
     Raises:
         ModelError, ConfigError: the run does not fit into the memory that is there.
     """
-    host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
-    answers = memory_fit.answers_of(draft, workers, *laid.answered, model.support.batched)
+    answers = answers_of(draft, workers, *laid.answered, model.support.batched)
     shape, whole = model.measured.shape, model.measured.whole
-    need = memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
-    why = memory_fit.settle(draft, need, workers, gpu)
+
+    def need(laid: StepLayout) -> Need:
+        host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
+        return memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
+
+    why = memory_fit.settle(draft, need(laid), workers, gpu)
+    laid, filled = filled_batches.fill(
+        draft,
+        laid,
+        rows,
+        workers // draft.parallel.workers_per_replica,
+        model.support.pads(draft.data.packing),
+        lambda wider: memory_fit.holds_more(draft, need(wider), workers, gpu),
+    )
     memory_fit.settle_cpus(draft, workers)
     layout = _layout(draft, model.location, laid.plan, laid.longest, gpu)
-    return Resolved(draft.frozen(), memory_fit.own(draft, need), why, layout)
+    memory = memory_fit.own(draft, need(laid))
+    return Resolved(draft.frozen(), laid, memory, why + filled, layout)
 
 
 def _given(config: RunConfig, workers: int, gpu: bool) -> None:
@@ -231,27 +256,6 @@ def _encoder(
         supervision=Supervision.of(config.data),
     )
     return encoder, added
-
-
-def _sequence_length(config: RunConfig, model_config: PreTrainedConfig) -> int:
-    length, limit = config.data.sequence_length, hub.context(model_config)
-    alike = hub.batched_context(model_config)
-    if alike != limit and alike and length > alike:
-        what = f"{length} is not allowed: texts of more than {alike} tokens change the rotary "
-        what += "frequencies of all others in a batch of this model"
-        kind, field = family_support.family_of(model_config), "data.sequence_length"
-        layout = f"give --{field} {alike} or less"
-        raise ConfigError([refusal(kind, what, layout, is_llama_like, field)])
-    if limit is None or length <= limit:
-        return length
-    if "sequence_length" not in config.data.model_fields_set:
-        return limit
-    what = f"{length} is not allowed: the model takes at most {limit} tokens"
-    scaling = scaled_rope.needed(model_config, length)
-    remedy = f"give {limit} or less"
-    if scaling:
-        remedy += f", or scale its rotary position embeddings: --rope-scaling {scaling}"
-    raise ConfigError([Problem("data.sequence_length", what, remedy)])
 
 
 def _adopted(config: RunConfig, location: str) -> int | None:

@@ -18,7 +18,7 @@ from aift_ray.errors import ConfigError, ModelError, Problem
 from aift_ray.models import hub, provenance
 from aift_ray.runs import run_dir
 
-_FILES = "data.train_files"
+_FILES, _TOKENS = "data.train_files", "data.tokens_per_micro_batch"
 # what the run itself decides where the user leaves it out
 _DERIVED = ("learning_rate", "warmup_steps")
 
@@ -91,13 +91,15 @@ def _keep_batch(config: RunConfig, state: RunState, workers: int) -> list[str]:
 
 def differences(saved: dict[str, Any], config: RunConfig) -> tuple[list[str], list[Problem]]:
     """What may differ from the `saved` settings and does, a line each; and what must not."""
-    told, problems = [], []
+    told, problems, parallel = [], [], config.parallel
+    may_offload = parallel.offload or parallel.strategy == "auto"
     for name, value in kept(flat(config)).items():
         change = CHANGES[name]
         judged = change is Change.JUDGED or name == _FILES
         follows = name == "training.warmup_steps" and config.training.warmup_ratio is not None
-        # of "auto" the strategy comes later
-        if judged or follows or value == "auto" or _alike(saved.get(name, value), value):
+        # of "auto" the strategy comes later, and with offload the tokens of a micro-batch
+        later = value == "auto" or (value is None and name == _TOKENS and may_offload)
+        if judged or follows or later or _alike(saved.get(name, value), value):
             continue
         if name.startswith("lora.") and config.method == "full":
             continue

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from aift_ray.config import RunConfig
 from aift_ray.data import token_cache
 from aift_ray.data.batch_plan import BatchPlan
 from aift_ray.engine import lr_scheduler
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
-from aift_ray.engine.step_plan import plan_batches, split, total_steps
+from aift_ray.engine.step_plan import longest_tokens, plan_batches, split, total_steps
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.families.family_support import Support
 
@@ -51,9 +49,7 @@ def laid_out(
     _check_split(config, len(evaluation) or len(own))
     most, packs, set_of = prepared.sequence_length, support.packed, prepared.set_of()
     plan = plan_batches(config, rows, indices, batch, most, packs, set_of)
-    largest = plan.longest_micro_batch()
-    completion = config.grpo.max_completion_length if config.objective == "grpo" else 0
-    longest = _longest(rows.lengths[largest] + completion, support.pads(config.data.packing))
+    longest = longest_tokens(config, rows, plan, support.pads(config.data.packing))
     steps = total_steps(config, plan)
     rate = lr_scheduler.settle(config.training, steps, config.method != "full")
     tested = evaluation.lengths if len(evaluation) else rows.lengths[own]
@@ -67,11 +63,6 @@ def _check_split(config: RunConfig, held_out: int) -> None:
         what = "all training rows are one document, or a group of duplicates: none can be held out"
         remedy = "leave it out, or name evaluation rows with --eval-file"
         raise ConfigError([Problem("data.validation_fraction", what, remedy)])
-
-
-def _longest(lengths: np.ndarray, padded: bool) -> int:
-    """Tokens of a micro-batch of documents of these `lengths`, padding included."""
-    return int(len(lengths) * lengths.max() if padded else lengths.sum())
 
 
 def global_batch(config: RunConfig, workers: int) -> int:

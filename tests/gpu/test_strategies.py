@@ -135,10 +135,14 @@ def test_one_gpu_trains_the_same_from_host_memory(
     config.parallel = config.parallel.model_copy(
         update={"strategy": strategy, "backend": backend, "offload": True}
     )
+    # a row a micro-step, which offload fills up
+    config.training.gradient_accumulation_steps *= config.training.batch_size
+    config.training.batch_size = 1
     run = build(prepare(config, tmp_path, 1, True, None).job, group_of_one)
     # ds_tensor: what DeepSpeed keeps of a weight
     kept = [getattr(weight, "ds_tensor", weight) for weight in run.module.parameters()]
     assert {weight.device.type for weight in kept} == {"cpu"}
+    assert run.plan.tokens == run.config.data.tokens_per_micro_batch >= 4096
     got = [(line["loss"], line["grad_norm"]) for line in stepped(run)]
     bound = BOUND[precision]
     torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), rtol=bound, atol=bound)

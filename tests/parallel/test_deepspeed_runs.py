@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray.engine import checkpoint
+from aift_ray.models.model_stats import measured
+from aift_ray.planning import speed
+from aift_ray.planning.gpu_specs import CARDS
+from aift_ray.planning.memory_parts import Workload
+from aift_ray.runs.prepare import prepare
 from aift_ray.utils import deepspeed_check
 from tests import parity
 from tests.conftest import KEITAI, make_tiny_model
@@ -244,3 +250,56 @@ def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     check_elastic(cluster, tmp_path, {"strategy": "zero3", "parallel__backend": "deepspeed"})
+
+
+def test_a_full_device_is_told_the_parts_that_deepspeed_holds(
+    configure: Configure, tmp_path: Path
+) -> None:
+    configs = {
+        stage: configure(parallel__strategy=stage, parallel__backend="deepspeed")
+        for stage in STAGES
+    }
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    said: Any = spawn(path, 2, "tests.helpers.full_device")
+    run = prepare(configs["zero2"], tmp_path / "run", 2, False, None)
+    trained = run.parameters * 4
+    # a copy of the partition that is stepped, two gradients of it, and two moments
+    wanted = {
+        "zero1": f"weights {gib(trained * 1.5)}, gradients {gib(trained * 1.5)}, optimizer",
+        "zero2": f"weights {gib(trained * 1.5)}, gradients {gib(trained)}, optimizer",
+        "zero3": f"weights {gib(trained / 2)}, gradients {gib(trained / 2)}, optimizer",
+    }
+    for stage, parts in wanted.items():
+        assert "the longest micro-batch does not fit" in said[stage]
+        assert parts in said[stage], stage
+        assert f"optimizer {gib(trained)}" in said[stage]
+        assert ", buffers " in said[stage]
+
+
+def test_workers_send_what_the_estimate_of_speed_counts(
+    configure: Configure, tmp_path: Path
+) -> None:
+    how = {"parallel__backend": "deepspeed", "training__batch_size": 1}
+    how |= {"training__gradient_accumulation_steps": 4}
+    configs = {stage: configure(**how, parallel__strategy=stage) for stage in STAGES}
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    counted: Any = spawn(path, 2, "tests.helpers.deepspeed_traffic")
+    shape = measured(str(configs["zero1"].model), configs["zero1"]).shape
+    card, full = CARDS["a5000"], Workload("full", 16, 64, 4, False, workers=2, by_deepspeed=True)
+    for name in STAGES:
+        found = counted[name]
+        assert found["weights"] == shape.parameters * 4
+        # an all-reduce sends each byte twice
+        given = 2 * found["allreduce_"] + found["_allgather_base_"]
+        given += found.get("_reduce_scatter_base_", 0)
+        # so small a model stays gathered between forward and backward
+        work = replace(full, strategy=name)
+        waited = speed.training(shape, work, card, 64, 4).seconds["PCIe"]
+        assert waited * 0.8 * card.pcie * 1e9 == pytest.approx(given / 2, rel=0.02), name
+
+
+def gib(size: float) -> str:
+    # full_device tells KiB
+    return f"{size / 2**10:.2f} GiB"

@@ -27,7 +27,8 @@ from aift_ray.planning.gpu_specs import CARDS
 from aift_ray.planning.memory_estimate import GIB, Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
-from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model
+from aift_ray.runs.prepare import prepare
+from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model, write_rows
 from tests.helpers import counted
 from tests.helpers.tiny_families import make_hybrid
 
@@ -102,6 +103,26 @@ def test_its_memory_is_that_of_the_run_it_names(
             config.parallel.tensor_parallel_size = 2
             wanted = need(Candidate(method, name))
         assert row["memory"]["total"] == wanted.total
+        filled = None if name == "pipeline" else 2048
+        assert config.data.tokens_per_micro_batch == filled
+
+
+def test_a_command_fills_micro_steps_with_the_tokens_of_its_row(
+    planned: Planned, tmp_path: Path
+) -> None:
+    given = ("--sequence-length", "512", "--batch-size", "1", "--gradient-accumulation-steps", "16")
+    found = planned(*given)
+    assert found["tokens_per_micro_step"] == 512
+    argv = shlex.split(found["strategies"][0]["command"])[2:]
+    rows = write_rows(tmp_path / "rows.jsonl", 64)
+    argv[argv.index("rows.jsonl")] = str(rows)
+    config = parse([*argv, "--data.cache_dir", str(tmp_path / "cache")], RunConfig, "train", "")
+    run = prepare(config.config, tmp_path / "run", 1, False, None)
+    # rows of some 20 tokens: one a micro-step without it
+    assert 300 < run.plan.tokens_per_micro_step(1) <= 512
+    assert run.plan.global_batch == 16
+    pairs = planned(*given, "--objective", "dpo")
+    assert " --data.tokens_per_micro_batch 1024 " in pairs["strategies"][0]["command"]
 
 
 @pytest.mark.parametrize(
@@ -446,6 +467,32 @@ def test_estimates_are_the_documented_parts_of_the_bounds() -> None:
     seconds = offloaded.seconds["the optimizer's step in host memory"]
     assert seconds == pytest.approx(7.3, rel=0.02)
     assert offloaded.limit != "compute", "small steps wait for host memory or PCIe"
+
+
+def test_deepspeed_has_terms_of_its_own() -> None:
+    """Bytes of its stages, by deepspeed/runtime/zero (0.19.8), sent beside no computation."""
+    shape, card = Shape.of(CATALOG[B13].config), CARDS["a5000"]
+    # of PCIe: bytes a second that are reached
+    rate = 0.8 * card.pcie * 1e9
+    full = Workload("full", 16, 2048, 2, True, workers=2, gpu=True, by_deepspeed=True)
+    own = shape.parameters * 4 / 2
+    for stage, sent, moved in (
+        # gradients are all-reduced once a step, or once a micro-step; stepped weights are gathered
+        ("zero1", 3, 8),
+        ("zero2", 2 * 4 + 1, 8),
+        # weights are gathered twice a micro-step, and gradients reduced; with offload they go up
+        ("zero3", 3 * 4, 7 + 2 * 4),
+    ):
+        work = replace(full, strategy=stage)
+        seconds = speed.training(shape, work, card, 2048, 4).seconds["PCIe"]
+        assert seconds == pytest.approx(sent * own / rate, rel=0.01), stage
+        fsdp = replace(work, by_deepspeed=False)
+        assert speed.training(shape, fsdp, card, 2048, 4).seconds["PCIe"] < seconds
+        more = speed.training(shape, replace(work, offload=True), card, 2048, 4).seconds["PCIe"]
+        assert more - seconds == pytest.approx(moved * own / rate, rel=0.01), stage
+        alone = replace(work, workers=1, offload=True)
+        more = speed.training(shape, alone, card, 2048, 4).seconds["PCIe"]
+        assert more == pytest.approx(moved * 2 * own / rate, rel=0.01), "nothing is sent"
 
 
 # others' figures, tokens a second of both cards: see docs/planning.md

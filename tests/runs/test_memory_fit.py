@@ -11,6 +11,7 @@ import pytest
 
 from aift_ray.planning.candidates import Candidate
 from aift_ray.planning.model_shape import Shape
+from aift_ray.planning.run_workload import Answers, answers_of
 from aift_ray.ray_backend import ray_trainer
 from aift_ray.runs import memory_fit
 from aift_ray.utils.host_memory import host_cpus
@@ -63,18 +64,18 @@ def test_a_container_has_as_many_cpus_as_its_limit(tmp_path: Path) -> None:
 def test_rows_that_are_answered_count_by_their_own_length(configure: Configure) -> None:
     config = configure(training__exact_match_rows=400, training__exact_match_batch_size=64)
     longest = config.data.sequence_length
-    many = memory_fit.answers_of(config, 2)
+    many = answers_of(config, 2)
     assert many == (64, 64 * longest, 64 * (longest + config.training.exact_match_max_tokens))
     # a hundred rows there, each worker answers half of them
-    few = memory_fit.answers_of(config, 2, 100, 70)
+    few = answers_of(config, 2, 100, 70)
     assert few == (50, 50 * 70, 50 * (70 + config.training.exact_match_max_tokens))
-    assert memory_fit.answers_of(config, 2, 100, 70, batched=False).rows == 1
+    assert answers_of(config, 2, 100, 70, batched=False).rows == 1
     shape = Shape(256, 4, 4, 2, 64, 704, 5056, True)
     one, other, none = (
         memory_fit.needs(config, shape, 100, 2, False, 0, memory_fit.Host(0, 50), answers)(
             Candidate("lora", "ddp")
         )
-        for answers in (many, few, memory_fit.Answers(0, 0, 0))
+        for answers in (many, few, Answers(0, 0, 0))
     )
     # keys and values of what is generated, and all prompts in one pass
     assert few.tokens * shape.cache_bytes(4) == other.cache
