@@ -56,8 +56,10 @@ def main() -> None:
     """Run the verb that the command line names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     status = guarded(VERBS.get(name, _other), sys.argv[2:] if name in VERBS else [name])
-    # what other verbs load may have processes of its own to end
-    (leave if name == "train" else sys.exit)(status)
+    if name == "train":
+        # what other verbs load may have processes of its own to end
+        leave(status)
+    sys.exit(status)
 
 
 def _other(argv: Sequence[str]) -> int:

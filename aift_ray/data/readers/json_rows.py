@@ -11,9 +11,9 @@ from aift_ray.data.examples import Fault
 from aift_ray.data.readers.column_names import corrected, missing, renamed_row
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
 from aift_ray.data.readers.row_kinds import is_form
-from aift_ray.data.readers.row_schema import COMPARING_KEYS, FORM_OF_KEY, WrongRow, listed, shown
+from aift_ray.data.readers.row_schema import COMPARING_KEYS, FORM_OF_KEY, WrongRow, shown
 from aift_ray.data.readers.text_lines import WrongFile, open_bytes, read_lines, read_pieces
-from aift_ray.data.readers.wrong_row import LEAVE_OUT
+from aift_ray.data.readers.wrong_row import LEAVE_OUT, listed
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -81,10 +81,11 @@ class _Decoder:
             reason = f"{where}the key {shown(self.repeated[0])} is repeated in one object"
             return Fault(file, line, reason, "keep one of them")
         named = renamed_row(value, self._reading)
-        absent = missing(self._reading, value) if isinstance(value, dict) else []
-        if absent and isinstance(named, dict) and not is_form(named, self._reading):
-            reason = f"{where}there is no key {' and '.join(absent)}; found {listed(value)}"
-            return Fault(file, line, reason, corrected(self._reading.columns, value))
+        if isinstance(value, dict) and isinstance(named, dict):
+            absent = missing(self._reading, value)
+            if absent and not (self._reading.any_row or is_form(named, self._reading)):
+                reason = f"{where}there is no key {' and '.join(absent)}; found {listed(value)}"
+                return Fault(file, line, reason, corrected(self._reading.columns, value))
         return RawRow(line, named, where)
 
 
