@@ -1,6 +1,6 @@
 # make demo, make test, make test-faults, make test-containers, make images, make parity, make families,
 # make vllm-env, make vllm-families, make test-clients, make test-harness, make test-deepspeed,
-# make test-liger,
+# make test-liger, make test-trackers,
 # make lint, make format, make docs, make lock, make clean
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # where it is set, each of the hundreds of processes of the tests compiles torch and transformers anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed test-liger families parity test-faults test-containers images demo test lint format docs lock clean
+.PHONY: vllm-env vllm-families test-clients test-harness test-deepspeed test-liger test-trackers families parity test-faults test-containers images demo test lint format docs lock clean
 
 # the stamp is newer than the lock file when the environment is what the lock file says
 $(VENV)/stamp: requirements.lock pyproject.toml
@@ -61,6 +61,11 @@ test-harness: $(VENV)/stamp
 test-liger: $(VENV)/stamp
 	python=$$($(BIN)/python tests/models/liger_environment.py) && \
 	  TRITON_INTERPRET=1 $$python -m pytest tests/models/test_fused_kernels.py
+
+# Weights & Biases, MLflow and Trackio offline, in AIFT_TRACKERS_ENV, else build/trackers-env
+test-trackers: $(VENV)/stamp
+	python=$$($(BIN)/python tests/engine/trackers_environment.py) && \
+	  $$python -m pytest tests/engine/test_trackers.py tests/launch/test_tracked_runs.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
 BUILD ?= docker build

@@ -20,7 +20,7 @@ from aift_ray import (
     train,
     tune,
 )
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded, leave
 
 VERBS = {
     "train": train.run,
@@ -55,7 +55,11 @@ aift-ray {__version__}"""
 def main() -> None:
     """Run the verb that the command line names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    sys.exit(guarded(VERBS.get(name, _other), sys.argv[2:] if name in VERBS else [name]))
+    status = guarded(VERBS.get(name, _other), sys.argv[2:] if name in VERBS else [name])
+    if name == "train":
+        # what other verbs load may have processes of its own to end
+        leave(status)
+    sys.exit(status)
 
 
 def _other(argv: Sequence[str]) -> int:

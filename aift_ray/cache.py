@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.utils.exit_status import guarded
 
 ACTIONS = ("list", "prune")
 DESCRIPTION = """List token caches with size, age and the runs that use them, or prune them:

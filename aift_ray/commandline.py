@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,9 @@ import yaml
 
 from aift_ray.config import RunConfig, Settings
 from aift_ray.config.problems import choices, flags_of, loose, unknown
-from aift_ray.errors import AiftError, ConfigError, Problem, UserError
+from aift_ray.errors import ConfigError, Problem
 
 S = TypeVar("S", bound=Settings)
-# as a shell tells of a program that SIGPIPE has ended
-_BROKEN_PIPE = 141
 
 
 @dataclass
@@ -50,29 +46,6 @@ class _Parser(argparse.ArgumentParser):
 
 class _Unreadable(Exception):
     """The command line can't be read."""
-
-
-def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call a verb; its errors become one message and the contract's exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # a terminal that can't show a character gets a question mark
-            stream.reconfigure(errors="replace")
-    try:
-        status = run(argv)
-        sys.stdout.flush()
-        return status
-    except AiftError as error:
-        label = "error" if isinstance(error, UserError) or error.exit_status == 1 else "note"
-        print(f"{label}: {error}", file=sys.stderr)
-        return error.exit_status
-    except BrokenPipeError:
-        # who read the output has gone, as `| head` does; what is still to be written goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        print("interrupted before anything began", file=sys.stderr)
-        return 130
 
 
 def parse(

@@ -7,8 +7,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.utils.exit_status import guarded
 
 SHELLS = ("bash", "zsh", "fish")
 USAGE = """usage: aift-ray completion bash|zsh|fish

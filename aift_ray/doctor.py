@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Look at this machine, or at every node of the cluster of RAY_ADDRESS: drivers, CUDA
 and torch, GPU memory, NCCL, shared memory, ports, storage, package versions, the Hub, clocks.

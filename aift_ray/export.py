@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Write a model for other programs, with an adapter merged where one is given.
 

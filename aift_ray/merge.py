@@ -6,8 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
 from aift_ray.errors import ConfigError
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Make one model of several with the same architecture and tokenizer.
 

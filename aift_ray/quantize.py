@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Merge an adapter into a model, hold its weights in 8 or 4 bits, measure the cost.
 

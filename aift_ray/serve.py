@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Serve a model and its adapters behind an OpenAI-compatible API on Ray Serve.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded, leave
 
 DESCRIPTION = """Fine-tune a Japanese language model on Ray Train workers.
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of `python -m aift_ray.train`."""
-    sys.exit(guarded(run, sys.argv[1:]))
+    leave(guarded(run, sys.argv[1:]))
 
 
 if __name__ == "__main__":

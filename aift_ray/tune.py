@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Sweep over training runs on Ray Tune.
 

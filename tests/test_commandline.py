@@ -11,10 +11,11 @@ import pytest
 
 from aift_ray.__main__ import USAGE
 from aift_ray.__main__ import VERBS as VERB_RUNS
-from aift_ray.commandline import guarded, parse
+from aift_ray.commandline import parse
 from aift_ray.config import LoRAConfig, RunConfig, TrainingConfig
 from aift_ray.config.section import leaves
 from aift_ray.errors import ConfigError
+from aift_ray.utils.exit_status import guarded
 
 
 def read(*argv: str) -> RunConfig:

@@ -30,7 +30,8 @@ from aift_ray.data.duplicates import DuplicateCounter
 from aift_ray.data.examples import Example, Fault
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.readers.bucket_files import brought
-from aift_ray.data.readers.reader_options import reading_of
+from aift_ray.data.readers.column_names import corrected
+from aift_ray.data.readers.reader_options import Reading, reading_of
 from aift_ray.data.readers.row_schema import check_columns
 from aift_ray.data.readers.sources import expand_files
 from aift_ray.data.row_groups import Documents
@@ -131,11 +132,14 @@ def _check_sheet(config: DataConfig, files: Sequence[Path]) -> None:
         raise ConfigError(problems)
 
 
-def _check_used(config: DataConfig, used: set[str]) -> None:
+def _check_used(config: DataConfig, *readings: Reading) -> None:
+    used = {key for reading in readings for key in reading.used}
     missing = [name for key, name in config.columns.items() if key not in used]
     if missing:
         what = f"no file has a column or key {' and '.join(missing)}"
-        raise ConfigError([Problem("data.columns", what, "name one that is there: KEY=COLUMN")])
+        seen = {name for reading in readings for name in reading.seen}
+        remedy = corrected(config.columns, sorted(seen))
+        raise ConfigError([Problem("data.columns", what, remedy)])
 
 
 def load(folder: Path) -> Prepared:
@@ -201,7 +205,7 @@ def _build(
         write_rows(scratch / "train.arrow", rows, sources=asked)
         write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation), sources=asked)
         _raise_for(_faults(config, [train, held_out], screen))
-        _check_used(config, train.reading.used | held_out.reading.used)
+        _check_used(config, train.reading, held_out.reading)
         check_filled(sets)
         if not (train.counts.rows if asked else train.counts.supervised_tokens):
             raise DataError(

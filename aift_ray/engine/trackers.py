@@ -87,7 +87,8 @@ class Trackers:
 
     def close(self, summary: dict[str, Any]) -> None:
         """Send the summary's numbers and words, and end; once."""
-        if self._open is None:
+        # a resumed run that had only its model to save has no line, and is done
+        if self._open is None and summary.get("status") != "done":
             return
         kept = {k: v for k, v in summary.items() if isinstance(v, (int, float, str, bool))}
         self._each(lambda tracker: tracker.close(kept))

@@ -44,7 +44,7 @@ def check_drafted(draft: Draft[RunConfig], problems: list[Problem]) -> RunConfig
     if draft.config is None:
         raise ConfigError(known)
     try:
-        check_run(draft.config)
+        check_run(draft.config, bool(known))
     except UserError as error:
         if not known:
             raise
@@ -54,8 +54,11 @@ def check_drafted(draft: Draft[RunConfig], problems: list[Problem]) -> RunConfig
     return draft.config
 
 
-def check_run(config: RunConfig) -> None:
+def check_run(config: RunConfig, failing: bool = False) -> None:
     """Look at the files, the model's name and the output folder of a run.
+
+    Args:
+        failing: something is wrong already.
 
     Raises:
         UserError: with everything that is wrong.
@@ -65,20 +68,21 @@ def check_run(config: RunConfig) -> None:
     if not data.train_files and not data.mixture:
         remedy = "name some with --train-file"
         problems.append(Problem("data.train_files", "no training file is given", remedy))
-    problems += _data(data) + _rewards(config)
+    reading = _data(data)
+    problems += reading + _rewards(config)
     mixed = [pattern for each in data.mixture for pattern in each.files]
-    files = (
-        _files(data.train_files + mixed)
-        + _files(data.eval_files)
-        + _files(data.contamination_files)
-    )
-    files += _tasks(config) + wrong_rows(data, answers_of(config.objective), config.model)
+    files = _files(data.train_files + mixed) + _files(data.eval_files)
+    files += _files(data.contamination_files) + _tasks(config)
     problems += run_dir_check.resume(config.resume)
     adapter = config.lora.init_from
     scorer = config.objective == "reward"
     models = _model(config.model, scorer) + (_adapter("lora.init_from", adapter) if adapter else [])
     reference = config.preference.reference
     models += _named("preference.reference", _model(reference)) if reference else []
+    # of columns that are wrongly named every row would be wrong
+    if not any(problem.where == "data.columns" for problem in reading):
+        failing = failing or bool(files or models or problems)
+        files += wrong_rows(data, answers_of(config.objective), config.model, failing)
     _refuse(files, models, problems)
 
 

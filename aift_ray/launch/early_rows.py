@@ -1,4 +1,4 @@
-"""Wrong rows of text files, told before torch is loaded: the first rows are looked at."""
+"""Wrong rows, told before torch is loaded: the first rows are looked at."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from aift_ray.launch.early_template import Ask, ask_template, is_asked
 
 # rows, of all files together, and files that are looked at: some 0.1 s
 _ROWS, _FILES = 2000, 10
+# rows that are looked at where the run is going to fail for something else
+_MORE_ROWS = 5000
 _NOT_ASKED = Problem(
     "chat template",
     "was not asked about the other rows yet: the model's tokenizer can't be read at once",
@@ -23,18 +25,24 @@ _NOT_ASKED = Problem(
 )
 
 
-def wrong_rows(data: DataConfig, answers: Answers, model: str) -> list[Problem]:
+def wrong_rows(
+    data: DataConfig, answers: Answers, model: str, failing: bool = False
+) -> list[Problem]:
     """All wrong rows of all files, where one of the first rows is wrong; else nothing.
 
     Among them are those that only the chat template of `model` refuses, where it can be asked.
+
+    Args:
+        failing: something else is wrong, so that no row is read later: more rows are looked at,
+            and files of other kinds than text, whose libraries take a moment to import.
     """
     files = _existing(data)
     reading, skips = reading_of(data, answers), data.on_bad_row == "skip"
     # the first row of a file that is one document is all of it
     whole = data.text_unit == "file"
-    first = [path for path in files if is_text(path) and not (whole and ".txt" in path.suffixes)]
-    first = first[:_FILES]
-    rows = _ROWS // max(1, len(first))
+    first = [path for path in files if not (whole and ".txt" in path.suffixes)]
+    first = [path for path in first if failing or is_text(path)][:_FILES]
+    rows = (_MORE_ROWS if failing else _ROWS) // max(1, len(first))
     if not any(_faults(islice(read_examples([path], reading), rows), skips) for path in first):
         return []
     items = read_examples(files, reading)

@@ -12,6 +12,7 @@ from aift_ray.config.section import memory_bytes
 from aift_ray.data.cache_index import Cache, doomed, found, remove
 from aift_ray.data.cache_location import cache_folder
 from aift_ray.runs import ray_sessions
+from aift_ray.runs.terminal import console
 
 # runs that a cache is told to be used by
 _SHOWN = 3
@@ -25,13 +26,17 @@ def show(config: CacheConfig) -> None:
         print(json.dumps([_values(cache) for cache in caches], ensure_ascii=False, indent=1))
         return
     total = sum(cache.size for cache in caches)
-    print(f"{_number(caches)}, {_size(total)}, in {place}")
+    _say(f"{_number(caches)}, {_size(total)}, in {place}")
     for cache in caches:
         users = ", ".join(map(str, cache.users[:_SHOWN])) or "no run that is still there"
         further = len(cache.users) - _SHOWN
         users += f" and {further} more" if further > 0 else ""
         state = "; runs now" if cache.running else ""
-        print(f"  {cache.folder.name}  {_size(cache.size)}, used {_age(cache)} by {users}{state}")
+        _say(f"  {cache.folder.name}  {_size(cache.size)}, used {_age(cache)} by {users}{state}")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
 
 
 def prune(config: CacheConfig, dry_run: bool, now: float) -> None:
@@ -42,13 +47,13 @@ def prune(config: CacheConfig, dry_run: bool, now: float) -> None:
     old = ray_sessions.over(now - 86_400 * (config.older_than or 0.0))
     what = "would go" if dry_run else "removed"
     for cache in going:
-        print(f"{what}: {cache.folder.name}, {_size(cache.size)}, used {_age(cache)}")
+        _say(f"{what}: {cache.folder.name}, {_size(cache.size)}, used {_age(cache)}")
     for session in old:
-        print(f"{what}: {session}, a session of Ray that is over")
+        _say(f"{what}: {session}, a session of Ray that is over")
     if not dry_run:
         remove(going)
         ray_sessions.remove(old)
-    print(f"{_number(going)}, {_size(sum(cache.size for cache in going))} {what}")
+    _say(f"{_number(going)}, {_size(sum(cache.size for cache in going))} {what}")
 
 
 def keep_limit(config: DataConfig, used: Path) -> list[str]:

@@ -45,7 +45,7 @@ def doing(what: str, console: Console) -> Iterator[None]:
             bar.add_task(what, total=None)
             yield
         return
-    told = threading.Timer(_SHORT_S, lambda: console.print(what, markup=False, soft_wrap=True))
+    told = threading.Timer(_SHORT_S, lambda: console.print(what, markup=False))
     told.daemon = True
     told.start()
     try:
@@ -137,7 +137,7 @@ class Follower:
         self._seen = line["step"]
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False)
 
 
 class _NewLines:

@@ -31,7 +31,8 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True)
+# on a terminal lines end at blanks; in a file each stays one
+console = _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 _PREVIEW_TOKENS = 400
 _PREVIEW_RUN = 160
 # what the token rows of a comparison are called

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import export
-from aift_ray.commandline import guarded
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import gguf_vocab, modelfile, pre_tokenizers
 from aift_ray.conversion.gguf_families import FAMILIES
 from aift_ray.conversion.gguf_tensors import paired
 from aift_ray.models.catalog import CATALOG
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, make_tiny_model
 from tests.helpers import chat_templates
 from tests.quantization.conftest import make_adapter

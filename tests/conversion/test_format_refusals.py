@@ -9,11 +9,11 @@ import pytest
 from torch import nn
 
 from aift_ray import export
-from aift_ray.commandline import guarded
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import compressed_layers, format_support, llmcompressor_compat
 from aift_ray.conversion.gguf_families import FAMILIES
 from aift_ray.models.catalog import CATALOG
+from aift_ray.utils.exit_status import guarded
 from tests.helpers.tiny_families import make, save, with_towers
 from tests.quantization.conftest import make_adapter
 

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import format_table
 from aift_ray.data.examples import Example
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.models.hub import load_tokenizer
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, write_rows
 from tests.quantization.conftest import make_adapter
 

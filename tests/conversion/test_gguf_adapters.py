@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conversion.test_gguf_families import PROMPT, exported
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.quantization.conftest import make_adapter

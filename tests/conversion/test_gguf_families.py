@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
 from aift_ray.conversion.gguf_families import FAMILIES
+from aift_ray.utils.exit_status import guarded
 from tests.helpers.llama_cpp import LlamaCpp
 from tests.helpers.tiny_families import make
 

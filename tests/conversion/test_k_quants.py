@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
 from aift_ray.config import ExportConfig
 from aift_ray.conversion import gguf_file, gguf_plan, xllamacpp_compat
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import make_tiny_model
 from tests.helpers.llama_cpp import LlamaCpp
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from aift_ray import merge
-from aift_ray.commandline import guarded
 from aift_ray.config import MergeConfig
 from aift_ray.config.merge_config import OF_BASE, Method
 from aift_ray.conversion import merge_methods
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, make_tiny_model
 
 ONE = torch.tensor([[1.0, -2.0], [0.5, 4.0]])

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, make_tiny_model, write_rows
 
 INSTALLED = importlib.util.find_spec("llmcompressor") is not None

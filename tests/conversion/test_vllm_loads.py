@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aift_ray import export
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, write_rows
 from tests.serving import vllm_environment
 

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from aift_ray import evaluate, serve
-from aift_ray.commandline import guarded
 from aift_ray.engine import family_check, loss, tiny_comparison
 from aift_ray.engine.family_check import measure, supported
 from aift_ray.errors import ModelError
@@ -23,6 +22,7 @@ from aift_ray.models.families import family_support
 from aift_ray.models.families.family_support import Refusal, Support
 from aift_ray.models.families.tiny_model import random_model, shrunk
 from aift_ray.ray_backend import serve_app
+from aift_ray.utils.exit_status import guarded
 from tests.families import configuration
 from tests.families import families as known_families
 from tests.helpers.tiny_families import companions

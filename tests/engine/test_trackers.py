@@ -131,6 +131,18 @@ def test_wandb_offline_has_one_run(
     assert b"train/loss" in content
 
 
+def test_a_run_that_is_resumed_with_no_step_left_sends_its_summary(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for status, opened in (("interrupted", False), ("done", True)):
+        board = trackers.Trackers(["tensorboard"], tmp_path, 4, {})
+        board.close({"status": status})
+        assert (tmp_path / "tensorboard").exists() is opened
+        board.close({"status": status})
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert len(found.Tensors("summary/text_summary")) == 1
+
+
 class Broken:
     """A service that goes away."""
 

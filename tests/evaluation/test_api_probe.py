@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import write_rows
 from tests.helpers.judge_server import JudgeServer
 

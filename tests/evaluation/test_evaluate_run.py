@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, write_rows
 from tests.quantization.conftest import make_adapter
 

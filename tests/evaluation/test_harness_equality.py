@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded
 from aift_ray.config import EvaluateConfig
 from aift_ray.tasks.items import Item
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHARED, SHIPPED
 from tests.helpers.tasks import load_tasks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 
 
 @pytest.mark.skipif(bool(find_spec("lm_eval")), reason="lm-eval is installed")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
 from aift_ray.errors import UserError
 from aift_ray.launch import early_checks
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import make_tiny_model, write_rows
 from tests.helpers.judge_server import JudgeServer
 

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from aift_ray import evaluate
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
 from aift_ray.errors import ConfigError, UserError
 from aift_ray.launch import early_checks
 from aift_ray.sweep import metric as sweep_metric
 from aift_ray.sweep.space import separate
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, write_rows
 
 _CHOICE = """

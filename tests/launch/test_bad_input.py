@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from aift_ray import train
-from aift_ray.commandline import guarded
 from aift_ray.errors import UserError
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import KEITAI
 
 Refused = Callable[..., str]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aift_ray.config import DataConfig
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from aift_ray.config import DataConfig, RunConfig
+from aift_ray.errors import ConfigError
+from aift_ray.launch.early_checks import check_run
 from aift_ray.launch.early_rows import wrong_rows
 from tests.conftest import SHIPPED
 
@@ -26,6 +32,25 @@ def test_one_of_the_first_rows_brings_all_wrong_rows(tmp_path: Path) -> None:
     found = [each.where.rsplit("/", 1)[1] for each in wrong_rows(config, "one", HINA)]
     assert found == ["first.jsonl:1", "first.jsonl:202", "late.jsonl:3001"]
     assert wrong_rows(DataConfig(train_files=named[1:]), "one", HINA) == [], "found with the tokens"
+
+
+def test_where_something_else_is_wrong_later_rows_and_tables_are_looked_at_too(
+    tmp_path: Path,
+) -> None:
+    (late,) = files(tmp_path, late=GOOD * 3000 + "{\n")
+    config = DataConfig(train_files=[late])
+    assert wrong_rows(config, "one", HINA) == []
+    (problem,) = wrong_rows(config, "one", HINA, failing=True)
+    assert problem.where == f"{late}:3001"
+    table = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"instruction": ["問", "問"], "output": ["答", ""]}), table)
+    config = DataConfig(train_files=[str(table)])
+    assert wrong_rows(config, "one", HINA) == []
+    (problem,) = wrong_rows(config, "one", HINA, failing=True)
+    assert problem.where == f"{table}:2"
+    with pytest.raises(ConfigError) as error:
+        check_run(RunConfig(data=config, model="no/such/folder/here"))
+    assert f"{table}:2" in [each.where for each in error.value.problems]
 
 
 def test_what_is_skipped_is_no_problem_and_a_wrong_file_is(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray import train
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, SHIPPED
 from tests.data.prompts.test_conversations import ROUND, TALK, WEATHER
 from tests.helpers.tool_templates import QWEN3_TOOLS

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama
 
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
 from aift_ray.data.collate import collate
 from aift_ray.engine.build import build
 from aift_ray.engine.loss import LossModule
@@ -26,6 +26,7 @@ from aift_ray.models.families.tiny_model import random_model, shrunk
 from aift_ray.models.fused_kernels import fusable, fuse
 from aift_ray.parallel.group import Group
 from aift_ray.runs.prepare import prepare
+from aift_ray.utils.exit_status import guarded
 from tests import parity
 from tests.conftest import ROOT
 from tests.data.test_collate import Rows

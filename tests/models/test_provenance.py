@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import quantize, serve
-from aift_ray.commandline import guarded
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.errors import ModelError
 from aift_ray.models import fingerprint, hub, load, provenance
@@ -25,6 +24,7 @@ from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.lora.adapter_folder import check_adapter
 from aift_ray.quantization import quantizer
 from aift_ray.serving.engines.transformers import lora_manager
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED
 
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from aift_ray import JapaneseModel, evaluate, export, quantize, serve, train
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
 from aift_ray.errors import ConfigError, ModelError
 from aift_ray.models.base_and_adapter import find_place
 from aift_ray.runs.prepare import prepare
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, SHIPPED
 from tests.helpers.preference_rows import pairs, write
 

@@ -12,11 +12,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from aift_ray import quantize, serve, train
-from aift_ray.commandline import guarded
 from aift_ray.errors import ModelError
 from aift_ray.models import hub
 from aift_ray.models.japanese_model import JapaneseModel
 from aift_ray.models.vocab_check import check_vocabulary
+from aift_ray.utils.exit_status import guarded
 from tests.quantization.conftest import make_adapter
 
 

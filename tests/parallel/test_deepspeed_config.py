@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from aift_ray import train
-from aift_ray.commandline import guarded
 from aift_ray.config import deepspeed_config
 from aift_ray.config.deepspeed_file import read
 from aift_ray.config.run_config import RunConfig
 from aift_ray.errors import ConfigError
 from aift_ray.utils import deepspeed_check
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import KEITAI
 from tests.helpers.deepspeed_files import PUBLISHED, WARMUP_DECAY_LR, WARMUP_LR
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from aift_ray import plan, tune
-from aift_ray.commandline import guarded
 from aift_ray.config import deepspeed_config, deepspeed_offload
 from aift_ray.config.run_config import RunConfig
 from aift_ray.errors import ConfigError
@@ -22,6 +21,7 @@ from aift_ray.planning.memory_parts import Memory
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
 from aift_ray.utils import deepspeed_check
+from aift_ray.utils.exit_status import guarded
 
 Configure = Callable[..., Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aift_ray import plan
-from aift_ray.commandline import guarded, parse
+from aift_ray.commandline import parse
 from aift_ray.config import PlanConfig, RunConfig, ServeConfig
 from aift_ray.config.preference_config import PREFERENCE_OBJECTIVES
 from aift_ray.models.catalog import CATALOG
@@ -28,6 +28,7 @@ from aift_ray.planning.memory_estimate import GIB, Workload
 from aift_ray.planning.model_shape import Shape
 from aift_ray.runs import memory_fit
 from aift_ray.runs.prepare import prepare
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, make_tiny_mixture, make_tiny_model, write_rows
 from tests.helpers import counted
 from tests.helpers.tiny_families import make_hybrid

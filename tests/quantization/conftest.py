@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import quantize
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED
 
 Quantize = Callable[..., Path]

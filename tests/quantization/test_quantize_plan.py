@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aift_ray import quantize
-from aift_ray.commandline import guarded
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED
 from tests.quantization.conftest import Quantize, make_adapter
 

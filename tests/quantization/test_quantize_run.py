@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray import quantize
-from aift_ray.commandline import guarded
 from aift_ray.config import QuantizeConfig
 from aift_ray.quantization import quantize_report
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED, write_rows
 from tests.quantization.conftest import Quantize
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from aift_ray import quantize
-from aift_ray.commandline import guarded
 from aift_ray.models import load
 from aift_ray.models.bnb.bnb_layers import Quantization
+from aift_ray.utils.exit_status import guarded
 from tests.helpers.tiny_families import make, save, with_towers
 from tests.quantization.conftest import Quantize
 from tests.serving.test_families import made

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aift_ray.commandline import guarded
 from aift_ray.serve import run
+from aift_ray.utils.exit_status import guarded
 from tests.helpers.served import Served
 from tests.serving.conftest import write_adapter
 

@@ -22,11 +22,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from aift_ray.commandline import guarded
 from aift_ray.config import ServeConfig
 from aift_ray.ray_backend import serve_app
 from aift_ray.serve import run
 from aift_ray.serving.engines.engine_select import Choice
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, SHIPPED
 from tests.helpers.ports import free_port
 from tests.helpers.served import LONG, Served

@@ -168,7 +168,8 @@ def test_a_setting_passes_few_functions_from_the_command_to_the_optimizer(
 FULL = """
 import sys, time
 from pathlib import Path
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
+from aift_ray.utils.exit_status import guarded
 from aift_ray.runs import supervise
 from aift_ray.utils import host_memory
 

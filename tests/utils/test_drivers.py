@@ -16,9 +16,9 @@ import torch
 from packaging.requirements import Requirement
 
 from aift_ray import train
-from aift_ray.commandline import guarded
 from aift_ray.errors import ConfigError
 from aift_ray.utils import drivers
+from aift_ray.utils.exit_status import guarded
 
 ROOT = Path(__file__).parents[2]
 

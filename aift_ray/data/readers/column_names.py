@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.text_encoding import WrongFile
@@ -100,18 +101,38 @@ def renamed(names: Sequence[str], reading: Reading, complete: bool) -> list[str]
     """
     columns = {key: name for key, name in reading.columns.items() if name in names}
     reading.used.update(columns)
-    missing = [
-        name for key, name in reading.columns.items() if name not in names and key not in names
-    ]
-    if missing:
+    absent = missing(reading, names)
+    if absent:
         listed = ", ".join(name for name in names if name)
-        reason = f"there is no column {' and '.join(missing)}; the columns are {listed}"
-        raise WrongFile(reason, "name those that are there: --data.columns KEY=COLUMN,...")
+        reason = f"there is no column {' and '.join(absent)}; the columns are {listed}"
+        raise WrongFile(reason, corrected(reading.columns, names))
     if not columns and not complete:
         columns = {key: name for key, name in common(names).items() if key != name}
     column_of = {name: key for key, name in columns.items()}
     # what has a key's name and is not meant is no column of ours
     return [column_of.get(name, "" if name in columns else name) for name in names]
+
+
+def missing(reading: Reading, names: Collection[str]) -> list[str]:
+    """Columns that the user has named and that are not there, nor under the key's own name."""
+    away = {key: name for key, name in reading.columns.items() if name not in names}
+    if away:
+        reading.seen.update(names)
+    return [name for key, name in away.items() if key not in names]
+
+
+def corrected(columns: Mapping[str, str], names: Collection[str]) -> str:
+    """`columns` as they must be typed where some are not among `names`, by the nearest of them."""
+    free = [name for name in names if name and name not in columns.values()]
+    found = {}
+    for key, name in columns.items():
+        near = [name] if name in names else get_close_matches(name, free, 1, 0.5)
+        near = near or [each for each in free if each == key or meaning(each) == key]
+        if not near:
+            return "name those that are there: --data.columns KEY=COLUMN,..."
+        found[key] = near[0]
+        free = [each for each in free if each != near[0]]
+    return f"did you mean {flag(found)}?"
 
 
 def renamed_row(row: object, reading: Reading) -> object:

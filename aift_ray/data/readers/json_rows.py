@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aift_ray.data.examples import Fault
-from aift_ray.data.readers.column_names import renamed_row
+from aift_ray.data.readers.column_names import corrected, missing, renamed_row
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
+from aift_ray.data.readers.row_kinds import is_form
 from aift_ray.data.readers.row_schema import COMPARING_KEYS, FORM_OF_KEY, WrongRow, shown
 from aift_ray.data.readers.text_lines import WrongFile, open_bytes, read_lines, read_pieces
-from aift_ray.data.readers.wrong_row import LEAVE_OUT
+from aift_ray.data.readers.wrong_row import LEAVE_OUT, listed
 
 _PIECE_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16
@@ -79,7 +80,13 @@ class _Decoder:
         if self.repeated:
             reason = f"{where}the key {shown(self.repeated[0])} is repeated in one object"
             return Fault(file, line, reason, "keep one of them")
-        return RawRow(line, renamed_row(value, self._reading), where)
+        named = renamed_row(value, self._reading)
+        if isinstance(value, dict) and isinstance(named, dict):
+            absent = missing(self._reading, value)
+            if absent and not (self._reading.any_row or is_form(named, self._reading)):
+                reason = f"{where}there is no key {' and '.join(absent)}; found {listed(value)}"
+                return Fault(file, line, reason, corrected(self._reading.columns, value))
+        return RawRow(line, named, where)
 
 
 def read_jsonl(path: Path, reading: Reading = PLAIN) -> Iterator[RawRow | Fault]:

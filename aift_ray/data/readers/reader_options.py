@@ -46,6 +46,7 @@ class Reading:
             prompt alone.
         remark: called with a sentence for each thing that was found out, not given.
         used: keys of `columns` that some file had a column for, so far.
+        seen: names of columns where one of `columns` was not among them, so far.
     """
 
     text_unit: TextUnit = "line"
@@ -57,6 +58,7 @@ class Reading:
     answers: Answers = "one"
     remark: Callable[[str], None] = _nobody
     used: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
 
 
 PLAIN = Reading()

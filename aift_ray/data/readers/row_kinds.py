@@ -14,7 +14,7 @@ from aift_ray.data.readers.preference_rows import (
     pair_form,
 )
 from aift_ray.data.readers.prompt_rows import EXPECTED_PROMPT, make_asked, prompt_form
-from aift_ray.data.readers.reader_options import Reading
+from aift_ray.data.readers.reader_options import PLAIN, Reading
 from aift_ray.data.readers.row_schema import RowFormat, find_form, make_example
 from aift_ray.data.readers.wrong_row import WrongRow, kind_of
 
@@ -55,6 +55,15 @@ def find_columns_form(names: Collection[str], reading: Reading) -> RowFormat:
         return find_form(names, "column")
     forms = {"pair": pair_form, "label": label_form, "prompt": prompt_form}
     return forms[reading.answers](names, "column")
+
+
+def is_form(names: Collection[str], reading: Reading = PLAIN) -> bool:
+    """Whether columns of these names are a kind of row."""
+    try:
+        find_columns_form(names, reading)
+    except WrongRow:
+        return False
+    return True
 
 
 def strings(value: object) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from aift_ray.config import DataConfig
 from aift_ray.data.examples import Example, Fault, Kind, Message
@@ -60,6 +61,7 @@ FORM_OF_KEY = {key: form for form in ROW_FORMATS for key in form.keys}
 # what rows that compare or judge answers hold besides
 COMPARING_KEYS = ("chosen", "rejected", "label", "kto_tag", "margin")
 _ALL_KEYS = (*FORM_OF_KEY, *COMPARING_KEYS)
+_NAMEABLE = (*_ALL_KEYS, *row_keys.ROW_KEYS)
 EXPECTED = (
     "instruction and output; or messages; or conversations; or prompt and completion; or text"
 )
@@ -71,7 +73,7 @@ def check_columns(config: DataConfig) -> None:
         Problem(
             "data.columns",
             f"{shown(key)} is no key of a row: write KEY=COLUMN",
-            _swapped(key, column) or f"keys are {', '.join((*_ALL_KEYS, *row_keys.ROW_KEYS))}",
+            _meant(key, column) or f"keys are {', '.join(_NAMEABLE)}",
         )
         for key, column in config.columns.items()
         if key not in _ALL_KEYS and key not in ROW_KEYS
@@ -80,7 +82,10 @@ def check_columns(config: DataConfig) -> None:
         raise ConfigError(problems)
 
 
-def _swapped(key: str, column: str) -> str:
+def _meant(key: str, column: str) -> str:
+    near = get_close_matches(key, _NAMEABLE, 1, 0.75)
+    if near:
+        return f"did you mean --data.columns {near[0]}={column}?"
     return f"did you mean --data.columns {column}={key}?" if column in FORM_OF_KEY else ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from aift_ray.data.examples import Fault
 from aift_ray.data.readers import column_names
 from aift_ray.data.readers.reader_options import PLAIN, RawRow, Reading
-from aift_ray.data.readers.row_kinds import find_columns_form
+from aift_ray.data.readers.row_kinds import find_columns_form, is_form
 from aift_ray.data.readers.row_schema import ROW_KEYS, RowFormat, WrongRow, shown
 from aift_ray.data.readers.text_lines import WrongEncoding, WrongFile, open_bytes, read_lines
 
@@ -73,7 +73,7 @@ def _with_columns(wrong: WrongEncoding, path: Path, sign: str) -> WrongFile:
     with open_bytes(path) as stream:
         head = stream.readline(1 << 16).decode(wrong.flag or "utf-8", errors="ignore")
     names = [name.strip().strip('"') for name in head.split(sign)]
-    flag = "" if not wrong.flag or _is_form(names) else column_names.suggestion(names)
+    flag = "" if not wrong.flag or is_form(names) else column_names.suggestion(names)
     first, _, rest = wrong.remedy.partition(", or ")
     remedy = f"{first} {flag}, or {rest}" if flag else wrong.remedy
     return WrongFile(wrong.reason, remedy)
@@ -154,7 +154,7 @@ def find_columns(
         WrongFile: a column that stands there twice, or columns that are no kind of row.
     """
     refuse_double(header)
-    names = column_names.renamed(header, reading, _is_form(header, reading))
+    names = column_names.renamed(header, reading, is_form(header, reading))
     try:
         form = find_columns_form(names, reading)
     except WrongRow as wrong:
@@ -186,11 +186,3 @@ def refuse_double(names: Sequence[str]) -> None:
     if double:
         listed = ", ".join(shown(name) for name in double)
         raise WrongFile(f"duplicate column {listed}", "keep one of each")
-
-
-def _is_form(names: Sequence[str], reading: Reading = PLAIN) -> bool:
-    try:
-        find_columns_form(names, reading)
-    except WrongRow:
-        return False
-    return True

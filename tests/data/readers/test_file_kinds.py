@@ -221,6 +221,35 @@ class TestColumns:
         path = write("a.csv", "質問,回答\na,b\n")
         _, [fault] = read(path, columns={"instruction": "問い", "output": "回答"})
         assert fault.reason == "line 1: there is no column 問い; the columns are 質問, 回答"
+        assert fault.remedy == "did you mean --data.columns instruction=質問,output=回答?"
+        path = write("b.csv", "題名,内容\na,b\n")
+        _, [fault] = read(path, columns={"instruction": "question", "output": "著者"})
+        assert fault.remedy == "name those that are there: --data.columns KEY=COLUMN,..."
+
+    def test_a_key_that_is_not_there_is_named_with_the_nearest_of_the_row(
+        self, write: Write
+    ) -> None:
+        path = write("a.jsonl", '{"instruktion": "問", "outptu": "答"}\n')
+        _, [fault] = read(path, columns={"instruction": "instruktion", "output": "output"})
+        assert fault.reason == 'there is no key output; found "instruktion", "outptu"'
+        flag = "--data.columns instruction=instruktion,output=outptu"
+        assert fault.remedy == f"did you mean {flag}?"
+        path = write("b.json", '[{"質問": "問", "説明": "答"}]')
+        _, [fault] = read(path, columns={"instruction": "質問", "output": "解説"})
+        assert fault.remedy == "did you mean --data.columns instruction=質問,output=説明?"
+        _, faults = read(write("c.jsonl", '{"text": "文"}\n'), columns={"output": "解説"})
+        assert not faults, "a row of another kind that is whole"
+
+    def test_a_column_of_no_file_is_answered_with_the_nearest(self, write: Write) -> None:
+        encoder = PromptEncoder(AutoTokenizer.from_pretrained(SHIPPED))
+        columns = {"instruction": "instruction", "output": "outptu"}
+        for name, text in (
+            ("a.csv", "instruction,output\n問,答\n"),
+            ("a.jsonl", '{"instruction": "問", "output": "答"}\n'),
+        ):
+            config = DataConfig(train_files=[str(write(name, text))], columns=columns)
+            with pytest.raises(ConfigError, match=r"did you mean .*=instruction,output=output\?"):
+                token_cache.prepare(config, encoder, 128)
 
     def test_other_columns_and_another_encoding_name_their_flags(self, write: Write) -> None:
         flag = "--data.columns instruction=題名,output=内容"
@@ -234,6 +263,9 @@ class TestColumns:
         encoder = PromptEncoder(AutoTokenizer.from_pretrained(SHIPPED))
         config = DataConfig(train_files=["a.csv"], columns={"質問": "instruction"})
         with pytest.raises(ConfigError, match=r"--data[.]columns instruction=質問"):
+            token_cache.prepare(config, encoder, 128)
+        config = DataConfig(train_files=["a.csv"], columns={"instrction": "質問"})
+        with pytest.raises(ConfigError, match=r"mean --data[.]columns instruction=質問\?"):
             token_cache.prepare(config, encoder, 128)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from aift_ray.commandline import guarded, validated
+from aift_ray.commandline import validated
 from aift_ray.config import ServeConfig, VllmConfig
 from aift_ray.errors import ConfigError
 from aift_ray.models.catalog import CATALOG
@@ -19,6 +19,7 @@ from aift_ray.serve import run
 from aift_ray.serving import startup
 from aift_ray.serving.engines import engine_select
 from aift_ray.serving.engines.vllm import vllm_families, vllm_options
+from aift_ray.utils.exit_status import guarded
 from tests.conftest import SHIPPED
 from tests.helpers.tiny_families import make
 from tests.serving import vllm_architectures
