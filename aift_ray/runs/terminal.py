@@ -31,8 +31,14 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# on a terminal lines end at blanks; in a file each stays one
-console = _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# on a terminal lines end at blanks; in a file each stays one, and in a notebook, whose kernel asks
+# for colours, they are plain text as in a file
+console = _Console(
+    highlight=False,
+    soft_wrap=not sys.stdout.isatty(),
+    force_jupyter=False,
+    force_terminal=False if "ipykernel" in sys.modules else None,
+)
 _PREVIEW_TOKENS = 400
 _PREVIEW_RUN = 160
 # what the token rows of a comparison are called
