@@ -201,7 +201,8 @@ def _build(
         held_out = Encoding(*made, duplicates.add_eval, answers)
         sets = [SetCounts(name) for name in names(config.mixture)]
         asked = answers == "prompt"
-        rows = counted(train.rows(files.train), files, sets)
+        rows = train.rows(files.train)
+        rows = counted(rows, files, sets) if sets else rows
         write_rows(scratch / "train.arrow", rows, sources=asked)
         write_rows(scratch / "eval.arrow", held_out.rows(files.evaluation), sources=asked)
         _raise_for(_faults(config, [train, held_out], screen))

@@ -17,7 +17,7 @@ from aift_ray.data import memory_rows
 from aift_ray.data.decontamination import Screen
 from aift_ray.data.duplicates import Digests, digests
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers, with_mismatched
+from aift_ray.data.prompts.preference_pairs import fit_answers, pair_steps, with_mismatched
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
 from aift_ray.data.readers.reader_options import reading_of
 from aift_ray.data.readers.sources import read_examples
@@ -67,8 +67,12 @@ def encode_here(encoder: PromptEncoder, items: Iterable[Example | Fault]) -> Enc
     """Tokenize examples in this process and thread, some at a time."""
     items = iter(items)
     while batch := list(islice(items, _BATCH)):
-        examples = [item for item in batch if isinstance(item, Example)]
-        found = iter(encode_rows(encoder, examples))
+        rows = [
+            pair_steps(encoder, item) if item.compared else encoder.steps(item)
+            for item in batch
+            if isinstance(item, Example)
+        ]
+        found = iter(encoder.finish(rows))
         for item in batch:
             yield item, next(found) if isinstance(item, Example) else None
 

@@ -110,7 +110,9 @@ def train_step(
         run.set_losses.zero_()
     if run.comparison is not None:
         _begin(run, run.comparison, shares)
-    summed, tokens = accumulate(run, shares, weight)
+    summed = backward(run, step_batches(run, shares), weight).double() / max(weight, 1)
+    lengths = (run.rollouts or run.rows).lengths
+    tokens = sum(int(lengths[indices].sum()) for indices in shares if indices)
     balanced = routers.taken() / max(weight, 1) if routers else 0.0
     measuring = run.rollouts or run.comparison
     measured = [] if measuring is None else list(measuring.sums)
@@ -152,20 +154,12 @@ def _begin(run: Run, comparison: Comparison, shares: list[list[int]]) -> None:
     comparison.estimate_kl(run.module, [(share or other, bool(share)) for share in shares])
 
 
-def accumulate(run: Run, shares: list[list[int]], targets: int) -> tuple[torch.Tensor, int]:
-    """Gradients of this worker's micro-batches; its share of the loss, (), and its tokens.
-
-    The loss of the step is the sum over supervised tokens divided by `targets`, their number in
-    the whole global batch; where answers are compared, over comparisons and by their number.
-    """
-    lengths = (run.rollouts or run.rows).lengths
-    tokens = sum(int(lengths[indices].sum()) for indices in shares if indices)
-    total = backward(run, step_batches(run, shares), targets)
-    return total.double() / max(targets, 1), tokens
-
-
 def backward(run: Run, batches: list[MicroBatch], targets: int) -> torch.Tensor:
-    """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it."""
+    """Gradients of micro-batches over `targets`; their summed loss, or this worker's part of it.
+
+    The loss of a step is the sum over supervised tokens divided by their number in the whole
+    global batch; where answers are compared, over comparisons and by their number.
+    """
     context = partial(_forward_context, run)
     step = MicroBatches(batches, max(targets, 1), partial(seed_step, run), context)
     return run.parallel_model.backward(step)

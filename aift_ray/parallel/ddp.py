@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
-from aift_ray.parallel.torch_model import OneByOne, TorchModel
+from aift_ray.parallel.torch_model import TorchModel
 
 
 def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel:
@@ -19,9 +19,9 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
     """
     module.to(group.device)
     if group.world_size == 1:
-        return TorchModel(module, group, OneByOne(module, group))
+        return TorchModel(module, group)
     copies = replicate(module, group)
-    return TorchModel(module, group, OneByOne(copies, group, copies.no_sync, group.world_size))
+    return TorchModel(module, group, copies, copies.no_sync, group.world_size)
 
 
 def replicate(module: torch.nn.Module, group: Group) -> DistributedDataParallel:

@@ -24,6 +24,7 @@ from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group, begin_alone
 from aift_ray.parallel.optimizer_state import FACTOR, check_groups
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel
+from aift_ray.parallel.torch_model import TorchModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # steps between lines of DeepSpeed's own about its progress: the run has its own
@@ -53,8 +54,8 @@ def wrap(
     return ZeroModel(module, group, compute, stage, options)
 
 
-class ZeroModel:
-    """Implements `protocol.ParallelModel` by a DeepSpeed engine."""
+class ZeroModel(TorchModel):
+    """Its gradients and the optimizer's step are the business of a DeepSpeed engine."""
 
     def __init__(
         self,
@@ -64,32 +65,17 @@ class ZeroModel:
         stage: int,
         options: Mapping[str, Any],
     ) -> None:
-        self.module, self.contributes = module, group.is_main_process
-        self._group, self._compute, self._stage = group, compute, stage
-        self._options = options
+        super().__init__(module, group)
+        self._compute, self._stage, self._options = compute, stage, options
         self._weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # DeepSpeed has no types
         self._engine: Any = None
         self._deepspeed: Any = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._scaler: torch.amp.GradScaler | None = None
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that the engine steps, over its partitions of the weights."""
-        assert self._optimizer is not None
-        return self._optimizer
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler:
-        """A loss scaler that is not enabled."""
-        assert self._scaler is not None
-        return self._scaler
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Partition the model and the state of `optimizer` over the workers."""
         self._deepspeed = deepspeed = deepspeed_compat.library(self._group.device)
-        self._optimizer, self._scaler = optimizer, scaler
+        super().set_optimizer(optimizer, scaler)
         _compute_in(self.module, self._group.device, self._compute)
         hidden = causal_model(self.module.model).config.get_text_config().hidden_size
         config = engine_config(self._group.world_size, hidden, self._options)
@@ -170,10 +156,6 @@ class ZeroModel:
             if name in state:
                 for kind in _MOMENTS:
                     self._put(weight, state[name][kind], kind)
-
-    def gather(self, own: dict[str, Any]) -> dict[str, Any]:
-        """As given: worker 0 has everything."""
-        return own
 
     def _put(self, weight: nn.Parameter, value: torch.Tensor, kind: str) -> None:
         """Take this worker's partition of a moment."""

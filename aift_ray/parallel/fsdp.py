@@ -26,7 +26,7 @@ from aift_ray.models.decoder import decoder_blocks
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group, begin_alone
 from aift_ray.parallel.protocol import LossModel, ParallelModel
-from aift_ray.parallel.torch_model import OneByOne, TorchModel
+from aift_ray.parallel.torch_model import TorchModel
 
 
 def wrap(
@@ -55,7 +55,7 @@ def wrap(
     """
     if group.world_size == 1 and not offload:
         widened(module, kept).to(group.device)
-        return TorchModel(module, group, OneByOne(module, group))
+        return TorchModel(module, group)
     begin_alone(group)
     mesh = init_device_mesh(group.device.type, (group.world_size,))
     narrow = None if compute is torch.float32 else compute
@@ -81,9 +81,9 @@ def wrap(
         for buffer in module.buffers():
             buffer.data = buffer.data.to(group.device)
     if not keep_gradients:
-        return TorchModel(module, group, OneByOne(module, group, averaged=group.world_size))
+        return TorchModel(module, group, module, averaged=group.world_size)
     whole = partial(_kept, module)
-    return TorchModel(module, group, OneByOne(module, group, whole, group.world_size))
+    return TorchModel(module, group, module, whole, group.world_size)
 
 
 def drop_after_forward(module: LossModel) -> None:

@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from aift_ray.models.decoder import causal_model
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
-from aift_ray.parallel.torch_model import OneByOne, TorchModel
+from aift_ray.parallel.torch_model import TorchModel
 from aift_ray.planning.partition import HOST
 
 
@@ -30,7 +30,7 @@ def wrap(module: LossModel, group: Group, layout: Mapping[str, int]) -> Parallel
     """
     devices = {name: device_of(number) for name, number in layout.items()}
     place(causal_model(module.model), devices, group.device)
-    return TorchModel(module, group, OneByOne(module, group))
+    return TorchModel(module, group)
 
 
 def place(model: torch.nn.Module, devices: Mapping[str, torch.device], rest: torch.device) -> None:

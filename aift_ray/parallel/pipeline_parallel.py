@@ -25,7 +25,7 @@ from aift_ray.parallel.group import Group
 from aift_ray.parallel.pp_p2p import Wires
 from aift_ray.parallel.pp_schedule import order
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
-from aift_ray.parallel.torch_model import Scale, TorchModel
+from aift_ray.parallel.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -49,15 +49,7 @@ def wrap(
     Args:
         layout: {name of a piece: its stage}, in the order of a forward pass.
     """
-    stages = Pipeline(module.to(group.device), group, layout, schedule)
-    return TorchModel(
-        stages,
-        group,
-        stages.accumulate,
-        stages.gradient_norm,
-        stages.gathered,
-        contributes=group.dp_rank == 0,
-    )
+    return PipelineModel(Pipeline(module.to(group.device), group, layout, schedule), group)
 
 
 class Pipeline(LossModel):
@@ -132,7 +124,7 @@ class Pipeline(LossModel):
         self._wires.settle(_AHEAD)
         return loss
 
-    def accumulate(self, step: MicroBatches, scale: Scale) -> torch.Tensor:
+    def accumulate(self, step: MicroBatches, scaler: torch.amp.GradScaler) -> torch.Tensor:
         """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
@@ -152,7 +144,7 @@ class Pipeline(LossModel):
                 continue
             given, output = held_back.pop((stage, action.micro))
             if stage == self._last:
-                scale(output / step.divisor).backward()
+                scaler.scale(output / step.divisor).backward()
             else:
                 gradient = self._wires.receive(stage + 1, stage, output.shape)
                 # the first stage may have nothing that is trained
@@ -279,6 +271,26 @@ class Pipeline(LossModel):
         if not hasattr(first, "of_later_stages"):
             first.of_later_stages = [copy.deepcopy(first) for _ in self._own[1:]]
         return [first, *first.of_later_stages]
+
+
+class PipelineModel(TorchModel):
+    """The stages of one worker and their optimizer."""
+
+    def __init__(self, stages: Pipeline, group: Group) -> None:
+        super().__init__(stages, group)
+        self._stages, self.contributes = stages, group.dp_rank == 0
+
+    def backward(self, step: MicroBatches) -> torch.Tensor:
+        """Accumulate the gradients of a step; the summed loss, (), on the last stage's worker."""
+        return self._stages.accumulate(step, self.scaler)
+
+    def gradient_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The norm of the gradients of all stages, ()."""
+        return self._stages.gradient_norm(parameters)
+
+    def gather(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Tensors of all stages, on worker 0."""
+        return self._stages.gathered(own)
 
 
 def _each(values: Mapping[str, Any] | torch.Tensor, act: Callable[[torch.Tensor], object]) -> Any:

@@ -27,7 +27,7 @@ from aift_ray.models.decoder import causal_model, decoder_blocks, decoder_of
 from aift_ray.models.families.refusals import refusal
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
-from aift_ray.parallel.torch_model import OneByOne, TorchModel
+from aift_ray.parallel.torch_model import TorchModel
 from aift_ray.parallel.tp_collectives import (
     Change,
     Team,
@@ -76,9 +76,9 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
     module.to(group.device)
     _connect(module.model, team)
     if group.dp_size == 1:
-        return TorchModel(module, group, OneByOne(module, group))
+        return TorchModel(module, group)
     no_sync = _average(module, mesh["data"])
-    return TorchModel(module, group, OneByOne(module, group, no_sync))
+    return TorchModel(module, group, module, no_sync)
 
 
 def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:

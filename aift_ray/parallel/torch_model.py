@@ -1,13 +1,13 @@
-"""A parallel model whose optimizer is one of torch's kind: its methods are functions of a strategy.
+"""A parallel model whose optimizer is one of torch's kind.
 
-Each strategy says how gradients are made; unscaling, clipping and the step are the same for all.
+Unscaling, clipping and the step are the same for all strategies; how gradients are made and joined
+is that of replicas and shards, unless a strategy has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +18,32 @@ from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, MicroBatches
 
-Scale = Callable[[torch.Tensor], torch.Tensor]
 
-
-def _as_given(own: dict[str, Any]) -> dict[str, Any]:
-    return own
-
-
-@dataclass
 class TorchModel:
     """Implements `protocol.ParallelModel`, whose attributes and methods it has.
 
-    Attributes:
-        accumulate: makes the gradients of micro-batches, given how a loss is scaled; their loss.
-        norm_of: the norm of the gradients of all workers, of this worker's parameters.
-        gathered: brings the parts of all workers together on worker 0.
+    Gradients are averaged over workers: each multiplies its part by their number.
+
+    Args:
+        forward: the loss of a batch, whose backward pass joins the workers; None: `module` is.
+        no_sync: a context in which backward passes join no workers; all but the last of a step.
+        averaged: the number of workers over which gradients are averaged; None: replicas.
     """
 
-    module: LossModel
-    group: Group
-    accumulate: Callable[[MicroBatches, Scale], torch.Tensor]
-    norm_of: Callable[[Iterable[torch.Tensor]], torch.Tensor] = gradient_norm
-    gathered: Callable[[dict[str, Any]], dict[str, Any]] = _as_given
-    contributes: bool = False
-    _optimizer: torch.optim.Optimizer | None = None
-    _scaler: torch.amp.GradScaler | None = None
-
-    def __post_init__(self) -> None:
-        self.contributes = self.contributes or self.group.is_main_process
+    def __init__(
+        self,
+        module: LossModel,
+        group: Group,
+        forward: Callable[[MicroBatch], torch.Tensor] | None = None,
+        no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+        averaged: int | None = None,
+    ) -> None:
+        self.module, self.contributes = module, group.is_main_process
+        self._group, self._no_sync = group, no_sync
+        self._forward = module if forward is None else forward
+        self._averaged = averaged or group.dp_size
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._scaler: torch.amp.GradScaler | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -64,13 +62,25 @@ class TorchModel:
         self._optimizer, self._scaler = optimizer, scaler
 
     def backward(self, step: MicroBatches) -> torch.Tensor:
-        """Accumulate the gradients of a step; the summed loss, ()."""
-        return self.accumulate(step, self.scaler.scale)
+        """Each micro-batch passes forward and backward before the next one; the summed loss, ()."""
+        total = torch.zeros((), device=self._group.device)
+        for micro, batch in enumerate(step.batches):
+            step.seed(micro)
+            with nullcontext() if micro == len(step.batches) - 1 else self._no_sync():
+                with step.autocast():
+                    loss = self._forward(batch)
+                self.scaler.scale(loss * (self._averaged / step.divisor)).backward()
+            total += loss.detach()
+        return total
 
     def clip_gradients(self, limit: float) -> torch.Tensor:
         """Scale all gradients down to the norm `limit`; their norm before that, ()."""
         self.scaler.unscale_(self.optimizer)
-        return clip_gradients(self.module.parameters(), limit, self.norm_of)
+        return clip_gradients(self.module.parameters(), limit, self.gradient_norm)
+
+    def gradient_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The norm of the gradients of all workers, of this worker's parameters, ()."""
+        return gradient_norm(parameters)
 
     def step(self) -> None:
         """Take the optimizer's step, which the scaler leaves out after an overflow."""
@@ -91,35 +101,4 @@ class TorchModel:
 
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:
         """Tensors of all parts, on worker 0."""
-        return self.gathered(own)
-
-
-@dataclass(frozen=True)
-class OneByOne:
-    """Each micro-batch passes forward and backward before the next one.
-
-    Gradients are averaged over workers: each multiplies its part by their number.
-
-    Attributes:
-        forward: the loss of a batch, whose backward pass joins the workers.
-        no_sync: a context in which backward passes join no workers; all but the last of a step.
-        averaged: the number of workers over which gradients are averaged; None: replicas.
-    """
-
-    forward: Callable[[MicroBatch], torch.Tensor]
-    group: Group
-    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
-    averaged: int | None = None
-
-    def __call__(self, step: MicroBatches, scale: Scale) -> torch.Tensor:
-        """Gradients of all micro-batches; their summed loss, ()."""
-        total = torch.zeros((), device=self.group.device)
-        parts = self.averaged or self.group.dp_size
-        for micro, batch in enumerate(step.batches):
-            step.seed(micro)
-            with nullcontext() if micro == len(step.batches) - 1 else self.no_sync():
-                with step.autocast():
-                    loss = self.forward(batch)
-                scale(loss * (parts / step.divisor)).backward()
-            total += loss.detach()
-        return total
+        return own

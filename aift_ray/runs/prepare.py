@@ -135,7 +135,10 @@ def _rows_and_reference(
     except UserError as error:
         refused = error
     try:
-        prepared = _rows(config, model, workers, encode)
+        room = objective_inputs.prompt_room(config, model.config, workers)
+        length, answers = room or config.data.sequence_length, answers_of(config.objective)
+        prepared = token_cache.prepare(config.data, model.encoder, length, encode, answers)
+        _check_rows(config, model, prepared)
     except UserError as error:
         raise DataError([*refused.problems, *error.problems]) if refused else error from None
     if refused:
@@ -143,13 +146,8 @@ def _rows_and_reference(
     return prepared, reference
 
 
-def _rows(
-    config: RunConfig, model: ResolvedModel, workers: int, encode: Encode
-) -> token_cache.Prepared:
-    """The tokenized rows, with what judges completions tried on them."""
-    room = objective_inputs.prompt_room(config, model.config, workers)
-    length, held = room or config.data.sequence_length, answers_of(config.objective)
-    prepared = token_cache.prepare(config.data, model.encoder, length, encode, held)
+def _check_rows(config: RunConfig, model: ResolvedModel, prepared: token_cache.Prepared) -> None:
+    """Refuse tokens without an embedding, and try what judges completions on the rows."""
     tokenizer = model.encoder.tokenizer
     beyond = vocab_check.tokens_beyond(tokenizer, model.config)
     if beyond:
@@ -159,7 +157,6 @@ def _rows(
         vocab_check.refuse_beyond(config.model, model.config, written, "rows hold")
     if config.objective == "grpo":
         objective_inputs.check_rewards(config, prepared.rows("train"))
-    return prepared
 
 
 def _of_resumed(config: RunConfig, state: RunState, run: Preparation) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from aift_ray.engine import loop
 from aift_ray.engine.grpo import rollout_setup
+from aift_ray.engine.step_batches import step_batches
 from tests.helpers.runs import started
 
 Found = tuple[torch.Tensor, dict[str, torch.Tensor], int]
@@ -20,7 +21,7 @@ def of_a_step(run: Any) -> Found:
     """The loss of a step, the gradients of all weights, and the tokens that were computed."""
     run.rollouts.begin(run.module, 0)
     shares = run.plan.share(0, 0, 1)
-    loss, _ = loop.accumulate(run, shares, 1)
+    loss = loop.backward(run, step_batches(run, shares), 1)
     named = run.module.model.named_parameters()
     gradients = {name: w.grad for name, w in named if w.grad is not None}
     tokens = sum(run.rollouts.batch(rows).input_ids.numel() for rows in shares)

@@ -126,45 +126,6 @@ def test_sigterm_costs_no_step(tiny_model: Path, rows: Path, tmp_path: Path) -> 
     assert checkpoint.steps(folder / "checkpoints")[-1] == len(curve_of(folder))
 
 
-WALK = """
-import sys, traceback
-from pathlib import Path
-from aift_ray import train
-from aift_ray.runs import supervise
-
-fork, package = supervise.fork, str(Path(train.__file__).parent)
-
-def forked(*given):
-    attempt = fork(*given)
-    import torch
-    build = torch.optim.AdamW.__init__
-    def built(*given, **named):
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(package)]
-        Path("walk").write_text("\\n".join(f"{f.filename} {f.name}" for f in frames))
-        build(*given, **named)
-    torch.optim.AdamW.__init__ = built
-    return attempt
-
-supervise.fork = forked
-sys.exit(train.run(sys.argv[1:]))
-"""
-
-
-def test_a_setting_passes_few_functions_from_the_command_to_the_optimizer(
-    tiny_model: Path, rows: Path, tmp_path: Path
-) -> None:
-    argv = flags(tiny_model, rows, tmp_path / "run", **{"num-workers": 1, "training__max_steps": 1})
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", WALK, *argv]
-    subprocess.run(command, env=environment, cwd=tmp_path, timeout=200, check=True)
-    walk = (tmp_path / "walk").read_text("utf-8").splitlines()
-    files = {line.split()[0] for line in walk}
-    # and AdamW
-    assert len(walk) + 1 <= 8, walk
-    assert len(files) <= 5, walk
-
-
 FULL = """
 import sys, time
 from pathlib import Path

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from aift_ray.data.examples import Example
-from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError
-from aift_ray.data.prompts.row_steps import Steps
+from aift_ray.data.prompts.prompt_encoder import PromptEncoder, RowError, Steps
 from aift_ray.data.token_types import Encoded, EncodedRow
 
 # rows with a label among which each gets the answer of another
@@ -15,21 +14,12 @@ _WINDOW = 256
 Rows = Iterator[tuple[Encoded, Example]]
 
 
-def encode_rows(encoder: PromptEncoder, examples: Iterable[Example]) -> list[EncodedRow | RowError]:
-    """As `encoder.rows`; of a pair both answers, the better one first; of a prompt nothing else.
+def pair_steps(encoder: PromptEncoder, example: Example) -> Steps:
+    """As `encoder.steps`, of answers that are compared; of a pair both, the better one first.
 
-    A RowError in place of a row: an answer can't be encoded, becomes several, or has no token to
-    train on.
+    Raises:
+        RowError: an answer can't be encoded, becomes several, or has no token to train on.
     """
-    return encoder.finished([_steps(encoder, example) for example in examples])
-
-
-def _steps(encoder: PromptEncoder, example: Example) -> Steps:
-    if example.row:
-        ids = encoder.prompt_ids(example)
-        return EncodedRow([Encoded(ids, [False] * len(ids))])
-    if not example.compared:
-        return (yield from encoder.steps(example))
     sides = [example, example.rejected] if example.rejected else [example]
     names = ("chosen", "rejected") if example.rejected else ("the answer",)
     found = []

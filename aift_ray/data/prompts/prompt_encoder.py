@@ -7,8 +7,9 @@ the ids in front of an answer are those that the model sees when it is asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,13 +24,14 @@ from aift_ray.data.prompts.encoder_digest import digest
 from aift_ray.data.prompts.fast_tokenizer import check, prefix
 from aift_ray.data.prompts.prompt_notes import RAW, not_shown, without_thoughts
 from aift_ray.data.prompts.row_error import RowError
-from aift_ray.data.prompts.row_steps import Steps, finish
 from aift_ray.data.prompts.safe_tokenizer import Bordered, Grown, SafeTokenizer
 from aift_ray.data.prompts.supervision import ANSWERS, Supervision
 from aift_ray.data.prompts.template_probe import has_system_role, learn_calls, probe
 from aift_ray.data.token_types import Encoded, EncodedRow
 
 __all__ = ["PromptEncoder", "RowError"]
+# texts to be encoded, what became of them, and what the row becomes
+Steps = Generator[list[Bordered], list[Grown], EncodedRow]
 
 _COMPARED_ROWS = 100
 
@@ -108,17 +110,41 @@ class PromptEncoder:
         Raises:
             RowError: why the row can't be encoded.
         """
-        (found,) = self.finished([self.steps(example)])
+        (found,) = self.finish([self.steps(example)])
         if isinstance(found, RowError):
             raise found
         return found
 
-    def finished(self, rows: Sequence[Steps]) -> list[EncodedRow | RowError]:
+    def finish(self, rows: Sequence[Steps]) -> list[EncodedRow | RowError]:
         """What the `steps` of rows come to; the texts of all are encoded in one call."""
-        return finish(self._safe, rows)
+        found: dict[int, EncodedRow | RowError] = {}
+        # None starts a row
+        replies: dict[int, Any] = dict.fromkeys(range(len(rows)))
+        while replies:
+            wanted: dict[int, list[Bordered]] = {}
+            for number, reply in replies.items():
+                try:
+                    wanted[number] = rows[number].send(reply)
+                except StopIteration as end:
+                    found[number] = end.value
+                except RowError as error:
+                    found[number] = error
+            grown = iter(self._safe.grow_all([text for texts in wanted.values() for text in texts]))
+            replies = {}
+            for number, texts in wanted.items():
+                reply = list(islice(grown, len(texts)))
+                wrong = next((each for each in reply if isinstance(each, RowError)), None)
+                if wrong:
+                    found[number] = wrong
+                else:
+                    replies[number] = reply
+        return [found[number] for number in range(len(rows))]
 
     def steps(self, example: Example) -> Steps:
         """As `rows`: gives the texts to be encoded, and is to be sent what became of them."""
+        if example.row:
+            ids = self.prompt_ids(example)
+            return EncodedRow([Encoded(ids, [False] * len(ids))])
         if example.kind in ("text", "prompt"):
             unused = tuple(f"{RAW}{key}" for key in example.unused)
             grown = yield [self._raw_text(example)]

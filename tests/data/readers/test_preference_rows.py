@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from aift_ray.config import DataConfig
 from aift_ray.data import token_cache
 from aift_ray.data.examples import Example, Fault
-from aift_ray.data.prompts.preference_pairs import encode_rows, fit_answers
+from aift_ray.data.prompts.preference_pairs import fit_answers, pair_steps
 from aift_ray.data.prompts.prompt_encoder import PromptEncoder
 from aift_ray.data.readers.reader_options import Reading
 from aift_ray.data.readers.row_kinds import read_row
@@ -157,7 +157,8 @@ def test_a_system_text_and_tools_are_in_the_prompt_of_both_and_a_call_is_an_answ
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     tokenizer.chat_template = QWEN3_TOOLS
-    (found,) = encode_rows(PromptEncoder(tokenizer), [read(WITH_TOOLS[form])])
+    encoder = PromptEncoder(tokenizer)
+    (found,) = encoder.finish([pair_steps(encoder, read(WITH_TOOLS[form]))])
     assert isinstance(found, EncodedRow)
     assert found.not_shown == ()
     texts, trained = [], []
