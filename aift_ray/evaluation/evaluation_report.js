@@ -3,13 +3,13 @@ const words = {
   ja: { title: "評価レポート", other: "English", lead: `棒は得点、細い線は${percent}%信頼区間（行の再標本化による）です。「明確な差」は対応のある検定（Holm補正後）で判定しています。`,
     better: "明確に良い", worse: "明確に悪い", same: "明確な差はありません", against: (a, b) => `${a} と ${b} の比較`, rows: n => `${n} 行`,
     all: "すべての行", differ: "モデルで結果が異なる行", gained: "最初のモデルより良いモデルがある行", lost: "最初のモデルより悪いモデルがある行", wrong: "すべてのモデルが誤った行", find: "本文を検索",
-    shown: (a, b) => `${b} 行中 ${a} 行を表示`, prompt: "プロンプト", expected: "正解", source: "出典", lower: "（小さいほど良い）", notes: "注意", p: "p値", judge: "判定者の評",
-    overlap: o => `学習データとの重複：比較した ${o.compared} 行のうち ${o.seen} 行（連続する ${o.characters} 文字の一致で行の半分以上が覆われるもの）` + (o.too_short ? `。ほかの ${o.too_short} 行は ${o.characters} 文字に満たないため比較していません` : ""), unseen: n => `比較して学習データになかった ${n} 行` },
+    shown: (a, b) => `${b} 行中 ${a} 行を表示`, prompt: "プロンプト", text: "本文の先頭", expected: "正解", source: "出典", lower: "（小さいほど良い）", notes: "注意", p: "p値", judge: "判定者の評",
+    overlap: o => `学習データとの重複：比較した ${o.compared} 行のうち ${o.seen} 行（連続する ${o.characters} 文字の一致で行の半分以上が覆われるもの）` + (o.too_short ? `。ほかの ${o.too_short} 行は、その行だけの文が ${o.characters} 文字に満たないため比較していません` : ""), unseen: n => `比較して学習データになかった ${n} 行` },
   en: { title: "Evaluation report", other: "日本語", lead: `Bars are scores, thin lines ${percent}% intervals from resampled rows. A difference is called clear by a paired test after Holm's correction.`,
     better: "clearly better", worse: "clearly worse", same: "no clear difference", against: (a, b) => `${a} against ${b}`, rows: n => `${n} rows`,
     all: "all rows", differ: "rows on which the models differ", gained: "rows on which a model is better than the first", lost: "rows on which a model is worse than the first", wrong: "rows that all models got wrong", find: "search the text",
-    shown: (a, b) => `${a} of ${b} rows shown`, prompt: "prompt", expected: "expected", source: "source", lower: " (lower is better)", notes: "notes", p: "p", judge: "the judge",
-    overlap: o => `overlap with the training data: ${o.seen} of ${o.compared} compared rows (half a row or more in equal runs of ${o.characters} characters)` + (o.too_short ? `; ${o.too_short} more rows are shorter than that and were not compared` : ""), unseen: n => `the ${n} compared rows outside the training data` },
+    shown: (a, b) => `${a} of ${b} rows shown`, prompt: "prompt", text: "beginning of the text", expected: "expected", source: "source", lower: " (lower is better)", notes: "notes", p: "p", judge: "the judge",
+    overlap: o => `overlap with the training data: ${o.seen} of ${o.compared} compared rows (half a row or more in equal runs of ${o.characters} characters)` + (o.too_short ? `; ${o.too_short} more rows have no text of their own of that length and were not compared` : ""), unseen: n => `the ${n} compared rows outside the training data` },
 };
 const lower = new Set(data.lower);
 const number = (name, value) => lower.has(name) ? value.toFixed(value < 100 ? 3 : 1) : (100 * value).toFixed(1);
@@ -59,13 +59,14 @@ function shownRow(row, task) {
     className: task.lower ? "" : value === 1 ? "right" : value === 0 ? "wrong" : "",
     textContent: `${data.models[at]}: ${task.lower ? value.toFixed(3) : number(task.score, value)}  `,
   }));
-  const asked = ending(row.prompt.trim().split("\n").slice(-3).join(" "), 70);
+  const ofText = task.kind === "text", lines = row.prompt.trim().split("\n");
+  const asked = ofText ? beginning(lines.slice(0, 3).join(" "), 70) : ending(lines.slice(-3).join(" "), 70);
   return folded([`${row.place}  `, ...values, node("span", { className: "asked", textContent: asked })], () => {
     const cells = node("div", { className: "cells" });
     if (row.expected) cells.append(cell(say.expected, row.expected));
-    if (task.kind !== "text") row.answers.forEach((answer, at) => cells.append(cell(data.models[at], answer)));
+    if (!ofText) row.answers.forEach((answer, at) => cells.append(cell(data.models[at], answer)));
     row.judged.forEach((said, at) => said && cells.append(cell(`${data.models[at]} (${say.judge})`, said)));
-    return row.prompt ? [cell(say.prompt, row.prompt), cells] : [cells];
+    return row.prompt ? [cell(ofText ? say.text : say.prompt, row.prompt), cells] : [cells];
   });
 }
 function section(name) {

@@ -26,6 +26,8 @@ from aift_ray.tasks.task_prompts import ItemEncoder
 
 # items whose likelihoods are computed between two reports
 _ITEMS = 256
+# of a text, its first characters that a sample keeps
+_CHARACTERS = 2000
 
 # a line of samples.jsonl
 Sample = dict[str, Any]
@@ -127,6 +129,7 @@ class Evaluator:
                 tokens = sum(len(piece.ids) - piece.start for piece in pieces)
                 scores = text_scores(task, item.answers[0], total, tokens)
                 sample = _sample(self._name, task, item, scores)
+                sample["text"] = item.answers[0][:_CHARACTERS]
                 samples.append(sample | {"log_likelihood": total, "tokens": tokens})
             yield samples
 

@@ -57,7 +57,7 @@ def _rows(
         rows.append(
             {
                 "place": first["place"],
-                "prompt": first["prompt"][-_CHARACTERS:],
+                "prompt": first.get("text") or first["prompt"][-_CHARACTERS:],
                 "expected": _expected(first),
                 "values": values,
                 "answers": [_given(each[at]) for each in by_model],

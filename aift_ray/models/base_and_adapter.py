@@ -58,6 +58,7 @@ def find_place(name: str) -> Place:
         return _adapter_place(name, folder)
     location = hub.resolve(name)
     hub.load_config(location)
+    hub.check_reach(location, "weights", "tokenizer")
     changed = provenance.changed_prompts(f"model {name}", Path(location))
     if changed:
         raise ModelError(changed)

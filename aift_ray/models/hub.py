@@ -5,6 +5,7 @@ Nothing here loads weights, so the command that starts a run needs none of the m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from aift_ray.data.prompts.alpaca import KNOWN
 from aift_ray.errors import ModelError, Problem
 from aift_ray.models.catalog import find, nearest, suggestion
 from aift_ray.models.families.refusals import refusal
-from aift_ray.models.fingerprint import on_disk
-from aift_ray.models.folder_check import TOKENIZERS, other_task
+from aift_ray.models.fingerprint import on_disk, weight_files
+from aift_ray.models.folder_check import TOKENIZERS, has_tokenizer, other_task
 from aift_ray.models.model_location import resolve as resolve
 from aift_ray.models.model_location import stop_ids as stop_ids
 from aift_ray.models.scaled_rope import scale, scaling_of
@@ -50,7 +51,7 @@ def tokenizer_bytes(location: str) -> int:
 
 def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved location."""
-    check_reach(location)
+    check_reach(location, "tokenizer")
     with explained(location):
         # a tokenizer with code beside it: what its tokenizer.json says is used, and no code is run
         coded = "auto_map" in get_tokenizer_config(location)
@@ -79,13 +80,21 @@ def load_config(location: str, scorer: bool = False) -> Any:
     return found
 
 
-def check_reach(location: str) -> None:
+def check_reach(location: str, *parts: str) -> None:
     """ModelError for what is neither on this machine nor on a Hub that answers.
 
     The Hub's own client tries again for half a minute before it says so.
+
+    Args:
+        parts: of a Hub id, "weights" or "tokenizer", that have to be there with its configuration.
     """
-    if on_disk(location) is None and why_unreached():
-        raise ModelError([out_of_reach(location)])
+    folder = on_disk(location)
+    if Path(location).is_dir():
+        return
+    held = {"weights": weight_files, "tokenizer": has_tokenizer}
+    missing = [part for part in parts if folder and not held[part](folder)]
+    if (folder is None or missing) and why_unreached():
+        raise ModelError([out_of_reach(location, missing)])
 
 
 def _load_config(location: str, scorer: bool) -> Any:
@@ -167,9 +176,14 @@ def unreachable(error: BaseException) -> bool:
     return caused_by(error, LocalEntryNotFoundError)
 
 
-def out_of_reach(name: str) -> Problem:
-    """What is wrong with a model that is on the Hub only, without a network."""
-    what = "missing on this machine, and the Hub can't be reached"
+def out_of_reach(name: str, parts: Sequence[str] = ()) -> Problem:
+    """What is wrong with a model that is on the Hub only, without a network.
+
+    Args:
+        parts: of it that are missing; empty: all of it.
+    """
+    subject = f"its {' and '.join(parts)} " if parts else ""
+    what = f"{subject}missing on this machine, and the Hub can't be reached"
     owner = name.lower().split("/")[0]
     alike = [] if find(name) else nearest(name)
     near = [each for each in alike if each.lower().split("/")[0] == owner]

@@ -24,7 +24,7 @@ from aift_ray.models.families.sequence_classifier import (
     scoring_class,
     with_head,
 )
-from aift_ray.models.hub import explained, load_config
+from aift_ray.models.hub import check_reach, explained, load_config
 from aift_ray.models.lora.target_modules import freeze, left_in_full
 from aift_ray.models.model_stats import counted, is_plain
 from aift_ray.models.split import part_class
@@ -150,6 +150,7 @@ def _read(
     scored: RewardHead | None = None,
 ) -> PreTrainedModel:
     """The weights of a folder in a model of class `made`; a ModelError where some are missing."""
+    check_reach(folder, "weights")
     with explained(folder):
         loaded: Any = made.from_pretrained(
             folder,

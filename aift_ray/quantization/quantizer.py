@@ -42,6 +42,7 @@ def source(name: str, adapter: str | None = None) -> str:
         how = f"{given.get('quant_method')}" + (f", {bits} bits" if bits else "")
         remedy = "give the model that it was made from"
         raise ModelError([Problem(f"model {name}", f"is already quantized ({how})", remedy)])
+    hub.check_reach(location, "weights", "tokenizer")
     changed = provenance.changed_prompts(f"model {name}", Path(location))
     if changed:
         raise ModelError(changed)

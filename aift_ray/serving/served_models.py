@@ -66,7 +66,7 @@ def check_reach(config: ServeConfig) -> None:
     if not Path(location).is_dir():
         from aift_ray.models import hub
 
-        hub.check_reach(location)
+        hub.check_reach(location, "weights", "tokenizer")
 
 
 def check_dtype(config: ServeConfig, gpu: bool) -> None:

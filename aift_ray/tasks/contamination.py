@@ -1,12 +1,14 @@
 """How much of the rows of tasks stands in a training set, by runs of characters.
 
 Runs of characters, as text without spaces between words needs them; width, case and blanks don't
-count. A row's overlap is the share of its characters in runs that the training set holds too, as
+count, nor do fields that are the same in half of a task's rows or more, such as an instruction: they
+tell nothing of a row. A row's overlap is the share of its characters in runs that the training set holds too, as
 Llama 2's by tokens (Touvron et al. 2023, arXiv:2307.09288, appendix A.6).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ class Overlap:
     """Of the rows of one task.
 
     Attributes:
-        shares: of each row, 0 to 1; None where no field is as long as a run.
+        shares: of each row, 0 to 1; None where no field of its own is as long as a run.
     """
 
     shares: tuple[float | None, ...]
@@ -41,7 +43,7 @@ class Overlap:
 
     @property
     def too_short(self) -> int:
-        """Rows of which nothing is known, as no field is as long as a run."""
+        """Rows of which nothing is known, as no field of their own is as long as a run."""
         return len(self.shares) - self.compared
 
     def described(self, length: int) -> dict[str, int]:
@@ -58,8 +60,8 @@ def told(described: Mapping[str, int]) -> str:
     """What is known of the rows of a task, in a sentence."""
     text = f"{described['seen']} of {described['compared']} rows stand in the training data"
     if short := described["too_short"]:
-        text += f"; {short} more, with no field of {described['characters']} characters, were not "
-        text += "compared: a smaller --overlap_characters compares them"
+        text += f"; {short} more, with no field of their own of {described['characters']} "
+        text += "characters, were not compared: a smaller --overlap_characters compares them"
     return text
 
 
@@ -72,7 +74,7 @@ def overlaps(
         training: texts of the training set, read once.
         length: characters of a run.
     """
-    rows = [[_runs(fields, length) for fields in task] for task in tasks]
+    rows = [[_runs(fields, length) for fields in _own(task)] for task in tasks]
     every = [runs for task in rows for fields in task for runs in fields]
     known = np.unique(np.concatenate(every)) if every else np.zeros(0, np.uint64)
     met = np.zeros(len(known), np.bool_)
@@ -84,9 +86,17 @@ def overlaps(
     return [Overlap(tuple(_share(fields, known, met, length) for fields in task)) for task in rows]
 
 
+def _own(task: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The fields of each row, brought to one form, without those that half of the rows share."""
+    rows = [list(map(normal, fields)) for fields in task]
+    number = Counter(field for fields in rows for field in set(fields))
+    most = max(2, len(rows) / 2)
+    return [[field for field in fields if number[field] < most] for fields in rows]
+
+
 def _runs(fields: Sequence[str], length: int) -> list[npt.NDArray[np.uint64]]:
     """Hashes of the runs of each field that has any."""
-    found = [run_hashes(normal(field), length) for field in fields]
+    found = [run_hashes(field, length) for field in fields]
     return [runs for runs in found if len(runs)]
 
 

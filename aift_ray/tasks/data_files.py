@@ -79,9 +79,11 @@ def _questions(articles: list[Any]) -> list[Row]:
 
 def _problem(path: Path, fault: Fault) -> Problem:
     where = f"{path}:{fault.line}" if fault.line else str(path)
-    # flags of training, which tasks don't have
-    named = "--data." in fault.remedy
-    remedy = "save it as UTF-8, a workbook with one sheet" if named else fault.remedy
+    remedy = fault.remedy
+    if "--data." in remedy:
+        # flags of training, which tasks don't have
+        of_row = "--data.on_bad_row" in remedy
+        remedy = "mend the row" if of_row else "save it as UTF-8, a workbook with one sheet"
     return Problem(where, fault.reason, remedy)
 
 

@@ -15,7 +15,7 @@ def load(config: TaskOptions) -> list[LoadedTask]:
     Raises:
         DataError: every mistake in them, and scores that training can't compute.
     """
-    loaded, problems = read_tasks(config)
+    loaded, problems = read_tasks(config, section="evaluation.")
     remedy = "leave it out, and score the trained model with aift-ray evaluate"
     for each in loaded:
         for score in each.task.judged:

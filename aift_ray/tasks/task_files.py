@@ -60,30 +60,50 @@ def built_in() -> list[str]:
 
 
 def read_tasks(
-    config: TaskOptions, judged: Sequence[str] = ()
+    config: TaskOptions, judged: Sequence[str] = (), section: str = ""
 ) -> tuple[list[LoadedTask], list[Problem]]:
     """The tasks of the settings, and every mistake in names, task files and rows.
 
     Args:
         judged: scores of a judge that answers to rows without a task file get too.
+        section: of the settings, with a dot.
     """
     problems: list[Problem] = []
     found: list[LoadedTask] = []
+    unread = False
     for name in config.tasks:
         if name.startswith(harness.PREFIX):
             several = [LoadedTask(*each) for each in harness.load(name, config, problems)]
         else:
             several = _load(name, config, judged, problems)
+        unread |= not several
         for loaded in several:
             if any(each.task.name == loaded.task.name for each in found):
                 what = f"two tasks are called {loaded.task.name}"
                 remedy = "name each once, or give one another `name`"
                 problems.append(Problem(loaded.where("name"), what, remedy))
             found.append(loaded)
-    if config.num_few_shot and config.tasks and all(is_data_file(Path(n)) for n in config.tasks):
-        what = "rows without a task file are asked without answered examples"
-        problems.append(Problem("num_few_shot", what, "leave it out, or write a task file"))
+    if found and not unread:
+        problems += _without_effect(config, found, section)
     return found, problems
+
+
+def _without_effect(
+    config: TaskOptions, tasks: Sequence[LoadedTask], section: str
+) -> list[Problem]:
+    """Settings that are given, and change none of the tasks."""
+    asked = [each for each in tasks if each.task.kind != "text"]
+    of_files = any(each.harness or each.source for each in asked)
+    what = "has no effect on these tasks: rows without a task file are asked"
+    problems = []
+    if config.num_few_shot and not of_files:
+        problems.append(("num_few_shot", f"{what} without answered examples"))
+    if config.chat is not None and not of_files and all(e.task.kind != "choice" for e in asked):
+        problems.append(("chat", f"{what} in the prompt of training"))
+    if not asked:
+        problems = [(name, "has no effect on texts, which have no prompt") for name, _ in problems]
+    remedy = "leave it out" + (", or write a task file" if asked else "")
+    return [Problem(section + name, what, remedy) for name, what in problems]
 
 
 def _load(

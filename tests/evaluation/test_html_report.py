@@ -23,7 +23,8 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The report of two models on three rows, opened from its file in a Japanese browser."""
+    """The report of two models on five rows, opened from its file in a Japanese browser."""
+    texts = Task(name="texts", kind="text")
     task = Task(name="t", prompt="{{ q }}", scores=["exact_match"])
     samples = {
         (model, "t"): {
@@ -39,8 +40,22 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         }
         for model in ("base", "tuned")
     }
+    samples |= {
+        (model, "texts"): {
+            row: {
+                "place": f"texts.jsonl:{row + 1}",
+                "prompt": "",
+                "text": f"春はあけぼの{row}。{HOSTILE}" + "長い文。" * 40,
+                "scores": {"bits_per_character": [300.0, 60.0], "perplexity": [200.0, 40.0]},
+            }
+            for row in range(2)
+        }
+        for model in ("base", "tuned")
+    }
     config = EvaluateConfig(tasks=["t"], resamples=200)
-    found = evaluation_results.results(config, ["base", "tuned"], [task], samples, ["注意書き"])
+    found = evaluation_results.results(
+        config, ["base", "tuned"], [task, texts], samples, ["注意書き"]
+    )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html_report.html(found, samples), "utf-8")
     with sync_api.sync_playwright() as playwright:
@@ -64,14 +79,29 @@ def test_nothing_of_an_answer_runs_and_nothing_is_loaded(page: Any) -> None:
 def test_rows_are_filtered_and_searched(page: Any) -> None:
     # the row on which the models differ comes first
     assert "rows.jsonl:2" in page.locator("summary").first.inner_text()
-    page.locator("select").select_option("gained")
-    assert page.locator("details").count() == 1
-    page.locator("select").select_option("wrong")
-    assert page.locator("details").count() == 2
-    page.locator("select").select_option("all")
-    page.locator("input[type=search]").fill("質問2")
-    assert page.locator("details").count() == 1
-    page.locator("input[type=search]").fill("")
+    section = page.locator("section").first
+    section.locator("select").select_option("gained")
+    assert section.locator("details").count() == 1
+    section.locator("select").select_option("wrong")
+    assert section.locator("details").count() == 2
+    section.locator("select").select_option("all")
+    section.locator("input[type=search]").fill("質問2")
+    assert section.locator("details").count() == 1
+    section.locator("input[type=search]").fill("")
+
+
+def test_texts_show_their_beginning(page: Any) -> None:
+    section = page.locator("section").last
+    section.locator("input[type=search]").fill("あけぼの1")
+    assert section.locator("details").count() == 1
+    summary = section.locator("summary").inner_text()
+    assert "春はあけぼの1。</script>" in summary
+    assert summary.endswith("…")
+    section.locator("summary").click()
+    opened = section.locator("details").inner_text()
+    assert "本文の先頭" in opened
+    assert opened.endswith("長い文。")
+    section.locator("input[type=search]").fill("")
 
 
 def test_both_languages(page: Any) -> None:

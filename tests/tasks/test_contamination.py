@@ -45,8 +45,20 @@ def test_of_nothing_long_enough_nothing_is_said() -> None:
     assert one.shares == (None,)
     assert one.described(8) == {"characters": 8, "compared": 0, "seen": 0, "too_short": 1}
     assert told(one.described(8)) == (
-        "0 of 0 rows stand in the training data; 1 more, with no field of 8 characters, were not "
-        "compared: a smaller --overlap_characters compares them"
+        "0 of 0 rows stand in the training data; 1 more, with no field of their own of 8 "
+        "characters, were not compared: a smaller --overlap_characters compares them"
     )
     assert two.seen == [0]
     assert told(two.described(8)) == "1 of 1 rows stand in the training data"
+
+
+def test_what_half_of_the_rows_share_tells_nothing_of_them() -> None:
+    instruction = "次の文を敬体（です・ます調）に書き換えてください。"
+    training = [f"{instruction}午後から雨が降るそうだ、と母が言った。"]
+    rows = [[instruction, "午後から雨が降るそうだ、と母が言った"], [instruction, "短い。"]]
+    rows += [[instruction.replace("（", "("), "学習データには入っていない、とても長い文"]]
+    (found,) = overlaps([rows], training, 10)
+    assert found.shares == (1.0, None, 0.0)
+    # of one row alone nothing is shared
+    (alone,) = overlaps([[[instruction]]], training, 10)
+    assert alone.shares == (1.0,)

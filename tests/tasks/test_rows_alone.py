@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aift_ray.config import EvaluateConfig
-from aift_ray.errors import Problem
+from aift_ray.config.tasks_config import EvaluationConfig
+from aift_ray.errors import DataError, Problem
+from aift_ray.tasks import in_training
 from aift_ray.tasks.task_files import LoadedTask, read_tasks
 
 ASKED = {"instruction": "首都は。", "output": "東京"}
@@ -58,4 +62,40 @@ def test_examples_before_rows_without_a_task_file_are_refused(tmp_path: Path) ->
     rows.write_text('{"instruction": "一", "output": "二"}\n', "utf-8")
     _, problems = read_tasks(EvaluateConfig(tasks=[str(rows)], num_few_shot=2))
     assert [each.where for each in problems] == ["num_few_shot"]
+    assert "answered examples" in problems[0].what
     assert not read_tasks(EvaluateConfig(tasks=[str(rows)], num_few_shot=0))[1]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_chat_that_changes_no_task_is_refused(tmp_path: Path, chat: bool) -> None:
+    _, problems = read(tmp_path, [ASKED, TEXT], chat=chat)
+    assert [(each.where, each.remedy) for each in problems] == [
+        ("chat", "leave it out, or write a task file")
+    ]
+    _, problems = read(tmp_path, [TEXT], chat=chat, num_few_shot=1)
+    assert [(each.where, each.remedy) for each in problems] == [
+        ("num_few_shot", "leave it out"),
+        ("chat", "leave it out"),
+    ]
+    # choices can be asked either way
+    found, problems = read(tmp_path, [ASKED, CHOSEN], chat=chat)
+    assert problems == []
+    assert [each.task.chat for each in found] == [True, chat]
+
+
+def test_a_setting_of_training_is_called_by_its_whole_name(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ASKED) + "\n", "utf-8")
+    with pytest.raises(DataError) as refused:
+        in_training.load(EvaluationConfig(tasks=[str(rows)], chat=True, num_few_shot=1))
+    assert [each.where for each in refused.value.problems] == [
+        "evaluation.num_few_shot",
+        "evaluation.chat",
+    ]
+
+
+def test_a_row_that_is_no_json_is_told_to_be_mended(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ASKED) + "\n{nothing\n", "utf-8")
+    _, problems = read_tasks(EvaluateConfig(tasks=[str(rows)]))
+    assert [(each.where, each.remedy) for each in problems] == [(f"{rows}:2", "mend the row")]
