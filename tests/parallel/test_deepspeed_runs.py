@@ -205,7 +205,8 @@ def test_the_published_file_of_zero_infinity_trains_what_one_process_trains(
     }.items():
         more = {"method": "full", "training__max_steps": 6, "training__warmup_steps": 2, **how}
         argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", tmp_path / name, **more)
-        status, output = Command(argv, environment).done()
+        # the first run on a machine compiles async_io, which takes minutes
+        status, output = Command(argv, environment).done(1200)
         assert status == 0, output
     files = [each for each in nvme.rglob("*") if each.is_file()]
     assert sum(each.stat().st_size for each in files) > 2**20
