@@ -1,9 +1,9 @@
 """How much of the rows of tasks stands in a training set, by runs of characters.
 
 Runs of characters, as text without spaces between words needs them; width, case and blanks don't
-count, nor do fields that are the same in half of a task's rows or more, such as an instruction: they
-tell nothing of a row. A row's overlap is the share of its characters in runs that the training set holds too, as
-Llama 2's by tokens (Touvron et al. 2023, arXiv:2307.09288, appendix A.6).
+count, nor do fields that are the same in half of a task's rows or more, such as an instruction:
+they tell nothing of a row. A row's overlap is the share of its characters in runs that the training
+set holds too, as Llama 2's by tokens (Touvron et al. 2023, arXiv:2307.09288, appendix A.6).
 """
 
 from __future__ import annotations
