@@ -211,16 +211,23 @@ class _Progress:
     def __init__(self, name: str, total: int) -> None:
         self._name, self._total = name, total
         self._done, self._began, self._told = 0, time.monotonic(), time.monotonic()
+        # the first answers wait for workers and weights, which says nothing of those that are left
+        self._first = (0.0, 0)
 
     def add(self, number: int) -> None:
         self._done += number
         now = time.monotonic()
+        if not self._first[1]:
+            self._first = (now, self._done)
         if now - self._told < _PROGRESS_S and self._done < self._total:
             return
         self._told = now
+        since, first = self._first
+        after = ""
+        if first < self._done < self._total:
+            left = (now - since) / (self._done - first) * (self._total - self._done)
+            after = f", {left:.0f} s left"
         spent = now - self._began
-        left = spent / self._done * (self._total - self._done)
-        after = f", {left:.0f} s left" if self._done < self._total else ""
         text = f"{self._name}: {self._done}/{self._total} answers, {spent:.0f} s{after}"
         terminal.console.print(text, markup=False)
 

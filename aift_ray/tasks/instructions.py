@@ -7,8 +7,11 @@ answer without its first line, its last line, and its asterisks.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +20,9 @@ from aift_ray.tasks import instructions_ja
 _JAPANESE = "ja:"
 _FOR_JAPANESE = ("janome", "ja_sentence_segmenter", "langdetect")
 _FOR_ENGLISH = ("lm_eval", "langdetect", "nltk", "immutabledict")
+# these split English into words or sentences, by data that nltk downloads
+_SPLITTING = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+_SPLITTER = "tokenizers/punkt_tab/english/"
 # of a row: names of its instructions, and the arguments of each
 NAMES, ARGUMENTS = "instruction_id_list", "kwargs"
 
@@ -79,9 +85,29 @@ class Instructions:
         return bool(checked.check_following(answer))
 
 
-def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Packages that the rows' instructions need and that are not installed."""
+def missing(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """What the rows' instructions need and is not installed, and how to install it."""
     names = [str(name) for row in rows for name in row.get(NAMES) or ()]
+    if packages := _missing_packages(names):
+        return f"{', '.join(packages)}, not installed", 'pip install "aift-ray[ifeval]"'
+    named = next((name for name in names if name in _SPLITTING), None)
+    if named is None or _has_splitter():
+        return None
+    remedy = "python -m nltk.downloader punkt_tab, where there is a network, and copy ~/nltk_data"
+    return f"nltk's data punkt_tab for {named}, which could not be downloaded", remedy
+
+
+def _has_splitter() -> bool:
+    # downloads it where there is a network
+    _harness()
+    try:
+        import_module("nltk").data.find(_SPLITTER)
+    except LookupError:
+        return False
+    return True
+
+
+def _missing_packages(names: Sequence[str]) -> list[str]:
     needed = dict.fromkeys(
         package
         for name in names
@@ -97,7 +123,9 @@ def _checks(name: str) -> Collection[str]:
 
 
 def _harness() -> Mapping[str, Any]:
-    from lm_eval.tasks.ifeval import instructions_registry
+    # nltk says that it downloads, and that it could not
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        from lm_eval.tasks.ifeval import instructions_registry
 
     found: Mapping[str, Any] = instructions_registry.INSTRUCTION_DICT
     return found

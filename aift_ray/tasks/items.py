@@ -74,8 +74,8 @@ def make_items(
         source: where the task was written; None: in no file.
     """
     if task.instructed and (absent := missing([row for _, (_, row) in rows])):
-        what = f"IFEval's instructions need {', '.join(absent)}, not installed"
-        remedy = 'pip install "aift-ray[ifeval]"'
+        what, remedy = absent
+        what = f"IFEval's instructions need {what}"
         problems.append(Problem(f"task {task.name}", what, remedy))
         return []
     found: list[Item] = []

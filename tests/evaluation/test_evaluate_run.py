@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from aift_ray import evaluate
+from aift_ray.evaluation import evaluate_run
 from aift_ray.utils.exit_status import guarded
 from tests.conftest import ROOT, write_rows
 from tests.quantization.conftest import make_adapter
@@ -295,3 +296,20 @@ def test_a_single_row_is_said_to_tell_little(
     argv = ["--task", str(choices), "--limit", "1", "--output", str(tmp_path / "results.json")]
     assert guarded(evaluate.run, argv) == 0
     assert "task colours: a single row" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_time_that_is_left_does_not_count_the_wait_for_the_first_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # once where it is made, then once for each part
+    times = iter((0.0, 0.0, 60.0, 70.0, 80.0))
+    monkeypatch.setattr(evaluate_run.time, "monotonic", lambda: next(times))
+    progress = evaluate_run._Progress("m", 30)
+    for number in (2, 10, 18):
+        progress.add(number)
+    told = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert told == [
+        "m: 2/30 answers, 60 s",
+        "m: 12/30 answers, 70 s, 18 s left",
+        "m: 30/30 answers, 80 s",
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aift_ray.tasks.instructions import Instructions, WrongInstruction
+from aift_ray.tasks.instructions import NAMES, Instructions, WrongInstruction, missing
 
 FOLLOWED: list[tuple[str, dict[str, Any], str, str]] = [
     (
@@ -166,3 +166,18 @@ def test_what_is_absent_is_refused_with_the_installing_command(tmp_path: Path) -
     with pytest.raises(DataError) as refused:
         load_tasks(EvaluateConfig(tasks=["m_ifeval_ja"], data_dir=str(tmp_path)))
     assert 'pip install "aift-ray[ifeval]"' in str(refused.value)
+
+
+def test_data_of_nltk_that_are_not_there_are_told_before_an_answer(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    nltk: Any = pytest.importorskip("nltk", reason="nltk is not installed")
+    monkeypatch.setattr(nltk.data, "path", [])
+    name = "length_constraints:number_sentences"
+    found = missing([{NAMES: ["punctuation:no_comma"]}, {NAMES: [name]}])
+    assert found is not None
+    assert f"punkt_tab for {name}" in found[0]
+    assert "nltk.downloader punkt_tab" in found[1]
+    assert missing([{NAMES: ["punctuation:no_comma"]}]) is None
+    assert "nltk_data" not in "".join(capfd.readouterr())
