@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 
 from aift_ray.config import RunConfig, Settings
 from aift_ray.config.problems import choices, flags_of, loose, unknown
-from aift_ray.errors import ConfigError, Problem
+from aift_ray.errors import ConfigError, Problem, UserError
 
 S = TypeVar("S", bound=Settings)
 
@@ -49,15 +49,23 @@ class _Unreadable(Exception):
 
 
 def parse(
-    argv: Sequence[str], settings: type[S], verb: str, description: str, epilog: str = ""
+    argv: Sequence[str],
+    settings: type[S],
+    verb: str,
+    description: str,
+    epilog: str = "",
+    check: Callable[[S], None] | None = None,
 ) -> Command[S]:
     """Read flags and YAML files: flags win over files, files over defaults.
 
+    Args:
+        check: as of `settled`.
+
     Raises:
-        ConfigError: with every unknown, malformed or out-of-range setting.
+        UserError: with every unknown, malformed or out-of-range setting, and what `check` finds.
     """
     found = given(argv, settings, verb, description, epilog)
-    return Command(settled(settings, found.values, found.problems), found.dry_run)
+    return Command(settled(settings, found.values, found.problems, check), found.dry_run)
 
 
 def given(
@@ -207,12 +215,34 @@ class Draft(Generic[S]):
         return [each for each in problems if self.wrong.isdisjoint(re.findall(r"\w+", str(each)))]
 
 
-def settled(settings: type[S], values: dict[str, Any], problems: list[Problem]) -> S:
-    """The settings of `values`; ConfigError with `problems` and every mistake in them."""
+def settled(
+    settings: type[S],
+    values: dict[str, Any],
+    problems: list[Problem],
+    check: Callable[[S], None] | None = None,
+) -> S:
+    """The settings of `values`.
+
+    Args:
+        problems: what is wrong already.
+        check: looks at what the settings name, wrong ones left out, and raises a UserError.
+
+    Raises:
+        UserError: with `problems`, every mistake in `values`, and what `check` finds.
+    """
     draft = drafted(settings, values)
     problems = [*problems, *draft.problems]
-    if problems or draft.config is None:
+    if draft.config is None:
         raise ConfigError(problems)
+    if check:
+        try:
+            check(draft.config)
+        except UserError as error:
+            if not problems:
+                raise
+            problems += draft.unnamed(error.problems)
+    if problems:
+        raise ConfigError([*dict.fromkeys(problems)])
     return draft.config
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aift_ray.utils.exit_status import guarded
+
+if TYPE_CHECKING:
+    from aift_ray.config import ExportConfig
 
 DESCRIPTION = """Write a model for other programs, with an adapter merged where one is given.
 
@@ -22,10 +26,7 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import SHIPPED_MODEL, ExportConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
-    command = parse(argv, ExportConfig, "export", description, EPILOG)
-    from aift_ray.launch import early_checks
-
-    early_checks.check_export(command.config)
+    command = parse(argv, ExportConfig, "export", description, EPILOG, _check)
     import transformers
 
     # transformers warns of its own deprecated names
@@ -37,6 +38,12 @@ def run(argv: Sequence[str]) -> int:
         transformers.logging.disable_progress_bar()
     conversion.run(command.config, command.dry_run)
     return 0
+
+
+def _check(config: ExportConfig) -> None:
+    from aift_ray.launch import early_checks
+
+    early_checks.check_export(config)
 
 
 def main() -> None:

@@ -7,8 +7,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aift_ray.utils.exit_status import guarded
+
+if TYPE_CHECKING:
+    from aift_ray.config import QuantizeConfig
 
 DESCRIPTION = """Merge an adapter into a model, hold its weights in 8 or 4 bits, measure the cost.
 
@@ -25,15 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
     _one_width(argv)
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
-    command = parse(argv, QuantizeConfig, "quantize", description, EPILOG)
-    from aift_ray.launch import early_checks
-    from aift_ray.quantization import output_folder
-
-    asked = command.config.output_dir
-    occupied = (
-        output_folder.check(Path(asked).expanduser(), command.config.overwrite) if asked else []
-    )
-    early_checks.check_quantization(command.config, occupied)
+    command = parse(argv, QuantizeConfig, "quantize", description, EPILOG, _check)
     import transformers
 
     # transformers warns of its own deprecated names
@@ -45,6 +41,15 @@ def run(argv: Sequence[str]) -> int:
         transformers.logging.disable_progress_bar()
     quantization.run(command.config, command.dry_run)
     return 0
+
+
+def _check(config: QuantizeConfig) -> None:
+    from aift_ray.launch import early_checks
+    from aift_ray.quantization import output_folder
+
+    asked = config.output_dir
+    occupied = output_folder.check(Path(asked).expanduser(), config.overwrite) if asked else []
+    early_checks.check_quantization(config, occupied)
 
 
 def _one_width(argv: Sequence[str]) -> None:

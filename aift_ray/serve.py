@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.utils.exit_status import guarded
+
+if TYPE_CHECKING:
+    from aift_ray.config import ServeConfig
 
 DESCRIPTION = """Serve a model and its adapters behind an OpenAI-compatible API on Ray Serve.
 
@@ -22,10 +26,7 @@ def run(argv: Sequence[str]) -> int:
     from aift_ray.config import SHIPPED_MODEL, ServeConfig
 
     description = DESCRIPTION.format(model=SHIPPED_MODEL)
-    command = parse(argv, ServeConfig, "serve", description, EPILOG)
-    from aift_ray.launch import early_checks
-
-    early_checks.check_server(command.config)
+    command = parse(argv, ServeConfig, "serve", description, EPILOG, _check)
     from aift_ray.ray_backend import serve_run
 
     serve_run.run(command.config, command.dry_run)
@@ -38,6 +39,12 @@ def _check_models(argv: Sequence[str]) -> None:
         what = f"is given {number} times, and a server has one base model"
         remedy = "give adapters on it as --adapter NAME=FOLDER; for another base start a server"
         raise ConfigError([Problem("--model", what, remedy)])
+
+
+def _check(config: ServeConfig) -> None:
+    from aift_ray.launch import early_checks
+
+    early_checks.check_server(config)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aift_ray import train
+from aift_ray.__main__ import VERBS
 from aift_ray.errors import UserError
 from aift_ray.utils.exit_status import guarded
 from tests.conftest import KEITAI
@@ -311,3 +312,19 @@ def test_both_commands_are_the_same_and_an_unknown_verb_is_refused() -> None:
         [sys.executable, "-m", "aift_ray", "tain"], capture_output=True, check=False
     )
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("verb", ["export", "quantize", "serve"])
+def test_settings_models_and_adapters_are_told_in_one_message(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = f"a={tmp_path}" if verb == "serve" else str(tmp_path)
+    argv = ["--model", "no/such/folder", "--adapter", adapter, "--no-such-flag", "1"]
+    assert guarded(VERBS[verb], argv) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "--no-such-flag",
+        "model no/such/folder: missing",
+        f"{tmp_path} holds no adapter_config.json",
+    ):
+        assert part in said
