@@ -54,17 +54,17 @@ test-clients: $(VENV)/stamp
 
 # lm-evaluation-harness on the same rows, in AIFT_HARNESS_ENV, else build/harness-env
 test-harness: $(VENV)/stamp
-	$(BIN)/python tests/evaluation/harness_environment.py -m pytest tests/tasks \
+	python=$$($(BIN)/python -m tests.evaluation.harness_environment) && $$python -m pytest tests/tasks \
 	  tests/evaluation/test_harness_tasks.py tests/evaluation/test_harness_equality.py
 
 # fused kernels in Triton's interpreter, in AIFT_LIGER_ENV, else build/liger-env
 test-liger: $(VENV)/stamp
-	python=$$($(BIN)/python tests/models/liger_environment.py) && \
+	python=$$($(BIN)/python -m tests.models.liger_environment) && \
 	  TRITON_INTERPRET=1 $$python -m pytest tests/models/test_fused_kernels.py
 
 # Weights & Biases, MLflow and Trackio offline, in AIFT_TRACKERS_ENV, else build/trackers-env
 test-trackers: $(VENV)/stamp
-	python=$$($(BIN)/python tests/engine/trackers_environment.py) && \
+	python=$$($(BIN)/python -m tests.engine.trackers_environment) && \
 	  $$python -m pytest tests/engine/test_trackers.py tests/launch/test_tracked_runs.py
 
 # what makes an image of a Dockerfile, and further arguments for it: BUILD="podman build --format docker"
@@ -79,7 +79,7 @@ images:
 
 # ZeRO by DeepSpeed, in AIFT_DEEPSPEED_ENV, else build/deepspeed-env; its rows of the table too
 test-deepspeed: $(VENV)/stamp
-	python=$$($(BIN)/python tests/parallel/deepspeed_environment.py) && \
+	python=$$($(BIN)/python -m tests.parallel.deepspeed_environment) && \
 	  $$python -m pytest tests/parallel/test_deepspeed_zero.py tests/parallel/test_deepspeed_runs.py \
 	    tests/test_private_interfaces.py && $$python -m tests.parity deepspeed
 

@@ -27,7 +27,7 @@ def main() -> None:
     print("\none held-out row, asked of the saved adapter with plain transformers and peft:")
     print(f"  instruction  {row['instruction']}\n  input        {row['input']}")
     print(f"  answer       {answer(row)}\n  expected     {row['output']}")
-    print(f"\neverything lies in {OUTPUT}")
+    print(f"\nall files are in {OUTPUT}")
 
 
 def workers() -> int:

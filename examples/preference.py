@@ -36,7 +36,7 @@ def main() -> None:
     print("  margin accuracy   {:6.1%} -> {:6.1%}".format(*accuracies))
     for row, one, two in list(zip(rows, before, after, strict=True))[:SHOWN]:
         print(f"\n  asked     {row['input']}\n  before    {one}\n  after     {two}")
-    print(f"\neverything lies in {OUTPUT}")
+    print(f"\nall files are in {OUTPUT}")
 
 
 def answers(model: str, rows: list[dict[str, str]]) -> list[str]:

@@ -91,7 +91,7 @@ class EvaluateConfig(Settings):
     max_concurrent: Positive = setting(
         16, "answers written at a time, by a worker or asked of base_url or judge_url"
     )
-    seed: NotNegative = setting(0, "of the resampling behind intervals and tests")
+    seed: NotNegative = setting(0, "seed of the resampling for intervals and tests")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = setting(
         0.95, "of the intervals; differences below it are not called better"
     )

@@ -158,4 +158,4 @@ def loose(section: type[BaseModel], word: str) -> Problem:
     """A word of the command line that follows no flag."""
     named = next((flag for flag in ("train-file", "model") if flag in flags_of(section)), "")
     hint = f"did you mean '--{named} {word}'?" if named else "see --help for the flags"
-    return Problem(f"'{word}'", "stands behind no flag", hint)
+    return Problem(f"'{word}'", "does not follow a flag", hint)

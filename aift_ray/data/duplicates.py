@@ -127,7 +127,7 @@ class _Findings:
         self._eval_repeats = _Finding("evaluation", *repeats)
         self._eval_contradictions = _contradictions("evaluation")
         self._in_train = _Finding(
-            "evaluation", "also stand in the training data", "also stands in the training data"
+            "evaluation", "are also in the training data", "is also in the training data"
         )
         self._prompt_in_train = _Finding(
             "evaluation",

@@ -77,7 +77,7 @@ def _by_api(loaded: LoadedTask) -> list[Problem]:
         remedy = "give model folders in place of --base-url"
         found.append(Problem(loaded.where(), what, remedy))
     if task.kind == "choice" and task.chat:
-        what = "choices behind a chat template can't be scored over an API"
+        what = "choices after a chat template's prompt can't be scored over an API"
         found.append(Problem(loaded.where("chat"), what, "give --chat false, or a model folder"))
     if task.kind == "text" or "accuracy_normalized" in task.computed:
         what = "texts and accuracy_normalized need the probability of a first token, which no API "

@@ -18,7 +18,7 @@ from aift_ray.errors import ConfigError, Interrupted, Problem, TrainingError, Us
 from aift_ray.ray_backend import cluster, node_checks
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.ray_backend.tune_runner import Sweep, Trials, fit
-from aift_ray.runs import run_dir, run_dir_check, terminal
+from aift_ray.runs import preview, run_dir, run_dir_check, terminal
 from aift_ray.runs.execution import exit_status, stop_signals
 from aift_ray.runs.prepare import Preparation, prepare
 from aift_ray.runs.worker_resources import asked as asks
@@ -76,7 +76,7 @@ def run(given: ParsedSettings) -> None:
         )
         _show_plan(sweep, space, configs, prepared)
         if given.dry_run:
-            terminal.show_preview(prepared[0])
+            preview.show_preview(prepared[0])
             return
         if joined is None:
             stack.enter_context(cluster.cluster())

@@ -17,6 +17,7 @@ from aift_ray.errors import ConfigError, Interrupted, Problem
 from aift_ray.ray_backend.ray_tokenize import encode_of
 from aift_ray.runs import (
     local_run,
+    preview,
     resume_check,
     run_dir,
     run_dir_check,
@@ -248,7 +249,7 @@ def _show_dry_run(config: RunConfig, folder: Path, resume: Path | None) -> None:
         each = resolved.parallel.gpus_a_worker if gpus else 0
         local = worker_resources.of_machine(local_gpus(config))
         worker_resources.check_resources(resolved, group[0], each, local)
-    terminal.show_preview(prepared)
+    preview.show_preview(prepared)
     terminal.console.print("configuration:", style="bold")
     text = yaml.safe_dump(resolved.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     terminal.console.print(text, markup=False)

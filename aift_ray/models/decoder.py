@@ -35,7 +35,7 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     for found in (inner.get_decoder(), inner.base_model, getattr(inner, "model", None)):
         if isinstance(found, PreTrainedModel) and found is not inner:
             return found
-    raise _unknown(inner, "its language model can't be told from the rest of it")
+    raise _unknown(inner, "its language model can't be told apart from the rest of it")
 
 
 def decoder_blocks(model: torch.nn.Module) -> torch.nn.ModuleList:

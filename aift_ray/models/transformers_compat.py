@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    # which loads much of torch that a command needs no part of
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # missing: a class attribute of public name for weights in a file that a model does not hold
 IGNORED_ON_LOAD = "_keys_to_ignore_on_load_unexpected"

@@ -15,7 +15,7 @@ from aift_ray.rewards.spec import RewardSpec
 _ATTEMPTS = 2
 
 
-class Environments:
+class Environments(SlotPool):
     """One episode for each row of a batch.
 
     Each request carries the row and all answers so far, so that an episode whose process is lost
@@ -42,23 +42,8 @@ class Environments:
         slots = [Slot({0: spec}, memory, max(timeout, 60.0), starter) for _ in range(processes)]
         # one thread a process: an episode stays with the process that began it
         threads = [ThreadPoolExecutor(1, "environments") for _ in slots]
-        self._pool = SlotPool(slots, starter, threads)
-        self._pool.start()
-
-    def __enter__(self) -> Environments:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
-    @property
-    def pids(self) -> list[int]:
-        """The numbers of the worker processes."""
-        return self._pool.pids
-
-    def close(self) -> None:
-        """End the processes."""
-        self._pool.close()
+        super().__init__(slots, starter, threads)
+        self.start()
 
     def reset(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """Begin an episode for each row; what is added to its prompt, or None.
@@ -95,12 +80,11 @@ class Environments:
         return []
 
     def _all(self, rows: list[int]) -> dict[int, Any]:
-        pool = self._pool
-        futures = {row: pool.threads[row % len(pool.slots)].submit(self._ask, row) for row in rows}
+        futures = {row: self.threads[row % len(self.slots)].submit(self._ask, row) for row in rows}
         return {row: future.result() for row, future in futures.items()}
 
     def _ask(self, row: int) -> Any:
-        slot, answers = self._pool.slots[row % len(self._pool.slots)], self._answers[row]
+        slot, answers = self.slots[row % len(self.slots)], self._answers[row]
         request = ("episode", 0, (self._batch, row), self._rows[row], answers)
         what = ""
         for _ in range(_ATTEMPTS):

@@ -71,7 +71,7 @@ class _Failed(Exception):
         self.what, self.row, self.always, self.remedy = what, row, always, remedy
 
 
-class Rewards:
+class Rewards(SlotPool):
     """Computes rewards in processes of its own.
 
     Args:
@@ -123,23 +123,8 @@ class Rewards:
             idle.put(slot)
             self._idle |= dict.fromkeys(group, idle)
         self._threads = ThreadPoolExecutor(max(len(slots), 1), "rewards")
-        self._pool = SlotPool(slots, starter, [self._threads])
-        self._pool.start()
-
-    def __enter__(self) -> Rewards:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
-    @property
-    def pids(self) -> list[int]:
-        """The numbers of the worker processes."""
-        return self._pool.pids
-
-    def close(self) -> None:
-        """End the processes."""
-        self._pool.close()
+        super().__init__(slots, starter, [self._threads])
+        self.start()
 
     def check(self, columns: Sequence[str]) -> list[Problem]:
         """What keeps the rewards from scoring rows with these columns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 from aift_ray.errors import ConfigError, Problem
 from aift_ray.rewards.processes import Worker, WorkerEnded, WorkerTimeout
@@ -114,6 +114,12 @@ class SlotPool:
     ) -> None:
         self.slots, self.threads = slots, threads
         self._starter = starter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
 
     def start(self) -> None:
         """Start every process.

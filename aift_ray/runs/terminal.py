@@ -11,14 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aift_ray.config.preference_config import answers_of
 from aift_ray.planning.partition import HOST
 from aift_ray.runs.plan_objective import objective_lines
 from aift_ray.tasks.scores import shown as score_shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from aift_ray.config import RunConfig
     from aift_ray.data.tokenize import Counts
     from aift_ray.runs.prepare import Preparation
@@ -39,15 +36,6 @@ console = _Console(
     force_jupyter=False,
     force_terminal=False if "ipykernel" in sys.modules else None,
 )
-_PREVIEW_TOKENS = 400
-_PREVIEW_RUN = 160
-# what the token rows of a comparison are called
-_ANSWERS = {
-    "one": ("",),
-    "pair": (", chosen", ", rejected"),
-    "label": (", answer", ", with the answer of another row for the KL"),
-    "prompt": (", prompt",),
-}
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -201,39 +189,6 @@ def _counts(counts: Counts) -> str:
         are = "conversations are" if counts.split_rows > 1 else "conversation is"
         text += f"; {counts.split_rows:,} {are} one row an answer"
     return text + (f", {counts.split_documents} split" if counts.split_documents else "")
-
-
-def show_preview(run: Preparation, number: int = 3) -> None:
-    """Print the first rows, supervised tokens marked."""
-    rows = run.prepared.rows("train")
-    tokenizer = run.encoder.tokenizer
-    console.print("preview: supervised tokens are green and between ⟦ ⟧", style="bold")
-    together, names = run.plan.together, _ANSWERS[answers_of(run.job.config.objective)]
-    for at, index in enumerate(run.plan.indices[: number * together].tolist()):
-        ids, flags = rows.row(index)
-        name = names[at % together]
-        line = Text(f"{rows.place(index)}{name} ({len(ids)} tokens): ", style="dim")
-        shown = start = 0
-        for at in range(1, len(ids) + 1):
-            if shown < _PREVIEW_TOKENS and (at == len(ids) or flags[at] != flags[start]):
-                piece = _shortened(tokenizer, ids[start:at].tolist())
-                inside = bool(flags[start])
-                line.append(f"⟦{piece}⟧" if inside else piece, "bold green" if inside else "")
-                shown += min(at - start, _PREVIEW_RUN)
-                start = at
-        console.print(line)
-    for note in run.prepared.train.notes + run.prepared.eval.notes:
-        console.print(note, style="yellow", markup=False)
-
-
-def _shortened(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of a run of tokens; a long one loses its middle, so that others are seen too."""
-    left_out = len(ids) - _PREVIEW_RUN
-    if left_out <= 0:
-        return str(tokenizer.decode(ids))
-    half = _PREVIEW_RUN // 2
-    head, tail = (str(tokenizer.decode(part)) for part in (ids[:half], ids[-half:]))
-    return f"{head} … {left_out:,} tokens … {tail}"
 
 
 def _task_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -82,8 +82,9 @@ def _held(service: Service, request: Request, budget: int | None) -> Request:
         if thinking.answers(request.prompt):
             return request
         message = (
-            "with the engine vllm an answer whose prompt opens a thought can't be held to a schema "
-            "or a call; use --engine transformers, or turn the thought off where the template can"
+            "with the engine vllm an answer whose prompt opens a thought can't be constrained to a "
+            "schema or a call; use --engine transformers, or turn the thought off where the "
+            "template can"
         )
         raise ApiError(400, message, "response_format")
     grammar = thinking.held(request.prompt, request.grammar, budget, request.stop_ids)

@@ -44,7 +44,7 @@ async def load(
     name = same_name(body.lora_name)
     found = _find(folder, name)
     if name == service.name or name in await fleet.recorded():
-        message = f"{name} is loaded already; to load it anew, unload it first"
+        message = f"{name} is loaded already; to load it again, unload it first"
         raise ApiError(400, message, "lora_name")
     problems = await asyncio.to_thread(service.check_adapter, name, found)
     if not problems:

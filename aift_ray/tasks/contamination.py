@@ -58,7 +58,7 @@ class Overlap:
 
 def told(described: Mapping[str, int]) -> str:
     """What is known of the rows of a task, in a sentence."""
-    text = f"{described['seen']} of {described['compared']} rows stand in the training data"
+    text = f"{described['seen']} of {described['compared']} rows are in the training data"
     if short := described["too_short"]:
         text += f"; {short} more, with no field of their own of {described['characters']} "
         text += "characters, were not compared: a smaller --overlap_characters compares them"

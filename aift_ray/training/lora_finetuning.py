@@ -108,7 +108,9 @@ class LoRAFinetuningTrainer(Trainer):
 
 
 def lora_sections(model: BaseModel, config: object) -> dict[str, Any]:
-    """Method and adapters of a run, by a LoRAConfig or PEFT's."""
+    """Method and adapters of a run, by a LoRAConfig or PEFT's; None: all weights are trained."""
+    if config is None:
+        return {"method": "full"}
     values = as_own(config, model.model_name).model_dump(exclude_unset=True)
     if model.quantization is not None:
         values |= {"use_qlora": True, "qlora_4bit": model.quantization.bits == 4}

@@ -70,9 +70,7 @@ class AdvancedMultiGPUTrainer(Trainer):
 
     def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
         config: TrainingConfig = self.config
-        sections: dict[str, Any] = {"method": "full"}
-        if self.lora_config is not None:
-            sections |= lora_sections(self.model, self.lora_config)
+        sections = lora_sections(self.model, self.lora_config)
         if "world_size" in config.model_fields_set and config.local_rank < 0:
             if self.config.strategy == "ddp":
                 config = config.model_copy(update={"ddp": True})

@@ -101,9 +101,7 @@ class PreferenceTrainer(Trainer):
             allowed = ", ".join(PREFERENCE_OBJECTIVES)
             what = f"{self.objective!r} compares no answers: give {allowed}"
             raise ConfigError([Problem("objective", what, _TRAINERS.get(self.objective, ""))])
-        sections: dict[str, Any] = {"method": "full"}
-        if self.lora_config is not None:
-            sections = lora_sections(self.model, self.lora_config)
+        sections = lora_sections(self.model, self.lora_config)
         sections |= {
             "objective": self.objective,
             "preference": trainer_args.section("preference", self.preference),

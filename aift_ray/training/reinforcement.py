@@ -96,9 +96,7 @@ class GRPOTrainer(Trainer):
         return super().train(train_texts, eval_texts, resume_from_checkpoint)
 
     def _settings(self) -> tuple[TrainingConfig, dict[str, Any], bool]:
-        sections: dict[str, Any] = {"method": "full"}
-        if self.lora_config is not None:
-            sections = lora_sections(self.model, self.lora_config)
+        sections = lora_sections(self.model, self.lora_config)
         settings = {**trainer_args.section("grpo", self.grpo), "reward": self.reward}
         sections |= {"objective": "grpo", "grpo": settings}
         config = self.training_config

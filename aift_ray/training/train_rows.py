@@ -82,7 +82,7 @@ def _plain(item: object) -> Any:
 def _encoded(item: object, vocabulary: int) -> Encoded:
     """An item of token ids without its padding; ValueError says what is wrong with it."""
     if not isinstance(item, Mapping) or _TOKENS not in item:
-        raise ValueError(f"{type(item).__name__} stands among token ids: {_EXPECTED}")
+        raise ValueError(f"{type(item).__name__} is among token ids: {_EXPECTED}")
     ids = _numbers(item[_TOKENS], _TOKENS)
     labels = _numbers(item["labels"], "labels") if item.get("labels") is not None else ids
     seen = item.get("attention_mask")

@@ -69,7 +69,7 @@ def test_evaluation_rows_that_stand_in_training_are_counted() -> None:
     train = [row(2, "a", "x"), row(7, "b", "y")]
     evaluation = [row(1, "a", "x", "e"), row(2, "b", "z", "e"), row(3, "c", "x", "e")]
     assert warnings(train, evaluation) == [
-        "1 evaluation row also stands in the training data: e:1 (see t:2)",
+        "1 evaluation row is also in the training data: e:1 (see t:2)",
         "1 evaluation row has a prompt of the training data, with another answer: e:2 (see t:7)",
     ]
 

@@ -1,39 +1,9 @@
-"""DeepSpeed in an environment of its own over the project's: `make test-deepspeed`.
-
-The environment sees the packages of the interpreter that makes it, and adds those of
-`requirements-deepspeed.lock`, so that the pinned torch is the one in use.
-"""
+"""DeepSpeed in an environment over the project's, on the pinned torch: `make test-deepspeed`."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import sysconfig
-import venv
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-LOCK = ROOT / "requirements-deepspeed.lock"
-
-
-def folder() -> Path:
-    """Where the environment is, or goes: AIFT_DEEPSPEED_ENV, else build/deepspeed-env."""
-    return Path(os.environ.get("AIFT_DEEPSPEED_ENV", ROOT / "build" / "deepspeed-env"))
-
-
-def make() -> Path:
-    """Make it, or bring it up to its lock file; its interpreter."""
-    python = folder() / "bin" / "python"
-    if not python.exists():
-        venv.create(folder(), with_pip=False)
-    where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    found = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
-    (Path(found) / "base.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--requirement", str(LOCK)], check=True)
-    return python
-
+from tests.conftest import ROOT
+from tests.helpers.extra_packages import environment
 
 if __name__ == "__main__":
-    print(make())
+    print(environment("deepspeed", "--requirement", str(ROOT / "requirements-deepspeed.lock")))

@@ -45,11 +45,11 @@ def test_of_nothing_long_enough_nothing_is_said() -> None:
     assert one.shares == (None,)
     assert one.described(8) == {"characters": 8, "compared": 0, "seen": 0, "too_short": 1}
     assert told(one.described(8)) == (
-        "0 of 0 rows stand in the training data; 1 more, with no field of their own of 8 "
+        "0 of 0 rows are in the training data; 1 more, with no field of their own of 8 "
         "characters, were not compared: a smaller --overlap_characters compares them"
     )
     assert two.seen == [0]
-    assert told(two.described(8)) == "1 of 1 rows stand in the training data"
+    assert told(two.described(8)) == "1 of 1 rows are in the training data"
 
 
 def test_what_half_of_the_rows_share_tells_nothing_of_them() -> None:

@@ -189,7 +189,7 @@ def test_wrong_items_are_named_by_their_index(tiny_model: Path, tmp_path: Path) 
     ):
         assert f"train_dataset[{index + 1}]: " in found
         assert why in found
-    assert "train_dataset[6]: str stands among token ids" in found
+    assert "train_dataset[6]: str is among token ids" in found
     assert "neither indexed nor iterated" in refused(5)
     with pytest.raises(DataError, match=r"train_texts\[2\]: message 1"):
         train(tiny_model, tmp_path / "run", texts=[*ROWS[:2], {"messages": ["x"]}])

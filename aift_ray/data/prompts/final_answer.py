@@ -44,7 +44,7 @@ class FinalAnswer:
         opened = re.search(re.escape(self._opening) + r"(\s*)$", header)
         header = header[: opened.start()] if opened else header
         if not text_of(rest).startswith(header) or not (opened or thinks):
-            what = f"the chat template writes message {self._turn + 1} otherwise than behind"
+            what = f"the chat template writes message {self._turn + 1} otherwise than after"
             raise RowError(f"{what} the prompt that serving feeds", self._other_prompt())
         if not opened and not self._tags.known:
             what = f"the chat template has no place for the thought of message {self._turn + 1}"

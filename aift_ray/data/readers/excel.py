@@ -136,7 +136,7 @@ def _rows(
                 cell = cells[place] if place < len(cells) else None
                 row[key] = "" if cell is None else _text(cell, written[place])
         except _WrongCell as wrong:
-            yield Fault(str(path), number, str(wrong), "format the cell as text, and type it anew")
+            yield Fault(str(path), number, str(wrong), "format the cell as text, and type it again")
             continue
         yield RawRow(number, row)
     _tell_rows(path, reading, hidden, seen)

@@ -123,7 +123,7 @@ def _only_value(decoder: _Decoder, text: str) -> object:
     rest = text[end:].lstrip(_LINE_END)
     if rest:
         column = len(text) - len(rest) + 1
-        reason = f"not JSON Lines: more text behind the row (column {column})"
+        reason = f"not JSON Lines: more text after the row (column {column})"
         raise WrongRow(reason, "write one object a line, without commas between")
     return value
 
@@ -207,14 +207,14 @@ def _read_list(path: Path, reading: Reading) -> Iterator[RawRow | Fault]:
         sign = text.next_character()
         if sign not in (",", "]"):
             found = shown(sign) if sign else "the end of the file"
-            reason = f"line {text.line}: found {found} behind row {number} of the list"
+            reason = f"line {text.line}: found {found} after row {number} of the list"
             raise WrongFile(f"{reason}, expected a comma or ]", _MEND)
         more = sign == ","
         text.advance(text.position + 1)
     if not number:
         text.advance(text.position + 1)
     if text.next_character():
-        reason = f"line {text.line}: more text behind the end of the list"
+        reason = f"line {text.line}: more text after the end of the list"
         raise WrongFile(reason, "one file holds one list")
 
 

@@ -67,7 +67,7 @@ class SheetLayout:
             inside = (at for at in columns if area.left - 1 <= at < area.right)
             if any((at, row) != (area.left - 1, area.top) for at in inside):
                 first = area.name.partition(":")[0]
-                return f"the cells {area.name} are merged: their text stands in {first} alone"
+                return f"the cells {area.name} are merged: their text is in {first} only"
         return ""
 
 

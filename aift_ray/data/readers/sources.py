@@ -32,7 +32,7 @@ _TEXT |= {".csv": read_csv, ".tsv": read_tsv}
 _BINARY: dict[str, Reader] = {".parquet": read_parquet, ".arrow": read_arrow, ".xlsx": read_xlsx}
 SUFFIXES = (*_TEXT, ".txt", *_BINARY, *(f"{s}{p}" for s in (*_TEXT, ".txt") for p in PACKED))
 _ALLOWED = (
-    "allowed are .jsonl, .json, .csv, .tsv, .txt (each also with .gz or .zst behind), .parquet, "
+    "allowed are .jsonl, .json, .csv, .tsv, .txt (each also ending in .gz or .zst), .parquet, "
     ".arrow, .xlsx, and a folder of datasets.save_to_disk"
 )
 # what a program can write instead

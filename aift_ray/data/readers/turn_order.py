@@ -34,7 +34,7 @@ def check_order(messages: tuple[Message, ...]) -> None:
 
 def _refuse_place(roles: list[str], index: int, expected: set[str]) -> None:
     if roles[index] == "system":
-        what = f"message {index + 1} is a system message, which may only stand first"
+        what = f"message {index + 1} is a system message, which may only come first"
         raise WrongRow(what, "move its text into the first message, or make a row of each part")
     place = f"after the {roles[index - 1]} message before it" if index else "first"
     wanted = " or ".join(sorted(expected))

@@ -110,7 +110,7 @@ class EpisodeGenerator:
         episodes = [episode for _, episode in pairs]
         begun = self._environments.reset([source for source, _ in pairs])
         if any(begun):
-            what = "reset returned a text, and the prompt of a row is what is trained behind"
+            what = "reset returned a text, but the prompt of a training row is the row's own"
             raise RewardError(f"grpo.environment: {what}; write the text into the rows")
         active = list(range(len(episodes)))
         for turn in range(self._how.max_turns):

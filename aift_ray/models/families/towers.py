@@ -31,9 +31,7 @@ def towers(model: torch.nn.Module) -> list[str]:
             and module is not decoder
             and id(module) not in inside
         ):
-            what = (
-                f"{type(module).__name__} lies within its language model, and text alone is trained"
-            )
+            what = f"{type(module).__name__} is inside its language model, and only text is trained"
             raise ModelError([refusal(inner.config.model_type, what, None)])
     return _outermost(inner, kept)
 

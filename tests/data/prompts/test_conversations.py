@@ -348,7 +348,7 @@ def test_variables_of_the_template_are_those_of_the_row(
     item = example(talk, chat_template_kwargs={"enable_thinking": False, "colour": "赤"})
     assert trained(encoder, item) == ["二。<|im_end|>"]
     assert encoder.rows(item).not_shown == ("chat_template_kwargs.colour",)
-    with pytest.raises(RowError, match="otherwise than behind the prompt"):
+    with pytest.raises(RowError, match="otherwise than after the prompt"):
         encoder.rows(example(TALK, chat_template_kwargs={"enable_thinking": False}))
 
 

@@ -317,7 +317,7 @@ class TestXlsx:
         good, faults = read(path)
         assert [(row.line, row.output) for row in good] == [(2, "b"), (4, "d"), (7, "g")]
         assert [fault.line for fault in faults] == [3, 6]
-        assert "the cells A2:A3 are merged: their text stands in A2 alone" in faults[0].reason
+        assert "the cells A2:A3 are merged: their text is in A2 only" in faults[0].reason
         assert "the cells A6:B6 are merged" in faults[1].reason
         assert "セル結合の解除" in faults[0].remedy
 

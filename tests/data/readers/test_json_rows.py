@@ -46,7 +46,7 @@ class TestJsonLines:
             ('{"text": "a", "n": NaN}', "NaN"),
             ('{"text": "a", "n": -Infinity}', "-Infinity"),
             ('{"text": "\\ud83d"}', "lone surrogate"),
-            ('{"text": "a"} {"text": "b"}', "more text behind"),
+            ('{"text": "a"} {"text": "b"}', "more text after"),
             ('{"text": "a\0"}', "NUL"),
             ("\0" * 64, "NUL"),
             ("[" * 100_000, "nested too deeply"),

@@ -181,7 +181,7 @@ def test_towers_within_the_language_model_are_refused(
     family: str, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
     CONFIG_MAPPING[family]().save_pretrained(tmp_path)
-    with pytest.raises(AiftError, match=f"model family {family}: .*lies within"):
+    with pytest.raises(AiftError, match=f"model family {family}: .*is inside"):
         measured(str(tmp_path), configure(model=str(tmp_path)))
 
 
