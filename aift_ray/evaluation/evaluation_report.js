@@ -15,7 +15,11 @@ const lower = new Set(data.lower);
 const number = (name, value) => lower.has(name) ? value.toFixed(value < 100 ? 3 : 1) : (100 * value).toFixed(1);
 // bars are as wide as the page, so that letters keep their size
 let before = innerWidth;
-addEventListener("resize", () => { if (innerWidth !== before) { before = innerWidth; show(); } });
+addEventListener("resize", () => {
+  if (innerWidth === before) return;
+  before = innerWidth;
+  for (const svg of document.querySelectorAll("svg[role=img]")) svg.again();
+});
 function bars(name, byModel) {
   const models = data.models, step = 30;
   const width = Math.max(300, document.getElementById("main").clientWidth), narrow = width < 640;
@@ -23,6 +27,7 @@ function bars(name, byModel) {
   const most = lower.has(name) ? Math.max(...models.map(m => byModel[m][name].high)) * 1.05 || 1 : 1;
   const height = models.length * step + 24, scale = v => left + Math.max(0, Math.min(1, v / most)) * (width - left - right);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  svg.again = () => svg.replaceWith(bars(name, byModel));
   svg.append(drawn("title", {}, models.map(m => `${m}: ${number(name, byModel[m][name].value)}`).join(", ")));
   for (let tick = 0; tick <= 4; tick++) {
     const value = most * tick / 4, x = scale(value);

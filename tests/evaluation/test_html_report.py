@@ -118,3 +118,18 @@ def test_nothing_is_wider_than_a_phone(page: Any) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator("#language").click()
     page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_a_change_of_the_width_redraws_the_bars_alone(page: Any) -> None:
+    section = page.locator("section").first
+    section.locator("input[type=search]").fill("質問2")
+    section.locator("summary").click()
+    wide = page.locator("svg[role=img]").first.get_attribute("viewBox")
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.wait_for_function(
+        "wide => document.querySelector('svg[role=img]').getAttribute('viewBox') !== wide", arg=wide
+    )
+    assert section.locator("details[open]").count() == 1
+    assert section.locator("input[type=search]").input_value() == "質問2"
+    section.locator("input[type=search]").fill("")
+    page.set_viewport_size({"width": 1280, "height": 800})
