@@ -69,13 +69,22 @@ def test_unknown_values_are_named_with_those_allowed(refused: Refused) -> None:
         ["--bits", "8", "--quant-type", "nf4"],
         ["--bits", "8", "--double-quant", "true"],
         ["--bits", "4", "--threshold", "5"],
-        ["--bits", "16", "--adapter", "x", "--threshold", "5"],
         ["--bits", "16"],
-        ["--eval-rows", "0", "--eval-file", "rows.jsonl"],
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(refused: Refused, flags: list[str]) -> None:
     assert "1 problem" in refused(*flags)
+
+
+def test_files_that_are_missing_are_told_with_settings_that_would_do_nothing(
+    refused: Refused,
+) -> None:
+    message = refused("--bits", "16", "--adapter", "x", "--threshold", "5")
+    assert "threshold: acts with bits 8 only" in message
+    assert "no such folder: x" in message
+    message = refused("--eval-rows", "0", "--eval-file", "rows.jsonl")
+    assert "eval_files: are not read with eval_rows 0" in message
+    assert "rows.jsonl: there is no such file" in message
 
 
 @pytest.mark.parametrize("flag", ["--fp16-weight", "--cpu-offload"])
