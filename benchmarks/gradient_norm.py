@@ -68,7 +68,7 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
         return float(parameters[0].flatten()[0])
 
-    ways: dict[str, Callable[[], float]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "norm, before": lambda: in_double(parameters),
         "norm, now": lambda: float(gradient_norm(parameters)),
         "norm and clip, before": lambda: clipped_always(parameters),
@@ -93,7 +93,7 @@ def main() -> None:
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "seconds": found,
-        "norms": {name: value for name, value in results.items() if name.startswith("norm")},
+        "norms": {n: float(norm) for n, norm in results.items() if n.startswith("norm")},
     }
     path = ROOT / "benchmarks" / "results" / "gradient_norm.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
