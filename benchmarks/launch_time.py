@@ -77,7 +77,10 @@ def main() -> None:
     rows_ = [[name, *[_column(results, key) for key in _NAMES]] for name, results in found.items()]
     print(measuring.table(["contestant", *_NAMES.values()], rows_) + "\n")
     print(measuring.ratio_table(ratios))
-    content = {"options": vars(options), "contestants": found, "ratios": ratios}
+    # the model by its name: a file of results holds no path of a machine
+    asked = vars(options) | {"model": Path(options.model).name}
+    asked.pop("trl_python")
+    content = {"options": asked, "contestants": found, "ratios": ratios}
     measuring.write(Path(options.output), content)
 
 
