@@ -32,10 +32,12 @@ class Host:
     Attributes:
         tokenizer: bytes of its file.
         targets: supervised tokens of a micro-batch at most.
+        saves_beside: whether the run goes on while a checkpoint is written.
     """
 
     tokenizer: int
     targets: int
+    saves_beside: bool = True
 
 
 def needs(
@@ -61,9 +63,10 @@ def needs(
     answers = answers or answers_of(config, workers)
     process = _process(held, workers, config.reads_texts) if held else 0
     sizes = (shape, tokens, workers, wide, whole, answers, planned, process)
+    beside = (held.targets, held.saves_beside) if held else ()
 
     def need(way: Candidate) -> Memory:
-        return memory(shape, workload(config, way, *sizes, held.targets if held else None))
+        return memory(shape, workload(config, way, *sizes, *beside))
 
     return need
 
