@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from aift_ray.commandline import validated
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
 from tests.grpo.rollout_rows import prompts, write_rewards
 from tests.helpers.preference_rows import labelled, pairs, write

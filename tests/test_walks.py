@@ -111,7 +111,7 @@ def test_a_checkpoint_to_the_disk_and_back(config: Any, tmp_path: Path) -> None:
     }
     resumed = walk.over(lambda: work(prepared.job, ALONE), back)
     assert resumed.resumed_from == 1
-    walk.check(places=10, calls=26, files=14)
+    walk.check(places=10, calls=25, files=11)
 
 
 @pytest.fixture

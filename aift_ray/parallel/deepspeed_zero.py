@@ -22,8 +22,13 @@ from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.parallel import deepspeed_compat
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group, begin_alone
-from aift_ray.parallel.optimizer_state import FACTOR, check_groups
-from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel
+from aift_ray.parallel.protocol import (
+    FACTOR,
+    LossModel,
+    MicroBatches,
+    ParallelModel,
+    check_groups,
+)
 from aift_ray.parallel.torch_model import TorchModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

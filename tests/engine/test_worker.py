@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.collate import collate
 from aift_ray.engine import checkpoint, loop, metrics
-from aift_ray.engine.checkpoint.mirror import newest
+from aift_ray.engine.checkpoint import newest
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, TrainingError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.models.split import pieces_of
 from aift_ray.parallel.group import Group
 from aift_ray.planning.partition import HOST

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.engine.precision import JoinedScaler
 from aift_ray.engine.worker import work
 from aift_ray.engine.worker_run import Run
