@@ -19,10 +19,8 @@ from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
 pytestmark = [
-    pytest.mark.gpu,
     # the compiler's advice (tensor cores, autotuning) is no error
     pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.skipif(
         not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"
     ),

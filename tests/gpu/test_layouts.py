@@ -23,10 +23,6 @@ from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
 CUDA = torch.cuda.device_count()
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(CUDA == 0, reason="there is no CUDA device"),
-]
 two_devices = pytest.mark.skipif(CUDA < 2, reason="needs two CUDA devices")
 METHODS = {
     "full": {"method": "full"},
