@@ -129,9 +129,8 @@ class Pipeline(LossModel):
         """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(
-            self._schedule, group.model_parallel_size, group.mp_rank, len(step.batches)
-        ):
+        place = group.model_parallel_size, group.mp_rank
+        for action in order(self._schedule, *place, len(step.batches)):
             stage, batch = action.stage, step.batches[action.micro]
             if action.forward:
                 given = self._received(stage, batch.input_ids.shape)

@@ -177,17 +177,19 @@ def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
     """Have `table` look up the tokens of this worker's share, and zeros for others."""
     mine = team.own(table.num_embeddings)
     if table.padding_idx is not None:
-        inside = mine.start <= table.padding_idx < mine.stop
-        table.padding_idx = table.padding_idx - mine.start if inside else None
+        held = mine.start <= table.padding_idx < mine.stop
+        table.padding_idx = table.padding_idx - mine.start if held else None
     asked: list[torch.Tensor] = []
 
     def own(_: object, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         elsewhere = (inputs[0] < mine.start) | (inputs[0] >= mine.stop)
         asked[:] = [elsewhere]
-        return (inputs[0] - mine.start).masked_fill(elsewhere, 0)
+        inside: torch.Tensor = inputs[0] - mine.start
+        return inside.masked_fill(elsewhere, 0)
 
     def joint(_: object, __: object, found: torch.Tensor) -> torch.Tensor:
-        return looked_up(found.masked_fill(asked.pop().unsqueeze(-1), 0), team)
+        elsewhere = asked.pop().unsqueeze(-1)
+        return looked_up(found.masked_fill(elsewhere, 0), team)
 
     table.register_forward_pre_hook(own)
     table.register_forward_hook(joint)
