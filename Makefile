@@ -55,7 +55,7 @@ test-clients: $(VENV)/stamp
 # lm-evaluation-harness on the same rows, in AIFT_HARNESS_ENV, else build/harness-env
 test-harness: $(VENV)/stamp
 	python=$$($(BIN)/python -m tests.evaluation.harness_environment) && $$python -m pytest tests/tasks \
-	  tests/evaluation/test_harness_tasks.py tests/evaluation/test_harness_equality.py
+	  tests/evaluation/test_harness_equality.py
 
 # fused kernels in Triton's interpreter, in AIFT_LIGER_ENV, else build/liger-env
 test-liger: $(VENV)/stamp

@@ -10,11 +10,11 @@ from aift_ray.utils.exit_status import guarded
 
 DESCRIPTION = """Score models and adapters on tasks, with intervals and tests of their differences.
 
-Tasks are built-in names, YAML files, or data files of rows; the first model is the one that the
-others are compared with. Flags win over --config files, files over defaults. The shipped model is
+A task is a built-in name, a YAML file, or a data file of rows. The models are compared with the
+first one. Flags win over --config files, files over defaults. The shipped model is
 {model}."""
 EPILOG = """exit status: 0 done; 1 failed; 2 the input is wrong; 130 stopped by Ctrl-C: the same
-command with the same --output goes on where it was."""
+command with the same --output resumes the evaluation."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,11 +14,11 @@ from aift_ray.utils.exit_status import guarded
 if TYPE_CHECKING:
     from aift_ray.config import QuantizeConfig
 
-DESCRIPTION = """Merge an adapter into a model, hold its weights in 8 or 4 bits, measure the cost.
+DESCRIPTION = """Merge an adapter into a model, quantize it to 8 or 4 bits, and measure the effect.
 
-The output folder is one that from_pretrained loads; quantization.json and a plot tell what it
-saves and costs. Flags win over --config files, files over defaults. The shipped model is
-{model}."""
+The output folder can be loaded by from_pretrained; its quantization.json and plot show the memory
+that is saved, and the loss in quality and speed. Flags win over --config files, files over
+defaults. The shipped model is {model}."""
 EPILOG = "exit status: 0 done; 1 failed; 2 the input is wrong; 130 stopped by Ctrl-C."
 
 

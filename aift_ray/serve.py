@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Serve a model and its adapters behind an OpenAI-compatible API on Ray Serve.
 
 Flags win over --config files, files over defaults. The shipped model is {model}."""
-EPILOG = """exit status: 0 stopped by Ctrl-C or SIGTERM, after the answers under way; 1 failed;
+EPILOG = """exit status: 0 stopped by Ctrl-C or SIGTERM, with all requests answered; 1 failed;
 2 the input is wrong."""
 
 

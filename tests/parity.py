@@ -25,11 +25,11 @@ import torch
 import transformers
 
 from aift_ray.commandline import validated
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from tests.conftest import make_tiny_mixture, make_tiny_model, write_rows
 from tests.grpo.rollout_rows import prompts, write_rewards
 from tests.helpers.preference_rows import labelled, pairs, write
-from tests.helpers.runs import spawn, started, stepped
+from tests.helpers.runs import on_workers, started, stepped
 from tests.helpers.tiny_families import make_hybrid
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
@@ -286,9 +286,7 @@ def differences(one: Any, two: Any) -> tuple[float, float, float]:
 
 def spread(configs: dict[str, Any], folder: Path, workers: int) -> tuple[Any, Any]:
     """Losses and gradient norms, and final weights, of runs on gloo workers, by name."""
-    path = folder / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    return spawn(path, workers), torch.load(folder / "weights.pt")
+    return on_workers(configs, folder, workers), torch.load(folder / "weights.pt")
 
 
 def alone(config: Any, folder: Path) -> tuple[Any, Any]:

@@ -121,6 +121,20 @@ def torch_modules() -> None:
     assert heard == [1, 2]
 
 
+def torch_forward() -> None:
+    from aift_ray.utils import forward_compat as compat
+
+    module = nn.Identity()
+    module.register_forward_hook(lambda _, inputs, output: output + inputs[0])
+    compat.replace_forward(module, lambda x: 2 * x)
+    assert compat.is_replaced(module)
+    assert module(1) == 3, "and its hooks"
+    assert module.state_dict() == {}
+    compat.restore_forward(module)
+    assert not compat.is_replaced(module)
+    assert module(1) == 2
+
+
 def torch_scaler() -> None:
     from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
@@ -371,6 +385,7 @@ CHECKS = [
     torch_store,
     torch_shard_offsets,
     torch_modules,
+    torch_forward,
     torch_scaler,
     ray_core,
     ray_serve,

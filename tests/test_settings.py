@@ -136,7 +136,7 @@ CHANGED: dict[str, Any] = {
     # an error without GPUs
     "training.kernels": "liger",
     # errors here: with adapters, and without recomputation; they act in tests/parallel/
-    # test_smaller_states.py and tests/models/test_recomputation.py
+    # test_shard_adamw.py and tests/models/test_recomputation.py
     "training.bf16_stochastic_round": True,
     "training.activation_checkpointing": "selective",
     "training.activation_offloading": True,

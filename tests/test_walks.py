@@ -111,7 +111,7 @@ def test_a_checkpoint_to_the_disk_and_back(config: Any, tmp_path: Path) -> None:
     }
     resumed = walk.over(lambda: work(prepared.job, ALONE), back)
     assert resumed.resumed_from == 1
-    walk.check(places=10, calls=26, files=14)
+    walk.check(places=10, calls=25, files=11)
 
 
 @pytest.fixture
@@ -147,4 +147,4 @@ def test_a_chat_request_to_its_streamed_tokens(walked: tuple[Walk, Site]) -> Non
     url = "/v1/chat/completions"
     answer = walk.over(lambda: site.send("POST", url, json=body), places)
     assert answer.text.count('"content": "') > 1
-    walk.check(places=len(places), calls=34, files=15)
+    walk.check(places=len(places), calls=33, files=15)

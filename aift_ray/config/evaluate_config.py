@@ -32,10 +32,11 @@ class EvaluateConfig(Settings):
     }
 
     models: list[str] = setting(
-        [], f"catalog names, Hub ids or folders, of adapters too; default: {SHIPPED_MODEL}"
+        [], f"catalog names, Hub ids, or folders of models or adapters; default: {SHIPPED_MODEL}"
     )
     adapters: list[str] = setting(
-        [], "adapter folders, FOLDER or NAME=FOLDER, each evaluated on the (one) model"
+        [],
+        "adapters, FOLDER or NAME=FOLDER, each evaluated on the model; with adapters one --model",
     )
     tasks: list[str] = setting(
         [], "names of built-in tasks, YAML files of tasks, or data files of rows"
@@ -55,15 +56,15 @@ class EvaluateConfig(Settings):
         None, "with judge_url: file that holds its key; default: JUDGE_API_KEY or OPENAI_API_KEY"
     )
     sandbox: Literal["bubblewrap"] | None = setting(
-        None, "what runs the programs that models write, for tasks of the score pass_at_1"
+        None, "sandbox for programs that models write, needed by tasks with the score pass_at_1"
     )
     training_data: list[str] = setting(
         [],
-        "what the models were trained on, in which rows of the tasks are looked for: data files, "
+        "training data of the models, which is searched for rows of the tasks: data files, "
         "folders of runs, or token caches",
     )
     overlap_characters: Annotated[int, Field(ge=5, le=200)] = setting(
-        20, "with training_data: characters in a row that count as found"
+        20, "with training_data: number of consecutive common characters that count as a match"
     )
     data_dir: str | None = setting(
         None, "folder of the built-in tasks' data files; default: the variable AIFT_TASKS"
@@ -74,26 +75,26 @@ class EvaluateConfig(Settings):
         "default: ./outputs/DATE-TIME-evaluation/results.json",
     )
     overwrite: bool = setting(False, "replace the results of another evaluation")
-    limit: NotNegative = setting(0, "rows of each task, the first ones; 0: all")
+    limit: NotNegative = setting(0, "use only the first rows of each task; 0: all")
     num_few_shot: NotNegative | None = setting(
-        None, "answered examples before each prompt; default: each task's own"
+        None, "examples with answers before each prompt; default: each task's own"
     )
     chat: bool | None = setting(
         None, "write prompts in the model's chat template; default: each task's own"
     )
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = setting(
-        "auto", "of the computation; auto: bf16 on a GPU that has it, fp32 on a CPU"
+        "auto", "dtype of the computation; auto: bf16 on a GPU that has it, fp32 on a CPU"
     )
     num_workers: NotNegative = setting(0, "processes, one a GPU; 0: every GPU, or one on CPUs")
     tokens_per_batch: Annotated[int, Field(ge=64)] = setting(
-        4096, "tokens of the prompts that are read together"
+        4096, "maximum number of prompt tokens in a batch"
     )
     max_concurrent: Positive = setting(
-        16, "answers written at a time, by a worker or asked of base_url or judge_url"
+        16, "answers at a time that a worker generates, or requests to base_url or judge_url"
     )
     seed: NotNegative = setting(0, "seed of the resampling for intervals and tests")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = setting(
-        0.95, "of the intervals; differences below it are not called better"
+        0.95, "confidence level of the intervals, and of the differences that are called better"
     )
     resamples: Annotated[int, Field(ge=100)] = setting(10_000, "resamples of the rows")
 

@@ -63,12 +63,12 @@ class ExportConfig(Settings):
     )
     output: str | None = setting(
         None,
-        "what is written: a .gguf file, else a folder; default: ./outputs/DATE-TIME-export",
+        "output: a .gguf file, or a folder for other formats; default: ./outputs/DATE-TIME-export",
     )
     compare: list[str] = setting(
         [],
-        "in place of an export: formats that are measured side by side on eval_files; the table "
-        f"goes to output, a .json file; {', '.join(COMPARED)}",
+        "do not export, but measure these formats side by side on eval_files, and write the table "
+        f"to output, a .json file: {', '.join(COMPARED)}",
     )
     overwrite: bool = setting(False, "replace what this command has written before")
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = setting(
@@ -97,18 +97,16 @@ class ExportConfig(Settings):
         "gguf: nearest writes a file although llama.cpp splits some texts into other tokens",
     )
 
-    calibration_files: list[str] = setting(
-        [], "gptq, awq: rows (as for train) that the 4 bits are fitted to"
-    )
-    calibration_rows: Positive = setting(256, "gptq, awq: of these so many at most")
+    calibration_files: list[str] = setting([], "gptq, awq: calibration rows (formats as for train)")
+    calibration_rows: Positive = setting(256, "gptq, awq: maximum number of calibration rows")
     eval_files: list[str] = setting(
         [], "gptq, awq, fp8: rows to measure on; default: the held-out rows that ship with aift_ray"
     )
     eval_rows: NotNegative = setting(
-        64, "gptq, awq, fp8: rows measured at most; 0: measure nothing"
+        64, "gptq, awq, fp8: maximum number of rows to measure on; 0: do not measure"
     )
     sequence_length: Annotated[int, Field(ge=8)] = setting(
-        512, "gptq, awq, fp8: tokens of a row at most, to fit to and to measure on"
+        512, "gptq, awq, fp8: maximum number of tokens of a row, to calibrate and to measure on"
     )
 
     def contradictions(self) -> list[Problem]:

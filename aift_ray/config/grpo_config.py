@@ -42,15 +42,15 @@ class GRPOConfig(Section):
     )
     environment: str | None = setting(
         None,
-        "what the model talks to over several turns: calculator, or FILE.py:CLASS; default: "
-        "completions of one turn",
+        "environment that replies to the model over several turns: calculator, or FILE.py:CLASS; "
+        "default: none, completions have one turn",
     )
     max_turns: Positive = setting(4, "with environment: turns of the model in a completion")
     num_generations: Annotated[int, Field(ge=2)] = setting(8, "completions of each prompt")
     num_generations_eval: Positive | None = setting(
         None, "completions of each evaluation prompt; default: num_generations"
     )
-    max_completion_length: Positive = setting(256, "tokens of a completion at most")
+    max_completion_length: Positive = setting(256, "maximum number of tokens of a completion")
     rollout_batch_size: Positive = setting(
         64,
         "completions generated together by one worker; results do not depend on the number of "
@@ -61,12 +61,14 @@ class GRPOConfig(Section):
         "micro-steps trained on the completions of one generation; a multiple of "
         "training.gradient_accumulation_steps, which is the default",
     )
-    num_iterations: Positive = setting(1, "times that each completion is trained")
+    num_iterations: Positive = setting(1, "how many times each completion is trained on")
     temperature: float = setting(1.0, "temperature of sampling", gt=0, le=10)
-    top_p: float = setting(1.0, "share of the probability that is sampled from", gt=0, le=1)
-    top_k: NotNegative = setting(0, "tokens that are sampled from; 0: all")
+    top_p: float = setting(
+        1.0, "sample from the likeliest tokens that together have this probability", gt=0, le=1
+    )
+    top_k: NotNegative = setting(0, "sample from this many of the likeliest tokens; 0: from all")
     min_p: float = setting(
-        0.0, "least probability of a token as a share of the likeliest token's", ge=0, le=1
+        0.0, "minimum probability of a token, as a share of that of the likeliest token", ge=0, le=1
     )
     estimator: Literal["grpo", "rloo", "reinforce_plus_plus"] = setting(
         "grpo",
@@ -126,16 +128,16 @@ class GRPOConfig(Section):
     )
     placement: Literal["colocated", "apart"] = setting(
         "colocated",
-        "colocated: the workers that train generate, or with engine vllm Ray actors on their CPUs "
-        "or GPUs, in turn with them; apart: other Ray actors generate",
+        "colocated: the training workers generate, or with engine vllm Ray actors that take turns "
+        "with them on the same CPUs or GPUs; apart: Ray actors on CPUs or GPUs of their own",
     )
     rollout_workers: Positive = setting(
         1, "apart: Ray actors that generate, each with a GPU where the workers have one"
     )
     asynchronous: bool = setting(
         False,
-        "apart: each generation is made while the one before it is trained, by the weights "
-        "that that one began with",
+        "apart: while the workers train on one generation, the next is made with the weights "
+        "from before that training",
     )
 
     @field_validator("reward_weights", mode="before")

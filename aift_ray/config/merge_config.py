@@ -24,21 +24,21 @@ class MergeConfig(Settings):
         "output_dir": "output-dir",
     }
 
-    method: Method = setting("linear", "how weights become one")
-    models: list[str] = setting([], "catalog names, Hub ids or folders, two or more")
+    method: Method = setting("linear", "how the weights are combined")
+    models: list[str] = setting([], "catalog names, Hub ids or folders of the models, two or more")
     weights: list[float] = setting(
-        [], "a number for each model; default: 1 each; slerp: 0.5 0.5, the second is t"
+        [], "weight of each model; default: 1 each; slerp: 0.5 0.5, of which the second is t"
     )
     base: str | None = setting(
-        None, "model that differences are taken from; all methods but linear and slerp need it"
+        None, "model that is subtracted from each model; needed by all methods but linear and slerp"
     )
     normalize: bool | None = setting(
         None, "divide by the sum of the weights; default: true for linear and ties"
     )
     density: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.5, "ties, dare: part of the differences that is kept"
+        0.5, "ties, dare: share of the differences to keep"
     )
-    seed: NotNegative = setting(0, "dare: of the differences that are dropped")
+    seed: NotNegative = setting(0, "dare: seed by which differences are dropped")
     prompts_from: str | None = setting(
         None,
         "model whose tokenizer files, chat template and generation settings are taken; default: "

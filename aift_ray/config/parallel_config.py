@@ -68,9 +68,9 @@ class ParallelConfig(Section):
 
     deepspeed_config: str | None = setting(
         None,
-        "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: its options of "
-        "zero_optimization count, offload to cpu and nvme too, and its scheduler; what contradicts "
-        "other settings is refused",
+        "a DeepSpeed configuration (JSON) for parallel.backend deepspeed: zero_optimization, with "
+        "offload to cpu and nvme, and scheduler are used; what contradicts other settings is an "
+        "error",
     )
 
     @field_validator("deepspeed_config")

@@ -20,8 +20,8 @@ class TokensConfig(Section):
     add: list[str] = setting([], "new tokens, or files ending in .txt with one token a line")
     train: Literal["alone", "whole"] | None = setting(
         None,
-        "what of the embeddings and the output layer is trained. alone: the rows of the new tokens,"
-        " beside the adapters (PEFT's trainable_token_indices); whole: all rows. Default: alone "
+        "which rows of the embeddings and the output layer are trained. alone: those of the new "
+        "tokens, beside the adapters (PEFT's trainable_token_indices); whole: all. Default: alone "
         "for adapters, whole for method full",
     )
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from aift_ray.engine.checkpoint import WEIGHTS
-from aift_ray.engine.checkpoint.snapshot import whole_weights
 from aift_ray.engine.checkpoint.tensor_files import GatheredTensors
-from aift_ray.engine.checkpoint.writer import CheckpointWriter
+from aift_ray.engine.checkpoint.writer import CheckpointWriter, whole_weights
 from aift_ray.engine.model_card import FILE as CARD
 from aift_ray.engine.model_writer import can_stream, named_weights, write_model, write_whole
 from aift_ray.engine.worker_run import Run

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from aift_ray.models.decoder import decoder_of
 from aift_ray.parallel.dtensor_utils import without_partitioning
 from aift_ray.parallel.torch_compat import bare_copy
+from aift_ray.utils.forward_compat import restore_forward
 
 
 class LmHead:
@@ -60,7 +61,7 @@ class LmHead:
             return body if name == self._body else part and without_partitioning(part)
 
         model = bare_copy(self._model, child)
-        model.__dict__.pop("forward", None)
+        restore_forward(model)
         return model
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from aift_ray.config import TrainingConfig
 from aift_ray.parallel import bnb_adamw
-from aift_ray.parallel.optimizer_state import FACTOR
+from aift_ray.parallel.protocol import FACTOR
 
 
 def build(model: nn.Module, config: TrainingConfig, ratio: float = 1.0) -> torch.optim.Optimizer:

@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from aift_ray.engine import loop, phases, run_errors
+from aift_ray.engine import checkpoint, loop, phases, run_errors
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint import step_of
-from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.engine.grpo.rollout_engine import RolloutPool
 from aift_ray.engine.job import Job
@@ -95,10 +94,10 @@ def _start(job: Job, group: Group, store: CheckpointMirror | None) -> Path | Non
         TrainingError: a worker's machine does not see it; on every worker.
     """
     found = (
-        group.agree(newest(job.checkpoints, store)[0] if group.is_main_process else None)
+        group.agree(checkpoint.newest(job.checkpoints, store)[0] if group.is_main_process else None)
         or job.resume
     )
-    step = step_of(found.name) if found else None
+    step = checkpoint.step_of(found.name) if found else None
     if found and not found.is_dir() and store and step in store.steps():
         found = store.fetch(step, job.checkpoints)
     (missing,) = group.sum(float(found is not None and not found.is_dir()))

@@ -15,6 +15,7 @@ import torch
 
 from aift_ray.models.decoder import decoder_blocks
 from aift_ray.models.transformers_compat import recomputed
+from aift_ray.utils.forward_compat import replace_forward
 
 # who makes code of the graphs
 BACKEND: Any = "inductor"
@@ -45,4 +46,4 @@ def _compile(block: torch.nn.Module) -> None:
             return recomputed(block, partial(fast, **kwargs), *args)
         return fast(*args, **kwargs)
 
-    block.forward = forward
+    replace_forward(block, forward)

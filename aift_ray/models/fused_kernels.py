@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 
 from aift_ray.models import liger_compat
+from aift_ray.utils.forward_compat import replace_forward
 
 Forward = Callable[..., Any]
 
@@ -28,7 +29,7 @@ def fuse(model: nn.Module) -> Counter[str]:
     """
     found: Counter[str] = Counter()
     for kind, module, forward in list(_fused(model)):
-        module.forward = _in_training(module, forward)
+        replace_forward(module, _in_training(module, forward))
         found[kind] += 1
     return found
 

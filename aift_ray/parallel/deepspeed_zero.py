@@ -10,7 +10,6 @@ under autocast, as with the other strategies, so a checkpoint holds the same ten
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,8 +21,13 @@ from aift_ray.models.decoder import causal_model, decoder_blocks
 from aift_ray.parallel import deepspeed_compat
 from aift_ray.parallel.dtensor_utils import widened
 from aift_ray.parallel.group import Group, begin_alone
-from aift_ray.parallel.optimizer_state import FACTOR, check_groups
-from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel
+from aift_ray.parallel.protocol import (
+    FACTOR,
+    LossModel,
+    MicroBatches,
+    ParallelModel,
+    check_groups,
+)
 from aift_ray.parallel.torch_model import TorchModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -76,7 +80,6 @@ class ZeroModel(TorchModel):
         """Partition the model and the state of `optimizer` over the workers."""
         self._deepspeed = deepspeed = deepspeed_compat.library(self._group.device)
         super().set_optimizer(optimizer, scaler)
-        _compute_in(self.module, self._group.device, self._compute)
         hidden = causal_model(self.module.model).config.get_text_config().hidden_size
         config = engine_config(self._group.world_size, hidden, self._options)
         if any(each.get("device") == "nvme" for each in _offloaded(config)):
@@ -85,7 +88,10 @@ class ZeroModel(TorchModel):
         if self._stage == 3:
             deepspeed_compat.partition(_ready(self.module, self._group), config)
         self._engine, *_ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=config, dist_init_required=False
+            model=_Autocast(self.module, self._compute),
+            optimizer=optimizer,
+            config=config,
+            dist_init_required=False,
         )
         if self._stage == 3:
             # the loss reads the output layer itself, and adapters may be beside the blocks
@@ -229,22 +235,18 @@ def _ready(module: LossModel, group: Group) -> Iterator[nn.Module]:
         buffer.data = buffer.data.to(group.device)
 
 
-def _compute_in(module: LossModel, device: torch.device, compute: torch.dtype) -> None:
-    """Have `module` compute under autocast: the engine leaves that of its caller."""
-    if compute is torch.float32:
-        return
-    forward = module.forward
+class _Autocast(nn.Module):
+    """`module` as it is trained, in lower precision: the engine leaves its caller's autocast."""
 
-    def computed(batch: MicroBatch) -> torch.Tensor:
-        context: AbstractContextManager[object] = (
-            torch.autocast(device.type, dtype=compute, cache_enabled=False)
-            if module.training
-            else nullcontext()
-        )
-        with context:
-            return forward(batch)
+    def __init__(self, module: LossModel, compute: torch.dtype) -> None:
+        super().__init__()
+        self._module, self._compute = module, compute
 
-    module.forward = computed  # type: ignore[method-assign]
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """The summed loss of `batch`, a scalar."""
+        device, narrow = batch.input_ids.device.type, self._compute is not torch.float32
+        with torch.autocast(device, self._compute, enabled=narrow, cache_enabled=False):
+            return self._module(batch)
 
 
 def _outside_blocks(module: LossModel) -> list[nn.Parameter]:

@@ -26,6 +26,7 @@ from aift_ray.parallel.pp_p2p import Wires
 from aift_ray.parallel.pp_schedule import order
 from aift_ray.parallel.protocol import LossModel, MicroBatches, ParallelModel, StageModel
 from aift_ray.parallel.torch_model import TorchModel
+from aift_ray.utils.forward_compat import replace_forward
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -85,7 +86,7 @@ class Pipeline(LossModel):
         self._width = inner.config.get_text_config().hidden_size
         self._join(inner)
         # generation asks the model itself for logits
-        inner.forward = wraps(inner.forward)(partial(self._logits))
+        replace_forward(inner, wraps(inner.forward)(partial(self._logits)))
 
     def _join(self, inner: Any) -> None:
         """Form the groups of a replica, of a stage in all replicas, and of a shared weight."""
@@ -128,9 +129,8 @@ class Pipeline(LossModel):
         """Gradients of all micro-batches of a step, in the order of the schedule; their loss."""
         group, held_back = self._group, {}
         total = torch.zeros((), device=group.device)
-        for action in order(
-            self._schedule, group.model_parallel_size, group.mp_rank, len(step.batches)
-        ):
+        place = group.model_parallel_size, group.mp_rank
+        for action in order(self._schedule, *place, len(step.batches)):
             stage, batch = action.stage, step.batches[action.micro]
             if action.forward:
                 given = self._received(stage, batch.input_ids.shape)

@@ -12,8 +12,12 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.data.collate import MicroBatch
+from aift_ray.errors import ConfigError, Problem
 from aift_ray.models.families.router_loss import RouterLoss
 from aift_ray.parallel.context_parallel import ContextGroup
+
+# the key of a group of weights that holds its learning rate over that of the run
+FACTOR = "factor"
 
 
 class LossModel(nn.Module):
@@ -137,3 +141,10 @@ class ParallelModel(Protocol):
 
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:
         """Tensors in host memory by name, or dictionaries of such, of all parts, on worker 0."""
+
+
+def check_groups(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Raise a ConfigError where a saved state was made with other groups of weights."""
+    if len(saved["factors"]) != len(optimizer.param_groups):
+        what = "was 1 in the run of the checkpoint and is not now, or the other way round"
+        raise ConfigError([Problem("lora.lora_plus_ratio", what, "give it as it was")])

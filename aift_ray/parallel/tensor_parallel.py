@@ -139,26 +139,28 @@ def _shared(
 
 def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
     """Have `layer` compute with what this worker holds of its weights."""
-    forward = layer.forward
     names = [n for n, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor)]
     biased = by_rows and getattr(layer, "bias", None) is not None
+    hidden = {*names, "bias"} if biased else names
 
-    def call(*inputs: object, **more: object) -> torch.Tensor:
+    def hide(*_: object) -> None:
         # an attribute of the instance hides the parameter of the same name
-        hidden = {name: _local(layer, name, team) for name in names}
+        layer.__dict__.update({name: _local(layer, name, team) for name in names})
         if biased:
-            hidden["bias"] = None
-        layer.__dict__.update(hidden)
-        try:
-            output: torch.Tensor = forward(*inputs, **more)
-        finally:
-            for name in hidden:
-                del layer.__dict__[name]
+            layer.__dict__["bias"] = None
+
+    def show(_: object, __: object, output: torch.Tensor | None) -> Any:
+        for name in hidden:
+            layer.__dict__.pop(name, None)
+        if output is None:
+            # of a forward pass that failed
+            return None
         if by_rows:
             output = leave(output, team)
         return output + _local(layer, "bias", team).to(output.dtype) if biased else output
 
-    layer.forward = call
+    layer.register_forward_pre_hook(hide)
+    layer.register_forward_hook(show, always_call=True)
 
 
 def _local(layer: torch.nn.Module, name: str, team: Team) -> Any:
@@ -175,16 +177,22 @@ def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
     """Have `table` look up the tokens of this worker's share, and zeros for others."""
     mine = team.own(table.num_embeddings)
     if table.padding_idx is not None:
-        inside = mine.start <= table.padding_idx < mine.stop
-        table.padding_idx = table.padding_idx - mine.start if inside else None
-    forward = table.forward
+        held = mine.start <= table.padding_idx < mine.stop
+        table.padding_idx = table.padding_idx - mine.start if held else None
+    asked: list[torch.Tensor] = []
 
-    def look_up(ids: torch.Tensor) -> torch.Tensor:
-        elsewhere = (ids < mine.start) | (ids >= mine.stop)
-        found = forward((ids - mine.start).masked_fill(elsewhere, 0))
-        return looked_up(found.masked_fill(elsewhere.unsqueeze(-1), 0), team)
+    def own(_: object, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        elsewhere = (inputs[0] < mine.start) | (inputs[0] >= mine.stop)
+        asked[:] = [elsewhere]
+        inside: torch.Tensor = inputs[0] - mine.start
+        return inside.masked_fill(elsewhere, 0)
 
-    table.forward = look_up  # type: ignore[method-assign, assignment]
+    def joint(_: object, __: object, found: torch.Tensor) -> torch.Tensor:
+        elsewhere = asked.pop().unsqueeze(-1)
+        return looked_up(found.masked_fill(elsewhere, 0), team)
+
+    table.register_forward_pre_hook(own)
+    table.register_forward_hook(joint)
 
 
 class _Dropout(torch.nn.Module):

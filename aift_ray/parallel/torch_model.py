@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from aift_ray.data.collate import MicroBatch
-from aift_ray.parallel import optimizer_state
-from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm
+from aift_ray.parallel import bnb_adamw
+from aift_ray.parallel.dtensor_utils import clip_gradients, gradient_norm, shared_like
 from aift_ray.parallel.group import Group
-from aift_ray.parallel.protocol import LossModel, MicroBatches
+from aift_ray.parallel.protocol import FACTOR, LossModel, MicroBatches, check_groups
 
 
 class TorchModel:
@@ -93,11 +93,34 @@ class TorchModel:
 
     def optimizer_state(self) -> dict[str, Any]:
         """The moments of each weight by its name."""
-        return optimizer_state.saved(self.optimizer)
+        state, groups = self.optimizer.state, self.optimizer.param_groups
+        is_torch = isinstance(self.optimizer, torch.optim.AdamW)
+        moments = {
+            name: dict(state[weight]) if is_torch else bnb_adamw.saved(state[weight], weight)
+            for group in groups
+            for name, weight in zip(group["param_names"], group["params"], strict=True)
+            if weight in state
+        }
+        return {"state": moments, "factors": [group[FACTOR] for group in groups]}
 
     def load_optimizer_state(self, saved: dict[str, Any]) -> None:
-        """Continue from the moments of whole weights."""
-        optimizer_state.restore(self.optimizer, saved)
+        """Continue from the moments of whole weights; rates and decay stay as configured."""
+        groups, state = self.optimizer.param_groups, saved["state"]
+        check_groups(self.optimizer, saved)
+        if not isinstance(self.optimizer, torch.optim.AdamW):
+            bnb_adamw.restore(self.optimizer, state)
+            return
+        names = [name for group in groups for name in group["param_names"]]
+        weights = [weight for group in groups for weight in group["params"]]
+        moments = {
+            number: {
+                kind: shared_like(value, weight)
+                for kind, value in bnb_adamw.in_32_bits(state[name]).items()
+            }
+            for number, (name, weight) in enumerate(zip(names, weights, strict=True))
+            if name in state
+        }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
 
     def gather(self, own: dict[str, Any]) -> dict[str, Any]:
         """Tensors of all parts, on worker 0."""

@@ -11,7 +11,7 @@ import yaml
 
 from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
-from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
 from aift_ray.engine.metrics import END, EVENTS, METRICS, PROGRESS, SAVE, STOP, write_json
 from aift_ray.engine.phases import STAGE
 from aift_ray.engine.run_errors import LOG
@@ -89,7 +89,7 @@ def resume_point(config: RunConfig, folder: Path) -> tuple[Path | None, list[str
         if wrong:
             raise ConfigError([run_dir_check.wrong_checkpoint(config.resume, wrong)])
         return named, [f"resumed from {named}"]
-    found, notes = newest(folder / "checkpoints", store(config, folder))
+    found, notes = checkpoint.newest(folder / "checkpoints", store(config, folder))
     if found:
         return found, [*notes, f"resumed from checkpoints/{found.name}"]
     return None, [*notes, "no checkpoint to resume from: starting from the beginning"]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from aift_ray.errors import ConfigError, Problem
+from aift_ray.utils.forward_compat import is_replaced, replace_forward
 
 _GIB = 2**30
 
@@ -131,10 +132,9 @@ def optimize_model_for_gpu(
     # bitsandbytes has placed quantized weights when it loaded them
     if not getattr(model, "is_quantized", False):
         model = model.to(device)
-    if enable_mixed_precision and "forward" not in vars(model):
+    if enable_mixed_precision and not is_replaced(model):
         cast = torch.autocast(device.type, dtype=half_precision(device))
-        # by way of __dict__, where a wrapped forward is seen the next time
-        model.__dict__["forward"] = cast(model.forward)
+        replace_forward(model, cast(model.forward))
     return model, device
 
 

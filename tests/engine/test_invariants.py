@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from aift_ray.data.collate import collate
 from aift_ray.data.token_cache import load
 from aift_ray.engine.loss import model_inputs
-from tests.helpers.runs import curve, spawn, started, stepped
+from tests.helpers.runs import curve, on_workers, started, stepped
 
 Configure = Callable[..., Any]
 
@@ -65,9 +64,7 @@ def test_two_workers_take_the_same_steps_as_one(configure: Configure, tmp_path: 
             training__batch_size=1, training__num_epochs=1, **settings({"accumulation": 23})
         ),
     }
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in runs.items()}), "utf-8")
-    two = spawn(path, 2)
+    two = on_workers(runs, tmp_path)
     for name, config in runs.items():
         training = config.training
         training.batch_size *= 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.errors import ConfigError
 from aift_ray.runs.prepare import prepare
 from tests import parity

@@ -17,9 +17,8 @@ from aift_ray.errors import ConfigError
 from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
-from tests.conftest import write_rows
 from tests.helpers.runs import curve, started
-from tests.helpers.whole_runs import losses, resumed_exactly, run
+from tests.helpers.whole_runs import evaluated, losses, resumed_exactly, run
 
 Configure = Callable[..., Any]
 BITS = {"nf4": {"method": "qlora"}, "int8": {"method": "qlora", "lora__qlora_4bit": False}}
@@ -72,15 +71,8 @@ def test_a_resumed_run_gives_the_losses_of_one_that_was_never_stopped(
 
 
 def test_an_evaluation_between_steps_changes_no_step(configure: Configure, tmp_path: Path) -> None:
-    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
-    evaluated = {
-        "data__eval_files": [str(held_out)],
-        "training__eval_steps": 1,
-        "training__exact_match_rows": 2,
-        "training__exact_match_max_tokens": 4,
-    }
     run(configure(method="qlora"), tmp_path / "plain")
-    run(configure(method="qlora", **evaluated), tmp_path / "evaluated")
+    run(configure(method="qlora", **evaluated(tmp_path)), tmp_path / "evaluated")
     assert losses(tmp_path / "plain") == losses(tmp_path / "evaluated")
 
 

@@ -16,7 +16,7 @@ from aift_ray.errors import ConfigError, DataError
 from aift_ray.runs import terminal
 from aift_ray.runs.prepare import prepare
 from tests.conftest import write_rows
-from tests.helpers.runs import spawn, started, stepped
+from tests.helpers.runs import started, stepped, whole_on_workers
 from tests.helpers.whole_runs import Killed, losses, run
 
 Configure = Callable[..., Any]
@@ -109,10 +109,8 @@ def test_two_workers_write_the_same_losses_of_sets(
     for name, more in ways.items():
         # the same global batch
         more = more | ({"training__batch_size": 4} if name in ("ddp", "fsdp") else half)
-        config = configure(**how, **more, output_dir=str(tmp_path / name))
-        configs[name] = config.model_dump(mode="json")
-    (tmp_path / "configs.json").write_text(json.dumps(configs), "utf-8")
-    spawn(tmp_path / "configs.json", 2)
+        configs[name] = configure(**how, **more)
+    whole_on_workers(configs, tmp_path)
     wanted = [line["loss_by_set"] for line in lines(tmp_path / "alone")]
     assert len(wanted) == 3
     for name in ways:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aift_ray.engine import loop, step_batches
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from tests.helpers.preference_rows import pairs, write
 from tests.helpers.runs import started, stepped
 

@@ -11,7 +11,7 @@ import pytest
 
 from aift_ray.runs import run_dir
 from tests.conftest import write_rows
-from tests.helpers.runs import spawn
+from tests.helpers.runs import whole_on_workers
 from tests.helpers.whole_runs import run
 
 SPREAD: dict[str, dict[str, Any]] = {
@@ -53,14 +53,8 @@ def test_two_workers_give_the_scores_of_one(
     }
     # the global batch of two replicas of two examples
     run(configure(**common | {"training__batch_size": 4}), tmp_path / "alone")
-    configs = {
-        name: configure(**common | how, output_dir=str(tmp_path / name))
-        for name, how in SPREAD.items()
-    }
-    path = tmp_path / "runs.json"
-    content = {name: config.model_dump(mode="json") for name, config in configs.items()}
-    path.write_text(json.dumps(content), "utf-8")
-    spawn(path, 2)
+    configs = {name: configure(**common | how) for name, how in SPREAD.items()}
+    whole_on_workers(configs, tmp_path)
     alone = run_dir.summary(tmp_path / "alone")
     for name in SPREAD:
         found = run_dir.summary(tmp_path / name)

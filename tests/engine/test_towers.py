@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from aift_ray.models.families.towers import towers
 from aift_ray.models.load import load_model
 from aift_ray.models.lora.attach import add_adapters
 from aift_ray.quantization import merge_adapter, quantizer
-from tests.helpers.runs import spawn
+from tests.helpers.runs import on_workers, whole_on_workers
 from tests.helpers.tiny_families import make, save, with_towers
 from tests.helpers.whole_runs import Killed, losses, run
 
@@ -120,10 +119,8 @@ def test_two_workers_take_the_steps_of_one(
             if batch == 4:
                 how[f"parallel__{strategy}_parallel_size"] = 2
             more = {"model": location, "method": method, "lora": {"lora_dropout": 0.0}}
-            runs[f"{strategy}_{method}"] = configure(**more, **how).model_dump(mode="json")
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps(runs), "utf-8")
-    for name, found in spawn(path, 2).items():
+            runs[f"{strategy}_{method}"] = configure(**more, **how)
+    for name, found in on_workers(runs, tmp_path).items():
         for one, other in zip(found, wanted[name.split("_")[1]], strict=True):
             assert one == pytest.approx(other, rel=1e-4), name
 
@@ -167,10 +164,7 @@ def test_shared_out_workers_save_the_whole(configure: Callable[..., Any], tmp_pa
     steady = STEADY | {"training__learning_rate": 1e-4, "training__num_epochs": 1}
     run(configure(model=location, **steady), tmp_path / "alone")
     more = {"training__batch_size": 2, "parallel__strategy": "fsdp"}
-    shared = configure(model=location, **steady | more, output_dir=str(tmp_path / "shared"))
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({"shared": shared.model_dump(mode="json")}), "utf-8")
-    spawn(path, 2)
+    whole_on_workers({"shared": configure(model=location, **steady | more)}, tmp_path)
     one, two = (whole_model(tmp_path / name / "model").state_dict() for name in ("alone", "shared"))
     assert one.keys() == two.keys()
     for name, weight in one.items():

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aift_ray.data.collate import collate
 from aift_ray.engine import checkpoint, loop, metrics
-from aift_ray.engine.checkpoint.mirror import newest
+from aift_ray.engine.checkpoint import newest
 from aift_ray.engine.loss import model_inputs
 from aift_ray.engine.metrics import STOP
 from aift_ray.errors import ConfigError, TrainingError
@@ -127,14 +127,17 @@ def test_a_stop_leaves_a_checkpoint_and_says_so(configure: Configure, tmp_path: 
     assert not (folder / "model").exists()
 
 
+def evaluating_to(patch: pytest.MonkeyPatch, folder: Path, *losses: float) -> Path:
+    """Rows whose evaluations give these losses, one after the other."""
+    values = iter(losses)
+    patch.setattr("aift_ray.engine.validate.Validator.loss", lambda self, module: next(values))
+    return write_rows(folder / "eval.jsonl", 4, 100)
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
-    values = iter([9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(
-        "aift_ray.engine.validate.Validator.loss", lambda self, module: next(values)
-    )
+    held_out = evaluating_to(monkeypatch, tmp_path, 9.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0)
     config = configure(
         training__batch_size=4,
         training__save_steps=1,
@@ -154,11 +157,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(
 def test_training_stops_early_when_nothing_gets_better(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = write_rows(tmp_path / "eval.jsonl", 4, 100)
-    values = iter([9.0, 3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr(
-        "aift_ray.engine.validate.Validator.loss", lambda self, module: next(values)
-    )
+    held_out = evaluating_to(monkeypatch, tmp_path, 9.0, 3.0, 4.0, 5.0, 6.0)
     config = configure(
         training__batch_size=2,
         training__eval_steps=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,7 @@ import pytest
 from aift_ray.config import EvaluateConfig
 from aift_ray.evaluation import evaluation_results, html_report
 from aift_ray.tasks.task import Task
-
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from tests.helpers.page_visitor import opened_file
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -58,14 +54,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html_report.html(found, samples), "utf-8")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(locale="ja-JP")
-        opened.asked = []
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.goto(path.as_uri())
+    with opened_file(path) as opened:
         yield opened
-        browser.close()
 
 
 def test_nothing_of_an_answer_runs_and_nothing_is_loaded(page: Any) -> None:
@@ -98,9 +88,9 @@ def test_texts_show_their_beginning(page: Any) -> None:
     assert "春はあけぼの1。</script>" in summary
     assert summary.endswith("…")
     section.locator("summary").click()
-    opened = section.locator("details").inner_text()
-    assert "本文の先頭" in opened
-    assert opened.endswith("長い文。")
+    # an open row is filled by an event, after the click
+    section.get_by_text("本文の先頭").wait_for(timeout=8000)
+    assert section.locator("details").inner_text().endswith("長い文。")
     section.locator("input[type=search]").fill("")
 
 

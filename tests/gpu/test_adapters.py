@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.models.lora.test_attach import adapted, as_peft_does, step
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 
 
 def test_under_autocast_no_bit_changes_and_casts_are_gone(tiny_model: Path) -> None:

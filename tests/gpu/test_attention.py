@@ -14,7 +14,6 @@ from aift_ray.models.attention.packed_documents import PackedDocuments, packed
 from tests.parallel.test_context_parallel import Whole, places, shares
 
 pytestmark = [
-    pytest.mark.gpu,
     pytest.mark.skipif(
         not torch.cuda.is_available()
         or not document_attention.flash_computes(torch.device("cuda", 0), torch.bfloat16),

@@ -27,10 +27,6 @@ from tests.serving.engines.transformers.test_transformers_engine import (
 )
 
 Configure = Callable[..., Any]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 DEVICE = torch.device("cuda", 0)
 
 

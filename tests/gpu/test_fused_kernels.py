@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests import parity
 from tests.conftest import make_tiny_model
@@ -16,8 +15,6 @@ from tests.helpers import liger
 
 Configure = Callable[..., Any]
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.skipif(not liger.INSTALLED, reason=liger.MISSING),
 ]
 CASES = [

@@ -15,11 +15,6 @@ from aift_ray.utils.gpu_utils import (
     set_memory_fraction,
 )
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
-
 
 def test_the_device_is_cuda_and_its_memory_adds_up() -> None:
     assert get_available_device() == torch.device("cuda")

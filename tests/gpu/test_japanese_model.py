@@ -8,11 +8,6 @@ import torch
 from aift_ray.models.bnb.bnb_layers import layers
 from aift_ray.models.japanese_model import JapaneseModel
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
-
 
 def test_a_model_lies_on_the_gpu_in_16_bits_and_answers() -> None:
     model = JapaneseModel("hina-4m")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.models.split import pieces_of
 from aift_ray.parallel.group import Group
 from aift_ray.planning.partition import HOST
@@ -23,10 +23,6 @@ from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
 CUDA = torch.cuda.device_count()
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(CUDA == 0, reason="there is no CUDA device"),
-]
 two_devices = pytest.mark.skipif(CUDA < 2, reason="needs two CUDA devices")
 METHODS = {
     "full": {"method": "full"},

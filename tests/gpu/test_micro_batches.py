@@ -17,10 +17,6 @@ from tests.helpers.runs import started, stepped
 from tests.models.test_scaled_rope import short
 
 Configure = Callable[..., Any]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 ONE_STEP = {
     "training__batch_size": 2,
     "training__gradient_accumulation_steps": 4,

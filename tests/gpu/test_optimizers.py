@@ -19,10 +19,6 @@ from aift_ray.runs.prepare import prepare
 from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 SMALL = ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 STEADY = {
     "training__batch_size": 4,

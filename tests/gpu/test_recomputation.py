@@ -14,10 +14,6 @@ from tests.gpu.test_optimizers import on_gpu
 from tests.helpers.runs import stepped
 
 Configure = Callable[..., Any]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 RECOMPUTED = {
     "training__gradient_checkpointing": True,
     "training__batch_size": 4,

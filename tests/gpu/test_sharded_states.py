@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.conftest import make_tiny_model, write_rows
 from tests.gpu.test_strategies import alone, config_of, together
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 CASES = [
     ("ddp", "8bit full", "fp32", "adamw_8bit"),
     ("fsdp", "8bit full", "fp32", "adamw_8bit"),

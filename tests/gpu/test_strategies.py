@@ -28,10 +28,6 @@ from tests.conftest import ROOT, make_tiny_model, write_rows
 from tests.helpers.ports import free_port
 from tests.helpers.runs import stepped
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="gloo sends from no GPU")
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 # what is told apart in processes of its own

@@ -20,10 +20,6 @@ from aift_ray.runs import worker_env
 from aift_ray.utils import bench
 from tests.conftest import ROOT
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
 # of no power of two, as shares of large models
 SIZE, NUMBER = 40 * 2**20 + 4096, 4
 PINS = f"""

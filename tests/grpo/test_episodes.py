@@ -16,7 +16,7 @@ from tests.conftest import SHIPPED
 from tests.grpo.rollout_rows import write
 from tests.grpo.test_runs_of_rollouts import rollout_of
 from tests.helpers.runs import started, stepped
-from tests.helpers.whole_runs import Killed, losses, run
+from tests.helpers.whole_runs import resumed_exactly
 
 OWN = """
 class Echo:
@@ -125,11 +125,7 @@ def test_a_killed_run_with_an_environment_goes_on_to_the_bit(
         grpo__temperature=0.3,
         grpo__steps_per_generation=8,
     )
-    run(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed", kill_at=2)
-    run(config.model_copy(update={"resume": "latest"}), tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    resumed_exactly(config, tmp_path, at=2)
 
 
 def test_a_text_of_reset_is_refused(talking: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 
 from aift_ray.engine.grpo import rollout_report
+from tests.helpers.page_visitor import opened_file
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">"
 
 
@@ -67,18 +66,8 @@ def test_nothing_is_written_without_evaluations(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The report, opened from its file in a Japanese browser."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = written(tmp_path_factory.mktemp("report"))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(locale="ja-JP")
-        opened.asked = []
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.goto(path.as_uri())
+    with opened_file(written(tmp_path_factory.mktemp("report"))) as opened:
         yield opened
-        browser.close()
 
 
 def test_completions_of_a_prompt_are_shown_by_evaluation(page: Any) -> None:

@@ -1,4 +1,4 @@
-"""One Ray cluster for the tests of this folder."""
+"""Ray clusters of tests."""
 
 from __future__ import annotations
 
@@ -14,5 +14,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with four CPUs."""
     # Ray's sockets need a short path
     started = Cluster(tmp_path_factory.mktemp("ray"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of one test, with one CPU, which loses and gets nodes."""
+    started = Cluster(tmp_path_factory.mktemp("ray"), cpus=1)
     yield started
     started.stop()

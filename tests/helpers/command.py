@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from aift_ray.engine import checkpoint
@@ -90,6 +91,14 @@ class Cluster:
         )
         self.nodes.append(node)
         return node
+
+    def alive(self) -> int:
+        """The number of nodes that have joined and are alive."""
+        url = f"{self.jobs['RAY_API_SERVER_ADDRESS']}/api/v0/nodes"
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text("utf-8")
+        answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        nodes = answer.raise_for_status().json()["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in nodes)
 
     def stop(self) -> None:
         for node in (*self.nodes, self.head):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from aift_ray.config import RunConfig
 from aift_ray.engine import loop
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.engine.precision import JoinedScaler
 from aift_ray.engine.worker import work
 from aift_ray.engine.worker_run import Run
@@ -124,6 +125,22 @@ def spawn(
     seen = path.with_name("rank0.json")
     result: dict[str, Any] = json.loads(seen.read_text("utf-8")) if seen.exists() else {}
     return result
+
+
+def on_workers(
+    configs: Mapping[str, Any], folder: Path, workers: int = 2, module: str = "tests.helpers.runs"
+) -> dict[str, Any]:
+    """Run configurations by name on gloo workers, by `module`; what rank 0 saw of each."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
+    return spawn(path, workers, module)
+
+
+def whole_on_workers(configs: Mapping[str, Any], folder: Path, workers: int = 2) -> None:
+    """Whole runs on gloo workers, each in the folder of its name."""
+    for name, config in configs.items():
+        config.output_dir = str(folder / name)
+    on_workers(configs, folder, workers)
 
 
 if __name__ == "__main__":

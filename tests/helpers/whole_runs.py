@@ -14,6 +14,7 @@ from aift_ray.engine.worker_run import Run
 from aift_ray.parallel.group import Group
 from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
+from tests.conftest import write_rows
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -53,13 +54,29 @@ def losses(folder: Path) -> list[tuple[int, float, float, float]]:
     ]
 
 
-def resumed_exactly(config: Any, folder: Path) -> None:
-    """A run that dies at step 3 and goes on gives the losses and weights of one left alone."""
+def resumed_exactly(config: Any, folder: Path, at: int = 3) -> Run:
+    """A run that dies at step `at` and goes on gives the losses and weights of one left alone.
+
+    Returns:
+        the one left alone, in the folder `whole`.
+    """
     whole = run(config, folder / "whole")
     with pytest.raises(Killed):
-        run(config, folder / "killed", kill_at=3)
+        run(config, folder / "killed", kill_at=at)
     resumed = run(config, folder / "killed")
-    assert resumed.resumed_from == 3
+    assert resumed.resumed_from == at
     assert losses(folder / "killed") == losses(folder / "whole"), "to the bit, each step once"
     for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(a, b)
+    return whole
+
+
+def evaluated(folder: Path, rows: int = 3) -> dict[str, Any]:
+    """Settings of a run that evaluates loss and exact match on rows written into `folder`."""
+    return {
+        "data__eval_files": [str(write_rows(folder / "eval.jsonl", rows, 100))],
+        "training__eval_steps": 2,
+        "training__exact_match_rows": 3,
+        "training__exact_match_batch_size": 2,
+        "training__exact_match_max_tokens": 5,
+    }

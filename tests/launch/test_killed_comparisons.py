@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.faults.kills import progressed, recovered, strike, vanished
+from tests.faults.kills import progressed, recovered, resumed, strike, vanished
 from tests.helpers.command import Command, curve_of, flags, summary_of
 from tests.helpers.preference_rows import labelled, pairs, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 STEPS, WEIGHTS = 120, "adapter_model.safetensors"
+SETTINGS = {
+    "method": "lora",
+    "lora__lora_dropout": 0.1,
+    "parallel__strategy": "ddp",
+    "training__batch_size": 2,
+    "training__gradient_accumulation_steps": 1,
+    "training__learning_rate": 1e-3,
+    "training__max_steps": STEPS,
+    "training__save_steps": 10,
+    "ray__max_failures": -1,
+}
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
@@ -23,23 +33,7 @@ def test_kills_change_no_bit_of_a_comparison(
     rows = write(tmp_path / "rows.jsonl", labelled(40) if objective == "kto" else pairs(40))
 
     def command(folder: Path) -> Command:
-        argv = flags(
-            tiny_model,
-            rows,
-            folder,
-            objective=objective,
-            method="lora",
-            lora__lora_dropout=0.1,
-            parallel__strategy="ddp",
-            training__batch_size=2,
-            training__gradient_accumulation_steps=1,
-            training__learning_rate=1e-3,
-            training__max_steps=STEPS,
-            training__save_steps=10,
-            ray__max_failures=-1,
-        )
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        return Command([*argv, "--resume", "latest"], environment)
+        return resumed(flags(tiny_model, rows, folder, **{"objective": objective, **SETTINGS}))
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     status, text = command(whole).done(600)

@@ -76,6 +76,17 @@ def written(folder: Path, scaling: str, to: Path) -> Path:
     return to
 
 
+def trained(configure: Configure, folder: Path, tmp_path: Path) -> tuple[Path, PeftModel]:
+    """An adapter trained on a short model with scaling, and both as PEFT opens them."""
+    how = {"method": "lora", "rope_scaling": "yarn:4", "training__max_steps": 2}
+    run(configure(model=str(folder), training__learning_rate=1e-2, **how), tmp_path / "run")
+    adapter = tmp_path / "run" / "model"
+    theirs = AutoModelForCausalLM.from_pretrained(
+        written(folder, "yarn:4", tmp_path / "theirs"), dtype=torch.float32
+    )
+    return adapter, PeftModel.from_pretrained(theirs, adapter)
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model.eval()(input_ids=IDS).logits
@@ -152,16 +163,10 @@ def test_an_adapter_is_opened_and_merged_as_it_was_trained(
     configure: Configure, tmp_path: Path
 ) -> None:
     folder = short(tmp_path / "model")
-    how = {"method": "lora", "rope_scaling": "yarn:4", "training__max_steps": 2}
-    run(configure(model=str(folder), training__learning_rate=1e-2, **how), tmp_path / "run")
-    adapter = tmp_path / "run" / "model"
+    adapter, adapted = trained(configure, folder, tmp_path)
     recorded = provenance.remembered(adapter)["base"]
     assert recorded["rope_scaling"] == "yarn:4"
     assert recorded["settings"]["rope_parameters.factor"] == 4.0
-    theirs = AutoModelForCausalLM.from_pretrained(
-        written(folder, "yarn:4", tmp_path / "theirs"), dtype=torch.float32
-    )
-    adapted = PeftModel.from_pretrained(theirs, adapter)
     expected = logits(adapted)
     assert scaling_of(find_place(str(adapter)).base) == "yarn:4"
     opened, _ = LoRAFinetuningTrainer.load_lora_model(
@@ -207,13 +212,8 @@ def test_the_command_serves_an_adapter_with_its_scaling(
     configure: Configure, tmp_path: Path
 ) -> None:
     folder = short(tmp_path / "model")
-    how = {"method": "lora", "rope_scaling": "yarn:4", "training__max_steps": 2}
-    run(configure(model=str(folder), training__learning_rate=1e-2, **how), tmp_path / "run")
-    adapter = tmp_path / "run" / "model"
-    theirs = AutoModelForCausalLM.from_pretrained(
-        written(folder, "yarn:4", tmp_path / "theirs"), dtype=torch.float32
-    )
-    wanted = generated(PeftModel.from_pretrained(theirs, adapter), folder)
+    adapter, adapted = trained(configure, folder, tmp_path)
+    wanted = generated(adapted, folder)
     flags = ("--adapter", f"own={adapter}", "--no-auth")
     served = Served(tmp_path, "--model", str(folder), *flags)
     try:

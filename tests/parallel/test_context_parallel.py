@@ -30,7 +30,7 @@ from tests import parity
 from tests.conftest import make_tiny_mixture, write_rows
 from tests.data.test_collate import Rows
 from tests.families import configuration
-from tests.helpers.runs import spawn
+from tests.helpers.runs import whole_on_workers
 from tests.helpers.tiny_families import make_hybrid
 from tests.helpers.whole_runs import losses, run
 
@@ -242,8 +242,9 @@ def test_a_divided_run_is_evaluated_and_goes_on_bit_for_bit(
     }
     still = common | {"lora__lora_dropout": 0.0, "training__neftune_noise_alpha": 0.0}
     step = tmp_path / "whole" / "checkpoints" / "step-3"
-    _spawn(tmp_path, configure, whole=common, still=still)
-    _spawn(tmp_path, configure, after=common | {"resume": str(step)})
+    runs = {"whole": configure(**common), "still": configure(**still)}
+    whole_on_workers(runs, tmp_path)
+    whole_on_workers({"after": configure(**common, resume=str(step))}, tmp_path)
     assert losses(tmp_path / "after") == losses(tmp_path / "whole")[3:]
     alone = {n: v for n, v in still.items() if not n.startswith(("parallel", "ray"))}
     run(configure(**alone), tmp_path / "alone")
@@ -252,15 +253,6 @@ def test_a_divided_run_is_evaluated_and_goes_on_bit_for_bit(
             assert one[name] == pytest.approx(two[name], rel=1e-4), name
         sets = one.get("loss_by_set") or {}
         assert sets == pytest.approx(two.get("loss_by_set") or {}, rel=1e-4)
-
-
-def _spawn(folder: Path, configure: Configure, **runs: dict[str, Any]) -> None:
-    """Whole runs on two gloo workers, an output folder each."""
-    path = folder / "runs.json"
-    configs = {name: configure(**how, output_dir=str(folder / name)) for name, how in runs.items()}
-    text = json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()})
-    path.write_text(text, "utf-8")
-    spawn(path, 2)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

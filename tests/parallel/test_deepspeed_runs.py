@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.conftest import KEITAI, make_tiny_model
 from tests.faults.kills import strike
 from tests.helpers.command import Cluster, Command, curve_of, flags, summary_of
 from tests.helpers.deepspeed_files import PUBLISHED
-from tests.helpers.runs import spawn
+from tests.helpers.runs import on_workers, whole_on_workers
 from tests.helpers.whole_runs import losses
 from tests.parallel.test_strategies import STEADY, _close
 from tests.ray_backend.test_elastic import check_elastic
@@ -45,15 +45,6 @@ needs_files = pytest.mark.skipif(
 )
 STAGES = ("zero1", "zero2", "zero3")
 STEP = Path("checkpoints") / "step-3"
-
-
-def several(configs: dict[str, Any], folder: Path, workers: int = 2) -> None:
-    """Whole runs, a folder each."""
-    for name, config in configs.items():
-        config.output_dir = str(folder / name)
-    path = folder / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, workers)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -72,11 +63,11 @@ def test_a_run_continues_under_any_strategy_and_back(
             data__validation_fraction=0.2,
         )
 
-    several({name: of(name, "deepspeed") for name in STAGES}, tmp_path)
+    whole_on_workers({name: of(name, "deepspeed") for name in STAGES}, tmp_path)
     onward = {f"{name} to itself": of(name, "deepspeed", tmp_path / name / STEP) for name in STAGES}
     onward |= {f"{name} to ddp": of("ddp", "auto", tmp_path / name / STEP) for name in STAGES}
     onward["zero3 to fsdp"] = of("fsdp", "auto", tmp_path / "zero3" / STEP)
-    several(onward, tmp_path)
+    whole_on_workers(onward, tmp_path)
     back = {
         f"{other} to {name}": of(name, "deepspeed", tmp_path / before / STEP.with_name("step-6"))
         for name in STAGES
@@ -84,7 +75,7 @@ def test_a_run_continues_under_any_strategy_and_back(
     }
     for config in back.values():
         config.training.max_steps = 8
-    several(back, tmp_path)
+    whole_on_workers(back, tmp_path)
     wanted = losses(tmp_path / "zero1")
     for name in STAGES:
         assert losses(tmp_path / f"{name} to itself") == losses(tmp_path / name)[3:], "to the bit"
@@ -132,14 +123,14 @@ def test_moments_in_host_memory_and_in_files_are_saved_and_restored_to_the_bit(
         )
 
     pairs = (("cpu", "zero2"), ("cpu", "zero3"), ("nvme", "zero3"))
-    several({f"{device} {stage}": of(device, stage) for device, stage in pairs}, tmp_path)
+    whole_on_workers({f"{device} {stage}": of(device, stage) for device, stage in pairs}, tmp_path)
     files = [path for path in (tmp_path / "nvme").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) > 2**20
     saved = {pair: tmp_path / " ".join(pair) / STEP for pair in pairs}
     again = {f"again {' '.join(pair)}": of(*pair, saved[pair]) for pair in pairs}
     again["cpu to nvme"] = of("nvme", "zero3", saved["cpu", "zero3"])
     again["nvme to cpu"] = of("cpu", "zero2", saved["nvme", "zero3"])
-    several(again, tmp_path)
+    whole_on_workers(again, tmp_path)
     wanted = losses(tmp_path / "cpu zero3")
     for pair in pairs:
         name = " ".join(pair)
@@ -177,9 +168,9 @@ def test_one_worker_with_a_published_file_trains_what_a_process_without_it_train
         return configure(**how, **given, parallel__deepspeed_config=str(path))
 
     schedules = {"zero2": "WarmupDecayLR", "zero3": "WarmupLR"}
-    several({stage: of(stage, name) for stage, name in schedules.items()}, tmp_path, 1)
+    whole_on_workers({stage: of(stage, name) for stage, name in schedules.items()}, tmp_path, 1)
     for stage, name in schedules.items():
-        several({f"alone {stage}": of("alone", name)}, tmp_path, 1)
+        whole_on_workers({f"alone {stage}": of("alone", name)}, tmp_path, 1)
         _close(losses(tmp_path / stage), losses(tmp_path / f"alone {stage}"))
         assert (tmp_path / stage / "model").is_dir()
 
@@ -236,21 +227,12 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert curve_of(tmp_path / "killed") == curve_of(tmp_path / "whole"), "to the bit"
 
 
-@pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("ray"), cpus=1)
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_steps_stay_the_same_while_a_node_leaves_and_another_comes(
-    cluster: Cluster, tmp_path: Path
+    small_cluster: Cluster, tmp_path: Path
 ) -> None:
-    check_elastic(cluster, tmp_path, {"strategy": "zero3", "parallel__backend": "deepspeed"})
+    check_elastic(small_cluster, tmp_path, {"strategy": "zero3", "parallel__backend": "deepspeed"})
 
 
 def test_a_full_device_is_told_the_parts_that_deepspeed_holds(
@@ -260,9 +242,7 @@ def test_a_full_device_is_told_the_parts_that_deepspeed_holds(
         stage: configure(parallel__strategy=stage, parallel__backend="deepspeed")
         for stage in STAGES
     }
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    said: Any = spawn(path, 2, "tests.helpers.full_device")
+    said = on_workers(configs, tmp_path, module="tests.helpers.full_device")
     run = prepare(configs["zero2"], tmp_path / "run", 2, False, None)
     trained = run.parameters * 4
     # a copy of the partition that is stepped, two gradients of it, and two moments
@@ -284,9 +264,7 @@ def test_workers_send_what_the_estimate_of_speed_counts(
     how = {"parallel__backend": "deepspeed", "training__batch_size": 1}
     how |= {"training__gradient_accumulation_steps": 4}
     configs = {stage: configure(**how, parallel__strategy=stage) for stage in STAGES}
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    counted: Any = spawn(path, 2, "tests.helpers.deepspeed_traffic")
+    counted = on_workers(configs, tmp_path, module="tests.helpers.deepspeed_traffic")
     shape = measured(str(configs["zero1"].model), configs["zero1"]).shape
     card, full = CARDS["a5000"], Workload("full", 16, 64, 4, False, workers=2, by_deepspeed=True)
     for name in STAGES:

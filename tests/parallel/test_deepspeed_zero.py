@@ -21,7 +21,7 @@ from aift_ray.parallel import deepspeed_zero
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
 from tests.helpers.deepspeed_files import PUBLISHED
-from tests.helpers.runs import spawn
+from tests.helpers.runs import on_workers
 
 Configure = Callable[..., Any]
 needs_deepspeed = pytest.mark.skipif(
@@ -143,9 +143,7 @@ def test_with_stage_3_no_worker_holds_more_than_a_block_whole_while_it_loads(
     configs = {
         method: configure(model=str(model), method=method, **how) for method in ("full", "qlora")
     }
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, 2, "tests.helpers.deepspeed_loading")
+    on_workers(configs, tmp_path, module="tests.helpers.deepspeed_loading")
     for rank in (0, 1):
         found = json.loads((tmp_path / f"loading{rank}.json").read_text("utf-8"))
         for method, (whole, (*blocks, outside)) in found.items():

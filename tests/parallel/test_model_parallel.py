@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig
 
 from aift_ray.engine.build import build
-from aift_ray.engine.checkpoint.snapshot import snapshot
+from aift_ray.engine.checkpoint.writer import snapshot
 from aift_ray.engine.loss import model_inputs
 from aift_ray.errors import ConfigError
 from aift_ray.models.split import pieces_of

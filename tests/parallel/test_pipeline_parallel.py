@@ -18,8 +18,8 @@ from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
-from tests.helpers.runs import spawn
-from tests.helpers.whole_runs import losses, run, run_on
+from tests.helpers.runs import whole_on_workers
+from tests.helpers.whole_runs import evaluated, losses, run, run_on
 
 Configure = Callable[..., Any]
 CASES = [
@@ -81,17 +81,9 @@ STEADY = {
 def test_a_run_of_one_process_goes_on_in_stages_and_back(
     configure: Configure, deep_model: Path, tmp_path: Path
 ) -> None:
-    held_out = write_rows(tmp_path / "eval.jsonl", 3, 100)
-    evaluated = {
-        "data__eval_files": [str(held_out)],
-        "training__eval_steps": 2,
-        "training__exact_match_rows": 3,
-        "training__exact_match_batch_size": 2,
-        "training__exact_match_max_tokens": 5,
-        "training__load_best": True,
-    }
+    best = evaluated(tmp_path) | {"training__load_best": True}
     interleaved = {"parallel__pipeline_schedule": "interleaved"}
-    methods = {"full": evaluated, "lora": evaluated | interleaved, "qlora": {}}
+    methods = {"full": best, "lora": best | interleaved, "qlora": {}}
     common = STEADY | {"model": str(deep_model)}
     configs = {}
     for method, more in methods.items():
@@ -99,14 +91,8 @@ def test_a_run_of_one_process_goes_on_in_stages_and_back(
         run(configure(method=method, **common, **own), tmp_path / f"alone_{method}")
         start = {"resume": str(tmp_path / f"alone_{method}" / "checkpoints" / "step-3")}
         for name, how in ((f"stages_{method}", {}), (f"onward_{method}", start)):
-            folder = str(tmp_path / name)
-            configs[name] = configure(
-                method=method, output_dir=folder, **common, **STAGES, **more, **how
-            )
-    path = tmp_path / "runs.json"
-    text = json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()})
-    path.write_text(text, "utf-8")
-    spawn(path, 2)
+            configs[name] = configure(method=method, **common, **STAGES, **more, **how)
+    whole_on_workers(configs, tmp_path)
     for method in methods:
         wanted = losses(tmp_path / f"alone_{method}")
         from_stages = tmp_path / f"stages_{method}" / "checkpoints" / "step-3"

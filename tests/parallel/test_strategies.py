@@ -18,8 +18,8 @@ from aift_ray.runs import run_dir
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import write_rows
-from tests.helpers.runs import spawn
-from tests.helpers.whole_runs import losses, run, run_on
+from tests.helpers.runs import whole_on_workers
+from tests.helpers.whole_runs import evaluated, losses, run, run_on
 
 Configure = Callable[..., Any]
 CASES = [
@@ -71,14 +71,8 @@ def spread(configure: Configure, tmp_path: Path) -> Callable[..., None]:
 
     def call(**runs: dict[str, Any]) -> None:
         common = STEADY | {"training__batch_size": 2, "parallel__strategy": "fsdp"}
-        configs = {
-            name: configure(**(common | values), output_dir=str(tmp_path / name))
-            for name, values in runs.items()
-        }
-        path = tmp_path / "runs.json"
-        text = json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()})
-        path.write_text(text, "utf-8")
-        spawn(path, 2)
+        configs = {name: configure(**(common | values)) for name, values in runs.items()}
+        whole_on_workers(configs, tmp_path)
 
     return call
 
@@ -86,17 +80,12 @@ def spread(configure: Configure, tmp_path: Path) -> Callable[..., None]:
 def test_a_run_saved_under_one_strategy_goes_on_under_another(
     configure: Configure, spread: Callable[..., None], tmp_path: Path
 ) -> None:
-    held_out = write_rows(tmp_path / "eval.jsonl", 3, 100)
     # three rows for two workers, answered one at a time: their shares are unequal
-    evaluated = {
-        "data__eval_files": [str(held_out)],
-        "training__eval_steps": 2,
-        "training__exact_match_rows": 3,
+    best = evaluated(tmp_path) | {
         "training__exact_match_batch_size": 1,
-        "training__exact_match_max_tokens": 5,
         "training__load_best": True,
     }
-    methods = {"full": evaluated, "lora": {}, "qlora": {}}
+    methods = {"full": best, "lora": {}, "qlora": {}}
     for method, more in methods.items():
         run(configure(method=method, **STEADY, **more), tmp_path / f"alone_{method}")
     # the workers of a split model see the same rows

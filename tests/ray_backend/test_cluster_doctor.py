@@ -15,7 +15,7 @@ import pytest
 from aift_ray.errors import ConfigError
 from aift_ray.ray_backend import cluster_doctor
 from aift_ray.ray_backend.node_probe import Probe
-from tests.helpers.command import Cluster
+from tests.helpers.command import Cluster, until
 from tests.helpers.ports import free_port
 
 
@@ -97,7 +97,7 @@ def test_every_node_of_a_cluster_is_looked_at_within_half_a_minute(tmp_path: Pat
     cluster = Cluster(folder, cpus=1)
     try:
         cluster.add_node()
-        time.sleep(8)
+        assert until(lambda: cluster.alive() == 2, 120)
         place = str(tmp_path / "shared")
         started = time.monotonic()
         status, answer = told("--storage", place, environment=cluster.environment)

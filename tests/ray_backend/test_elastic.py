@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ SETTINGS: dict[str, Any] = {
     "training__save_steps": 50,
     "training__batch_size": 16,
 }
-
-
-@pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("ray"), cpus=1)
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,10 @@ from tests.helpers.command import Cluster, Command, flags
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("ray"), cpus=1)
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 def test_a_machine_without_a_compiler_is_named_before_the_start(
-    cluster: Cluster, tmp_path: Path
+    small_cluster: Cluster, tmp_path: Path
 ) -> None:
-    cluster.add_node(CXX="/nowhere/g++")
+    small_cluster.add_node(CXX="/nowhere/g++")
     (tmp_path / "file").touch()
     file = tmp_path / "ds_config.json"
 
@@ -37,7 +27,7 @@ def test_a_machine_without_a_compiler_is_named_before_the_start(
         how = {"strategy": "zero3", "parallel__backend": "deepspeed"}
         how |= {"parallel__deepspeed_config": str(file), "training__max_steps": 1}
         argv = flags(Path("hina-4m"), KEITAI / "train.jsonl", tmp_path / "run", **how)
-        status, output = Command(argv, cluster.environment).done(120)
+        status, output = Command(argv, small_cluster.environment).done(120)
         assert status == 2, output
         return output
 

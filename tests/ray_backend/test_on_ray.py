@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from aift_ray.engine import checkpoint
 from tests.conftest import ROOT, write_rows
 from tests.helpers.command import BIN, Cluster, Command, curve_of, flags, summary_of
 from tests.helpers.ports import free_port
-from tests.helpers.runs import curve, spawn
+from tests.helpers.runs import curve, on_workers
 
 pytestmark = pytest.mark.ray
 
@@ -102,9 +101,8 @@ def long_run(
     folder = tmp_path_factory.mktemp("long")
     rows = write_rows(folder / "train.jsonl")
     config = parse(flags(tiny_model, rows, folder / "run", **LONG), RunConfig, "train", "").config
-    runs = {"long": config.model_dump(mode="json") | {"output_dir": None}}
-    (folder / "runs.json").write_text(json.dumps(runs), "utf-8")
-    return rows, [tuple(pair) for pair in spawn(folder / "runs.json", 2)["long"]]  # type: ignore[misc]
+    alone = config.model_copy(update={"output_dir": None})
+    return rows, [tuple(pair) for pair in on_workers({"long": alone}, folder)["long"]]
 
 
 def stopped(command: Command, folder: Path, number: signal.Signals) -> tuple[int, str]:

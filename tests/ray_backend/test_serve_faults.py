@@ -36,12 +36,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     made.stop()
 
 
+def answers_everywhere(pair: Served, status: int) -> None:
+    """Each replica gives this status for the adapter."""
+    for _ in range(20):
+        response = pair.http.post("/v1/completions", json=SHORT | {"model": "kansai"})
+        assert response.status_code == status, response.text
+
+
 def test_an_adapter_loaded_while_it_runs_is_on_every_replica(pair: Served) -> None:
     loaded = pair.http.post("/v1/load_lora_adapter", json={"lora_name": "kansai"})
     assert loaded.status_code == 200, loaded.text
-    for _ in range(20):
-        response = pair.http.post("/v1/completions", json=SHORT | {"model": "kansai"})
-        assert response.status_code == 200, response.text
+    answers_everywhere(pair, 200)
 
 
 def test_a_killed_replica_is_replaced_and_the_others_answer_meanwhile(
@@ -78,17 +83,13 @@ def test_a_killed_replica_is_replaced_and_the_others_answer_meanwhile(
     # nothing is sent to the dead one once Serve has seen that it is gone
     assert all(at < 2 for at, _ in refused)
     # the new replica has what was loaded at run time
-    for _ in range(20):
-        response = pair.http.post("/v1/completions", json=SHORT | {"model": "kansai"})
-        assert response.status_code == 200, response.text
+    answers_everywhere(pair, 200)
 
 
 def test_an_adapter_that_is_unloaded_is_gone_everywhere(pair: Served) -> None:
     gone = pair.http.post("/v1/unload_lora_adapter", json={"lora_name": "kansai"})
     assert gone.status_code == 200, gone.text
-    for _ in range(20):
-        response = pair.http.post("/v1/completions", json=SHORT | {"model": "kansai"})
-        assert response.status_code == 404, response.text
+    answers_everywhere(pair, 404)
 
 
 def test_replicas_come_with_the_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

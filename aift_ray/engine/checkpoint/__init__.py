@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 
 from aift_ray.engine.run_state import RunState
+
+if TYPE_CHECKING:
+    from aift_ray.engine.checkpoint.mirror import CheckpointMirror
 
 MANIFEST, MOMENTS, REST = "manifest.json", "optimizer.moments", "trainer_state.pt"
 WEIGHTS = "model.safetensors"
@@ -131,6 +134,27 @@ def damage(folder: Path) -> str | None:
         if _digest(path) != entry["sha256"]:
             return f"{name} has changed"
     return None
+
+
+def newest(checkpoints: Path, store: CheckpointMirror | None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, here or in `store`, and what is wrong with newer ones.
+
+    One that is only in the store is brought here first.
+    """
+    notes: list[str] = []
+    here, there = steps(checkpoints), store.steps() if store else []
+    for step in sorted({*here, *there}, reverse=True):
+        folder = checkpoints / f"step-{step}"
+        wrong = damage(folder) if step in here else "not in this folder"
+        if wrong and store and step in there:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder = store.fetch(step, checkpoints)
+            notes.append(f"checkpoints/step-{step} was brought from the storage path ({wrong})")
+            wrong = damage(folder)
+        if wrong is None:
+            return folder, notes
+        notes.append(f"checkpoints/step-{step} is damaged ({wrong}); taking the one before")
+    return None, notes
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:

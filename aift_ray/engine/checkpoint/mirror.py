@@ -104,26 +104,5 @@ class CheckpointMirror:
             upload(path, self._files, f"{target}/{path.relative_to(source).as_posix()}")
 
 
-def newest(checkpoints: Path, store: CheckpointMirror | None) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, here or in `store`, and what is wrong with newer ones.
-
-    One that is only in the store is brought here first.
-    """
-    notes: list[str] = []
-    here, there = checkpoint.steps(checkpoints), store.steps() if store else []
-    for step in sorted({*here, *there}, reverse=True):
-        folder = checkpoints / f"step-{step}"
-        wrong = checkpoint.damage(folder) if step in here else "not in this folder"
-        if wrong and store and step in there:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder = store.fetch(step, checkpoints)
-            notes.append(f"checkpoints/step-{step} was brought from the storage path ({wrong})")
-            wrong = checkpoint.damage(folder)
-        if wrong is None:
-            return folder, notes
-        notes.append(f"checkpoints/step-{step} is damaged ({wrong}); taking the one before")
-    return None, notes
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

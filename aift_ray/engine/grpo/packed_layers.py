@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from aift_ray.serving.engines.transformers.packed_weights import PackedLinear, gains
 
@@ -36,15 +37,27 @@ def packed(model: nn.Module) -> Iterator[None]:
         yield
         return
     narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    changed = []
+    names = {module: name for name, module in model.named_modules()}
+    faster = {names[module]: (module, forward) for module, forward in _faster(model, narrow)}
     try:
-        for module, forward in list(_faster(model, narrow)):
-            module.forward = forward
-            changed.append(module)
+        for name, (_, forward) in faster.items():
+            model.set_submodule(name, FasterLayer(forward))
         yield
     finally:
-        for module in changed:
-            del module.forward
+        for name, (module, _) in faster.items():
+            model.set_submodule(name, module)
+
+
+class FasterLayer(nn.Module):
+    """In place of a layer, without its weights."""
+
+    def __init__(self, compute: Forward) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., features out) of (..., features in)."""
+        return self._compute(states)
 
 
 def _faster(module: nn.Module, narrow: torch.dtype | None) -> Iterator[tuple[Any, Forward]]:
@@ -84,7 +97,7 @@ class _Weights(NamedTuple):
 
 def _layer(module: Any, narrow: torch.dtype | None) -> _Weights | None:
     """A plain linear layer, or one with an ordinary adapter; None: another one."""
-    if type(module) is nn.Linear and "forward" not in vars(module):
+    if type(module) is nn.Linear and not isinstance(module.weight, DTensor):
         weight = module.weight.detach().to(narrow or module.weight.dtype)
         return _Weights(weight, _as(module.bias, weight))
     return _adapted(module, narrow) if hasattr(module, "lora_A") else None
@@ -102,7 +115,7 @@ def _adapted(module: LoraLayer, narrow: torch.dtype | None) -> _Weights | None:
     if name not in module.lora_A:
         return None
     first, second = module.lora_A[name], module.lora_B[name]
-    if "forward" in vars(base) or first.bias is not None or second.bias is not None:
+    if isinstance(base.weight, DTensor) or first.bias is not None or second.bias is not None:
         return None
     weight = base.weight.detach().to(narrow or base.weight.dtype)
     more = (second.weight.detach() * module.scaling[name]).to(weight.dtype).t()

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from aift_ray.engine import checkpoint
-from aift_ray.engine.checkpoint.mirror import CheckpointMirror, newest
+from aift_ray.engine.checkpoint import newest
+from aift_ray.engine.checkpoint.mirror import CheckpointMirror
 from aift_ray.engine.checkpoint.writer import CheckpointWriter
 from aift_ray.errors import ConfigError
 from aift_ray.runs import run_dir

@@ -22,7 +22,7 @@ from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
 from tests.helpers.runs import curve, started, stepped
-from tests.helpers.whole_runs import Killed, losses, run
+from tests.helpers.whole_runs import Killed, resumed_exactly, run
 
 Configure = Callable[..., Any]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,16 +55,9 @@ def test_it_resumes_exactly_and_its_adapter_loads_in_plain_peft(
 ) -> None:
     values = {"method": "lora", "training__batch_size": 6, "training__save_steps": 2}
     config = configure(**values | OPTIONS[name], lora__lora_dropout=0.3, lora__r=4)
-    whole = run(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(config, tmp_path / "killed", kill_at=2)
-    resumed = run(config, tmp_path / "killed")
-    assert resumed.resumed_from == 2
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), "to the bit, each step once"
+    whole = resumed_exactly(config, tmp_path, at=2)
     trained = [p for p in whole.module.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
-    again = [p for p in resumed.module.parameters() if p.requires_grad]
-    assert all(torch.equal(a, b) for a, b in zip(trained, again, strict=True))
     if config.base_bits is None:
         base = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="documents")
         plain = PeftModel.from_pretrained(base, tmp_path / "whole" / "model")

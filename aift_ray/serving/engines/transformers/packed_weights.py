@@ -8,8 +8,6 @@ Measured in docs/decisions/0007-serving-engine.md.
 
 from __future__ import annotations
 
-from typing import Any
-
 import psutil
 import torch
 from torch import nn
@@ -32,14 +30,13 @@ _SHARE = 0.25
 def pack(model: PreTrainedModel) -> None:
     """Rearrange the weights of a model's linear layers; nothing where that would gain nothing.
 
-    The layers stay where they are, with their hooks; a packed one's `weight` holds NaN of the
-    right shape in no memory. An output layer whose weights are the embeddings' is packed beside
-    them, where that takes no more than a quarter of what memory is free.
+    An output layer whose weights are the embeddings' is packed beside them, where that takes no
+    more than a quarter of what memory is free.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     shared = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
-    for module in model.modules():
+    for name, module in list(model.named_modules()):
         # others compute in ways of their own
         if type(module) is not nn.Linear:
             continue
@@ -47,7 +44,10 @@ def pack(model: PreTrainedModel) -> None:
         if tied and module.weight.nbytes > psutil.virtual_memory().available * _SHARE:
             continue
         if gains(module.weight):
-            _pack(module, tied)
+            packed = PackedLinear(module.weight.detach(), module.bias)
+            if tied:
+                packed.weight = module.weight
+            model.set_submodule(name, packed)
         elif module.weight.dtype == torch.float32 and not tied:
             module.weight.data = module.weight.data.t().contiguous().t()
     malloc_trim.trim()
@@ -60,23 +60,21 @@ def gains(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.numel() >= _LARGE
 
 
-def _pack(module: nn.Linear, tied: bool) -> None:
-    packed = PackedLinear(module.weight.detach(), module.bias)
-    if not tied:
-        nothing = module.weight.new_full((1, 1), torch.nan).expand_as(module.weight)
-        module.weight = nn.Parameter(nothing, requires_grad=False)
-    made: Any = module
-    made.forward = packed
+class PackedLinear(nn.Linear):
+    """A linear layer with its weights in oneDNN's layout.
 
-
-class PackedLinear:
-    """What a linear layer computes, its weights in oneDNN's layout."""
+    Its `weight` holds NaN of the right shape in no memory.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = mkldnn_compat.reordered(weight, _ROWS)
-        self._bias = bias
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        nothing = weight.new_full((1, 1), torch.nan).expand_as(weight)
+        self.weight = nn.Parameter(nothing, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        self._packed = mkldnn_compat.reordered(weight, _ROWS)
 
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., features out) of (..., features in)."""
         rows = states.numel() // states.shape[-1]
         if rows >= _FEWEST:
@@ -86,4 +84,4 @@ class PackedLinear:
         return made[:rows].view(*states.shape[:-1], made.shape[-1])
 
     def _product(self, states: torch.Tensor) -> torch.Tensor:
-        return mkldnn_compat.linear(states, self._weight, self._bias)
+        return mkldnn_compat.linear(states, self._packed, self.bias)

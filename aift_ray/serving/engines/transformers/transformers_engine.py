@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aift_ray.models.hub import batched_context
-from aift_ray.serving.engines.interface import Figures, QueueFull, Request, Token
+from aift_ray.serving.engines.interface import Figures, QueueFull, Request
 from aift_ray.serving.engines.transformers.admission import read_together
 from aift_ray.serving.engines.transformers.kv_cache import AHEAD
 from aift_ray.serving.engines.transformers.kv_memory import budget, is_out_of_memory
@@ -185,12 +185,12 @@ class TransformersEngine:
             self._call()
             self._admit()
             if self._batch.reading:
-                self._tell_all(self._batch.read())
+                self._tell(self._batch.read())
             if self._batch.reading:
                 break
         self._make_room()
         if self._batch.rows:
-            self._tell_all(self._batch.step())
+            self._tell(self._batch.step())
 
     def _call(self) -> None:
         while self._calls:
@@ -265,20 +265,17 @@ class TransformersEngine:
             torch.cuda.empty_cache()
         return True
 
-    def _tell_all(self, told: list[Told]) -> None:
+    def _tell(self, told: list[Told]) -> None:
         try:
             # what is kept of an answer is there when its client is told its end
             self._batch.settle()
         finally:
             for row, each in told:
-                self._tell(row, each)
-
-    def _tell(self, row: Row, told: Token | Exception) -> None:
-        stream = self._working.get(row.key)
-        if isinstance(told, Exception) or told.finish:
-            self._working.pop(row.key, None)
-        if stream:
-            stream.put(told)
+                stream = self._working.get(row.key)
+                if isinstance(each, Exception) or each.finish:
+                    self._working.pop(row.key, None)
+                if stream:
+                    stream.put(each)
 
     def _fail(self, error: Exception) -> None:
         self._prefixes.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from aift_ray.errors import ConfigError
 from aift_ray.runs.prepare import prepare
 from tests import parity
 from tests.conftest import make_tiny_model, write_rows
-from tests.helpers.runs import spawn
+from tests.helpers.runs import whole_on_workers
 from tests.helpers.whole_runs import losses, run, run_on
 
 Configure = Callable[..., Any]
@@ -61,12 +60,7 @@ def test_runs_of_two_workers_go_on_to_the_bit_and_in_one_process(
     alone = run(configure(**one, **EIGHT), tmp_path / "alone")
     step = str(tmp_path / "alone" / "checkpoints" / "step-2")
     runs["shared"] = two | EIGHT | {"resume": step}
-    configs = {
-        name: configure(**values, output_dir=str(tmp_path / name)) for name, values in runs.items()
-    }
-    path = tmp_path / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, 2)
+    whole_on_workers({name: configure(**values) for name, values in runs.items()}, tmp_path)
     for kind in kinds:
         assert losses(tmp_path / f"{kind}_on") == losses(tmp_path / kind)[2:], "to the bit"
         ends = [tmp_path / n / "checkpoints" / "step-4" for n in (kind, f"{kind}_on")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from aift_ray.config import RunConfig
 from aift_ray.engine import checkpoint
 from aift_ray.engine.checkpoint import tensor_files
 from aift_ray.parallel.group import Group
-from tests.helpers.runs import CPU, free_port, spawn, whole_run
+from tests.helpers.runs import CPU, free_port, whole_on_workers, whole_run
 from tests.helpers.whole_runs import losses, run, run_on
 from tests.parallel.test_strategies import STEADY, _close
 
@@ -114,15 +113,6 @@ def test_a_worker_with_a_full_disk_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / ".written-1").exists()
 
 
-def spread(configs: dict[str, Any], folder: Path, world: int) -> None:
-    """Whole runs on several workers, a folder each."""
-    for name, config in configs.items():
-        config.output_dir = str(folder / name)
-    path = folder / "runs.json"
-    path.write_text(json.dumps({k: v.model_dump(mode="json") for k, v in configs.items()}), "utf-8")
-    spawn(path, world)
-
-
 @pytest.mark.slow
 def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
     configure: Configure, tmp_path: Path
@@ -136,7 +126,7 @@ def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
     step = Path("checkpoints") / "step-3"
     run(config("ddp", 1), tmp_path / "alone")
     wanted = losses(tmp_path / "alone")
-    spread({"zero3 of 4": config("zero3", 4)}, tmp_path, 4)
+    whole_on_workers({"zero3 of 4": config("zero3", 4)}, tmp_path, 4)
     two = {
         "fsdp of 2": config("fsdp", 2),
         "tensor of 2": config("tensor", 2),
@@ -144,8 +134,8 @@ def test_what_workers_wrote_goes_on_under_any_strategy_and_number_of_workers(
         "1 to 2": config("zero2", 2, tmp_path / "alone" / step),
         "4 to ddp": config("ddp", 2, tmp_path / "zero3 of 4" / step),
     }
-    spread(two, tmp_path, 2)
-    spread({"2 to 4": config("zero1", 4, tmp_path / "fsdp of 2" / step)}, tmp_path, 4)
+    whole_on_workers(two, tmp_path, 2)
+    whole_on_workers({"2 to 4": config("zero1", 4, tmp_path / "fsdp of 2" / step)}, tmp_path, 4)
     for name in ("zero3 of 4", "tensor of 2"):
         run_on(config("ddp", 1, tmp_path / name / step), tmp_path / f"{name} to 1")
     for name in [p.name for p in tmp_path.iterdir() if (p / "summary.json").is_file()]:
