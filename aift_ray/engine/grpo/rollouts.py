@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.collate import MicroBatch, collate
+from aift_ray.data.collate import MicroBatch, collate, rounded
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss
@@ -20,6 +20,7 @@ from aift_ray.engine.grpo.rollout import Rollout, joined
 from aift_ray.engine.grpo.rollout_engine import Weights, trained_weights
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.precision import ROUNDED
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
 
@@ -155,6 +156,8 @@ class Rollouts:
         rollout, order = self.rollout, list(indices)
         groups = rollout.prompts[order].tolist() if self._shared else None
         made = collate(rollout, order, self._padded, self._pad_id, groups=groups)
+        if self._shared and self._maker.precision.compiles_by_shape(self._maker.group.device):
+            made = rounded(made, ROUNDED, self._pad_id)
         lengths = rollout.targets[order].astype(np.int64)
         spread = np.repeat(np.arange(len(order)), lengths)
         weights = np.zeros(len(order)) if bare else self._weights[order]

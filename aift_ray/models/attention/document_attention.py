@@ -9,6 +9,7 @@ pass: a layer that does not hand its keyword arguments on makes no difference.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,6 +37,8 @@ _FLASH = "one call of PyTorch's FlashAttention 2"
 _SDPA = "PyTorch's SDPA, each document by itself"
 _SCORES = "scores in memory, for softcapping or sinks, each document by itself"
 _LOG = logging.getLogger(__name__)
+# numbers of a head's keys up to which a CPU attends faster in fp32: bf16's backward is slow there
+_SMALL = 12288
 # what layers hand on that attention does not depend on
 _WITHOUT_EFFECT = frozenset(
     {
@@ -256,9 +259,14 @@ def _each_document(
     scores: _Scores,
 ) -> torch.Tensor:
     queries, keys = (torch.diff(each).tolist() for each in cu_seqlens)
-    documents = query.split(queries, 2), key.split(keys, 2), value.split(keys, 2)
-    outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
-    return torch.cat(outputs, dim=1)
+    dtype, states = query.dtype, (query, key, value)
+    wide = query.device.type == "cpu" and max(keys) * key.shape[-1] <= _SMALL
+    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+        if wide:
+            states = query.float(), key.float(), value.float()
+        documents = (each.split(n, 2) for each, n in zip(states, (queries, keys, keys), strict=True))
+        outputs = [_attend(*each, scores).transpose(1, 2) for each in zip(*documents, strict=True)]
+        return torch.cat(outputs, dim=1).to(dtype)
 
 
 def _attend(
