@@ -141,6 +141,7 @@ def ours(spec: dict[str, Any]) -> Result:
     from aift_ray.engine.grpo import rollout_setup
     from aift_ray.parallel.group import Group
     from aift_ray.runs.prepare import prepare
+    from aift_ray.utils import gc_pause
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -150,12 +151,14 @@ def ours(spec: dict[str, Any]) -> Result:
             rollout_setup.shares_prompts = lambda job: False
         run = build(job, Group.alone())
         clock, lines = _Clock(), []
-        for number in range(spec["steps"] + 1):
-            if number == 1:
-                clock.start()
-            lines.append(loop.train_step(run)[0])
-            run.state.step += 1
-        clock.stop()
+        # as in worker.work
+        with gc_pause.of_new_objects():
+            for number in range(spec["steps"] + 1):
+                if number == 1:
+                    clock.start()
+                lines.append(loop.train_step(run)[0])
+                run.state.step += 1
+            clock.stop()
         prompt = run.rollouts.rollout.starts.tolist()
         run.rollouts.close()
     timed = lines[1:]
