@@ -74,7 +74,7 @@ class Rollouts:
         if self._rollout:
             plan.take(self._rollout)
         self._ahead = _Ahead(**kept[_AHEAD]) if _AHEAD in kept else None
-        self._generations = -(-total_steps // plan.each)
+        self._total_steps = total_steps
         self._step, self._weights = 0, np.zeros(0)
         self._training_s = 0.0
         self.sums = torch.zeros(
@@ -128,12 +128,13 @@ class Rollouts:
     def _begin_ahead(self) -> None:
         """Start the generation after the present one, where the run will train it."""
         ahead = self._ahead if self._maker.how.asynchronous else None
-        if ahead and not ahead.rollout and ahead.number < self._generations:
+        if ahead and not ahead.rollout and ahead.number * self._plan.each < self._total_steps:
             ahead.rollout = self._begun(ahead.weights, ahead.number)
 
     def _begun(self, policy: Policy, number: int) -> Callable[[], Rollout]:
         plan = self._plan
-        return self._maker.begin(policy, self._prompts, number, plan.asked(number), plan.indices)
+        asked, progress = plan.asked(number), plan.progress(number * plan.each, self._total_steps)
+        return self._maker.begin(policy, self._prompts, number, asked, plan.indices, progress)
 
     def saved(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` steps keeps.

@@ -264,8 +264,9 @@ def _each_document(
     with torch.autocast("cpu", enabled=False) if wide else nullcontext():
         if wide:
             states = query.float(), key.float(), value.float()
-        documents = (each.split(n, 2) for each, n in zip(states, (queries, keys, keys), strict=True))
-        outputs = [_attend(*each, scores).transpose(1, 2) for each in zip(*documents, strict=True)]
+        parts = zip(states, (queries, keys, keys), strict=True)
+        documents = zip(*(each.split(lengths, 2) for each, lengths in parts), strict=True)
+        outputs = [_attend(*each, scores).transpose(1, 2) for each in documents]
         return torch.cat(outputs, dim=1).to(dtype)
 
 
