@@ -86,8 +86,8 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     own, theirs = CASES[case]
     # few tokens are trained, and more gradients are nearly zero
     rate = RATES["full" if case.startswith("truncated") else method]
-    if case == "dr_grpo" and method == "full":
-        # its gradients are the smallest
+    if case in ("dr_grpo", "kl") and method == "full":
+        # so are those of the first, and the KL's gradient grows with each of Adam's steps
         rate = 3e-5
     settings = {"num_generations": GENERATIONS, "max_completion_length": 12, "num_iterations": 2}
     config = validated(
