@@ -85,7 +85,10 @@ def main() -> None:
     for each, results in found.items():
         print(each, json.dumps(results))
     print(measuring.ratio_table(ratios))
-    content = {"options": vars(options), "contestants": found, "ratios": ratios}
+    # the model by its name: a file of results holds no path of a machine
+    asked = vars(options) | {"model": Path(options.model).name}
+    del asked["trl_python"], asked["output"]
+    content = {"options": asked, "contestants": found, "ratios": ratios}
     measuring.write(Path(options.output), content)
 
 
