@@ -183,17 +183,15 @@ def rounded(batch: MicroBatch, multiple: int, pad_id: int) -> MicroBatch:
     if not missing:
         return batch
     end, more = int(batch.cu_seqlens[-1]), torch.arange(missing)
-    shared: dict[str, torch.Tensor] = {}
-    if batch.places is not None and batch.own is not None:
-        shared["places"] = torch.cat([batch.places, tokens + more])
-        shared["own"] = torch.cat([batch.own, end + more])
+    places, own = batch.places, batch.own
     return replace(
         batch,
         input_ids=pad(batch.input_ids, (0, missing), value=pad_id),
         position_ids=torch.cat([batch.position_ids, more[None]], dim=1),
         cu_seqlens=pad(batch.cu_seqlens, (0, 1), value=end + missing),
         max_seqlen=max(batch.max_seqlen, missing),
-        **shared,
+        places=None if places is None else torch.cat([places, tokens + more]),
+        own=None if own is None else torch.cat([own, end + more]),
     )
 
 

@@ -86,6 +86,9 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     own, theirs = CASES[case]
     # few tokens are trained, and more gradients are nearly zero
     rate = RATES["full" if case.startswith("truncated") else method]
+    if case == "gspo" and method == "full":
+        # its gradients are the smallest
+        rate = 1e-5
     settings = {"num_generations": GENERATIONS, "max_completion_length": 12, "num_iterations": 2}
     config = validated(
         {

@@ -101,8 +101,8 @@ class RolloutMaker:
             spare: all rows that may take the place of prompts without spread in their rewards.
             progress: what reward functions are given as `trainer_state`.
         """
-        more = {"rows": rows, "number": number, "asked": asked, "spare": spare}
-        return self._begin(policy, partial(self._make, **more, progress=progress))
+        make = partial(self._make, rows=rows, number=number, asked=asked)
+        return self._begin(policy, partial(make, spare=spare, progress=progress))
 
     def _begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
         if self.leader is not None:

@@ -266,7 +266,7 @@ def _each_document(
             states = query.float(), key.float(), value.float()
         parts = zip(states, (queries, keys, keys), strict=True)
         documents = zip(*(each.split(lengths, 2) for each, lengths in parts), strict=True)
-        outputs = [_attend(*each, scores).transpose(1, 2) for each in documents]
+        outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in documents]
         return torch.cat(outputs, dim=1).to(dtype)
 
 
