@@ -41,23 +41,11 @@ _LOG = logging.getLogger(__name__)
 _SMALL = 12288
 # what layers hand on that attention does not depend on
 _WITHOUT_EFFECT = frozenset(
-    {
-        "cache_position",
-        "cu_seq_lens_k",
-        "deterministic",
-        "logits_to_keep",
-        "max_length_k",
-        "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_embeddings",
-        "position_ids",
-        "return_dict",
-        "tokenizer",
-        "training",
-        "use_cache",
-    }
+    (
+        "cache_position cu_seq_lens_k deterministic logits_to_keep max_length_k "
+        "num_items_in_batch output_attentions output_hidden_states output_router_logits "
+        "position_embeddings position_ids return_dict tokenizer training use_cache"
+    ).split()
 )
 
 
@@ -259,14 +247,11 @@ def _each_document(
     scores: _Scores,
 ) -> torch.Tensor:
     queries, keys = (torch.diff(each).tolist() for each in cu_seqlens)
-    dtype, states = query.dtype, (query, key, value)
-    wide = query.device.type == "cpu" and max(keys) * key.shape[-1] <= _SMALL
+    dtype, wide = query.dtype, query.device.type == "cpu" and max(keys) * key.shape[-1] <= _SMALL
     with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-        if wide:
-            states = query.float(), key.float(), value.float()
-        parts = zip(states, (queries, keys, keys), strict=True)
-        documents = zip(*(each.split(lengths, 2) for each, lengths in parts), strict=True)
-        outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in documents]
+        q, k, v = (each.float() if wide else each for each in (query, key, value))
+        documents = zip(q.split(queries, 2), k.split(keys, 2), v.split(keys, 2), strict=True)
+        outputs = [_attend(*each, scores).transpose(1, 2) for each in documents]
         return torch.cat(outputs, dim=1).to(dtype)
 
 
