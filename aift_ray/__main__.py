@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from aift_ray import (
     __version__,
@@ -21,6 +23,7 @@ from aift_ray import (
     tune,
 )
 from aift_ray.utils.exit_status import guarded, leave
+from aift_ray.utils.text_table import wrapped
 
 VERBS = {
     "train": train.run,
@@ -65,12 +68,20 @@ def main() -> None:
 def _other(argv: Sequence[str]) -> int:
     (name,) = argv
     if name in ("-h", "--help", "--version"):
-        print(f"aift-ray {__version__}" if name == "--version" else USAGE)
+        print(f"aift-ray {__version__}" if name == "--version" else _usage(sys.stdout))
         return 0
     near = difflib.get_close_matches(name, VERBS, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    print(f"error: there is no verb '{name}'{hint}\n\n{USAGE}", file=sys.stderr)
+    print(f"error: there is no verb '{name}'{hint}\n\n{_usage(sys.stderr)}", file=sys.stderr)
     return 2
+
+
+def _usage(stream: TextIO) -> str:
+    """The verbs, at the width of a terminal."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    # what a verb does stays in its column
+    lines = [wrapped(line, width, 12 * line.startswith("  ")) or [""] for line in USAGE.split("\n")]
+    return "\n".join(part for each in lines for part in each)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,15 @@ from aift_ray.utils.exit_status import guarded
 SHELLS = ("bash", "zsh", "fish")
 USAGE = """usage: aift-ray completion bash|zsh|fish
 
-Print what makes a shell complete verbs, flags and their words. For good:
+Print what makes a shell complete verbs, flags and words.
 
-  bash   echo 'source <(aift-ray completion bash)' >> ~/.bashrc
-  zsh    echo 'source <(aift-ray completion zsh)' >> ~/.zshrc     (after compinit)
-  fish   aift-ray completion fish > ~/.config/fish/completions/aift-ray.fish"""
+bash, in ~/.bashrc:
+  source <(aift-ray completion bash)
+zsh, in ~/.zshrc, after compinit:
+  source <(aift-ray completion zsh)
+fish, once:
+  aift-ray completion fish \\
+    > ~/.config/fish/completions/aift-ray.fish"""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ _SHAPES: dict[str, dict[str, object]] = {
     "LoRA, short rows, activations kept": {"training.gradient_checkpointing": "false"},
     "LoRA, long rows": {"long": True},
     "full, short rows": {"method": "full"},
+    "full, short rows, saved at each step": {"method": "full", "training.save_steps": 1},
     "full, long rows": {"method": "full", "long": True},
     "LoRA, short rows, 32 answers generated": {"eval-file": KEITAI / "eval.jsonl"},
 }

@@ -2,14 +2,16 @@
 
     python benchmarks/serve_load.py MODEL [--rounds N] [--tokens N] [--engine vllm] [--against vllm]
     python benchmarks/serve_load.py MODEL --pairs N [--engine vllm]
+    python benchmarks/serve_load.py MODEL --before CHECKOUT
     python benchmarks/serve_load.py MODEL --minutes M [--tokens N]
 
 `aift-ray serve` and `transformers serve --continuous-batching`, or with `--engine vllm` vLLM's own
 server, which `--against vllm` takes for the engine transformers too (both from the Python that runs
 this, see `make vllm-env`), asked in turn in one run by OpenAI's client: streamed greedy completions
-of Japanese prompts, 1, 4 and 16 at once. With `--pairs` one request at a time to each, and how much
-later our first token comes. With `--minutes` our server alone under a mixed load: streams that are
-left, chats, several answers, schemas, prompts that are too long.
+of Japanese prompts, 1, 4 and 16 at once. With `--before` this project at another commit takes the
+other's place: CHECKOUT is a folder that `git worktree add` made. With `--pairs` one request at a
+time to each, and how much later our first token comes. With `--minutes` our server alone under a
+mixed load: streams that are left, chats, several answers, schemas, prompts that are too long.
 """
 
 from __future__ import annotations
@@ -70,12 +72,17 @@ class Contestant:
     process: Any = None
     ready_s: float = 0.0
     key: str = "none"
+    # the folder of this project whose modules it loads
+    checkout: Path = measuring.ROOT
 
     def start(self) -> None:
         begun = time.monotonic()
-        environment = os.environ | {"XDG_STATE_HOME": str(self.log.parent)}
+        environment = os.environ | {"XDG_STATE_HOME": str(self.log.parent / self.name)}
+        environment["PYTHONPATH"] = str(self.checkout)
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=environment, cwd=self.checkout
+            )
         while not self.healthy():
             assert self.process.poll() is None, self.log.read_text("utf-8")
             assert time.monotonic() < begun + 300, self.log.read_text("utf-8")[-2000:]
@@ -240,8 +247,9 @@ def free_port() -> int:
         return number
 
 
-def ours(given: argparse.Namespace, folder: Path) -> Contestant:
-    port = free_port()
+def ours(given: argparse.Namespace, folder: Path, before: Path | None = None) -> Contestant:
+    """The server of this project, as it is or as a folder has it."""
+    port, name = free_port(), "before" if before else "aift-ray"
     command = [sys.executable, "-m", "aift_ray.serve", "--model", given.model]
     command += ["--dtype", given.dtype, "--serving.cpus_per_replica", str(given.threads)]
     command += ["--engine", given.engine, "--port", str(port), "--served-model-name", "base"]
@@ -249,8 +257,10 @@ def ours(given: argparse.Namespace, folder: Path) -> Contestant:
         command += ["--vllm.max_model_len", str(CONTEXT), "--vllm.kv_cache_memory", CACHE]
         command += ["--vllm.enforce_eager"] * given.eager
     options = {"temperature": 0, "stream_options": {"include_usage": True}}
-    log = folder / "aift-ray.log"
-    return Contestant("aift-ray", command, "base", options, "/healthz", "ready on", port, log)
+    log = folder / f"{name}.log"
+    found = Contestant(name, command, "base", options, "/healthz", "ready on", port, log)
+    found.checkout = before or measuring.ROOT
+    return found
 
 
 def transformers_serve(given: argparse.Namespace, folder: Path) -> Contestant:
@@ -298,6 +308,7 @@ def main() -> None:
     parser.add_argument("model", help="folder")
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
     parser.add_argument("--against", choices=("transformers", "vllm"), help="default: the engine's")
+    parser.add_argument("--before", help="folder of another commit of this project")
     parser.add_argument("--eager", action="store_true", help="vLLM compiles nothing, in both")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=1, help="of computation, a server")
@@ -314,9 +325,12 @@ def main() -> None:
     given.against = given.against or given.engine
     name = Path(given.model).name + ("_vllm" if given.engine == "vllm" else "")
     name += "_against_vllm" * (given.against != given.engine)
+    name += "_before" * bool(given.before)
     with tempfile.TemporaryDirectory() as place:
         asked = [ours(given, Path(place))]
-        if not given.minutes:
+        if given.before:
+            asked.append(ours(given, Path(place), Path(given.before).resolve()))
+        elif not given.minutes:
             other = vllm_serve if given.against == "vllm" else transformers_serve
             asked.append(other(given, Path(place)))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -102,7 +103,7 @@ def shown(settings: type[Settings], verb: str, description: str, epilog: str, wh
     every = flags(settings)
     common = [f for f in every if not f.group or f.short or f.name in _COMMON]
     rest = [flag for flag in every if flag not in common]
-    lines = [f"usage: aift-ray {verb} [--config FILE] [--SETTING VALUE ...]", ""]
+    lines = [*_wrapped(f"usage: aift-ray {verb} [--config FILE] [--SETTING VALUE ...]", ""), ""]
     lines += [*_prose(description), ""]
     lines += ["settings:" if not rest else "common settings:"]
     lines += [line for flag in common for line in _entry(flag.typed, flag.meaning)]
@@ -141,9 +142,11 @@ def _entry(typed: str, meaning: str) -> list[str]:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
+    # a Japanese character takes two columns
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return textwrap.wrap(
         text,
-        _width(),
+        _width() - wide,
         initial_indent=indent,
         subsequent_indent=indent,
         break_long_words=False,

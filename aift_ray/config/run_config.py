@@ -257,6 +257,12 @@ class RunConfig(Settings):
         return self.grpo.rollout_workers if apart else 0
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether the workers need the tokenizer: for answers, tasks or completions."""
+        asked = self.training.exact_match_rows or self.evaluation.tasks
+        return bool(asked) or self.objective == "grpo"
+
+    @property
     def generates_beside(self) -> bool:
         """Whether Ray actors generate completions, and not the workers that train."""
         how = self.grpo

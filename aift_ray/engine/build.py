@@ -38,19 +38,20 @@ from aift_ray.models.split import whole_like
 from aift_ray.parallel import hold, wrap
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.protocol import LossModel, ParallelModel
+from aift_ray.utils.malloc_trim import make_room
 
 
 def build(
     job: Job,
     group: Group,
     resume: Path | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
     pool: Callable[[], RolloutPool | None] | None = None,
 ) -> Run:
     """Load data, tokenizer, model and optimizer, from checkpoint folder `resume` if given.
 
     Args:
-        tokenizer: that of the job's model; None: it is loaded.
+        tokenizer: gives the tokenizer of the job; None: it is loaded.
         pool: starts processes that generate completions, where the workers do not.
     """
     config = job.config
@@ -64,7 +65,8 @@ def build(
     indices, own = split(config, prepared.groups(), len(held_out))
     laid = (state.global_batch, prepared.sequence_length, job.support.packed, set_of)
     plan = plan_batches(config, rows, indices, *laid)
-    tokenizer = tokenizer or job.load_tokenizer()
+    texts = _tokenizer(job, group, tokenizer)
+    make_room()
     tested = (held_out, np.arange(len(held_out))) if len(held_out) else (rows, own)
     steps, objective = total_steps(config, plan), Objective.of(config)
     compared = None
@@ -81,12 +83,11 @@ def build(
         job=job,
         group=group,
         precision=precision,
-        tokenizer=tokenizer,
         parallel_model=parallel_model,
         rows=rows,
         plan=plan,
-        evaluator=_evaluator(job, group, precision, tokenizer, compared, *tested),
-        tasks=_tasks(job, group, precision, tokenizer),
+        evaluator=_evaluator(job, group, precision, texts, compared, *tested),
+        tasks=_tasks(job, group, precision, texts),
         state=state,
         total_steps=steps,
         resumed_from=state.step if resume else None,
@@ -98,8 +99,20 @@ def build(
         comparison=compared.train if compared else None,
     )
     if isinstance(plan, RolloutPlan):
-        _add_rollouts(run, plan, tested, tensors, pool)
+        _add_rollouts(run, plan, tested, texts, tensors, pool)
     return run
+
+
+def _tokenizer(
+    job: Job, group: Group, given: Callable[[], PreTrainedTokenizerBase] | None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, where this worker reads texts; its files are written for saved models."""
+    if not (group.is_main_process or job.config.reads_texts):
+        return None
+    tokenizer = (given or job.load_tokenizer)()
+    if group.is_main_process:
+        job.tokenizer_files.write(tokenizer)
+    return tokenizer if job.config.reads_texts else None
 
 
 def _trainable(
@@ -134,12 +147,14 @@ def _add_rollouts(
     run: Run,
     plan: RolloutPlan,
     tested: tuple[TokenRows, np.ndarray],
+    tokenizer: PreTrainedTokenizerBase | None,
     tensors: dict[str, Any] | None,
     pool: Callable[[], RolloutPool | None] | None,
 ) -> None:
     """What generates completions for training and evaluation."""
     job, group, precision = run.job, run.group, run.precision
-    maker = maker_of(job, group, precision, run.tokenizer, pool)
+    assert tokenizer is not None
+    maker = maker_of(job, group, precision, tokenizer, pool)
 
     def reference() -> LossModel:
         module = LossModule(built_model(job, group, precision, None), policy=policy_of(job.config))
@@ -185,7 +200,7 @@ def _evaluator(
     job: Job,
     group: Group,
     precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     compared: References | None,
     rows: TokenRows,
     numbers: np.ndarray,
@@ -214,9 +229,9 @@ def _evaluator(
 
 
 def _tasks(
-    job: Job, group: Group, precision: Precision, tokenizer: PreTrainedTokenizerBase
+    job: Job, group: Group, precision: Precision, tokenizer: PreTrainedTokenizerBase | None
 ) -> TaskEvaluator | None:
-    if not job.tasks:
+    if not job.tasks or tokenizer is None:
         return None
     context = hub.context(hub.load_config(job.location))
     return TaskEvaluator(job, tokenizer, context, precision, group)

@@ -48,10 +48,10 @@ def _write(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     full, place = run.config.method == "full", run.job.location
-    told = (str(scratch), run.written, run.tokenizer, run.job.stop_ids)
+    told = (str(scratch), run.written, run.job.tokenizer_files, run.job.stop_ids)
     if full and is_wrapper(load_config(place, scorer=True)):
         own = parts.whole(WEIGHTS) if parts else (weights or run.written.state_dict()).items()
-        write_whole(*told, place, own)
+        write_whole(*told, place, run.job.chat_template, own)
     else:
         dtype = run.precision.compute if full else None
         streamed = partial(parts.write, WEIGHTS, dtype=dtype) if parts else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aift_ray.config import RunConfig
+from aift_ray.engine.tokenizer_files import TokenizerFiles
 from aift_ray.models import hub
 from aift_ray.models.added_tokens import AddedTokens
 from aift_ray.models.families.family_support import Support
@@ -76,6 +77,11 @@ class Job:
         if self.added:
             self.added.extend(tokenizer)
         return tokenizer
+
+    @property
+    def tokenizer_files(self) -> TokenizerFiles:
+        """The tokenizer for saved models, which worker 0 writes before it loads the weights."""
+        return TokenizerFiles(self.output / ".tokenizer")
 
     @property
     def padded(self) -> bool:

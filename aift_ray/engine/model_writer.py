@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from aift_ray.engine.tokenizer_files import TokenizerFiles
 from aift_ray.models import hub, provenance
 from aift_ray.models.decoder import causal_model
 from aift_ray.models.families.sequence_classifier import HEAD
@@ -44,7 +45,7 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def write_model(
     folder: str,
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TokenizerFiles,
     stop_ids: list[int],
     dtype: torch.dtype | None = None,
     state: dict[str, torch.Tensor] | None = None,
@@ -85,7 +86,7 @@ def write_model(
         inner.config.dtype = dtype or inner.dtype
         inner.save_pretrained(folder, state_dict=state)
     _write_generation(folder, inner, stop_ids)
-    tokenizer.save_pretrained(folder)
+    tokenizer.copy(Path(folder))
     # a model that stands by itself belongs to no other
     alone = final and not isinstance(model, PeftModel)
     provenance.record(Path(folder), None if alone else base)
@@ -94,15 +95,17 @@ def write_model(
 def write_whole(
     folder: str,
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TokenizerFiles,
     stop_ids: list[int],
     location: str,
+    chat_template: str | None,
     weights: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
     """Save a trained language model in the whole that it belongs to, with its towers.
 
     Args:
         location: of the whole.
+        chat_template: of the run.
         weights: of the language model, by name.
 
     Raises:
@@ -111,16 +114,16 @@ def write_whole(
     """
     WholeFolder(location).write(Path(folder), weights)
     _write_generation(folder, causal_model(model), stop_ids)
-    if not holds_prompts(Path(folder), tokenizer):
-        tokenizer.save_pretrained(folder)
+    if not holds_prompts(Path(folder), chat_template):
+        tokenizer.copy(Path(folder))
     provenance.record(Path(folder))
 
 
-def holds_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a folder holds a tokenizer, and the chat template of `tokenizer`."""
+def holds_prompts(folder: Path, chat_template: str | None) -> bool:
+    """Whether a folder holds a tokenizer, and this chat template."""
     if not has_tokenizer(folder):
         return False
-    same: bool = hub.load_tokenizer(str(folder)).chat_template == tokenizer.chat_template
+    same: bool = hub.load_tokenizer(str(folder)).chat_template == chat_template
     return same
 
 

@@ -40,7 +40,7 @@ class Validator:
     indices: np.ndarray
     batch_size: int
     answers: tuple[int, int, int]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     stop_ids: list[int]
     precision: Precision
     group: Group
@@ -138,9 +138,10 @@ class Validator:
         """Greedy answers to prompts given as token ids, without their end-of-turn token."""
         with torch.no_grad(), self.precision.autocast(self.group.device):
             rows = greedy(module, prompts, self.answers[2], self.stop_ids, self.group.device)
-        return [turn_text(self.tokenizer, row, self.stop_ids) for row in rows]
+        return [self._text(row) for row in rows]
 
     def _text(self, ids: Sequence[int]) -> str:
+        assert self.tokenizer is not None
         return turn_text(self.tokenizer, ids, self.stop_ids)
 
 

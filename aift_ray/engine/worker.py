@@ -34,7 +34,7 @@ def work(
     group: Group,
     report: Report = nothing,
     on_metrics: Report = nothing,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
     pool: Callable[[], RolloutPool | None] | None = None,
 ) -> Run:
     """Do this worker's share of `job`, from its newest checkpoint if it has one.
@@ -42,7 +42,7 @@ def work(
     Args:
         report: called with metrics on every worker at each checkpoint.
         on_metrics: called with metrics on every worker at each step and evaluation.
-        tokenizer: that of the job's model, where this process has it already.
+        tokenizer: gives that of the job's model, where this process has it already; called once.
         pool: starts processes that generate completions, where the workers do not.
 
     Returns:
@@ -57,6 +57,8 @@ def work(
     with ExitStack() as at_last, run_errors.told(job, group) as reached:
         deepspeed_check.check_worker(job.config.parallel, group.device.type == "cuda")
         phases.tell(job.output, group, phases.LOADING)
+        if group.is_main_process:
+            at_last.callback(job.tokenizer_files.remove)
         run = reached.run = build(job, group, _start(job, group, store), tokenizer, pool)
         if run.rollouts:
             at_last.callback(run.rollouts.close)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from aift_ray.config import RunConfig
 from aift_ray.data.batch_plan import BatchPlan
@@ -46,7 +45,6 @@ class Run:
     job: Job
     group: Group
     precision: Precision
-    tokenizer: PreTrainedTokenizerBase
     parallel_model: ParallelModel
     rows: TokenRows
     plan: BatchPlan | RolloutPlan

@@ -88,12 +88,11 @@ def _run_alone(
     there, again = local_gpus(config), attempt.number > 0
     gpus = gpus_used(config, there)
     prepared = _prepared(config, folder, (1, 1), gpus > 0, resume, started, again)
-    job, tokenizer = prepared.job, prepared.encoder.tokenizer
+    job, tokenizers = prepared.job, [prepared.encoder.tokenizer]
     each = job.config.parallel.gpus_a_worker if gpus else 0
     worker_resources.check_resources(job.config, 1, each, worker_resources.of_machine(there))
     # the encoder's copies of a large vocabulary
     del prepared
-    local_run.make_room()
     group = Group(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     # the command has no callbacks
     with (
@@ -101,7 +100,7 @@ def _run_alone(
         local_run.supervised(job, attempt),
         local_run.polling(show),
     ):
-        work(job, group, tokenizer=tokenizer)
+        work(job, group, tokenizer=tokenizers.pop)
     return run_dir.summary(folder)
 
 

@@ -16,7 +16,7 @@ from aift_ray.planning.memory_parts import (
     moments,
 )
 from aift_ray.planning.model_shape import Shape
-from aift_ray.planning.overheads import heap_slack, with_overheads
+from aift_ray.planning.overheads import heap_slack, with_copies, with_overheads
 
 # positions whose logits are in memory at once
 _LOGIT_POSITIONS = 256
@@ -81,7 +81,10 @@ def phases(shape: Shape, work: Workload) -> list[dict[str, Memory]]:
     if work.strategy in ("pipeline", "model_parallel"):
         parts = _stages(shape, work.model_parallel_size, work.strategy)
     return [
-        {name: with_overheads(need, work) for name, need in _phases(shape, part, work).items()}
+        {
+            name: with_overheads(need, work)
+            for name, need in with_copies(_phases(shape, part, work), work).items()
+        }
         for part in parts
     ]
 

@@ -80,8 +80,9 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Sum of the parts on the device."""
-        return int(sum(size for name, size in vars(self).items() if name not in _IN_HOST))
+        """Sum of the parts on the device; where that is a CPU, of all."""
+        apart = () if self.process else _IN_HOST
+        return int(sum(size for name, size in vars(self).items() if name not in apart))
 
     @property
     def tensors(self) -> int:
@@ -116,6 +117,7 @@ class Workload:
         dropout: whether the inputs of adapters are dropped out.
         gpu: whether it computes on a GPU, whose context, communication and allocator take some.
         copies: whether a checkpoint is copied to host memory before it is written.
+        saves_beside: whether steps are computed while one is written; on a GPU that is no matter.
         answer_tokens: of prompts and answers that are generated at once.
         asked_tokens: of the prompts among them, which are read in one pass.
         answers: number of these answers, where they are greedy.
@@ -152,6 +154,7 @@ class Workload:
     dropout: bool = False
     gpu: bool = False
     copies: bool = False
+    saves_beside: bool = True
     answer_tokens: int = 0
     asked_tokens: int = 0
     answers: int = 0
@@ -188,7 +191,8 @@ class Workload:
 
     def copied_of(self, size: int) -> int:
         """Bytes of the copy of a checkpoint of `size`: worker 0's, for those that hold the same."""
-        holders = self.workers // max(self.model_parallel_size, 1) or 1
+        # each worker on a CPU is held against what it needs itself
+        holders = 1 if self.process else self.workers // max(self.model_parallel_size, 1) or 1
         return self.copies * (size // holders)
 
     @property

@@ -35,6 +35,18 @@ def heap_slack(activations: int) -> int:
     return min(round(HEAP_SHARE * activations), HEAP_MOST)
 
 
+def with_copies(phases: dict[str, Memory], work: Workload) -> dict[str, Memory]:
+    """`phases` where a CPU's memory holds the copy of a checkpoint too: while it is written."""
+    step = phases["step"]
+    if not (work.process and step.copied):
+        return phases
+    save = phases.get("save", replace(step, gradients=0, activations=0, logits=0, slack=0))
+    found = {name: replace(need, copied=0) for name, need in phases.items()}
+    if work.saves_beside:
+        found["step"] = step
+    return found | {"save": save}
+
+
 def with_overheads(need: Memory, work: Workload) -> Memory:
     """`need` with what only a GPU's memory holds; as it is where workers compute on CPUs."""
     if not work.gpu:

@@ -66,13 +66,14 @@ def workload(
     gpu: bool,
     process: int = 0,
     targets: int | None = None,
+    saves_beside: bool = True,
 ) -> Workload:
     """A worker's work, with the model spread as `way` has it.
 
     Args:
         tokens: of the longest micro-batch, of all workers that divide its rows.
         width: bytes of a weight that is not trained.
-        whole, process, targets: as of a `Workload`.
+        whole, process, targets, saves_beside: as of a `Workload`.
         gpu: whether it computes on one.
     """
     training, divided = config.training, config.parallel.context_parallel_size
@@ -92,7 +93,8 @@ def workload(
         training.optimizer,
         dropout=config.lora.lora_dropout > 0,
         gpu=gpu,
-        copies=gpu and training.async_save,
+        copies=(gpu or process > 0) and training.async_save,
+        saves_beside=saves_beside,
         answer_tokens=answers.tokens,
         asked_tokens=answers.asked,
         answers=answers.rows,

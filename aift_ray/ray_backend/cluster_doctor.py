@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.text import Text
 
 from aift_ray.config import DoctorConfig
 from aift_ray.errors import ConfigError, Problem
@@ -259,8 +260,8 @@ def _tell(as_json: bool, machines: list[Machine], findings: list[Finding], well:
         return
     for finding in findings:
         place = f"{finding.node or 'all nodes'}  {finding.check}"
-        terminal.console.print(f"{finding.level:8}", style=_STYLES[finding.level], end="")
-        terminal.console.print(f"{place}: {finding.what}", markup=False)
+        level = (f"{finding.level:8}", _STYLES[finding.level])
+        terminal.console.print(Text.assemble(level, f"{place}: {finding.what}"))
         if finding.remedy:
             terminal.console.print(f"{'':8}  {finding.remedy}", style="dim", markup=False)
     number = sum(f.level == "problem" for f in findings)

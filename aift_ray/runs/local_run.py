@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -14,13 +13,6 @@ from aift_ray.engine.run_errors import short
 from aift_ray.errors import AiftError
 from aift_ray.runs import supervise
 from aift_ray.runs.execution import in_words
-from aift_ray.utils.malloc_trim import trim
-
-
-def make_room() -> None:
-    """Give back what nobody needs any more, before the weights are loaded."""
-    gc.collect()
-    trim()
 
 
 @contextmanager

@@ -32,10 +32,12 @@ class Host:
     Attributes:
         tokenizer: bytes of its file.
         targets: supervised tokens of a micro-batch at most.
+        saves_beside: whether the run goes on while a checkpoint is written.
     """
 
     tokenizer: int
     targets: int
+    saves_beside: bool = True
 
 
 def needs(
@@ -59,18 +61,20 @@ def needs(
     planned, wide = _on_gpus(config, gpu), width(config, gpu)
     held = None if planned else host
     answers = answers or answers_of(config, workers)
-    process = _process(held, workers) if held else 0
+    process = _process(held, workers, config.reads_texts) if held else 0
     sizes = (shape, tokens, workers, wide, whole, answers, planned, process)
+    beside = (held.targets, held.saves_beside) if held else ()
 
     def need(way: Candidate) -> Memory:
-        return memory(shape, workload(config, way, *sizes, held.targets if held else None))
+        return memory(shape, workload(config, way, *sizes, *beside))
 
     return need
 
 
-def _process(host: Host, workers: int) -> int:
+def _process(host: Host, workers: int, reads_texts: bool) -> int:
     """Bytes that a worker's process needs beside the model."""
-    return _LIBRARIES + _OF_TOKENIZER * host.tokenizer + (_RAY if workers > 1 else 0)
+    tokenizer = _OF_TOKENIZER * host.tokenizer if reads_texts else 0
+    return _LIBRARIES + tokenizer + (_RAY if workers > 1 else 0)
 
 
 def _on_gpus(config: RunConfig, gpu: bool) -> bool:

@@ -18,10 +18,12 @@ from aift_ray.planning.memory_parts import GIB
 from aift_ray.planning.plan_command import tokens_of
 from aift_ray.planning.serve_plan import Served, served
 from aift_ray.planning.train_plan import GpuMachine, StrategyPlan
+from aift_ray.utils.text_table import aligned, command_lines, terminal_width, wrapped
 
 METHODS = ("full", "lora", "qlora")
 _SHOWN = {"optimizer": "AdamW", "activations": "activ.", "communication": "NCCL"}
 _LEFT_OUT = ("host", "copied")
+_COMMAND = "  aift-ray "
 _BASIS = {
     False: "Everything is computed, nothing measured",
     True: "Everything is computed, from rates that were measured",
@@ -45,7 +47,10 @@ def run(config: PlanConfig) -> int:
         found = as_data(config, numbers, ways, held)
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        print("\n".join(_lines(config, numbers, ways, held)))
+        width = terminal_width()
+        for line in _lines(config, numbers, ways, held, width):
+            lines = command_lines(line, width) if _COMMAND in line else wrapped(line, width)
+            print("\n".join(lines))
     return 0
 
 
@@ -97,7 +102,11 @@ def _way_data(config: PlanConfig, way: StrategyPlan) -> dict[str, Any]:
 
 
 def _lines(
-    config: PlanConfig, numbers: Numbers, ways: list[StrategyPlan], servers: list[Served]
+    config: PlanConfig,
+    numbers: Numbers,
+    ways: list[StrategyPlan],
+    servers: list[Served],
+    width: int | None = None,
 ) -> list[str]:
     machine, best = GpuMachine.of(config), train_plan.best(ways)
     card = machine.card
@@ -113,12 +122,12 @@ def _lines(
         *_compared(config),
         f"{_BASIS[card.measured]}: memory in GiB a card, speed an estimate.",
         "",
-        *_table(config, ways),
+        *aligned(_table(config, ways), width),
         *_by_phase(config, ways),
         "",
     ]
     lines += _what_to_type(config, numbers, ways, best)
-    return [*lines, "", *_serving(config, machine, servers)]
+    return [*lines, "", *_serving(config, machine, servers, width)]
 
 
 def _micro_step(config: PlanConfig) -> str:
@@ -145,12 +154,12 @@ def _compared(config: PlanConfig) -> list[str]:
     return [f"{found}: the time includes {passes} over each row for the reference{kl}"]
 
 
-def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
+def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[list[str]]:
     needs = [way.memory for way in ways if way.memory]
     names = [name for name in vars(needs[0]) if name not in _LEFT_OUT] if needs else []
     names = [name for name in names if any(getattr(need, name) for need in needs)]
-    head = ["strategy", "fits", "in all", *(_SHOWN.get(n, n) for n in names), "host"]
-    head += ["tokens/s", f"h for {config.tokens / 1e6:g}M", "what limits it"]
+    head = ["strategy", "fits", "tokens/s", f"h for {config.tokens / 1e6:g}M", "in all"]
+    head += [*(_SHOWN.get(name, name) for name in names), "host", "what limits it"]
     rows = [head]
     for way in ways:
         if way.memory is None or way.speed is None:
@@ -163,8 +172,8 @@ def _table(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
         at = f" (while it {way.phase}s)" if way.phase not in ("", "step") else ""
         host = f"{way.host / GIB:.1f}" if way.host else ""
         fits = "yes" if way.fits else "no"
-        rows.append([way.strategy, fits, *figures, host, *rate, way.limit + at])
-    return _aligned(rows)
+        rows.append([way.strategy, fits, *rate, *figures, host, way.limit + at])
+    return rows
 
 
 def _by_phase(config: PlanConfig, ways: list[StrategyPlan]) -> list[str]:
@@ -196,7 +205,9 @@ def _what_to_type(
     return lines if len(lines) > 1 else ["no strategy fits: use more or larger cards"]
 
 
-def _serving(config: PlanConfig, machine: GpuMachine, servers: list[Served]) -> list[str]:
+def _serving(
+    config: PlanConfig, machine: GpuMachine, servers: list[Served], width: int | None
+) -> list[str]:
     head = ["serving", "cards", "weights", "KiB a token", f"requests of {config.sequence_length}"]
     engines = ("vllm", "transformers")
     head += ["vllm, 1 at once", "16 at once", "transformers, 1", "16 at once"]
@@ -205,7 +216,7 @@ def _serving(config: PlanConfig, machine: GpuMachine, servers: list[Served]) -> 
         rates = [_rate(server.rates, engine, number) for engine in engines for number in (1, 16)]
         figures = [str(server.cards), f"{server.weights / GIB:.1f}", f"{server.token / 1024:g}"]
         rows.append([f"{server.bits} bits", *figures, f"{server.requests:,}", *rates])
-    lines = _aligned(rows)
+    lines = aligned(rows, width)
     if machine.gpus > 1:
         lines.append("(of one replica)")
     commands = [f"  {server.command}" for server in servers if server.command]
@@ -215,15 +226,3 @@ def _serving(config: PlanConfig, machine: GpuMachine, servers: list[Served]) -> 
 def _rate(rates: Mapping[str, Mapping[int, float]], engine: str, rows: int) -> str:
     found = rates.get(engine, {}).get(rows)
     return f"{found:,.0f}" if found else "-"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    last = len(widths) - 1
-    return [
-        "  ".join(
-            cell.ljust(width) if at in (0, last) else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

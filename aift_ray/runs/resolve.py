@@ -147,7 +147,9 @@ def by_rows(
     shape, whole = model.measured.shape, model.measured.whole
 
     def need(laid: StepLayout) -> Need:
-        host = memory_fit.Host(tokenizer_bytes(model.location), laid.most_targets)
+        saves_beside = laid.steps > draft.training.save_steps
+        sizes = tokenizer_bytes(model.location), laid.most_targets
+        host = memory_fit.Host(*sizes, saves_beside)
         return memory_fit.needs(draft, shape, laid.longest, workers, gpu, whole, host, answers)
 
     why = memory_fit.settle(draft, need(laid), workers, gpu)

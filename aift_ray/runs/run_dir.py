@@ -35,7 +35,7 @@ _OWN = (
     *_TRACKERS,
 )
 _WHILE_RUNNING = (STOP, SAVE, END, EVENTS, PROGRESS, STAGE)
-_OWN_HIDDEN = (*_WHILE_RUNNING, ".ray", FAILURES)
+_OWN_HIDDEN = (*_WHILE_RUNNING, ".ray", ".tokenizer", FAILURES)
 
 
 def check(config: RunConfig, folder: Path) -> list[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 
 
 def trim() -> None:
@@ -15,3 +16,9 @@ def trim() -> None:
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back:
         give_back(0)
+
+
+def make_room() -> None:
+    """Give back what nobody needs any more, before much is loaded."""
+    gc.collect()
+    trim()

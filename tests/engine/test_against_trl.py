@@ -190,7 +190,7 @@ def hold_against_trl(
         # with the output layer that it begins with
         spec["model"] = str(tmp_path / "scorer")
         run.module.model.save_pretrained(spec["model"])
-        run.tokenizer.save_pretrained(spec["model"])
+        run.job.load_tokenizer().save_pretrained(spec["model"])
     lines = stepped(run)
     for line, other in zip(lines, trl(spec, tmp_path), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-4)

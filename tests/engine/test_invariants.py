@@ -196,7 +196,7 @@ def test_shares_of_any_number_of_workers_are_the_global_batch(
 def test_prompt_tokens_are_never_targets(configure: Configure, tmp_path: Path) -> None:
     run = started(configure(), tmp_path)
     batch = collate(run.rows, range(24), padded=False)
-    text = run.tokenizer.decode(batch.labels.tolist())
+    text = run.job.load_tokenizer().decode(batch.labels.tolist())
     assert "言ってください" not in text
     assert text.count("<|im_end|>") == 24
     assert len(batch.labels) == load(run.job.cache).train.supervised_tokens

@@ -247,11 +247,11 @@ def test_the_final_folder_gives_the_same_logits_in_plain_libraries(
         plain = reloaded.eval()(**model_inputs(batch)).logits
     torch.testing.assert_close(mine, plain, rtol=0, atol=0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.chat_template == done.tokenizer.chat_template
+    assert tokenizer.chat_template == done.job.chat_template
     wanted = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
     assert (folder / wanted).is_file()
     assert json.loads((folder / "generation_config.json").read_text("utf-8"))["eos_token_id"] == [
-        done.tokenizer.eos_token_id
+        done.job.load_tokenizer().eos_token_id
     ]
 
 

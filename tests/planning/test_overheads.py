@@ -37,6 +37,21 @@ def test_a_cpu_has_neither_context_nor_communication_nor_slack() -> None:
     assert not memory(B8, replace(LORA, workers=1)).communication
 
 
+def test_a_cpu_holds_the_copy_of_a_checkpoint_while_it_is_written() -> None:
+    cpu = Workload("full", 0, 100, 4, True, process=GIB // 2)
+    step = memory(B8, cpu)
+    ended, going_on = (
+        memory(B8, replace(cpu, copies=True, saves_beside=beside)) for beside in (False, True)
+    )
+    # a weight and two moments in fp32
+    copied = B8.parameters * 12
+    assert going_on.total == pytest.approx(step.total + copied, rel=1e-3)
+    assert ended.total == pytest.approx(step.weights + step.optimizer + copied + GIB // 2, rel=1e-3)
+    # in the host, and of the device nothing
+    on_gpu = replace(cpu, gpu=True, process=0)
+    assert memory(B8, on_gpu).total == memory(B8, replace(on_gpu, copies=True)).total
+
+
 def test_fsdp_gathers_what_is_outside_the_blocks_in_a_piece_of_its_own() -> None:
     work = replace(LORA, base_bits=4, strategy="fsdp")
     tables = 2 * B32.vocabulary * B32.hidden * 2

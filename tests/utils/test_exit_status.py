@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 
 from tests.conftest import ROOT
+from tests.helpers.terminal import on_terminal
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 WRONG = ("train", "--train-file", "無い.jsonl", "--methd", "lora", "--training.warmup_steps", "-3")
-
-
-def on_terminal(width: int, *argv: str) -> tuple[int, list[str]]:
-    """The status of a verb and the lines that it writes to a terminal."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "aift_ray", *argv]
-    environment = ENVIRONMENT | {"COLUMNS": str(width)}
-    process = subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    text = b""
-    while True:
-        try:
-            read = os.read(ours, 4096)
-        except OSError:
-            break
-        text += read
-    os.close(ours)
-    return process.wait(60), text.decode().splitlines()
 
 
 def test_an_error_breaks_at_blanks_on_a_terminal_and_nowhere_in_a_file() -> None:

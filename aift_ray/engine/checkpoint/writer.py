@@ -128,7 +128,7 @@ class CheckpointWriter:
     def _write(self, taken: Snapshot) -> None:
         run, job, parts, step = self._run, self._run.job, taken.parts, taken.state.step
         streamed = partial(parts.write, WEIGHTS) if taken.model is None else None
-        given = (run.written, run.tokenizer, job.stop_ids, None, taken.model, streamed)
+        given = (run.written, job.tokenizer_files, job.stop_ids, None, taken.model, streamed)
         try:
             with checkpoint.complete(job.checkpoints, step, begun=self._sharded) as folder:
                 write_model(str(folder), *given, base=job.location)
