@@ -40,13 +40,12 @@ _LOG = logging.getLogger(__name__)
 # numbers of a head's keys up to which a CPU attends faster in fp32: bf16's backward is slow there
 _SMALL = 12288
 # what layers hand on that attention does not depend on
-_WITHOUT_EFFECT = frozenset(
-    (
-        "cache_position cu_seq_lens_k deterministic logits_to_keep max_length_k "
-        "num_items_in_batch output_attentions output_hidden_states output_router_logits "
-        "position_embeddings position_ids return_dict tokenizer training use_cache"
-    ).split()
+_NAMES = (
+    "cache_position cu_seq_lens_k deterministic logits_to_keep max_length_k "
+    "num_items_in_batch output_attentions output_hidden_states output_router_logits "
+    "position_embeddings position_ids return_dict tokenizer training use_cache"
 )
+_WITHOUT_EFFECT = frozenset(_NAMES.split())
 
 
 def document_attention(
