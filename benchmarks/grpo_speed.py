@@ -85,7 +85,10 @@ def main() -> None:
     for each, results in found.items():
         print(each, json.dumps(results))
     print(measuring.ratio_table(ratios))
-    content = {"options": vars(options), "contestants": found, "ratios": ratios}
+    # the model by its name: a file of results holds no path of a machine
+    asked = vars(options) | {"model": Path(options.model).name}
+    del asked["trl_python"], asked["output"]
+    content = {"options": asked, "contestants": found, "ratios": ratios}
     measuring.write(Path(options.output), content)
 
 
@@ -141,6 +144,7 @@ def ours(spec: dict[str, Any]) -> Result:
     from aift_ray.engine.grpo import rollout_setup
     from aift_ray.parallel.group import Group
     from aift_ray.runs.prepare import prepare
+    from aift_ray.utils import gc_pause
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -150,12 +154,14 @@ def ours(spec: dict[str, Any]) -> Result:
             rollout_setup.shares_prompts = lambda job: False
         run = build(job, Group.alone())
         clock, lines = _Clock(), []
-        for number in range(spec["steps"] + 1):
-            if number == 1:
-                clock.start()
-            lines.append(loop.train_step(run)[0])
-            run.state.step += 1
-        clock.stop()
+        # as in worker.work
+        with gc_pause.of_new_objects():
+            for number in range(spec["steps"] + 1):
+                if number == 1:
+                    clock.start()
+                lines.append(loop.train_step(run)[0])
+                run.state.step += 1
+            clock.stop()
         prompt = run.rollouts.rollout.starts.tolist()
         run.rollouts.close()
     timed = lines[1:]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from aift_ray.data.context_share import ContextShare
 from aift_ray.data.policy_targets import PolicyTargets
@@ -172,6 +173,26 @@ def _once(batch: MicroBatch, places: np.ndarray, own: np.ndarray) -> MicroBatch:
     ids, positions = batch.input_ids[:, kept], batch.position_ids[:, kept]
     shared = torch.from_numpy(places)
     return replace(batch, input_ids=ids, position_ids=positions, places=shared, own=kept)
+
+
+def rounded(batch: MicroBatch, multiple: int, pad_id: int) -> MicroBatch:
+    """A packed batch whose row ends with a document of padding, to a multiple of so many tokens."""
+    assert batch.cu_seqlens is not None
+    tokens = batch.input_ids.shape[1]
+    missing = -tokens % multiple
+    if not missing:
+        return batch
+    end, more = int(batch.cu_seqlens[-1]), torch.arange(missing)
+    places, own = batch.places, batch.own
+    return replace(
+        batch,
+        input_ids=pad(batch.input_ids, (0, missing), value=pad_id),
+        position_ids=torch.cat([batch.position_ids, more[None]], dim=1),
+        cu_seqlens=pad(batch.cu_seqlens, (0, 1), value=end + missing),
+        max_seqlen=max(batch.max_seqlen, missing),
+        places=None if places is None else torch.cat([places, tokens + more]),
+        own=None if own is None else torch.cat([own, end + more]),
+    )
 
 
 def _shared(

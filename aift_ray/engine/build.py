@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def _add_rollouts(
     run.rollouts = rollouts_of(
         job, maker, plan, run.rows, tensors or {}, reference, run.total_steps
     )
-    run.evaluator = evaluator_of(job, maker, run.state.step, *tested)
+    progress = partial(plan.progress, total_steps=run.total_steps)
+    run.evaluator = evaluator_of(job, maker, progress, run.state.step, *tested)
 
 
 def _state(job: Job, resume: Path | None) -> tuple[RunState, dict[str, Any] | None]:

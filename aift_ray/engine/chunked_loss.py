@@ -69,7 +69,10 @@ def summed_cross_entropy(
 
 
 def log_probabilities(
-    head: OutputLayer, hidden: torch.Tensor, targets: torch.Tensor, note: Note | None = None
+    head: OutputLayer,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    entropies: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probability of each target by `head(hidden)`, in fp32, (targets,).
 
@@ -79,8 +82,9 @@ def log_probabilities(
     of all pieces but the last are made again in the backward pass.
 
     Args:
-        head, hidden, targets, note: as of `summed_cross_entropy`; without gradients nothing is
-            noted.
+        head, hidden, targets: as of `summed_cross_entropy`.
+        entropies: (targets,), takes the entropy of the distribution at each target, in nats;
+            untouched without gradients.
     """
     if not torch.is_grad_enabled():
         found = [
@@ -90,7 +94,7 @@ def log_probabilities(
         return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
     trained = head.trained()
     apply: Any = _LogProbabilities.apply if trained else _FrozenLogProbabilities.apply
-    each: torch.Tensor = apply(head, hidden, targets, note, *trained.values())
+    each: torch.Tensor = apply(head, hidden, targets, entropies, *trained.values())
     return each
 
 
@@ -102,17 +106,36 @@ def _computed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _losses_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor
+    logits: torch.Tensor, targets: torch.Tensor, entropies: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The cross-entropy of each target, and the gradient of their sum by the logits.
 
-    Beside the logits (n, vocabulary) one tensor of their size is held; autograd holds three.
+    Beside the logits (n, vocabulary) one tensor of their size is held, with entropies two; autograd
+    holds three.
     """
-    gradient = torch.log_softmax(logits.detach(), -1)
+    logps = torch.log_softmax(logits.detach(), -1)
     places = targets.unsqueeze(-1)
-    losses = -gradient.gather(-1, places).squeeze(-1)
-    gradient.exp_().scatter_add_(-1, places, gradient.new_full(places.shape, -1.0))
+    losses = -logps.gather(-1, places).squeeze(-1)
+    if entropies is None:
+        gradient = logps.exp_()
+    else:
+        gradient = logps.exp()
+        entropies.copy_(_entropies(logps, gradient))
+    gradient.scatter_add_(-1, places, gradient.new_full(places.shape, -1.0))
     return losses, gradient
+
+
+def _entropies(logps: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """Of distributions, (n,); `logps` (n, vocabulary) are used up."""
+    # a token that can't be sampled counts 0, and not 0 x -inf
+    return logps.clamp_(min=torch.finfo(logps.dtype).min).mul_(probabilities).sum(-1).neg_()
+
+
+@torch.no_grad()
+def _note_entropies(entropies: torch.Tensor | None, piece: slice, logits: torch.Tensor) -> None:
+    if entropies is not None:
+        logps = logits.detach().log_softmax(-1)
+        entropies[piece] = _entropies(logps, logps.exp())
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -173,7 +196,7 @@ class _FrozenLogProbabilities(torch.autograd.Function):
         head: Callable[[torch.Tensor], torch.Tensor],
         hidden: torch.Tensor,
         targets: torch.Tensor,
-        note: Note | None,
+        entropies: torch.Tensor | None,
     ) -> torch.Tensor:
         each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
@@ -182,10 +205,9 @@ class _FrozenLogProbabilities(torch.autograd.Function):
             with torch.enable_grad():
                 states = hidden[piece].detach().requires_grad_()
                 logits = head(states)
-            losses, grad_logits = _losses_and_gradient(logits, targets[piece])
+            noted = None if entropies is None else entropies[piece]
+            losses, grad_logits = _losses_and_gradient(logits, targets[piece], noted)
             each[piece] = -losses
-            if note is not None:
-                note(piece, logits.detach(), targets)
             (grad_hidden[piece],) = torch.autograd.grad(logits, states, grad_logits.neg_())
             del logits, grad_logits
         ctx.save_for_backward(grad_hidden)
@@ -208,7 +230,7 @@ class _LogProbabilities(torch.autograd.Function):
         head: OutputLayer,
         hidden: torch.Tensor,
         targets: torch.Tensor,
-        note: Note | None,
+        entropies: torch.Tensor | None,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
         kind = hidden.device.type
@@ -222,10 +244,9 @@ class _LogProbabilities(torch.autograd.Function):
             piece = slice(start, start + CHUNK)
             logits = head(ctx.hidden[piece])
             each[piece] = -cross_entropy(logits, targets[piece], reduction="none")
-            if note is not None:
-                note(piece, logits, targets)
+            _note_entropies(entropies, piece, logits)
             del logits
-        ctx.last = _piece(ctx, slice(last, None), note) if len(targets) else None
+        ctx.last = _piece(ctx, slice(last, None), entropies) if len(targets) else None
         if ctx.last is not None:
             each[last:] = ctx.last[1].detach()
         return each
@@ -259,12 +280,11 @@ class _LogProbabilities(torch.autograd.Function):
 
 
 def _piece(
-    ctx: _LossContext, piece: slice, note: Note | None = None
+    ctx: _LossContext, piece: slice, entropies: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states of a piece, and its log-probabilities, of which gradients can be taken."""
     with torch.enable_grad():
         states = ctx.hidden[piece].detach().requires_grad_()
         logits = ctx.head(states, ctx.narrow)
-        if note is not None:
-            note(piece, logits.detach(), ctx.targets)
+        _note_entropies(entropies, piece, logits)
         return states, -cross_entropy(logits, ctx.targets[piece], reduction="none")

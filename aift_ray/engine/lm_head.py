@@ -75,7 +75,8 @@ class TemperedHead:
     def __call__(
         self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        return self._head(hidden, weights) / self._temperature
+        logits = self._head(hidden, weights)
+        return logits if self._temperature == 1 else logits / self._temperature
 
 
 class _Body(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from aift_ray.config import GRPOConfig
@@ -22,9 +22,10 @@ from aift_ray.data.collate import MicroBatch
 from aift_ray.data.context_share import ContextChunk
 from aift_ray.engine.chunked_loss import log_probabilities, summed_cross_entropy
 from aift_ray.engine.comparison import compare
-from aift_ray.engine.grpo.policy_loss import Entropies, policy_loss
+from aift_ray.engine.grpo.policy_loss import policy_loss
 from aift_ray.engine.lm_head import LmHead, TemperedHead
 from aift_ray.engine.objectives import Objective
+from aift_ray.engine.precision import ROUNDED
 from aift_ray.engine.set_losses import SetLosses
 from aift_ray.models.attention.packed_documents import DividedRow, PackedDocuments, packed
 from aift_ray.models.decoder import causal_model, decoder_of
@@ -118,12 +119,15 @@ class LossModule(StageModel):
         """The loss of generated completions, at the temperature that they were sampled at."""
         assert batch.policy is not None
         assert self._policy is not None
-        head = TemperedHead(self._head[0], self._policy.temperature)
+        head, number = TemperedHead(self._head[0], self._policy.temperature), len(targets)
+        if torch.is_autocast_enabled("cpu") and states.device.type == "cpu":
+            more = -number % ROUNDED
+            states, targets = pad(states, (0, 0, 0, more)), pad(targets, (0, more))
         if batch.policy.bare:
-            return log_probabilities(head, states, targets)
-        entropies = Entropies(len(targets), targets.device)
-        each = log_probabilities(head, states, targets, entropies)
-        return policy_loss(self._policy, each, batch.policy, entropies.values)
+            return log_probabilities(head, states, targets)[:number]
+        entropies = states.new_zeros(len(targets), dtype=torch.float32)
+        each = log_probabilities(head, states, targets, entropies)[:number]
+        return policy_loss(self._policy, each, batch.policy, entropies[:number])
 
     def _compared(self, each: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The loss of answers from the log-probability of each target."""

@@ -13,6 +13,9 @@ from aift_ray.errors import ConfigError, Problem
 from aift_ray.parallel.group import Group
 from aift_ray.parallel.torch_compat import scalar_overflow_flags
 
+# rows of a matrix are rounded up to a multiple of it where kernels are compiled for each shape
+ROUNDED = 32
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -69,6 +72,10 @@ class Precision:
                     torch.autocast(kind, dtype=self.compute, cache_enabled=False)
                 )
         return contexts
+
+    def compiles_by_shape(self, device: torch.device) -> bool:
+        """Whether the first product of a shape compiles a kernel, by oneDNN: 1 to 5 ms each."""
+        return device.type == "cpu" and self.compute is not torch.float32
 
     def scaler(self, group: Group) -> torch.amp.GradScaler:
         """Scales the loss in fp16; passes everything through otherwise."""

@@ -21,7 +21,7 @@ from aift_ray.engine.trackers import Trackers
 from aift_ray.engine.worker_run import Run
 from aift_ray.errors import TrainingError
 from aift_ray.parallel.group import Group
-from aift_ray.utils import deepspeed_check
+from aift_ray.utils import deepspeed_check, gc_pause
 
 
 def nothing(metrics: dict[str, Any]) -> None:
@@ -77,7 +77,9 @@ def work(
         hooks = loop.LoopHooks(
             session.logged, session.asked, session.save, session.evaluate, session.score
         )
-        session.finish(loop.train(run, hooks))
+        with gc_pause.of_new_objects():
+            status = loop.train(run, hooks)
+        session.finish(status)
     group.barrier()
     return run
 

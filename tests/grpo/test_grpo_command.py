@@ -25,6 +25,22 @@ SHORT += ["--training.batch_size", "8", "--training.gradient_accumulation_steps"
 SHORT += ["--data.sequence_length", "128", "--training.logging_steps", "1"]
 
 
+TOLD = """
+import statistics
+
+
+def told(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns):
+    log_metric("done", trainer_state.global_step)
+    log_metric("left", trainer_state.max_steps - trainer_state.global_step)
+    log_metric("ids", statistics.mean(map(len, completion_ids)))
+    log_metric("reward", 1e9)
+    rewards = [float(sum(ids) % 7) for ids in completion_ids]
+    log_extra("said", rewards)
+    log_extra("too_few", [1])
+    return rewards
+"""
+
+
 def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
 
@@ -73,6 +89,30 @@ def test_the_command_trains_by_rewards(tmp_path: Path, flags: list[str]) -> None
     assert summary["objective"] == "grpo"
     AutoPeftModelForCausalLM.from_pretrained(folder / "model")
     assert "| objective | grpo |" in (folder / "model" / "README.md").read_text("utf-8")
+
+
+def test_functions_are_told_what_trl_tells_them(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "told.py").write_text(TOLD, "utf-8")
+    held_out = write(tmp_path / "eval.jsonl", prompts(2, 50))
+    done = train(
+        tmp_path,
+        *flags,
+        *("--reward", "told.py:told", "--eval-file", str(held_out), "--max-steps", "4"),
+        *("--grpo.num_iterations", "2", "--training.eval_steps", "4"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(s) for s in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    # a generation is 2 steps; what is logged is a mean over it, and never a metric of the run
+    assert [line.get("done") for line in steps] == [0, None, 2, None]
+    assert [line["left"] for line in steps if "left" in line] == [4, 2]
+    assert all(line["reward"] != 1e9 for line in steps if "reward" in line)
+    assert steps[0]["ids"] == steps[0]["completions/mean_length"]
+    [evaluated] = [s for s in lines if s["step"] == 4 and "eval_done" in s]
+    assert evaluated["eval_done"] == 4
+    samples = [json.loads(s) for s in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert samples
+    assert all(s["extra"] == {"said": repr(s["reward"])} for s in samples)
 
 
 def test_a_dry_run_shows_the_plan_and_the_prompts(tmp_path: Path, flags: list[str]) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from aift_ray.engine import loop
+from aift_ray.engine import loss as engine_loss
 from aift_ray.engine.grpo import rollout_setup
+from aift_ray.engine.precision import Precision
 from aift_ray.engine.step_batches import step_batches
 from tests.helpers.runs import started
 
@@ -63,6 +65,33 @@ def test_a_shared_prompt_changes_no_gradient(
     assert largest > 1e-4, "it learns"
     for name, each in gradients.items():
         torch.testing.assert_close(each, others[name], rtol=0, atol=1e-6 * largest, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_of_round_lengths_change_nothing(
+    precision: str,
+    generating: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for rounds in (False, True):
+        monkeypatch.setattr(Precision, "compiles_by_shape", lambda *given, told=rounds: told)
+        monkeypatch.setattr(engine_loss, "ROUNDED", 32 if rounds else 1)
+        run = started(generating(training__precision=precision), tmp_path)
+        loss, gradients, tokens = of_a_step(run)
+        assert not rounds or tokens % 32 == 0
+        entropy = float(run.rollouts.sums[-1] / run.rollouts.sums[0])
+        found.append((float(loss), gradients, tokens, entropy))
+    (loss, gradients, tokens, entropy), (rounded, others, more, other) = found
+    assert tokens < more
+    exact = precision == "fp32"
+    assert rounded == pytest.approx(loss, abs=1e-6 if exact else 1e-2)
+    assert other == pytest.approx(entropy, rel=1e-6 if exact else 1e-3)
+    largest = max(float(each.abs().max()) for each in gradients.values())
+    for name, each in gradients.items():
+        close = (1e-6 if exact else 2e-2) * largest
+        torch.testing.assert_close(each, others[name], rtol=0, atol=close, msg=name)
 
 
 def test_padded_rows_have_their_own_prompts(generating: Callable[..., Any], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.helpers.runs import started
 pytestmark = [pytest.mark.slow]
 STEPS, PROMPTS, GENERATIONS = 6, 4, 4
 # with a high rate Adam's first step makes other signs of gradients that are nearly zero
-RATES = {"lora": 1e-3, "full": 1e-4}
+RATES = {"lora": 3e-4, "full": 3e-5}
 RLOO = {"estimator": "rloo", "loss_type": "rloo"}
 # our settings, and TRL's where they have other names
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -32,14 +32,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, {}),
     "bnpo": ({"loss_type": "bnpo"}, {}),
     "gspo": (
-        {"loss_type": "gspo", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        {"loss_type": "gspo", "epsilon": 1e-4, "epsilon_high": 1.3e-4},
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
     "kl": ({"loss_type": "grpo", "beta": 0.1}, {}),
     "plain_kl": ({"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}, {}),
     # TRL adds a KL by default
     "rloo": (RLOO, {"beta": 0.0}),
-    "rloo_kl": ({**RLOO, "beta": 0.1, "epsilon": 1e-3}, {}),
+    "rloo_kl": ({**RLOO, "beta": 0.1, "epsilon": 3e-4}, {}),
     "rloo_batch": ({**RLOO, "scale_rewards": "batch"}, {"beta": 0.0, "normalize_advantages": True}),
     "delta": ({"loss_type": "dapo", "delta": 1.5, "epsilon": 0.1}, {}),
     "batch": ({"loss_type": "dapo", "scale_rewards": "batch", "temperature": 0.7}, {}),
@@ -86,9 +86,9 @@ def test_steps_equal_trl(case: str, method: str, tmp_path: Path) -> None:
     own, theirs = CASES[case]
     # few tokens are trained, and more gradients are nearly zero
     rate = RATES["full" if case.startswith("truncated") else method]
-    if case == "dr_grpo" and method == "full":
+    if case == "gspo" and method == "full":
         # its gradients are the smallest
-        rate = 3e-5
+        rate = 1e-5
     settings = {"num_generations": GENERATIONS, "max_completion_length": 12, "num_iterations": 2}
     config = validated(
         {

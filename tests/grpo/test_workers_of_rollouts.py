@@ -103,7 +103,9 @@ def test_workers_and_rollout_actors_change_no_loss(
     for name, (workers, more) in ways.items():
         folder = tmp_path / name.replace(" ", "-")
         how = ["--num-workers", str(workers), "--training.batch_size", str(16 // workers), *more]
-        how += ["--strategy", strategy, "--output-dir", str(folder)]
+        # a worker alone shards nothing; four processes have room on two CPUs
+        how += ["--strategy", strategy if workers > 1 else "ddp", "--ray.cpus_per_worker", "0.5"]
+        how += ["--output-dir", str(folder)]
         command = [sys.executable, "-m", "aift_ray.train", *common, *how]
         done = subprocess.run(
             command,

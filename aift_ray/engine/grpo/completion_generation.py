@@ -85,7 +85,7 @@ class CompletionGenerator:
         if how.min_p:
             self._warpers.append(MinPLogitsWarper(how.min_p))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[tuple[int, ...]]]
     ) -> list[list[Completion]]:

@@ -19,24 +19,6 @@ from aift_ray.data.policy_targets import PolicyTargets
 MEASURES = 8
 
 
-class Entropies:
-    """The entropy of the model's distribution at each target, in nats.
-
-    Attributes:
-        values: (targets,).
-    """
-
-    def __init__(self, targets: int, device: torch.device) -> None:
-        self.values = torch.zeros(targets, dtype=torch.float32, device=device)
-
-    @torch.no_grad()
-    def __call__(self, piece: slice, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Note those of a piece, by its logits (targets, vocabulary)."""
-        # a token that can't be sampled counts 0, and not 0 x -inf
-        logps = logits.log_softmax(-1).clamp_(min=torch.finfo(logits.dtype).min)
-        self.values[piece] = logps.exp().mul_(logps).sum(-1).neg_()
-
-
 @dataclass(frozen=True)
 class _Ratios:
     """Probability ratios of tokens, (targets,).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from aift_ray.data.readers.prompt_rows import asked_prompt
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import rollout_report
 from aift_ray.engine.grpo.advantages import overlong, summed
-from aift_ray.engine.grpo.rollout_maker import EVALUATED, Part, RolloutMaker
+from aift_ray.engine.grpo.rollout_maker import EVALUATED, Part, RolloutMaker, logged
 from aift_ray.engine.grpo.rollout_measures import by_reward, of_lengths
 from aift_ray.engine.grpo.rollout_report import SAMPLES
 from aift_ray.parallel.protocol import LossModel
@@ -29,6 +30,7 @@ class RolloutEvaluator:
     Attributes:
         rows: that `indices` are of.
         output: the run's folder.
+        progress: what reward functions are told of the run after some steps.
         step: of the next evaluation, for the samples.
         measures: of the last evaluation, by TRL's names.
     """
@@ -37,6 +39,7 @@ class RolloutEvaluator:
     rows: TokenRows
     indices: np.ndarray
     output: Path
+    progress: Callable[[int], Mapping[str, float]]
     step: int = 0
     measures: dict[str, float | None] = field(default_factory=dict)
 
@@ -48,7 +51,8 @@ class RolloutEvaluator:
         maker, how = self.maker, self.maker.how
         size = how.num_generations_eval or how.num_generations
         asked = [int(row) for row in self.indices]
-        parts = maker.parts(module, self.rows, asked, size, (EVALUATED, 0, 0))
+        key, progress = (EVALUATED, 0, 0), self.progress(self.step)
+        parts = maker.parts(module, self.rows, asked, size, key, progress)
         scores = np.concatenate([part.scores for part in parts])
         made = [each for part in parts for group in part.completions for each in group]
         lengths = np.array([len(each.ids) for each in made], np.int32)
@@ -56,6 +60,7 @@ class RolloutEvaluator:
         scored = rewards[~np.isnan(rewards)]
         mean = float(scored.mean()) if len(scored) else None
         self.measures = {
+            **logged(parts),
             "reward": mean,
             **by_reward(maker.names, scores),
             **of_lengths(lengths, np.array([each.truncated for each in made])),
@@ -71,6 +76,7 @@ class RolloutEvaluator:
             return
         texts = [text for part in parts for text in part.texts]
         scores = np.concatenate([part.scores for part in parts])
+        extra = [each for part in parts for each in _extra(part)]
         lines = []
         for at, row in enumerate(asked[:_SHOWN]):
             first = at * size
@@ -82,9 +88,19 @@ class RolloutEvaluator:
                 "reward": _plain(float(rewards[first])),
                 "rewards": {name: _plain(value) for name, value in given},
             }
+            if extra[first]:
+                line["extra"] = extra[first]
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         with (self.output / SAMPLES).open("a", encoding="utf-8") as file:
             file.writelines(lines)
+
+
+def _extra(part: Part) -> list[dict[str, str]]:
+    """What reward functions have logged of each completion."""
+    number = len(part.texts)
+    # a function may log fewer, of which nobody knows whose they are
+    columns = {name: values for name, values in part.extra.items() if len(values) == number}
+    return [{name: values[at] for name, values in columns.items()} for at in range(number)]
 
 
 def _plain(value: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from aift_ray.engine.grpo.completion_source import (
 from aift_ray.engine.grpo.episode_generation import EpisodeGenerator
 from aift_ray.engine.grpo.rollout import Rollout, replace_flat
 from aift_ray.engine.grpo.rollout_engine import Asked
-from aift_ray.engine.grpo.rollout_measures import measures_of
+from aift_ray.engine.grpo.rollout_measures import Measures, measures_of
 from aift_ray.engine.precision import Precision
 from aift_ray.errors import AiftError
 from aift_ray.models.answer_text import turn_text
@@ -47,12 +47,16 @@ class Part:
         completions: of each prompt.
         scores: (completions, rewards).
         seconds: in generation, and in rewards.
+        logged: what reward functions gave to `log_metric`.
+        extra: what they gave to `log_extra`, a value for each completion.
     """
 
     completions: list[list[Completion]]
     texts: list[str]
     scores: np.ndarray
     seconds: tuple[float, float]
+    logged: dict[str, list[float]]
+    extra: dict[str, list[str]]
 
 
 @dataclass
@@ -81,7 +85,13 @@ class RolloutMaker:
     episodes: EpisodeGenerator | None = None
 
     def begin(
-        self, policy: Policy, rows: TokenRows, number: int, asked: list[int], spare: np.ndarray
+        self,
+        policy: Policy,
+        rows: TokenRows,
+        number: int,
+        asked: list[int],
+        spare: np.ndarray,
+        progress: Mapping[str, float],
     ) -> Callable[[], Rollout]:
         """Start a generation of the training rows `asked`, by the weights as they are now.
 
@@ -89,10 +99,10 @@ class RolloutMaker:
 
         Args:
             spare: all rows that may take the place of prompts without spread in their rewards.
+            progress: what reward functions are given as `trainer_state`.
         """
-        return self._begin(
-            policy, partial(self._make, rows=rows, number=number, asked=asked, spare=spare)
-        )
+        make = partial(self._make, rows=rows, number=number, asked=asked)
+        return self._begin(policy, partial(make, spare=spare, progress=progress))
 
     def _begin(self, policy: Policy, work: Callable[[CompletionSource], T]) -> Callable[[], T]:
         if self.leader is not None:
@@ -108,9 +118,10 @@ class RolloutMaker:
         number: int,
         asked: list[int],
         spare: np.ndarray,
+        progress: Mapping[str, float],
     ) -> Rollout:
         size, began = self.how.num_generations, time.perf_counter()
-        parts = self._parts(source, rows, asked, size, (TRAINED, number, 0))
+        parts = self._parts(source, rows, asked, size, (TRAINED, number, 0), progress)
         found = self._rollout(rows, number, asked, parts)
         replaced = 0
         for turn in range(1, self.how.dynamic_sampling_rounds + 1):
@@ -118,14 +129,14 @@ class RolloutMaker:
             others = self._others(number, turn, int(alike.sum()), asked, spare)
             if not others:
                 break
-            more = self._parts(source, rows, others, size, (TRAINED, number, turn))
+            more = self._parts(source, rows, others, size, (TRAINED, number, turn), progress)
             parts += more
             asked = asked + others
             fresh = self._rollout(rows, number, others, more)
             replaced += replace_flat(found, fresh, alike, self._flat(fresh), size)
         alike = self._flat(found)
         seconds = _seconds(parts, time.perf_counter() - began)
-        found.measures = measures_of(found, self.names, alike) | seconds
+        found.measures = logged(parts) | measures_of(found, self.names, alike) | seconds
         if self.how.dynamic_sampling_rounds:
             found.measures["dynamic_sampling/replaced"] = replaced / len(alike)
         return found
@@ -145,13 +156,14 @@ class RolloutMaker:
         asked: Sequence[int],
         size: int,
         key: tuple[int, int, int],
+        progress: Mapping[str, float],
     ) -> list[Part]:
         """Completions of token rows, `size` of each; every worker must call this, and gets all.
 
         Raises:
             AiftError: a reward function failed, on whichever worker.
         """
-        work = partial(self._parts, rows=rows, asked=asked, size=size, key=key)
+        work = partial(self._parts, rows=rows, asked=asked, size=size, key=key, progress=progress)
         return self._begin(module, work)()
 
     def _parts(
@@ -161,6 +173,7 @@ class RolloutMaker:
         asked: Sequence[int],
         size: int,
         key: tuple[int, int, int],
+        progress: Mapping[str, float],
     ) -> list[Part]:
         """The parts are the same however many workers divide them."""
         each = max(1, self.how.rollout_batch_size // size)
@@ -177,7 +190,7 @@ class RolloutMaker:
         failed: AiftError | None = None
         try:
             for at, made, seconds in source.generate(parts):
-                mine[at] = self._scored(rows, chunks[at], size, made, seconds)
+                mine[at] = self._scored(rows, chunks[at], made, seconds, progress)
         except AiftError as error:
             # the others must not wait for this worker
             failed = error
@@ -192,15 +205,18 @@ class RolloutMaker:
         self,
         rows: TokenRows,
         asked: list[int],
-        size: int,
         made: list[list[Completion]],
         seconds: float,
+        progress: Mapping[str, float],
     ) -> Part:
         began = time.perf_counter()
         each = [completion for group in made for completion in group]
         texts = [self._text(completion) for completion in each]
-        scores = self._scores(rows, asked, size, each, texts)
-        return Part(made, texts, scores, (seconds, time.perf_counter() - began))
+        sources = [rows.source(row) for row, group in zip(asked, made, strict=True) for _ in group]
+        scores = self._scores(sources, each, texts, progress)
+        took = seconds, time.perf_counter() - began
+        given = self.rewards.metrics, self.rewards.extra
+        return Part(made, texts, scores, took, *given)
 
     def _text(self, completion: Completion) -> str:
         if completion.messages is not None:
@@ -210,14 +226,12 @@ class RolloutMaker:
 
     def _scores(
         self,
-        rows: TokenRows,
-        asked: list[int],
-        size: int,
+        sources: list[dict[str, Any]],
         made: list[Completion],
         texts: list[str],
+        progress: Mapping[str, float],
     ) -> np.ndarray:
         """The scores of completions, (completions, rewards)."""
-        sources = [source for row in asked for source in [rows.source(row)] * size]
         prompts = [asked_prompt(source) for source in sources]
         completions: list[Any] = [
             each.messages
@@ -227,7 +241,8 @@ class RolloutMaker:
         each = [columns_of(source) for source in sources]
         names = dict.fromkeys(name for columns in each for name in columns)
         columns = {name: [held.get(name) for held in each] for name in names}
-        found = self.rewards.score(prompts, completions, columns)
+        columns["completion_ids"] = [each.ids.tolist() for each in made]
+        found = self.rewards.score(prompts, completions, columns, progress)
         numbers = [[np.nan if s is None else float(s) for s in scores] for scores in found]
         return np.array(numbers, np.float64).T.reshape(len(texts), len(self.names))
 
@@ -263,6 +278,16 @@ class RolloutMaker:
         left = np.setdiff1d(spare, np.array(asked))
         order = np.random.default_rng([self.seed, _REPLACED, number, turn]).permutation(len(left))
         return [int(row) for row in left[order[:count]]]
+
+
+def logged(parts: list[Part]) -> Measures:
+    """Means of what reward functions have logged."""
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for name, values in part.logged.items():
+            found.setdefault(name, []).extend(values)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return {name: mean if np.isfinite(mean) else None for name, mean in means.items()}
 
 
 def _seconds(parts: list[Part], seconds: float) -> dict[str, float | None]:

@@ -65,6 +65,10 @@ class RolloutPlan:
         """Passes over the prompts that are behind after `step` steps."""
         return step / self.steps_per_epoch
 
+    def progress(self, step: int, total_steps: int) -> dict[str, float]:
+        """What reward functions are told of a run after `step` steps, by TRL's names."""
+        return {"global_step": step, "max_steps": total_steps, "epoch": self.epoch(step)}
+
     def number(self, step: int) -> int:
         """The generation that a step (from 0) trains."""
         return step // self.each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,12 +96,22 @@ def rollouts_of(
 
 
 def evaluator_of(
-    job: Job, maker: RolloutMaker, step: int, rows: TokenRows, indices: np.ndarray
+    job: Job,
+    maker: RolloutMaker,
+    progress: Callable[[int], Mapping[str, float]],
+    step: int,
+    rows: TokenRows,
+    indices: np.ndarray,
 ) -> RolloutEvaluator | None:
-    """What evaluates on held-out prompts; None where there are none."""
+    """What evaluates on held-out prompts; None where there are none.
+
+    Args:
+        progress: what reward functions are told of the run after some steps.
+        step: the steps that are done.
+    """
     if not len(indices):
         return None
     if maker.group.is_main_process:
         # a run that goes on evaluates again what came after
         keep_until(job.output / SAMPLES, step)
-    return RolloutEvaluator(maker, rows, indices, job.output)
+    return RolloutEvaluator(maker, rows, indices, job.output, progress, step)

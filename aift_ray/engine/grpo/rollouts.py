@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aift_ray.data.collate import MicroBatch, collate
+from aift_ray.data.collate import MicroBatch, collate, rounded
 from aift_ray.data.policy_targets import PolicyTargets
 from aift_ray.data.token_rows import TokenRows
 from aift_ray.engine.grpo import policy_loss
@@ -20,6 +20,7 @@ from aift_ray.engine.grpo.rollout import Rollout, joined
 from aift_ray.engine.grpo.rollout_engine import Weights, trained_weights
 from aift_ray.engine.grpo.rollout_maker import RolloutMaker
 from aift_ray.engine.grpo.rollout_plan import RolloutPlan
+from aift_ray.engine.precision import ROUNDED
 from aift_ray.models.lora.attach import without_adapters
 from aift_ray.parallel.protocol import LossModel
 
@@ -73,7 +74,7 @@ class Rollouts:
         if self._rollout:
             plan.take(self._rollout)
         self._ahead = _Ahead(**kept[_AHEAD]) if _AHEAD in kept else None
-        self._generations = -(-total_steps // plan.each)
+        self._total_steps = total_steps
         self._step, self._weights = 0, np.zeros(0)
         self._training_s = 0.0
         self.sums = torch.zeros(
@@ -127,12 +128,13 @@ class Rollouts:
     def _begin_ahead(self) -> None:
         """Start the generation after the present one, where the run will train it."""
         ahead = self._ahead if self._maker.how.asynchronous else None
-        if ahead and not ahead.rollout and ahead.number < self._generations:
+        if ahead and not ahead.rollout and ahead.number * self._plan.each < self._total_steps:
             ahead.rollout = self._begun(ahead.weights, ahead.number)
 
     def _begun(self, policy: Policy, number: int) -> Callable[[], Rollout]:
         plan = self._plan
-        return self._maker.begin(policy, self._prompts, number, plan.asked(number), plan.indices)
+        asked, progress = plan.asked(number), plan.progress(number * plan.each, self._total_steps)
+        return self._maker.begin(policy, self._prompts, number, asked, plan.indices, progress)
 
     def saved(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` steps keeps.
@@ -155,6 +157,8 @@ class Rollouts:
         rollout, order = self.rollout, list(indices)
         groups = rollout.prompts[order].tolist() if self._shared else None
         made = collate(rollout, order, self._padded, self._pad_id, groups=groups)
+        if self._shared and self._maker.precision.compiles_by_shape(self._maker.group.device):
+            made = rounded(made, ROUNDED, self._pad_id)
         lengths = rollout.targets[order].astype(np.int64)
         spread = np.repeat(np.arange(len(order)), lengths)
         weights = np.zeros(len(order)) if bare else self._weights[order]

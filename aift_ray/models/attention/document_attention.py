@@ -9,6 +9,7 @@ pass: a layer that does not hand its keyword arguments on makes no difference.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,26 +37,15 @@ _FLASH = "one call of PyTorch's FlashAttention 2"
 _SDPA = "PyTorch's SDPA, each document by itself"
 _SCORES = "scores in memory, for softcapping or sinks, each document by itself"
 _LOG = logging.getLogger(__name__)
+# numbers of a head's keys up to which a CPU attends faster in fp32: bf16's backward is slow there
+_SMALL = 12288
 # what layers hand on that attention does not depend on
-_WITHOUT_EFFECT = frozenset(
-    {
-        "cache_position",
-        "cu_seq_lens_k",
-        "deterministic",
-        "logits_to_keep",
-        "max_length_k",
-        "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_embeddings",
-        "position_ids",
-        "return_dict",
-        "tokenizer",
-        "training",
-        "use_cache",
-    }
+_NAMES = (
+    "cache_position cu_seq_lens_k deterministic logits_to_keep max_length_k "
+    "num_items_in_batch output_attentions output_hidden_states output_router_logits "
+    "position_embeddings position_ids return_dict tokenizer training use_cache"
 )
+_WITHOUT_EFFECT = frozenset(_NAMES.split())
 
 
 def document_attention(
@@ -256,9 +246,12 @@ def _each_document(
     scores: _Scores,
 ) -> torch.Tensor:
     queries, keys = (torch.diff(each).tolist() for each in cu_seqlens)
-    documents = query.split(queries, 2), key.split(keys, 2), value.split(keys, 2)
-    outputs = [_attend(q, k, v, scores).transpose(1, 2) for q, k, v in zip(*documents, strict=True)]
-    return torch.cat(outputs, dim=1)
+    dtype, wide = query.dtype, query.device.type == "cpu" and max(keys) * key.shape[-1] <= _SMALL
+    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+        q, k, v = (each.float() if wide else each for each in (query, key, value))
+        documents = zip(q.split(queries, 2), k.split(keys, 2), v.split(keys, 2), strict=True)
+        outputs = [_attend(*each, scores).transpose(1, 2) for each in documents]
+        return torch.cat(outputs, dim=1).to(dtype)
 
 
 def _attend(

@@ -105,6 +105,30 @@ def test_tokens_that_two_documents_share_are_attended_in_each(
         torch.testing.assert_close(found[:, at], wanted[:, kept], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_short_documents_are_attended_in_fp32_on_a_cpu(
+    small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr(document_attention, "_SMALL", 0)
+    given, borders = states([5, 1, 7])
+    narrow = [part.bfloat16().requires_grad_() for part in given]
+    exact = [part.detach().float().requires_grad_() for part in narrow]
+    more: dict[str, Any] = {"cu_seq_lens_q": borders, "max_length_q": 7}
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = document_attention.document_attention(torch.nn.Module(), *narrow, None, **more)
+    wanted, _ = document_attention.document_attention(torch.nn.Module(), *exact, None, **more)
+    assert found.dtype == torch.bfloat16
+    # what is left is the rounding of the result
+    assert torch.equal(found, wanted.bfloat16()) == small
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)
+    found.float().sum().backward()
+    wanted.sum().backward()
+    for one, other in zip(narrow, exact, strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad.float(), other.grad, rtol=2e-2, atol=2e-2)
+
+
 def eager_scores(
     query: torch.Tensor,
     key: torch.Tensor,
