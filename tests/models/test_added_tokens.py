@@ -66,7 +66,7 @@ def test_first_loss_and_final_folder_are_those_of_transformers_and_peft(
     config = configure(model=str(base), method=method, tokens__add=TOKENS, **train)
     run = started(config, tmp_path)
     model, tokenizer = as_by_hand(base)
-    encoded = PromptEncoder(run.tokenizer).encode(ROW)
+    encoded = PromptEncoder(run.job.load_tokenizer()).encode(ROW)
     plain = tokenizer.apply_chat_template(
         [
             {"role": "user", "content": ROW.instruction},
@@ -116,9 +116,11 @@ def test_an_adapter_with_tokens_is_found_and_its_words_stay_words(
     run = started(configure(model=str(base), method="lora", tokens__add=TOKENS), tmp_path)
     place = find_place(str(final(run)))
     encoder = PromptEncoder(place.load_tokenizer("x"))
-    assert encoder.encode(ROW).ids == PromptEncoder(run.tokenizer).encode(ROW).ids
+    assert encoder.encode(ROW).ids == PromptEncoder(run.job.load_tokenizer()).encode(ROW).ids
     # a control string is still plain text
-    said = Example("instruction", "", 0, instruction=run.tokenizer.eos_token, output="はい")
+    said = Example(
+        "instruction", "", 0, instruction=run.job.load_tokenizer().eos_token, output="はい"
+    )
     before = PromptEncoder(AutoTokenizer.from_pretrained(base)).encode(said).ids
     assert encoder.encode(said).ids == before
 
