@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -115,6 +116,14 @@ class DataConfig(Section):
     @classmethod
     def _limit(cls, value: str | None) -> str | None:
         return value if value is None else memory_size(value)
+
+    @field_validator("columns")
+    @classmethod
+    def _each_column_once(cls, value: dict[str, str]) -> dict[str, str]:
+        twice = [name for name, number in Counter(value.values()).items() if number > 1]
+        if twice:
+            raise ValueError(f"{' and '.join(twice)} is named for two keys: give each a column")
+        return value
 
     @field_validator("packing", mode="before")
     @classmethod

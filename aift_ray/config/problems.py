@@ -76,6 +76,8 @@ def wrong(section: type[BaseModel], detail: dict[str, Any]) -> Problem:
         return Problem(name, "is missing")
     given = detail["input"]
     shown = "a section" if isinstance(given, dict) else repr(given)
+    if isinstance(given, dict) and get_origin(dict(_annotations(section)).get(name)) is dict:
+        shown = ",".join(f"{key}={value}" for key, value in given.items())
     expected = detail["msg"].removeprefix("Value error, ")
     what = f"{shown} is not allowed: {expected[:1].lower()}{expected[1:]}"
     if detail["type"] == "model_type":

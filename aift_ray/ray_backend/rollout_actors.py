@@ -164,7 +164,9 @@ class RolloutActors:
 def _actor(job: Job, place: SharedPlace | None, gpu: bool, threads: int, secrets: Secrets) -> Any:
     made: Any = ray.remote(_RolloutActor)
     # not within the group of the workers that train, whose places are taken
-    where: Any = {"num_cpus": threads, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
+    # as many CPUs as `check_resources` counts for it: one that asked for more might wait for ever
+    cpus = job.config.ray.cpus_per_worker or 1.0
+    where: Any = {"num_cpus": cpus, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
     if place:
         # in turn with a worker, on what that has
         node = NodeAffinitySchedulingStrategy(place.node, soft=False)

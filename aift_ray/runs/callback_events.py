@@ -27,6 +27,12 @@ class Listener:
         wrong = [
             Problem(
                 f"callbacks[{index}]",
+                f"{each.__name__} is a class, expected an object of it",
+                f"give {each.__name__}()",
+            )
+            if isinstance(each, type)
+            else Problem(
+                f"callbacks[{index}]",
                 f"{type(each).__name__} has none of {', '.join(METHODS.values())}",
                 "derive it from aift_ray.Callback",
             )

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from aift_ray.config import DataConfig, RayConfig, TrainingConfig
 from aift_ray.data import memory_rows
 from aift_ray.data.memory_rows import Held
-from aift_ray.errors import ConfigError, Problem, check_arguments
+from aift_ray.errors import ArgumentError, ConfigError, Problem, check_arguments
 from aift_ray.training.train_rows import Items, Rows, held_dataset, held_texts, max_length
 
 
@@ -31,6 +31,12 @@ class TrainerOptions:
     ray: RayConfig | Mapping[str, Any] | None = None
     overwrite: bool = False
     rope_scaling: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.callbacks, Sequence) or isinstance(self.callbacks, str):
+            name = type(self.callbacks).__name__
+            problem = Problem("callbacks", f"is {name}, expected a list", "give callbacks=[...]")
+            raise ArgumentError([problem])
 
     def sections(self) -> dict[str, Any]:
         """The settings that were given, by section."""

@@ -102,6 +102,10 @@ def test_an_error_of_a_callback_is_raised_after_a_checkpoint(
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
     with pytest.raises(ConfigError, match=r"callbacks\[0\]: int has none of on_step"):
         train(tiny_model, tmp_path / "other", callbacks=[3])
+    with pytest.raises(
+        ConfigError, match=r"is a class, expected an object of it\n +give Recorder\(\)"
+    ):
+        train(tiny_model, tmp_path / "other", callbacks=[Recorder])
 
 
 @pytest.mark.ray
