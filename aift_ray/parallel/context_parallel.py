@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from aift_ray.parallel.group import Group
-from aift_ray.parallel.tp_collectives import Team, crossed
+from aift_ray.parallel.tp_collectives import MeshGroup, crossed
 
 
 class ContextGroup:
@@ -21,7 +21,7 @@ class ContextGroup:
     def __init__(self, group: Group) -> None:
         shape = (group.dp_size, group.context_parallel_size)
         mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=("data", "context"))
-        self._team = Team(mesh["context"])
+        self._cp_group = MeshGroup(mesh["context"])
 
     def gather(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the whole row, in its order, from those of this worker's two chunks.
@@ -29,9 +29,9 @@ class ContextGroup:
         Args:
             key, value: (1, heads, tokens, size), sizes may differ.
         """
-        team, own = self._team, torch.cat([key, value], dim=-1).transpose(1, 2)
-        length = own.shape[1] * team.size
-        by_worker = crossed(own, lambda x: team.gather(x, 1, length), team.sum_own)
+        cp_group, own = self._cp_group, torch.cat([key, value], dim=-1).transpose(1, 2)
+        length = own.shape[1] * cp_group.size
+        by_worker = crossed(own, lambda x: cp_group.gather(x, 1, length), cp_group.sum_own)
         chunks = by_worker.split(own.shape[1] // 2, dim=1)
         # first chunks in the order of the workers, second ones in the opposite order
         row = torch.cat([*chunks[::2], *chunks[::-2]], dim=1).transpose(1, 2)
@@ -39,4 +39,4 @@ class ContextGroup:
 
     def total(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss of the whole row, whose gradient is that of this worker's part of it."""
-        return crossed(loss, self._team.sum, lambda gradient: gradient)
+        return crossed(loss, self._cp_group.sum, lambda gradient: gradient)

@@ -30,7 +30,7 @@ from aift_ray.parallel.protocol import LossModel, ParallelModel
 from aift_ray.parallel.torch_model import TorchModel
 from aift_ray.parallel.tp_collectives import (
     Change,
-    Team,
+    MeshGroup,
     cut,
     enter,
     joined,
@@ -66,22 +66,22 @@ def wrap(module: LossModel, group: Group, compute: torch.dtype) -> ParallelModel
 
     Args:
         module: holds the language model as `model`; its forward and its `generate` are the ways
-            in, and all workers of a team call them alike, with the same rows.
+            in, and all workers of a tp_group call them alike, with the same rows.
         compute: makes no difference here; a trained weight is held in fp32, others as they are.
     """
     shape = (group.dp_size, group.model_parallel_size)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=("data", "tensor"))
-    team = Team(mesh["tensor"])
-    _split(module, team, group.device)
+    tp_group = MeshGroup(mesh["tensor"])
+    _split(module, tp_group, group.device)
     module.to(group.device)
-    _connect(module.model, team)
+    _connect(module.model, tp_group)
     if group.dp_size == 1:
         return TorchModel(module, group)
     no_sync = _average(module, mesh["data"])
     return TorchModel(module, group, module, no_sync)
 
 
-def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
+def _split(module: torch.nn.Module, tp_group: MeshGroup, device: torch.device) -> None:
     """Put shares in place of the weights, and have each layer compute with its own."""
     # embeddings and output layer may be one weight
     known: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
@@ -90,19 +90,19 @@ def _split(module: torch.nn.Module, team: Team, device: torch.device) -> None:
         for own, weight in list(layer.named_parameters(recurse=False)):
             if quantized and own == "weight":
                 dim = 1 if _BY_ROWS.search(name) else 0
-                cut_4bit(layer, dim, team.own(weight.quant_state.shape[dim]))
+                cut_4bit(layer, dim, tp_group.own(weight.quant_state.shape[dim]))
                 continue
             if weight not in known:
-                known[weight] = _shared(weight, _dimension(name, weight), team, device)
+                known[weight] = _shared(weight, _dimension(name, weight), tp_group, device)
             setattr(layer, own, known[weight])
         by_rows = _BY_ROWS.search(name) is not None
         if _TABLE.search(name) and isinstance(layer, torch.nn.Embedding):
-            _look_up_own(layer, team)
+            _look_up_own(layer, tp_group)
         if by_rows and "default" in getattr(layer, "lora_dropout", {}):
             rate = getattr(layer.lora_dropout["default"], "p", 0.0)
-            layer.lora_dropout["default"] = _Dropout(rate, team)
+            layer.lora_dropout["default"] = _Dropout(rate, tp_group)
         if quantized or any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
-            _compute_locally(layer, team, by_rows)
+            _compute_locally(layer, tp_group, by_rows)
 
 
 def _dimension(name: str, weight: torch.Tensor) -> int | None:
@@ -114,7 +114,7 @@ def _dimension(name: str, weight: torch.Tensor) -> int | None:
 
 
 def _shared(
-    weight: torch.nn.Parameter, dim: int | None, team: Team, device: torch.device
+    weight: torch.nn.Parameter, dim: int | None, tp_group: MeshGroup, device: torch.device
 ) -> torch.nn.Parameter:
     """A worker's share of a weight. One that is whole and trained must be of the same kind, for
     the optimizer takes all alike; one that is whole and frozen stays as it is."""
@@ -122,13 +122,13 @@ def _shared(
         return weight
     share = weight.detach()
     if dim is not None:
-        mine = team.own(weight.shape[dim])
+        mine = tp_group.own(weight.shape[dim])
         share = share.narrow(dim, mine.start, mine.stop - mine.start)
     placement = Replicate() if dim is None else Shard(dim)
     dtype = torch.float32 if weight.requires_grad else weight.dtype
     spread = DTensor.from_local(
         share.to(device, dtype, copy=True, memory_format=torch.contiguous_format),
-        team.mesh,
+        tp_group.mesh,
         [placement],
         run_check=False,
         shape=weight.shape,
@@ -137,7 +137,7 @@ def _shared(
     return torch.nn.Parameter(spread, weight.requires_grad)
 
 
-def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
+def _compute_locally(layer: torch.nn.Module, tp_group: MeshGroup, by_rows: bool) -> None:
     """Have `layer` compute with what this worker holds of its weights."""
     names = [n for n, p in layer.named_parameters(recurse=False) if isinstance(p, DTensor)]
     biased = by_rows and getattr(layer, "bias", None) is not None
@@ -145,7 +145,7 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
 
     def hide(*_: object) -> None:
         # an attribute of the instance hides the parameter of the same name
-        layer.__dict__.update({name: _local(layer, name, team) for name in names})
+        layer.__dict__.update({name: _local(layer, name, tp_group) for name in names})
         if biased:
             layer.__dict__["bias"] = None
 
@@ -156,26 +156,26 @@ def _compute_locally(layer: torch.nn.Module, team: Team, by_rows: bool) -> None:
             # of a forward pass that failed
             return None
         if by_rows:
-            output = leave(output, team)
-        return output + _local(layer, "bias", team).to(output.dtype) if biased else output
+            output = leave(output, tp_group)
+        return output + _local(layer, "bias", tp_group).to(output.dtype) if biased else output
 
     layer.register_forward_pre_hook(hide)
     layer.register_forward_hook(show, always_call=True)
 
 
-def _local(layer: torch.nn.Module, name: str, team: Team) -> Any:
+def _local(layer: torch.nn.Module, name: str, tp_group: MeshGroup) -> Any:
     # the parameter, or a copy that stands in for it
     weight: torch.Tensor = getattr(layer, name)
     if not isinstance(weight, DTensor):
         return weight
     local = weight.to_local()
     # each worker sees some positions, heads or channels, so a part of the gradient
-    return used_in_part(local, team) if weight.placements[0].is_replicate() else local
+    return used_in_part(local, tp_group) if weight.placements[0].is_replicate() else local
 
 
-def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
+def _look_up_own(table: torch.nn.Embedding, tp_group: MeshGroup) -> None:
     """Have `table` look up the tokens of this worker's share, and zeros for others."""
-    mine = team.own(table.num_embeddings)
+    mine = tp_group.own(table.num_embeddings)
     if table.padding_idx is not None:
         held = mine.start <= table.padding_idx < mine.stop
         table.padding_idx = table.padding_idx - mine.start if held else None
@@ -189,7 +189,7 @@ def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
 
     def joint(_: object, __: object, found: torch.Tensor) -> torch.Tensor:
         elsewhere = asked.pop().unsqueeze(-1)
-        return looked_up(found.masked_fill(elsewhere, 0), team)
+        return looked_up(found.masked_fill(elsewhere, 0), tp_group)
 
     table.register_forward_pre_hook(own)
     table.register_forward_hook(joint)
@@ -198,34 +198,36 @@ def _look_up_own(table: torch.nn.Embedding, team: Team) -> None:
 class _Dropout(torch.nn.Module):
     """Dropout of this worker's channels, by the same random numbers as where all are together."""
 
-    def __init__(self, rate: float, team: Team) -> None:
+    def __init__(self, rate: float, tp_group: MeshGroup) -> None:
         super().__init__()
-        self.rate, self._team = rate, team
+        self.rate, self._tp_group = rate, tp_group
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """`value`: (rows, positions, channels), the channels of one worker."""
         if not self.training or not self.rate:
             return value
         each = value.shape[-1]
-        kept = dropout(value.new_ones(*value.shape[:-1], each * self._team.size), self.rate)
-        return value * kept.narrow(-1, each * self._team.rank, each)
+        kept = dropout(value.new_ones(*value.shape[:-1], each * self._tp_group.size), self.rate)
+        return value * kept.narrow(-1, each * self._tp_group.rank, each)
 
 
-def _connect(model: torch.nn.Module, team: Team) -> None:
+def _connect(model: torch.nn.Module, tp_group: MeshGroup) -> None:
     """Where the positions are dealt out and gathered, and the vocabulary is joined."""
     inner = causal_model(model)
     blocks = decoder_blocks(model)
-    blocks[0].register_forward_pre_hook(partial(_first, lambda x: cut(x, team)), with_kwargs=True)
+    blocks[0].register_forward_pre_hook(
+        partial(_first, lambda x: cut(x, tp_group)), with_kwargs=True
+    )
     for block in blocks:
         for part in (block.self_attn, block.mlp):
             assert isinstance(part, torch.nn.Module)
-            hook = partial(_first, lambda x: enter(x, team))
+            hook = partial(_first, lambda x: enter(x, tp_group))
             part.register_forward_pre_hook(hook, with_kwargs=True)
     decoder: Any = decoder_of(inner)
-    decoder.norm.register_forward_hook(lambda _, __, output: enter(output, team))
+    decoder.norm.register_forward_hook(lambda _, __, output: enter(output, tp_group))
     head = inner.get_output_embeddings()
     words = next(head.parameters()).shape[0]
-    head.register_forward_hook(lambda _, __, output: joined(output, team, words))
+    head.register_forward_hook(lambda _, __, output: joined(output, tp_group, words))
 
 
 def _first(

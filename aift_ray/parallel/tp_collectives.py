@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Team:
+class MeshGroup:
     """The workers that hold one model together.
 
     Attributes:
@@ -97,36 +97,38 @@ def _same(value: torch.Tensor) -> torch.Tensor:
     return value.view_as(value)
 
 
-def cut(value: torch.Tensor, team: Team) -> torch.Tensor:
+def cut(value: torch.Tensor, tp_group: MeshGroup) -> torch.Tensor:
     """This worker's positions of what all workers have whole."""
-    team.length = length = value.shape[1]
-    mine = team.own(length)
-    return crossed(value, lambda x: x[:, mine].contiguous(), lambda g: team.gather(g, 1, length))
+    tp_group.length = length = value.shape[1]
+    mine = tp_group.own(length)
+    return crossed(
+        value, lambda x: x[:, mine].contiguous(), lambda g: tp_group.gather(g, 1, length)
+    )
 
 
-def enter(value: torch.Tensor, team: Team) -> torch.Tensor:
+def enter(value: torch.Tensor, tp_group: MeshGroup) -> torch.Tensor:
     """All positions, to be multiplied with split matrices: the gradients of all are summed."""
-    length = team.length
-    return crossed(value, lambda x: team.gather(x, 1, length), team.sum_own)
+    length = tp_group.length
+    return crossed(value, lambda x: tp_group.gather(x, 1, length), tp_group.sum_own)
 
 
-def leave(value: torch.Tensor, team: Team) -> torch.Tensor:
+def leave(value: torch.Tensor, tp_group: MeshGroup) -> torch.Tensor:
     """This worker's positions of the sum of what split matrices gave."""
-    length = team.length
-    return crossed(value, team.sum_own, lambda g: team.gather(g, 1, length))
+    length = tp_group.length
+    return crossed(value, tp_group.sum_own, lambda g: tp_group.gather(g, 1, length))
 
 
-def looked_up(value: torch.Tensor, team: Team) -> torch.Tensor:
+def looked_up(value: torch.Tensor, tp_group: MeshGroup) -> torch.Tensor:
     """The sum of what each worker found in its share of a table; all have it whole."""
-    return crossed(value, team.sum, _same)
+    return crossed(value, tp_group.sum, _same)
 
 
-def joined(value: torch.Tensor, team: Team, length: int) -> torch.Tensor:
+def joined(value: torch.Tensor, tp_group: MeshGroup, length: int) -> torch.Tensor:
     """The parts of all workers along the last dimension, `length` together; all have it whole."""
-    mine = team.own(length)
-    return crossed(value, lambda x: team.gather(x, -1, length), lambda g: g[..., mine])
+    mine = tp_group.own(length)
+    return crossed(value, lambda x: tp_group.gather(x, -1, length), lambda g: g[..., mine])
 
 
-def used_in_part(weight: torch.Tensor, team: Team) -> torch.Tensor:
+def used_in_part(weight: torch.Tensor, tp_group: MeshGroup) -> torch.Tensor:
     """A whole weight of which each worker sees a part of the gradient only."""
-    return crossed(weight, _same, team.sum)
+    return crossed(weight, _same, tp_group.sum)
